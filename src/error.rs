@@ -1,0 +1,238 @@
+//! What can go wrong, as types: configuration that is refused before any I/O, and one failed operation against etcd.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use thiserror::Error;
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// Configuration that was refused.
+///
+/// Every variant names the offending value and what was expected instead. All of them surface before any network
+/// I/O, from a `build()`, from [`Registry::discover`](crate::Registry::discover), from
+/// [`Registration::update`](crate::Registration::update) or from reading a TLS file. Trying again with the same values
+/// never helps.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The list of etcd endpoints is empty.
+    #[error("no etcd endpoint was given; at least one URL such as http://127.0.0.1:2379 is needed")]
+    NoEndpoints,
+
+    /// An etcd endpoint is no usable URL. User names and passwords in it are left out of the message.
+    #[error("bad etcd endpoint {url:?}: {reason}")]
+    Endpoint {
+        /// The URL as it was given, without its user information.
+        url: String,
+        /// What is wrong with it.
+        reason: Cow<'static, str>,
+    },
+
+    /// A prefix cannot begin a key.
+    #[error("bad prefix {prefix:?}: {reason}")]
+    Prefix {
+        /// The prefix as it was given.
+        prefix: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+
+    /// A service name is not allowed.
+    #[error("bad service name {name:?}: {reason}")]
+    ServiceName {
+        /// The name as it was given.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+
+    /// An address is no `host:port`, or one that clients must never be sent to.
+    #[error("bad address {address:?}: {reason}")]
+    Address {
+        /// The address as it was given.
+        address: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+
+    /// An option is out of its range.
+    #[error("bad {option} {value}: expected {expected}")]
+    Option {
+        /// The option's name as its method is called.
+        option: &'static str,
+        /// The value as it was given; never a secret.
+        value: String,
+        /// The values that are allowed.
+        expected: &'static str,
+    },
+
+    /// An environment variable that tonic-etcd honours has a value that it cannot use.
+    #[error("bad environment variable {variable}={value:?}: expected {expected}")]
+    Environment {
+        /// The variable's name.
+        variable: &'static str,
+        /// Its value.
+        value: String,
+        /// The values that are allowed.
+        expected: &'static str,
+    },
+
+    /// TLS material could not be read or used.
+    #[error("cannot use {what}{}", at(.path.as_ref()))]
+    Tls {
+        /// Which part of the TLS configuration it is.
+        what: &'static str,
+        /// The file it came from, if it came from one.
+        path: Option<PathBuf>,
+        /// Why it was refused.
+        source: BoxError,
+    },
+
+    /// The network interfaces could not be listed in order to find an address to publish.
+    #[error("cannot list the network interfaces to find an address to publish")]
+    Interfaces {
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+
+    /// The call needs a tokio runtime and there is none on this thread.
+    #[error("{call} needs a tokio runtime: call it from async code or inside of Runtime::enter")]
+    NoRuntime {
+        /// The method that was called.
+        call: &'static str,
+    },
+}
+
+fn at(path: Option<&PathBuf>) -> String {
+    path.map(|path| format!(" from {}", path.display())).unwrap_or_default()
+}
+
+/// The registration ended for good: it was deregistered, or its last handle was dropped.
+///
+/// Trying again does not help; build a new registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the registration has ended")]
+pub struct Gone;
+
+/// One failed operation against one etcd member.
+#[derive(Debug)]
+pub(crate) struct EtcdError {
+    pub(crate) kind: EtcdErrorKind,
+    pub(crate) member: String,
+    pub(crate) operation: &'static str,
+    pub(crate) key: String,
+    pub(crate) source: Option<BoxError>,
+}
+
+/// What kind of failure it was, which decides who is asked next and how soon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EtcdErrorKind {
+    /// The member could not be reached, has no leader, or broke off. Another member may answer; a retry helps.
+    Unreachable,
+    /// The member did not answer in time. The operation may still be applied; a retry helps.
+    Deadline(Duration),
+    /// The credentials are wrong, missing or not allowed to do this. A retry helps only after they change.
+    Denied,
+    /// The token is not valid (any more). A retry helps after a fresh login.
+    Token,
+    /// The lease or the key does not exist. A retry does not help.
+    NotFound,
+    /// The lease exists already: an earlier attempt of ours was applied. Not a failure for who chose the id.
+    AlreadyExists,
+    /// The wanted revision is compacted away. Only a fresh list helps.
+    Compacted,
+    /// The response was larger than the limit, or could not be decoded.
+    TooLarge,
+    /// etcd answered and refused (out of space, too many requests, a bad request). A retry may help much later.
+    Refused,
+}
+
+impl EtcdError {
+    /// Whether another member may do what this one could not.
+    pub(crate) fn is_worth_another_member(&self) -> bool {
+        matches!(self.kind, EtcdErrorKind::Unreachable | EtcdErrorKind::Deadline(_))
+    }
+
+    /// Whether etcd answered and said no, so that asking again soon is of no use.
+    pub(crate) fn is_final(&self) -> bool {
+        matches!(self.kind, EtcdErrorKind::Denied | EtcdErrorKind::Refused)
+    }
+}
+
+impl fmt::Display for EtcdError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, member, operation, key, .. } = self;
+        write!(f, "{operation} of {key} at {member} ")?;
+        match kind {
+            EtcdErrorKind::Unreachable => f.write_str("failed: the member cannot be reached"),
+            EtcdErrorKind::Deadline(limit) => write!(f, "was not answered within {limit:?}"),
+            EtcdErrorKind::Denied => f.write_str("was denied"),
+            EtcdErrorKind::Token => f.write_str("was denied: the token is not valid"),
+            EtcdErrorKind::NotFound => f.write_str("failed: not found"),
+            EtcdErrorKind::AlreadyExists => f.write_str("failed: it exists already"),
+            EtcdErrorKind::Compacted => f.write_str("failed: the revision is compacted"),
+            EtcdErrorKind::TooLarge => f.write_str("failed: the response is too large or malformed"),
+            EtcdErrorKind::Refused => f.write_str("was refused"),
+        }
+    }
+}
+
+impl StdError for EtcdError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+/// An error with all of its causes in one line, for logs and for a status that must be a text.
+pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        // Wrappers of tonic and hyper often repeat their cause word for word.
+        if !line.ends_with(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        cause = error.source();
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_etcd_error_names_operation_key_and_member_and_leaves_the_cause_to_source() {
+        let error = EtcdError {
+            kind: EtcdErrorKind::Deadline(Duration::from_secs(5)),
+            member: "http://127.0.0.1:2379".into(),
+            operation: "range",
+            key: "kitex/registry-etcd/echo/".into(),
+            source: Some("the cause".into()),
+        };
+        assert_eq!(
+            error.to_string(),
+            "range of kitex/registry-etcd/echo/ at http://127.0.0.1:2379 was not answered within 5s"
+        );
+        assert_eq!(
+            chain(&error),
+            "range of kitex/registry-etcd/echo/ at http://127.0.0.1:2379 was not answered within 5s: the cause"
+        );
+    }
+
+    #[test]
+    fn a_tls_error_names_its_file() {
+        let error = ConfigError::Tls {
+            what: "the client key",
+            path: Some("/etc/key.pem".into()),
+            source: "no such file".into(),
+        };
+        assert_eq!(error.to_string(), "cannot use the client key from /etc/key.pem");
+    }
+}

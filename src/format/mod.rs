@@ -1,0 +1,159 @@
+//! How instances look in etcd: the [`Format`] trait and, one file each, the formats of other systems.
+
+mod kitex;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use thiserror::Error;
+
+use crate::error::ConfigError;
+use crate::instance::{Address, Instance, ServiceName};
+
+pub use self::kitex::Kitex;
+
+/// How the instances of a service look in etcd.
+///
+/// A format decides the last segment of a key and the bytes of its value. The range is not its business: every key of a
+/// service is `{prefix}/{service}/{segment}`, so no format can make one service see another's keys.
+///
+/// Implement it to live beside a system of your own; the formats of this crate use nothing that is not public.
+///
+/// ```
+/// use tonic_etcd::{Decoded, DecodeError, Entry, Format};
+///
+/// /// `{prefix}/{service}/{address}`, with the weight as the value.
+/// #[derive(Debug)]
+/// struct Plain;
+///
+/// impl Format for Plain {
+///     fn default_prefix(&self) -> &str {
+///         "plain"
+///     }
+///
+///     fn segment(&self, entry: &Entry<'_>) -> String {
+///         entry.instance.address.to_string()
+///     }
+///
+///     fn encode(&self, entry: &Entry<'_>) -> Vec<u8> {
+///         entry.instance.weight.to_string().into_bytes()
+///     }
+///
+///     fn decode(&self, segment: &str, value: &[u8]) -> Result<Decoded, DecodeError> {
+///         let mut decoded = Decoded::new(segment.parse()?);
+///         let weight = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+///         decoded.weight = Some(weight.ok_or_else(|| DecodeError::new("the value is no weight"))?);
+///         Ok(decoded)
+///     }
+///
+///     fn carries_draining(&self) -> bool {
+///         false
+///     }
+/// }
+/// ```
+pub trait Format: fmt::Debug + Send + Sync + 'static {
+    /// The prefix of all keys where the registry sets none; empty for none at all.
+    fn default_prefix(&self) -> &str;
+
+    /// The last segment of an instance's key. It must not be empty and must not hold a `/`.
+    fn segment(&self, entry: &Entry<'_>) -> String;
+
+    /// The value of an instance's key.
+    fn encode(&self, entry: &Entry<'_>) -> Vec<u8>;
+
+    /// Reads one key's last segment and value.
+    ///
+    /// Whatever stands in etcd comes here, at most 64 KiB at once: it must not panic.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the value. Such a key is skipped, counted and logged; a key that was good before keeps its last
+    /// good value.
+    fn decode(&self, segment: &str, value: &[u8]) -> Result<Decoded, DecodeError>;
+
+    /// Whether a value can carry the draining mark, with which a server announces that it leaves.
+    fn carries_draining(&self) -> bool;
+}
+
+/// What a key and its value are made from.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Entry<'a> {
+    /// The service's name.
+    pub service: &'a ServiceName,
+    /// The instance to be written.
+    pub instance: &'a Instance,
+    /// The id of the lease under which it is written.
+    pub lease: i64,
+    /// A random number that is the registration's own for as long as it lives.
+    pub id: u128,
+    /// Whether the instance announces that it leaves.
+    pub draining: bool,
+}
+
+impl<'a> Entry<'a> {
+    /// An entry that is not draining.
+    #[must_use]
+    pub fn new(service: &'a ServiceName, instance: &'a Instance, lease: i64, id: u128) -> Self {
+        Self { service, instance, lease, id, draining: false }
+    }
+
+    /// The same entry with or without the draining mark.
+    #[must_use]
+    pub fn draining(mut self, draining: bool) -> Self {
+        self.draining = draining;
+        self
+    }
+}
+
+/// What a key and its value say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Decoded {
+    /// Where the instance listens.
+    pub address: Address,
+    /// Its weight; `None` where the value states none, for which the registry's default weight stands in. Zero counts as
+    /// none.
+    pub weight: Option<u16>,
+    /// What else it tells about itself.
+    pub tags: BTreeMap<String, String>,
+    /// Whether it announced that it leaves.
+    pub draining: bool,
+}
+
+impl Decoded {
+    /// An instance at `address` that states neither weight nor tags.
+    #[must_use]
+    pub fn new(address: Address) -> Self {
+        Self { address, weight: None, tags: BTreeMap::new(), draining: false }
+    }
+}
+
+/// Why a value cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{reason}")]
+pub struct DecodeError {
+    reason: String,
+}
+
+impl DecodeError {
+    /// An error with the reason in words.
+    #[must_use]
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into() }
+    }
+}
+
+impl From<ConfigError> for DecodeError {
+    fn from(error: ConfigError) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+/// A weight as some JSON number states it: absent, zero and less are no statement, too much is cut to the maximum.
+fn weight(stated: Option<i64>) -> Option<u16> {
+    match stated {
+        Some(weight) if weight > 0 => Some(u16::try_from(weight).unwrap_or(u16::MAX)),
+        _ => None,
+    }
+}

@@ -1,0 +1,362 @@
+//! What is registered and found: a service's name, an instance's address, and the instance itself.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::error::ConfigError;
+
+/// The weight of an instance that states none: 10, which is Kitex's default.
+pub const DEFAULT_WEIGHT: u16 = 10;
+
+/// The name that clients ask for: `echo`.
+///
+/// Letters, digits, `.`, `_` and `-`, at most 253 of them, beginning and ending with a letter or a digit, without `..`.
+/// A name that passed can never leave its prefix in etcd.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceName(Arc<str>);
+
+impl ServiceName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ServiceName {
+    type Err = ConfigError;
+
+    fn from_str(name: &str) -> Result<Self, ConfigError> {
+        let refuse = |reason| Err(ConfigError::ServiceName { name: name.chars().take(300).collect(), reason });
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if name.is_empty() {
+            return refuse("it is empty");
+        }
+        if name.len() > 253 {
+            return refuse("it is longer than 253 characters");
+        }
+        if !name.chars().all(allowed) {
+            return refuse("only letters, digits, '.', '_' and '-' are allowed");
+        }
+        if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            || !name.ends_with(|c: char| c.is_ascii_alphanumeric())
+        {
+            return refuse("it must begin and end with a letter or a digit");
+        }
+        if name.contains("..") {
+            return refuse("it must not contain '..'");
+        }
+        Ok(Self(name.into()))
+    }
+}
+
+impl TryFrom<&str> for ServiceName {
+    type Error = ConfigError;
+
+    fn try_from(name: &str) -> Result<Self, ConfigError> {
+        name.parse()
+    }
+}
+
+impl TryFrom<String> for ServiceName {
+    type Error = ConfigError;
+
+    fn try_from(name: String) -> Result<Self, ConfigError> {
+        name.parse()
+    }
+}
+
+impl AsRef<str> for ServiceName {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Where an instance listens: an IP address or a DNS name, and a port.
+///
+/// The text form is `host:port` with IPv6 in brackets. Two spellings of one IP address are equal, and so are two of one
+/// DNS name that differ in case only. Parsing checks the form; whether clients may be sent there is checked when an
+/// instance is registered or read (unspecified, multicast, link-local and broadcast addresses and port 0 are refused).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Address {
+    host: Host,
+    port: u16,
+}
+
+/// The host of an [`Address`].
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Host {
+    /// An IP address.
+    Ip(IpAddr),
+    /// A DNS name in lower case, resolved by whoever connects.
+    Name(Arc<str>),
+}
+
+impl Address {
+    /// The host.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn new(host: Host, port: u16) -> Self {
+        Self { host, port }
+    }
+
+    /// Refuses what clients must never be sent to.
+    pub(crate) fn check_dialable(&self) -> Result<(), ConfigError> {
+        let refuse = |reason| Err(ConfigError::Address { address: self.to_string(), reason });
+        if self.port == 0 {
+            return refuse("the port is 0");
+        }
+        match &self.host {
+            Host::Ip(ip) => match refused_range(*ip) {
+                Some(reason) => refuse(reason),
+                None => Ok(()),
+            },
+            Host::Name(_) => Ok(()),
+        }
+    }
+}
+
+/// Why no client may be sent to this address, if that is so.
+fn refused_range(ip: IpAddr) -> Option<&'static str> {
+    match ip.to_canonical() {
+        ip if ip.is_unspecified() => Some("it is unspecified, so it names no host"),
+        ip if ip.is_multicast() => Some("it is a multicast address"),
+        IpAddr::V4(ip) if ip == Ipv4Addr::BROADCAST => Some("it is the broadcast address"),
+        IpAddr::V4(ip) if ip.is_link_local() => Some("it is a link-local address"),
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => Some("it is a link-local address"),
+        _ => None,
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        Self { host: Host::Ip(address.ip()), port: address.port() }
+    }
+}
+
+impl FromStr for Address {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let refuse = |reason| ConfigError::Address { address: text.chars().take(300).collect(), reason };
+        let (host, port) = text.rsplit_once(':').ok_or_else(|| refuse("expected host:port"))?;
+        if port.is_empty() || !port.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(refuse("the port is no number"));
+        }
+        let port = port.parse().map_err(|_| refuse("the port is larger than 65535"))?;
+        let host = parse_host(host).map_err(refuse)?;
+        Ok(Self { host, port })
+    }
+}
+
+pub(crate) fn parse_host(host: &str) -> Result<Host, &'static str> {
+    if let Some(v6) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        return match v6.parse::<Ipv6Addr>() {
+            Ok(ip) => Ok(Host::Ip(ip.into())),
+            Err(_) => Err("what stands in brackets is no IPv6 address"),
+        };
+    }
+    if let Ok(ip) = host.parse::<Ipv4Addr>() {
+        return Ok(Host::Ip(ip.into()));
+    }
+    if host.contains(':') {
+        return Err("an IPv6 address must stand in brackets");
+    }
+    let name = host.strip_suffix('.').unwrap_or(host);
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if name.is_empty() {
+        return Err("the host is empty");
+    }
+    if name.len() > 253 || !name.split('.').all(label) {
+        return Err("the host is neither an IP address nor a DNS name");
+    }
+    // Resolvers read `127.1` and `0x7f000001` as addresses; such a name would slip past the checks of IP addresses.
+    let last = name.rsplit('.').next().unwrap_or(name);
+    if last.bytes().all(|b| b.is_ascii_digit()) || last.starts_with("0x") || last.starts_with("0X") {
+        return Err("the host is neither an IP address nor a DNS name");
+    }
+    Ok(Host::Name(name.to_ascii_lowercase().into()))
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Ip(ip) => SocketAddr::new(*ip, self.port).fmt(f),
+            Host::Name(name) => write!(f, "{name}:{}", self.port),
+        }
+    }
+}
+
+/// One server of a service: where it listens, its share of the load, and what else it tells about itself.
+///
+/// As the argument of [`Registry::register`](crate::Registry::register) it is what a server wants to be known as, and is
+/// checked by `build()`. As an item of [`Discover`](crate::Discover) it is what was read from etcd, checked.
+///
+/// ```
+/// use tonic_etcd::Instance;
+///
+/// let instance = Instance::new("echo", "127.0.0.1:4321".parse::<std::net::SocketAddr>()?)
+///     .weight(20)
+///     .tag("zone", "a");
+/// assert_eq!(instance.weight, 20);
+/// assert_eq!(instance.tags["zone"], "a");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Instance {
+    /// The service's name.
+    pub service: String,
+    /// Where it listens.
+    pub address: Address,
+    /// Its share of the load against the other instances' weights, 1 to 65,535.
+    pub weight: u16,
+    /// What else it tells about itself, at most 64 entries.
+    pub tags: BTreeMap<String, String>,
+}
+
+impl Instance {
+    /// An instance of `service` at `address` with weight [`DEFAULT_WEIGHT`] and no tags.
+    #[must_use]
+    pub fn new(service: impl Into<String>, address: impl Into<Address>) -> Self {
+        Self { service: service.into(), address: address.into(), weight: DEFAULT_WEIGHT, tags: BTreeMap::new() }
+    }
+
+    /// Sets the weight, 1 to 65,535. Zero is refused when the instance is registered: Kitex would read it as 10.
+    #[must_use]
+    pub fn weight(mut self, weight: u16) -> Self {
+        self.weight = weight;
+        self
+    }
+
+    /// Adds a tag; a second value for one name replaces the first.
+    #[must_use]
+    pub fn tag(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.tags.insert(name.into(), value.into());
+        self
+    }
+
+    /// Refuses what must not be written.
+    pub(crate) fn check_publishable(&self) -> Result<(), ConfigError> {
+        self.address.check_dialable()?;
+        if self.weight == 0 {
+            return Err(ConfigError::Option { option: "weight", value: "0".into(), expected: "1 to 65535" });
+        }
+        if self.tags.len() > MAX_TAGS {
+            let value = format!("count {}", self.tags.len());
+            return Err(ConfigError::Option { option: "tag", value, expected: "at most 64 tags" });
+        }
+        Ok(())
+    }
+}
+
+/// The most tags an instance can have: more are refused when written and cut off when read.
+pub(crate) const MAX_TAGS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn service_names_that_could_leave_their_prefix_are_refused() {
+        for good in ["echo", "user.rpc", "a", "A-b_c.9"] {
+            assert!(good.parse::<ServiceName>().is_ok(), "{good:?} is a good name");
+        }
+        let long = "a".repeat(254);
+        for bad in ["", "a/b", "/", "..", "a..b", ".a", "a.", "-a", "a-", "ä", "a b", "a\0b", long.as_str()] {
+            assert!(bad.parse::<ServiceName>().is_err(), "{bad:?} is no good name");
+        }
+    }
+
+    #[test]
+    fn addresses_are_host_and_port_in_one_spelling() {
+        for (text, shown) in [
+            ("127.0.0.1:80", "127.0.0.1:80"),
+            ("[::1]:80", "[::1]:80"),
+            ("[0:0::0:1]:80", "[::1]:80"),
+            ("Echo.Example.com:65535", "echo.example.com:65535"),
+            ("my_host:1", "my_host:1"),
+        ] {
+            assert_eq!(text.parse::<Address>().expect(text).to_string(), shown);
+        }
+        for bad in [
+            "",
+            "127.0.0.1",
+            "127.0.0.1:",
+            ":80",
+            "::1:80",
+            "[::1]",
+            "[::1%eth0]:80",
+            "a:b",
+            "a:65536",
+            "a:-1",
+            "a:+1",
+            "a b:1",
+            "127.1:80",
+            "0x7f000001:80",
+            "1:1",
+            "a..b:1",
+            "http://a:1",
+            "a/b:1",
+        ] {
+            assert!(bad.parse::<Address>().is_err(), "{bad:?} is no address");
+        }
+    }
+
+    #[test]
+    fn addresses_that_name_no_single_host_are_not_dialable() {
+        for bad in [
+            "0.0.0.0:1",
+            "[::]:1",
+            "[::ffff:0.0.0.0]:1",
+            "224.0.0.1:1",
+            "[ff02::1]:1",
+            "169.254.1.1:1",
+            "[fe80::1]:1",
+            "[::ffff:169.254.1.1]:1",
+            "255.255.255.255:1",
+            "127.0.0.1:0",
+        ] {
+            let address: Address = bad.parse().expect("its form is right");
+            assert!(address.check_dialable().is_err(), "{bad} must not be dialled");
+        }
+        for good in ["127.0.0.1:1", "10.0.0.1:1", "[2001:db8::1]:1", "a:1"] {
+            let address: Address = good.parse().expect("its form is right");
+            assert!(address.check_dialable().is_ok(), "{good} may be dialled");
+        }
+    }
+
+    #[test]
+    fn weight_zero_and_too_many_tags_are_refused() {
+        let address: Address = "127.0.0.1:1".parse().expect("an address");
+        let instance = Instance::new("echo", address);
+        assert!(instance.check_publishable().is_ok());
+        assert!(instance.clone().weight(0).check_publishable().is_err());
+        let crowded = (0..65).fold(instance, |instance, n| instance.tag(n.to_string(), ""));
+        assert!(crowded.check_publishable().is_err());
+    }
+}
