@@ -1,0 +1,207 @@
+//! The unary calls that discovery and registration make, each safe to repeat.
+
+use std::time::Duration;
+
+use etcd_client::proto::{PbKeyValue, PbTxnOpResponse};
+use etcd_client::{
+    Compare, CompareOp, GetOptions, LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp,
+};
+
+use super::{CALL_LIMIT, Connection, Range};
+use crate::error::{EtcdError, EtcdErrorKind};
+
+/// How many keys a list asks for at once: 500 values of 2 KB are 1 MB.
+const PAGE: i64 = 500;
+
+/// How often a list starts over because its revision was compacted under it.
+const LIST_ATTEMPTS: usize = 3;
+
+/// One key and what stands in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Kv {
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Vec<u8>,
+    pub(crate) lease: i64,
+    pub(crate) mod_revision: i64,
+}
+
+impl From<PbKeyValue> for Kv {
+    fn from(kv: PbKeyValue) -> Self {
+        Self { key: kv.key, value: kv.value, lease: kv.lease, mod_revision: kv.mod_revision }
+    }
+}
+
+/// All keys of a range at one revision.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    pub(crate) revision: i64,
+    pub(crate) kvs: Vec<Kv>,
+}
+
+/// What a guarded write found.
+#[derive(Debug)]
+pub(crate) enum Claimed {
+    /// The key was as expected and holds our value now, at this revision.
+    Done(i64),
+    /// The key holds something else, or nothing where something was expected.
+    Found(Option<Kv>),
+}
+
+impl Connection {
+    /// Lists every key of `range` linearizably, in pages that all show the revision of the first.
+    pub(crate) async fn list(&self, range: &Range) -> Result<Listing, EtcdError> {
+        let mut attempt = 1;
+        loop {
+            match self.list_once(range).await {
+                Err(error) if error.kind == EtcdErrorKind::Compacted && attempt < LIST_ATTEMPTS => attempt += 1,
+                result => return result,
+            }
+        }
+    }
+
+    async fn list_once(&self, range: &Range) -> Result<Listing, EtcdError> {
+        let mut from = range.start().to_vec();
+        let mut limit = PAGE;
+        let mut listing: Option<Listing> = None;
+        loop {
+            let mut options = GetOptions::new().with_range(range.end()).with_limit(limit);
+            if let Some(listing) = &listing {
+                options = options.with_revision(listing.revision);
+            }
+            let mut kv = self.kv.clone();
+            let page = self.limited("list", range.name(), CALL_LIMIT, kv.get(from.clone(), Some(options))).await;
+            let page = match page {
+                Err(error) if error.kind == EtcdErrorKind::TooLarge && limit > 1 => {
+                    limit = (limit / 2).max(1);
+                    continue;
+                }
+                page => page?.0,
+            };
+            let revision = page.header.as_ref().map_or(0, |header| header.revision);
+            let listing = listing.get_or_insert(Listing { revision, kvs: Vec::new() });
+            listing.kvs.extend(page.kvs.into_iter().map(Kv::from));
+            match listing.kvs.last() {
+                Some(last) if page.more => {
+                    from.clone_from(&last.key);
+                    from.push(0);
+                }
+                _ => break,
+            }
+        }
+        Ok(listing.unwrap_or(Listing { revision: 0, kvs: Vec::new() }))
+    }
+
+    /// The store's present revision, linearizably.
+    pub(crate) async fn revision(&self, range: &Range) -> Result<i64, EtcdError> {
+        let mut kv = self.kv.clone();
+        let options = GetOptions::new().with_range(range.end()).with_count_only();
+        let read = kv.get(range.start(), Some(options));
+        let answer = self.limited("read revision", range.name(), CALL_LIMIT, read).await?.0;
+        Ok(answer.header.as_ref().map_or(0, |header| header.revision))
+    }
+
+    /// Puts `value` under `lease` if the key's last change was at `seen` (0: the key is absent).
+    pub(crate) async fn put_if(
+        &self,
+        key: &str,
+        value: Vec<u8>,
+        lease: i64,
+        seen: i64,
+        limit: Duration,
+    ) -> Result<Claimed, EtcdError> {
+        let guard = Compare::mod_revision(key, CompareOp::Equal, seen);
+        self.guarded("claim", key, guard, put(key, value, lease), limit).await
+    }
+
+    /// Puts `value` if the key is under `lease`, and keeps it there.
+    pub(crate) async fn put_own(
+        &self,
+        key: &str,
+        value: Vec<u8>,
+        lease: i64,
+        limit: Duration,
+    ) -> Result<Claimed, EtcdError> {
+        let guard = Compare::lease(key, CompareOp::Equal, lease);
+        self.guarded("put", key, guard, put(key, value, lease), limit).await
+    }
+
+    /// Deletes the key if it is under `lease`.
+    pub(crate) async fn delete_own(&self, key: &str, lease: i64, limit: Duration) -> Result<Claimed, EtcdError> {
+        let guard = Compare::lease(key, CompareOp::Equal, lease);
+        self.guarded("delete", key, guard, TxnOp::delete(key, None), limit).await
+    }
+
+    async fn guarded(
+        &self,
+        operation: &'static str,
+        key: &str,
+        guard: Compare,
+        write: TxnOp,
+        limit: Duration,
+    ) -> Result<Claimed, EtcdError> {
+        let txn = Txn::new().when([guard]).and_then([write]).or_else([TxnOp::get(key, None)]);
+        let mut kv = self.kv.clone();
+        let answer = self.limited(operation, key, limit, kv.txn(txn)).await?.0;
+        if answer.succeeded {
+            return Ok(Claimed::Done(answer.header.as_ref().map_or(0, |header| header.revision)));
+        }
+        // Not `op_responses()`: it panics on an answer of an unknown kind.
+        let found = answer.responses.into_iter().find_map(|response| match response.response {
+            Some(PbTxnOpResponse::ResponseRange(range)) => range.kvs.into_iter().next(),
+            _ => None,
+        });
+        Ok(Claimed::Found(found.map(Kv::from)))
+    }
+
+    /// Grants a lease with an id of our own choice, so that a repeated grant is recognised. Returns the TTL granted.
+    pub(crate) async fn grant(&self, lease: i64, ttl: Duration, limit: Duration) -> Result<Duration, EtcdError> {
+        let mut client = self.client.lease_client();
+        let options = LeaseGrantOptions::new().with_id(lease);
+        let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
+        let answer = self.limited("grant", &hex(lease), limit, client.grant(seconds, Some(options))).await?;
+        Ok(seconds_from(answer.ttl()))
+    }
+
+    /// Revokes a lease. A lease that does not exist (any more) is a success.
+    pub(crate) async fn revoke(&self, lease: i64, limit: Duration) -> Result<(), EtcdError> {
+        let mut client = self.client.lease_client();
+        match self.limited("revoke", &hex(lease), limit, client.revoke(lease)).await {
+            Err(error) if error.kind != EtcdErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a lease exists.
+    pub(crate) async fn is_alive(&self, lease: i64, limit: Duration) -> Result<bool, EtcdError> {
+        let mut client = self.client.lease_client();
+        match self.limited("read lease", &hex(lease), limit, client.time_to_live(lease, None)).await {
+            // Its last second counts as 0, and -1 means that there is none.
+            Ok(answer) => Ok(answer.ttl() >= 0),
+            Err(error) if error.kind == EtcdErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens a stream of keepalives; `first` gets its first one by that.
+    pub(crate) async fn keep_alive(
+        &self,
+        first: i64,
+        limit: Duration,
+    ) -> Result<(LeaseKeeper, LeaseKeepAliveStream), EtcdError> {
+        let mut client = self.client.lease_client();
+        self.limited("keepalive", &hex(first), limit, client.keep_alive(first)).await
+    }
+}
+
+fn put(key: &str, value: Vec<u8>, lease: i64) -> TxnOp {
+    TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease)))
+}
+
+fn seconds_from(ttl: i64) -> Duration {
+    Duration::from_secs(u64::try_from(ttl).unwrap_or(0))
+}
+
+/// A lease's id as etcdctl shows it.
+pub(crate) fn hex(lease: i64) -> String {
+    format!("{lease:x}")
+}

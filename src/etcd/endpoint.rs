@@ -1,0 +1,123 @@
+//! From the URLs that a user gives to the endpoints that are dialled, without I/O.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use http::Uri;
+use tonic::transport::Endpoint;
+
+use crate::error::ConfigError;
+
+#[cfg(feature = "tls-ring")]
+pub(crate) type Tls = super::EtcdTls;
+/// Without the feature there is no TLS configuration.
+#[cfg(not(feature = "tls-ring"))]
+pub(crate) type Tls = std::convert::Infallible;
+
+/// Checks the URLs of a cluster's members. `host:port` without a scheme is `https` with TLS and `http` without.
+pub(crate) fn parse_endpoints(
+    urls: &[String],
+    tls: Option<&Tls>,
+    dial_timeout: Duration,
+) -> Result<Vec<Endpoint>, ConfigError> {
+    if urls.is_empty() {
+        return Err(ConfigError::NoEndpoints);
+    }
+    urls.iter().map(|url| parse_endpoint(url.trim(), tls, dial_timeout)).collect()
+}
+
+fn parse_endpoint(url: &str, tls: Option<&Tls>, dial_timeout: Duration) -> Result<Endpoint, ConfigError> {
+    let refuse = |reason: Cow<'static, str>| ConfigError::Endpoint { url: without_user(url), reason };
+    let absolute = match (url.contains("://"), tls) {
+        (true, _) => url.to_owned(),
+        (false, Some(_)) => format!("https://{url}"),
+        (false, None) => format!("http://{url}"),
+    };
+    let uri: Uri = absolute.parse().map_err(|error: http::uri::InvalidUri| refuse(error.to_string().into()))?;
+    let authority = uri.authority().ok_or_else(|| refuse("it has no host".into()))?;
+    if authority.as_str().contains('@') {
+        return Err(refuse("a user belongs into auth(..), not into the URL".into()));
+    }
+    let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(|| refuse("it has no host".into()))?;
+    // `Uri` takes any text for a port and then knows none.
+    let port = authority.as_str().strip_prefix(host).unwrap_or_default();
+    let is_port = |port: &str| port.parse().is_ok_and(|port: u16| port > 0);
+    if !port.is_empty() && !port.strip_prefix(':').is_some_and(is_port) {
+        return Err(refuse("the port is no number from 1 to 65535".into()));
+    }
+    if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+        return Err(refuse("it must end after the port".into()));
+    }
+    let https = match uri.scheme_str() {
+        Some("http") => false,
+        Some("https") => true,
+        _ => return Err(refuse("only http and https are known".into())),
+    };
+    let endpoint = Endpoint::from(uri).connect_timeout(dial_timeout).tcp_nodelay(true);
+    match (https, tls) {
+        (false, None) => Ok(endpoint),
+        (false, Some(_)) => Err(refuse("TLS is configured, so every endpoint must be https".into())),
+        (true, None) => Err(refuse("https needs tls(..) with a certificate authority (feature tls-ring)".into())),
+        #[cfg(feature = "tls-ring")]
+        (true, Some(tls)) => tls.apply(endpoint),
+        #[cfg(not(feature = "tls-ring"))]
+        (true, Some(never)) => match *never {},
+    }
+}
+
+/// The URL without what stands before an `@`, for messages.
+fn without_user(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
+    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    let separator = if scheme.is_empty() { "" } else { "://" };
+    format!("{scheme}{separator}{host}").chars().take(300).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(url: &str) -> Result<Endpoint, ConfigError> {
+        parse_endpoint(url, None, Duration::from_secs(1))
+    }
+
+    #[test]
+    fn urls_and_bare_addresses_are_endpoints() {
+        for (url, uri) in [
+            ("http://127.0.0.1:2379", "http://127.0.0.1:2379/"),
+            ("127.0.0.1:2379", "http://127.0.0.1:2379/"),
+            ("http://[::1]:2379/", "http://[::1]:2379/"),
+            ("http://etcd.example.com:2379", "http://etcd.example.com:2379/"),
+        ] {
+            assert_eq!(parse(url).expect(url).uri().to_string(), uri);
+        }
+    }
+
+    #[test]
+    fn bad_urls_are_refused_with_the_reason() {
+        for url in [
+            "",
+            "http://",
+            "ftp://a:1",
+            "http://a:b",
+            "http://a:0",
+            "http://a:",
+            "http://a:99999",
+            "http://a:1/path",
+            "http://a:1?x=y",
+            "http://a b:1",
+            "https://a:1",
+        ] {
+            assert!(parse(url).is_err(), "{url:?} must be refused");
+        }
+        assert!(parse_endpoints(&[], None, Duration::from_secs(1)).is_err(), "an empty list must be refused");
+    }
+
+    #[test]
+    fn a_password_in_a_url_is_refused_and_not_shown() {
+        for url in ["http://root:secret@a:1", "root:secret@a:1", "http://root:sec@ret@a:1"] {
+            let error = parse(url).expect_err("a user in the URL is refused");
+            assert!(!format!("{error} {error:?}").contains("sec"), "{error:?}");
+        }
+    }
+}
