@@ -1,0 +1,255 @@
+//! The public stream: the difference between one snapshot and the next, pulled by whoever polls.
+
+use std::cmp::Ordering;
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use futures_util::stream::{self, BoxStream, Stream, StreamExt};
+use tonic::transport::{Channel, Endpoint};
+use tower::discover::Change;
+
+use super::feeder;
+use super::watcher::Snapshots;
+use crate::instance::{Address, Instance, ServiceName};
+use crate::snapshot::{Member, MemberState, Snapshot};
+
+/// The instances of a service, as a tower [`Discover`](tower::discover::Discover): a stream of changes that never ends.
+///
+/// It begins with an insert for each instance there is, and goes on with the difference between what was told and the
+/// newest snapshot: an insert for an instance that joins, an insert of a known address for new weight or tags, a removal
+/// for one that leaves. A stream that is not polled for a while catches up in one step; nothing queues up meanwhile.
+///
+/// An instance that announces its leave is removed at once. One whose key disappears without a word stays for two
+/// seconds and, if more than half of the service disappears like that, for up to a minute: etcd that stood still or was
+/// wiped must not take down servers that are fine.
+///
+/// All streams and channels of one registry and service share one watch in etcd. It ends when the last of them is dropped.
+///
+/// # Recovery
+///
+/// The error is [`Infallible`]: whatever happens to etcd, the stream stays on the last known set and continues when etcd
+/// is back.
+///
+/// # Example
+///
+/// ```no_run
+/// use futures_util::StreamExt;
+/// use tonic_etcd::{Change, Registry};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
+/// let mut discover = registry.discover("echo")?;
+/// while let Some(Ok(change)) = discover.next().await {
+///     match change {
+///         Change::Insert(address, instance) => println!("{address} has weight {}", instance.weight),
+///         Change::Remove(address) => println!("{address} has left"),
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub struct Discover {
+    service: ServiceName,
+    snapshots: Snapshots,
+    newer: BoxStream<'static, Arc<Snapshot>>,
+    told: Arc<Snapshot>,
+    changes: VecDeque<Change<Address, Instance>>,
+}
+
+impl Discover {
+    pub(crate) fn new(service: ServiceName, mut snapshots: Snapshots) -> Self {
+        // What is there counts as new.
+        snapshots.mark_changed();
+        let newer = stream::unfold(snapshots.clone(), |mut snapshots| async move {
+            loop {
+                snapshots.changed().await.ok()?;
+                let snapshot = snapshots.borrow_and_update().clone();
+                if let Some(snapshot) = snapshot {
+                    return Some((snapshot, snapshots));
+                }
+            }
+        });
+        Self {
+            service,
+            snapshots,
+            newer: newer.boxed(),
+            told: Arc::new(Snapshot::new(0, Vec::new())),
+            changes: VecDeque::new(),
+        }
+    }
+
+    /// The newest snapshot, whatever the stream has told so far; `None` until etcd was reached for the first time.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
+        self.snapshots.borrow().clone()
+    }
+
+    /// Waits until etcd was reached for the first time, and returns the newest snapshot. It can be empty.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: no state is lost.
+    pub async fn ready(&mut self) -> Arc<Snapshot> {
+        loop {
+            if let Some(snapshot) = self.snapshot() {
+                return snapshot;
+            }
+            if self.snapshots.changed().await.is_err() {
+                // The runtime that ran the watcher is gone; there is nothing to come.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// A tonic channel that balances over the instances, with tonic's own balancer.
+    ///
+    /// `endpoint` makes what is dialled from each instance and a prepared [`Endpoint`] (`http://{address}`, one second
+    /// to connect); return the second as it is, or with TLS and timeouts of your own. It is called when an instance
+    /// joins. New weights and tags do not reach the channel, since for tonic they would be new connections.
+    ///
+    /// Know its limits: tonic chooses at random and without weights, goes on calling an instance that refuses
+    /// connections until its key is gone, and lets calls wait while the set is empty, so give calls a deadline. Changes
+    /// are handed to it at once and applied with its next call.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime, as every tonic channel does.
+    #[must_use]
+    pub fn balance_channel<F>(self, endpoint: F) -> Channel
+    where
+        F: Fn(&Instance, Endpoint) -> Endpoint + Send + 'static,
+    {
+        feeder::balance_channel(&self.service, self.snapshots, endpoint)
+    }
+}
+
+impl Stream for Discover {
+    type Item = Result<Change<Address, Instance>, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(change) = self.changes.pop_front() {
+                return Poll::Ready(Some(Ok(change)));
+            }
+            let Some(snapshot) = ready!(self.newer.poll_next_unpin(cx)) else {
+                // The runtime that ran the watcher is gone. The stream never ends: the set stays as it is.
+                self.newer = stream::pending().boxed();
+                return Poll::Pending;
+            };
+            self.changes = difference(&self.told, &snapshot);
+            self.told = snapshot;
+        }
+    }
+}
+
+impl fmt::Debug for Discover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Discover").field("service", &self.service).field("told", &self.told).finish_non_exhaustive()
+    }
+}
+
+/// Whether new calls may go to a member, as far as the registry knows.
+pub(super) fn is_open(member: &Member) -> bool {
+    member.state() != MemberState::Draining
+}
+
+pub(super) fn open(snapshot: &Snapshot) -> impl Iterator<Item = &Member> {
+    snapshot.iter().filter(|member| is_open(member))
+}
+
+/// What turns one snapshot into the other: a walk along both, since both are ordered by address.
+fn difference(old: &Snapshot, new: &Snapshot) -> VecDeque<Change<Address, Instance>> {
+    let (mut old, mut new) = (open(old).peekable(), open(new).peekable());
+    let mut changes = VecDeque::new();
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => return changes,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(old), Some(new)) => old.instance().address.cmp(&new.instance().address),
+        };
+        let left = old.next_if(|_| order.is_le());
+        let joined = new.next_if(|_| order.is_ge());
+        match (left, joined) {
+            (Some(left), None) => changes.push_back(Change::Remove(left.instance().address.clone())),
+            (Some(old), Some(new)) if old.instance() == new.instance() => {}
+            (_, Some(joined)) => {
+                let instance = joined.instance().clone();
+                changes.push_back(Change::Insert(instance.address.clone(), instance));
+            }
+            (None, None) => return changes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::watch;
+    use tokio_test::{assert_pending, task};
+
+    use super::*;
+
+    fn member(address: &str, weight: u16, state: MemberState) -> Member {
+        let address: Address = address.parse().expect("an address");
+        Member::new(Arc::new(Instance::new("echo", address).weight(weight)), 7, state)
+    }
+
+    fn snapshot(members: &[(&str, u16, MemberState)]) -> Option<Arc<Snapshot>> {
+        let members = members.iter().map(|(address, weight, state)| member(address, *weight, *state));
+        Some(Arc::new(Snapshot::new(1, members.collect())))
+    }
+
+    fn drain(stream: &mut task::Spawn<Discover>) -> Vec<String> {
+        let mut told = Vec::new();
+        while let Poll::Ready(Some(Ok(change))) = stream.poll_next() {
+            told.push(match change {
+                Change::Insert(address, instance) => format!("+{address}={}", instance.weight),
+                Change::Remove(address) => format!("-{address}"),
+            });
+        }
+        told
+    }
+
+    #[test]
+    fn only_differences_are_told() {
+        use MemberState::{Draining, InQuestion, Live};
+        let (publisher, snapshots) = watch::channel(None);
+        let mut stream = task::spawn(Discover::new("echo".parse().expect("a name"), snapshots));
+        assert_pending!(stream.poll_next(), "nothing is told before the first list");
+
+        publisher.send_replace(snapshot(&[("a:1", 1, Live), ("b:1", 1, Live), ("c:1", 1, Live)]));
+        assert!(stream.is_woken(), "the first snapshot wakes who waits for it");
+        assert_eq!(drain(&mut stream), ["+a:1=1", "+b:1=1", "+c:1=1"]);
+
+        publisher.send_replace(snapshot(&[("a:1", 2, Live), ("b:1", 1, InQuestion), ("c:1", 1, Draining)]));
+        assert_eq!(drain(&mut stream), ["+a:1=2", "-c:1"], "in question stays, draining goes");
+
+        publisher.send_replace(snapshot(&[("a:1", 2, Live), ("b:1", 1, Live)]));
+        assert_eq!(drain(&mut stream), [] as [&str; 0], "the DELETE after the mark is no news");
+    }
+
+    #[test]
+    fn snapshots_that_nobody_polled_for_are_told_as_one_difference() {
+        use MemberState::Live;
+        let (publisher, snapshots) = watch::channel(snapshot(&[("a:1", 1, Live)]));
+        let mut stream = task::spawn(Discover::new("echo".parse().expect("a name"), snapshots));
+        assert_eq!(drain(&mut stream), ["+a:1=1"], "what is there at the start is told");
+        for weight in 1..100 {
+            publisher.send_replace(snapshot(&[("b:1", weight, Live)]));
+        }
+        assert_eq!(drain(&mut stream), ["-a:1", "+b:1=99"]);
+    }
+
+    #[test]
+    fn the_stream_outlives_its_watcher() {
+        let (publisher, snapshots) = watch::channel(None);
+        let mut stream = task::spawn(Discover::new("echo".parse().expect("a name"), snapshots));
+        drop(publisher);
+        assert_pending!(stream.poll_next());
+        assert_pending!(stream.poll_next());
+    }
+}
