@@ -1,0 +1,103 @@
+//! Service discovery for tonic on etcd.
+//!
+//! A tonic server adds one layer and appears in etcd under its service name. A tonic client asks for a service by name
+//! and gets a channel that follows every server that joins or leaves within milliseconds, and keeps working while etcd is
+//! away. Kitex services (Go) on the same etcd are found, and find ours.
+//!
+//! # Vocabulary
+//!
+//! | word | meaning |
+//! | --- | --- |
+//! | service | the name that clients ask for: `echo` |
+//! | instance | one server of a service: address, weight, tags |
+//! | registration | the act and the handle of keeping one instance in etcd under a lease |
+//! | format | how keys and values look in etcd |
+//! | snapshot | every instance of a service at one etcd revision |
+//! | discover | a tower `Discover`: the stream of changes between snapshots |
+//!
+//! # A server
+//!
+//! ```no_run
+//! use tonic::transport::{Server, server::TcpIncoming};
+//! use tonic_etcd::{Instance, Registry, shutdown_signal};
+//! # use tonic::server::NamedService;
+//! # #[derive(Clone)] struct Echo;
+//! # impl NamedService for Echo { const NAME: &'static str = "echo"; }
+//! # impl tower::Service<http::Request<tonic::body::Body>> for Echo {
+//! #     type Response = http::Response<tonic::body::Body>;
+//! #     type Error = std::convert::Infallible;
+//! #     type Future = std::future::Ready<Result<Self::Response, Self::Error>>;
+//! #     fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+//! #         std::task::Poll::Ready(Ok(()))
+//! #     }
+//! #     fn call(&mut self, _: http::Request<tonic::body::Body>) -> Self::Future {
+//! #         std::future::ready(Ok(http::Response::default()))
+//! #     }
+//! # }
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
+//! let incoming = TcpIncoming::bind("0.0.0.0:50051".parse()?)?;
+//! let registration = registry.register(Instance::new("echo", incoming.local_addr()?)).build()?;
+//! Server::builder()
+//!     .layer(registration.layer())
+//!     .add_service(Echo) // any generated server
+//!     .serve_with_incoming_shutdown(registration.incoming(incoming), registration.deregister_on(shutdown_signal()))
+//!     .await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # A client
+//!
+//! ```no_run
+//! use tonic_etcd::Registry;
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
+//! let channel = registry.discover("echo")?.balance_channel(|_instance, endpoint| endpoint);
+//! // let mut client = EchoClient::new(channel);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Layout
+//!
+//! A module imports only from lower floors; neighbours on a floor do not know each other.
+//!
+//! | floor | modules |
+//! | --- | --- |
+//! | 4 | this file: words, examples, re-exports |
+//! | 3 | `registry`: the builder, and the one place that ties both sides together |
+//! | 2 | `discover`: etcd to snapshots to changes. `register`: an instance to etcd, and the layer around a server |
+//! | 1 | `etcd`: the cluster: a connection a member, deadlines, authentication, TLS, lists and watches |
+//! | 0 | `instance`, `snapshot`, `format`, `backoff`, `error`: pure |
+//!
+//! # Features
+//!
+//! - `tls-ring` (default): TLS towards etcd, with rustls and ring.
+
+mod backoff;
+mod discover;
+mod error;
+mod etcd;
+mod format;
+mod instance;
+mod register;
+mod registry;
+mod snapshot;
+
+pub use tower::discover::Change;
+
+pub use self::discover::Discover;
+pub use self::error::{ConfigError, Gone};
+#[cfg(feature = "tls-ring")]
+pub use self::etcd::EtcdTls;
+pub use self::format::{DecodeError, Decoded, Entry, Format, Kitex};
+pub use self::instance::{Address, DEFAULT_WEIGHT, Host, Instance, ServiceName};
+pub use self::register::{
+    Incoming, Io, Registration, RegistrationBuilder, RegistrationLayer, RegistrationService, Status, StatusChanges,
+    shutdown_signal,
+};
+pub use self::registry::{Registry, RegistryBuilder};
+pub use self::snapshot::{Member, MemberState, Snapshot};

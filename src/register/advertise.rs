@@ -1,0 +1,139 @@
+//! Which address to publish: what was said explicitly, else Kitex's environment, else the listener's, and where the
+//! listener listens everywhere, the first address of an interface that others can reach.
+
+use std::net::IpAddr;
+
+use crate::error::ConfigError;
+use crate::instance::{Address, Host, parse_host};
+
+/// Kitex's variable for the published host.
+const IP_VARIABLE: &str = "KITEX_IP_TO_REGISTRY";
+
+/// Kitex's variable for the published port.
+const PORT_VARIABLE: &str = "KITEX_PORT_TO_REGISTRY";
+
+/// The address to publish.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Advertised {
+    pub(super) address: Address,
+    /// Whether our own listener is bound to it: then a key of this address whose owner still seems alive is left over
+    /// from a process that cannot be listening any more.
+    pub(super) is_bound: bool,
+}
+
+/// Chooses the address. `variable` reads the environment, `interfaces` lists the machine's addresses.
+pub(super) fn advertise(
+    explicit: Option<&str>,
+    listener: &Address,
+    variable: impl Fn(&str) -> Option<String>,
+    interfaces: impl FnOnce() -> std::io::Result<Vec<IpAddr>>,
+) -> Result<Advertised, ConfigError> {
+    if let Some(explicit) = explicit {
+        let address: Address = explicit.parse()?;
+        return Ok(Advertised { is_bound: address == *listener, address });
+    }
+    let host = variable(IP_VARIABLE).filter(|value| !value.is_empty());
+    let port = variable(PORT_VARIABLE).filter(|value| !value.is_empty());
+    let from_environment = host.is_some() || port.is_some();
+    let port = match port {
+        Some(value) => value.parse().ok().filter(|port| *port > 0).ok_or(ConfigError::Environment {
+            variable: PORT_VARIABLE,
+            value,
+            expected: "a port from 1 to 65535",
+        })?,
+        None => listener.port(),
+    };
+    let host = match host {
+        Some(value) => host_in_variable(&value)?,
+        None if is_unspecified(listener) => Host::Ip(first_reachable(&interfaces().map_err(interface_error)?)?),
+        None => listener.host().clone(),
+    };
+    let address = Address::new(host, port);
+    let is_bound = address == *listener || (!from_environment && is_unspecified(listener));
+    Ok(Advertised { address, is_bound })
+}
+
+fn host_in_variable(value: &str) -> Result<Host, ConfigError> {
+    // Kitex takes a bare IPv6 address here.
+    if let Ok(ip) = value.parse::<IpAddr>() {
+        return Ok(Host::Ip(ip));
+    }
+    parse_host(value).map_err(|_| ConfigError::Environment {
+        variable: IP_VARIABLE,
+        value: value.to_owned(),
+        expected: "an IP address or a DNS name",
+    })
+}
+
+fn is_unspecified(address: &Address) -> bool {
+    matches!(address.host(), Host::Ip(ip) if ip.to_canonical().is_unspecified())
+}
+
+/// Kitex publishes the first IPv4 address that is no loopback; a host without IPv4 publishes its global IPv6.
+fn first_reachable(interfaces: &[IpAddr]) -> Result<IpAddr, ConfigError> {
+    let reachable = |ip: &&IpAddr| !ip.is_loopback() && Address::new(Host::Ip(**ip), 1).check_dialable().is_ok();
+    let v4 = interfaces.iter().filter(reachable).find(|ip| ip.is_ipv4());
+    let v6 = interfaces.iter().filter(reachable).find(|ip| ip.is_ipv6());
+    v4.or(v6).copied().ok_or(ConfigError::Address {
+        address: "0.0.0.0".into(),
+        reason: "no network interface has an address that others can reach; state one with advertise(..)",
+    })
+}
+
+fn interface_error(source: std::io::Error) -> ConfigError {
+    ConfigError::Interfaces { source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choose(explicit: Option<&str>, listener: &str, environment: &[(&str, &str)]) -> Result<Advertised, ConfigError> {
+        let variable =
+            |name: &str| environment.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        let interfaces = || {
+            Ok(["127.0.0.1", "fe80::1", "169.254.0.9", "10.0.0.7", "10.0.0.8"]
+                .map(|ip| ip.parse().expect("an IP"))
+                .to_vec())
+        };
+        advertise(explicit, &listener.parse().expect("an address"), variable, interfaces)
+    }
+
+    #[test]
+    fn explicit_comes_before_environment_before_listener_before_interface() {
+        let environment = [(IP_VARIABLE, "10.1.1.1"), (PORT_VARIABLE, "99")];
+        for (explicit, listener, environment, chosen, is_bound) in [
+            (Some("a:1"), "127.0.0.1:80", &environment[..], "a:1", false),
+            (Some("127.0.0.1:80"), "127.0.0.1:80", &environment[..], "127.0.0.1:80", true),
+            (None, "127.0.0.1:80", &environment[..], "10.1.1.1:99", false),
+            (None, "127.0.0.1:80", &environment[..1], "10.1.1.1:80", false),
+            (None, "127.0.0.1:80", &environment[1..], "127.0.0.1:99", false),
+            (None, "127.0.0.1:80", &[], "127.0.0.1:80", true),
+            (None, "0.0.0.0:80", &[], "10.0.0.7:80", true),
+            (None, "[::]:80", &[], "10.0.0.7:80", true),
+            (None, "0.0.0.0:80", &environment[1..], "10.0.0.7:99", false),
+            (None, "[2001:db8::1]:80", &[], "[2001:db8::1]:80", true),
+            (None, "127.0.0.1:80", &[(IP_VARIABLE, "2001:db8::2")], "[2001:db8::2]:80", false),
+        ] {
+            let advertised = choose(explicit, listener, environment).expect("an address can be chosen");
+            assert_eq!(advertised.address.to_string(), chosen, "{explicit:?} {listener} {environment:?}");
+            assert_eq!(advertised.is_bound, is_bound, "{explicit:?} {listener} {environment:?}");
+        }
+    }
+
+    #[test]
+    fn bad_values_are_refused_by_name() {
+        assert!(choose(Some("no port"), "127.0.0.1:80", &[]).is_err());
+        for variable in [(IP_VARIABLE, "a b"), (PORT_VARIABLE, "0"), (PORT_VARIABLE, "x"), (PORT_VARIABLE, "65536")] {
+            let error = choose(None, "127.0.0.1:80", &[variable]).expect_err("a bad value");
+            assert!(error.to_string().contains(variable.0), "{error} names the variable");
+        }
+    }
+
+    #[test]
+    fn a_host_without_ipv4_publishes_its_global_ipv6() {
+        let ip = |text: &str| text.parse().expect("an IP");
+        assert_eq!(first_reachable(&[ip("::1"), ip("fe80::1"), ip("2001:db8::1")]).expect("one"), ip("2001:db8::1"));
+        assert!(first_reachable(&[ip("::1"), ip("127.0.0.1")]).is_err());
+    }
+}

@@ -1,0 +1,235 @@
+//! What of a registration may exist in etcd, and the calls that make and unmake it. Everything is noted before it is asked
+//! for, since an answer can be lost: leaving then finds it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+use super::registrar::Registrar;
+use crate::backoff::Backoff;
+use crate::error::{EtcdError, EtcdErrorKind, chain};
+use crate::etcd::{CLAIM_LIMIT, Claimed, Kv, hex};
+use crate::format::Entry;
+use crate::instance::{Instance, ServiceName};
+
+/// How often one claim looks again because the key changed under it.
+const CLAIM_ATTEMPTS: usize = 8;
+
+/// How long a member may take with a call of a server that leaves: three members fit into the three seconds that a
+/// process has for that.
+const LEAVE_CALL_LIMIT: Duration = Duration::from_millis(700);
+
+/// How much time the announcement may take: the revocation matters more.
+const ANNOUNCE_LIMIT: Duration = Duration::from_secs(1);
+
+/// The first wait before a revocation is tried again.
+const REVOKE_RETRY_FIRST: Duration = Duration::from_millis(100);
+
+/// The longest such wait.
+const REVOKE_RETRY_MAX: Duration = Duration::from_millis(500);
+
+/// What does not change while a registration lives.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) service: ServiceName,
+    pub(super) ttl: Duration,
+    /// Whether the first claim may take over a key whose owner still seems alive.
+    pub(super) takes_over: bool,
+    /// The registration's own number, for formats that name keys so.
+    pub(super) id: u128,
+}
+
+/// What of a registration may exist in etcd.
+#[derive(Debug)]
+pub(super) struct Holdings {
+    pub(super) registrar: Arc<Registrar>,
+    plan: Plan,
+    /// The newest last.
+    leases: Vec<i64>,
+    /// The key that may hold our value, and the lease that it is under.
+    written: Option<(String, i64)>,
+    /// Whether the key was ours once.
+    was_registered: bool,
+}
+
+/// What asking for a lease came to.
+pub(super) enum Granted {
+    /// It lives for this long without keepalives.
+    Now(Duration),
+    /// The same, but since an earlier attempt whose answer was lost: it wants a keepalive at once.
+    Before(Duration),
+    /// The id was used and is dead.
+    Dead,
+}
+
+/// What a claim came to.
+pub(super) enum Outcome {
+    /// The key holds our value since this revision.
+    Claimed(i64),
+    /// It is under this live lease of somebody else.
+    Foreign(i64),
+    /// It changed each time that we looked.
+    Contended,
+}
+
+impl Holdings {
+    pub(super) fn new(registrar: Arc<Registrar>, plan: Plan) -> Self {
+        Self { registrar, plan, leases: Vec::new(), written: None, was_registered: false }
+    }
+
+    pub(super) fn service(&self) -> &ServiceName {
+        &self.plan.service
+    }
+
+    /// Our key and value under this lease.
+    pub(super) fn entry(&self, instance: &Instance, lease: i64, draining: bool) -> (String, Vec<u8>) {
+        let Registrar { base, format, .. } = &*self.registrar;
+        let Plan { service, id, .. } = &self.plan;
+        let entry = Entry::new(service, instance, lease, *id).draining(draining);
+        (format!("{base}{service}/{}", format.segment(&entry)), format.encode(&entry))
+    }
+
+    /// An id for a lease that is about to be asked for.
+    pub(super) fn new_lease(&mut self) -> i64 {
+        // Positive, since etcdctl and Kitex know no others, and large enough that two never meet.
+        let id = fastrand::i64(1 << 32..=i64::MAX);
+        self.leases.push(id);
+        id
+    }
+
+    pub(super) fn forget_lease(&mut self, lease: i64) {
+        self.leases.retain(|known| *known != lease);
+    }
+
+    pub(super) fn is_own_lease(&self, lease: i64) -> bool {
+        self.leases.contains(&lease)
+    }
+
+    /// Asks for the lease. Asking again for the same id, when the answer was lost, cannot make two.
+    pub(super) async fn grant(&self, lease: i64) -> Result<Granted, EtcdError> {
+        let ttl = self.plan.ttl;
+        let grant = self.registrar.cluster.call(|member| async move { member.grant(lease, ttl, CLAIM_LIMIT).await });
+        match grant.await {
+            Ok(ttl) => Ok(Granted::Now(ttl)),
+            Err(error) if error.kind == EtcdErrorKind::AlreadyExists => {
+                Ok(if self.is_alive(lease).await? { Granted::Before(ttl) } else { Granted::Dead })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn is_alive(&self, lease: i64) -> Result<bool, EtcdError> {
+        self.registrar.cluster.call(|member| async move { member.is_alive(lease, CLAIM_LIMIT).await }).await
+    }
+
+    /// Puts our value wherever that takes nothing from a server that is alive.
+    pub(super) async fn claim(&mut self, key: &str, value: &[u8], lease: i64) -> Result<Outcome, EtcdError> {
+        self.written = Some((key.to_owned(), lease));
+        let mut seen = 0;
+        for _ in 0..CLAIM_ATTEMPTS {
+            let put = self
+                .registrar
+                .cluster
+                .call(|member| async move { member.put_if(key, value.to_vec(), lease, seen, CLAIM_LIMIT).await });
+            let found = match put.await? {
+                Claimed::Done(revision) => return Ok(self.claimed(revision)),
+                Claimed::Found(None) => {
+                    seen = 0;
+                    continue;
+                }
+                Claimed::Found(Some(found)) => found,
+            };
+            if found.lease == lease && found.value == value {
+                return Ok(self.claimed(found.mod_revision));
+            }
+            if !self.may_replace(&found).await? {
+                self.written = None;
+                return Ok(Outcome::Foreign(found.lease));
+            }
+            seen = found.mod_revision;
+        }
+        Ok(Outcome::Contended)
+    }
+
+    fn claimed(&mut self, revision: i64) -> Outcome {
+        self.was_registered = true;
+        Outcome::Claimed(revision)
+    }
+
+    /// Whether the key's owner is us, nobody, dead, or cannot be listening on our address any more.
+    async fn may_replace(&self, found: &Kv) -> Result<bool, EtcdError> {
+        if found.lease == 0 || self.is_own_lease(found.lease) {
+            return Ok(true);
+        }
+        Ok((self.plan.takes_over && !self.was_registered) || !self.is_alive(found.lease).await?)
+    }
+
+    /// Announces that the instance leaves, and deletes its key. The lease stays.
+    pub(super) async fn withdraw(&mut self, instance: &Instance) -> Result<(), EtcdError> {
+        if let Some((key, lease)) = &self.written {
+            self.announce(instance, key, *lease).await;
+            self.delete(key, *lease).await?;
+        }
+        self.written = None;
+        Ok(())
+    }
+
+    /// Announces that the instance leaves, and revokes every lease that may exist.
+    pub(super) async fn take_out(&mut self, instance: &Instance) {
+        if let Some((key, lease)) = &self.written {
+            self.announce(instance, key, *lease).await;
+        }
+        while let Some(lease) = self.leases.last().copied() {
+            self.revoke(lease).await;
+            self.leases.pop();
+        }
+    }
+
+    /// The leases that may still exist, as etcdctl shows them.
+    pub(super) fn left_over(&self) -> Vec<String> {
+        self.leases.iter().copied().map(hex).collect()
+    }
+
+    /// Puts the draining mark on our key. A failure is no reason to wait: the mark is a courtesy.
+    async fn announce(&self, instance: &Instance, key: &str, lease: i64) {
+        if !self.registrar.format.carries_draining() {
+            return;
+        }
+        let value = &self.entry(instance, lease, true).1;
+        let put = self
+            .registrar
+            .cluster
+            .call(|member| async move { member.put_own(key, value.clone(), lease, LEAVE_CALL_LIMIT).await });
+        match timeout(ANNOUNCE_LIMIT, put).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(error = chain(&error), "leave could not be announced"),
+            Err(_) => tracing::debug!("leave could not be announced in time"),
+        }
+    }
+
+    async fn delete(&self, key: &str, lease: i64) -> Result<(), EtcdError> {
+        let delete =
+            self.registrar.cluster.call(|member| async move { member.delete_own(key, lease, LEAVE_CALL_LIMIT).await });
+        delete.await.map(drop)
+    }
+
+    /// Revokes until etcd says that the lease is gone, or will not have it.
+    async fn revoke(&self, lease: i64) {
+        let mut backoff = Backoff::new(REVOKE_RETRY_FIRST, REVOKE_RETRY_MAX);
+        loop {
+            let revoke =
+                self.registrar.cluster.call(|member| async move { member.revoke(lease, LEAVE_CALL_LIMIT).await });
+            let Err(error) = revoke.await else { return };
+            tracing::debug!(error = chain(&error), "lease could not be revoked");
+            if error.is_final() {
+                // Some roles may touch keys, but no leases.
+                if let Some((key, lease)) = &self.written {
+                    let _ = self.delete(key, *lease).await;
+                }
+                return;
+            }
+            sleep(backoff.next()).await;
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! The connections that a server accepts: passed on as they are, closed once the drain is over.
+
+use std::any::Any;
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use futures_util::Stream;
+use futures_util::task::AtomicWaker;
+use pin_project_lite::pin_project;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tonic::transport::server::Connected;
+
+use super::drain::{Drain, End, Seat};
+use super::registration::Registration;
+
+pin_project! {
+    /// A server's incoming connections, which close when its drain is over, whatever their clients do.
+    ///
+    /// For tonic's `serve_with_incoming_shutdown`: after the shutdown signal it waits for every open connection, without
+    /// limit. A client that does not read, a peer that sends nothing and one that never answers a ping would keep it
+    /// for ever. At the drain limit the calls are ended, and 250 ms later, when the answers are with the clients, what is
+    /// still open reads and writes an error.
+    ///
+    /// TCP streams get TCP_NODELAY (tonic sets it only where it binds the listener itself): without it small messages wait
+    /// up to 45 ms for an acknowledgement. [`tcp_nodelay`](Self::tcp_nodelay) switches that off.
+    pub struct Incoming<I> {
+        #[pin]
+        inner: I,
+        drain: Drain,
+        tcp_nodelay: bool,
+        // Not used, but held: while a server accepts, it stays registered.
+        _registration: Registration,
+    }
+}
+
+impl<I> Incoming<I> {
+    pub(crate) fn new(inner: I, registration: Registration, drain: Drain) -> Self {
+        Self { inner, drain, tcp_nodelay: true, _registration: registration }
+    }
+
+    /// Whether TCP streams get `TCP_NODELAY`: true unless said otherwise. With false they stay as the inner stream gave them.
+    #[must_use]
+    pub fn tcp_nodelay(self, enabled: bool) -> Self {
+        Self { tcp_nodelay: enabled, ..self }
+    }
+}
+
+impl<I, IO, E> Stream for Incoming<I>
+where
+    I: Stream<Item = Result<IO, E>>,
+    IO: 'static,
+{
+    type Item = Result<Io<IO>, E>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.project();
+        let accepted = ready!(this.inner.poll_next(cx));
+        Poll::Ready(accepted.map(|accepted| {
+            accepted.map(|io| {
+                if *this.tcp_nodelay {
+                    set_nodelay(&io);
+                }
+                Io::new(io, this.drain)
+            })
+        }))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.inner.size_hint()
+    }
+}
+
+impl<I: fmt::Debug> fmt::Debug for Incoming<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Incoming")
+            .field("inner", &self.inner)
+            .field("tcp_nodelay", &self.tcp_nodelay)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A connection from [`Incoming`].
+///
+/// Once the drain is over, reads fail with `ConnectionAborted` and writes with `BrokenPipe`; who waits for either is woken.
+pub struct Io<IO> {
+    inner: IO,
+    socket: Arc<Socket>,
+}
+
+impl<IO> Io<IO> {
+    fn new(inner: IO, drain: &Drain) -> Self {
+        let socket = drain.sockets().enter(|seat| Socket {
+            drain: drain.clone(),
+            seat,
+            reader: AtomicWaker::new(),
+            writer: AtomicWaker::new(),
+        });
+        Self { inner, socket }
+    }
+}
+
+impl<IO> Io<IO>
+where
+    IO: AsyncWrite + Unpin,
+{
+    /// One try at the write side. Every poll of it ends here.
+    fn poll_writer<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(Pin<&mut IO>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if !self.socket.drain.closed() {
+            if let ready @ Poll::Ready(_) = poll(Pin::new(&mut self.inner), cx) {
+                return ready;
+            }
+            self.socket.writer.register(cx.waker());
+            // Again, now that the waker is there: it may have come in between.
+            if !self.socket.drain.closed() {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(Err(closed(io::ErrorKind::BrokenPipe)))
+    }
+}
+
+impl<IO> AsyncRead for Io<IO>
+where
+    IO: AsyncRead + Unpin,
+{
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // First of all: a peer that always has more to say must not keep the connection.
+        if !self.socket.drain.closed() {
+            if let ready @ Poll::Ready(_) = Pin::new(&mut self.inner).poll_read(cx, buf) {
+                return ready;
+            }
+            self.socket.reader.register(cx.waker());
+            if !self.socket.drain.closed() {
+                return Poll::Pending;
+            }
+        }
+        // Not an end of file: half a request must not look like a whole one.
+        Poll::Ready(Err(closed(io::ErrorKind::ConnectionAborted)))
+    }
+}
+
+impl<IO> AsyncWrite for Io<IO>
+where
+    IO: AsyncWrite + Unpin,
+{
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_writer(cx, |io, cx| io.poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_writer(cx, |io, cx| io.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_writer(cx, IO::poll_flush)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.socket.drain.closed() {
+            // The one thing left to do for the peer, tried once; dropping the connection does the rest.
+            let _ = Pin::new(&mut self.inner).poll_shutdown(cx)?;
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_writer(cx, IO::poll_shutdown)
+    }
+}
+
+impl<IO: Connected> Connected for Io<IO> {
+    type ConnectInfo = IO::ConnectInfo;
+
+    fn connect_info(&self) -> Self::ConnectInfo {
+        self.inner.connect_info()
+    }
+}
+
+impl<IO> Drop for Io<IO> {
+    fn drop(&mut self) {
+        self.socket.drain.sockets().leave(self.socket.seat);
+    }
+}
+
+impl<IO: fmt::Debug> fmt::Debug for Io<IO> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Io").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+/// How an open connection is found and woken from outside. Two wakers: two tasks may share it, one a direction.
+struct Socket {
+    drain: Drain,
+    seat: Seat,
+    reader: AtomicWaker,
+    writer: AtomicWaker,
+}
+
+impl End for Socket {
+    fn end(&self) {
+        self.reader.wake();
+        self.writer.wake();
+    }
+}
+
+fn set_nodelay(io: &dyn Any) {
+    let Some(stream) = io.downcast_ref::<TcpStream>() else {
+        return;
+    };
+    // No reason to refuse a connection; its first use will tell if the peer is gone already.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY not set");
+    }
+}
+
+fn closed(kind: io::ErrorKind) -> io::Error {
+    io::Error::new(kind, "closed after the server's drain limit")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+    use tokio_test::{assert_pending, assert_ready, task};
+
+    use super::super::drain::SOCKET_GRACE;
+    use super::*;
+
+    fn connection(drain: &Drain) -> (Io<DuplexStream>, DuplexStream) {
+        let (ours, theirs) = duplex(4);
+        (Io::new(ours, drain), theirs)
+    }
+
+    async fn end(drain: &Drain) {
+        drain.begin(Duration::ZERO);
+        tokio::time::sleep(SOCKET_GRACE + Duration::from_millis(5)).await;
+        assert!(drain.closed(), "the grace passed");
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_passed_on_as_it_is() {
+        let drain = Drain::new();
+        let (mut io, mut peer) = connection(&drain);
+        peer.write_all(b"ping").await.expect("the peer writes");
+        let mut read = [0; 4];
+        io.read_exact(&mut read).await.expect("we read");
+        assert_eq!(&read, b"ping", "what the peer wrote");
+        io.write_all(b"pong").await.expect("we write");
+        io.flush().await.expect("we flush");
+        peer.read_exact(&mut read).await.expect("the peer reads");
+        assert_eq!(&read, b"pong", "what we wrote");
+        io.shutdown().await.expect("we shut down");
+        assert_eq!(peer.read(&mut read).await.expect("the peer reads"), 0, "the end");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_is_woken_at_the_end_on_both_sides() {
+        let drain = Drain::new();
+        let (io, _peer) = connection(&drain);
+        let (mut read_half, mut write_half) = tokio::io::split(io);
+        let mut bytes = [0; 4];
+        let mut reader = task::spawn(read_half.read(&mut bytes));
+        let mut writer = task::spawn(write_half.write_all(b"more than the peer takes"));
+        assert_pending!(reader.poll());
+        assert_pending!(writer.poll());
+
+        end(&drain).await;
+        assert!(reader.is_woken() && writer.is_woken(), "nothing else would wake them");
+        let read = assert_ready!(reader.poll()).expect_err("it is closed");
+        assert_eq!(read.kind(), io::ErrorKind::ConnectionAborted, "not an end of file");
+        let written = assert_ready!(writer.poll()).expect_err("it is closed");
+        assert_eq!(written.kind(), io::ErrorKind::BrokenPipe, "nobody gets it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_talks_on_is_closed_too() {
+        let drain = Drain::new();
+        let (mut io, mut peer) = connection(&drain);
+        peer.write_all(b"more").await.expect("the peer writes");
+        end(&drain).await;
+        let mut read = [0; 4];
+        assert!(io.read(&mut read).await.is_err(), "though there is something to read");
+        assert!(io.write(b"x").await.is_err(), "though there is room");
+        assert!(io.flush().await.is_err(), "nothing is flushed");
+        io.shutdown().await.expect("shutting down is over at once");
+    }
+
+    #[tokio::test]
+    async fn a_dropped_connection_is_forgotten() {
+        let drain = Drain::new();
+        let (io, _peer) = connection(&drain);
+        assert!(format!("{drain:?}").contains("sockets: 1"), "{drain:?}");
+        drop(io);
+        assert!(format!("{drain:?}").contains("sockets: 0"), "{drain:?}");
+    }
+}

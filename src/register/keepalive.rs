@@ -1,0 +1,239 @@
+//! Keepalives: one stream a member for all registrations of a registry, and for each lease a keeper that asks in time,
+//! asks another member when one is silent, and says when the lease is gone.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use etcd_client::{LeaseKeepAliveResponse, LeaseKeepAliveStream, LeaseKeeper};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::Instrument;
+
+use crate::backoff::{Backoff, spread};
+use crate::error::{EtcdError, EtcdErrorKind, chain};
+use crate::etcd::{Cluster, Connection};
+
+/// How long a member may take to answer a keepalive before another one is asked: a TTL of 15 s then survives a member
+/// that freezes (interval 5 s + this 2 s + connect 2 s + an election 2 s + one retry 2 s = 13 s).
+const REPLY_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long a stream without keepalives stays open, after a hedge for instance.
+const STREAM_IDLE: Duration = Duration::from_secs(60);
+
+/// How many keepalives may wait for a member's stream to open. More than that fail at once and are tried elsewhere.
+const QUEUE: usize = 1024;
+
+/// The first wait after all members were asked in vain.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+
+/// The longest such wait, so that a lease is renewed within a second of etcd's return.
+const RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// The keepalive streams of one registry. They end with its last registration.
+#[derive(Debug)]
+pub(super) struct Keepalives {
+    members: Vec<mpsc::Sender<Ask>>,
+    /// The member that answered last.
+    preferred: AtomicUsize,
+}
+
+/// One keepalive.
+#[derive(Debug)]
+struct Ask {
+    lease: i64,
+    answer: oneshot::Sender<Answer>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Renewed,
+    Dead,
+}
+
+impl Keepalives {
+    pub(super) fn spawn(cluster: &Arc<Cluster>) -> Arc<Self> {
+        let members = (0..cluster.len()).map(|index| {
+            let (asks, receiver) = mpsc::channel(QUEUE);
+            let span = tracing::info_span!(parent: None, "keepalive", member = index);
+            tokio::spawn(MemberStream { cluster: cluster.clone(), index, asks: receiver }.run().instrument(span));
+            asks
+        });
+        Arc::new(Self { members: members.collect(), preferred: AtomicUsize::new(cluster.preferred()) })
+    }
+
+    /// One keepalive through one member. `None`: its stream broke, or it has too many waiting.
+    async fn ask(&self, lease: i64, member: usize) -> Option<Answer> {
+        let (answer, answered) = oneshot::channel();
+        self.members[member % self.members.len()].try_send(Ask { lease, answer }).ok()?;
+        answered.await.ok()
+    }
+}
+
+/// The stream to one member, opened when it is needed.
+struct MemberStream {
+    cluster: Arc<Cluster>,
+    index: usize,
+    asks: mpsc::Receiver<Ask>,
+}
+
+impl MemberStream {
+    async fn run(mut self) {
+        while let Some(first) = self.asks.recv().await {
+            if first.answer.is_closed() {
+                continue;
+            }
+            match self.open(first.lease).await {
+                Ok((connection, keeper, responses)) => {
+                    let _ = first.answer.send(Answer::Renewed);
+                    self.serve(&connection, keeper, responses).await;
+                }
+                Err(error) if error.kind == EtcdErrorKind::NotFound => {
+                    let _ = first.answer.send(Answer::Dead);
+                }
+                Err(error) => tracing::debug!(error = chain(&error), "keepalive stream cannot be opened"),
+            }
+        }
+    }
+
+    async fn open(&self, lease: i64) -> Result<(Arc<Connection>, LeaseKeeper, LeaseKeepAliveStream), EtcdError> {
+        let connection = self.cluster.connection(self.index).await?;
+        match connection.keep_alive(lease, REPLY_LIMIT).await {
+            Ok((keeper, responses)) => Ok((connection, keeper, responses)),
+            Err(error) => {
+                self.cluster.after(&connection, &error).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Passes keepalives on until the stream breaks, stalls or idles. Who still waits then finds its answer cancelled.
+    async fn serve(
+        &mut self,
+        connection: &Arc<Connection>,
+        mut keeper: LeaseKeeper,
+        mut responses: LeaseKeepAliveStream,
+    ) {
+        let mut waiting: HashMap<i64, Vec<oneshot::Sender<Answer>>> = HashMap::new();
+        // Since when the member owes an answer; who asked may have given up by now.
+        let mut owing: Option<Instant> = None;
+        let mut used = Instant::now();
+        loop {
+            let give_up_at = owing.map_or(used + STREAM_IDLE, |since| since + REPLY_LIMIT);
+            tokio::select! {
+                ask = self.asks.recv() => {
+                    let Some(Ask { lease, answer }) = ask else { return };
+                    used = Instant::now();
+                    owing.get_or_insert(used);
+                    waiting.retain(|_, answers| answers.iter().any(|answer| !answer.is_closed()));
+                    waiting.entry(lease).or_default().push(answer);
+                    // The stream takes any lease; only etcd-client's handle has one.
+                    keeper.id = lease;
+                    if !matches!(timeout(REPLY_LIMIT, keeper.keep_alive()).await, Ok(Ok(()))) {
+                        self.cluster.forget(connection);
+                        return;
+                    }
+                }
+                response = responses.message() => match response {
+                    Ok(Some(response)) => {
+                        let answer = answer_in(&response);
+                        for waiting in waiting.remove(&response.id()).into_iter().flatten() {
+                            let _ = waiting.send(answer);
+                        }
+                        owing = (!waiting.is_empty()).then(Instant::now);
+                    }
+                    Ok(None) => return,
+                    Err(error) => {
+                        tracing::debug!(%error, "keepalive stream broke");
+                        return;
+                    }
+                },
+                () = sleep_until(give_up_at) => {
+                    if owing.is_some() {
+                        tracing::debug!("member does not answer keepalives");
+                        self.cluster.forget(connection);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn answer_in(response: &LeaseKeepAliveResponse) -> Answer {
+    if response.ttl() > 0 { Answer::Renewed } else { Answer::Dead }
+}
+
+/// What the keeper knows of its lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LeaseState {
+    /// It is kept alive, or nobody could tell otherwise.
+    Kept,
+    /// etcd says that it does not exist.
+    Dead,
+}
+
+/// Keeps a lease alive for as long as the receiver lives or until etcd says that the lease is dead. The first keepalive is
+/// due at `first`, or like all others a third of the TTL after the one before.
+pub(super) fn keep(
+    keepalives: Arc<Keepalives>,
+    lease: i64,
+    ttl: Duration,
+    first: Option<Instant>,
+) -> watch::Receiver<LeaseState> {
+    let (publisher, state) = watch::channel(LeaseState::Kept);
+    let interval = move || Instant::now() + spread(ttl / 3, 0.1);
+    let keeper = async move {
+        let mut due = first.unwrap_or_else(interval);
+        loop {
+            tokio::select! {
+                () = publisher.closed() => return,
+                () = sleep_until(due) => due = interval(),
+            }
+            // A process that was stopped comes here late, and then asks at once.
+            tokio::select! {
+                () = publisher.closed() => return,
+                answer = renew(&keepalives, lease) => {
+                    if answer == Answer::Dead {
+                        publisher.send_replace(LeaseState::Dead);
+                        return;
+                    }
+                }
+            }
+        }
+    };
+    tokio::spawn(keeper.in_current_span());
+    state
+}
+
+/// Asks member after member, each as soon as the one before was silent for too long, until one answers. Whose answer it
+/// is does not matter.
+async fn renew(keepalives: &Keepalives, lease: i64) -> Answer {
+    let first = keepalives.preferred.load(Ordering::Relaxed);
+    let members = keepalives.members.len();
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+    loop {
+        let mut asked = FuturesUnordered::new();
+        for member in first..first + members {
+            asked.push(async move { (member, keepalives.ask(lease, member).await) });
+            let silent = sleep(REPLY_LIMIT);
+            tokio::pin!(silent);
+            while !asked.is_empty() {
+                tokio::select! {
+                    answer = asked.next() => match answer {
+                        Some((member, Some(answer))) => {
+                            keepalives.preferred.store(member % members, Ordering::Relaxed);
+                            return answer;
+                        }
+                        Some((_, None)) => {}
+                        None => break,
+                    },
+                    () = &mut silent => break,
+                }
+            }
+        }
+        sleep(backoff.next()).await;
+    }
+}

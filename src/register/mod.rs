@@ -1,0 +1,19 @@
+//! From an instance to a key in etcd that stays: the registration, its lease, and the server around it.
+
+mod advertise;
+mod drain;
+mod holdings;
+mod incoming;
+mod keepalive;
+mod layer;
+mod own_key;
+mod registrar;
+mod registration;
+mod status;
+mod task;
+
+pub use self::incoming::{Incoming, Io};
+pub use self::layer::{RegistrationLayer, RegistrationService};
+pub(crate) use self::registrar::Registrar;
+pub use self::registration::{Registration, RegistrationBuilder, shutdown_signal};
+pub use self::status::{Status, StatusChanges};

@@ -1,0 +1,61 @@
+//! What stands in a registration's own key, so that it is put back as soon as somebody else touches it.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::Instrument;
+
+use crate::etcd::{Cluster, Event, Kv, Range, Source, Update};
+
+/// How often the key is read without any cause. Kitex calls this `ObserveDelay` (30 s) and has nothing else.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What stands in the key.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct OwnKey {
+    /// How often etcd's revisions were seen to go back: across that, revisions cannot be compared.
+    pub(super) rollbacks: u64,
+    /// The revision at which it was seen; 0 before the key was read for the first time.
+    pub(super) revision: i64,
+    /// The key; `None` if it is absent.
+    pub(super) kv: Option<Kv>,
+}
+
+/// Watches the key for as long as the receiver lives.
+pub(super) fn observe(cluster: Arc<Cluster>, key: &str) -> watch::Receiver<OwnKey> {
+    let (publisher, own_key) = watch::channel(OwnKey::default());
+    let source = Source::new(cluster, Range::key(key.to_owned()), CHECK_INTERVAL);
+    tokio::spawn(run(source, publisher).in_current_span());
+    own_key
+}
+
+async fn run(mut source: Source, publisher: watch::Sender<OwnKey>) {
+    loop {
+        let mut next = pin!(source.next());
+        let update = tokio::select! {
+            () = publisher.closed() => return,
+            update = &mut next => update,
+        };
+        let revision = update.revision();
+        publisher.send_if_modified(|own_key| {
+            let before = own_key.clone();
+            if revision < own_key.revision {
+                own_key.rollbacks += 1;
+            }
+            own_key.revision = revision;
+            match update {
+                Update::Listed(listing) => own_key.kv = listing.kvs.into_iter().next(),
+                Update::Events(_, events) => {
+                    own_key.kv = match events.into_iter().next_back() {
+                        Some(Event::Put(kv)) => Some(kv),
+                        Some(Event::Delete { .. }) => None,
+                        None => own_key.kv.take(),
+                    }
+                }
+            }
+            *own_key != before
+        });
+    }
+}

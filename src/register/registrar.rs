@@ -1,0 +1,33 @@
+//! What all registrations of a registry share.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::keepalive::Keepalives;
+use crate::etcd::Cluster;
+use crate::format::Format;
+
+/// What all registrations of a registry share.
+#[derive(Debug)]
+pub(crate) struct Registrar {
+    pub(super) cluster: Arc<Cluster>,
+    /// What stands before the service's name in keys: empty, or ending in a slash.
+    pub(super) base: String,
+    pub(super) format: Arc<dyn Format>,
+    keepalives: Mutex<Weak<Keepalives>>,
+}
+
+impl Registrar {
+    pub(crate) fn new(cluster: Arc<Cluster>, base: String, format: Arc<dyn Format>) -> Arc<Self> {
+        Arc::new(Self { cluster, base, format, keepalives: Mutex::default() })
+    }
+
+    /// The streams that are there, or new ones for the first registration. Needs a tokio runtime.
+    pub(super) fn keepalives(&self) -> Arc<Keepalives> {
+        let mut keepalives = self.keepalives.lock().unwrap_or_else(PoisonError::into_inner);
+        keepalives.upgrade().unwrap_or_else(|| {
+            let spawned = Keepalives::spawn(&self.cluster);
+            *keepalives = Arc::downgrade(&spawned);
+            spawned
+        })
+    }
+}

@@ -1,0 +1,385 @@
+//! The handle of a registration, its builder, and what ties it to a server's shutdown.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tracing::Instrument;
+
+use super::advertise::advertise;
+use super::drain::Drain;
+use super::holdings::{Holdings, Plan};
+use super::incoming::Incoming;
+use super::layer::RegistrationLayer;
+use super::registrar::Registrar;
+use super::status::{Status, StatusChanges};
+use super::task::{Desired, Task};
+use crate::error::{ConfigError, Gone};
+use crate::instance::{Address, Instance};
+
+/// How long a lease lives without keepalives: an interval of 5 s + an answer within 2 s + a connect of 2 s + an election of
+/// 2 s + one retry of 2 s are 13 s, so a lost member never costs the registration. Kitex has 60 s.
+const DEFAULT_TTL: Duration = Duration::from_secs(15);
+
+/// How long a server goes on serving after its leave was announced, so that clients hear of it: a hundred times what a
+/// watch needs. Clients that poll need more; Kitex's poll every 5 s.
+const DEFAULT_PROPAGATION_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long calls in flight may take after that: Kubernetes' default grace period.
+const DEFAULT_DRAIN_LIMIT: Duration = Duration::from_secs(30);
+
+/// Kitex's variable for the TTL in seconds.
+const TTL_VARIABLE: &str = "KITEX_ETCD_REGISTRY_LEASE_TTL";
+
+/// The longest TTL: a day. A server that crashed would be listed for as long.
+const MAX_TTL: u64 = 86_400;
+
+/// What a registration is made of, before it is one. Made by [`Registry::register`](crate::Registry::register).
+#[derive(Debug)]
+#[must_use = "nothing is registered before build() and the server's start"]
+pub struct RegistrationBuilder {
+    registrar: Arc<Registrar>,
+    instance: Instance,
+    advertise: Option<String>,
+    ttl: Option<Duration>,
+    propagation_pause: Duration,
+    drain_limit: Duration,
+}
+
+impl RegistrationBuilder {
+    pub(crate) fn new(registrar: Arc<Registrar>, instance: Instance) -> Self {
+        Self {
+            registrar,
+            instance,
+            advertise: None,
+            ttl: None,
+            propagation_pause: DEFAULT_PROPAGATION_PAUSE,
+            drain_limit: DEFAULT_DRAIN_LIMIT,
+        }
+    }
+
+    /// The `host:port` to publish instead of the instance's own address, for a server behind a port mapping.
+    ///
+    /// Without it, `KITEX_IP_TO_REGISTRY` and `KITEX_PORT_TO_REGISTRY` are honoured; without them, it is the instance's
+    /// address; and if that is unspecified (`0.0.0.0`, `::`), the first IPv4 address of an interface that is no loopback.
+    pub fn advertise(mut self, address: impl Into<String>) -> Self {
+        self.advertise = Some(address.into());
+        self
+    }
+
+    /// How long the registration outlives a crash: 1 s to a day, in whole seconds (rounded up). Defaults to
+    /// `KITEX_ETCD_REGISTRY_LEASE_TTL`, else 15 s. Clients notice a crash by their connections, long before the TTL.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// How long [`Registration::deregister_on`] goes on serving after the leave was announced. Defaults to 1 s.
+    pub fn propagation_pause(mut self, pause: Duration) -> Self {
+        self.propagation_pause = pause;
+        self
+    }
+
+    /// How long calls may take after that, before they are ended with UNAVAILABLE and their connections are closed.
+    /// Defaults to 30 s.
+    pub fn drain_limit(mut self, limit: Duration) -> Self {
+        self.drain_limit = limit;
+        self
+    }
+
+    /// Checks everything and makes the registration. Nothing is registered yet, no I/O is done, and no runtime is needed.
+    ///
+    /// # Errors
+    ///
+    /// A bad service name, weight, TTL, advertised address or environment variable.
+    pub fn build(self) -> Result<Registration, ConfigError> {
+        let mut instance = self.instance;
+        let service = instance.service.parse()?;
+        let variable = |name: &str| std::env::var(name).ok();
+        let interfaces = || Ok(if_addrs::get_if_addrs()?.into_iter().map(|interface| interface.ip()).collect());
+        let advertised = advertise(self.advertise.as_deref(), &instance.address, variable, interfaces)?;
+        instance.address = advertised.address;
+        instance.check_publishable()?;
+        let ttl = match self.ttl {
+            Some(ttl) => check_ttl(ttl)?,
+            None => {
+                std::env::var(TTL_VARIABLE).ok().filter(|value| !value.is_empty()).map_or(Ok(DEFAULT_TTL), ttl_in)?
+            }
+        };
+        let plan = Plan { service, ttl, takes_over: advertised.is_bound, id: fastrand::u128(..) };
+        let address = instance.address.clone();
+        let (desired, wanted) = watch::channel(Desired { instance, paused: false, leave: false });
+        let (publisher, status) = watch::channel(Status::Unregistered);
+        let task = Task::new(Holdings::new(self.registrar, plan), wanted, publisher);
+        Ok(Registration {
+            shared: Arc::new(Shared {
+                address,
+                desired,
+                status,
+                unstarted: Mutex::new(Some(task)),
+                drain: Drain::new(),
+                propagation_pause: self.propagation_pause,
+                drain_limit: self.drain_limit,
+            }),
+        })
+    }
+}
+
+fn check_ttl(ttl: Duration) -> Result<Duration, ConfigError> {
+    let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
+    if (1..=MAX_TTL).contains(&seconds) {
+        Ok(Duration::from_secs(seconds))
+    } else {
+        Err(ConfigError::Option { option: "ttl", value: format!("{ttl:?}"), expected: "1 s to 86400 s" })
+    }
+}
+
+fn ttl_in(value: String) -> Result<Duration, ConfigError> {
+    let seconds = value.parse().ok().filter(|seconds| (1..=MAX_TTL).contains(seconds));
+    let expected = "whole seconds from 1 to 86400";
+    let error = ConfigError::Environment { variable: TTL_VARIABLE, value, expected };
+    seconds.map(Duration::from_secs).ok_or(error)
+}
+
+/// One instance that is kept in etcd. A cheap handle; clones are the same registration.
+///
+/// A registration begins with the first of [`layer`](Self::layer) being applied by a server that starts to serve, or
+/// [`start`](Self::start). It ends with [`deregister`](Self::deregister), [`deregister_on`](Self::deregister_on), or when
+/// its last handle is dropped; the layer, the incoming connections and the shutdown future are handles as well.
+///
+/// # Recovery
+///
+/// Between the two it is put back for ever, whatever happens: a dead lease, a deleted or overwritten key, an etcd that is
+/// away or was wiped. Only a key under another server's live lease is left alone, until that goes
+/// ([`Status::Conflict`]).
+///
+/// The [crate's first page](crate#a-server) shows it around a server.
+#[derive(Clone)]
+pub struct Registration {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    address: Address,
+    desired: watch::Sender<Desired>,
+    status: watch::Receiver<Status>,
+    /// The task until it is started.
+    unstarted: Mutex<Option<Task>>,
+    drain: Drain,
+    propagation_pause: Duration,
+    drain_limit: Duration,
+}
+
+impl Registration {
+    /// The layer for `Server::builder().layer(..)`.
+    ///
+    /// It starts the registration when it is applied, which tonic does when it starts to serve, with the listener bound.
+    /// From then on it counts calls from their beginning to the end of both of their bodies, and ends those that are left
+    /// at the drain limit.
+    #[must_use]
+    pub fn layer(&self) -> RegistrationLayer {
+        RegistrationLayer::new(self.clone(), self.shared.drain.clone())
+    }
+
+    /// Wraps a server's incoming connections, so that those still open after the drain limit are closed: tonic waits for
+    /// every connection without a limit, whatever its client does. Sets `TCP_NODELAY` on TCP connections, which tonic does
+    /// only where it binds itself: without it small messages can take 40 ms.
+    #[must_use]
+    pub fn incoming<I>(&self, incoming: I) -> Incoming<I> {
+        Incoming::new(incoming, self.clone(), self.shared.drain.clone())
+    }
+
+    /// The shutdown future for `serve_with_incoming_shutdown`: waits for `signal`, announces the leave and revokes the
+    /// lease (at most 3 s, if etcd is away), serves on for the propagation pause, and then resolves, so that the server
+    /// stops accepting and finishes the calls in flight, for at most the drain limit.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before the signal, it does nothing. Dropped after it, the deregistration goes on.
+    pub fn deregister_on<F>(&self, signal: F) -> impl Future<Output = ()> + Send + use<F>
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let registration = self.clone();
+        async move {
+            signal.await;
+            let Shared { drain, propagation_pause, drain_limit, address, .. } = &*registration.shared;
+            tracing::info!(%address, calls = drain.in_flight(), "shutting down");
+            registration.deregister().await;
+            tokio::time::sleep(*propagation_pause).await;
+            drain.begin(*drain_limit);
+        }
+    }
+
+    /// Starts the registration, for servers without the layer or that apply a layer before they are bound. Does nothing
+    /// if it was started before.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn start(&self) {
+        if let Some(task) = self.take_unstarted() {
+            let span = tracing::info_span!(parent: None, "registration", address = %self.shared.address);
+            Handle::current().spawn(task.run().instrument(span));
+        }
+    }
+
+    /// Waits until the key is in etcd under our lease. With a time-out around it, a server can refuse to start without
+    /// etcd.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`], if the registration has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    pub async fn registered(&self) -> Result<(), Gone> {
+        let mut status = self.shared.status.clone();
+        let reached = status.wait_for(|status| matches!(status, Status::Registered { .. } | Status::Gone)).await;
+        match reached.as_deref() {
+            Ok(Status::Registered { .. }) => Ok(()),
+            _ => Err(Gone),
+        }
+    }
+
+    /// Ends the registration for good: announces the leave, revokes the lease, and waits for both, at most 3 s.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, the deregistration goes on when the future is dropped.
+    pub async fn deregister(&self) {
+        // A task that was never started has nothing to take out; dropping it says that it is gone.
+        drop(self.take_unstarted());
+        self.shared.desired.send_modify(|desired| desired.leave = true);
+        let mut status = self.shared.status.clone();
+        // An error means that the task is gone as well.
+        let _ = status.wait_for(|status| *status == Status::Gone).await;
+    }
+
+    /// Changes weight and tags. The key is updated in place; clients keep their connections.
+    ///
+    /// # Errors
+    ///
+    /// A weight of 0, more than 64 tags, or another service name or address: register that as an instance of its own. The
+    /// instance then stays as it was.
+    pub fn update(&self, change: impl FnOnce(Instance) -> Instance) -> Result<(), ConfigError> {
+        let mut refused = Ok(());
+        self.shared.desired.send_if_modified(|desired| {
+            let changed = change(desired.instance.clone());
+            refused = check_update(&desired.instance, &changed);
+            let is_news = refused.is_ok() && changed != desired.instance;
+            if is_news {
+                desired.instance = changed;
+            }
+            is_news
+        });
+        refused
+    }
+
+    /// Takes the instance out of etcd and keeps the lease, until [`resume`](Self::resume). The server serves on.
+    pub fn pause(&self) {
+        self.set_paused(true);
+    }
+
+    /// Puts the instance back after [`pause`](Self::pause).
+    pub fn resume(&self) {
+        self.set_paused(false);
+    }
+
+    fn set_paused(&self, paused: bool) {
+        self.shared.desired.send_if_modified(|desired| {
+            let is_news = desired.paused != paused;
+            desired.paused = paused;
+            is_news
+        });
+    }
+
+    /// Where the registration stands now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.shared.status.borrow().clone()
+    }
+
+    /// Where the registration stands now, and whenever that changes. It is no handle: it does not keep the registration.
+    #[must_use]
+    pub fn status_changes(&self) -> StatusChanges {
+        StatusChanges::new(self.shared.status.clone())
+    }
+
+    /// How many calls the layer counts that have not ended yet.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.shared.drain.in_flight()
+    }
+
+    /// The address that is published.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.shared.address
+    }
+
+    fn take_unstarted(&self) -> Option<Task> {
+        self.shared.unstarted.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+fn check_update(old: &Instance, new: &Instance) -> Result<(), ConfigError> {
+    if new.service != old.service {
+        let value = format!("{:?}", new.service);
+        return Err(ConfigError::Option { option: "service", value, expected: "the registered one" });
+    }
+    if new.address != old.address {
+        let value = new.address.to_string();
+        return Err(ConfigError::Option { option: "address", value, expected: "the registered one" });
+    }
+    new.check_publishable()
+}
+
+impl fmt::Debug for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registration")
+            .field("instance", &self.shared.desired.borrow().instance)
+            .field("status", &*self.shared.status.borrow())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Resolves with SIGTERM or ctrl-c: what an orchestrator sends and what a person types.
+///
+/// Where the handler of one cannot be installed, the other one counts.
+pub async fn shutdown_signal() {
+    tokio::select! {
+        () = interrupt() => {}
+        () = terminate() => {}
+    }
+}
+
+async fn interrupt() {
+    if let Err(error) = tokio::signal::ctrl_c().await {
+        tracing::warn!(%error, "ctrl-c cannot be handled");
+        std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(unix)]
+async fn terminate() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            terminate.recv().await;
+        }
+        Err(error) => {
+            tracing::warn!(%error, "SIGTERM cannot be handled");
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[cfg(not(unix))]
+async fn terminate() {
+    std::future::pending::<()>().await;
+}

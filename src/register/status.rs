@@ -1,0 +1,94 @@
+//! Where a registration stands, for people and programs that watch it.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_util::stream::{self, BoxStream, Stream, StreamExt};
+use tokio::sync::watch;
+
+/// Where a registration stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Status {
+    /// It was not started yet.
+    Unregistered,
+    /// The first lease or the first claim of the key is under way, for as long as it takes.
+    Registering,
+    /// The key is in etcd under our lease.
+    Registered {
+        /// The whole key.
+        key: String,
+        /// The lease's id; etcdctl shows it in hexadecimal.
+        lease: i64,
+    },
+    /// It was registered and is not any more. It is being put back.
+    Lost {
+        /// What happened.
+        reason: String,
+    },
+    /// Another server holds the key under a lease that lives. The key is claimed as soon as that goes.
+    Conflict {
+        /// The whole key.
+        key: String,
+        /// The other server's lease.
+        lease: i64,
+    },
+    /// It was taken out by [`Registration::pause`](crate::Registration::pause); the lease is kept.
+    Paused,
+    /// It leaves: the leave is announced and the lease is revoked.
+    Draining,
+    /// It has left for good.
+    Gone,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unregistered => f.write_str("unregistered"),
+            Self::Registering => f.write_str("registering"),
+            Self::Registered { key, lease } => write!(f, "registered as {key} under lease {lease:x}"),
+            Self::Lost { reason } => write!(f, "lost: {reason}"),
+            Self::Conflict { key, lease } => write!(f, "conflict: {key} is held under lease {lease:x}"),
+            Self::Paused => f.write_str("paused"),
+            Self::Draining => f.write_str("draining"),
+            Self::Gone => f.write_str("gone"),
+        }
+    }
+}
+
+/// The statuses of a registration: the present one first, then each newer one. What changed again before it was polled
+/// is left out. Ends after [`Status::Gone`].
+pub struct StatusChanges {
+    changes: BoxStream<'static, Status>,
+}
+
+impl StatusChanges {
+    pub(super) fn new(mut status: watch::Receiver<Status>) -> Self {
+        status.mark_changed();
+        let changes = stream::unfold(Some(status), |status| async {
+            let mut status = status?;
+            let now = match status.changed().await {
+                Ok(()) => status.borrow_and_update().clone(),
+                Err(_) => return None,
+            };
+            let rest = (now != Status::Gone).then_some(status);
+            Some((now, rest))
+        });
+        Self { changes: changes.boxed() }
+    }
+}
+
+impl Stream for StatusChanges {
+    type Item = Status;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Status>> {
+        self.changes.poll_next_unpin(cx)
+    }
+}
+
+impl fmt::Debug for StatusChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StatusChanges").finish_non_exhaustive()
+    }
+}

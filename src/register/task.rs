@@ -1,0 +1,389 @@
+//! The task of one registration: from a lease to a claimed key, back again whenever either is lost, and out at the end.
+//!
+//! ```text
+//! Granting --granted--> Claiming --claimed----------> Holding
+//!    ^                   ^ |  ^                        | | |
+//!    |                   | |  +--touched, or updated---+ | |
+//!    |          it goes  | | foreign                     | | paused
+//!    |                   | v                             | v
+//!    |                 Yielding                          | Withdrawing --> Paused --resumed--> Claiming
+//!    |                                                   |
+//!    +--------- the lease is dead (from any state) ------+
+//!
+//! any state --deregister, last handle dropped, or an operator's draining mark--> leave: announce, revoke, end
+//! ```
+//!
+//! Any step can be abandoned at any await, which is how leaving interrupts it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::holdings::{Granted, Holdings, Outcome};
+use super::keepalive::{Keepalives, LeaseState, keep};
+use super::own_key::{OwnKey, observe};
+use super::status::Status;
+use crate::backoff::{Backoff, spread, up_to};
+use crate::error::{EtcdError, EtcdErrorKind, chain};
+use crate::etcd::{DENIED_PAUSE, Kv, hex};
+use crate::instance::Instance;
+
+/// The most that a grant waits after a lease was lost: 500 servers that lose theirs together come back spread.
+const REGRANT_JITTER: Duration = Duration::from_millis(250);
+
+/// The first wait after a failed grant or claim. Kitex calls this `RetryDelay` (10 s).
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+
+/// The longest such wait, so that a server is back within 3 s of etcd. There is no limit of attempts.
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// The wait after an etcd that answers has refused, for instance because its disk is full.
+const REFUSED_PAUSE: Duration = Duration::from_secs(10);
+
+/// How often a key is put back at most, when something keeps on removing it.
+const RESTORE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How much time leaving may take while etcd is away: a process must end.
+const LEAVE_LIMIT: Duration = Duration::from_secs(3);
+
+/// What the handles want.
+#[derive(Debug, Clone)]
+pub(super) struct Desired {
+    pub(super) instance: Instance,
+    pub(super) paused: bool,
+    pub(super) leave: bool,
+}
+
+/// A registration that was not started yet, or runs.
+#[derive(Debug)]
+pub(super) struct Task {
+    holdings: Holdings,
+    desired: watch::Receiver<Desired>,
+    status: watch::Sender<Status>,
+    backoff: Backoff,
+    /// When the key was put back the last time.
+    restored: Option<Instant>,
+}
+
+enum State {
+    /// A lease is to be granted.
+    Granting {
+        /// Not before then.
+        at: Instant,
+        /// An id that was asked for without an answer.
+        unanswered: Option<i64>,
+    },
+    /// The key is to be claimed.
+    Claiming {
+        lease: Lease,
+        /// Not before then.
+        at: Instant,
+        observer: Option<Observer>,
+    },
+    /// The key is ours.
+    Holding { lease: Lease, claim: Claim, observer: Observer },
+    /// The key is under somebody else's live lease.
+    Yielding { lease: Lease, observer: Observer },
+    /// The key is to go; the lease is kept for the return.
+    Withdrawing {
+        lease: Lease,
+        /// Not before then.
+        at: Instant,
+    },
+    /// The key is gone, as was wished.
+    Paused { lease: Lease },
+    /// An operator put the draining mark on the key.
+    Drained,
+}
+
+/// A lease that is kept alive for as long as this exists.
+struct Lease {
+    id: i64,
+    state: watch::Receiver<LeaseState>,
+}
+
+/// What was put into the key, and the newest revision at which it was seen there.
+struct Claim {
+    value: Vec<u8>,
+    revision: i64,
+}
+
+/// An eye on the key.
+struct Observer {
+    key: String,
+    own_key: watch::Receiver<OwnKey>,
+    /// How many rollbacks of etcd the claim's revision takes into account.
+    rollbacks: u64,
+}
+
+/// What a look at the key shows.
+enum Look {
+    Ours,
+    Drained,
+    Touched(&'static str),
+}
+
+impl Task {
+    pub(super) fn new(holdings: Holdings, desired: watch::Receiver<Desired>, status: watch::Sender<Status>) -> Self {
+        Self { holdings, desired, status, backoff: Backoff::new(RETRY_FIRST, RETRY_MAX), restored: None }
+    }
+
+    /// Keeps the instance registered until it is to leave, and then takes it out.
+    pub(super) async fn run(mut self) {
+        self.status.send_replace(Status::Registering);
+        let keepalives = self.holdings.registrar.keepalives();
+        let mut leave = self.desired.clone();
+        let mut state = State::Granting { at: Instant::now(), unanswered: None };
+        loop {
+            state = tokio::select! {
+                biased;
+                // An error means that the last handle is gone.
+                _ = leave.wait_for(|desired| desired.leave) => break,
+                state = self.step(state, &keepalives) => state,
+            };
+            if matches!(state, State::Drained) {
+                break;
+            }
+        }
+        self.leave().await;
+    }
+
+    async fn step(&mut self, state: State, keepalives: &Arc<Keepalives>) -> State {
+        match state {
+            State::Granting { at, unanswered } => {
+                sleep_until(at).await;
+                self.grant(unanswered, keepalives).await
+            }
+            State::Claiming { lease, at, observer } => {
+                sleep_until(at).await;
+                self.claim(lease, observer).await
+            }
+            State::Holding { lease, claim, observer } => self.hold(lease, claim, observer).await,
+            State::Yielding { lease, observer } => self.give_way(lease, observer).await,
+            State::Withdrawing { lease, at } => {
+                sleep_until(at).await;
+                self.withdraw(lease).await
+            }
+            State::Paused { lease } => self.stay_paused(lease).await,
+            State::Drained => State::Drained,
+        }
+    }
+
+    async fn grant(&mut self, unanswered: Option<i64>, keepalives: &Arc<Keepalives>) -> State {
+        let id = unanswered.unwrap_or_else(|| self.holdings.new_lease());
+        let (ttl, renew_at) = match self.holdings.grant(id).await {
+            Ok(Granted::Now(ttl)) => (ttl, None),
+            Ok(Granted::Before(ttl)) => (ttl, Some(Instant::now())),
+            Ok(Granted::Dead) => {
+                self.holdings.forget_lease(id);
+                return State::Granting { at: Instant::now(), unanswered: None };
+            }
+            Err(error) => return State::Granting { at: self.pause_after(&error), unanswered: Some(id) },
+        };
+        tracing::debug!(lease = hex(id), ?ttl, "lease granted");
+        self.backoff.reset();
+        claiming(Lease { id, state: keep(keepalives.clone(), id, ttl, renew_at) }, None)
+    }
+
+    async fn claim(&mut self, lease: Lease, observer: Option<Observer>) -> State {
+        let desired = self.desired.borrow_and_update().clone();
+        if desired.paused {
+            return State::Withdrawing { lease, at: Instant::now() };
+        }
+        let (key, value) = self.holdings.entry(&desired.instance, lease.id, false);
+        let outcome = match self.holdings.claim(&key, &value, lease.id).await {
+            Ok(outcome) => outcome,
+            Err(error) if error.kind == EtcdErrorKind::NotFound => return self.lost(&lease, "the lease is gone"),
+            Err(error) => return State::Claiming { lease, at: self.pause_after(&error), observer },
+        };
+        let same_key = observer.filter(|observer| observer.key == key);
+        match outcome {
+            Outcome::Claimed(revision) => {
+                self.backoff.reset();
+                tracing::info!(key, lease = hex(lease.id), "registered");
+                self.status.send_replace(Status::Registered { key: key.clone(), lease: lease.id });
+                let observer = same_key.unwrap_or_else(|| self.observe(key));
+                State::Holding { lease, claim: Claim { value, revision }, observer }
+            }
+            Outcome::Foreign(other) => {
+                tracing::warn!(key, lease = hex(other), "address is registered by another server that is alive");
+                self.status.send_replace(Status::Conflict { key: key.clone(), lease: other });
+                // A new eye: what the old one showed was from before the other server came.
+                State::Yielding { lease, observer: self.observe(key) }
+            }
+            Outcome::Contended => {
+                State::Claiming { lease, at: Instant::now() + self.backoff.next(), observer: same_key }
+            }
+        }
+    }
+
+    fn observe(&self, key: String) -> Observer {
+        let own_key = observe(self.holdings.registrar.cluster.clone(), &key);
+        Observer { key, own_key, rollbacks: 0 }
+    }
+
+    async fn hold(&mut self, mut lease: Lease, mut claim: Claim, mut observer: Observer) -> State {
+        loop {
+            tokio::select! {
+                // An error means that the last handle is gone, which `run` sees as well.
+                Ok(()) = self.desired.changed() => {
+                    let desired = self.desired.borrow_and_update().clone();
+                    if desired.paused {
+                        return State::Withdrawing { lease, at: Instant::now() };
+                    }
+                    if self.holdings.entry(&desired.instance, lease.id, false).1 != claim.value {
+                        return claiming(lease, Some(observer));
+                    }
+                }
+                () = died(&mut lease) => return self.lost(&lease, "the lease expired or was revoked"),
+                Ok(()) = observer.own_key.changed() => match self.look(&mut observer, &mut claim, lease.id) {
+                    Look::Ours => {}
+                    Look::Drained => {
+                        tracing::info!(key = observer.key, "an operator drains this instance");
+                        return State::Drained;
+                    }
+                    Look::Touched(reason) => {
+                        tracing::warn!(key = observer.key, reason, "registration was lost; it is put back");
+                        self.status.send_replace(Status::Lost { reason: reason.into() });
+                        return State::Claiming { lease, at: self.restore_at(), observer: Some(observer) };
+                    }
+                }
+            }
+        }
+    }
+
+    fn look(&self, observer: &mut Observer, claim: &mut Claim, lease: i64) -> Look {
+        let seen = observer.own_key.borrow_and_update();
+        // What is older than our own write says nothing, except across a rollback.
+        if seen.rollbacks == observer.rollbacks && seen.revision < claim.revision {
+            return Look::Ours;
+        }
+        observer.rollbacks = seen.rollbacks;
+        claim.revision = seen.revision;
+        match &seen.kv {
+            None => Look::Touched("the key was deleted"),
+            Some(kv) if kv.lease == lease && kv.value == claim.value => Look::Ours,
+            Some(kv) if kv.lease == lease && self.is_drain(kv) => Look::Drained,
+            Some(_) => Look::Touched("the key was overwritten"),
+        }
+    }
+
+    /// Whether somebody put our own value with nothing but the draining mark.
+    fn is_drain(&self, kv: &Kv) -> bool {
+        let instance = &self.desired.borrow().instance;
+        self.holdings.registrar.format.carries_draining() && kv.value == self.holdings.entry(instance, kv.lease, true).1
+    }
+
+    async fn give_way(&mut self, mut lease: Lease, mut observer: Observer) -> State {
+        loop {
+            tokio::select! {
+                Ok(()) = self.desired.changed() => {
+                    if self.desired.borrow_and_update().paused {
+                        return State::Paused { lease };
+                    }
+                }
+                () = died(&mut lease) => return self.regrant(&lease),
+                Ok(()) = observer.own_key.changed() => {
+                    let owner = observer.own_key.borrow_and_update().kv.as_ref().map_or(0, |kv| kv.lease);
+                    if owner == 0 || self.holdings.is_own_lease(owner) {
+                        return claiming(lease, Some(observer));
+                    }
+                    self.status.send_replace(Status::Conflict { key: observer.key.clone(), lease: owner });
+                }
+            }
+        }
+    }
+
+    async fn withdraw(&mut self, lease: Lease) -> State {
+        let desired = self.desired.borrow_and_update().clone();
+        if !desired.paused {
+            return claiming(lease, None);
+        }
+        match self.holdings.withdraw(&desired.instance).await {
+            Ok(()) => State::Paused { lease },
+            Err(error) => State::Withdrawing { lease, at: self.pause_after(&error) },
+        }
+    }
+
+    async fn stay_paused(&mut self, mut lease: Lease) -> State {
+        self.status.send_if_modified(|status| std::mem::replace(status, Status::Paused) != Status::Paused);
+        loop {
+            tokio::select! {
+                Ok(()) = self.desired.changed() => {
+                    if !self.desired.borrow_and_update().paused {
+                        return claiming(lease, None);
+                    }
+                }
+                () = died(&mut lease) => return self.regrant(&lease),
+            }
+        }
+    }
+
+    fn lost(&mut self, lease: &Lease, reason: &str) -> State {
+        tracing::warn!(lease = hex(lease.id), reason, "registration was lost; it is put back");
+        self.status.send_replace(Status::Lost { reason: reason.to_owned() });
+        self.regrant(lease)
+    }
+
+    fn regrant(&mut self, lease: &Lease) -> State {
+        self.holdings.forget_lease(lease.id);
+        State::Granting { at: Instant::now() + up_to(REGRANT_JITTER), unanswered: None }
+    }
+
+    /// Announces, revokes, ends. There is no way back.
+    async fn leave(mut self) {
+        self.status.send_replace(Status::Draining);
+        let instance = self.desired.borrow().instance.clone();
+        let service = self.holdings.service().clone();
+        if timeout(LEAVE_LIMIT, self.holdings.take_out(&instance)).await.is_ok() {
+            tracing::info!(%service, address = %instance.address, "deregistered");
+        } else {
+            let leases = self.holdings.left_over();
+            tracing::warn!(%service, ?leases, "etcd did not take the deregistration in time; the leases will expire");
+        }
+    }
+
+    /// When a key that was touched may be put back.
+    fn restore_at(&mut self) -> Instant {
+        let now = Instant::now();
+        let at = self.restored.map_or(now, |restored| now.max(restored + RESTORE_INTERVAL));
+        self.restored = Some(at);
+        at
+    }
+
+    /// When to try again after a failure.
+    fn pause_after(&mut self, error: &EtcdError) -> Instant {
+        let wait = match error.kind {
+            EtcdErrorKind::Denied => DENIED_PAUSE,
+            EtcdErrorKind::Refused => spread(REFUSED_PAUSE, 0.1),
+            _ => self.backoff.next(),
+        };
+        if error.is_final() {
+            tracing::warn!(error = chain(error), ?wait, "etcd refuses the registration; it is tried again");
+        } else {
+            tracing::debug!(error = chain(error), ?wait, "registration is tried again");
+        }
+        Instant::now() + wait
+    }
+}
+
+impl Drop for Task {
+    /// Also where the task was never started, or its runtime ends under it.
+    fn drop(&mut self) {
+        self.status.send_replace(Status::Gone);
+    }
+}
+
+fn claiming(lease: Lease, observer: Option<Observer>) -> State {
+    State::Claiming { lease, at: Instant::now(), observer }
+}
+
+/// Resolves when the lease is dead.
+async fn died(lease: &mut Lease) {
+    if lease.state.wait_for(|state| *state == LeaseState::Dead).await.is_err() {
+        // The keeper ended without a word: its runtime is going down, and this task with it.
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,222 @@
+//! The registry: an etcd cluster, a key prefix and a format, and the one place that ties the two sides together.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::discover::{DEFAULT_HOLD, Discover, Layout, Watchers};
+use crate::error::ConfigError;
+#[cfg(feature = "tls-ring")]
+use crate::etcd::EtcdTls;
+use crate::etcd::{Cluster, Credentials, Tls, parse_endpoints};
+use crate::format::{Format, Kitex};
+use crate::instance::{DEFAULT_WEIGHT, Instance, ServiceName};
+use crate::register::{Registrar, RegistrationBuilder};
+
+/// How long a TCP and TLS connection to etcd may take: ten round trips on a bad day, and still a quick move to the next
+/// member.
+const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// An etcd cluster, a key prefix and a format: where servers register and clients look. Clones share everything, and one
+/// is enough for a process.
+#[derive(Clone)]
+pub struct Registry {
+    registrar: Arc<Registrar>,
+    watchers: Arc<Watchers>,
+}
+
+impl Registry {
+    /// A registry on the etcd cluster of these members, as URLs: `http://10.0.0.1:2379`.
+    ///
+    /// `host:port` alone is taken as `https` if [`tls`](RegistryBuilder::tls) is set, as `http` otherwise. Name several
+    /// members: when one fails, the next is asked.
+    pub fn builder<E>(endpoints: impl IntoIterator<Item = E>) -> RegistryBuilder
+    where
+        E: Into<String>,
+    {
+        RegistryBuilder {
+            endpoints: endpoints.into_iter().map(Into::into).collect(),
+            prefix: None,
+            format: Arc::new(Kitex),
+            default_weight: DEFAULT_WEIGHT,
+            dial_timeout: DEFAULT_DIAL_TIMEOUT,
+            credentials: None,
+            tls: None,
+        }
+    }
+
+    /// Registers an instance: gives a builder for options. Nothing happens before the server starts to serve.
+    pub fn register(&self, instance: Instance) -> RegistrationBuilder {
+        RegistrationBuilder::new(self.registrar.clone(), instance)
+    }
+
+    /// The instances of a service, as a stream of changes. The watch in etcd begins now and is shared by all who ask this
+    /// registry for the same service.
+    ///
+    /// # Errors
+    ///
+    /// A bad service name, or no tokio runtime on this thread. An etcd that is away is no error: the stream waits.
+    pub fn discover(&self, service: impl AsRef<str>) -> Result<Discover, ConfigError> {
+        let service: ServiceName = service.as_ref().parse()?;
+        let snapshots = self.watchers.subscribe(&service)?;
+        Ok(Discover::new(service, snapshots))
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").field("registrar", &self.registrar).finish_non_exhaustive()
+    }
+}
+
+/// The options of a [`Registry`].
+#[derive(Debug)]
+#[must_use = "a builder does nothing before build()"]
+pub struct RegistryBuilder {
+    endpoints: Vec<String>,
+    prefix: Option<String>,
+    format: Arc<dyn Format>,
+    default_weight: u16,
+    dial_timeout: Duration,
+    credentials: Option<Credentials>,
+    tls: Option<Tls>,
+}
+
+impl RegistryBuilder {
+    /// What every key begins with. Defaults to the format's own, `kitex/registry-etcd` for [`Kitex`].
+    ///
+    /// A slash at the end changes nothing, one at the beginning is kept.
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = Some(prefix.into());
+        self
+    }
+
+    /// How instances look in etcd. Defaults to [`Kitex`].
+    pub fn format(mut self, format: impl Format) -> Self {
+        self.format = Arc::new(format);
+        self
+    }
+
+    /// The weight of instances that state none when they are read, 1 to 65,535. Defaults to 10, as Kitex does.
+    pub fn default_weight(mut self, weight: u16) -> Self {
+        self.default_weight = weight;
+        self
+    }
+
+    /// How long connecting to one etcd member may take. Defaults to 2 s.
+    pub fn dial_timeout(mut self, timeout: Duration) -> Self {
+        self.dial_timeout = timeout;
+        self
+    }
+
+    /// User and password towards etcd. Tokens are refreshed when they expire.
+    pub fn auth(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
+        self.credentials = Some(Credentials { user: user.into(), password: password.into() });
+        self
+    }
+
+    /// TLS towards etcd. Every endpoint must then be `https`.
+    #[cfg(feature = "tls-ring")]
+    pub fn tls(mut self, tls: EtcdTls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Checks everything and makes the registry. No I/O is done and no runtime is needed: etcd may still be down.
+    ///
+    /// # Errors
+    ///
+    /// An empty list of endpoints, a bad URL, a bad prefix, or an option out of its range.
+    pub fn build(self) -> Result<Registry, ConfigError> {
+        let prefix = self.prefix.unwrap_or_else(|| self.format.default_prefix().to_owned());
+        let base = parse_prefix(&prefix)?;
+        if self.default_weight == 0 {
+            let (option, value) = ("default_weight", "0".to_owned());
+            return Err(ConfigError::Option { option, value, expected: "1 to 65535" });
+        }
+        if self.dial_timeout.is_zero() {
+            let (option, value) = ("dial_timeout", format!("{:?}", self.dial_timeout));
+            return Err(ConfigError::Option { option, value, expected: "more than zero" });
+        }
+        if self.credentials.as_ref().is_some_and(|credentials| credentials.user.is_empty()) {
+            let (option, value) = ("auth", "with an empty user".to_owned());
+            return Err(ConfigError::Option { option, value, expected: "a user's name" });
+        }
+        let endpoints = parse_endpoints(&self.endpoints, self.tls.as_ref(), self.dial_timeout)?;
+        let cluster = Arc::new(Cluster::new(endpoints, self.credentials));
+        let layout = Layout {
+            base: base.clone(),
+            format: self.format.clone(),
+            default_weight: self.default_weight,
+            hold: DEFAULT_HOLD,
+        };
+        Ok(Registry {
+            registrar: Registrar::new(cluster.clone(), base, self.format),
+            watchers: Watchers::new(cluster, layout),
+        })
+    }
+}
+
+/// Checks a prefix and ends it with a slash, unless it is empty.
+fn parse_prefix(prefix: &str) -> Result<String, ConfigError> {
+    let refuse = |reason| Err(ConfigError::Prefix { prefix: prefix.chars().take(300).collect(), reason });
+    if prefix.len() > 1024 {
+        return refuse("it is longer than 1024 bytes");
+    }
+    if prefix.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return refuse("it holds white space or a control character");
+    }
+    if prefix.is_empty() || prefix == "/" {
+        return Ok(prefix.to_owned());
+    }
+    let inner = prefix.strip_prefix('/').unwrap_or(prefix);
+    let inner = inner.strip_suffix('/').unwrap_or(inner);
+    if inner.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
+        return refuse("a segment of it is empty, '.' or '..'");
+    }
+    let slash = if prefix.ends_with('/') { "" } else { "/" };
+    Ok(format!("{prefix}{slash}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trailing_slash_is_not_doubled_and_a_leading_one_is_kept() {
+        for (prefix, base) in [("", ""), ("/", "/"), ("a", "a/"), ("a/", "a/"), ("/a/b", "/a/b/"), ("/a/b/", "/a/b/")] {
+            assert_eq!(parse_prefix(prefix).expect(prefix), base);
+        }
+        for bad in ["//", "a//b", "a/../b", "..", "./a", "a b", "a\n", "a\0"] {
+            assert!(parse_prefix(bad).is_err(), "{bad:?} must be refused");
+        }
+    }
+
+    #[test]
+    fn building_needs_no_runtime_and_refuses_bad_values_by_name() {
+        let build = |builder: RegistryBuilder| builder.build().map(drop).map_err(|error| error.to_string());
+        let good = || Registry::builder(["http://127.0.0.1:1"]);
+        assert_eq!(build(good()), Ok(()));
+        assert!(build(Registry::builder(Vec::<String>::new())).is_err_and(|error| error.contains("no etcd endpoint")));
+        assert!(build(Registry::builder(["http://"])).is_err_and(|error| error.contains("http://")));
+        assert!(build(good().prefix("a//b")).is_err_and(|error| error.contains("a//b")));
+        assert!(build(good().default_weight(0)).is_err_and(|error| error.contains("default_weight")));
+        assert!(build(good().dial_timeout(Duration::ZERO)).is_err_and(|error| error.contains("dial_timeout")));
+        assert!(build(good().auth("", "secret")).is_err_and(|error| !error.contains("secret")));
+    }
+
+    #[test]
+    fn no_debug_shows_the_password() {
+        let builder = Registry::builder(["http://127.0.0.1:1"]).auth("root", "secret");
+        assert!(!format!("{builder:?}").contains("secret"));
+        let registry = builder.build().expect("a good registry");
+        assert!(!format!("{registry:?}").contains("secret"));
+    }
+
+    #[test]
+    fn discovering_outside_of_a_runtime_is_a_typed_error() {
+        let registry = Registry::builder(["http://127.0.0.1:1"]).build().expect("a good registry");
+        assert!(matches!(registry.discover("echo"), Err(ConfigError::NoRuntime { .. })));
+        assert!(matches!(registry.discover("a/b"), Err(ConfigError::ServiceName { .. })));
+    }
+}
