@@ -1,0 +1,356 @@
+//! Everything that plays in the demo and all that was seen of it: the processes, the calls, and the servers that the client
+//! knows from etcd.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::io;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+use tokio::time::{self, Interval};
+use tonic_etcd::{Address, ConfigError, Discover, Instance, MemberState, Registry};
+use tower::discover::Change;
+
+use crate::events::{Call, Event, Events, Line};
+use crate::load;
+use crate::process::{self, Etcd, Process};
+use crate::screen::{Row, Screen, Tone, grouped};
+
+/// Why the story does not come to its end.
+pub(crate) enum Ending {
+    Interrupted,
+    Failed(String),
+}
+
+impl From<io::Error> for Ending {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl From<ConfigError> for Ending {
+    fn from(error: ConfigError) -> Self {
+        Self::Failed(error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}")))
+    }
+}
+
+pub(crate) struct Server {
+    process: Process,
+    pub(crate) address: String,
+    pub(crate) life: Life,
+}
+
+/// What happened to a server's process.
+#[derive(Clone, Copy)]
+pub(crate) enum Life {
+    /// It runs, and is not in etcd yet.
+    Starting,
+    /// It said that it is in etcd.
+    Registered(Instant),
+    /// It got SIGTERM.
+    Leaving,
+    /// It ended after that.
+    Stopped,
+    /// It got SIGKILL.
+    Killed,
+    /// It ended, and nobody asked it to.
+    Crashed,
+}
+
+/// What the client learned of a server from etcd.
+#[derive(Clone, Copy)]
+enum Listed {
+    Yes { weight: u16 },
+    NoMore { since: Instant, weight: u16 },
+}
+
+/// etcd, as the spectator is told of it.
+enum Registrar {
+    Starting,
+    Up,
+    Away(Instant),
+}
+
+pub(crate) struct Stage {
+    // The servers go before etcd, whose folder holds their logs.
+    servers: Vec<Server>,
+    etcd: Etcd,
+    registrar: Registrar,
+    registry: Registry,
+    discover: Discover,
+    listed: HashMap<Address, Listed>,
+    calls: Vec<Call>,
+    pub(crate) screen: Screen,
+    events: Events,
+    seen: mpsc::UnboundedReceiver<Event>,
+    redraw: Interval,
+}
+
+impl Stage {
+    pub(crate) fn new(
+        mut etcd: Etcd,
+        screen: Screen,
+        events: Events,
+        seen: mpsc::UnboundedReceiver<Event>,
+    ) -> Result<Self, Ending> {
+        etcd.start(events.clone())?;
+        let registry = Registry::builder([etcd.url()]).build()?;
+        Ok(Self {
+            servers: Vec::new(),
+            etcd,
+            registrar: Registrar::Starting,
+            discover: registry.discover(SERVICE)?,
+            registry,
+            listed: HashMap::new(),
+            calls: Vec::new(),
+            screen,
+            events,
+            seen,
+            redraw: time::interval(REDRAW),
+        })
+    }
+
+    /// Starts the client: a channel that any generated client takes, and calls over it without end.
+    pub(crate) fn start_client(&self) -> Result<(), Ending> {
+        let channel = self.registry.discover(SERVICE)?.balance_channel(|_, endpoint| endpoint);
+        tokio::spawn(load::run(channel, self.events.clone()));
+        Ok(())
+    }
+
+    /// Starts a server and returns its number.
+    pub(crate) fn start_server(&mut self) -> Result<usize, Ending> {
+        let number = self.servers.len();
+        let process = process::start_server(number, TTL, &self.etcd, self.events.clone())?;
+        self.servers.push(Server { process, address: String::new(), life: Life::Starting });
+        Ok(number)
+    }
+
+    pub(crate) fn terminate_server(&mut self, number: usize) -> Result<Instant, Ending> {
+        let server = &mut self.servers[number];
+        server.life = Life::Leaving;
+        Ok(server.process.terminate()?)
+    }
+
+    pub(crate) fn kill_server(&mut self, number: usize) -> Result<Instant, Ending> {
+        let server = &mut self.servers[number];
+        server.life = Life::Killed;
+        Ok(server.process.kill()?)
+    }
+
+    pub(crate) fn kill_etcd(&mut self) -> Result<Instant, Ending> {
+        let killed = self.etcd.kill()?;
+        self.registrar = Registrar::Away(killed);
+        Ok(killed)
+    }
+
+    pub(crate) fn restart_etcd(&mut self) -> Result<(), Ending> {
+        Ok(self.etcd.start(self.events.clone())?)
+    }
+
+    pub(crate) fn etcd_answers(&self) -> bool {
+        matches!(self.registrar, Registrar::Up)
+    }
+
+    pub(crate) fn etcd_address(&self) -> String {
+        self.etcd.address().to_string()
+    }
+
+    pub(crate) fn server(&self, number: usize) -> &Server {
+        &self.servers[number]
+    }
+
+    /// Whether every server answered a call.
+    pub(crate) fn settled(&self) -> bool {
+        (0..self.servers.len()).all(|number| self.calls_of(number).next().is_some())
+    }
+
+    /// When the client heard from etcd that a server is off the list.
+    pub(crate) fn off_the_list(&self, number: usize) -> Option<Instant> {
+        match self.listed(&self.servers[number])? {
+            Listed::Yes { .. } => None,
+            Listed::NoMore { since, .. } => Some(since),
+        }
+    }
+
+    /// How many servers the client knows from etcd.
+    pub(crate) fn on_the_list(&self) -> usize {
+        self.listed.values().filter(|listed| matches!(listed, Listed::Yes { .. })).count()
+    }
+
+    pub(crate) fn calls(&self) -> &[Call] {
+        &self.calls
+    }
+
+    /// The calls that a server answered, in the order in which they ended.
+    pub(crate) fn calls_of(&self, number: usize) -> impl DoubleEndedIterator<Item = &Call> {
+        let address = &self.servers[number].address;
+        self.calls.iter().filter(move |call| call.answer.as_ref() == Ok(address))
+    }
+
+    /// Lets the play go on until `done`, and fails if that takes longer than `limit`.
+    pub(crate) async fn until(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut done: impl FnMut(&Self) -> bool,
+    ) -> Result<(), Ending> {
+        let begin = Instant::now();
+        while !done(self) {
+            if begin.elapsed() > limit {
+                return Err(Ending::Failed(format!("{what}: waited {} s in vain", limit.as_secs())));
+            }
+            self.see().await?;
+        }
+        Ok(())
+    }
+
+    /// Lets the play go on for a while.
+    pub(crate) async fn look_on(&mut self, duration: Duration) -> Result<(), Ending> {
+        let begin = Instant::now();
+        while begin.elapsed() < duration {
+            self.see().await?;
+        }
+        Ok(())
+    }
+
+    /// A moment that is worth a look at the table.
+    pub(crate) fn pause(&mut self) {
+        self.screen.pause(&self.rows(), &self.footer());
+    }
+
+    /// A reason, with what the logs say.
+    pub(crate) fn with_logs(&self, mut reason: String) -> String {
+        reason.push_str(&process::last_lines(self.etcd.folder()).unwrap_or_default());
+        reason
+    }
+
+    /// Takes in one thing that happened. Returns after the next redraw at the latest.
+    async fn see(&mut self) -> Result<(), Ending> {
+        tokio::select! {
+            Some(event) = self.seen.recv() => match event {
+                Event::Said { server, at, line } => self.said(server, at, line),
+                Event::Ended { server } => self.servers[server].end(),
+                Event::EtcdAnswers => self.registrar = Registrar::Up,
+                Event::Called(call) => self.calls.push(call),
+                Event::Interrupted => return Err(Ending::Interrupted),
+            },
+            Some(Ok(change)) = self.discover.next() => self.changed(change),
+            _ = self.redraw.tick() => self.screen.show(&self.rows(), &self.footer()),
+        }
+        Ok(())
+    }
+
+    fn said(&mut self, server: usize, at: Instant, line: Line) {
+        let server = &mut self.servers[server];
+        match (line, server.life) {
+            (Line::Listening { address }, _) => server.address = address,
+            (Line::Registered, Life::Starting) => server.life = Life::Registered(at),
+            _ => {}
+        }
+    }
+
+    fn changed(&mut self, change: Change<Address, Instance>) {
+        match change {
+            Change::Insert(address, Instance { weight, .. }) => {
+                self.listed.insert(address, Listed::Yes { weight });
+            }
+            Change::Remove(address) => {
+                if let Some(listed) = self.listed.get_mut(&address) {
+                    *listed = Listed::NoMore { since: Instant::now(), weight: listed.weight() };
+                }
+            }
+        }
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let snapshot = self.discover.snapshot();
+        let row = |(server, name): (&Server, char)| {
+            let listed = self.listed(server);
+            let member = snapshot.as_ref().and_then(|snapshot| snapshot.get(&server.address.parse().ok()?));
+            let in_question = member.is_some_and(|member| member.state() == MemberState::InQuestion);
+            let (state, tone) = server.state(listed, in_question);
+            Row {
+                name,
+                address: server.address.clone(),
+                weight: listed.map(Listed::weight),
+                calls_a_second: self.last_second().filter(|call| call.answer.as_ref() == Ok(&server.address)).count(),
+                state,
+                tone,
+            }
+        };
+        self.servers.iter().zip(NAMES.chars()).map(row).collect()
+    }
+
+    fn listed(&self, server: &Server) -> Option<Listed> {
+        self.listed.get(&server.address.parse().ok()?).copied()
+    }
+
+    fn footer(&self) -> String {
+        let etcd = match self.registrar {
+            Registrar::Starting => self.screen.paint(Tone::Uneasy, "starting"),
+            Registrar::Up => self.screen.paint(Tone::Good, "up"),
+            Registrar::Away(since) => {
+                self.screen.paint(Tone::Bad, &format!("away for {:.0} s", since.elapsed().as_secs_f64()))
+            }
+        };
+        let rate = self.last_second().count();
+        let failing = match self.last_second().filter(|call| call.answer.is_err()).count() {
+            0 => "none failing".to_owned(),
+            failing => self.screen.paint(Tone::Bad, &format!("{failing} failing")),
+        };
+        format!("etcd: {etcd}   client: {rate} calls/s, {failing}, {} so far", grouped(self.calls.len()))
+    }
+
+    fn last_second(&self) -> impl Iterator<Item = &Call> {
+        self.calls.iter().rev().take_while(|call| call.end.elapsed() < Duration::from_secs(1))
+    }
+}
+
+impl Server {
+    fn end(&mut self) {
+        self.life = match self.life {
+            Life::Killed => Life::Killed,
+            Life::Leaving => Life::Stopped,
+            _ => Life::Crashed,
+        };
+    }
+
+    fn state(&self, listed: Option<Listed>, in_question: bool) -> (&'static str, Tone) {
+        match (self.life, listed) {
+            (Life::Starting, _) => ("starting", Tone::Dim),
+            (Life::Registered(_), None) => ("registered", Tone::Uneasy),
+            (Life::Registered(_), Some(Listed::Yes { .. })) if in_question => ("in question", Tone::Uneasy),
+            (Life::Registered(_), Some(Listed::Yes { .. })) => ("serving", Tone::Good),
+            (Life::Registered(_), Some(Listed::NoMore { .. })) => ("forgotten", Tone::Bad),
+            (Life::Leaving, Some(Listed::NoMore { .. })) => ("leaving", Tone::Uneasy),
+            (Life::Leaving, _) => ("told to stop", Tone::Uneasy),
+            (Life::Stopped, _) => ("stopped", Tone::Dim),
+            (Life::Killed, Some(Listed::Yes { .. })) if in_question => ("killed, in question", Tone::Bad),
+            (Life::Killed, Some(Listed::Yes { .. })) => ("killed, on the list", Tone::Bad),
+            (Life::Killed, _) => ("killed, off the list", Tone::Dim),
+            (Life::Crashed, _) => ("crashed", Tone::Bad),
+        }
+    }
+}
+
+impl Listed {
+    fn weight(self) -> u16 {
+        match self {
+            Self::Yes { weight } | Self::NoMore { weight, .. } => weight,
+        }
+    }
+}
+
+/// What the table calls a server: A, B, C.
+pub(crate) fn name(server: usize) -> char {
+    NAMES.chars().nth(server).unwrap_or('?')
+}
+
+const NAMES: &str = "ABCDEFGH";
+/// The name that the servers register and the client asks for: the default of `echo_server`.
+const SERVICE: &str = "echo";
+/// Short, so that nobody waits long for a killed server's lease to end.
+pub(crate) const TTL: Duration = Duration::from_secs(5);
+/// Ten pictures a second look alive, and cost nothing.
+const REDRAW: Duration = Duration::from_millis(100);

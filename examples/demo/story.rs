@@ -1,0 +1,169 @@
+//! What happens, step by step, and what the spectator is told about it.
+
+use std::time::{Duration, Instant};
+
+use crate::load::CALLS_A_SECOND;
+use crate::stage::{self, Ending, Life, Stage, TTL};
+
+/// When the things happened that promises are about. Servers are meant by their numbers.
+pub(crate) struct Moments {
+    pub(crate) join: Join,
+    pub(crate) leave: Leave,
+    pub(crate) kill: Kill,
+    pub(crate) away: Away,
+}
+
+pub(crate) struct Join {
+    pub(crate) server: usize,
+    pub(crate) registered: Instant,
+}
+
+pub(crate) struct Leave {
+    pub(crate) server: usize,
+    pub(crate) signalled: Instant,
+}
+
+pub(crate) struct Kill {
+    pub(crate) killed: Instant,
+    /// When the client heard from etcd that it is gone.
+    pub(crate) off_the_list: Instant,
+}
+
+pub(crate) struct Away {
+    pub(crate) from: Instant,
+    pub(crate) until: Instant,
+    /// Servers on the client's list when etcd went, and the fewest from then to the end of the step.
+    pub(crate) known: usize,
+    pub(crate) fewest: usize,
+}
+
+pub(crate) async fn tell(stage: &mut Stage) -> Result<Moments, Ending> {
+    stage.screen.headline("tonic-etcd: servers come and go, and a client's calls follow them");
+    begin(stage).await?;
+    let join = join(stage).await?;
+    let leave = leave(stage, 1).await?;
+    let kill = kill(stage, 2).await?;
+    let away = away(stage).await?;
+    Ok(Moments { join, leave, kill, away })
+}
+
+async fn begin(stage: &mut Stage) -> Result<(), Ending> {
+    let address = stage.etcd_address();
+    stage.screen.say(&format!(
+        "etcd starts, on {address}. It is the address book: servers write themselves down in it, and clients read it."
+    ));
+    stage.until("etcd answers", PATIENCE, Stage::etcd_answers).await?;
+    stage.screen.say("Three echo servers start. Each finds a port of its own and writes itself down as \"echo\".");
+    for _ in 0..3 {
+        stage.start_server()?;
+    }
+    stage
+        .screen
+        .say(&format!("A client asks for \"echo\" and makes {CALLS_A_SECOND} calls a second, to whom it likes."));
+    stage.start_client()?;
+    stage.until("all three servers are called", PATIENCE, Stage::settled).await?;
+    stage.look_on(LOOK).await?;
+    stage.pause();
+    Ok(())
+}
+
+async fn join(stage: &mut Stage) -> Result<Join, Ending> {
+    stage.screen.headline("1 of 4  A server joins");
+    stage.screen.say("A fourth server starts. Nobody tells the client: it watches the address book.");
+    let server = stage.start_server()?;
+    stage.until("the fourth server is called", PATIENCE, Stage::settled).await?;
+    // It is registered before it is called, but the line that says so may come later than the call's end.
+    let registered = |stage: &Stage| match stage.server(server).life {
+        Life::Registered(at) => Some(at),
+        _ => None,
+    };
+    stage.until("the fourth server says that it is registered", PATIENCE, |stage| registered(stage).is_some()).await?;
+    let registered = registered(stage).unwrap_or_else(Instant::now);
+    stage.screen.say("It is in the book, and takes its share of the calls.");
+    stage.look_on(LOOK).await?;
+    stage.pause();
+    Ok(Join { server, registered })
+}
+
+async fn leave(stage: &mut Stage, server: usize) -> Result<Leave, Ending> {
+    stage.screen.headline("2 of 4  A server is told to stop");
+    stage.screen.say(&format!(
+        "{} gets SIGTERM, as in every deployment. It strikes itself out of the book, serves on until the clients have heard \
+         of it, and ends.",
+        stage::name(server)
+    ));
+    let signalled = stage.terminate_server(server)?;
+    stage.until("the server stops", PATIENCE, |stage| matches!(stage.server(server).life, Life::Stopped)).await?;
+    stage.screen.say("It has stopped. Nobody called it any more, so nobody missed it.");
+    stage.look_on(LOOK).await?;
+    stage.pause();
+    Ok(Leave { server, signalled })
+}
+
+async fn kill(stage: &mut Stage, server: usize) -> Result<Kill, Ending> {
+    stage.screen.headline("3 of 4  A server is killed");
+    let name = stage::name(server);
+    stage.screen.say(&format!(
+        "{name} gets kill -9 and cannot say goodbye. Its entry is on a lease of {} s, which it no longer renews.",
+        TTL.as_secs()
+    ));
+    let killed = stage.kill_server(server)?;
+    if TONIC_CALLS_THE_DEAD {
+        stage
+            .screen
+            .say("tonic's own balancer, which plays here, goes on calling it for as long as it is in the book.");
+    }
+    stage.until("the killed server is struck out", PATIENCE, |stage| stage.off_the_list(server).is_some()).await?;
+    let off_the_list = stage.off_the_list(server).unwrap_or_else(Instant::now);
+    stage.screen.say(&format!(
+        "Its lease ended, and it stayed away: {name} is struck out {:.1} s after its death.",
+        (off_the_list - killed).as_secs_f64()
+    ));
+    stage.look_on(LOOK).await?;
+    stage.pause();
+    Ok(Kill { killed, off_the_list })
+}
+
+async fn away(stage: &mut Stage) -> Result<Away, Ending> {
+    stage.screen.headline("4 of 4  etcd itself is killed");
+    let known = stage.on_the_list();
+    stage.screen.say(&format!(
+        "The address book is gone, for longer than the leases of {} s. The client keeps what it knew.",
+        TTL.as_secs()
+    ));
+    let from = stage.kill_etcd()?;
+    let mut fewest = known;
+    let begin = Instant::now();
+    stage
+        .until("etcd is away", AWAY + PATIENCE, |stage| {
+            fewest = fewest.min(stage.on_the_list());
+            begin.elapsed() > AWAY
+        })
+        .await?;
+    stage.pause();
+    stage.restart_etcd()?;
+    stage.until("etcd answers again", PATIENCE, Stage::etcd_answers).await?;
+    let until = Instant::now();
+    stage.screen.say("etcd is back, with its data. Servers and client find it again by themselves.");
+    stage
+        .until("the servers find etcd again", AFTER + PATIENCE, |stage| {
+            fewest = fewest.min(stage.on_the_list());
+            until.elapsed() > AFTER
+        })
+        .await?;
+    stage.pause();
+    Ok(Away { from, until, known, fewest })
+}
+
+/// tonic's balancer cannot tell that a server does not answer: until etcd's lease ends, calls are sent to it and fail. They
+/// are counted and named. Once the demo runs on a balancer of our own, this is `false`, and every such call fails it.
+pub(crate) const TONIC_CALLS_THE_DEAD: bool = true;
+
+/// Longer than anything takes on a slow machine; whoever waits this long waits in vain.
+const PATIENCE: Duration = Duration::from_secs(12);
+/// Long enough to see the table come to rest.
+const LOOK: Duration = Duration::from_secs(4);
+/// Longer than the servers' leases.
+const AWAY: Duration = Duration::from_secs(8);
+/// Longer than the limit within which servers and clients find an etcd that came back.
+const AFTER: Duration = Duration::from_secs(4);

@@ -1,0 +1,343 @@
+//! Calls the echo servers that etcd knows, at a steady rate or as fast as it can, and counts what comes back.
+
+use std::collections::BTreeMap;
+use std::future;
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::{Parser, ValueEnum};
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+use tonic_etcd::shutdown_signal;
+
+use proto::echo::EchoRequest;
+use proto::echo::echo_client::EchoClient;
+use shared::{Failure, RegistryFlags};
+use values::{millis, number, seconds};
+
+mod proto;
+mod shared;
+#[path = "shared/values.rs"]
+mod values;
+
+/// Calls the echo servers that etcd knows, and counts what comes back.
+///
+/// Standard output is one JSON line a second, about the calls that ended in it, and one with the summary at the end. Its
+/// latencies are those of the calls that succeeded, in microseconds from the moment each was due, so that a call that had
+/// to wait for its turn does not look fast. Without --count and --duration it runs until ctrl-c.
+#[derive(Parser)]
+#[command(name = "echo_client")]
+struct Flags {
+    #[command(flatten)]
+    registry: RegistryFlags,
+
+    /// How a server is chosen for each call; tonic's balancer knows only random
+    #[arg(long, value_enum, value_name = "NAME")]
+    policy: Option<Policy>,
+
+    /// Calls a second, each begun at its own time whatever the others do; 0 is as many as --concurrency callers can make
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = number(0..=u32::MAX))]
+    rps: u32,
+
+    /// Calls at once at most [default: 1024, or 64 with --rps 0]
+    #[arg(long, value_name = "N", value_parser = number(1..=u32::MAX))]
+    concurrency: Option<u32>,
+
+    /// Ends after this many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, conflicts_with = "count")]
+    duration: Option<Duration>,
+
+    /// Ends after this many calls
+    #[arg(long, value_name = "N", value_parser = number(0..=u64::MAX))]
+    count: Option<u64>,
+
+    /// The deadline of each call, in milliseconds
+    #[arg(long, value_name = "MILLIS", default_value = "5000", value_parser = timeout)]
+    timeout: Duration,
+
+    /// While no server is known, calls wait until their deadline; with tonic's balancer they always do
+    #[arg(long)]
+    wait_for_ready: bool,
+
+    /// Who balances
+    #[arg(long, value_enum, default_value = "tonic")]
+    balancer: Balancer,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Policy {
+    LeastRequest,
+    WeightedRoundRobin,
+    Random,
+    PickFirst,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Balancer {
+    Tonic,
+    Own,
+}
+
+fn timeout(value: &str) -> Result<Duration, &'static str> {
+    match millis(value)? {
+        Duration::ZERO => Err("expected at least 1 millisecond"),
+        timeout => Ok(timeout),
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let flags = Flags::parse();
+    shared::log_to_stderr("warn");
+    shared::exit_code::<Flags>(run(&flags).await)
+}
+
+async fn run(flags: &Flags) -> Result<(), Failure> {
+    let client = EchoClient::new(flags.channel()?);
+    let (outcomes, received) = mpsc::channel(OUTCOMES);
+    let summary = tokio::spawn(count(received));
+
+    let end = async {
+        match flags.duration {
+            Some(duration) => time::sleep(duration).await,
+            None => future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = flags.call_all(&client, outcomes) => {}
+        () = end => {}
+        () = shutdown_signal() => {}
+    }
+
+    // The calls in flight end by their deadlines, and the counting with the last of them.
+    let summary = summary.await.map_err(io::Error::other)??;
+    Ok(shared::print_line(&summary)?)
+}
+
+impl Flags {
+    fn channel(&self) -> Result<Channel, Failure> {
+        if self.balancer == Balancer::Own {
+            return Err(Failure::Usage("--balancer own does not exist yet: expected tonic".into()));
+        }
+        if !matches!(self.policy, None | Some(Policy::Random)) {
+            return Err(Failure::Usage(
+                "tonic's balancer has one policy: expected --policy random, or none with --balancer tonic".into(),
+            ));
+        }
+        tracing::debug!(self.wait_for_ready, "with tonic's balancer calls always wait for a server");
+        let discover = self.registry.registry()?.discover(&self.registry.service)?;
+        Ok(discover.balance_channel(|_, endpoint| endpoint))
+    }
+
+    /// Starts every call when it is due, as a task that ends with its outcome. Cancelled, it starts no more.
+    async fn call_all(&self, client: &EchoClient<Channel>, outcomes: mpsc::Sender<Outcome>) {
+        let mut schedule = (self.rps > 0).then(|| schedule(self.rps));
+        let at_once = self.concurrency.unwrap_or(if self.rps > 0 { OPEN_LOOP } else { CLOSED_LOOP });
+        let turns = Arc::new(Semaphore::new(at_once as usize));
+
+        for _ in 0..self.count.unwrap_or(u64::MAX) {
+            // The counting ends early only where standard output is closed.
+            if outcomes.is_closed() {
+                return;
+            }
+            let due = match &mut schedule {
+                Some(schedule) => schedule.recv().await,
+                None => None,
+            };
+            let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
+            let due = due.unwrap_or_else(Instant::now);
+            let (client, timeout, outcomes) = (client.clone(), self.timeout, outcomes.clone());
+            tokio::spawn(async move {
+                let answer = call(client, timeout).await;
+                let latency = due.elapsed();
+                drop(turn);
+                let _ = outcomes.send(Outcome { answer, latency }).await;
+            });
+        }
+    }
+}
+
+/// The moments at which calls are due. They come from a thread of their own: tokio's timer knows whole milliseconds only,
+/// several times a call on the loopback.
+fn schedule(rps: u32) -> mpsc::Receiver<Instant> {
+    let (moments, received) = mpsc::channel(OUTCOMES);
+    thread::spawn(move || {
+        let (start, rps) = (Instant::now(), u64::from(rps));
+        for n in 0.. {
+            let due = start + Duration::from_secs(n / rps) + Duration::from_nanos(n % rps * 1_000_000_000 / rps);
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            if moments.blocking_send(due).is_err() {
+                return;
+            }
+        }
+    });
+    received
+}
+
+/// What became of one call: the address of the server that answered, or the code of the failure.
+struct Outcome {
+    answer: Result<String, Code>,
+    latency: Duration,
+}
+
+async fn call(mut client: EchoClient<Channel>, timeout: Duration) -> Result<String, Code> {
+    let mut request = Request::new(EchoRequest { message: "hello".to_owned() });
+    request.set_timeout(timeout);
+    // tonic's channel looks at the deadline only once it has chosen a server, and chooses none while there is none.
+    match time::timeout(timeout, client.unary_echo(request)).await {
+        Ok(Ok(reply)) => Ok(reply.into_inner().address),
+        Ok(Err(status)) => Err(code(&status)),
+        Err(_) => Err(Code::DeadlineExceeded),
+    }
+}
+
+/// tonic reports a missed deadline as CANCELLED, on both sides.
+fn code(status: &Status) -> Code {
+    match status.code() {
+        Code::Cancelled if status.message() == "Timeout expired" => Code::DeadlineExceeded,
+        code => {
+            tracing::debug!(%status, "call failed");
+            code
+        }
+    }
+}
+
+/// Counts all calls, and prints a line a second meanwhile.
+async fn count(mut outcomes: mpsc::Receiver<Outcome>) -> io::Result<Summary> {
+    let mut latencies = Histogram::new(LATENCY_DIGITS).expect("the number of digits is allowed");
+    let mut total = Tally::default();
+    let mut second = Tally::default();
+    let mut seconds = time::interval(Duration::from_secs(1));
+    seconds.tick().await;
+    let mut t = 0;
+    loop {
+        tokio::select! {
+            outcome = outcomes.recv() => match outcome {
+                Some(Outcome { answer, latency }) => {
+                    total.add(&answer);
+                    second.add(&answer);
+                    if answer.is_ok() {
+                        latencies += u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+                    }
+                }
+                None => return Ok(total.into_summary(&latencies)),
+            },
+            _ = seconds.tick() => {
+                t += 1;
+                shared::print_line(&std::mem::take(&mut second).into_second(t))?;
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    by_instance: BTreeMap<String, u64>,
+    failed: BTreeMap<&'static str, u64>,
+}
+
+impl Tally {
+    fn add(&mut self, answer: &Result<String, Code>) {
+        match answer {
+            Ok(address) => match self.by_instance.get_mut(address) {
+                Some(calls) => *calls += 1,
+                None => drop(self.by_instance.insert(address.clone(), 1)),
+            },
+            Err(code) => *self.failed.entry(name(*code)).or_default() += 1,
+        }
+    }
+
+    fn ok(&self) -> u64 {
+        self.by_instance.values().sum()
+    }
+
+    fn failed(&self) -> u64 {
+        self.failed.values().sum()
+    }
+
+    fn into_second(self, t: u64) -> Second {
+        Second { event: "second", t, ok: self.ok(), failed: self.failed(), by_instance: self.by_instance }
+    }
+
+    fn into_summary(self, latencies: &Histogram<u64>) -> Summary {
+        Summary {
+            sent: self.ok() + self.failed(),
+            ok: self.ok(),
+            failed: self.failed,
+            by_instance: self.by_instance,
+            latency_us: Latency {
+                p50: latencies.value_at_quantile(0.5),
+                p90: latencies.value_at_quantile(0.9),
+                p99: latencies.value_at_quantile(0.99),
+                p999: latencies.value_at_quantile(0.999),
+                max: latencies.max(),
+            },
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Second {
+    event: &'static str,
+    t: u64,
+    ok: u64,
+    failed: u64,
+    by_instance: BTreeMap<String, u64>,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    sent: u64,
+    ok: u64,
+    failed: BTreeMap<&'static str, u64>,
+    by_instance: BTreeMap<String, u64>,
+    latency_us: Latency,
+}
+
+#[derive(Serialize)]
+struct Latency {
+    p50: u64,
+    p90: u64,
+    p99: u64,
+    p999: u64,
+    max: u64,
+}
+
+/// A code as gRPC's specification writes it.
+fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+/// Calls at once at most in an open loop: enough that only a stalled set of servers holds calls up.
+const OPEN_LOOP: u32 = 1024;
+/// Callers in a closed loop: enough to keep a few cores busy.
+const CLOSED_LOOP: u32 = 64;
+/// Moments and outcomes that may wait to be looked at.
+const OUTCOMES: usize = 1024;
+/// Significant digits of a latency: three tell 1.00 ms from 1.01 ms.
+const LATENCY_DIGITS: u8 = 3;

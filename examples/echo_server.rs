@@ -1,0 +1,245 @@
+//! An echo server that registers itself in etcd: every option is a flag, every event a JSON line.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use clap::Parser;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use serde::Serialize;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+use tonic_etcd::{Instance, Registration, Status as Registered, shutdown_signal};
+
+use proto::echo::echo_server::{Echo, EchoServer};
+use proto::echo::{EchoReply, EchoRequest};
+use shared::{Failure, RegistryFlags};
+use values::{millis, number, seconds};
+
+mod proto;
+mod shared;
+#[path = "shared/values.rs"]
+mod values;
+
+/// An echo server that registers itself in etcd.
+///
+/// Standard output is one JSON line for each event: listening, registered (again after each re-registration, with the new
+/// lease in hex), lost, deregistered and stopped. Ctrl-c and SIGTERM end it gracefully.
+#[derive(Parser)]
+#[command(name = "echo_server")]
+struct Flags {
+    #[command(flatten)]
+    registry: RegistryFlags,
+
+    /// Where to listen; port 0 finds a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", value_parser = listen)]
+    listen: SocketAddr,
+
+    /// The address that clients are told [default: where it listens]
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+
+    /// Its share of the calls, for clients that weigh
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = number(1..=u16::MAX))]
+    weight: u16,
+
+    /// A tag that clients can read; may be given several times
+    #[arg(long, value_name = "K=V", value_parser = tag)]
+    tag: Vec<(String, String)>,
+
+    /// How long etcd keeps it on the list after it fell silent, in seconds [default: 15]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    ttl: Option<Duration>,
+
+    /// Sleeps this long in each call
+    #[arg(long, value_name = "MILLIS", default_value = "0", value_parser = millis)]
+    delay: Duration,
+
+    /// Answers UNAVAILABLE to this many of each 100 calls, evenly spread
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = number(0..=100_u64))]
+    fail_percent: u64,
+
+    /// How long it serves on after it left etcd, until clients have heard of it, in milliseconds [default: 1000]
+    #[arg(long, value_name = "MILLIS", value_parser = millis)]
+    pause: Option<Duration>,
+
+    /// How long calls in flight may take to end after that, in seconds [default: 30]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    drain: Option<Duration>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let flags = Flags::parse();
+    shared::log_to_stderr("warn,tonic_etcd=info");
+    shared::exit_code::<Flags>(run(flags).await)
+}
+
+async fn run(flags: Flags) -> Result<(), Failure> {
+    let incoming = TcpIncoming::bind(flags.listen)
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {}: {error}", flags.listen)))?;
+    let bound = incoming.local_addr()?;
+    let registration = flags.registration(bound)?;
+    let calls = Arc::new(AtomicU64::new(0));
+    let echo = EchoService {
+        address: registration.address().to_string(),
+        delay: flags.delay,
+        fail_percent: flags.fail_percent,
+        calls: Arc::clone(&calls),
+    };
+
+    shared::print_line(&Event::Listening { address: bound })?;
+    let events = tokio::spawn(report(registration.status_changes()));
+    let served = Server::builder()
+        .layer(registration.layer())
+        .add_service(EchoServer::new(echo))
+        .serve_with_incoming_shutdown(registration.incoming(incoming), registration.deregister_on(shutdown_signal()))
+        .await;
+
+    // After a signal this is done already; where serving failed the key must not stay behind.
+    registration.deregister().await;
+    events.await.map_err(io::Error::other)??;
+    shared::print_line(&Event::Stopped { calls: calls.load(Ordering::Relaxed) })?;
+    Ok(served?)
+}
+
+impl Flags {
+    fn registration(&self, bound: SocketAddr) -> Result<Registration, Failure> {
+        let mut instance = Instance::new(&self.registry.service, bound).weight(self.weight);
+        for (name, value) in &self.tag {
+            instance = instance.tag(name, value);
+        }
+        let mut registration = self.registry.registry()?.register(instance);
+        if let Some(advertise) = &self.advertise {
+            registration = registration.advertise(advertise);
+        }
+        if let Some(ttl) = self.ttl {
+            registration = registration.ttl(ttl);
+        }
+        if let Some(pause) = self.pause {
+            registration = registration.propagation_pause(pause);
+        }
+        if let Some(drain) = self.drain {
+            registration = registration.drain_limit(drain);
+        }
+        Ok(registration.build()?)
+    }
+}
+
+fn listen(value: &str) -> Result<SocketAddr, &'static str> {
+    value.parse().map_err(|_| "expected an IP address and a port, such as 127.0.0.1:0 or [::1]:5000")
+}
+
+fn tag(value: &str) -> Result<(String, String), &'static str> {
+    match value.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("expected a name and a value, such as zone=a"),
+    }
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+enum Event {
+    Listening { address: SocketAddr },
+    Registered { key: String, lease: String },
+    Lost { reason: String },
+    Deregistered,
+    Stopped { calls: u64 },
+}
+
+/// Prints what becomes of the registration, until it is gone.
+async fn report(changes: impl Stream<Item = Registered>) -> io::Result<()> {
+    let mut changes = pin!(changes);
+    while let Some(status) = changes.next().await {
+        let event = match status {
+            Registered::Registered { key, lease } => Event::Registered { key, lease: format!("{lease:x}") },
+            Registered::Lost { reason } => Event::Lost { reason },
+            Registered::Conflict { key, lease } => {
+                Event::Lost { reason: format!("{key} belongs to another server, under lease {lease:x}") }
+            }
+            Registered::Gone => Event::Deregistered,
+            _ => continue,
+        };
+        shared::print_line(&event)?;
+    }
+    Ok(())
+}
+
+/// Answers with what it was asked, and with the address that clients know it by.
+struct EchoService {
+    address: String,
+    delay: Duration,
+    fail_percent: u64,
+    calls: Arc<AtomicU64>,
+}
+
+impl EchoService {
+    /// What every call begins with: it is counted, waits for the delay, and fails if it is its turn.
+    async fn begin(&self) -> Result<(), Status> {
+        let before = self.calls.fetch_add(1, Ordering::Relaxed);
+        if !self.delay.is_zero() {
+            tokio::time::sleep(self.delay).await;
+        }
+        // Whole percents of all calls so far: of each hundred exactly `fail_percent` reach the next one.
+        if (before + 1) * self.fail_percent / 100 > before * self.fail_percent / 100 {
+            return Err(Status::unavailable(format!("{} fails {} of 100 calls", self.address, self.fail_percent)));
+        }
+        Ok(())
+    }
+
+    fn reply(&self, message: impl Into<String>) -> EchoReply {
+        EchoReply { message: message.into(), address: self.address.clone() }
+    }
+}
+
+#[tonic::async_trait]
+impl Echo for EchoService {
+    async fn unary_echo(&self, request: Request<EchoRequest>) -> Result<Response<EchoReply>, Status> {
+        self.begin().await?;
+        Ok(Response::new(self.reply(request.into_inner().message)))
+    }
+
+    type ServerStreamingEchoStream = BoxStream<'static, Result<EchoReply, Status>>;
+
+    /// One reply a word.
+    async fn server_streaming_echo(
+        &self,
+        request: Request<EchoRequest>,
+    ) -> Result<Response<Self::ServerStreamingEchoStream>, Status> {
+        self.begin().await?;
+        let message = request.into_inner().message;
+        let replies: Vec<_> = message.split_whitespace().map(|word| Ok(self.reply(word))).collect();
+        Ok(Response::new(stream::iter(replies).boxed()))
+    }
+
+    /// One reply of all messages, as words.
+    async fn client_streaming_echo(
+        &self,
+        request: Request<Streaming<EchoRequest>>,
+    ) -> Result<Response<EchoReply>, Status> {
+        self.begin().await?;
+        let words: Vec<_> = request.into_inner().map_ok(|request| request.message).try_collect().await?;
+        Ok(Response::new(self.reply(words.join(" "))))
+    }
+
+    type BidirectionalStreamingEchoStream = BoxStream<'static, Result<EchoReply, Status>>;
+
+    /// One reply a message, as they come.
+    async fn bidirectional_streaming_echo(
+        &self,
+        request: Request<Streaming<EchoRequest>>,
+    ) -> Result<Response<Self::BidirectionalStreamingEchoStream>, Status> {
+        self.begin().await?;
+        let address = self.address.clone();
+        let replies = request
+            .into_inner()
+            .map_ok(move |request| EchoReply { message: request.message, address: address.clone() });
+        Ok(Response::new(replies.boxed()))
+    }
+}

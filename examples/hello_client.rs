@@ -1,0 +1,26 @@
+//! A client that says hello to whoever is registered as "hello", once a second: start and stop servers meanwhile.
+
+use std::error::Error;
+use std::time::Duration;
+
+use tonic_etcd::Registry;
+
+use proto::hello::HelloRequest;
+use proto::hello::hello_client::HelloClient;
+
+mod proto;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
+    let channel = registry.discover("hello")?.balance_channel(|_, endpoint| endpoint);
+    let mut client = HelloClient::new(channel);
+
+    loop {
+        match client.say_hello(HelloRequest { name: "etcd".to_owned() }).await {
+            Ok(reply) => println!("{}", reply.into_inner().message),
+            Err(status) => eprintln!("{status}"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}

@@ -1,0 +1,37 @@
+//! A server that says hello: it registers itself in etcd as "hello" when it starts to serve, and leaves on ctrl-c.
+
+use std::error::Error;
+
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+use tonic_etcd::{Instance, Registry, shutdown_signal};
+
+use proto::hello::hello_server::{Hello, HelloServer};
+use proto::hello::{HelloReply, HelloRequest};
+
+mod proto;
+
+struct Greeter;
+
+#[tonic::async_trait]
+impl Hello for Greeter {
+    async fn say_hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
+        let message = format!("Hello, {}!", request.into_inner().name);
+        Ok(Response::new(HelloReply { message }))
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
+    let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?;
+    let registration = registry.register(Instance::new("hello", incoming.local_addr()?)).build()?;
+
+    Server::builder()
+        .layer(registration.layer())
+        .add_service(HelloServer::new(Greeter))
+        .serve_with_incoming_shutdown(registration.incoming(incoming), registration.deregister_on(shutdown_signal()))
+        .await?;
+    Ok(())
+}
