@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# Everything that has to hold before a change goes in: format, lints, docs, the stated minimum
+# Rust version, and all tests, against real etcd processes.
+
+set -euo pipefail
+
+export PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
+
+usage() {
+    cat <<'USAGE'
+Usage: scripts/test.sh [--etcd PATH]
+
+  --etcd PATH   the etcd binary that the tests start (default: $ETCD, then etcd of the PATH)
+  -h, --help    this text
+USAGE
+}
+
+main() {
+    parse_options "$@"
+    cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+    step "tools" scripts/setup.sh
+    need_component rustfmt fmt
+    need_component clippy clippy
+
+    step "format" cargo fmt --all --check
+    step "lints, default features" \
+        cargo clippy --locked --all-targets -- -D warnings
+    step "lints, no features" \
+        cargo clippy --locked --lib --no-default-features -- -D warnings
+    step "lints, all features" \
+        cargo clippy --locked --all-targets --all-features -- -D warnings
+    step "docs" \
+        env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
+    check_minimum_rust
+    step "tests" cargo test --locked --all-features --no-fail-fast
+
+    header "all passed in $SECONDS s"
+}
+
+parse_options() {
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --etcd)
+                [ $# -ge 2 ] || refuse "--etcd wants the path of an etcd binary"
+                use_etcd "$2"
+                shift 2
+                ;;
+            --etcd=*)
+                use_etcd "${1#--etcd=}"
+                shift
+                ;;
+            -h | --help)
+                usage
+                exit 0
+                ;;
+            *) refuse "unknown option: $1" ;;
+        esac
+    done
+}
+
+# The tests run in the repository's root, so the path must not depend on where we are.
+use_etcd() {
+    if [ ! -f "$1" ] || [ ! -x "$1" ]; then
+        refuse "--etcd wants the path of an etcd binary, and '$1' is none"
+    fi
+    ETCD=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
+    export ETCD
+}
+
+refuse() {
+    echo "test: $1" >&2
+    usage >&2
+    exit 2
+}
+
+# rustup's smallest profile comes without these two.
+need_component() {
+    if cargo "$2" --version >/dev/null 2>&1; then
+        return
+    fi
+    if ! command -v rustup >/dev/null 2>&1 || ! rustup component add "$1"; then
+        echo "test: cargo $2 is missing: install the component $1 of your Rust toolchain" >&2
+        exit 1
+    fi
+}
+
+# tests/msrv.rs compares what the dependencies declare; only a compiler of that version can tell
+# whether our own code keeps to it. None is downloaded for this.
+check_minimum_rust() {
+    local version
+    version=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
+    if RUSTUP_AUTO_INSTALL=0 cargo "+$version" --version >/dev/null 2>&1; then
+        step "Rust $version" cargo "+$version" check --locked --all-targets --all-features
+    else
+        header "Rust $version"
+        echo "toolchain $version is not installed: only the versions that the dependencies" \
+            "declare are compared (tests/msrv.rs)"
+    fi
+}
+
+step() {
+    header "$1"
+    shift
+    "$@"
+}
+
+header() {
+    printf '\n==> %s\n' "$1"
+}
+
+main "$@"
