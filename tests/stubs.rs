@@ -1,0 +1,41 @@
+//! The checked-in stubs under `examples/proto/` are what the generator makes of the files in `proto/`.
+
+use std::env;
+use std::fs;
+use std::path::Path;
+
+/// The file name stands for both the `.proto` file and the stub: each package has the name of its file.
+const PACKAGES: [&str; 2] = ["echo", "hello"];
+
+#[test]
+fn the_stubs_are_what_the_generator_writes() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let protos = root.join("proto");
+    let generated = tempfile::tempdir().expect("a temporary folder for the generated stubs");
+
+    tonic_prost_build::configure()
+        .emit_rerun_if_changed(false)
+        .out_dir(generated.path())
+        .compile_protos(&PACKAGES.map(|package| protos.join(package).with_extension("proto")), &[protos])
+        .expect("protoc reads proto/*.proto");
+
+    for package in PACKAGES {
+        let name = format!("{package}.rs");
+        let stub = root.join("examples/proto").join(&name);
+        let wanted =
+            fs::read_to_string(generated.path().join(&name)).expect("the generator names its file after the package");
+
+        if env::var_os("UPDATE_STUBS").is_some() {
+            fs::write(&stub, wanted).expect("the stub can be written");
+            continue;
+        }
+        // A checkout may have turned the line ends; the generator writes plain ones.
+        let found = fs::read_to_string(&stub).unwrap_or_default().replace("\r\n", "\n");
+        // Not `assert_eq!`: it would print both files, some hundred lines each.
+        assert!(
+            found == wanted,
+            "examples/proto/{name} is not what the generator makes of proto/{package}.proto; \
+             refresh the stubs with `UPDATE_STUBS=1 cargo test --test stubs` and commit them with the change"
+        );
+    }
+}

@@ -1,0 +1,435 @@
+//! Real etcd processes: a test's puts and faults go in, keys, leases and revisions come out.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
+use std::process::{self, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use etcd_client::{Channel, Client, CompactionOptions, Error, GetOptions, LeaseStatus, StatusResponse};
+use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
+use tonic::transport::Endpoint;
+
+use super::process::{Child, Signal};
+use super::{LIMIT, POLL_INTERVAL, eventually, init_tracing};
+
+/// One etcd process with its own folder and ports: alone, or a member of a [`Cluster`].
+///
+/// The program is what the variable `ETCD` names, or `etcd` of the PATH. All methods panic when
+/// etcd does not do what it is told within [`LIMIT`]; a member that has just lost its leader is given
+/// the time to find another. The process ends when this is dropped, and its
+/// folder goes with it.
+#[derive(Debug)]
+pub struct Etcd {
+    name: String,
+    ports: Ports,
+    arguments: Vec<String>,
+    // Dropped before the folder it writes to.
+    child: Mutex<Child>,
+    folder: TempDir,
+}
+
+impl Etcd {
+    /// Starts an etcd with default options, and waits until it answers.
+    pub async fn start() -> Self {
+        Self::builder().start().await
+    }
+
+    /// An etcd with options of its own.
+    pub fn builder() -> EtcdBuilder {
+        EtcdBuilder::default()
+    }
+
+    /// The URL for clients.
+    pub fn url(&self) -> String {
+        self.ports.client_url()
+    }
+
+    /// The address for clients, `host:port`: what a proxy dials.
+    pub fn address(&self) -> String {
+        format!("{}:{}", Ipv4Addr::LOCALHOST, self.ports.client)
+    }
+
+    /// Ends the process with SIGKILL. Its port refuses connections afterwards.
+    pub fn kill(&self) {
+        self.child().kill();
+    }
+
+    /// Stops the process with SIGSTOP: connections stay open and nothing is answered.
+    pub fn freeze(&self) {
+        self.child().freeze();
+    }
+
+    /// Lets a frozen process run again.
+    pub fn resume(&self) {
+        self.child().signal(Signal::CONT);
+    }
+
+    /// Kills the process if it runs, and starts it with the same data on the same ports. Waits until
+    /// it answers, for which a member of a cluster needs its majority: restart several members with
+    /// `tokio::join!`.
+    pub async fn restart(&self) {
+        self.kill();
+        *self.child() = spawn(&self.folder, &self.arguments);
+        if let Err(failure) = self.answers().await {
+            self.give_up(failure);
+        }
+    }
+
+    /// As [`restart`](Self::restart), with all data lost. For an etcd that is alone: a member that
+    /// forgets what it voted for breaks its cluster.
+    pub async fn wipe_and_restart(&self) {
+        self.kill();
+        fs::remove_dir_all(data(&self.folder)).expect("the data can be removed");
+        self.restart().await;
+    }
+
+    /// A connection of the test's own, made anew for each call of this.
+    ///
+    /// # Panics
+    ///
+    /// If nothing listens. On an etcd with authentication use `etcd_client::Client::connect`.
+    pub async fn client(&self) -> Client {
+        self.connect(LIMIT).await.unwrap_or_else(|error| panic!("{self:?} accepts no connection: {error:?}"))
+    }
+
+    /// Puts a key without a lease, and returns the revision at which it did.
+    pub async fn put(&self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> i64 {
+        let (key, value) = (key.into(), value.into());
+        let put = async |mut etcd: Client| etcd.put(key.clone(), value.clone(), None).await;
+        let response = self.ask("a put", put).await;
+        response.header().expect(HEADER).revision()
+    }
+
+    /// Deletes one key, and returns whether it was there.
+    pub async fn delete(&self, key: impl Into<Vec<u8>>) -> bool {
+        let key = key.into();
+        let delete = async |mut etcd: Client| etcd.delete(key.clone(), None).await;
+        self.ask("a delete", delete).await.deleted() == 1
+    }
+
+    /// All keys that begin with `prefix`, in order, each with its value and its lease (0 for none).
+    pub async fn keys(&self, prefix: &str) -> Vec<(String, Vec<u8>, i64)> {
+        let options = GetOptions::new().with_prefix();
+        let list = async |mut etcd: Client| etcd.get(prefix, Some(options.clone())).await;
+        let pairs = self.ask("a list", list).await.take_kvs();
+        pairs
+            .into_iter()
+            .map(|pair| {
+                let lease = pair.lease();
+                let (key, value) = pair.into_key_value();
+                (String::from_utf8_lossy(&key).into_owned(), value, lease)
+            })
+            .collect()
+    }
+
+    /// The ids of all leases that live.
+    pub async fn leases(&self) -> Vec<i64> {
+        let list = async |mut etcd: Client| etcd.leases().await;
+        let response = self.ask("a list of leases", list).await;
+        response.leases().iter().map(LeaseStatus::id).collect()
+    }
+
+    /// Revokes a lease: its keys are deleted.
+    pub async fn revoke(&self, lease: i64) {
+        let revoke = async |mut etcd: Client| etcd.lease_revoke(lease).await;
+        self.ask("a revocation", revoke).await;
+    }
+
+    /// The current revision.
+    pub async fn revision(&self) -> i64 {
+        let read = async |mut etcd: Client| etcd.get(PROBE, None).await;
+        let response = self.ask("a read", read).await;
+        response.header().expect(HEADER).revision()
+    }
+
+    /// Compacts to the current revision, and returns it: watches can resume behind it only.
+    pub async fn compact(&self) -> i64 {
+        let revision = self.revision().await;
+        let options = CompactionOptions::new().with_physical();
+        let compact = async |mut etcd: Client| etcd.compact(revision, Some(options.clone())).await;
+        self.ask("a compaction", compact).await;
+        revision
+    }
+
+    /// Starts a member of `cluster` (`name=peer-url,..`) without waiting for it.
+    fn launch(name: &str, ports: Ports, cluster: &str, extra: &[String]) -> Self {
+        init_tracing();
+        let folder = tempfile::Builder::new().prefix("etcd-").tempdir().expect("the temporary folder takes a folder");
+        let option = |name: &str, value: &str| format!("--{name}={value}");
+        let mut arguments = vec![
+            option("name", name),
+            option("data-dir", &data(&folder).to_string_lossy()),
+            option("listen-client-urls", &ports.client_url()),
+            option("advertise-client-urls", &ports.client_url()),
+            option("listen-peer-urls", &ports.peer_url()),
+            option("initial-advertise-peer-urls", &ports.peer_url()),
+            option("initial-cluster", cluster),
+        ];
+        arguments.extend_from_slice(extra);
+        Self { name: name.to_owned(), child: Mutex::new(spawn(&folder, &arguments)), ports, arguments, folder }
+    }
+
+    /// Waits until etcd answers a linearizable read, or has exited.
+    async fn answers(&self) -> Result<(), Failure> {
+        let answer = async {
+            loop {
+                let answered = self.read().await;
+                // In this order: on a port that was taken, another's etcd may have answered.
+                if self.child().exited().is_some() {
+                    return Err(Failure::Exited);
+                }
+                if answered {
+                    return Ok(());
+                }
+                sleep(POLL_INTERVAL).await;
+            }
+        };
+        timeout(LIMIT, answer).await.unwrap_or(Err(Failure::Silent))
+    }
+
+    /// The answer to a question, asked over a connection of its own.
+    async fn ask<T>(&self, what: &str, question: impl AsyncFn(Client) -> Result<T, Error>) -> T {
+        eventually("etcd has a leader", LIMIT, async || {
+            match question(self.client().await).await {
+                Ok(answer) => Some(answer),
+                // The read was lost together with the leader it was meant for.
+                Err(Error::GRpcStatus(status)) if status.message().contains("leader changed") => None,
+                Err(error) => panic!("{what} failed on {self:?}: {error}"),
+            }
+        })
+        .await
+    }
+
+    /// Whether a linearizable read succeeds now.
+    async fn read(&self) -> bool {
+        let read = async { self.connect(ATTEMPT).await?.get(PROBE, None).await };
+        match timeout(ATTEMPT, read).await {
+            Ok(Ok(_)) => true,
+            // With authentication on, etcd makes sure of its leader first and of the user then.
+            Ok(Err(Error::GRpcStatus(status))) => status.message().contains("user name is empty"),
+            _ => false,
+        }
+    }
+
+    async fn connect(&self, limit: Duration) -> Result<Client, Error> {
+        let channel = Endpoint::from_shared(self.url())
+            .expect("etcd's URL is one")
+            .connect_timeout(limit)
+            .timeout(limit)
+            .connect()
+            .await?;
+        Client::from_channel(Channel::Tonic(channel), None).await
+    }
+
+    /// What this member thinks of its cluster, if it answers at once.
+    async fn status(&self) -> Option<StatusResponse> {
+        let status = async { self.connect(ATTEMPT).await?.status().await };
+        timeout(ATTEMPT, status).await.ok()?.ok()
+    }
+
+    /// Whether it exited because something else listens on one of its ports.
+    fn lost_its_port(&self, failure: Failure) -> bool {
+        failure == Failure::Exited && self.log().contains("address already in use")
+    }
+
+    fn give_up(&self, failure: Failure) -> ! {
+        panic!("{} {failure:?} with {:?}:\n{}", self.name, self.arguments, self.log())
+    }
+
+    fn log(&self) -> String {
+        let log = fs::read(self.folder.path().join(LOG)).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    fn child(&self) -> MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Options of an [`Etcd`] or a [`Cluster`].
+#[derive(Debug, Clone, Default)]
+#[must_use]
+pub struct EtcdBuilder {
+    arguments: Vec<String>,
+}
+
+impl EtcdBuilder {
+    /// One more argument (`--quota-backend-bytes=16777216`), behind the rig's own: of two, the later
+    /// one counts.
+    pub fn arg(mut self, argument: impl Into<String>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Starts one etcd, and waits until it answers.
+    pub async fn start(self) -> Etcd {
+        let mut members = self.launch(&["etcd"]).await;
+        members.remove(0)
+    }
+
+    /// Starts a cluster of three members, and waits until each answers.
+    pub async fn start_cluster(self) -> Cluster {
+        Cluster { members: self.launch(&["one", "two", "three"]).await }
+    }
+
+    /// Starts one member a name. New ports are tried when another process was faster to listen.
+    async fn launch(&self, names: &[&str]) -> Vec<Etcd> {
+        let mut attempt = 1;
+        loop {
+            let members = self.launch_once(names);
+            let Some((member, failure)) = first_failure(&members).await else { return members };
+            if attempt == ATTEMPTS || !member.lost_its_port(failure) {
+                member.give_up(failure);
+            }
+            attempt += 1;
+        }
+    }
+
+    fn launch_once(&self, names: &[&str]) -> Vec<Etcd> {
+        let ports: Vec<Ports> = names.iter().map(|_| Ports::free()).collect();
+        let members: Vec<String> =
+            names.iter().zip(&ports).map(|(name, ports)| format!("{name}={}", ports.peer_url())).collect();
+        let cluster = members.join(",");
+        names.iter().zip(ports).map(|(name, ports)| Etcd::launch(name, ports, &cluster, &self.arguments)).collect()
+    }
+}
+
+/// Three etcd processes that are one cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    members: Vec<Etcd>,
+}
+
+impl Cluster {
+    /// Starts three members with default options, and waits until each answers.
+    pub async fn start() -> Self {
+        Etcd::builder().start_cluster().await
+    }
+
+    /// The URLs of all members.
+    pub fn urls(&self) -> Vec<String> {
+        self.members.iter().map(Etcd::url).collect()
+    }
+
+    /// One of the members 0, 1 and 2.
+    pub fn member(&self, index: usize) -> &Etcd {
+        &self.members[index]
+    }
+
+    /// Waits until all members that answer, and at least two of them, follow one that answers too;
+    /// returns its index.
+    pub async fn leader(&self) -> usize {
+        eventually("a majority follows one leader", LIMIT, async || {
+            let mut views = Vec::new();
+            for (index, member) in self.members.iter().enumerate() {
+                if let Some(status) = member.status().await {
+                    views.push((index, status));
+                }
+            }
+            let leader = views.first()?.1.leader();
+            // A leader that was frozen believes in itself until it hears of the others' choice.
+            let agreed = views.iter().all(|(_, status)| status.leader() == leader);
+            let id = |status: &StatusResponse| status.header().expect(HEADER).member_id();
+            let (index, _) = views.iter().find(|(_, status)| id(status) == leader)?;
+            (agreed && views.len() * 2 > self.members.len()).then_some(*index)
+        })
+        .await
+    }
+}
+
+/// Waits until each of `members` answers, or one of them fails to.
+async fn first_failure(members: &[Etcd]) -> Option<(&Etcd, Failure)> {
+    for member in members {
+        if let Err(failure) = member.answers().await {
+            return Some((member, failure));
+        }
+    }
+    None
+}
+
+/// Why an etcd that was started does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    /// The process has ended.
+    Exited,
+    /// It runs, and did not answer in time.
+    Silent,
+}
+
+/// Where a member listens.
+#[derive(Debug, Clone, Copy)]
+struct Ports {
+    client: u16,
+    peer: u16,
+}
+
+impl Ports {
+    fn free() -> Self {
+        Self { client: free_port(), peer: free_port() }
+    }
+
+    fn client_url(self) -> String {
+        url(self.client)
+    }
+
+    fn peer_url(self) -> String {
+        url(self.peer)
+    }
+}
+
+fn url(port: u16) -> String {
+    format!("http://{}:{port}", Ipv4Addr::LOCALHOST)
+}
+
+fn spawn(folder: &TempDir, arguments: &[String]) -> Child {
+    let log =
+        File::options().create(true).append(true).open(folder.path().join(LOG)).expect("etcd's folder takes a log");
+    let stderr = log.try_clone().expect("the log can be shared");
+    let program = env::var_os("ETCD").unwrap_or_else(|| OsString::from("etcd"));
+    Child::spawn(Command::new(program).args(arguments).stdin(Stdio::null()).stdout(log).stderr(stderr))
+}
+
+fn data(folder: &TempDir) -> PathBuf {
+    folder.path().join("data")
+}
+
+/// A port that nothing listens on, and that no other test of this process gets.
+///
+/// It lies below the range from which the kernel takes ports for outgoing connections (32,768 and
+/// up), so that none of those takes it while etcd is away: a client that dials a dead port of that
+/// range over and over even meets itself in the end.
+fn free_port() -> u16 {
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    // Test processes that run at the same time begin at different ports.
+    let first = process::id().wrapping_mul(97);
+    loop {
+        let taken = u32::from(TAKEN.fetch_add(1, Ordering::Relaxed));
+        let offset = first.wrapping_add(taken) % u32::from(PORTS);
+        let port = FIRST_PORT + u16::try_from(offset).expect("an offset into the range is small");
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+const FIRST_PORT: u16 = 20_000;
+const PORTS: u16 = 12_000;
+
+/// How often new ports are tried.
+const ATTEMPTS: usize = 5;
+
+/// How long one question may take while etcd starts or elects.
+const ATTEMPT: Duration = Duration::from_secs(1);
+
+/// A key that nobody puts.
+const PROBE: &str = "tonic-etcd-probe";
+
+const LOG: &str = "log";
+
+const HEADER: &str = "etcd's responses have a header";

@@ -1,0 +1,217 @@
+//! A TCP proxy on the loopback interface: bytes pass through it until the test says otherwise.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+
+/// A proxy in front of one address.
+///
+/// It forwards until one of its methods switches it; a switch holds for existing and for new
+/// connections alike. Dropping it resets its connections and closes its port.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    mode: watch::Sender<Mode>,
+    count: Arc<Count>,
+}
+
+impl Proxy {
+    /// Listens on a free port, and dials `target` (`host:port`) anew for each connection.
+    pub async fn start(target: impl Into<String>) -> Self {
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("the loopback interface has a free port");
+        let address = listener.local_addr().expect("a listener has an address");
+        let (mode, changes) = watch::channel(Mode::Forward);
+        let count = Arc::new(Count::default());
+        tokio::spawn(accept(listener, target.into(), changes, count.clone()));
+        Self { address, mode, count }
+    }
+
+    /// Where the proxy listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The address as an `http` URL.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Passes everything on at once. What a black hole held back arrives now, as it does when a
+    /// broken network heals.
+    pub fn forward(&self) {
+        self.mode.send_replace(Mode::Forward);
+    }
+
+    /// Keeps every connection open and accepts new ones, and lets nothing through in either
+    /// direction: no byte, and no end of a connection.
+    pub fn black_hole(&self) {
+        self.mode.send_replace(Mode::BlackHole);
+    }
+
+    /// Resets every connection, and each new one as soon as it is accepted.
+    pub fn reset(&self) {
+        self.mode.send_replace(Mode::Reset);
+    }
+
+    /// Passes everything on `delay` after it came, in each direction.
+    pub fn delay(&self, delay: Duration) {
+        self.mode.send_replace(Mode::Delay(delay));
+    }
+
+    /// How many connections were accepted so far.
+    pub fn accepted(&self) -> usize {
+        self.count.accepted.load(Ordering::SeqCst)
+    }
+
+    /// How many of them are open now.
+    pub fn open(&self) -> usize {
+        self.count.open.load(Ordering::SeqCst)
+    }
+}
+
+/// What happens to bytes and connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Bytes pass.
+    Forward,
+    /// Bytes wait until the mode changes.
+    BlackHole,
+    /// No connection lives.
+    Reset,
+    /// Bytes pass, later.
+    Delay(Duration),
+}
+
+#[derive(Debug, Default)]
+struct Count {
+    accepted: AtomicUsize,
+    open: AtomicUsize,
+}
+
+/// Runs until the proxy is dropped.
+async fn accept(listener: TcpListener, target: String, mode: watch::Receiver<Mode>, count: Arc<Count>) {
+    let mut proxy = mode.clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = proxy.wait_for(|_| false) => return,
+        };
+        let (client, _) = accepted.expect("the proxy accepts connections");
+        count.accepted.fetch_add(1, Ordering::SeqCst);
+        count.open.fetch_add(1, Ordering::SeqCst);
+        let (target, mode, count) = (target.clone(), mode.clone(), count.clone());
+        tokio::spawn(async move {
+            carry(client, &target, mode).await;
+            count.open.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+}
+
+/// One connection, from its first byte to its end.
+async fn carry(mut client: TcpStream, target: &str, mode: watch::Receiver<Mode>) {
+    let dialled = tokio::select! {
+        biased;
+        error = torn(mode.clone()) => Err(error),
+        dialled = dial(target, mode.clone()) => dialled,
+    };
+    let Ok(mut server) = dialled else {
+        reset_on_close(&client);
+        return;
+    };
+
+    let ended = {
+        let (from_client, to_client) = client.split();
+        let (from_server, to_server) = server.split();
+        tokio::select! {
+            biased;
+            error = torn(mode.clone()) => Err(error),
+            ended = async {
+                tokio::try_join!(
+                    pump(from_client, to_server, mode.clone()),
+                    pump(from_server, to_client, mode.clone()),
+                )
+            } => ended,
+        }
+    };
+    if ended.is_err() {
+        reset_on_close(&client);
+        reset_on_close(&server);
+    }
+}
+
+/// Resolves when connections must not live: the mode says so, or the proxy is gone.
+async fn torn(mut mode: watch::Receiver<Mode>) -> io::Error {
+    _ = mode.wait_for(|mode| *mode == Mode::Reset).await;
+    io::ErrorKind::ConnectionReset.into()
+}
+
+async fn dial(target: &str, mode: watch::Receiver<Mode>) -> io::Result<TcpStream> {
+    passable(mode).await;
+    let server = TcpStream::connect(target).await?;
+    server.set_nodelay(true)?;
+    Ok(server)
+}
+
+/// Carries one direction: what comes is stamped with the time at which it may leave.
+async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mode: watch::Receiver<Mode>) -> io::Result<()> {
+    let (queue, mut queued) = mpsc::channel::<(Instant, Vec<u8>)>(QUEUE);
+    let collect = async {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let length = match from.read(&mut buffer).await {
+                Ok(0) => break,
+                Ok(length) => length,
+                Err(error) => {
+                    passable(mode.clone()).await;
+                    return Err(error);
+                }
+            };
+            let leaves = match *mode.borrow() {
+                Mode::Delay(delay) => Instant::now() + delay,
+                _ => Instant::now(),
+            };
+            let chunk = buffer[..length].to_vec();
+            if queue.send((leaves, chunk)).await.is_err() {
+                break;
+            }
+        }
+        drop(queue);
+        Ok(())
+    };
+    let deliver = async {
+        while let Some((leaves, chunk)) = queued.recv().await {
+            sleep_until(leaves).await;
+            passable(mode.clone()).await;
+            to.write_all(&chunk).await?;
+        }
+        passable(mode.clone()).await;
+        to.shutdown().await
+    };
+    tokio::try_join!(collect, deliver)?;
+    Ok(())
+}
+
+/// Waits for the end of a black hole.
+async fn passable(mut mode: watch::Receiver<Mode>) {
+    _ = mode.wait_for(|mode| *mode != Mode::BlackHole).await;
+}
+
+/// Lets `stream` end with a RST when it is dropped. Fails only where it has ended already.
+fn reset_on_close(stream: &TcpStream) {
+    _ = stream.set_zero_linger();
+}
+
+/// Bytes read at once.
+const CHUNK: usize = 16 * 1024;
+
+/// Chunks on their way in one direction; the sender feels back-pressure beyond.
+const QUEUE: usize = 64;
