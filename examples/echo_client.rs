@@ -29,9 +29,9 @@ mod values;
 
 /// Calls the echo servers that etcd knows, and counts what comes back.
 ///
-/// Standard output is one JSON line a second, about the calls that ended in it, and one with the summary at the end. Its
-/// latencies are those of the calls that succeeded, in microseconds from the moment each was due, so that a call that had
-/// to wait for its turn does not look fast. Without --count and --duration it runs until ctrl-c.
+/// Standard output is one JSON line a second, about the calls that ended in it, and one with the summary at the end.
+/// Its latencies are those of the calls that succeeded, in microseconds from the moment each was due, so that a call
+/// that had to wait for its turn does not look fast. Without --count and --duration it runs until ctrl-c.
 #[derive(Parser)]
 #[command(name = "echo_client")]
 struct Flags {
@@ -42,7 +42,8 @@ struct Flags {
     #[arg(long, value_enum, value_name = "NAME")]
     policy: Option<Policy>,
 
-    /// Calls a second, each begun at its own time whatever the others do; 0 is as many as --concurrency callers can make
+    /// Calls a second, each begun at its own time whatever the others do; 0 is as many as --concurrency callers can
+    /// make
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = number(0..=u32::MAX))]
     rps: u32,
 
@@ -164,8 +165,8 @@ impl Flags {
     }
 }
 
-/// The moments at which calls are due. They come from a thread of their own: tokio's timer knows whole milliseconds only,
-/// several times a call on the loopback.
+/// The moments at which calls are due. They come from a thread of their own: tokio's timer knows whole milliseconds
+/// only, several times a call on the loopback.
 fn schedule(rps: u32) -> mpsc::Receiver<Instant> {
     let (moments, received) = mpsc::channel(OUTCOMES);
     thread::spawn(move || {

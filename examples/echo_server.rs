@@ -29,8 +29,8 @@ mod values;
 
 /// An echo server that registers itself in etcd.
 ///
-/// Standard output is one JSON line for each event: listening, registered (again after each re-registration, with the new
-/// lease in hex), lost, deregistered and stopped. Ctrl-c and SIGTERM end it gracefully.
+/// Standard output is one JSON line for each event: listening, registered (again after each re-registration, with the
+/// new lease in hex), lost, deregistered and stopped. Ctrl-c and SIGTERM end it gracefully.
 #[derive(Parser)]
 #[command(name = "echo_server")]
 struct Flags {
@@ -143,7 +143,7 @@ fn tag(value: &str) -> Result<(String, String), &'static str> {
     }
 }
 
-#[derive(Serialize)]
+#[derive(PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 enum Event {
     Listening { address: SocketAddr },
@@ -156,6 +156,7 @@ enum Event {
 /// Prints what becomes of the registration, until it is gone.
 async fn report(changes: impl Stream<Item = Registered>) -> io::Result<()> {
     let mut changes = pin!(changes);
+    let mut last = None;
     while let Some(status) = changes.next().await {
         let event = match status {
             Registered::Registered { key, lease } => Event::Registered { key, lease: format!("{lease:x}") },
@@ -166,7 +167,11 @@ async fn report(changes: impl Stream<Item = Registered>) -> io::Result<()> {
             Registered::Gone => Event::Deregistered,
             _ => continue,
         };
-        shared::print_line(&event)?;
+        // A conflict is seen again at every attempt to claim the key.
+        if last.as_ref() != Some(&event) {
+            shared::print_line(&event)?;
+            last = Some(event);
+        }
     }
     Ok(())
 }

@@ -96,8 +96,8 @@ pub use self::etcd::EtcdTls;
 pub use self::format::{DecodeError, Decoded, Entry, Format, Kitex};
 pub use self::instance::{Address, DEFAULT_WEIGHT, Host, Instance, ServiceName};
 pub use self::register::{
-    Incoming, Io, Registration, RegistrationBuilder, RegistrationLayer, RegistrationService, Status, StatusChanges,
-    shutdown_signal,
+    Incoming, Io, Registration, RegistrationBody, RegistrationBuilder, RegistrationFuture, RegistrationLayer,
+    RegistrationService, Status, StatusChanges, shutdown_signal,
 };
 pub use self::registry::{Registry, RegistryBuilder};
 pub use self::snapshot::{Member, MemberState, Snapshot};

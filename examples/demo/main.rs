@@ -1,7 +1,8 @@
 //! Real tonic servers join and leave a real etcd while a client calls all the time: watch its calls follow them.
 //!
-//! `process.rs` runs etcd and the servers, `load.rs` makes the calls, both send `events.rs`; `stage.rs` holds all that was seen of both,
-//! `story.rs` is what happens step by step, `screen.rs` shows it, and `verdict.rs` judges what was promised.
+//! `process.rs` runs etcd and the servers, `load.rs` makes the calls, both send `events.rs`; `stage.rs` holds all that
+//! was seen of both, `story.rs` is what happens step by step, `screen.rs` shows it, and `verdict.rs` judges what was
+//! promised.
 
 use std::env;
 use std::ffi::OsString;

@@ -123,8 +123,8 @@ impl Etcd {
     }
 }
 
-/// Outside of the range that the system hands out for outgoing connections: while etcd is dead, one of those could get its
-/// port otherwise.
+/// Outside of the range that the system hands out for outgoing connections: while etcd is dead, one of those could get
+/// its port otherwise.
 fn free_port() -> io::Result<TcpListener> {
     let mut tries = (0..100).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, fastrand::u16(20_000..30_000))));
     tries.find_map(Result::ok).ok_or_else(|| io::Error::other("found no free port from 20000 to 29999"))

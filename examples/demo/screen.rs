@@ -1,5 +1,5 @@
-//! What the spectator sees: the story as it unfolds, and below it a table of the servers. On a terminal the table is drawn
-//! anew in place; anywhere else each change of it is a line.
+//! What the spectator sees: the story as it unfolds, and below it a table of the servers. On a terminal the table is
+//! drawn anew in place; anywhere else each change of it is a line.
 
 use std::env;
 use std::fmt::Write as _;
@@ -149,7 +149,8 @@ impl Drop for Screen {
     }
 }
 
-/// One write a picture, so that it does not flicker. A reader that is gone is no reason to end: promises are still judged.
+/// One write a picture, so that it does not flicker. A reader that is gone is no reason to end: promises are still
+/// judged.
 fn write(text: &str) {
     let mut stdout = io::stdout().lock();
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());

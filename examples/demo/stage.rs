@@ -1,5 +1,5 @@
-//! Everything that plays in the demo and all that was seen of it: the processes, the calls, and the servers that the client
-//! knows from etcd.
+//! Everything that plays in the demo and all that was seen of it: the processes, the calls, and the servers that the
+//! client knows from etcd.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -80,6 +80,7 @@ pub(crate) struct Stage {
     registry: Registry,
     discover: Discover,
     listed: HashMap<Address, Listed>,
+    struck_out: usize,
     calls: Vec<Call>,
     pub(crate) screen: Screen,
     events: Events,
@@ -103,6 +104,7 @@ impl Stage {
             discover: registry.discover(SERVICE)?,
             registry,
             listed: HashMap::new(),
+            struck_out: 0,
             calls: Vec::new(),
             screen,
             events,
@@ -162,7 +164,7 @@ impl Stage {
 
     /// Whether every server answered a call.
     pub(crate) fn settled(&self) -> bool {
-        (0..self.servers.len()).all(|number| self.calls_of(number).next().is_some())
+        (0..self.servers.len()).all(|server| self.first_call(server).is_some())
     }
 
     /// When the client heard from etcd that a server is off the list.
@@ -173,22 +175,31 @@ impl Stage {
         }
     }
 
-    /// How many servers the client knows from etcd.
-    pub(crate) fn on_the_list(&self) -> usize {
-        self.listed.values().filter(|listed| matches!(listed, Listed::Yes { .. })).count()
+    /// How often the client heard from etcd that a server is off the list.
+    pub(crate) fn struck_out(&self) -> usize {
+        self.struck_out
     }
 
     pub(crate) fn calls(&self) -> &[Call] {
         &self.calls
     }
 
-    /// The calls that a server answered, in the order in which they ended.
-    pub(crate) fn calls_of(&self, number: usize) -> impl DoubleEndedIterator<Item = &Call> {
-        let address = &self.servers[number].address;
+    /// When the first of the calls began that a server answered.
+    pub(crate) fn first_call(&self, server: usize) -> Option<Instant> {
+        self.calls_of(server).map(|call| call.begin).min()
+    }
+
+    /// When the last of the calls began that a server answered.
+    pub(crate) fn last_call(&self, server: usize) -> Option<Instant> {
+        self.calls_of(server).map(|call| call.begin).max()
+    }
+
+    fn calls_of(&self, server: usize) -> impl Iterator<Item = &Call> {
+        let address = &self.servers[server].address;
         self.calls.iter().filter(move |call| call.answer.as_ref() == Ok(address))
     }
 
-    /// Lets the play go on until `done`, and fails if that takes longer than `limit`.
+    /// Lets the play go on until `done`, and fails if `what` takes longer than `limit`.
     pub(crate) async fn until(
         &mut self,
         what: &str,
@@ -198,7 +209,7 @@ impl Stage {
         let begin = Instant::now();
         while !done(self) {
             if begin.elapsed() > limit {
-                return Err(Ending::Failed(format!("{what}: waited {} s in vain", limit.as_secs())));
+                return Err(Ending::Failed(format!("waited {} s in vain for {what}", limit.as_secs())));
             }
             self.see().await?;
         }
@@ -256,6 +267,7 @@ impl Stage {
                 self.listed.insert(address, Listed::Yes { weight });
             }
             Change::Remove(address) => {
+                self.struck_out += 1;
                 if let Some(listed) = self.listed.get_mut(&address) {
                     *listed = Listed::NoMore { since: Instant::now(), weight: listed.weight() };
                 }

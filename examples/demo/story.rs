@@ -32,9 +32,8 @@ pub(crate) struct Kill {
 pub(crate) struct Away {
     pub(crate) from: Instant,
     pub(crate) until: Instant,
-    /// Servers on the client's list when etcd went, and the fewest from then to the end of the step.
-    pub(crate) known: usize,
-    pub(crate) fewest: usize,
+    /// How often a server went off the client's list from then to the end of the step.
+    pub(crate) forgotten: usize,
 }
 
 pub(crate) async fn tell(stage: &mut Stage) -> Result<Moments, Ending> {
@@ -52,7 +51,7 @@ async fn begin(stage: &mut Stage) -> Result<(), Ending> {
     stage.screen.say(&format!(
         "etcd starts, on {address}. It is the address book: servers write themselves down in it, and clients read it."
     ));
-    stage.until("etcd answers", PATIENCE, Stage::etcd_answers).await?;
+    stage.until("etcd to answer", PATIENCE, Stage::etcd_answers).await?;
     stage.screen.say("Three echo servers start. Each finds a port of its own and writes itself down as \"echo\".");
     for _ in 0..3 {
         stage.start_server()?;
@@ -61,7 +60,7 @@ async fn begin(stage: &mut Stage) -> Result<(), Ending> {
         .screen
         .say(&format!("A client asks for \"echo\" and makes {CALLS_A_SECOND} calls a second, to whom it likes."));
     stage.start_client()?;
-    stage.until("all three servers are called", PATIENCE, Stage::settled).await?;
+    stage.until("calls to all three servers", PATIENCE, Stage::settled).await?;
     stage.look_on(LOOK).await?;
     stage.pause();
     Ok(())
@@ -71,15 +70,18 @@ async fn join(stage: &mut Stage) -> Result<Join, Ending> {
     stage.screen.headline("1 of 4  A server joins");
     stage.screen.say("A fourth server starts. Nobody tells the client: it watches the address book.");
     let server = stage.start_server()?;
-    stage.until("the fourth server is called", PATIENCE, Stage::settled).await?;
+    stage.until("calls to the fourth server", PATIENCE, Stage::settled).await?;
     // It is registered before it is called, but the line that says so may come later than the call's end.
     let registered = |stage: &Stage| match stage.server(server).life {
         Life::Registered(at) => Some(at),
         _ => None,
     };
-    stage.until("the fourth server says that it is registered", PATIENCE, |stage| registered(stage).is_some()).await?;
+    stage
+        .until("the fourth server to say that it is registered", PATIENCE, |stage| registered(stage).is_some())
+        .await?;
     let registered = registered(stage).unwrap_or_else(Instant::now);
-    stage.screen.say("It is in the book, and takes its share of the calls.");
+    let after = stage.first_call(server).map(|first| first.saturating_duration_since(registered)).unwrap_or_default();
+    stage.screen.say(&format!("It is in the book. Its first call came {} ms after that.", after.as_millis()));
     stage.look_on(LOOK).await?;
     stage.pause();
     Ok(Join { server, registered })
@@ -93,8 +95,9 @@ async fn leave(stage: &mut Stage, server: usize) -> Result<Leave, Ending> {
         stage::name(server)
     ));
     let signalled = stage.terminate_server(server)?;
-    stage.until("the server stops", PATIENCE, |stage| matches!(stage.server(server).life, Life::Stopped)).await?;
-    stage.screen.say("It has stopped. Nobody called it any more, so nobody missed it.");
+    stage.until("the server to stop", PATIENCE, |stage| matches!(stage.server(server).life, Life::Stopped)).await?;
+    let after = stage.last_call(server).map(|last| last.saturating_duration_since(signalled)).unwrap_or_default();
+    stage.screen.say(&format!("It has stopped. The last call went to it {} ms after the signal.", after.as_millis()));
     stage.look_on(LOOK).await?;
     stage.pause();
     Ok(Leave { server, signalled })
@@ -113,7 +116,7 @@ async fn kill(stage: &mut Stage, server: usize) -> Result<Kill, Ending> {
             .screen
             .say("tonic's own balancer, which plays here, goes on calling it for as long as it is in the book.");
     }
-    stage.until("the killed server is struck out", PATIENCE, |stage| stage.off_the_list(server).is_some()).await?;
+    stage.until("the killed server to be struck out", PATIENCE, |stage| stage.off_the_list(server).is_some()).await?;
     let off_the_list = stage.off_the_list(server).unwrap_or_else(Instant::now);
     stage.screen.say(&format!(
         "Its lease ended, and it stayed away: {name} is struck out {:.1} s after its death.",
@@ -126,37 +129,26 @@ async fn kill(stage: &mut Stage, server: usize) -> Result<Kill, Ending> {
 
 async fn away(stage: &mut Stage) -> Result<Away, Ending> {
     stage.screen.headline("4 of 4  etcd itself is killed");
-    let known = stage.on_the_list();
     stage.screen.say(&format!(
         "The address book is gone, for longer than the leases of {} s. The client keeps what it knew.",
         TTL.as_secs()
     ));
+    let struck_out = stage.struck_out();
     let from = stage.kill_etcd()?;
-    let mut fewest = known;
-    let begin = Instant::now();
-    stage
-        .until("etcd is away", AWAY + PATIENCE, |stage| {
-            fewest = fewest.min(stage.on_the_list());
-            begin.elapsed() > AWAY
-        })
-        .await?;
+    stage.look_on(AWAY).await?;
     stage.pause();
     stage.restart_etcd()?;
-    stage.until("etcd answers again", PATIENCE, Stage::etcd_answers).await?;
+    stage.until("etcd to answer again", PATIENCE, Stage::etcd_answers).await?;
     let until = Instant::now();
     stage.screen.say("etcd is back, with its data. Servers and client find it again by themselves.");
-    stage
-        .until("the servers find etcd again", AFTER + PATIENCE, |stage| {
-            fewest = fewest.min(stage.on_the_list());
-            until.elapsed() > AFTER
-        })
-        .await?;
+    stage.look_on(AFTER).await?;
     stage.pause();
-    Ok(Away { from, until, known, fewest })
+    Ok(Away { from, until, forgotten: stage.struck_out() - struck_out })
 }
 
-/// tonic's balancer cannot tell that a server does not answer: until etcd's lease ends, calls are sent to it and fail. They
-/// are counted and named. Once the demo runs on a balancer of our own, this is `false`, and every such call fails it.
+/// tonic's balancer cannot tell that a server does not answer: until etcd's lease ends, calls are sent to it and fail.
+/// They are counted and named. Once the demo runs on a balancer of our own, this is `false`, and every such call fails
+/// it.
 pub(crate) const TONIC_CALLS_THE_DEAD: bool = true;
 
 /// Longer than anything takes on a slow machine; whoever waits this long waits in vain.

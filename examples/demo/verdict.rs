@@ -43,8 +43,8 @@ struct Promise {
 }
 
 fn joined(stage: &Stage, moments: &Moments) -> Promise {
-    let first = stage.calls_of(moments.join.server).map(|call| call.begin).min();
-    let after = first.map(|first| first.saturating_duration_since(moments.join.registered));
+    let after =
+        stage.first_call(moments.join.server).map(|first| first.saturating_duration_since(moments.join.registered));
     Promise {
         what: "a server joins",
         promised: "its first call comes within 1 s",
@@ -57,8 +57,10 @@ fn joined(stage: &Stage, moments: &Moments) -> Promise {
 }
 
 fn left(stage: &Stage, moments: &Moments) -> Promise {
-    let last = stage.calls_of(moments.leave.server).map(|call| call.begin).max();
-    let after = last.map(|last| last.saturating_duration_since(moments.leave.signalled)).unwrap_or_default();
+    let after = stage
+        .last_call(moments.leave.server)
+        .map(|last| last.saturating_duration_since(moments.leave.signalled))
+        .unwrap_or_default();
     Promise {
         what: "a server stops",
         promised: "no call goes to it later than 1 s after SIGTERM",
@@ -72,7 +74,7 @@ fn killed(failures: &Failures<'_>, moments: &Moments) -> Promise {
     let after = last.unwrap_or(moments.kill.killed).saturating_duration_since(moments.kill.killed);
     let to_the_dead = match failures.to_the_dead.len() {
         0 => "no later one failed".to_owned(),
-        calls => format!("{} by tonic's balancer, for {:.1} s", grouped(calls), after.as_secs_f64()),
+        calls => format!("{} later ones{WHOSE}, for {:.1} s", grouped(calls), after.as_secs_f64()),
     };
     Promise {
         what: "a server is killed",
@@ -86,12 +88,12 @@ fn away(stage: &Stage, failures: &Failures<'_>, moments: &Moments) -> Promise {
     let during = |call: &Call| call.begin <= moments.away.until && call.end >= moments.away.from;
     let calls = stage.calls().iter().filter(|call| during(call)).count();
     let failed = failures.others.iter().filter(|call| during(call)).count();
-    let (known, fewest) = (moments.away.known, moments.away.fewest);
+    let forgotten = moments.away.forgotten;
     Promise {
         what: "etcd is away",
         promised: "no call fails, and no server is forgotten",
-        seen: format!("{failed} of {} calls failed; of {known} servers {fewest} stayed known", grouped(calls)),
-        kept: failed == 0 && fewest == known,
+        seen: format!("{failed} of {} calls failed, {forgotten} servers were forgotten", grouped(calls)),
+        kept: failed == 0 && forgotten == 0,
     }
 }
 
@@ -125,7 +127,7 @@ impl<'a> Failures<'a> {
     fn summary(&self, calls: usize) -> String {
         let failed = self.in_flight + self.to_the_dead.len() + self.others.len();
         format!(
-            "{} calls, {} failed: {} in flight at kill -9, {} tonic's to the killed server, {} others.",
+            "{} calls, {} failed: {} in flight at kill -9, {} to the killed server{WHOSE}, {} others.",
             grouped(calls),
             grouped(failed),
             self.in_flight,
@@ -135,6 +137,8 @@ impl<'a> Failures<'a> {
     }
 }
 
+/// Who is to blame for calls to a killed server.
+const WHOSE: &str = if TONIC_CALLS_THE_DEAD { " by tonic's balancer" } else { "" };
 /// The promise for the first call of a server that joins, and for the last one of a server that leaves.
 const LIMIT: Duration = Duration::from_secs(1);
 /// tonic's channel takes in a change with its next call, so a little later than the demo itself.

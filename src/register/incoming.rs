@@ -235,6 +235,7 @@ mod tests {
     use std::time::Duration;
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+    use tokio::net::TcpListener;
     use tokio_test::{assert_pending, assert_ready, task};
 
     use super::super::drain::SOCKET_GRACE;
@@ -297,6 +298,18 @@ mod tests {
         assert!(io.write(b"x").await.is_err(), "though there is room");
         assert!(io.flush().await.is_err(), "nothing is flushed");
         io.shutdown().await.expect("shutting down is over at once");
+    }
+
+    #[tokio::test]
+    async fn a_tcp_stream_gets_nodelay() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let _peer = TcpStream::connect(address).await.expect("it listens");
+        let (stream, _) = listener.accept().await.expect("a connection");
+        assert!(!stream.nodelay().expect("a good socket"), "not by default");
+        set_nodelay(&stream);
+        assert!(stream.nodelay().expect("a good socket"), "whatever type it hid behind");
+        set_nodelay(&duplex(1).0);
     }
 
     #[tokio::test]

@@ -86,9 +86,9 @@ where
     ResBody: http_body::Body,
     ResBody::Error: Into<BoxError>,
 {
-    type Response = Response<ResponseBody<ResBody>>;
+    type Response = Response<RegistrationBody<ResBody>>;
     type Error = S::Error;
-    type Future = ResponseFuture<S::Future>;
+    type Future = RegistrationFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
@@ -103,14 +103,14 @@ where
         } else {
             FutureState::Serving { future: self.inner.call(Request::from_parts(head, body)), half: Some(half) }
         };
-        ResponseFuture { state, protocol }
+        RegistrationFuture { state, protocol }
     }
 }
 
 pin_project! {
     /// The future of [`RegistrationService`].
     #[derive(Debug)]
-    pub struct ResponseFuture<F> {
+    pub struct RegistrationFuture<F> {
         #[pin]
         state: FutureState<F>,
         protocol: Protocol,
@@ -128,12 +128,12 @@ pin_project! {
     }
 }
 
-impl<F, B, E> Future for ResponseFuture<F>
+impl<F, B, E> Future for RegistrationFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
     B: http_body::Body,
 {
-    type Output = Result<Response<ResponseBody<B>>, E>;
+    type Output = Result<Response<RegistrationBody<B>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
@@ -144,7 +144,7 @@ where
             if let Poll::Ready(result) = future.poll(cx) {
                 let half = half.take();
                 return Poll::Ready(
-                    result.map(|response| response.map(|body| ResponseBody::streaming(body, half, protocol))),
+                    result.map(|response| response.map(|body| RegistrationBody::streaming(body, half, protocol))),
                 );
             }
             if !half.as_ref().is_some_and(|half| half.is_over_or_wakes(cx)) {
@@ -160,7 +160,7 @@ where
 pin_project! {
     /// The response body of [`RegistrationService`]: the inner one, with an end at the drain limit.
     #[derive(Debug)]
-    pub struct ResponseBody<B> {
+    pub struct RegistrationBody<B> {
         #[pin]
         state: BodyState<B>,
         protocol: Protocol,
@@ -178,7 +178,7 @@ pin_project! {
     }
 }
 
-impl<B: http_body::Body> ResponseBody<B> {
+impl<B: http_body::Body> RegistrationBody<B> {
     fn streaming(body: B, half: Option<ResponseHalf>, protocol: Protocol) -> Self {
         let state = match half {
             Some(half) if !body.is_end_stream() => BodyState::Streaming { body, half },
@@ -188,7 +188,7 @@ impl<B: http_body::Body> ResponseBody<B> {
     }
 }
 
-impl<B> http_body::Body for ResponseBody<B>
+impl<B> http_body::Body for RegistrationBody<B>
 where
     B: http_body::Body,
     B::Error: Into<BoxError>,
@@ -251,7 +251,7 @@ impl Protocol {
     }
 
     /// The whole answer to a call that got none yet.
-    fn refusal<B>(self) -> Response<ResponseBody<B>> {
+    fn refusal<B>(self) -> Response<RegistrationBody<B>> {
         let response = match self {
             Self::Grpc => limit_passed().into_http(),
             Self::Http => {
@@ -260,7 +260,7 @@ impl Protocol {
                 response
             }
         };
-        response.map(|()| ResponseBody { state: BodyState::Done, protocol: self })
+        response.map(|()| RegistrationBody { state: BodyState::Done, protocol: self })
     }
 
     /// The last frame of a response under way.
@@ -756,7 +756,7 @@ mod tests {
         fn is_send_sync<T: Send + Sync>() {}
         is_send_sync::<RegistrationLayer>();
         is_send_sync::<RegistrationService<()>>();
-        is_send_sync::<ResponseFuture<()>>();
-        is_send_sync::<ResponseBody<()>>();
+        is_send_sync::<RegistrationFuture<()>>();
+        is_send_sync::<RegistrationBody<()>>();
     }
 }

@@ -13,7 +13,7 @@ mod status;
 mod task;
 
 pub use self::incoming::{Incoming, Io};
-pub use self::layer::{RegistrationLayer, RegistrationService};
+pub use self::layer::{RegistrationBody, RegistrationFuture, RegistrationLayer, RegistrationService};
 pub(crate) use self::registrar::Registrar;
 pub use self::registration::{Registration, RegistrationBuilder, shutdown_signal};
 pub use self::status::{Status, StatusChanges};

@@ -5,7 +5,16 @@
 
 #![allow(clippy::missing_panics_doc, clippy::must_use_candidate, reason = "a panic is how a test fails")]
 
+mod balanced;
+mod drain;
+mod etcd_away;
+mod flags;
+mod found;
+mod leaves;
+mod operated;
+mod put_back;
 mod rig;
+mod shared;
 
 #[path = "../support/mod.rs"]
 pub mod support;

@@ -12,7 +12,9 @@
 //! - [`process`]: an example program as a child process, its events read from its output.
 //! - [`server`]: a tonic server in the test's own process, registered or not.
 
+pub mod changes;
 pub mod etcd;
+pub mod metrics;
 pub mod process;
 pub mod proxy;
 pub mod server;

@@ -1,0 +1,36 @@
+//! The example programs refuse what they do not understand: a message that says what was expected, and exit code 2.
+
+use std::process::Command;
+
+use crate::support::process::example;
+
+fn refused(name: &str, flags: &[&str]) -> String {
+    let output = Command::new(example(name).get_program()).args(flags).output().expect("the example runs");
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{name} {flags:?} says {message}");
+    assert!(output.stdout.is_empty(), "standard output is for JSON lines");
+    assert!(!message.is_empty(), "{name} {flags:?} says what was expected");
+    message
+}
+
+#[test]
+fn bad_flags_are_refused_with_what_was_expected() {
+    for name in ["echo_server", "echo_client", "watch"] {
+        assert!(refused(name, &["--no-such-flag"]).contains("--no-such-flag"));
+        assert!(refused(name, &["--format", "no-such-format"]).contains("kitex"));
+        refused(name, &["--etcd", "http://127.0.0.1:99999"]);
+        refused(name, &["--etcd", "ftp://127.0.0.1:1"]);
+        refused(name, &["--service", "no/slash"]);
+        refused(name, &["--prefix", "a//b"]);
+        refused(name, &["--user", "root"]);
+        refused(name, &["--ca", "/no/such/file"]);
+    }
+    assert!(refused("echo_server", &["--weight", "0"]).contains('1'));
+    refused("echo_server", &["--ttl", "0"]);
+    refused("echo_server", &["--listen", "nowhere"]);
+    refused("echo_server", &["--advertise", "0.0.0.0:1"]);
+    refused("echo_server", &["--tag", "no-equals-sign"]);
+    refused("echo_server", &["--fail-percent", "101"]);
+    refused("echo_client", &["--policy", "no-such-policy"]);
+    refused("echo_client", &["--count", "1", "--duration", "1"]);
+}
