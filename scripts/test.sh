@@ -33,6 +33,8 @@ main() {
     step "docs" \
         env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
     check_minimum_rust
+    # Most tests wait for etcd most of the time, so more of them than cores can run at once.
+    export RUST_TEST_THREADS=${RUST_TEST_THREADS:-8}
     step "tests" cargo test --locked --all-features --no-fail-fast
 
     header "all passed in $SECONDS s"

@@ -198,9 +198,9 @@ mod tests {
         Member::new(Arc::new(Instance::new("echo", address).weight(weight)), 7, state)
     }
 
-    fn snapshot(members: &[(&str, u16, MemberState)]) -> Option<Arc<Snapshot>> {
+    fn snapshot(members: &[(&str, u16, MemberState)]) -> Arc<Snapshot> {
         let members = members.iter().map(|(address, weight, state)| member(address, *weight, *state));
-        Some(Arc::new(Snapshot::new(1, members.collect())))
+        Arc::new(Snapshot::new(1, members.collect()))
     }
 
     fn drain(stream: &mut task::Spawn<Discover>) -> Vec<String> {
@@ -221,25 +221,25 @@ mod tests {
         let mut stream = task::spawn(Discover::new("echo".parse().expect("a name"), snapshots));
         assert_pending!(stream.poll_next(), "nothing is told before the first list");
 
-        publisher.send_replace(snapshot(&[("a:1", 1, Live), ("b:1", 1, Live), ("c:1", 1, Live)]));
+        publisher.send_replace(Some(snapshot(&[("a:1", 1, Live), ("b:1", 1, Live), ("c:1", 1, Live)])));
         assert!(stream.is_woken(), "the first snapshot wakes who waits for it");
         assert_eq!(drain(&mut stream), ["+a:1=1", "+b:1=1", "+c:1=1"]);
 
-        publisher.send_replace(snapshot(&[("a:1", 2, Live), ("b:1", 1, InQuestion), ("c:1", 1, Draining)]));
+        publisher.send_replace(Some(snapshot(&[("a:1", 2, Live), ("b:1", 1, InQuestion), ("c:1", 1, Draining)])));
         assert_eq!(drain(&mut stream), ["+a:1=2", "-c:1"], "in question stays, draining goes");
 
-        publisher.send_replace(snapshot(&[("a:1", 2, Live), ("b:1", 1, Live)]));
+        publisher.send_replace(Some(snapshot(&[("a:1", 2, Live), ("b:1", 1, Live)])));
         assert_eq!(drain(&mut stream), [] as [&str; 0], "the DELETE after the mark is no news");
     }
 
     #[test]
     fn snapshots_that_nobody_polled_for_are_told_as_one_difference() {
         use MemberState::Live;
-        let (publisher, snapshots) = watch::channel(snapshot(&[("a:1", 1, Live)]));
+        let (publisher, snapshots) = watch::channel(Some(snapshot(&[("a:1", 1, Live)])));
         let mut stream = task::spawn(Discover::new("echo".parse().expect("a name"), snapshots));
         assert_eq!(drain(&mut stream), ["+a:1=1"], "what is there at the start is told");
         for weight in 1..100 {
-            publisher.send_replace(snapshot(&[("b:1", weight, Live)]));
+            publisher.send_replace(Some(snapshot(&[("b:1", weight, Live)])));
         }
         assert_eq!(drain(&mut stream), ["-a:1", "+b:1=99"]);
     }

@@ -41,6 +41,9 @@ fn parse_endpoint(url: &str, tls: Option<&Tls>, dial_timeout: Duration) -> Resul
     let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(|| refuse("it has no host".into()))?;
     // `Uri` takes any text for a port and then knows none.
     let port = authority.as_str().strip_prefix(host).unwrap_or_default();
+    if port.is_empty() && !url.contains("://") {
+        return Err(refuse("expected host:port, or a URL".into()));
+    }
     let is_port = |port: &str| port.parse().is_ok_and(|port: u16| port > 0);
     if !port.is_empty() && !port.strip_prefix(':').is_some_and(is_port) {
         return Err(refuse("the port is no number from 1 to 65535".into()));
@@ -97,6 +100,7 @@ mod tests {
     fn bad_urls_are_refused_with_the_reason() {
         for url in [
             "",
+            "nonsense",
             "http://",
             "ftp://a:1",
             "http://a:b",

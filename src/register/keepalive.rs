@@ -26,6 +26,10 @@ const STREAM_IDLE: Duration = Duration::from_secs(60);
 /// How many keepalives may wait for a member's stream to open. More than that fail at once and are tried elsewhere.
 const QUEUE: usize = 1024;
 
+/// How long a member whose stream could not be opened is left alone, whoever asks: many leases are no reason to dial a
+/// dead member more often.
+const REOPEN_PAUSE: Duration = Duration::from_millis(100);
+
 /// The first wait after all members were asked in vain.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 
@@ -81,8 +85,9 @@ struct MemberStream {
 
 impl MemberStream {
     async fn run(mut self) {
+        let mut reopen_at = Instant::now();
         while let Some(first) = self.asks.recv().await {
-            if first.answer.is_closed() {
+            if first.answer.is_closed() || Instant::now() < reopen_at {
                 continue;
             }
             match self.open(first.lease).await {
@@ -93,7 +98,10 @@ impl MemberStream {
                 Err(error) if error.kind == EtcdErrorKind::NotFound => {
                     let _ = first.answer.send(Answer::Dead);
                 }
-                Err(error) => tracing::debug!(error = chain(&error), "keepalive stream cannot be opened"),
+                Err(error) => {
+                    tracing::debug!(error = chain(&error), "keepalive stream cannot be opened");
+                    reopen_at = Instant::now() + REOPEN_PAUSE;
+                }
             }
         }
     }

@@ -16,18 +16,15 @@ async fn sigterm_revokes_the_lease_at_once_and_the_server_serves_on_for_the_paus
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let mut changes = Changes::of(&registry, "echo");
     let mut server = Process::start(example("echo_server").args(["--etcd", &etcd.url(), "--pause", "3000"]));
+    let address = server.expect_event("listening", LIMIT).await["address"].as_str().expect("an address").to_owned();
     server.expect_event("registered", LIMIT).await;
-    let Some(member) = changes.stream().ready().await.iter().next().cloned() else {
-        panic!("the server is registered")
-    };
-    let address = member.instance().address.clone();
     changes.expect_insert(&address).await;
 
     server.signal(Signal::TERM);
     changes.expect_remove(&address).await;
     eventually("the lease is revoked", LIMIT, async || etcd.leases().await.is_empty()).await;
     server.expect_event("deregistered", LIMIT).await;
-    let connection = tokio::net::TcpStream::connect(address.to_string()).await;
+    let connection = tokio::net::TcpStream::connect(&address).await;
     assert!(connection.is_ok(), "clients that have not heard of it yet are still served");
     drop(connection);
 

@@ -34,7 +34,7 @@ impl World {
     }
 
     /// Waits until the key stands in etcd as it did, under a lease that `is_right`.
-    async fn is_put_back(self, is_right: impl Fn(i64) -> bool) {
+    async fn comes_back(self, is_right: impl Fn(i64) -> bool) {
         let Self { etcd, server, mut changes, key, value, .. } = self;
         let back = async || match etcd.keys(&key).await.pop() {
             Some((_, now, lease)) => now == value && is_right(lease),
@@ -53,7 +53,7 @@ async fn a_revoked_lease_is_replaced_within_a_second() {
     let world = World::new().await;
     let old = world.lease;
     world.etcd.revoke(old).await;
-    world.is_put_back(|lease| lease != 0 && lease != old).await;
+    world.comes_back(|lease| lease != 0 && lease != old).await;
 }
 
 #[tokio::test]
@@ -61,7 +61,7 @@ async fn a_deleted_key_is_put_back_within_a_second() {
     let world = World::new().await;
     let old = world.lease;
     assert!(world.etcd.delete(world.key.clone()).await, "the key was there");
-    world.is_put_back(|lease| lease == old).await;
+    world.comes_back(|lease| lease == old).await;
 }
 
 #[tokio::test]
@@ -69,7 +69,7 @@ async fn an_overwritten_key_is_put_back_within_a_second() {
     let world = World::new().await;
     let old = world.lease;
     world.etcd.put(world.key.clone(), "something else").await;
-    world.is_put_back(|lease| lease == old).await;
+    world.comes_back(|lease| lease == old).await;
 }
 
 #[tokio::test]
@@ -82,7 +82,7 @@ async fn a_key_that_is_deleted_again_and_again_is_put_back_each_time() {
         eventually("the key is back", A_SECOND * 2, back).await;
     }
     let old = world.lease;
-    world.is_put_back(|lease| lease == old).await;
+    world.comes_back(|lease| lease == old).await;
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ pub async fn started(etcd: &Etcd, method: &str) -> u64 {
 async fn read(etcd: &Etcd, metric: &str) -> u64 {
     let page = page(etcd).await;
     let line = page.lines().find(|line| line.split(' ').next() == Some(metric));
-    line.map(value).unwrap_or_else(|| panic!("etcd has a metric {metric}"))
+    line.map_or_else(|| panic!("etcd has a metric {metric}"), value)
 }
 
 fn value(line: &str) -> u64 {
