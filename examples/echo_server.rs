@@ -15,7 +15,7 @@ use serde::Serialize;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
-use tonic_etcd::{Instance, Registration, Status as Registered, shutdown_signal};
+use tonic_etcd::{Instance, Registration, RegistrationStatus, shutdown_signal};
 
 use proto::echo::echo_server::{Echo, EchoServer};
 use proto::echo::{EchoReply, EchoRequest};
@@ -154,17 +154,17 @@ enum Event {
 }
 
 /// Prints what becomes of the registration, until it is gone.
-async fn report(changes: impl Stream<Item = Registered>) -> io::Result<()> {
+async fn report(changes: impl Stream<Item = RegistrationStatus>) -> io::Result<()> {
     let mut changes = pin!(changes);
     let mut last = None;
     while let Some(status) = changes.next().await {
         let event = match status {
-            Registered::Registered { key, lease } => Event::Registered { key, lease: format!("{lease:x}") },
-            Registered::Lost { reason } => Event::Lost { reason },
-            Registered::Conflict { key, lease } => {
+            RegistrationStatus::Registered { key, lease } => Event::Registered { key, lease: format!("{lease:x}") },
+            RegistrationStatus::Lost { reason } => Event::Lost { reason },
+            RegistrationStatus::Conflict { key, lease } => {
                 Event::Lost { reason: format!("{key} belongs to another server, under lease {lease:x}") }
             }
-            Registered::Gone => Event::Deregistered,
+            RegistrationStatus::Gone => Event::Deregistered,
             _ => continue,
         };
         // A conflict is seen again at every attempt to claim the key.

@@ -17,9 +17,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut client = HelloClient::new(channel);
 
     loop {
-        match client.say_hello(HelloRequest { name: "etcd".to_owned() }).await {
-            Ok(reply) => println!("{}", reply.into_inner().message),
-            Err(status) => eprintln!("{status}"),
+        let call = client.say_hello(HelloRequest { name: "etcd".to_owned() });
+        match tokio::time::timeout(Duration::from_secs(1), call).await {
+            Ok(Ok(reply)) => println!("{}", reply.into_inner().message),
+            Ok(Err(status)) => eprintln!("the call failed: {}", status.message()),
+            Err(_) => eprintln!("nobody says hello yet"),
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

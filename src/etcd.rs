@@ -14,7 +14,7 @@ mod watch;
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, Error as ClientError, KvClient, WatchClient};
@@ -42,6 +42,9 @@ pub(crate) const CLAIM_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long to leave etcd alone after it refused our credentials.
 pub(crate) const DENIED_PAUSE: Duration = Duration::from_secs(30);
+
+/// How often a member that does not answer is logged.
+const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The interval of HTTP/2 pings towards etcd while a stream is open: twice the least that etcd allows (5 s).
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -78,6 +81,13 @@ struct Member {
     name: Arc<str>,
     endpoint: Endpoint,
     connection: Mutex<Option<Arc<Connection>>>,
+    outage: Mutex<Option<Outage>>,
+}
+
+/// Since when a member does not answer, and when that was logged.
+struct Outage {
+    since: Instant,
+    logged: Instant,
 }
 
 /// One connection to one member. Streams opened on it keep it open after the cluster has moved on to a new one.
@@ -107,6 +117,7 @@ impl Cluster {
                 .keep_alive_timeout(PING_TIMEOUT)
                 .keep_alive_while_idle(false),
             connection: Mutex::new(None),
+            outage: Mutex::new(None),
         });
         Self { members: members.collect(), credentials, preferred: AtomicUsize::new(0) }
     }
@@ -133,9 +144,33 @@ impl Cluster {
             None => self.open(index).await?,
         };
         if let Some(credentials) = &self.credentials {
-            connection.log_in(credentials).await?;
+            connection.log_in(credentials).await.inspect_err(|error| self.note(index, error))?;
         }
         Ok(connection)
+    }
+
+    /// Logs that a member does not answer: when it begins, and once a minute, whoever asks how often.
+    fn note(&self, index: usize, error: &EtcdError) {
+        if !error.is_worth_another_member() {
+            return;
+        }
+        let now = Instant::now();
+        let mut outage = self.members[index].outage();
+        let since = match &*outage {
+            Some(outage) if now < outage.logged + OUTAGE_LOG_INTERVAL => return,
+            Some(outage) => outage.since,
+            None => now,
+        };
+        *outage = Some(Outage { since, logged: now });
+        tracing::warn!(member = %error.member, lasts = ?now - since, error = chain(error), "etcd member does not answer");
+    }
+
+    /// Notes that a member answered.
+    pub(crate) fn answered(&self, connection: &Connection) {
+        if let Some(outage) = self.members[connection.index].outage().take() {
+            let lasted = outage.since.elapsed();
+            tracing::info!(member = connection.name(), ?lasted, "etcd member answers again");
+        }
     }
 
     fn existing(&self, index: usize) -> Option<Arc<Connection>> {
@@ -206,14 +241,16 @@ impl Cluster {
     {
         let connection = self.connection(index).await?;
         let answer = call(connection.clone()).await;
-        if let Err(error) = &answer {
-            self.after(&connection, error).await;
+        match &answer {
+            Ok(_) => self.answered(&connection),
+            Err(error) => self.after(&connection, error).await,
         }
         answer
     }
 
     /// Draws the conclusions for a connection from an error that was seen on it.
     pub(crate) async fn after(&self, connection: &Arc<Connection>, error: &EtcdError) {
+        self.note(connection.index, error);
         match error.kind {
             EtcdErrorKind::Deadline(_) => self.forget(connection),
             EtcdErrorKind::Token | EtcdErrorKind::Denied => connection.log_in_again().await,
@@ -230,8 +267,12 @@ impl fmt::Debug for Cluster {
 }
 
 impl Member {
-    fn slot(&self) -> std::sync::MutexGuard<'_, Option<Arc<Connection>>> {
+    fn slot(&self) -> MutexGuard<'_, Option<Arc<Connection>>> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn outage(&self) -> MutexGuard<'_, Option<Outage>> {
+        self.outage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

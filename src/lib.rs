@@ -97,7 +97,7 @@ pub use self::format::{DecodeError, Decoded, Entry, Format, Kitex};
 pub use self::instance::{Address, DEFAULT_WEIGHT, Host, Instance, ServiceName};
 pub use self::register::{
     Incoming, Io, Registration, RegistrationBody, RegistrationBuilder, RegistrationFuture, RegistrationLayer,
-    RegistrationService, Status, StatusChanges, shutdown_signal,
+    RegistrationService, RegistrationStatus, StatusChanges, shutdown_signal,
 };
 pub use self::registry::{Registry, RegistryBuilder};
 pub use self::snapshot::{Member, MemberState, Snapshot};

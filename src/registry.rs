@@ -40,6 +40,7 @@ impl Registry {
             format: Arc::new(Kitex),
             default_weight: DEFAULT_WEIGHT,
             dial_timeout: DEFAULT_DIAL_TIMEOUT,
+            removal_hold: DEFAULT_HOLD,
             credentials: None,
             tls: None,
         }
@@ -78,6 +79,7 @@ pub struct RegistryBuilder {
     format: Arc<dyn Format>,
     default_weight: u16,
     dial_timeout: Duration,
+    removal_hold: Duration,
     credentials: Option<Credentials>,
     tls: Option<Tls>,
 }
@@ -106,6 +108,17 @@ impl RegistryBuilder {
     /// How long connecting to one etcd member may take. Defaults to 2 s.
     pub fn dial_timeout(mut self, timeout: Duration) -> Self {
         self.dial_timeout = timeout;
+        self
+    }
+
+    /// How long instances stay known when more than half of a service disappears without an announcement. Defaults to
+    /// 60 s; zero switches it off.
+    ///
+    /// A service whose servers all crash and one whose leases all ran out because etcd stood still look the same from
+    /// here, and taking down the second would be worse than calling the first a little longer. A service of one instance
+    /// that crashes counts: it is listed for its TTL and this time.
+    pub fn removal_hold(mut self, hold: Duration) -> Self {
+        self.removal_hold = hold;
         self
     }
 
@@ -148,7 +161,7 @@ impl RegistryBuilder {
             base: base.clone(),
             format: self.format.clone(),
             default_weight: self.default_weight,
-            hold: DEFAULT_HOLD,
+            hold: self.removal_hold,
         };
         Ok(Registry {
             registrar: Registrar::new(cluster.clone(), base, self.format),

@@ -16,9 +16,12 @@ pub(crate) fn sum_up(stage: &mut Stage, moments: &Moments, took: Duration) -> bo
     let kept = promises.iter().all(|promise| promise.kept) && failures.others.is_empty();
 
     let mut text = format!("\n{}\n", stage.screen.paint(Tone::Bold, "What was promised, and what was seen"));
-    for Promise { what, promised, seen, kept } in &promises {
-        let mark =
-            if *kept { stage.screen.paint(Tone::Good, "kept  ") } else { stage.screen.paint(Tone::Bad, "BROKEN") };
+    for Promise { what, promised, seen, kept, tonics } in &promises {
+        let mark = match (kept, tonics) {
+            (true, true) => stage.screen.paint(Tone::Bold, "tonic "),
+            (true, false) => stage.screen.paint(Tone::Good, "kept  "),
+            (false, _) => stage.screen.paint(Tone::Bad, "BROKEN"),
+        };
         let _ = writeln!(text, "  {mark}  {what:<20}{promised}\n{:<30}{seen}", "");
     }
     let _ = writeln!(text, "\n  {}", failures.summary(stage.calls().len()));
@@ -27,7 +30,11 @@ pub(crate) fn sum_up(stage: &mut Stage, moments: &Moments, took: Duration) -> bo
             let _ = writeln!(text, "  {}  {reason}", stage.screen.paint(Tone::Bad, "failed"));
         }
     }
-    let end = if kept { "All promises held." } else { "Not all promises held." };
+    let end = match (kept, promises.iter().any(|promise| promise.tonics)) {
+        (true, false) => "All promises held.",
+        (true, true) => "All promises held but one, which tonic's own balancer cannot keep.",
+        (false, _) => "Not all promises held.",
+    };
     let tone = if kept { Tone::Good } else { Tone::Bad };
     let _ = writeln!(text, "  {} It took {} s.", stage.screen.paint(tone, end), took.as_secs());
     stage.screen.leave_table();
@@ -40,6 +47,8 @@ struct Promise {
     promised: &'static str,
     seen: String,
     kept: bool,
+    /// Whether tonic's balancer, which plays here, did not let it be kept.
+    tonics: bool,
 }
 
 fn joined(stage: &Stage, moments: &Moments) -> Promise {
@@ -53,6 +62,7 @@ fn joined(stage: &Stage, moments: &Moments) -> Promise {
             |after| format!("it came {} ms after the server was registered", after.as_millis()),
         ),
         kept: after.is_some_and(|after| after <= LIMIT),
+        tonics: false,
     }
 }
 
@@ -66,6 +76,7 @@ fn left(stage: &Stage, moments: &Moments) -> Promise {
         promised: "no call goes to it later than 1 s after SIGTERM",
         seen: format!("the last one began {} ms after", after.as_millis()),
         kept: after <= LIMIT,
+        tonics: false,
     }
 }
 
@@ -81,6 +92,7 @@ fn killed(failures: &Failures<'_>, moments: &Moments) -> Promise {
         promised: "only calls in flight on it fail",
         seen: format!("{} in flight failed; {to_the_dead}", failures.in_flight),
         kept: TONIC_CALLS_THE_DEAD || failures.to_the_dead.is_empty(),
+        tonics: TONIC_CALLS_THE_DEAD && !failures.to_the_dead.is_empty(),
     }
 }
 
@@ -94,6 +106,7 @@ fn away(stage: &Stage, failures: &Failures<'_>, moments: &Moments) -> Promise {
         promised: "no call fails, and no server is forgotten",
         seen: format!("{failed} of {} calls failed, {forgotten} servers were forgotten", grouped(calls)),
         kept: failed == 0 && forgotten == 0,
+        tonics: false,
     }
 }
 

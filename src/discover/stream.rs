@@ -108,11 +108,13 @@ impl Discover {
     /// A tonic channel that balances over the instances, with tonic's own balancer.
     ///
     /// `endpoint` makes what is dialled from each instance and a prepared [`Endpoint`] (`http://{address}`, one second
-    /// to connect); return the second as it is, or with TLS and timeouts of your own. It is called when an instance
-    /// joins. New weights and tags do not reach the channel, since for tonic they would be new connections.
+    /// to connect); return the second as it is, or with options of your own. It is called when an instance
+    /// joins. For TLS, return an endpoint made from an `https` URI: tonic ignores a TLS configuration on the prepared one, as
+    /// on any `http` endpoint, and would speak plaintext. New weights and tags do not reach the channel, since for tonic they would be new connections.
     ///
     /// Know its limits: tonic chooses at random and without weights, goes on calling an instance that refuses
-    /// connections until its key is gone, and lets calls wait while the set is empty, so give calls a deadline. Changes
+    /// connections until its key is gone, and lets calls wait while the set is empty. No deadline of tonic's ends that wait
+    /// (neither `Request::set_timeout` nor `Endpoint::timeout`), `tokio::time::timeout` around the call does. Changes
     /// are handed to it at once and applied with its next call.
     ///
     /// # Panics

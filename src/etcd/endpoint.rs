@@ -28,6 +28,9 @@ pub(crate) fn parse_endpoints(
 
 fn parse_endpoint(url: &str, tls: Option<&Tls>, dial_timeout: Duration) -> Result<Endpoint, ConfigError> {
     let refuse = |reason: Cow<'static, str>| ConfigError::Endpoint { url: without_user(url), reason };
+    if url.contains(',') {
+        return Err(refuse("give each member as an item of its own".into()));
+    }
     let absolute = match (url.contains("://"), tls) {
         (true, _) => url.to_owned(),
         (false, Some(_)) => format!("https://{url}"),
@@ -101,6 +104,7 @@ mod tests {
         for url in [
             "",
             "nonsense",
+            "http://a:1,http://b:1",
             "http://",
             "ftp://a:1",
             "http://a:b",

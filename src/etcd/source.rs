@@ -174,6 +174,7 @@ impl Source {
         let listing = connection.list(&self.range).await;
         match &listing {
             Ok(_) => {
+                self.cluster.answered(&connection);
                 self.backoff.reset();
                 self.token_refused = false;
             }
@@ -185,8 +186,9 @@ impl Source {
     async fn connect(&mut self, listed: bool) -> Result<State, EtcdError> {
         let connection = self.cluster.connection(self.member).await?;
         let opened = self.open(&connection, listed).await;
-        if let Err(error) = &opened {
-            self.cluster.after(&connection, error).await;
+        match &opened {
+            Ok(_) => self.cluster.answered(&connection),
+            Err(error) => self.cluster.after(&connection, error).await,
         }
         opened
     }

@@ -20,6 +20,8 @@ use super::registration::Registration;
 pin_project! {
     /// A server's incoming connections, which close when its drain is over, whatever their clients do.
     ///
+    /// It starts the registration when it is polled for the first time, which is when the server begins to accept.
+    ///
     /// For tonic's `serve_with_incoming_shutdown`: after the shutdown signal it waits for every open connection, without
     /// limit. A client that does not read, a peer that sends nothing and one that never answers a ping would keep it
     /// for ever. At the drain limit the calls are ended, and 250 ms later, when the answers are with the clients, what is
@@ -32,14 +34,15 @@ pin_project! {
         inner: I,
         drain: Drain,
         tcp_nodelay: bool,
-        // Not used, but held: while a server accepts, it stays registered.
-        _registration: Registration,
+        // Held as well as started: while a server accepts, it stays registered.
+        registration: Registration,
+        started: bool,
     }
 }
 
 impl<I> Incoming<I> {
     pub(crate) fn new(inner: I, registration: Registration, drain: Drain) -> Self {
-        Self { inner, drain, tcp_nodelay: true, _registration: registration }
+        Self { inner, drain, tcp_nodelay: true, registration, started: false }
     }
 
     /// Whether TCP streams get `TCP_NODELAY`: true unless said otherwise. With false they stay as the inner stream gave them.
@@ -58,6 +61,10 @@ where
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.project();
+        if !*this.started {
+            *this.started = true;
+            this.registration.start();
+        }
         let accepted = ready!(this.inner.poll_next(cx));
         Poll::Ready(accepted.map(|accepted| {
             accepted.map(|io| {

@@ -109,7 +109,10 @@ impl MemberStream {
     async fn open(&self, lease: i64) -> Result<(Arc<Connection>, LeaseKeeper, LeaseKeepAliveStream), EtcdError> {
         let connection = self.cluster.connection(self.index).await?;
         match connection.keep_alive(lease, REPLY_LIMIT).await {
-            Ok((keeper, responses)) => Ok((connection, keeper, responses)),
+            Ok((keeper, responses)) => {
+                self.cluster.answered(&connection);
+                Ok((connection, keeper, responses))
+            }
             Err(error) => {
                 self.cluster.after(&connection, &error).await;
                 Err(error)

@@ -16,4 +16,4 @@ pub use self::incoming::{Incoming, Io};
 pub use self::layer::{RegistrationBody, RegistrationFuture, RegistrationLayer, RegistrationService};
 pub(crate) use self::registrar::Registrar;
 pub use self::registration::{Registration, RegistrationBuilder, shutdown_signal};
-pub use self::status::{Status, StatusChanges};
+pub use self::status::{RegistrationStatus, StatusChanges};

@@ -15,7 +15,7 @@ use super::holdings::{Holdings, Plan};
 use super::incoming::Incoming;
 use super::layer::RegistrationLayer;
 use super::registrar::Registrar;
-use super::status::{Status, StatusChanges};
+use super::status::{RegistrationStatus, StatusChanges};
 use super::task::{Desired, Task};
 use crate::error::{ConfigError, Gone};
 use crate::instance::{Address, Instance};
@@ -28,8 +28,9 @@ const DEFAULT_TTL: Duration = Duration::from_secs(15);
 /// watch needs. Clients that poll need more; Kitex's poll every 5 s.
 const DEFAULT_PROPAGATION_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long calls in flight may take after that: Kubernetes' default grace period.
-const DEFAULT_DRAIN_LIMIT: Duration = Duration::from_secs(30);
+/// How long calls in flight may take after that. With the deregistration (at most 3 s) and the pause it stays below the
+/// 30 s after which Kubernetes kills.
+const DEFAULT_DRAIN_LIMIT: Duration = Duration::from_secs(25);
 
 /// Kitex's variable for the TTL in seconds.
 const TTL_VARIABLE: &str = "KITEX_ETCD_REGISTRY_LEASE_TTL";
@@ -71,7 +72,7 @@ impl RegistrationBuilder {
     }
 
     /// How long the registration outlives a crash: 1 s to a day, in whole seconds (rounded up). Defaults to
-    /// `KITEX_ETCD_REGISTRY_LEASE_TTL`, else 15 s. Clients notice a crash by their connections, long before the TTL.
+    /// `KITEX_ETCD_REGISTRY_LEASE_TTL`, else 15 s.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self
@@ -84,7 +85,7 @@ impl RegistrationBuilder {
     }
 
     /// How long calls may take after that, before they are ended with UNAVAILABLE and their connections are closed.
-    /// Defaults to 30 s.
+    /// Defaults to 25 s, so that a whole shutdown takes less than the 30 s that Kubernetes grants.
     pub fn drain_limit(mut self, limit: Duration) -> Self {
         self.drain_limit = limit;
         self
@@ -112,7 +113,7 @@ impl RegistrationBuilder {
         let plan = Plan { service, ttl, takes_over: advertised.is_bound, id: fastrand::u128(..) };
         let address = instance.address.clone();
         let (desired, wanted) = watch::channel(Desired { instance, paused: false, leave: false });
-        let (publisher, status) = watch::channel(Status::Unregistered);
+        let (publisher, status) = watch::channel(RegistrationStatus::Unregistered);
         let task = Task::new(Holdings::new(self.registrar, plan), wanted, publisher);
         Ok(Registration {
             shared: Arc::new(Shared {
@@ -146,15 +147,15 @@ fn ttl_in(value: String) -> Result<Duration, ConfigError> {
 
 /// One instance that is kept in etcd. A cheap handle; clones are the same registration.
 ///
-/// A registration begins with the first of [`layer`](Self::layer) being applied by a server that starts to serve, or
-/// [`start`](Self::start). It ends with [`deregister`](Self::deregister), [`deregister_on`](Self::deregister_on), or when
+/// A registration begins when a server with its [`layer`](Self::layer) or its [`incoming`](Self::incoming) starts to
+/// serve, or with [`start`](Self::start). It ends with [`deregister`](Self::deregister), [`deregister_on`](Self::deregister_on), or when
 /// its last handle is dropped; the layer, the incoming connections and the shutdown future are handles as well.
 ///
 /// # Recovery
 ///
 /// Between the two it is put back for ever, whatever happens: a dead lease, a deleted or overwritten key, an etcd that is
 /// away or was wiped. Only a key under another server's live lease is left alone, until that goes
-/// ([`Status::Conflict`]).
+/// ([`RegistrationStatus::Conflict`]).
 ///
 /// The [crate's first page](crate#a-server) shows it around a server.
 #[derive(Clone)]
@@ -165,7 +166,7 @@ pub struct Registration {
 struct Shared {
     address: Address,
     desired: watch::Sender<Desired>,
-    status: watch::Receiver<Status>,
+    status: watch::Receiver<RegistrationStatus>,
     /// The task until it is started.
     unstarted: Mutex<Option<Task>>,
     drain: Drain,
@@ -206,6 +207,11 @@ impl Registration {
         let registration = self.clone();
         async move {
             signal.await;
+            if registration.status() == RegistrationStatus::Unregistered {
+                tracing::warn!(
+                    "the server was never registered: start() was not called, nor layer() or incoming() used"
+                );
+            }
             let Shared { drain, propagation_pause, drain_limit, address, .. } = &*registration.shared;
             tracing::info!(%address, calls = drain.in_flight(), "shutting down");
             registration.deregister().await;
@@ -227,8 +233,10 @@ impl Registration {
         }
     }
 
-    /// Waits until the key is in etcd under our lease. With a time-out around it, a server can refuse to start without
-    /// etcd.
+    /// Waits until the key is in etcd under our lease, once the registration was started.
+    ///
+    /// A server that had rather fail than run unknown calls [`start`](Self::start), waits for this with a time-out, and then
+    /// serves.
     ///
     /// # Errors
     ///
@@ -239,9 +247,11 @@ impl Registration {
     /// Cancel safe: it only looks.
     pub async fn registered(&self) -> Result<(), Gone> {
         let mut status = self.shared.status.clone();
-        let reached = status.wait_for(|status| matches!(status, Status::Registered { .. } | Status::Gone)).await;
+        let reached = status
+            .wait_for(|status| matches!(status, RegistrationStatus::Registered { .. } | RegistrationStatus::Gone))
+            .await;
         match reached.as_deref() {
-            Ok(Status::Registered { .. }) => Ok(()),
+            Ok(RegistrationStatus::Registered { .. }) => Ok(()),
             _ => Err(Gone),
         }
     }
@@ -257,7 +267,7 @@ impl Registration {
         self.shared.desired.send_modify(|desired| desired.leave = true);
         let mut status = self.shared.status.clone();
         // An error means that the task is gone as well.
-        let _ = status.wait_for(|status| *status == Status::Gone).await;
+        let _ = status.wait_for(|status| *status == RegistrationStatus::Gone).await;
     }
 
     /// Changes weight and tags. The key is updated in place; clients keep their connections.
@@ -300,7 +310,7 @@ impl Registration {
 
     /// Where the registration stands now.
     #[must_use]
-    pub fn status(&self) -> Status {
+    pub fn status(&self) -> RegistrationStatus {
         self.shared.status.borrow().clone()
     }
 

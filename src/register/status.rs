@@ -10,7 +10,7 @@ use tokio::sync::watch;
 /// Where a registration stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Status {
+pub enum RegistrationStatus {
     /// It was not started yet.
     Unregistered,
     /// The first lease or the first claim of the key is under way, for as long as it takes.
@@ -42,7 +42,7 @@ pub enum Status {
     Gone,
 }
 
-impl fmt::Display for Status {
+impl fmt::Display for RegistrationStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unregistered => f.write_str("unregistered"),
@@ -58,13 +58,13 @@ impl fmt::Display for Status {
 }
 
 /// The statuses of a registration: the present one first, then each newer one. What changed again before it was polled
-/// is left out. Ends after [`Status::Gone`].
+/// is left out. Ends after [`RegistrationStatus::Gone`].
 pub struct StatusChanges {
-    changes: BoxStream<'static, Status>,
+    changes: BoxStream<'static, RegistrationStatus>,
 }
 
 impl StatusChanges {
-    pub(super) fn new(mut status: watch::Receiver<Status>) -> Self {
+    pub(super) fn new(mut status: watch::Receiver<RegistrationStatus>) -> Self {
         status.mark_changed();
         let changes = stream::unfold(Some(status), |status| async {
             let mut status = status?;
@@ -72,7 +72,7 @@ impl StatusChanges {
                 Ok(()) => status.borrow_and_update().clone(),
                 Err(_) => return None,
             };
-            let rest = (now != Status::Gone).then_some(status);
+            let rest = (now != RegistrationStatus::Gone).then_some(status);
             Some((now, rest))
         });
         Self { changes: changes.boxed() }
@@ -80,9 +80,9 @@ impl StatusChanges {
 }
 
 impl Stream for StatusChanges {
-    type Item = Status;
+    type Item = RegistrationStatus;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Status>> {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<RegistrationStatus>> {
         self.changes.poll_next_unpin(cx)
     }
 }

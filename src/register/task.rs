@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::holdings::{Granted, Holdings, Outcome};
 use super::keepalive::{Keepalives, LeaseState, keep};
 use super::own_key::{OwnKey, observe};
-use super::status::Status;
+use super::status::RegistrationStatus;
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{DENIED_PAUSE, Kv, hex};
@@ -61,7 +61,7 @@ pub(super) struct Desired {
 pub(super) struct Task {
     holdings: Holdings,
     desired: watch::Receiver<Desired>,
-    status: watch::Sender<Status>,
+    status: watch::Sender<RegistrationStatus>,
     backoff: Backoff,
     /// When the key was put back the last time.
     restored: Option<Instant>,
@@ -126,13 +126,17 @@ enum Look {
 }
 
 impl Task {
-    pub(super) fn new(holdings: Holdings, desired: watch::Receiver<Desired>, status: watch::Sender<Status>) -> Self {
+    pub(super) fn new(
+        holdings: Holdings,
+        desired: watch::Receiver<Desired>,
+        status: watch::Sender<RegistrationStatus>,
+    ) -> Self {
         Self { holdings, desired, status, backoff: Backoff::new(RETRY_FIRST, RETRY_MAX), restored: None }
     }
 
     /// Keeps the instance registered until it is to leave, and then takes it out.
     pub(super) async fn run(mut self) {
-        self.status.send_replace(Status::Registering);
+        self.status.send_replace(RegistrationStatus::Registering);
         let keepalives = self.holdings.registrar.keepalives();
         let mut leave = self.desired.clone();
         let mut state = State::Granting { at: Instant::now(), unanswered: None };
@@ -203,13 +207,13 @@ impl Task {
             Outcome::Claimed(revision) => {
                 self.backoff.reset();
                 tracing::info!(key, lease = hex(lease.id), "registered");
-                self.status.send_replace(Status::Registered { key: key.clone(), lease: lease.id });
+                self.status.send_replace(RegistrationStatus::Registered { key: key.clone(), lease: lease.id });
                 let observer = same_key.unwrap_or_else(|| self.observe(key));
                 State::Holding { lease, claim: Claim { value, revision }, observer }
             }
             Outcome::Foreign(other) => {
                 tracing::warn!(key, lease = hex(other), "address is registered by another server that is alive");
-                self.status.send_replace(Status::Conflict { key: key.clone(), lease: other });
+                self.status.send_replace(RegistrationStatus::Conflict { key: key.clone(), lease: other });
                 // A new eye: what the old one showed was from before the other server came.
                 State::Yielding { lease, observer: self.observe(key) }
             }
@@ -246,7 +250,7 @@ impl Task {
                     }
                     Look::Touched(reason) => {
                         tracing::warn!(key = observer.key, reason, "registration was lost; it is put back");
-                        self.status.send_replace(Status::Lost { reason: reason.into() });
+                        self.status.send_replace(RegistrationStatus::Lost { reason: reason.into() });
                         return State::Claiming { lease, at: self.restore_at(), observer: Some(observer) };
                     }
                 }
@@ -290,7 +294,7 @@ impl Task {
                     if owner == 0 || self.holdings.is_own_lease(owner) {
                         return claiming(lease, Some(observer));
                     }
-                    self.status.send_replace(Status::Conflict { key: observer.key.clone(), lease: owner });
+                    self.status.send_replace(RegistrationStatus::Conflict { key: observer.key.clone(), lease: owner });
                 }
             }
         }
@@ -308,7 +312,9 @@ impl Task {
     }
 
     async fn stay_paused(&mut self, mut lease: Lease) -> State {
-        self.status.send_if_modified(|status| std::mem::replace(status, Status::Paused) != Status::Paused);
+        self.status.send_if_modified(|status| {
+            std::mem::replace(status, RegistrationStatus::Paused) != RegistrationStatus::Paused
+        });
         loop {
             tokio::select! {
                 Ok(()) = self.desired.changed() => {
@@ -323,7 +329,7 @@ impl Task {
 
     fn lost(&mut self, lease: &Lease, reason: &str) -> State {
         tracing::warn!(lease = hex(lease.id), reason, "registration was lost; it is put back");
-        self.status.send_replace(Status::Lost { reason: reason.to_owned() });
+        self.status.send_replace(RegistrationStatus::Lost { reason: reason.to_owned() });
         self.regrant(lease)
     }
 
@@ -334,7 +340,7 @@ impl Task {
 
     /// Announces, revokes, ends. There is no way back.
     async fn leave(mut self) {
-        self.status.send_replace(Status::Draining);
+        self.status.send_replace(RegistrationStatus::Draining);
         let instance = self.desired.borrow().instance.clone();
         let service = self.holdings.service().clone();
         if timeout(LEAVE_LIMIT, self.holdings.take_out(&instance)).await.is_ok() {
@@ -372,7 +378,7 @@ impl Task {
 impl Drop for Task {
     /// Also where the task was never started, or its runtime ends under it.
     fn drop(&mut self) {
-        self.status.send_replace(Status::Gone);
+        self.status.send_replace(RegistrationStatus::Gone);
     }
 }
 

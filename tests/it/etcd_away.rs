@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tonic_etcd::{Instance, Registry, Status};
+use tonic_etcd::{Instance, RegistrationStatus, Registry};
 
 use crate::support::changes::Changes;
 use crate::support::etcd::{Cluster, Etcd};
@@ -90,7 +90,7 @@ async fn server_and_client_start_without_etcd_and_meet_when_it_comes() {
     let call = tokio::spawn(async move { client.unary_echo(EchoRequest { message: "hi".into() }).await });
     let tried = async || proxy.accepted() > 3;
     eventually("both sides try to reach etcd", LIMIT, tried).await;
-    assert_eq!(server.registration().status(), Status::Registering);
+    assert_eq!(server.registration().status(), RegistrationStatus::Registering);
 
     proxy.forward();
 

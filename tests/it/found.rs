@@ -1,6 +1,6 @@
 //! A server registers itself and is found; what stands in etcd is what Kitex writes; other services stay out of sight.
 
-use tonic_etcd::{Instance, Registry, Status};
+use tonic_etcd::{Instance, RegistrationStatus, Registry};
 
 use crate::support::changes::Changes;
 use crate::support::etcd::Etcd;
@@ -24,7 +24,7 @@ async fn a_server_registers_itself_and_a_channel_finds_it() {
     let reply = reply.expect("the call waits for the server").expect("the server answers").into_inner();
     assert_eq!(reply.address, address.to_string(), "it is the one that registered");
 
-    let Status::Registered { key, lease } = server.registration().status() else {
+    let RegistrationStatus::Registered { key, lease } = server.registration().status() else {
         panic!("a server that is found is registered");
     };
     let value = format!(r#"{{"network":"tcp","address":"{address}","weight":66,"tags":{{"hello":"world"}}}}"#);

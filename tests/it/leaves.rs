@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tonic_etcd::{Instance, Registry, Status};
+use tonic_etcd::{Instance, RegistrationStatus, Registry};
 
 use crate::support::changes::Changes;
 use crate::support::etcd::Etcd;
@@ -91,7 +91,7 @@ async fn dropping_the_last_handle_deregisters() {
     registration.start();
     registration.registered().await.expect("it is not gone");
     drop(registration);
-    assert!(matches!(clone.status(), Status::Registered { .. }), "another handle keeps it");
+    assert!(matches!(clone.status(), RegistrationStatus::Registered { .. }), "another handle keeps it");
     drop(clone);
     eventually("the lease is revoked", LIMIT, async || etcd.leases().await.is_empty()).await;
 }
@@ -107,7 +107,7 @@ async fn a_registration_can_be_ended_at_any_moment_and_leaves_nothing_behind() {
         // From before the grant to after the claim, which take about a millisecond each.
         tokio::time::sleep(Duration::from_micros(u64::from(n) * 100)).await;
         registration.deregister().await;
-        assert_eq!(registration.status(), Status::Gone);
+        assert_eq!(registration.status(), RegistrationStatus::Gone);
         assert!(registration.registered().await.is_err(), "it does not come back");
     }
     assert!(etcd.keys("").await.is_empty(), "no key is left");

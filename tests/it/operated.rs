@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tonic_etcd::{ConfigError, Instance, Registration, Registry, Status};
+use tonic_etcd::{ConfigError, Instance, Registration, RegistrationStatus, Registry};
 
 use crate::support::changes::Changes;
 use crate::support::etcd::Etcd;
@@ -20,7 +20,7 @@ fn started(registry: &Registry, address: SocketAddr, advertise: Option<&str>) ->
     registration
 }
 
-async fn reaches(registration: &Registration, what: &str, is_it: impl Fn(&Status) -> bool) {
+async fn reaches(registration: &Registration, what: &str, is_it: impl Fn(&RegistrationStatus) -> bool) {
     eventually(what, LIMIT, async || is_it(&registration.status())).await;
 }
 
@@ -36,13 +36,14 @@ async fn pausing_takes_the_key_out_keeps_the_lease_and_resuming_puts_it_back() {
     for _ in 0..3 {
         server.registration().pause();
         changes.expect_remove(server.address()).await;
-        reaches(server.registration(), "it is paused", |status| *status == Status::Paused).await;
+        reaches(server.registration(), "it is paused", |status| *status == RegistrationStatus::Paused).await;
         assert!(etcd.keys("").await.is_empty(), "the key is gone");
         assert_eq!(etcd.leases().await, lease, "the lease is kept");
 
         server.registration().resume();
         changes.expect_insert(server.address()).await;
-        reaches(server.registration(), "it is back", |status| matches!(status, Status::Registered { .. })).await;
+        reaches(server.registration(), "it is back", |status| matches!(status, RegistrationStatus::Registered { .. }))
+            .await;
         assert_eq!(etcd.keys("").await, before, "as it was");
     }
     server.stop().await;
@@ -55,7 +56,7 @@ async fn an_update_while_paused_shows_after_the_return() {
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let registration = started(&registry, ([127, 0, 0, 1], 1001).into(), None);
     registration.pause();
-    reaches(&registration, "it is paused", |status| *status == Status::Paused).await;
+    reaches(&registration, "it is paused", |status| *status == RegistrationStatus::Paused).await;
     registration.update(|instance| instance.weight(77)).expect("a good weight");
     registration.resume();
     let instance = Changes::of(&registry, "echo").expect_insert("127.0.0.1:1001").await;
@@ -93,7 +94,7 @@ async fn the_draining_mark_under_the_servers_own_lease_drains_it() {
     etcd.client().await.put(key, marked, Some(options)).await.expect("etcd puts");
 
     changes.expect_remove(server.address()).await;
-    reaches(server.registration(), "it has left", |status| *status == Status::Gone).await;
+    reaches(server.registration(), "it has left", |status| *status == RegistrationStatus::Gone).await;
     assert!(etcd.leases().await.is_empty(), "the lease is revoked");
     let connection = tokio::net::TcpStream::connect(server.address()).await;
     assert!(connection.is_ok(), "the server serves on");
@@ -115,13 +116,16 @@ async fn who_is_bound_to_the_address_takes_it_over_and_the_former_owner_gives_wa
 
     let new = started(&two, address, None);
     new.registered().await.expect("it is not gone");
-    let Status::Registered { lease: theirs, key } = new.status() else { panic!("it took the address over") };
-    let conflict = Status::Conflict { key, lease: theirs };
+    let RegistrationStatus::Registered { lease: theirs, key } = new.status() else {
+        panic!("it took the address over")
+    };
+    let conflict = RegistrationStatus::Conflict { key, lease: theirs };
     reaches(&old, "the former owner sees the conflict", |status| *status == conflict).await;
     assert_eq!(etcd.keys("").await[0].2, theirs, "and leaves the key alone");
 
     new.deregister().await;
-    reaches(&old, "it claims the key when that goes", |status| matches!(status, Status::Registered { .. })).await;
+    reaches(&old, "it claims the key when that goes", |status| matches!(status, RegistrationStatus::Registered { .. }))
+        .await;
     old.deregister().await;
     assert!(etcd.keys("").await.is_empty() && etcd.leases().await.is_empty(), "nothing is left behind");
 }
@@ -137,10 +141,10 @@ async fn who_is_not_bound_to_the_address_waits_for_its_owner() {
     let before = etcd.keys("").await;
 
     let other = started(&two, ([127, 0, 0, 1], 1002).into(), Some("127.0.0.1:1001"));
-    reaches(&other, "it sees the conflict", |status| matches!(status, Status::Conflict { .. })).await;
+    reaches(&other, "it sees the conflict", |status| matches!(status, RegistrationStatus::Conflict { .. })).await;
     assert_eq!(etcd.keys("").await, before, "the owner's key was not touched");
     owner.deregister().await;
-    reaches(&other, "its turn comes", |status| matches!(status, Status::Registered { .. })).await;
+    reaches(&other, "its turn comes", |status| matches!(status, RegistrationStatus::Registered { .. })).await;
     other.deregister().await;
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tonic_etcd::{Registry, Status};
+use tonic_etcd::{RegistrationStatus, Registry};
 
 use crate::support::changes::Changes;
 use crate::support::etcd::Etcd;
@@ -41,7 +41,7 @@ impl World {
             None => false,
         };
         eventually("the key is back as it was", A_SECOND, back).await;
-        let registered = async || matches!(server.registration().status(), Status::Registered { .. });
+        let registered = async || matches!(server.registration().status(), RegistrationStatus::Registered { .. });
         eventually("the status says so", A_SECOND, registered).await;
         changes.expect_nothing_before(&etcd, "127.0.0.1:1").await;
         server.stop().await;
@@ -90,16 +90,18 @@ async fn the_status_tells_of_the_loss_and_of_the_new_lease() {
     use futures_util::StreamExt;
     let world = World::new().await;
     let mut statuses = world.server.registration().status_changes();
-    assert!(matches!(statuses.next().await, Some(Status::Registered { lease, .. }) if lease == world.lease));
+    assert!(
+        matches!(statuses.next().await, Some(RegistrationStatus::Registered { lease, .. }) if lease == world.lease)
+    );
     world.etcd.revoke(world.lease).await;
-    assert!(matches!(statuses.next().await, Some(Status::Lost { reason }) if !reason.is_empty()));
+    assert!(matches!(statuses.next().await, Some(RegistrationStatus::Lost { reason }) if !reason.is_empty()));
     let mut last = statuses.next().await;
     // The deleted key may be seen before the dead lease: two reasons for one loss.
-    while matches!(last, Some(Status::Lost { .. })) {
+    while matches!(last, Some(RegistrationStatus::Lost { .. })) {
         last = statuses.next().await;
     }
-    assert!(matches!(last, Some(Status::Registered { lease, .. }) if lease != world.lease), "{last:?}");
+    assert!(matches!(last, Some(RegistrationStatus::Registered { lease, .. }) if lease != world.lease), "{last:?}");
     world.server.stop().await;
-    let rest: Vec<Status> = statuses.collect().await;
-    assert_eq!(rest.last(), Some(&Status::Gone), "the stream ends with the registration");
+    let rest: Vec<RegistrationStatus> = statuses.collect().await;
+    assert_eq!(rest.last(), Some(&RegistrationStatus::Gone), "the stream ends with the registration");
 }
