@@ -131,8 +131,10 @@ pub(crate) struct EtcdError {
 /// What kind of failure it was, which decides who is asked next and how soon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum EtcdErrorKind {
-    /// The member could not be reached, has no leader, or broke off. Another member may answer; a retry helps.
+    /// The member could not be reached, or its connection broke. Another member may answer; a retry helps.
     Unreachable,
+    /// The member answered that it cannot serve now: it has no leader, for instance. Another one may; a retry helps.
+    Unavailable,
     /// The member did not answer in time. The operation may still be applied; a retry helps.
     Deadline(Duration),
     /// The credentials are wrong, missing or not allowed to do this. A retry helps only after they change.
@@ -154,7 +156,8 @@ pub(crate) enum EtcdErrorKind {
 impl EtcdError {
     /// Whether another member may do what this one could not.
     pub(crate) fn is_worth_another_member(&self) -> bool {
-        matches!(self.kind, EtcdErrorKind::Unreachable | EtcdErrorKind::Deadline(_))
+        use EtcdErrorKind::{Deadline, Unavailable, Unreachable};
+        matches!(self.kind, Unreachable | Unavailable | Deadline(_))
     }
 
     /// Whether etcd answered and said no, so that asking again soon is of no use.
@@ -169,6 +172,7 @@ impl fmt::Display for EtcdError {
         write!(f, "{operation} of {key} at {member} ")?;
         match kind {
             EtcdErrorKind::Unreachable => f.write_str("failed: the member cannot be reached"),
+            EtcdErrorKind::Unavailable => f.write_str("failed: the member cannot serve it now"),
             EtcdErrorKind::Deadline(limit) => write!(f, "was not answered within {limit:?}"),
             EtcdErrorKind::Denied => f.write_str("was denied"),
             EtcdErrorKind::Token => f.write_str("was denied: the token is not valid"),

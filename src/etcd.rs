@@ -1,9 +1,10 @@
 //! The etcd cluster as the rest of the crate sees it: one connection a member, each call with a deadline.
 //!
-//! This is the only file that builds an `etcd_client::Client`. Its own balancing over members is not used: it picks one at
-//! random for each call, while a watch, a lease and a retry need to know whom they talk to.
+//! etcd-client's own balancing over members is not used: it picks one at random for each call, while a watch, a lease and a
+//! retry need to know whom they talk to.
 
 mod calls;
+mod connection;
 mod endpoint;
 mod range;
 mod source;
@@ -17,15 +18,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions, Error as ClientError, KvClient, WatchClient};
 use tokio::time::Instant;
-use tonic::Code;
 use tonic::transport::Endpoint;
 
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 
-pub(crate) use self::calls::{Claimed, Kv, Listing, hex};
-pub(crate) use self::endpoint::{Tls, parse_endpoints};
+pub(crate) use self::calls::{Claimed, Kv, Listing, MAX_VALUE, hex};
+pub(crate) use self::connection::Connection;
+pub(crate) use self::endpoint::{Tls, parse_endpoints, without_user};
 pub(crate) use self::range::Range;
 pub(crate) use self::source::{Source, Update};
 #[cfg(feature = "tls-ring")]
@@ -51,10 +51,6 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long a ping may stay unanswered.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The largest message that is read: a lease with 100,000 keys ends in one of 5 MB, and etcd's default limit for
-/// requests is 1.5 MB.
-const DECODE_LIMIT: usize = 16 * 1024 * 1024;
 
 /// User and password towards etcd.
 #[derive(Clone)]
@@ -90,23 +86,6 @@ struct Outage {
     logged: Instant,
 }
 
-/// One connection to one member. Streams opened on it keep it open after the cluster has moved on to a new one.
-pub(crate) struct Connection {
-    index: usize,
-    name: Arc<str>,
-    client: Client,
-    kv: KvClient,
-    watch: WatchClient,
-    login: tokio::sync::Mutex<Login>,
-}
-
-/// Where the login on one connection stands.
-enum Login {
-    Needed,
-    Done,
-    Refused(Instant),
-}
-
 impl Cluster {
     pub(crate) fn new(endpoints: Vec<Endpoint>, credentials: Option<Credentials>) -> Self {
         let members = endpoints.into_iter().map(|endpoint| Member {
@@ -119,7 +98,10 @@ impl Cluster {
             connection: Mutex::new(None),
             outage: Mutex::new(None),
         });
-        Self { members: members.collect(), credentials, preferred: AtomicUsize::new(0) }
+        let members: Vec<_> = members.collect();
+        // Not the first for everybody: one member would carry the whole fleet.
+        let preferred = AtomicUsize::new(fastrand::usize(..members.len()));
+        Self { members, credentials, preferred }
     }
 
     /// The number of members.
@@ -132,19 +114,30 @@ impl Cluster {
         self.preferred.load(Ordering::Relaxed)
     }
 
-    /// The connection to member `index` (modulo their number), logged in. Opening it costs nothing until the first call.
+    /// Another member than this one is to be asked first, if it was this one.
+    pub(crate) fn avoid(&self, index: usize) {
+        let index = index % self.len();
+        let next = (index + 1) % self.len();
+        // Where it changed meanwhile, someone else found a better one.
+        let _ = self.preferred.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// The connection to member `index` (modulo their number), logged in. Opening it costs nothing until the first call;
+    /// a login, where one is due, may take `limit`.
     ///
     /// # Errors
     ///
     /// What became of the login, if one is configured.
-    pub(crate) async fn connection(&self, index: usize) -> Result<Arc<Connection>, EtcdError> {
+    pub(crate) async fn connection(&self, index: usize, limit: Duration) -> Result<Arc<Connection>, EtcdError> {
+        let deadline = Instant::now() + limit;
         let index = index % self.members.len();
         let connection = match self.existing(index) {
             Some(connection) => connection,
             None => self.open(index).await?,
         };
         if let Some(credentials) = &self.credentials {
-            connection.log_in(credentials).await.inspect_err(|error| self.note(index, error))?;
+            let login = connection.log_in(credentials, deadline, limit).await;
+            login.inspect_err(|error| self.after(&connection, error))?;
         }
         Ok(connection)
     }
@@ -154,6 +147,7 @@ impl Cluster {
         if !error.is_worth_another_member() {
             return;
         }
+        self.avoid(index);
         let now = Instant::now();
         let mut outage = self.members[index].outage();
         let since = match &*outage {
@@ -167,7 +161,8 @@ impl Cluster {
 
     /// Notes that a member answered.
     pub(crate) fn answered(&self, connection: &Connection) {
-        if let Some(outage) = self.members[connection.index].outage().take() {
+        self.preferred.store(connection.index(), Ordering::Relaxed);
+        if let Some(outage) = self.members[connection.index()].outage().take() {
             let lasted = outage.since.elapsed();
             tracing::info!(member = connection.name(), ?lasted, "etcd member answers again");
         }
@@ -179,38 +174,27 @@ impl Cluster {
 
     async fn open(&self, index: usize) -> Result<Arc<Connection>, EtcdError> {
         let Member { name, endpoint, .. } = &self.members[index];
-        // Without a user `from_channel` does no I/O; with one it would log in without a deadline.
-        let options = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
-        let channel = etcd_client::Channel::Tonic(endpoint.connect_lazy());
-        let client =
-            Client::from_channel(channel, Some(options)).await.map_err(|error| failure(name, "connect", "", error))?;
-        let connection = Arc::new(Connection {
-            index,
-            name: name.clone(),
-            kv: client.kv_client().max_decoding_message_size(DECODE_LIMIT),
-            watch: client.watch_client().max_decoding_message_size(DECODE_LIMIT),
-            client,
-            login: tokio::sync::Mutex::new(Login::Needed),
-        });
-        Ok(self.members[index].slot().get_or_insert(connection).clone())
+        let connection = Connection::open(index, name.clone(), endpoint, self.credentials.is_some()).await?;
+        Ok(self.members[index].slot().get_or_insert(Arc::new(connection)).clone())
     }
 
     /// Gives up a connection that seems dead: the next call opens another one.
     pub(crate) fn forget(&self, connection: &Arc<Connection>) {
-        let mut slot = self.members[connection.index].slot();
+        let mut slot = self.members[connection.index()].slot();
         if slot.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
             *slot = None;
         }
     }
 
-    /// Makes one call, on each member in turn until one answers, beginning with the one that answered last.
+    /// Makes one call, on each member in turn until one answers, beginning with the one that answered last. `limit` is for
+    /// the login on each member; the call keeps its own.
     ///
     /// What a member did before it fell silent is unknown, so `call` must be safe to repeat.
     ///
     /// # Errors
     ///
     /// The answer of the first member that gave one, or what the last one failed with.
-    pub(crate) async fn call<T, F, Fut>(&self, call: F) -> Result<T, EtcdError>
+    pub(crate) async fn call<T, F, Fut>(&self, limit: Duration, call: F) -> Result<T, EtcdError>
     where
         F: Fn(Arc<Connection>) -> Fut,
         Fut: Future<Output = Result<T, EtcdError>>,
@@ -218,42 +202,38 @@ impl Cluster {
         let first = self.preferred();
         let mut attempt = 0;
         loop {
-            let index = (first + attempt) % self.len();
-            let result = self.call_on(index, &call).await;
+            let result = self.call_on(first + attempt, limit, &call).await;
             attempt += 1;
             match result {
                 Err(error) if error.is_worth_another_member() && attempt < self.len() => {
                     tracing::debug!(error = chain(&error), "etcd call goes to the next member");
                 }
-                Err(error) => return Err(error),
-                Ok(answer) => {
-                    self.preferred.store(index, Ordering::Relaxed);
-                    return Ok(answer);
-                }
+                result => return result,
             }
         }
     }
 
-    async fn call_on<T, F, Fut>(&self, index: usize, call: &F) -> Result<T, EtcdError>
+    async fn call_on<T, F, Fut>(&self, index: usize, limit: Duration, call: &F) -> Result<T, EtcdError>
     where
         F: Fn(Arc<Connection>) -> Fut,
         Fut: Future<Output = Result<T, EtcdError>>,
     {
-        let connection = self.connection(index).await?;
+        let connection = self.connection(index, limit).await?;
         let answer = call(connection.clone()).await;
         match &answer {
             Ok(_) => self.answered(&connection),
-            Err(error) => self.after(&connection, error).await,
+            Err(error) => self.after(&connection, error),
         }
         answer
     }
 
     /// Draws the conclusions for a connection from an error that was seen on it.
-    pub(crate) async fn after(&self, connection: &Arc<Connection>, error: &EtcdError) {
-        self.note(connection.index, error);
+    pub(crate) fn after(&self, connection: &Arc<Connection>, error: &EtcdError) {
+        self.note(connection.index(), error);
         match error.kind {
-            EtcdErrorKind::Deadline(_) => self.forget(connection),
-            EtcdErrorKind::Token | EtcdErrorKind::Denied => connection.log_in_again().await,
+            // The connection may be dead without knowing, or have lost the runtime that it was made on.
+            EtcdErrorKind::Deadline(_) | EtcdErrorKind::Unreachable => self.forget(connection),
+            EtcdErrorKind::Token | EtcdErrorKind::Denied => connection.log_in_again(),
             _ => {}
         }
     }
@@ -276,157 +256,9 @@ impl Member {
     }
 }
 
-impl Connection {
-    /// The member's URL.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
-    async fn log_in(&self, credentials: &Credentials) -> Result<(), EtcdError> {
-        let mut login = self.login.lock().await;
-        match *login {
-            Login::Done => return Ok(()),
-            Login::Refused(at) if at.elapsed() < DENIED_PAUSE => {
-                return Err(EtcdError {
-                    kind: EtcdErrorKind::Denied,
-                    member: self.name.to_string(),
-                    operation: "login",
-                    key: credentials.user.clone(),
-                    source: Some("the same credentials were refused less than 30 s ago".into()),
-                });
-            }
-            Login::Needed | Login::Refused(_) => {}
-        }
-        let user = (credentials.user.clone(), credentials.password.clone());
-        let mut client = self.client.clone();
-        let answer = self.limited("login", &credentials.user, CALL_LIMIT, client.update_user(Some(user))).await;
-        match answer {
-            Ok(()) => *login = Login::Done,
-            Err(error) if error.kind == EtcdErrorKind::Denied => {
-                *login = Login::Refused(Instant::now());
-                tracing::warn!(member = %self.name, user = %credentials.user, "etcd refused the credentials");
-                return Err(error);
-            }
-            // etcd with authentication switched off needs none.
-            Err(error) if error.kind == EtcdErrorKind::Refused => *login = Login::Done,
-            Err(error) => return Err(error),
-        }
-        Ok(())
-    }
-
-    async fn log_in_again(&self) {
-        let mut login = self.login.lock().await;
-        if matches!(*login, Login::Done) {
-            *login = Login::Needed;
-        }
-    }
-
-    /// Runs one request on this connection under a deadline and says of its failure what was tried.
-    async fn limited<T>(
-        &self,
-        operation: &'static str,
-        key: &str,
-        limit: Duration,
-        request: impl Future<Output = Result<T, ClientError>>,
-    ) -> Result<T, EtcdError> {
-        match tokio::time::timeout(limit, request).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(failure(&self.name, operation, key, error)),
-            Err(_) => Err(self.deadline(operation, key, limit)),
-        }
-    }
-
-    fn deadline(&self, operation: &'static str, key: &str, limit: Duration) -> EtcdError {
-        EtcdError {
-            kind: EtcdErrorKind::Deadline(limit),
-            member: self.name.to_string(),
-            operation,
-            key: key.to_owned(),
-            source: None,
-        }
-    }
-
-    /// A failure that the member told in words.
-    fn refusal(&self, operation: &'static str, key: &str, kind: EtcdErrorKind, reason: String) -> EtcdError {
-        EtcdError { kind, member: self.name.to_string(), operation, key: key.to_owned(), source: Some(reason.into()) }
-    }
-}
-
-fn failure(member: &str, operation: &'static str, key: &str, error: ClientError) -> EtcdError {
-    EtcdError {
-        kind: classify(&error),
-        member: member.to_owned(),
-        operation,
-        key: key.to_owned(),
-        source: Some(Box::new(error)),
-    }
-}
-
-fn classify(error: &ClientError) -> EtcdErrorKind {
-    match error {
-        ClientError::GRpcStatus(status) => classify_status(status.code(), status.message()),
-        ClientError::TransportError(_) | ClientError::IoError(_) | ClientError::WatchError(_) => {
-            EtcdErrorKind::Unreachable
-        }
-        // The text is all that etcd-client leaves of a lease that died before its first keepalive.
-        ClientError::LeaseKeepAliveError(text) if text.contains("not found") => EtcdErrorKind::NotFound,
-        ClientError::LeaseKeepAliveError(_) => EtcdErrorKind::Unreachable,
-        _ => EtcdErrorKind::Refused,
-    }
-}
-
-/// etcd's codes alone do not tell: wrong passwords are `InvalidArgument`, and so are malformed requests.
-fn classify_status(code: Code, message: &str) -> EtcdErrorKind {
-    let says = |text: &str| message.contains(text);
-    match code {
-        _ if says("invalid auth token") => EtcdErrorKind::Token,
-        _ if says("decoded message length too large") || says("larger than max") => EtcdErrorKind::TooLarge,
-        Code::Unauthenticated => EtcdErrorKind::Token,
-        Code::PermissionDenied => EtcdErrorKind::Denied,
-        Code::InvalidArgument if says("authentication failed") || says("user name is empty") => EtcdErrorKind::Denied,
-        // The permissions changed since the token was given out.
-        Code::InvalidArgument if says("revision of auth store is old") => EtcdErrorKind::Token,
-        Code::NotFound => EtcdErrorKind::NotFound,
-        Code::FailedPrecondition if says("lease already exists") => EtcdErrorKind::AlreadyExists,
-        Code::AlreadyExists => EtcdErrorKind::AlreadyExists,
-        Code::OutOfRange => EtcdErrorKind::Compacted,
-        Code::Unavailable
-        | Code::DeadlineExceeded
-        | Code::Cancelled
-        | Code::Unknown
-        | Code::Internal
-        | Code::Aborted => EtcdErrorKind::Unreachable,
-        _ => EtcdErrorKind::Refused,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn etcds_answers_are_told_apart_by_code_and_text() {
-        use EtcdErrorKind::{AlreadyExists, Compacted, Denied, NotFound, Refused, Token, TooLarge, Unreachable};
-        for (code, message, kind) in [
-            (Code::Unavailable, "etcdserver: no leader", Unreachable),
-            (Code::Unavailable, "etcdserver: request timed out", Unreachable),
-            (Code::Unauthenticated, "etcdserver: invalid auth token", Token),
-            (Code::Unknown, "etcdserver: invalid auth token", Token),
-            (Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password", Denied),
-            (Code::InvalidArgument, "etcdserver: user name is empty", Denied),
-            (Code::PermissionDenied, "etcdserver: permission denied", Denied),
-            (Code::NotFound, "etcdserver: requested lease not found", NotFound),
-            (Code::FailedPrecondition, "etcdserver: lease already exists", AlreadyExists),
-            (Code::FailedPrecondition, "etcdserver: authentication is not enabled", Refused),
-            (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted", Compacted),
-            (Code::OutOfRange, "Error, decoded message length too large: found 5, the limit is: 4", TooLarge),
-            (Code::ResourceExhausted, "grpc: trying to send message larger than max (9 vs. 8)", TooLarge),
-            (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", Refused),
-            (Code::InvalidArgument, "etcdserver: key is not provided", Refused),
-        ] {
-            assert_eq!(classify_status(code, message), kind, "{code:?} {message}");
-        }
-    }
 
     #[test]
     fn credentials_never_show_their_password() {

@@ -152,6 +152,19 @@ impl From<SocketAddr> for Address {
     }
 }
 
+impl TryFrom<(&str, u16)> for Address {
+    type Error = ConfigError;
+
+    /// From a host, an IPv6 address with or without brackets, and a port.
+    fn try_from((host, port): (&str, u16)) -> Result<Self, ConfigError> {
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return Ok(SocketAddr::new(ip, port).into());
+        }
+        let refuse = |reason| ConfigError::Address { address: host.chars().take(300).collect(), reason };
+        Ok(Self { host: parse_host(host).map_err(refuse)?, port })
+    }
+}
+
 impl FromStr for Address {
     type Err = ConfigError;
 

@@ -8,7 +8,7 @@ use crate::discover::{DEFAULT_HOLD, Discover, Layout, Watchers};
 use crate::error::ConfigError;
 #[cfg(feature = "tls-ring")]
 use crate::etcd::EtcdTls;
-use crate::etcd::{Cluster, Credentials, Tls, parse_endpoints};
+use crate::etcd::{Cluster, Credentials, Tls, parse_endpoints, without_user};
 use crate::format::{Format, Kitex};
 use crate::instance::{DEFAULT_WEIGHT, Instance, ServiceName};
 use crate::register::{Registrar, RegistrationBuilder};
@@ -16,6 +16,9 @@ use crate::register::{Registrar, RegistrationBuilder};
 /// How long a TCP and TLS connection to etcd may take: ten round trips on a bad day, and still a quick move to the next
 /// member.
 const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The longest hold: a year stands for ever, and does not overflow a clock.
+const MAX_HOLD: Duration = Duration::from_secs(365 * 86_400);
 
 /// An etcd cluster, a key prefix and a format: where servers register and clients look. Clones share everything, and one
 /// is enough for a process.
@@ -71,7 +74,6 @@ impl fmt::Debug for Registry {
 }
 
 /// The options of a [`Registry`].
-#[derive(Debug)]
 #[must_use = "a builder does nothing before build()"]
 pub struct RegistryBuilder {
     endpoints: Vec<String>,
@@ -161,12 +163,25 @@ impl RegistryBuilder {
             base: base.clone(),
             format: self.format.clone(),
             default_weight: self.default_weight,
-            hold: self.removal_hold,
+            hold: self.removal_hold.min(MAX_HOLD),
         };
         Ok(Registry {
             registrar: Registrar::new(cluster.clone(), base, self.format),
             watchers: Watchers::new(cluster, layout),
         })
+    }
+}
+
+impl fmt::Debug for RegistryBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A URL may hold a password, for which `build` will refuse it.
+        let endpoints: Vec<String> = self.endpoints.iter().map(|url| without_user(url)).collect();
+        f.debug_struct("RegistryBuilder")
+            .field("endpoints", &endpoints)
+            .field("prefix", &self.prefix)
+            .field("format", &self.format)
+            .field("credentials", &self.credentials)
+            .finish_non_exhaustive()
     }
 }
 
@@ -222,6 +237,7 @@ mod tests {
     fn no_debug_shows_the_password() {
         let builder = Registry::builder(["http://127.0.0.1:1"]).auth("root", "secret");
         assert!(!format!("{builder:?}").contains("secret"));
+        assert!(!format!("{:?}", Registry::builder(["http://root:secret@a:1"])).contains("secret"));
         let registry = builder.build().expect("a good registry");
         assert!(!format!("{registry:?}").contains("secret"));
     }

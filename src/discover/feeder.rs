@@ -56,14 +56,7 @@ where
     loop {
         tokio::select! {
             () = changes.closed() => return,
-            newer = snapshots.changed() => {
-                if newer.is_err() {
-                    return;
-                }
-                if let Some(snapshot) = &*snapshots.borrow_and_update() {
-                    waiting = difference(&told, snapshot);
-                }
-            }
+            snapshot = snapshots.next() => waiting = difference(&told, &snapshot),
             place = changes.reserve(), if !waiting.is_empty() => {
                 let Ok(place) = place else { return };
                 match waiting.pop_front() {

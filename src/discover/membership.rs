@@ -22,13 +22,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::JUDGEMENT;
-use crate::etcd::{Event, Kv, Listing};
+use crate::etcd::{Event, Kv, Listing, MAX_VALUE};
 use crate::format::{DecodeError, Decoded, Format};
 use crate::instance::{Address, Instance, MAX_TAGS, ServiceName};
 use crate::snapshot::{Member, MemberState, Snapshot};
-
-/// The largest value that is looked at.
-const MAX_VALUE: usize = 64 * 1024;
 
 /// The most keys of one service that are kept.
 const MAX_KEYS: usize = 10_000;
@@ -54,7 +51,7 @@ impl Layout {
 
     fn decode(&self, segment: &str, value: &[u8]) -> Result<Decoded, (Trouble, String)> {
         if value.len() > MAX_VALUE {
-            return Err((Trouble::TooLarge, format!("{} bytes", value.len())));
+            return Err((Trouble::TooLarge, format!("more than {MAX_VALUE} bytes")));
         }
         let malformed = |error: DecodeError| (Trouble::Malformed, error.to_string());
         let decoded = self.format.decode(segment, value).map_err(malformed)?;
@@ -107,16 +104,19 @@ impl Membership {
 
     /// Takes a list as the whole truth: what it does not show is gone.
     pub(super) fn replace(&mut self, listing: Listing, now: Instant) {
-        let mut listed: HashMap<String, Kv> = HashMap::with_capacity(listing.kvs.len());
+        let mut listed: Vec<(String, Kv)> = Vec::with_capacity(listing.kvs.len());
         for kv in listing.kvs {
             if let Some(segment) = self.segment(&kv.key, now) {
-                listed.insert(segment, kv);
+                listed.push((segment, kv));
             }
         }
-        let gone: Vec<String> = self.keys.keys().filter(|segment| !listed.contains_key(*segment)).cloned().collect();
+        let present: HashSet<&str> = listed.iter().map(|(segment, _)| segment.as_str()).collect();
+        let gone: Vec<String> =
+            self.keys.keys().filter(|segment| !present.contains(segment.as_str())).cloned().collect();
         for segment in gone {
             self.delete(&segment, now);
         }
+        // In the list's order, so that every client cuts off the same ones where there are too many.
         for (segment, kv) in listed {
             self.put(segment, &kv, now);
         }
@@ -143,16 +143,12 @@ impl Membership {
     }
 
     fn put(&mut self, segment: String, kv: &Kv, now: Instant) {
-        let is_missing = self.missing.contains_key(&segment);
-        let known = self.keys.get_mut(&segment).filter(|_| !is_missing);
-        if known.as_ref().is_some_and(|key| key.mod_revision == kv.mod_revision) {
-            return;
-        }
         let mut decoded = match self.layout.decode(&segment, &kv.value) {
             Ok(decoded) => decoded,
             Err((trouble, detail)) => {
                 // A key that was good before keeps its last good value, under the lease that it has now.
-                if let Some(key) = known {
+                let is_missing = self.missing.contains_key(&segment);
+                if let Some(key) = self.keys.get_mut(&segment).filter(|_| !is_missing) {
                     key.lease = kv.lease;
                     key.mod_revision = kv.mod_revision;
                 }
@@ -160,7 +156,7 @@ impl Membership {
                 return;
             }
         };
-        if known.is_none() && self.keys.len() >= MAX_KEYS {
+        if !self.keys.contains_key(&segment) && self.keys.len() >= MAX_KEYS {
             self.trouble(Trouble::TooManyKeys, &kv.key, "the service has 10,000 keys", now);
             return;
         }
@@ -209,27 +205,26 @@ impl Membership {
             return (Vec::new(), Vec::new());
         }
         let present = self.present();
-        let (returned, gone): (Vec<_>, Vec<_>) =
-            self.missing.keys().cloned().partition(|segment| present.contains(&self.keys[segment].instance.address));
-        let expired = gone.into_iter().filter(|segment| now >= self.verdict_at(segment, &present)).collect();
-        (returned, expired)
+        let is_present = |segment: &&String| present.contains(&self.keys[*segment].instance.address);
+        let (returned, gone): (Vec<&String>, Vec<&String>) = self.missing.keys().partition(is_present);
+        let most_are_missing = self.most_are_missing(&present);
+        let expired =
+            gone.into_iter().filter(|segment| now >= self.verdict_at(self.missing[*segment], most_are_missing));
+        (returned.into_iter().cloned().collect(), expired.cloned().collect())
     }
 
     /// When [`settle`](Self::settle) has something to do next, if nothing happens before.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        if self.missing.is_empty() {
-            return None;
-        }
-        let present = self.present();
-        self.missing.keys().map(|segment| self.verdict_at(segment, &present)).min()
+        // The one that is missing for the longest time is judged first, whatever the judgement.
+        let since = *self.missing.values().min()?;
+        Some(self.verdict_at(since, self.most_are_missing(&self.present())))
     }
 
-    /// When a missing key is removed, as things stand.
-    fn verdict_at(&self, segment: &str, present: &HashSet<&Address>) -> Instant {
-        let since = self.missing[segment];
+    /// When a key that is missing since then is removed, as things stand.
+    fn verdict_at(&self, since: Instant, most_are_missing: bool) -> Instant {
         let judged = self.comeback.map_or(since, |comeback| comeback.max(since)) + JUDGEMENT;
         let held = since + self.layout.hold.max(JUDGEMENT);
-        if self.most_are_missing(present) { held } else { judged.min(held) }
+        if most_are_missing { held } else { judged.min(held) }
     }
 
     /// Whether more than half of all known instances are in question.

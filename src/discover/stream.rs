@@ -64,15 +64,8 @@ impl Discover {
     pub(crate) fn new(service: ServiceName, mut snapshots: Snapshots) -> Self {
         // What is there counts as new.
         snapshots.mark_changed();
-        let newer = stream::unfold(snapshots.clone(), |mut snapshots| async move {
-            loop {
-                snapshots.changed().await.ok()?;
-                let snapshot = snapshots.borrow_and_update().clone();
-                if let Some(snapshot) = snapshot {
-                    return Some((snapshot, snapshots));
-                }
-            }
-        });
+        let newer =
+            stream::unfold(snapshots.clone(), |mut snapshots| async move { Some((snapshots.next().await, snapshots)) });
         Self {
             service,
             snapshots,
@@ -85,7 +78,7 @@ impl Discover {
     /// The newest snapshot, whatever the stream has told so far; `None` until etcd was reached for the first time.
     #[must_use]
     pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
-        self.snapshots.borrow().clone()
+        self.snapshots.latest()
     }
 
     /// Waits until etcd was reached for the first time, and returns the newest snapshot. It can be empty.
@@ -94,14 +87,9 @@ impl Discover {
     ///
     /// Cancel safe: no state is lost.
     pub async fn ready(&mut self) -> Arc<Snapshot> {
-        loop {
-            if let Some(snapshot) = self.snapshot() {
-                return snapshot;
-            }
-            if self.snapshots.changed().await.is_err() {
-                // The runtime that ran the watcher is gone; there is nothing to come.
-                std::future::pending::<()>().await;
-            }
+        match self.snapshot() {
+            Some(snapshot) => snapshot,
+            None => self.snapshots.next().await,
         }
     }
 
@@ -137,13 +125,11 @@ impl Stream for Discover {
             if let Some(change) = self.changes.pop_front() {
                 return Poll::Ready(Some(Ok(change)));
             }
-            let Some(snapshot) = ready!(self.newer.poll_next_unpin(cx)) else {
-                // The runtime that ran the watcher is gone. The stream never ends: the set stays as it is.
-                self.newer = stream::pending().boxed();
-                return Poll::Pending;
-            };
-            self.changes = difference(&self.told, &snapshot);
-            self.told = snapshot;
+            // `newer` never ends.
+            if let Some(snapshot) = ready!(self.newer.poll_next_unpin(cx)) {
+                self.changes = difference(&self.told, &snapshot);
+                self.told = snapshot;
+            }
         }
     }
 }
@@ -194,6 +180,7 @@ mod tests {
     use tokio_test::{assert_pending, task};
 
     use super::*;
+    use crate::discover::watcher::tests::published;
 
     fn member(address: &str, weight: u16, state: MemberState) -> Member {
         let address: Address = address.parse().expect("an address");
@@ -220,7 +207,7 @@ mod tests {
     fn only_differences_are_told() {
         use MemberState::{Draining, InQuestion, Live};
         let (publisher, snapshots) = watch::channel(None);
-        let mut stream = task::spawn(Discover::new("echo".parse().expect("a name"), snapshots));
+        let mut stream = task::spawn(Discover::new("echo".parse().expect("a name"), published(snapshots)));
         assert_pending!(stream.poll_next(), "nothing is told before the first list");
 
         publisher.send_replace(Some(snapshot(&[("a:1", 1, Live), ("b:1", 1, Live), ("c:1", 1, Live)])));
@@ -238,7 +225,7 @@ mod tests {
     fn snapshots_that_nobody_polled_for_are_told_as_one_difference() {
         use MemberState::Live;
         let (publisher, snapshots) = watch::channel(Some(snapshot(&[("a:1", 1, Live)])));
-        let mut stream = task::spawn(Discover::new("echo".parse().expect("a name"), snapshots));
+        let mut stream = task::spawn(Discover::new("echo".parse().expect("a name"), published(snapshots)));
         assert_eq!(drain(&mut stream), ["+a:1=1"], "what is there at the start is told");
         for weight in 1..100 {
             publisher.send_replace(Some(snapshot(&[("b:1", weight, Live)])));
@@ -246,12 +233,14 @@ mod tests {
         assert_eq!(drain(&mut stream), ["-a:1", "+b:1=99"]);
     }
 
-    #[test]
-    fn the_stream_outlives_its_watcher() {
+    #[tokio::test(start_paused = true)]
+    async fn the_stream_outlives_its_watcher() {
         let (publisher, snapshots) = watch::channel(None);
-        let mut stream = task::spawn(Discover::new("echo".parse().expect("a name"), snapshots));
+        let mut stream = task::spawn(Discover::new("echo".parse().expect("a name"), published(snapshots)));
         drop(publisher);
-        assert_pending!(stream.poll_next());
-        assert_pending!(stream.poll_next());
+        for _ in 0..10 {
+            assert_pending!(stream.poll_next());
+            tokio::time::advance(std::time::Duration::from_millis(60)).await;
+        }
     }
 }

@@ -16,8 +16,56 @@ use crate::etcd::{Cluster, Range, Source, Update};
 use crate::instance::ServiceName;
 use crate::snapshot::Snapshot;
 
-/// The latest snapshot of a service; `None` until the first list came.
-pub(crate) type Snapshots = watch::Receiver<Option<Arc<Snapshot>>>;
+/// The latest snapshot of a service, for one listener.
+#[derive(Debug, Clone)]
+pub(crate) struct Snapshots {
+    watchers: Arc<Watchers>,
+    service: ServiceName,
+    latest: watch::Receiver<Option<Arc<Snapshot>>>,
+}
+
+impl Snapshots {
+    /// The latest; `None` until the first list came.
+    pub(super) fn latest(&self) -> Option<Arc<Snapshot>> {
+        self.latest.borrow().clone()
+    }
+
+    /// Counts the latest as not seen.
+    pub(super) fn mark_changed(&mut self) {
+        self.latest.mark_changed();
+    }
+
+    /// Waits for one that was not seen yet.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: what was not returned counts as not seen.
+    pub(super) async fn next(&mut self) -> Arc<Snapshot> {
+        loop {
+            if self.latest.changed().await.is_err() {
+                // The watcher went down with the runtime of whoever came first; this one is another.
+                self.subscribe_again().await;
+            }
+            if let Some(snapshot) = self.latest.borrow_and_update().clone() {
+                return snapshot;
+            }
+        }
+    }
+
+    async fn subscribe_again(&mut self) {
+        loop {
+            tokio::time::sleep(RESUBSCRIBE_PAUSE).await;
+            if let Ok(mut again) = self.watchers.subscribe(&self.service) {
+                again.mark_changed();
+                *self = again;
+                return;
+            }
+        }
+    }
+}
+
+/// How long a listener waits before it looks for another watcher, so that a runtime that is going down is not kept busy.
+const RESUBSCRIBE_PAUSE: Duration = Duration::from_millis(100);
 
 /// How often a list verifies the watch without any cause: cheap insurance against what nobody thought of.
 const ANTI_ENTROPY: Duration = Duration::from_secs(300);
@@ -44,19 +92,22 @@ impl Watchers {
     ///
     /// Outside of a tokio runtime.
     pub(crate) fn subscribe(self: &Arc<Self>, service: &ServiceName) -> Result<Snapshots, ConfigError> {
+        let runtime = Handle::try_current().map_err(|_| ConfigError::NoRuntime { call: "discover" })?;
+        let listen = |latest| Snapshots { watchers: self.clone(), service: service.clone(), latest };
         let mut running = self.running();
         if let Some(publisher) = running.get(service) {
-            return Ok(publisher.subscribe());
+            return Ok(listen(publisher.subscribe()));
         }
-        let runtime = Handle::try_current().map_err(|_| ConfigError::NoRuntime { call: "discover" })?;
-        let (publisher, snapshots) = watch::channel(None);
+        let (publisher, latest) = watch::channel(None);
         running.insert(service.clone(), publisher.clone());
+        // A runtime that is going down drops the task at once, and that takes the lock.
+        drop(running);
         let span = tracing::info_span!("watch", %service);
         let place = Place { watchers: self.clone(), service: service.clone(), publisher };
         let source = Source::new(self.cluster.clone(), Range::below(self.layout.range(service)), ANTI_ENTROPY);
         let membership = Membership::new(self.layout.clone(), service.clone());
         runtime.spawn(run(place, source, membership).instrument(span));
-        Ok(snapshots)
+        Ok(listen(latest))
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<ServiceName, Publisher>> {
@@ -139,5 +190,60 @@ async fn at(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::discover::DEFAULT_HOLD;
+    use crate::etcd::parse_endpoints;
+    use crate::format::Kitex;
+
+    /// What a test publishes by itself, before a registry on an etcd that is not there.
+    pub(in crate::discover) fn published(latest: watch::Receiver<Option<Arc<Snapshot>>>) -> Snapshots {
+        let service = "echo".parse().expect("a good name");
+        Snapshots { watchers: nowhere(), service, latest }
+    }
+
+    fn nowhere() -> Arc<Watchers> {
+        let urls = ["http://127.0.0.1:1".to_owned()];
+        let endpoints = parse_endpoints(&urls, None, Duration::from_secs(1)).expect("a good URL");
+        let layout = Layout { base: "p/".into(), format: Arc::new(Kitex), default_weight: 10, hold: DEFAULT_HOLD };
+        Watchers::new(Arc::new(Cluster::new(endpoints, None)), layout)
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+    }
+
+    #[test]
+    fn a_watcher_that_cannot_be_spawned_leaves_no_place_behind_and_blocks_nobody() {
+        let watchers = nowhere();
+        let service: ServiceName = "echo".parse().expect("a good name");
+        let ended = runtime();
+        let handle = ended.handle().clone();
+        drop(ended);
+        let _entered = handle.enter();
+        watchers.subscribe(&service).expect("there is a handle of a runtime");
+        assert!(watchers.running().is_empty(), "who comes later starts another watcher");
+    }
+
+    #[test]
+    fn a_watcher_ends_with_its_last_listener() {
+        let watchers = nowhere();
+        let service: ServiceName = "echo".parse().expect("a good name");
+        runtime().block_on(async {
+            let one = watchers.subscribe(&service).expect("a runtime");
+            let two = watchers.subscribe(&service).expect("a runtime");
+            assert_eq!(watchers.running().len(), 1, "both share one");
+            drop(one);
+            tokio::task::yield_now().await;
+            assert_eq!(watchers.running().len(), 1, "one still listens");
+            drop(two);
+            while !watchers.running().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        });
     }
 }

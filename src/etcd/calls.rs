@@ -7,11 +7,14 @@ use etcd_client::{
     Compare, CompareOp, GetOptions, LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp,
 };
 
-use super::{CALL_LIMIT, Connection, Range};
+use super::{Connection, Range};
 use crate::error::{EtcdError, EtcdErrorKind};
 
 /// How many keys a list asks for at once: 500 values of 2 KB are 1 MB.
 const PAGE: i64 = 500;
+
+/// The largest value that is looked at: an instance with 64 tags of 500 bytes fits twice.
+pub(crate) const MAX_VALUE: usize = 64 * 1024;
 
 /// How often a list starts over because its revision was compacted under it.
 const LIST_ATTEMPTS: usize = 3;
@@ -26,7 +29,12 @@ pub(crate) struct Kv {
 }
 
 impl From<PbKeyValue> for Kv {
-    fn from(kv: PbKeyValue) -> Self {
+    fn from(mut kv: PbKeyValue) -> Self {
+        if kv.value.len() > MAX_VALUE {
+            // One byte more tells that it was too large; the rest would only fill the memory.
+            kv.value.truncate(MAX_VALUE + 1);
+            kv.value.shrink_to_fit();
+        }
         Self { key: kv.key, value: kv.value, lease: kv.lease, mod_revision: kv.mod_revision }
     }
 }
@@ -48,31 +56,31 @@ pub(crate) enum Claimed {
 }
 
 impl Connection {
-    /// Lists every key of `range` linearizably, in pages that all show the revision of the first.
-    pub(crate) async fn list(&self, range: &Range) -> Result<Listing, EtcdError> {
+    /// Lists every key of `range` linearizably, in pages that all show the revision of the first. `limit` is for each page.
+    pub(crate) async fn list(&self, range: &Range, limit: Duration) -> Result<Listing, EtcdError> {
         let mut attempt = 1;
         loop {
-            match self.list_once(range).await {
+            match self.list_once(range, limit).await {
                 Err(error) if error.kind == EtcdErrorKind::Compacted && attempt < LIST_ATTEMPTS => attempt += 1,
                 result => return result,
             }
         }
     }
 
-    async fn list_once(&self, range: &Range) -> Result<Listing, EtcdError> {
+    async fn list_once(&self, range: &Range, limit: Duration) -> Result<Listing, EtcdError> {
         let mut from = range.start().to_vec();
-        let mut limit = PAGE;
+        let mut size = PAGE;
         let mut listing: Option<Listing> = None;
         loop {
-            let mut options = GetOptions::new().with_range(range.end()).with_limit(limit);
+            let mut options = GetOptions::new().with_range(range.end()).with_limit(size);
             if let Some(listing) = &listing {
                 options = options.with_revision(listing.revision);
             }
             let mut kv = self.kv.clone();
-            let page = self.limited("list", range.name(), CALL_LIMIT, kv.get(from.clone(), Some(options))).await;
+            let page = self.limited("list", range.name(), limit, kv.get(from.clone(), Some(options))).await;
             let page = match page {
-                Err(error) if error.kind == EtcdErrorKind::TooLarge && limit > 1 => {
-                    limit = (limit / 2).max(1);
+                Err(error) if error.kind == EtcdErrorKind::TooLarge && size > 1 => {
+                    size = (size / 2).max(1);
                     continue;
                 }
                 page => page?.0,
@@ -92,11 +100,11 @@ impl Connection {
     }
 
     /// The store's present revision, linearizably.
-    pub(crate) async fn revision(&self, range: &Range) -> Result<i64, EtcdError> {
+    pub(crate) async fn revision(&self, range: &Range, limit: Duration) -> Result<i64, EtcdError> {
         let mut kv = self.kv.clone();
         let options = GetOptions::new().with_range(range.end()).with_count_only();
         let read = kv.get(range.start(), Some(options));
-        let answer = self.limited("read revision", range.name(), CALL_LIMIT, read).await?.0;
+        let answer = self.limited("read revision", range.name(), limit, read).await?.0;
         Ok(answer.header.as_ref().map_or(0, |header| header.revision))
     }
 

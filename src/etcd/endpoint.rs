@@ -72,7 +72,7 @@ fn parse_endpoint(url: &str, tls: Option<&Tls>, dial_timeout: Duration) -> Resul
 }
 
 /// The URL without what stands before an `@`, for messages.
-fn without_user(url: &str) -> String {
+pub(crate) fn without_user(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
     let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
     let separator = if scheme.is_empty() { "" } else { "://" };

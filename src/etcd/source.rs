@@ -37,6 +37,12 @@ const IDLE: Duration = Duration::from_secs(15);
 /// How long the sign of life may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long a member whose watch is dead may take to show that it lives itself.
+const SUSPECT_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long a member may take when it is asked for the first time, and there are others.
+const FIRST_TRY_LIMIT: Duration = Duration::from_secs(1);
+
 /// After a reconnect a list verifies the stream within this time: a DELETE that was compacted away while the watch was
 /// down is never told. Spread, so that a thousand clients do not list at once when etcd comes back.
 const VERIFY_WITHIN: Duration = Duration::from_secs(3);
@@ -72,6 +78,8 @@ pub(crate) struct Source {
     backoff: Backoff,
     /// How often a list verifies the stream without any cause.
     interval: Duration,
+    /// Whether the last attempt failed at all.
+    has_failed: bool,
     /// Whether the last attempt failed for its token: once is normal, twice is a refusal.
     token_refused: bool,
     state: State,
@@ -120,6 +128,7 @@ impl Source {
             interval,
             revision: 0,
             backoff: Backoff::new(RECONNECT_FIRST, RECONNECT_MAX),
+            has_failed: false,
             token_refused: false,
             state: State::Listing,
         }
@@ -170,25 +179,27 @@ impl Source {
     }
 
     async fn list(&mut self) -> Result<Listing, EtcdError> {
-        let connection = self.cluster.connection(self.member).await?;
-        let listing = connection.list(&self.range).await;
+        // Where there are others, a member gets one second at first: a client that starts must not wait for a frozen one.
+        let is_first_try = self.cluster.len() > 1 && !self.has_failed;
+        let limit = if is_first_try { FIRST_TRY_LIMIT } else { CALL_LIMIT };
+        let connection = self.cluster.connection(self.member, limit).await?;
+        let listing = connection.list(&self.range, limit).await;
         match &listing {
             Ok(_) => {
                 self.cluster.answered(&connection);
-                self.backoff.reset();
-                self.token_refused = false;
+                self.succeeded();
             }
-            Err(error) => self.cluster.after(&connection, error).await,
+            Err(error) => self.cluster.after(&connection, error),
         }
         listing
     }
 
     async fn connect(&mut self, listed: bool) -> Result<State, EtcdError> {
-        let connection = self.cluster.connection(self.member).await?;
+        let connection = self.cluster.connection(self.member, CALL_LIMIT).await?;
         let opened = self.open(&connection, listed).await;
         match &opened {
             Ok(_) => self.cluster.answered(&connection),
-            Err(error) => self.cluster.after(&connection, error).await,
+            Err(error) => self.cluster.after(&connection, error),
         }
         opened
     }
@@ -202,7 +213,7 @@ impl Source {
         match first {
             WatchMessage::Created(revision) if revision < start - 1 => {
                 // The member lags, or the store was rolled back under us; only the leader knows.
-                let store = connection.revision(&self.range).await?;
+                let store = connection.revision(&self.range, CALL_LIMIT).await?;
                 if store < start - 1 {
                     tracing::warn!(store, seen = start - 1, "etcd was rolled back; everything is listed anew");
                     return Ok(State::Listing);
@@ -237,16 +248,16 @@ impl Source {
         let silent_at = stream.heard + if stream.asked { IDLE + PROBE_LIMIT } else { IDLE };
         let message = tokio::select! {
             biased;
-            message = stream.watch.message() => message,
+            // Before the messages, which may never pause.
             () = sleep_until(stream.list_at) => return self.verify(stream).await,
+            message = stream.watch.message() => message,
             () = sleep_until(silent_at), if stream.answers_probes => return (self.probe(stream).await, None),
         };
         stream.heard = Instant::now();
         stream.asked = false;
         match message {
             Ok(WatchMessage::Events(revision, mut events)) => {
-                self.backoff.reset();
-                self.token_refused = false;
+                self.succeeded();
                 // A list was ahead of the stream.
                 events.retain(|event| event.mod_revision() > self.revision);
                 let update = (!events.is_empty()).then_some(Update::Events(revision, events));
@@ -256,13 +267,13 @@ impl Source {
             Ok(WatchMessage::Compacted) => (State::Listing, None),
             Ok(WatchMessage::Canceled(kind, reason)) => {
                 let error = stream.connection.refusal("watch", self.range.name(), kind, reason);
-                self.cluster.after(&stream.connection, &error).await;
+                self.cluster.after(&stream.connection, &error);
                 (self.after(&error, Goal::Watch), None)
             }
             // The same revision would come in the same message again.
             Err(error) if error.kind == EtcdErrorKind::TooLarge => (self.after(&error, Goal::List), None),
             Err(error) => {
-                self.cluster.after(&stream.connection, &error).await;
+                self.cluster.after(&stream.connection, &error);
                 (self.after(&error, Goal::Watch), None)
             }
         }
@@ -270,21 +281,23 @@ impl Source {
 
     /// Lists while the stream is not read, so that the two never overlap.
     async fn verify(&mut self, mut stream: Box<Stream>) -> (State, Option<Update>) {
-        match stream.connection.list(&self.range).await {
+        match stream.connection.list(&self.range, CALL_LIMIT).await {
             Ok(listing) if listing.revision < self.revision => {
                 tracing::warn!(store = listing.revision, seen = self.revision, "etcd was rolled back; its list counts");
                 (State::Connecting { listed: true }, Some(Update::Listed(listing)))
             }
             Ok(listing) => {
-                self.backoff.reset();
-                self.token_refused = false;
+                self.succeeded();
                 let now = Instant::now();
-                let interval = if stream.answers_probes { self.interval } else { LIST_INSTEAD_OF_PROBE };
-                stream.list_at = now + spread(interval, 0.2);
+                if !stream.answers_probes {
+                    // Whether such a watch tells everything cannot be known: a new one begins where the list ends.
+                    return (State::Connecting { listed: true }, Some(Update::Listed(listing)));
+                }
+                stream.list_at = now + spread(self.interval, 0.2);
                 (State::Streaming(stream), Some(Update::Listed(listing)))
             }
             Err(error) => {
-                self.cluster.after(&stream.connection, &error).await;
+                self.cluster.after(&stream.connection, &error);
                 (self.after(&error, Goal::Watch), None)
             }
         }
@@ -299,11 +312,11 @@ impl Source {
                 Err(error) => self.after(&error, Goal::Watch),
             };
         }
-        match stream.connection.revision(&self.range).await {
+        match stream.connection.revision(&self.range, SUSPECT_LIMIT).await {
             Ok(_) => {
                 tracing::debug!(member = stream.connection.name(), "member gives no signs of life on a watch");
                 stream.answers_probes = false;
-                stream.list_at = Instant::now();
+                stream.list_at = Instant::now() + LIST_INSTEAD_OF_PROBE;
                 State::Streaming(stream)
             }
             Err(error) => {
@@ -313,8 +326,15 @@ impl Source {
         }
     }
 
+    fn succeeded(&mut self) {
+        self.backoff.reset();
+        self.has_failed = false;
+        self.token_refused = false;
+    }
+
     /// What to do after a failure, and when.
     fn after(&mut self, error: &EtcdError, goal: Goal) -> State {
+        self.has_failed = true;
         let now = Instant::now();
         let (wait, then) = match error.kind {
             EtcdErrorKind::Compacted | EtcdErrorKind::TooLarge => (self.backoff.next(), Goal::List),

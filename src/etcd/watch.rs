@@ -6,8 +6,9 @@ use etcd_client::proto::PbEvent;
 use etcd_client::{WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
 use tonic::Code;
 
+use super::Range;
 use super::calls::Kv;
-use super::{Connection, Range, classify_status, failure};
+use super::connection::{Connection, classify_status, failure};
 use crate::error::{EtcdError, EtcdErrorKind};
 
 /// An open watch.
@@ -99,11 +100,7 @@ impl Watch {
         }
         // A refusal can come as `created` and `canceled` in one.
         if response.canceled {
-            let kind = match classify_status(Code::Unavailable, &response.cancel_reason) {
-                _ if response.cancel_reason.contains("permission denied") => EtcdErrorKind::Denied,
-                _ if response.cancel_reason.contains("nauthenticated") => EtcdErrorKind::Token,
-                kind => kind,
-            };
+            let kind = classify_status(Code::Unavailable, &response.cancel_reason);
             return Some(WatchMessage::Canceled(kind, response.cancel_reason));
         }
         if response.created {

@@ -1,6 +1,8 @@
 //! What of a registration may exist in etcd, and the calls that make and unmake it. Everything is noted before it is asked
 //! for, since an answer can be lost: leaving then finds it.
 
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +24,9 @@ const LEAVE_CALL_LIMIT: Duration = Duration::from_millis(700);
 
 /// How much time the announcement may take: the revocation matters more.
 const ANNOUNCE_LIMIT: Duration = Duration::from_secs(1);
+
+/// How many dead leases of our own are remembered.
+const RETIRED: usize = 8;
 
 /// The first wait before a revocation is tried again.
 const REVOKE_RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -47,10 +52,21 @@ pub(super) struct Holdings {
     plan: Plan,
     /// The newest last.
     leases: Vec<i64>,
-    /// The key that may hold our value, and the lease that it is under.
-    written: Option<(String, i64)>,
+    /// Leases of ours that etcd called dead, the newest last: it may have been wrong, and a key under one of them is ours.
+    retired: VecDeque<i64>,
+    /// The key that may hold our value.
+    written: Option<Written>,
     /// Whether the key was ours once.
     was_registered: bool,
+}
+
+/// A key that may hold our value.
+#[derive(Debug)]
+struct Written {
+    key: String,
+    lease: i64,
+    /// When the value was put, if that was answered.
+    revision: Option<i64>,
 }
 
 /// What asking for a lease came to.
@@ -75,7 +91,7 @@ pub(super) enum Outcome {
 
 impl Holdings {
     pub(super) fn new(registrar: Arc<Registrar>, plan: Plan) -> Self {
-        Self { registrar, plan, leases: Vec::new(), written: None, was_registered: false }
+        Self { registrar, plan, leases: Vec::new(), retired: VecDeque::new(), written: None, was_registered: false }
     }
 
     pub(super) fn service(&self) -> &ServiceName {
@@ -92,24 +108,31 @@ impl Holdings {
 
     /// An id for a lease that is about to be asked for.
     pub(super) fn new_lease(&mut self) -> i64 {
-        // Positive, since etcdctl and Kitex know no others, and large enough that two never meet.
-        let id = fastrand::i64(1 << 32..=i64::MAX);
+        // Positive, since etcdctl and Kitex know no others.
+        let id = i64::try_from(random() >> 1).unwrap_or(i64::MAX).max(1);
         self.leases.push(id);
         id
     }
 
     pub(super) fn forget_lease(&mut self, lease: i64) {
         self.leases.retain(|known| *known != lease);
+        self.retired.push_back(lease);
+        if self.retired.len() > RETIRED {
+            self.retired.pop_front();
+        }
     }
 
     pub(super) fn is_own_lease(&self, lease: i64) -> bool {
-        self.leases.contains(&lease)
+        self.leases.contains(&lease) || self.retired.contains(&lease)
     }
 
     /// Asks for the lease. Asking again for the same id, when the answer was lost, cannot make two.
     pub(super) async fn grant(&self, lease: i64) -> Result<Granted, EtcdError> {
         let ttl = self.plan.ttl;
-        let grant = self.registrar.cluster.call(|member| async move { member.grant(lease, ttl, CLAIM_LIMIT).await });
+        let grant = self
+            .registrar
+            .cluster
+            .call(CLAIM_LIMIT, |member| async move { member.grant(lease, ttl, CLAIM_LIMIT).await });
         match grant.await {
             Ok(ttl) => Ok(Granted::Now(ttl)),
             Err(error) if error.kind == EtcdErrorKind::AlreadyExists => {
@@ -120,18 +143,20 @@ impl Holdings {
     }
 
     async fn is_alive(&self, lease: i64) -> Result<bool, EtcdError> {
-        self.registrar.cluster.call(|member| async move { member.is_alive(lease, CLAIM_LIMIT).await }).await
+        self.registrar
+            .cluster
+            .call(CLAIM_LIMIT, |member| async move { member.is_alive(lease, CLAIM_LIMIT).await })
+            .await
     }
 
     /// Puts our value wherever that takes nothing from a server that is alive.
     pub(super) async fn claim(&mut self, key: &str, value: &[u8], lease: i64) -> Result<Outcome, EtcdError> {
-        self.written = Some((key.to_owned(), lease));
+        self.written = Some(Written { key: key.to_owned(), lease, revision: None });
         let mut seen = 0;
         for _ in 0..CLAIM_ATTEMPTS {
-            let put = self
-                .registrar
-                .cluster
-                .call(|member| async move { member.put_if(key, value.to_vec(), lease, seen, CLAIM_LIMIT).await });
+            let put = self.registrar.cluster.call(CLAIM_LIMIT, |member| async move {
+                member.put_if(key, value.to_vec(), lease, seen, CLAIM_LIMIT).await
+            });
             let found = match put.await? {
                 Claimed::Done(revision) => return Ok(self.claimed(revision)),
                 Claimed::Found(None) => {
@@ -152,8 +177,16 @@ impl Holdings {
         Ok(Outcome::Contended)
     }
 
+    /// Our value was seen in the key although no claim was answered.
+    pub(super) fn note_written(&mut self, key: String, lease: i64) {
+        self.written = Some(Written { key, lease, revision: None });
+    }
+
     fn claimed(&mut self, revision: i64) -> Outcome {
         self.was_registered = true;
+        if let Some(written) = &mut self.written {
+            written.revision = Some(revision);
+        }
         Outcome::Claimed(revision)
     }
 
@@ -167,23 +200,25 @@ impl Holdings {
 
     /// Announces that the instance leaves, and deletes its key. The lease stays.
     pub(super) async fn withdraw(&mut self, instance: &Instance) -> Result<(), EtcdError> {
-        if let Some((key, lease)) = &self.written {
-            self.announce(instance, key, *lease).await;
-            self.delete(key, *lease).await?;
+        if let Some(written) = &self.written {
+            self.announce(instance, written).await;
+            self.delete(written).await?;
         }
         self.written = None;
         Ok(())
     }
 
-    /// Announces that the instance leaves, and revokes every lease that may exist.
-    pub(super) async fn take_out(&mut self, instance: &Instance) {
-        if let Some((key, lease)) = &self.written {
-            self.announce(instance, key, *lease).await;
+    /// Announces that the instance leaves, and revokes every lease that may exist. Whether nothing is left in etcd.
+    pub(super) async fn take_out(&mut self, instance: &Instance) -> bool {
+        if let Some(written) = &self.written {
+            self.announce(instance, written).await;
         }
+        let mut is_out = true;
         while let Some(lease) = self.leases.last().copied() {
-            self.revoke(lease).await;
+            is_out &= self.revoke(lease).await;
             self.leases.pop();
         }
+        is_out
     }
 
     /// The leases that may still exist, as etcdctl shows them.
@@ -192,15 +227,19 @@ impl Holdings {
     }
 
     /// Puts the draining mark on our key. A failure is no reason to wait: the mark is a courtesy.
-    async fn announce(&self, instance: &Instance, key: &str, lease: i64) {
+    async fn announce(&self, instance: &Instance, written: &Written) {
         if !self.registrar.format.carries_draining() {
             return;
         }
-        let value = &self.entry(instance, lease, true).1;
-        let put = self
-            .registrar
-            .cluster
-            .call(|member| async move { member.put_own(key, value.clone(), lease, LEAVE_CALL_LIMIT).await });
+        let Written { key, lease, revision } = written;
+        let value = &self.entry(instance, *lease, true).1;
+        let put = self.registrar.cluster.call(LEAVE_CALL_LIMIT, |member| async move {
+            match *revision {
+                // So that a mark that arrives late cannot meet a newer claim.
+                Some(revision) => member.put_if(key, value.clone(), *lease, revision, LEAVE_CALL_LIMIT).await,
+                None => member.put_own(key, value.clone(), *lease, LEAVE_CALL_LIMIT).await,
+            }
+        });
         match timeout(ANNOUNCE_LIMIT, put).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::debug!(error = chain(&error), "leave could not be announced"),
@@ -208,28 +247,38 @@ impl Holdings {
         }
     }
 
-    async fn delete(&self, key: &str, lease: i64) -> Result<(), EtcdError> {
-        let delete =
-            self.registrar.cluster.call(|member| async move { member.delete_own(key, lease, LEAVE_CALL_LIMIT).await });
+    async fn delete(&self, written: &Written) -> Result<(), EtcdError> {
+        let Written { key, lease, .. } = written;
+        let delete = self
+            .registrar
+            .cluster
+            .call(LEAVE_CALL_LIMIT, |member| async move { member.delete_own(key, *lease, LEAVE_CALL_LIMIT).await });
         delete.await.map(drop)
     }
 
-    /// Revokes until etcd says that the lease is gone, or will not have it.
-    async fn revoke(&self, lease: i64) {
+    /// Revokes until etcd says that the lease is gone, or will not have it. Whether our key is gone with it.
+    async fn revoke(&self, lease: i64) -> bool {
         let mut backoff = Backoff::new(REVOKE_RETRY_FIRST, REVOKE_RETRY_MAX);
         loop {
-            let revoke =
-                self.registrar.cluster.call(|member| async move { member.revoke(lease, LEAVE_CALL_LIMIT).await });
-            let Err(error) = revoke.await else { return };
+            let revoke = self
+                .registrar
+                .cluster
+                .call(LEAVE_CALL_LIMIT, |member| async move { member.revoke(lease, LEAVE_CALL_LIMIT).await });
+            let Err(error) = revoke.await else { return true };
             tracing::debug!(error = chain(&error), "lease could not be revoked");
             if error.is_final() {
                 // Some roles may touch keys, but no leases.
-                if let Some((key, lease)) = &self.written {
-                    let _ = self.delete(key, *lease).await;
-                }
-                return;
+                return match &self.written {
+                    Some(written) => self.delete(written).await.is_ok(),
+                    None => true,
+                };
             }
             sleep(backoff.next()).await;
         }
     }
+}
+
+/// A number that no other process draws: hosts that boot together and clones of one machine share their clocks.
+pub(super) fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
 }

@@ -2,8 +2,8 @@
 //! asks another member when one is silent, and says when the lease is gone.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use etcd_client::{LeaseKeepAliveResponse, LeaseKeepAliveStream, LeaseKeeper};
@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::Instrument;
 
+use super::registrar::Registrar;
 use crate::backoff::{Backoff, spread};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{Cluster, Connection};
@@ -39,9 +40,8 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 /// The keepalive streams of one registry. They end with its last registration.
 #[derive(Debug)]
 pub(super) struct Keepalives {
+    cluster: Arc<Cluster>,
     members: Vec<mpsc::Sender<Ask>>,
-    /// The member that answered last.
-    preferred: AtomicUsize,
 }
 
 /// One keepalive.
@@ -65,7 +65,12 @@ impl Keepalives {
             tokio::spawn(MemberStream { cluster: cluster.clone(), index, asks: receiver }.run().instrument(span));
             asks
         });
-        Arc::new(Self { members: members.collect(), preferred: AtomicUsize::new(cluster.preferred()) })
+        Arc::new(Self { members: members.collect(), cluster: cluster.clone() })
+    }
+
+    /// False once the runtime that the streams ran on has ended.
+    pub(super) fn is_running(&self) -> bool {
+        self.members.iter().all(|member| !member.is_closed())
     }
 
     /// One keepalive through one member. `None`: its stream broke, or it has too many waiting.
@@ -107,14 +112,14 @@ impl MemberStream {
     }
 
     async fn open(&self, lease: i64) -> Result<(Arc<Connection>, LeaseKeeper, LeaseKeepAliveStream), EtcdError> {
-        let connection = self.cluster.connection(self.index).await?;
+        let connection = self.cluster.connection(self.index, REPLY_LIMIT).await?;
         match connection.keep_alive(lease, REPLY_LIMIT).await {
             Ok((keeper, responses)) => {
                 self.cluster.answered(&connection);
                 Ok((connection, keeper, responses))
             }
             Err(error) => {
-                self.cluster.after(&connection, &error).await;
+                self.cluster.after(&connection, &error);
                 Err(error)
             }
         }
@@ -149,6 +154,7 @@ impl MemberStream {
                 }
                 response = responses.message() => match response {
                     Ok(Some(response)) => {
+                        self.cluster.answered(connection);
                         let answer = answer_in(&response);
                         for waiting in waiting.remove(&response.id()).into_iter().flatten() {
                             let _ = waiting.send(answer);
@@ -165,6 +171,7 @@ impl MemberStream {
                     if owing.is_some() {
                         tracing::debug!("member does not answer keepalives");
                         self.cluster.forget(connection);
+                        self.cluster.avoid(self.index);
                     }
                     return;
                 }
@@ -189,7 +196,7 @@ pub(super) enum LeaseState {
 /// Keeps a lease alive for as long as the receiver lives or until etcd says that the lease is dead. The first keepalive is
 /// due at `first`, or like all others a third of the TTL after the one before.
 pub(super) fn keep(
-    keepalives: Arc<Keepalives>,
+    registrar: Arc<Registrar>,
     lease: i64,
     ttl: Duration,
     first: Option<Instant>,
@@ -197,6 +204,8 @@ pub(super) fn keep(
     let (publisher, state) = watch::channel(LeaseState::Kept);
     let interval = move || Instant::now() + spread(ttl / 3, 0.1);
     let keeper = async move {
+        // Held all the time: the streams live for as long as somebody holds them.
+        let mut keepalives = registrar.keepalives();
         let mut due = first.unwrap_or_else(interval);
         loop {
             tokio::select! {
@@ -206,7 +215,7 @@ pub(super) fn keep(
             // A process that was stopped comes here late, and then asks at once.
             tokio::select! {
                 () = publisher.closed() => return,
-                answer = renew(&keepalives, lease) => {
+                answer = renew(&registrar, &mut keepalives, lease) => {
                     if answer == Answer::Dead {
                         publisher.send_replace(LeaseState::Dead);
                         return;
@@ -219,32 +228,37 @@ pub(super) fn keep(
     state
 }
 
-/// Asks member after member, each as soon as the one before was silent for too long, until one answers. Whose answer it
-/// is does not matter.
-async fn renew(keepalives: &Keepalives, lease: i64) -> Answer {
-    let first = keepalives.preferred.load(Ordering::Relaxed);
-    let members = keepalives.members.len();
+/// Asks in rounds until a member answers.
+async fn renew(registrar: &Registrar, keepalives: &mut Arc<Keepalives>, lease: i64) -> Answer {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
     loop {
-        let mut asked = FuturesUnordered::new();
-        for member in first..first + members {
-            asked.push(async move { (member, keepalives.ask(lease, member).await) });
-            let silent = sleep(REPLY_LIMIT);
-            tokio::pin!(silent);
-            while !asked.is_empty() {
-                tokio::select! {
-                    answer = asked.next() => match answer {
-                        Some((member, Some(answer))) => {
-                            keepalives.preferred.store(member % members, Ordering::Relaxed);
-                            return answer;
-                        }
-                        Some((_, None)) => {}
-                        None => break,
-                    },
-                    () = &mut silent => break,
-                }
-            }
+        *keepalives = registrar.keepalives();
+        if let Some(answer) = ask_around(keepalives, lease).await {
+            return answer;
         }
         sleep(backoff.next()).await;
     }
+}
+
+/// Asks member after member, each as soon as the one before was silent for too long. Whose answer comes first does not
+/// matter.
+async fn ask_around(keepalives: &Keepalives, lease: i64) -> Option<Answer> {
+    let first = keepalives.cluster.preferred();
+    let mut asked = FuturesUnordered::new();
+    for member in first..first + keepalives.members.len() {
+        asked.push(keepalives.ask(lease, member));
+        let mut silent = pin!(sleep(REPLY_LIMIT));
+        loop {
+            tokio::select! {
+                answer = asked.next() => match answer {
+                    Some(Some(answer)) => return Some(answer),
+                    // One of several broke off; the others may still answer.
+                    Some(None) => {}
+                    None => break,
+                },
+                () = &mut silent => break,
+            }
+        }
+    }
+    None
 }

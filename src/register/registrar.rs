@@ -21,13 +21,15 @@ impl Registrar {
         Arc::new(Self { cluster, base, format, keepalives: Mutex::default() })
     }
 
-    /// The streams that are there, or new ones for the first registration. Needs a tokio runtime.
+    /// The streams that are there, or new ones: for the first registration, and after the runtime that they ran on has
+    /// ended. Needs a tokio runtime.
     pub(super) fn keepalives(&self) -> Arc<Keepalives> {
         let mut keepalives = self.keepalives.lock().unwrap_or_else(PoisonError::into_inner);
-        keepalives.upgrade().unwrap_or_else(|| {
-            let spawned = Keepalives::spawn(&self.cluster);
-            *keepalives = Arc::downgrade(&spawned);
-            spawned
-        })
+        if let Some(running) = keepalives.upgrade().filter(|running| running.is_running()) {
+            return running;
+        }
+        let spawned = Keepalives::spawn(&self.cluster);
+        *keepalives = Arc::downgrade(&spawned);
+        spawned
     }
 }

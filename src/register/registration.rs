@@ -11,14 +11,16 @@ use tracing::Instrument;
 
 use super::advertise::advertise;
 use super::drain::Drain;
-use super::holdings::{Holdings, Plan};
+use super::holdings::{Holdings, Plan, random};
 use super::incoming::Incoming;
 use super::layer::RegistrationLayer;
 use super::registrar::Registrar;
 use super::status::{RegistrationStatus, StatusChanges};
 use super::task::{Desired, Task};
 use crate::error::{ConfigError, Gone};
-use crate::instance::{Address, Instance};
+use crate::etcd::MAX_VALUE;
+use crate::format::{Entry, Format};
+use crate::instance::{Address, Instance, ServiceName};
 
 /// How long a lease lives without keepalives: an interval of 5 s + an answer within 2 s + a connect of 2 s + an election of
 /// 2 s + one retry of 2 s are 13 s, so a lost member never costs the registration. Kitex has 60 s.
@@ -98,19 +100,26 @@ impl RegistrationBuilder {
     /// A bad service name, weight, TTL, advertised address or environment variable.
     pub fn build(self) -> Result<Registration, ConfigError> {
         let mut instance = self.instance;
-        let service = instance.service.parse()?;
+        let service: ServiceName = instance.service.parse()?;
         let variable = |name: &str| std::env::var(name).ok();
         let interfaces = || Ok(if_addrs::get_if_addrs()?.into_iter().map(|interface| interface.ip()).collect());
         let advertised = advertise(self.advertise.as_deref(), &instance.address, variable, interfaces)?;
         instance.address = advertised.address;
         instance.check_publishable()?;
+        let format = self.registrar.format.clone();
+        check_value(&*format, &service, &instance)?;
         let ttl = match self.ttl {
             Some(ttl) => check_ttl(ttl)?,
             None => {
                 std::env::var(TTL_VARIABLE).ok().filter(|value| !value.is_empty()).map_or(Ok(DEFAULT_TTL), ttl_in)?
             }
         };
-        let plan = Plan { service, ttl, takes_over: advertised.is_bound, id: fastrand::u128(..) };
+        let plan = Plan {
+            service: service.clone(),
+            ttl,
+            takes_over: advertised.is_bound,
+            id: u128::from(random()) << 64 | u128::from(random()),
+        };
         let address = instance.address.clone();
         let (desired, wanted) = watch::channel(Desired { instance, paused: false, leave: false });
         let (publisher, status) = watch::channel(RegistrationStatus::Unregistered);
@@ -118,7 +127,10 @@ impl RegistrationBuilder {
         Ok(Registration {
             shared: Arc::new(Shared {
                 address,
+                service,
+                format,
                 desired,
+                updates: Mutex::new(()),
                 status,
                 unstarted: Mutex::new(Some(task)),
                 drain: Drain::new(),
@@ -130,7 +142,7 @@ impl RegistrationBuilder {
 }
 
 fn check_ttl(ttl: Duration) -> Result<Duration, ConfigError> {
-    let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
+    let seconds = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0));
     if (1..=MAX_TTL).contains(&seconds) {
         Ok(Duration::from_secs(seconds))
     } else {
@@ -165,7 +177,11 @@ pub struct Registration {
 
 struct Shared {
     address: Address,
+    service: ServiceName,
+    format: Arc<dyn Format>,
     desired: watch::Sender<Desired>,
+    /// Held by whoever changes the instance.
+    updates: Mutex<()>,
     status: watch::Receiver<RegistrationStatus>,
     /// The task until it is started.
     unstarted: Mutex<Option<Task>>,
@@ -227,9 +243,11 @@ impl Registration {
     ///
     /// Outside of a tokio runtime.
     pub fn start(&self) {
+        // First, so that a panic leaves the registration as it was.
+        let runtime = Handle::current();
         if let Some(task) = self.take_unstarted() {
             let span = tracing::info_span!(parent: None, "registration", address = %self.shared.address);
-            Handle::current().spawn(task.run().instrument(span));
+            runtime.spawn(task.run().instrument(span));
         }
     }
 
@@ -277,17 +295,16 @@ impl Registration {
     /// A weight of 0, more than 64 tags, or another service name or address: register that as an instance of its own. The
     /// instance then stays as it was.
     pub fn update(&self, change: impl FnOnce(Instance) -> Instance) -> Result<(), ConfigError> {
-        let mut refused = Ok(());
-        self.shared.desired.send_if_modified(|desired| {
-            let changed = change(desired.instance.clone());
-            refused = check_update(&desired.instance, &changed);
-            let is_news = refused.is_ok() && changed != desired.instance;
-            if is_news {
-                desired.instance = changed;
-            }
-            is_news
-        });
-        refused
+        // Not under the lock of the channel: the closure may look at the registration.
+        let _one_at_a_time = self.shared.updates.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.shared.desired.borrow().instance.clone();
+        let new = change(old.clone());
+        check_update(&old, &new)?;
+        check_value(&*self.shared.format, &self.shared.service, &new)?;
+        if new != old {
+            self.shared.desired.send_modify(|desired| desired.instance = new);
+        }
+        Ok(())
     }
 
     /// Takes the instance out of etcd and keeps the lease, until [`resume`](Self::resume). The server serves on.
@@ -326,6 +343,12 @@ impl Registration {
         self.shared.drain.in_flight()
     }
 
+    /// The service's name.
+    #[must_use]
+    pub fn service(&self) -> &ServiceName {
+        &self.shared.service
+    }
+
     /// The address that is published.
     #[must_use]
     pub fn address(&self) -> &Address {
@@ -335,6 +358,16 @@ impl Registration {
     fn take_unstarted(&self) -> Option<Task> {
         self.shared.unstarted.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
+}
+
+/// Readers do not look at larger values.
+fn check_value(format: &dyn Format, service: &ServiceName, instance: &Instance) -> Result<(), ConfigError> {
+    let value = format.encode(&Entry::new(service, instance, i64::MAX, u128::MAX).draining(true));
+    if value.len() <= MAX_VALUE {
+        return Ok(());
+    }
+    let value = format!("values that make {} bytes in etcd", value.len());
+    Err(ConfigError::Option { option: "tag", value, expected: "at most 65536 bytes in all" })
 }
 
 fn check_update(old: &Instance, new: &Instance) -> Result<(), ConfigError> {
@@ -359,6 +392,8 @@ impl fmt::Debug for Registration {
 }
 
 /// Resolves with SIGTERM or ctrl-c: what an orchestrator sends and what a person types.
+///
+/// The signals stay handled: a second one does not end the process by itself, only SIGKILL does.
 ///
 /// Where the handler of one cannot be installed, the other one counts.
 pub async fn shutdown_signal() {

@@ -15,14 +15,13 @@
 //!
 //! Any step can be abandoned at any await, which is how leaving interrupts it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::holdings::{Granted, Holdings, Outcome};
-use super::keepalive::{Keepalives, LeaseState, keep};
+use super::keepalive::{LeaseState, keep};
 use super::own_key::{OwnKey, observe};
 use super::status::RegistrationStatus;
 use crate::backoff::{Backoff, spread, up_to};
@@ -93,7 +92,7 @@ enum State {
         at: Instant,
     },
     /// The key is gone, as was wished.
-    Paused { lease: Lease },
+    Paused { lease: Lease, observer: Observer },
     /// An operator put the draining mark on the key.
     Drained,
 }
@@ -136,8 +135,7 @@ impl Task {
 
     /// Keeps the instance registered until it is to leave, and then takes it out.
     pub(super) async fn run(mut self) {
-        self.status.send_replace(RegistrationStatus::Registering);
-        let keepalives = self.holdings.registrar.keepalives();
+        self.report(RegistrationStatus::Registering);
         let mut leave = self.desired.clone();
         let mut state = State::Granting { at: Instant::now(), unanswered: None };
         loop {
@@ -145,7 +143,7 @@ impl Task {
                 biased;
                 // An error means that the last handle is gone.
                 _ = leave.wait_for(|desired| desired.leave) => break,
-                state = self.step(state, &keepalives) => state,
+                state = self.step(state) => state,
             };
             if matches!(state, State::Drained) {
                 break;
@@ -154,28 +152,45 @@ impl Task {
         self.leave().await;
     }
 
-    async fn step(&mut self, state: State, keepalives: &Arc<Keepalives>) -> State {
+    async fn step(&mut self, state: State) -> State {
         match state {
             State::Granting { at, unanswered } => {
-                sleep_until(at).await;
-                self.grant(unanswered, keepalives).await
+                self.wait(at).await;
+                self.grant(unanswered).await
             }
             State::Claiming { lease, at, observer } => {
-                sleep_until(at).await;
+                self.wait(at).await;
                 self.claim(lease, observer).await
             }
             State::Holding { lease, claim, observer } => self.hold(lease, claim, observer).await,
             State::Yielding { lease, observer } => self.give_way(lease, observer).await,
             State::Withdrawing { lease, at } => {
-                sleep_until(at).await;
+                self.wait(at).await;
                 self.withdraw(lease).await
             }
-            State::Paused { lease } => self.stay_paused(lease).await,
+            State::Paused { lease, observer } => self.stay_paused(lease, observer).await,
             State::Drained => State::Drained,
         }
     }
 
-    async fn grant(&mut self, unanswered: Option<i64>, keepalives: &Arc<Keepalives>) -> State {
+    /// Waits, but not through a change of what is wanted.
+    async fn wait(&mut self, at: Instant) {
+        tokio::select! {
+            () = sleep_until(at) => {}
+            Ok(()) = self.desired.changed() => {}
+        }
+    }
+
+    /// Says where the registration stands, if that is news.
+    fn report(&self, status: RegistrationStatus) {
+        self.status.send_if_modified(|reported| {
+            let is_news = *reported != status;
+            *reported = status;
+            is_news
+        });
+    }
+
+    async fn grant(&mut self, unanswered: Option<i64>) -> State {
         let id = unanswered.unwrap_or_else(|| self.holdings.new_lease());
         let (ttl, renew_at) = match self.holdings.grant(id).await {
             Ok(Granted::Now(ttl)) => (ttl, None),
@@ -188,7 +203,7 @@ impl Task {
         };
         tracing::debug!(lease = hex(id), ?ttl, "lease granted");
         self.backoff.reset();
-        claiming(Lease { id, state: keep(keepalives.clone(), id, ttl, renew_at) }, None)
+        claiming(Lease { id, state: keep(self.holdings.registrar.clone(), id, ttl, renew_at) }, None)
     }
 
     async fn claim(&mut self, lease: Lease, observer: Option<Observer>) -> State {
@@ -207,13 +222,13 @@ impl Task {
             Outcome::Claimed(revision) => {
                 self.backoff.reset();
                 tracing::info!(key, lease = hex(lease.id), "registered");
-                self.status.send_replace(RegistrationStatus::Registered { key: key.clone(), lease: lease.id });
+                self.report(RegistrationStatus::Registered { key: key.clone(), lease: lease.id });
                 let observer = same_key.unwrap_or_else(|| self.observe(key));
                 State::Holding { lease, claim: Claim { value, revision }, observer }
             }
             Outcome::Foreign(other) => {
                 tracing::warn!(key, lease = hex(other), "address is registered by another server that is alive");
-                self.status.send_replace(RegistrationStatus::Conflict { key: key.clone(), lease: other });
+                self.report(RegistrationStatus::Conflict { key: key.clone(), lease: other });
                 // A new eye: what the old one showed was from before the other server came.
                 State::Yielding { lease, observer: self.observe(key) }
             }
@@ -250,7 +265,7 @@ impl Task {
                     }
                     Look::Touched(reason) => {
                         tracing::warn!(key = observer.key, reason, "registration was lost; it is put back");
-                        self.status.send_replace(RegistrationStatus::Lost { reason: reason.into() });
+                        self.report(RegistrationStatus::Lost { reason: reason.into() });
                         return State::Claiming { lease, at: self.restore_at(), observer: Some(observer) };
                     }
                 }
@@ -285,7 +300,7 @@ impl Task {
             tokio::select! {
                 Ok(()) = self.desired.changed() => {
                     if self.desired.borrow_and_update().paused {
-                        return State::Paused { lease };
+                        return State::Withdrawing { lease, at: Instant::now() };
                     }
                 }
                 () = died(&mut lease) => return self.regrant(&lease),
@@ -294,7 +309,7 @@ impl Task {
                     if owner == 0 || self.holdings.is_own_lease(owner) {
                         return claiming(lease, Some(observer));
                     }
-                    self.status.send_replace(RegistrationStatus::Conflict { key: observer.key.clone(), lease: owner });
+                    self.report(RegistrationStatus::Conflict { key: observer.key.clone(), lease: owner });
                 }
             }
         }
@@ -306,30 +321,39 @@ impl Task {
             return claiming(lease, None);
         }
         match self.holdings.withdraw(&desired.instance).await {
-            Ok(()) => State::Paused { lease },
+            Ok(()) => {
+                let (key, _) = self.holdings.entry(&desired.instance, lease.id, false);
+                State::Paused { lease, observer: self.observe(key) }
+            }
             Err(error) => State::Withdrawing { lease, at: self.pause_after(&error) },
         }
     }
 
-    async fn stay_paused(&mut self, mut lease: Lease) -> State {
-        self.status.send_if_modified(|status| {
-            std::mem::replace(status, RegistrationStatus::Paused) != RegistrationStatus::Paused
-        });
+    async fn stay_paused(&mut self, mut lease: Lease, mut observer: Observer) -> State {
+        self.report(RegistrationStatus::Paused);
         loop {
             tokio::select! {
                 Ok(()) = self.desired.changed() => {
                     if !self.desired.borrow_and_update().paused {
+                        self.report(RegistrationStatus::Registering);
                         return claiming(lease, None);
                     }
                 }
                 () = died(&mut lease) => return self.regrant(&lease),
+                Ok(()) = observer.own_key.changed() => {
+                    // A claim that was given up can still arrive.
+                    if observer.own_key.borrow_and_update().kv.as_ref().is_some_and(|kv| kv.lease == lease.id) {
+                        self.holdings.note_written(observer.key, lease.id);
+                        return State::Withdrawing { lease, at: Instant::now() };
+                    }
+                }
             }
         }
     }
 
     fn lost(&mut self, lease: &Lease, reason: &str) -> State {
         tracing::warn!(lease = hex(lease.id), reason, "registration was lost; it is put back");
-        self.status.send_replace(RegistrationStatus::Lost { reason: reason.to_owned() });
+        self.report(RegistrationStatus::Lost { reason: reason.to_owned() });
         self.regrant(lease)
     }
 
@@ -340,14 +364,16 @@ impl Task {
 
     /// Announces, revokes, ends. There is no way back.
     async fn leave(mut self) {
-        self.status.send_replace(RegistrationStatus::Draining);
+        self.report(RegistrationStatus::Draining);
         let instance = self.desired.borrow().instance.clone();
         let service = self.holdings.service().clone();
-        if timeout(LEAVE_LIMIT, self.holdings.take_out(&instance)).await.is_ok() {
-            tracing::info!(%service, address = %instance.address, "deregistered");
-        } else {
-            let leases = self.holdings.left_over();
-            tracing::warn!(%service, ?leases, "etcd did not take the deregistration in time; the leases will expire");
+        match timeout(LEAVE_LIMIT, self.holdings.take_out(&instance)).await {
+            Ok(true) => tracing::info!(%service, address = %instance.address, "deregistered"),
+            Ok(false) => tracing::warn!(%service, "etcd refused the deregistration; the lease will expire"),
+            Err(_) => {
+                let leases = self.holdings.left_over();
+                tracing::warn!(%service, ?leases, "etcd did not take the deregistration in time; the leases will expire");
+            }
         }
     }
 

@@ -5,6 +5,7 @@
 
 #![allow(clippy::missing_panics_doc, clippy::must_use_candidate, reason = "a panic is how a test fails")]
 
+mod auth;
 mod balanced;
 mod drain;
 mod etcd_away;
@@ -14,6 +15,7 @@ mod leaves;
 mod operated;
 mod put_back;
 mod rig;
+mod runtimes;
 mod shared;
 
 #[path = "../support/mod.rs"]

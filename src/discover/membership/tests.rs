@@ -289,6 +289,48 @@ fn limits_cut_off_and_do_not_fail() {
 }
 
 #[test]
+fn a_member_of_a_full_service_that_was_away_is_let_in_again() {
+    let mut world = World::new();
+    for n in 0..MAX_KEYS {
+        let address = format!("10.0.{}.{}:1", n / 250, n % 250);
+        let kv = world.kv(&address, &format!(r#"{{"address":"{address}"}}"#), 7);
+        world.membership.put(address, &kv, world.now);
+    }
+    world.delete("10.0.0.0:1");
+    world.put("10.0.0.0:1", 8);
+    world.pass(61.0);
+    assert_eq!(world.membership.keys.len(), MAX_KEYS);
+}
+
+#[test]
+fn a_mass_expiry_of_hundreds_is_judged_in_one_look_at_each() {
+    let mut world = World::new();
+    let addresses: Vec<String> = (0..500).map(|n| format!("10.0.{}.{}:1", n / 250, n % 250)).collect();
+    for address in &addresses {
+        let kv = world.kv(address, &format!(r#"{{"address":"{address}"}}"#), 7);
+        world.membership.put(address.clone(), &kv, world.now);
+    }
+    // Quadratic it is, with a snapshot a response anyhow; it was cubic, and this took minutes.
+    for address in &addresses {
+        world.delete(address);
+        assert!(world.membership.deadline().is_some(), "something is in question");
+    }
+    world.pass(30.0);
+    assert_eq!(world.shown().len(), addresses.len(), "all are held");
+}
+
+#[test]
+fn a_list_of_another_history_counts_whatever_its_revisions() {
+    let mut world = World::with(&["a:1"]);
+    let mut kv = world.kv("a:1", r#"{"address":"a:1","weight":99}"#, 8);
+    kv.mod_revision = 1;
+    world.membership.replace(Listing { revision: 1, kvs: vec![kv] }, world.now);
+    let snapshot = world.membership.snapshot(1);
+    let member = snapshot.iter().next().expect("it is there");
+    assert_eq!((member.instance().weight, member.lease()), (99, 8));
+}
+
+#[test]
 fn a_weight_that_is_not_stated_is_the_default() {
     let mut world = World::new();
     world.put_value("a:1", r#"{"address":"a:1","weight":0}"#, 7);

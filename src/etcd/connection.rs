@@ -1,0 +1,251 @@
+//! One connection to one member: its login, and how each call on it ends. The only file that builds an
+//! `etcd_client::Client`.
+
+use std::error::Error as _;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{Client, ConnectOptions, Error as ClientError, KvClient, WatchClient};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout, timeout_at};
+use tonic::Code;
+use tonic::transport::Endpoint;
+
+use super::{Credentials, DENIED_PAUSE};
+use crate::error::{EtcdError, EtcdErrorKind};
+
+/// The largest message that is read: a lease with 100,000 keys ends in one of 5 MB, and etcd's default limit for
+/// requests is 1.5 MB.
+const DECODE_LIMIT: usize = 16 * 1024 * 1024;
+
+/// One connection to one member. Streams opened on it keep it open after the cluster has moved on to a new one.
+pub(crate) struct Connection {
+    index: usize,
+    name: Arc<str>,
+    pub(super) client: Client,
+    pub(super) kv: KvClient,
+    pub(super) watch: WatchClient,
+    login: Mutex<Login>,
+    has_credentials: bool,
+}
+
+/// Where the login on one connection stands.
+enum Login {
+    Needed,
+    Done,
+    Refused(Instant),
+}
+
+impl Connection {
+    /// Opens it lazily: nothing is dialled before the first call.
+    pub(super) async fn open(
+        index: usize,
+        name: Arc<str>,
+        endpoint: &Endpoint,
+        has_credentials: bool,
+    ) -> Result<Self, EtcdError> {
+        // Without a user `from_channel` does no I/O; with one it would log in without a deadline.
+        let options = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
+        let channel = etcd_client::Channel::Tonic(endpoint.connect_lazy());
+        let client = Client::from_channel(channel, Some(options)).await;
+        let client = client.map_err(|error| failure(&name, "connect", "", error))?;
+        Ok(Self {
+            index,
+            name,
+            kv: client.kv_client().max_decoding_message_size(DECODE_LIMIT),
+            watch: client.watch_client().max_decoding_message_size(DECODE_LIMIT),
+            client,
+            login: Mutex::new(Login::Needed),
+            has_credentials,
+        })
+    }
+
+    /// The member's place in its cluster.
+    pub(super) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The member's URL.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Logs in, if that is due. Who comes while another one logs in waits for that, each until its own deadline, so that a
+    /// silent member costs everybody one limit and not one after the other.
+    pub(super) async fn log_in(
+        &self,
+        credentials: &Credentials,
+        deadline: Instant,
+        limit: Duration,
+    ) -> Result<(), EtcdError> {
+        let late = || self.deadline("login", &credentials.user, limit);
+        let mut login = timeout_at(deadline, self.login.lock()).await.map_err(|_| late())?;
+        match *login {
+            Login::Done => return Ok(()),
+            Login::Refused(at) if at.elapsed() < DENIED_PAUSE => {
+                let reason = "the same credentials were refused less than 30 s ago".to_owned();
+                return Err(self.refusal("login", &credentials.user, EtcdErrorKind::Denied, reason));
+            }
+            Login::Needed | Login::Refused(_) => {}
+        }
+        let user = (credentials.user.clone(), credentials.password.clone());
+        let mut client = self.client.clone();
+        let answer = timeout_at(deadline, client.update_user(Some(user))).await.map_err(|_| late())?;
+        match answer.map_err(|error| self.failure("login", &credentials.user, error)) {
+            Ok(()) => *login = Login::Done,
+            Err(error) if error.kind == EtcdErrorKind::Denied => {
+                *login = Login::Refused(Instant::now());
+                tracing::warn!(member = %self.name, user = %credentials.user, "etcd refused the credentials");
+                return Err(error);
+            }
+            // etcd with authentication switched off needs none.
+            Err(error) if error.kind == EtcdErrorKind::Refused => *login = Login::Done,
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// The next call logs in afresh, unless one does already.
+    pub(super) fn log_in_again(&self) {
+        if let Ok(mut login) = self.login.try_lock()
+            && matches!(*login, Login::Done)
+        {
+            *login = Login::Needed;
+        }
+    }
+
+    /// Runs one request on this connection under a deadline and says of its failure what was tried.
+    pub(super) async fn limited<T>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        limit: Duration,
+        request: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, EtcdError> {
+        match timeout(limit, request).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(self.failure(operation, key, error)),
+            Err(_) => Err(self.deadline(operation, key, limit)),
+        }
+    }
+
+    fn failure(&self, operation: &'static str, key: &str, error: ClientError) -> EtcdError {
+        let mut error = failure(&self.name, operation, key, error);
+        error.kind = self.as_seen_by_us(error.kind);
+        error
+    }
+
+    /// Who has no credentials cannot get a better token.
+    fn as_seen_by_us(&self, kind: EtcdErrorKind) -> EtcdErrorKind {
+        match kind {
+            EtcdErrorKind::Token if !self.has_credentials => EtcdErrorKind::Denied,
+            kind => kind,
+        }
+    }
+
+    pub(super) fn deadline(&self, operation: &'static str, key: &str, limit: Duration) -> EtcdError {
+        EtcdError {
+            kind: EtcdErrorKind::Deadline(limit),
+            member: self.name.to_string(),
+            operation,
+            key: key.to_owned(),
+            source: None,
+        }
+    }
+
+    /// A failure that the member told in words.
+    pub(super) fn refusal(&self, operation: &'static str, key: &str, kind: EtcdErrorKind, reason: String) -> EtcdError {
+        EtcdError { kind, member: self.name.to_string(), operation, key: key.to_owned(), source: Some(reason.into()) }
+    }
+}
+
+pub(super) fn failure(member: &str, operation: &'static str, key: &str, error: ClientError) -> EtcdError {
+    EtcdError {
+        kind: classify(&error),
+        member: member.to_owned(),
+        operation,
+        key: key.to_owned(),
+        source: Some(Box::new(error)),
+    }
+}
+
+fn classify(error: &ClientError) -> EtcdErrorKind {
+    match error {
+        // A status with a source was made here, from a connection that broke or could not be made.
+        ClientError::GRpcStatus(status) => match classify_status(status.code(), status.message()) {
+            EtcdErrorKind::Unavailable if status.source().is_some() => EtcdErrorKind::Unreachable,
+            kind => kind,
+        },
+        ClientError::TransportError(_) | ClientError::IoError(_) | ClientError::WatchError(_) => {
+            EtcdErrorKind::Unreachable
+        }
+        // The text is all that etcd-client leaves of a lease that died before its first keepalive.
+        ClientError::LeaseKeepAliveError(text) if text.contains("not found") => EtcdErrorKind::NotFound,
+        ClientError::LeaseKeepAliveError(_) => EtcdErrorKind::Unreachable,
+        _ => EtcdErrorKind::Refused,
+    }
+}
+
+/// etcd's codes alone do not tell: wrong passwords are `InvalidArgument`, and so are malformed requests.
+pub(super) fn classify_status(code: Code, message: &str) -> EtcdErrorKind {
+    let says = |text: &str| message.contains(text);
+    match code {
+        // Permissions changed since the token was given out, or there is none: authentication was switched on meanwhile.
+        _ if says("invalid auth token") || says("revision of auth store is old") || says("user name is empty") => {
+            EtcdErrorKind::Token
+        }
+        _ if says("permission denied") || says("authentication failed") => EtcdErrorKind::Denied,
+        _ if says("decoded message length too large") || says("larger than max") => EtcdErrorKind::TooLarge,
+        Code::Unauthenticated => EtcdErrorKind::Token,
+        Code::PermissionDenied => EtcdErrorKind::Denied,
+        Code::NotFound => EtcdErrorKind::NotFound,
+        Code::FailedPrecondition if says("lease already exists") => EtcdErrorKind::AlreadyExists,
+        Code::AlreadyExists => EtcdErrorKind::AlreadyExists,
+        Code::OutOfRange => EtcdErrorKind::Compacted,
+        Code::Unavailable
+        | Code::DeadlineExceeded
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::Internal
+        | Code::Aborted => EtcdErrorKind::Unavailable,
+        _ => EtcdErrorKind::Refused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn etcds_answers_are_told_apart_by_code_and_text() {
+        use EtcdErrorKind::{AlreadyExists, Compacted, Denied, NotFound, Refused, Token, TooLarge, Unavailable};
+        for (code, message, kind) in [
+            (Code::Unavailable, "etcdserver: no leader", Unavailable),
+            (Code::Unavailable, "etcdserver: request timed out", Unavailable),
+            (Code::Unauthenticated, "etcdserver: invalid auth token", Token),
+            (Code::Unknown, "etcdserver: invalid auth token", Token),
+            (Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password", Denied),
+            (Code::InvalidArgument, "etcdserver: user name is empty", Token),
+            // As a watch is told, in a message.
+            (Code::Unavailable, "rpc error: code = InvalidArgument desc = etcdserver: user name is empty", Token),
+            (
+                Code::Unavailable,
+                "rpc error: code = InvalidArgument desc = etcdserver: revision of auth store is old",
+                Token,
+            ),
+            (Code::Unavailable, "rpc error: code = PermissionDenied desc = etcdserver: permission denied", Denied),
+            (Code::PermissionDenied, "etcdserver: permission denied", Denied),
+            (Code::NotFound, "etcdserver: requested lease not found", NotFound),
+            (Code::FailedPrecondition, "etcdserver: lease already exists", AlreadyExists),
+            (Code::FailedPrecondition, "etcdserver: authentication is not enabled", Refused),
+            (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted", Compacted),
+            (Code::OutOfRange, "Error, decoded message length too large: found 5, the limit is: 4", TooLarge),
+            (Code::ResourceExhausted, "grpc: trying to send message larger than max (9 vs. 8)", TooLarge),
+            (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", Refused),
+            (Code::InvalidArgument, "etcdserver: key is not provided", Refused),
+        ] {
+            assert_eq!(classify_status(code, message), kind, "{code:?} {message}");
+        }
+    }
+}
