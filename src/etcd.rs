@@ -43,6 +43,9 @@ pub(crate) const CLAIM_LIMIT: Duration = Duration::from_secs(3);
 /// How long to leave etcd alone after it refused our credentials.
 pub(crate) const DENIED_PAUSE: Duration = Duration::from_secs(30);
 
+/// How long to leave etcd alone after it answered and refused, for instance because its disk is full.
+pub(crate) const REFUSED_PAUSE: Duration = Duration::from_secs(10);
+
 /// How often a member that does not answer is logged.
 const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 

@@ -203,12 +203,9 @@ pub(super) fn classify_status(code: Code, message: &str) -> EtcdErrorKind {
         Code::FailedPrecondition if says("lease already exists") => EtcdErrorKind::AlreadyExists,
         Code::AlreadyExists => EtcdErrorKind::AlreadyExists,
         Code::OutOfRange => EtcdErrorKind::Compacted,
-        Code::Unavailable
-        | Code::DeadlineExceeded
-        | Code::Cancelled
-        | Code::Unknown
-        | Code::Internal
-        | Code::Aborted => EtcdErrorKind::Unavailable,
+        // etcd says so when it cannot serve; the others come from tonic and h2, when a connection or its runtime is gone.
+        Code::Unavailable | Code::DeadlineExceeded => EtcdErrorKind::Unavailable,
+        Code::Cancelled | Code::Unknown | Code::Internal | Code::Aborted => EtcdErrorKind::Unreachable,
         _ => EtcdErrorKind::Refused,
     }
 }
@@ -219,10 +216,13 @@ mod tests {
 
     #[test]
     fn etcds_answers_are_told_apart_by_code_and_text() {
-        use EtcdErrorKind::{AlreadyExists, Compacted, Denied, NotFound, Refused, Token, TooLarge, Unavailable};
+        use EtcdErrorKind::{
+            AlreadyExists, Compacted, Denied, NotFound, Refused, Token, TooLarge, Unavailable, Unreachable,
+        };
         for (code, message, kind) in [
             (Code::Unavailable, "etcdserver: no leader", Unavailable),
             (Code::Unavailable, "etcdserver: request timed out", Unavailable),
+            (Code::Unknown, "Service was not ready: transport error", Unreachable),
             (Code::Unauthenticated, "etcdserver: invalid auth token", Token),
             (Code::Unknown, "etcdserver: invalid auth token", Token),
             (Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password", Denied),

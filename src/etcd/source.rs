@@ -20,16 +20,13 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 
-use super::{CALL_LIMIT, Cluster, Connection, DENIED_PAUSE, Event, Listing, Range, Watch, WatchMessage};
+use super::{CALL_LIMIT, Cluster, Connection, DENIED_PAUSE, Event, Listing, REFUSED_PAUSE, Range, Watch, WatchMessage};
 
 /// The first wait before a member is asked again.
 const RECONNECT_FIRST: Duration = Duration::from_millis(100);
 
 /// The longest wait before the next attempt, so that a client is back within 3 s of etcd.
 const RECONNECT_MAX: Duration = Duration::from_secs(2);
-
-/// The wait after an etcd that answers has refused, for instance because its disk is full.
-const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 
 /// How long a watch may be silent before it is asked for a sign of life; with its answer, a dead one is noticed in 20 s.
 const IDLE: Duration = Duration::from_secs(15);

@@ -26,7 +26,7 @@ use super::own_key::{OwnKey, observe};
 use super::status::RegistrationStatus;
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
-use crate::etcd::{DENIED_PAUSE, Kv, hex};
+use crate::etcd::{DENIED_PAUSE, Kv, REFUSED_PAUSE, hex};
 use crate::instance::Instance;
 
 /// The most that a grant waits after a lease was lost: 500 servers that lose theirs together come back spread.
@@ -37,9 +37,6 @@ const RETRY_FIRST: Duration = Duration::from_millis(250);
 
 /// The longest such wait, so that a server is back within 3 s of etcd. There is no limit of attempts.
 const RETRY_MAX: Duration = Duration::from_secs(2);
-
-/// The wait after an etcd that answers has refused, for instance because its disk is full.
-const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 
 /// How often a key is put back at most, when something keeps on removing it.
 const RESTORE_INTERVAL: Duration = Duration::from_secs(1);
