@@ -40,6 +40,9 @@ pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(5);
 /// How long a grant or a claim may take: shorter, since a server waits for it to be found.
 pub(crate) const CLAIM_LIMIT: Duration = Duration::from_secs(3);
 
+/// How long a member must have been silent to count as one that does not answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// How long to leave etcd alone after it refused our credentials.
 pub(crate) const DENIED_PAUSE: Duration = Duration::from_secs(30);
 
@@ -80,13 +83,16 @@ struct Member {
     name: Arc<str>,
     endpoint: Endpoint,
     connection: Mutex<Option<Arc<Connection>>>,
-    outage: Mutex<Option<Outage>>,
+    outage: Mutex<Outage>,
 }
 
-/// Since when a member does not answer, and when that was logged.
+/// Since when a member does not answer, and what was logged of it.
+#[derive(Default)]
 struct Outage {
-    since: Instant,
-    logged: Instant,
+    since: Option<Instant>,
+    logged: Option<Instant>,
+    /// Whether this outage was logged, and its end is to be.
+    is_told: bool,
 }
 
 impl Cluster {
@@ -99,7 +105,7 @@ impl Cluster {
                 .keep_alive_timeout(PING_TIMEOUT)
                 .keep_alive_while_idle(false),
             connection: Mutex::new(None),
-            outage: Mutex::new(None),
+            outage: Mutex::default(),
         });
         let members: Vec<_> = members.collect();
         // Not the first for everybody: one member would carry the whole fleet.
@@ -153,20 +159,20 @@ impl Cluster {
         self.avoid(index);
         let now = Instant::now();
         let mut outage = self.members[index].outage();
-        let since = match &*outage {
-            Some(outage) if now < outage.logged + OUTAGE_LOG_INTERVAL => return,
-            Some(outage) => outage.since,
-            None => now,
-        };
-        *outage = Some(Outage { since, logged: now });
-        tracing::warn!(member = %error.member, lasts = ?now - since, error = chain(error), "etcd member does not answer");
+        let lasts = now - *outage.since.get_or_insert(now);
+        if outage.logged.is_none_or(|logged| now >= logged + OUTAGE_LOG_INTERVAL) {
+            outage.logged = Some(now);
+            outage.is_told = true;
+            tracing::warn!(member = %error.member, ?lasts, error = chain(error), "etcd member does not answer");
+        }
     }
 
     /// Notes that a member answered.
     pub(crate) fn answered(&self, connection: &Connection) {
         self.preferred.store(connection.index(), Ordering::Relaxed);
-        if let Some(outage) = self.members[connection.index()].outage().take() {
-            let lasted = outage.since.elapsed();
+        let mut outage = self.members[connection.index()].outage();
+        let lasted = outage.since.take().map(|since| since.elapsed());
+        if std::mem::take(&mut outage.is_told) {
             tracing::info!(member = connection.name(), ?lasted, "etcd member answers again");
         }
     }
@@ -232,11 +238,22 @@ impl Cluster {
 
     /// Draws the conclusions for a connection from an error that was seen on it.
     pub(crate) fn after(&self, connection: &Arc<Connection>, error: &EtcdError) {
+        if matches!(error.kind, EtcdErrorKind::Deadline(limit) if limit < PATIENCE) {
+            // Says more about our hurry than about the member.
+            self.avoid(connection.index());
+            return;
+        }
         self.note(connection.index(), error);
         match error.kind {
             // The connection may be dead without knowing, or have lost the runtime that it was made on.
             EtcdErrorKind::Deadline(_) | EtcdErrorKind::Unreachable => self.forget(connection),
-            EtcdErrorKind::Token | EtcdErrorKind::Denied => connection.log_in_again(),
+            EtcdErrorKind::Token | EtcdErrorKind::Denied => {
+                connection.log_in_again();
+                // Streams outlive the connection that new calls use; its token is no better.
+                if let Some(present) = self.existing(connection.index()) {
+                    present.log_in_again();
+                }
+            }
             _ => {}
         }
     }
@@ -254,7 +271,7 @@ impl Member {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn outage(&self) -> MutexGuard<'_, Option<Outage>> {
+    fn outage(&self) -> MutexGuard<'_, Outage> {
         self.outage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
@@ -54,7 +54,8 @@ use crate::snapshot::{Member, MemberState, Snapshot};
 /// ```
 pub struct Discover {
     service: ServiceName,
-    snapshots: Snapshots,
+    /// Locked to look only; replaced where the runtime of its watcher has ended.
+    snapshots: Mutex<Snapshots>,
     newer: BoxStream<'static, Arc<Snapshot>>,
     told: Arc<Snapshot>,
     changes: VecDeque<Change<Address, Instance>>,
@@ -68,7 +69,7 @@ impl Discover {
             stream::unfold(snapshots.clone(), |mut snapshots| async move { Some((snapshots.next().await, snapshots)) });
         Self {
             service,
-            snapshots,
+            snapshots: Mutex::new(snapshots),
             newer: newer.boxed(),
             told: Arc::new(Snapshot::new(0, Vec::new())),
             changes: VecDeque::new(),
@@ -78,7 +79,7 @@ impl Discover {
     /// The newest snapshot, whatever the stream has told so far; `None` until etcd was reached for the first time.
     #[must_use]
     pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
-        self.snapshots.latest()
+        self.snapshots.lock().unwrap_or_else(PoisonError::into_inner).latest()
     }
 
     /// Waits until etcd was reached for the first time, and returns the newest snapshot. It can be empty.
@@ -89,7 +90,7 @@ impl Discover {
     pub async fn ready(&mut self) -> Arc<Snapshot> {
         match self.snapshot() {
             Some(snapshot) => snapshot,
-            None => self.snapshots.next().await,
+            None => self.snapshots.get_mut().unwrap_or_else(PoisonError::into_inner).next().await,
         }
     }
 
@@ -113,7 +114,8 @@ impl Discover {
     where
         F: Fn(&Instance, Endpoint) -> Endpoint + Send + 'static,
     {
-        feeder::balance_channel(&self.service, self.snapshots, endpoint)
+        let snapshots = self.snapshots.into_inner().unwrap_or_else(PoisonError::into_inner);
+        feeder::balance_channel(&self.service, snapshots, endpoint)
     }
 }
 

@@ -26,7 +26,15 @@ pub(crate) struct Snapshots {
 
 impl Snapshots {
     /// The latest; `None` until the first list came.
-    pub(super) fn latest(&self) -> Option<Arc<Snapshot>> {
+    pub(super) fn latest(&mut self) -> Option<Arc<Snapshot>> {
+        if self.latest.has_changed().is_err()
+            && let Ok(again) = self.watchers.subscribe(&self.service)
+        {
+            let known = self.latest.borrow().clone();
+            *self = again;
+            // Until the new watcher has listed, the old one's last word stands.
+            return self.latest.borrow().clone().or(known);
+        }
         self.latest.borrow().clone()
     }
 

@@ -121,18 +121,6 @@ impl Connection {
         self.guarded("claim", key, guard, put(key, value, lease), limit).await
     }
 
-    /// Puts `value` if the key is under `lease`, and keeps it there.
-    pub(crate) async fn put_own(
-        &self,
-        key: &str,
-        value: Vec<u8>,
-        lease: i64,
-        limit: Duration,
-    ) -> Result<Claimed, EtcdError> {
-        let guard = Compare::lease(key, CompareOp::Equal, lease);
-        self.guarded("put", key, guard, put(key, value, lease), limit).await
-    }
-
     /// Deletes the key if it is under `lease`.
     pub(crate) async fn delete_own(&self, key: &str, lease: i64, limit: Duration) -> Result<Claimed, EtcdError> {
         let guard = Compare::lease(key, CompareOp::Equal, lease);

@@ -92,16 +92,20 @@ impl Connection {
         let user = (credentials.user.clone(), credentials.password.clone());
         let mut client = self.client.clone();
         let answer = timeout_at(deadline, client.update_user(Some(user))).await.map_err(|_| late())?;
-        match answer.map_err(|error| self.failure("login", &credentials.user, error)) {
+        match answer {
             Ok(()) => *login = Login::Done,
-            Err(error) if error.kind == EtcdErrorKind::Denied => {
-                *login = Login::Refused(Instant::now());
-                tracing::warn!(member = %self.name, user = %credentials.user, "etcd refused the credentials");
+            // Then it wants none.
+            Err(ClientError::GRpcStatus(status)) if status.message().contains("authentication is not enabled") => {
+                *login = Login::Done;
+            }
+            Err(error) => {
+                let error = self.failure("login", &credentials.user, error);
+                if error.kind == EtcdErrorKind::Denied {
+                    *login = Login::Refused(Instant::now());
+                    tracing::warn!(member = %self.name, user = %credentials.user, "etcd refused the credentials");
+                }
                 return Err(error);
             }
-            // etcd with authentication switched off needs none.
-            Err(error) if error.kind == EtcdErrorKind::Refused => *login = Login::Done,
-            Err(error) => return Err(error),
         }
         Ok(())
     }
@@ -197,6 +201,7 @@ pub(super) fn classify_status(code: Code, message: &str) -> EtcdErrorKind {
         }
         _ if says("permission denied") || says("authentication failed") => EtcdErrorKind::Denied,
         _ if says("decoded message length too large") || says("larger than max") => EtcdErrorKind::TooLarge,
+        _ if says("failed to decode") || says("decompress") => EtcdErrorKind::TooLarge,
         Code::Unauthenticated => EtcdErrorKind::Token,
         Code::PermissionDenied => EtcdErrorKind::Denied,
         Code::NotFound => EtcdErrorKind::NotFound,
@@ -241,6 +246,7 @@ mod tests {
             (Code::FailedPrecondition, "etcdserver: authentication is not enabled", Refused),
             (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted", Compacted),
             (Code::OutOfRange, "Error, decoded message length too large: found 5, the limit is: 4", TooLarge),
+            (Code::Internal, "failed to decode Protobuf message: buffer underflow", TooLarge),
             (Code::ResourceExhausted, "grpc: trying to send message larger than max (9 vs. 8)", TooLarge),
             (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", Refused),
             (Code::InvalidArgument, "etcdserver: key is not provided", Refused),

@@ -1,4 +1,5 @@
-//! What etcd says of a range, without an end, for discovery and for a registration's own key: a list first, then events, and a list again whenever events may be missing.
+//! What etcd says of a range, without an end, for discovery and for a registration's own key: a list first, then events,
+//! and a list again whenever events may be missing.
 //!
 //! ```text
 //!            +--------- compacted, cannot be decoded, store rolled back ----------+
@@ -40,6 +41,9 @@ const SUSPECT_LIMIT: Duration = Duration::from_secs(1);
 /// How long a member may take when it is asked for the first time, and there are others.
 const FIRST_TRY_LIMIT: Duration = Duration::from_secs(1);
 
+/// How many fresh logins in a row may be refused before etcd is left alone.
+const TOKEN_ATTEMPTS: u32 = 3;
+
 /// After a reconnect a list verifies the stream within this time: a DELETE that was compacted away while the watch was
 /// down is never told. Spread, so that a thousand clients do not list at once when etcd comes back.
 const VERIFY_WITHIN: Duration = Duration::from_secs(3);
@@ -77,8 +81,9 @@ pub(crate) struct Source {
     interval: Duration,
     /// Whether the last attempt failed at all.
     has_failed: bool,
-    /// Whether the last attempt failed for its token: once is normal, twice is a refusal.
-    token_refused: bool,
+    /// How often in a row an attempt failed for its token. Once or twice is normal: streams and calls can be on two
+    /// connections with a token each.
+    token_refusals: u32,
     state: State,
 }
 
@@ -126,7 +131,7 @@ impl Source {
             revision: 0,
             backoff: Backoff::new(RECONNECT_FIRST, RECONNECT_MAX),
             has_failed: false,
-            token_refused: false,
+            token_refusals: 0,
             state: State::Listing,
         }
     }
@@ -306,18 +311,22 @@ impl Source {
             stream.asked = true;
             return match stream.watch.request_progress().await {
                 Ok(()) => State::Streaming(stream),
-                Err(error) => self.after(&error, Goal::Watch),
+                Err(error) => {
+                    self.cluster.after(&stream.connection, &error);
+                    self.after(&error, Goal::Watch)
+                }
             };
         }
         match stream.connection.revision(&self.range, SUSPECT_LIMIT).await {
             Ok(_) => {
                 tracing::debug!(member = stream.connection.name(), "member gives no signs of life on a watch");
                 stream.answers_probes = false;
-                stream.list_at = Instant::now() + LIST_INSTEAD_OF_PROBE;
+                stream.list_at = stream.list_at.min(Instant::now() + LIST_INSTEAD_OF_PROBE);
                 State::Streaming(stream)
             }
             Err(error) => {
                 self.cluster.forget(&stream.connection);
+                self.cluster.after(&stream.connection, &error);
                 self.after(&error, Goal::Watch)
             }
         }
@@ -326,7 +335,7 @@ impl Source {
     fn succeeded(&mut self) {
         self.backoff.reset();
         self.has_failed = false;
-        self.token_refused = false;
+        self.token_refusals = 0;
     }
 
     /// What to do after a failure, and when.
@@ -335,12 +344,12 @@ impl Source {
         let now = Instant::now();
         let (wait, then) = match error.kind {
             EtcdErrorKind::Compacted | EtcdErrorKind::TooLarge => (self.backoff.next(), Goal::List),
-            EtcdErrorKind::Token if !self.token_refused => {
-                self.token_refused = true;
-                (Duration::ZERO, goal)
+            EtcdErrorKind::Token if self.token_refusals < TOKEN_ATTEMPTS => {
+                self.token_refusals += 1;
+                (self.backoff.next(), goal)
             }
             EtcdErrorKind::Token | EtcdErrorKind::Denied => {
-                self.token_refused = false;
+                self.token_refusals = 0;
                 (DENIED_PAUSE, goal)
             }
             EtcdErrorKind::Refused => (spread(REFUSED_PAUSE, 0.1), goal),
@@ -349,7 +358,7 @@ impl Source {
                 (self.backoff.next(), goal)
             }
         };
-        if error.is_final() {
+        if error.is_final() || wait == DENIED_PAUSE {
             tracing::warn!(error = chain(error), ?wait, "etcd refuses to be watched; the last known set stays");
         } else {
             tracing::debug!(error = chain(error), ?wait, "watch is interrupted; the last known set stays");

@@ -25,6 +25,12 @@ const LEAVE_CALL_LIMIT: Duration = Duration::from_millis(700);
 /// How much time the announcement may take: the revocation matters more.
 const ANNOUNCE_LIMIT: Duration = Duration::from_secs(1);
 
+/// The wait before an announcement is tried again.
+const ANNOUNCE_RETRY: Duration = Duration::from_millis(50);
+
+/// What no key has as its revision: asking for it shows what the key holds.
+const NO_REVISION: i64 = -1;
+
 /// How many dead leases of our own are remembered.
 const RETIRED: usize = 8;
 
@@ -177,9 +183,14 @@ impl Holdings {
         Ok(Outcome::Contended)
     }
 
-    /// Our value was seen in the key although no claim was answered.
-    pub(super) fn note_written(&mut self, key: String, lease: i64) {
-        self.written = Some(Written { key, lease, revision: None });
+    /// Our value was seen in the key, at this revision, although no claim was answered.
+    pub(super) fn note_written(&mut self, key: String, lease: i64, revision: i64) {
+        self.written = Some(Written { key, lease, revision: Some(revision) });
+    }
+
+    /// Whether a key may hold our value.
+    pub(super) fn is_written(&self) -> bool {
+        self.written.is_some()
     }
 
     fn claimed(&mut self, revision: i64) -> Outcome {
@@ -226,25 +237,42 @@ impl Holdings {
         self.leases.iter().copied().map(hex).collect()
     }
 
-    /// Puts the draining mark on our key. A failure is no reason to wait: the mark is a courtesy.
+    /// Puts the draining mark on our key, as often as it takes in the time there is. A failure is no reason to wait longer:
+    /// the mark is a courtesy.
     async fn announce(&self, instance: &Instance, written: &Written) {
         if !self.registrar.format.carries_draining() {
             return;
         }
-        let Written { key, lease, revision } = written;
-        let value = &self.entry(instance, *lease, true).1;
-        let put = self.registrar.cluster.call(LEAVE_CALL_LIMIT, |member| async move {
-            match *revision {
-                // So that a mark that arrives late cannot meet a newer claim.
-                Some(revision) => member.put_if(key, value.clone(), *lease, revision, LEAVE_CALL_LIMIT).await,
-                None => member.put_own(key, value.clone(), *lease, LEAVE_CALL_LIMIT).await,
+        let value = self.entry(instance, written.lease, true).1;
+        let mark = async {
+            while let Err(error) = self.mark(&value, written).await {
+                tracing::debug!(error = chain(&error), "leave could not be announced");
+                if error.is_final() || error.kind == EtcdErrorKind::NotFound {
+                    return;
+                }
+                sleep(ANNOUNCE_RETRY).await;
             }
-        });
-        match timeout(ANNOUNCE_LIMIT, put).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::debug!(error = chain(&error), "leave could not be announced"),
-            Err(_) => tracing::debug!("leave could not be announced in time"),
+        };
+        if timeout(ANNOUNCE_LIMIT, mark).await.is_err() {
+            tracing::debug!("leave could not be announced in time");
         }
+    }
+
+    /// Always against the revision that is marked, so that a mark that arrives late cannot meet a newer claim.
+    async fn mark(&self, value: &[u8], written: &Written) -> Result<(), EtcdError> {
+        let Written { key, lease, revision } = written;
+        let mut seen = revision.unwrap_or(NO_REVISION);
+        for _ in 0..CLAIM_ATTEMPTS {
+            let put = self.registrar.cluster.call(LEAVE_CALL_LIMIT, |member| async move {
+                member.put_if(key, value.to_vec(), *lease, seen, LEAVE_CALL_LIMIT).await
+            });
+            match put.await? {
+                Claimed::Found(Some(kv)) if kv.lease == *lease && kv.value != value => seen = kv.mod_revision,
+                // Marked, or not ours any more.
+                Claimed::Done(_) | Claimed::Found(_) => return Ok(()),
+            }
+        }
+        Ok(())
     }
 
     async fn delete(&self, written: &Written) -> Result<(), EtcdError> {

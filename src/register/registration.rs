@@ -295,7 +295,7 @@ impl Registration {
     /// A weight of 0, more than 64 tags, or another service name or address: register that as an instance of its own. The
     /// instance then stays as it was.
     pub fn update(&self, change: impl FnOnce(Instance) -> Instance) -> Result<(), ConfigError> {
-        // Not under the lock of the channel: the closure may look at the registration.
+        // Not under the lock of the channel: the closure may look at the registration, though not update it.
         let _one_at_a_time = self.shared.updates.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.shared.desired.borrow().instance.clone();
         let new = change(old.clone());

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 pub enum RegistrationStatus {
     /// It was not started yet.
     Unregistered,
-    /// The first lease or the first claim of the key is under way, for as long as it takes.
+    /// The lease or the claim of the key is under way, for as long as it takes: at the start, or after a resume.
     Registering,
     /// The key is in etcd under our lease.
     Registered {
@@ -22,7 +22,7 @@ pub enum RegistrationStatus {
         /// The lease's id; etcdctl shows it in hexadecimal.
         lease: i64,
     },
-    /// It was registered and is not any more. It is being put back.
+    /// The key or its lease was there and is not any more. It is being put back.
     Lost {
         /// What happened.
         reason: String,

@@ -152,7 +152,7 @@ impl Task {
     async fn step(&mut self, state: State) -> State {
         match state {
             State::Granting { at, unanswered } => {
-                self.wait(at).await;
+                sleep_until(at).await;
                 self.grant(unanswered).await
             }
             State::Claiming { lease, at, observer } => {
@@ -170,11 +170,23 @@ impl Task {
         }
     }
 
-    /// Waits, but not through a change of what is wanted.
+    /// Waits, but not through a pause or a resume.
     async fn wait(&mut self, at: Instant) {
+        let paused = self.desired.borrow().paused;
         tokio::select! {
             () = sleep_until(at) => {}
-            Ok(()) = self.desired.changed() => {}
+            Ok(_) = self.desired.wait_for(|desired| desired.paused != paused) => {}
+        }
+    }
+
+    /// Says whether a registration without a key is paused or on its way.
+    fn report_wish(&self) {
+        let wanted = self.desired.borrow().paused;
+        let reported = *self.status.borrow() == RegistrationStatus::Paused;
+        if wanted && !self.holdings.is_written() {
+            self.report(RegistrationStatus::Paused);
+        } else if reported && !wanted {
+            self.report(RegistrationStatus::Registering);
         }
     }
 
@@ -188,6 +200,7 @@ impl Task {
     }
 
     async fn grant(&mut self, unanswered: Option<i64>) -> State {
+        self.report_wish();
         let id = unanswered.unwrap_or_else(|| self.holdings.new_lease());
         let (ttl, renew_at) = match self.holdings.grant(id).await {
             Ok(Granted::Now(ttl)) => (ttl, None),
@@ -199,7 +212,6 @@ impl Task {
             Err(error) => return State::Granting { at: self.pause_after(&error), unanswered: Some(id) },
         };
         tracing::debug!(lease = hex(id), ?ttl, "lease granted");
-        self.backoff.reset();
         claiming(Lease { id, state: keep(self.holdings.registrar.clone(), id, ttl, renew_at) }, None)
     }
 
@@ -208,10 +220,18 @@ impl Task {
         if desired.paused {
             return State::Withdrawing { lease, at: Instant::now() };
         }
+        self.report_wish();
         let (key, value) = self.holdings.entry(&desired.instance, lease.id, false);
         let outcome = match self.holdings.claim(&key, &value, lease.id).await {
             Ok(outcome) => outcome,
-            Err(error) if error.kind == EtcdErrorKind::NotFound => return self.lost(&lease, "the lease is gone"),
+            Err(error) if error.kind == EtcdErrorKind::NotFound => {
+                // With the back-off, since this may happen again and again: where two clusters hide behind one name.
+                let pause = self.backoff.next();
+                return match self.lost(&lease, "the lease is gone") {
+                    State::Granting { at, unanswered } => State::Granting { at: at + pause, unanswered },
+                    state => state,
+                };
+            }
             Err(error) => return State::Claiming { lease, at: self.pause_after(&error), observer },
         };
         let same_key = observer.filter(|observer| observer.key == key);
@@ -315,6 +335,8 @@ impl Task {
     async fn withdraw(&mut self, lease: Lease) -> State {
         let desired = self.desired.borrow_and_update().clone();
         if !desired.paused {
+            // Whether the key is there still is not known.
+            self.report(RegistrationStatus::Registering);
             return claiming(lease, None);
         }
         match self.holdings.withdraw(&desired.instance).await {
@@ -339,8 +361,9 @@ impl Task {
                 () = died(&mut lease) => return self.regrant(&lease),
                 Ok(()) = observer.own_key.changed() => {
                     // A claim that was given up can still arrive.
-                    if observer.own_key.borrow_and_update().kv.as_ref().is_some_and(|kv| kv.lease == lease.id) {
-                        self.holdings.note_written(observer.key, lease.id);
+                    let seen = observer.own_key.borrow_and_update().kv.clone();
+                    if let Some(kv) = seen.filter(|kv| self.holdings.is_own_lease(kv.lease)) {
+                        self.holdings.note_written(observer.key, kv.lease, kv.mod_revision);
                         return State::Withdrawing { lease, at: Instant::now() };
                     }
                 }

@@ -182,7 +182,7 @@ async fn a_client_that_starts_does_not_wait_for_a_frozen_member() {
         let started = std::time::Instant::now();
         let mut discover = registry.discover("echo").expect("a good name");
         tokio::time::timeout(LIMIT, discover.ready()).await.expect("the other member answers");
-        assert!(started.elapsed() < Duration::from_secs(3), "it took {:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_millis(4_500), "it took {:?}", started.elapsed());
     }
     cluster.member(follower).resume();
 }

@@ -7,6 +7,7 @@ use tonic_etcd::{ConfigError, Instance, Registration, RegistrationStatus, Regist
 
 use crate::support::changes::Changes;
 use crate::support::etcd::Etcd;
+use crate::support::proxy::Proxy;
 use crate::support::server::EchoServer;
 use crate::support::{LIMIT, eventually};
 
@@ -171,4 +172,25 @@ async fn a_fast_restart_on_one_address_survives_the_end_of_the_old_lease() {
     changes.expect_nothing_before(&etcd, "127.0.0.1:1").await;
     assert_eq!(etcd.keys("kitex/registry-etcd/echo/127.0.0.1:1001").await.len(), 1);
     restarted.deregister().await;
+}
+
+#[tokio::test]
+async fn a_resume_while_etcd_is_away_says_that_the_registration_is_on_its_way() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::start(etcd.address()).await;
+    let registry = Registry::builder([proxy.url()]).build().expect("a good registry");
+    let registration = started(&registry, ([127, 0, 0, 1], 1001).into(), None);
+    registration.registered().await.expect("it is not gone");
+    registration.pause();
+    reaches(&registration, "it is paused", |status| *status == RegistrationStatus::Paused).await;
+
+    proxy.reset();
+    eventually("all connections are gone", LIMIT, async || proxy.open() == 0).await;
+    registration.resume();
+    reaches(&registration, "it is on its way", |status| *status == RegistrationStatus::Registering).await;
+
+    proxy.forward();
+    reaches(&registration, "it is back", |status| matches!(status, RegistrationStatus::Registered { .. })).await;
+    registration.deregister().await;
+    assert!(etcd.leases().await.is_empty(), "nothing is left behind");
 }

@@ -44,6 +44,7 @@ fn a_second_runtime_goes_on_where_the_first_has_ended() {
         changes.expect_insert("127.0.0.1:1002").await;
         two
     });
+    let before = two.status();
     first.shutdown_timeout(Duration::from_secs(10));
 
     second.block_on(async {
@@ -56,7 +57,10 @@ fn a_second_runtime_goes_on_where_the_first_has_ended() {
         eventually("the other one's lease is kept while the first one's ends", LIMIT, kept).await;
         changes.expect_remove("127.0.0.1:1001").await;
         changes.expect_nothing_before(&etcd, "127.0.0.1:1003").await;
-        assert!(matches!(two.status(), RegistrationStatus::Registered { .. }));
+        assert_eq!(two.status(), before, "under the lease that it had");
+        let port = |port: u16| SocketAddr::from(([127, 0, 0, 1], port)).into();
+        let snapshot = changes.stream().snapshot().expect("it was listed long ago");
+        assert!(snapshot.get(&port(1001)).is_none() && snapshot.get(&port(1003)).is_some(), "it is the newest");
         two.deregister().await;
         assert!(etcd.keys(key).await.is_empty(), "and it can leave");
     });
