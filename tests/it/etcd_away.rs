@@ -27,6 +27,31 @@ async fn no_change_reaches_the_stream_when_etcd_restarts_on_its_data() {
 }
 
 #[tokio::test]
+async fn no_change_reaches_the_stream_when_etcd_was_dead_for_longer_than_the_ttl() {
+    let etcd = Etcd::start().await;
+    let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
+    let server =
+        EchoServer::start(|address| registry.register(Instance::new("echo", address)).ttl(Duration::from_secs(2)));
+    let mut changes = Changes::of(&registry, "echo");
+    changes.expect_insert(server.address()).await;
+    let channel = registry.discover("echo").expect("a good name").balance_channel(|_, endpoint| endpoint);
+    let mut client = EchoClient::new(channel);
+
+    etcd.kill();
+    assert!(changes.is_quiet_for(Duration::from_secs(5)).await, "nothing is told while etcd is away");
+    let reply = client.unary_echo(EchoRequest { message: "hi".into() }).await.expect("calls go on without etcd");
+    assert_eq!(reply.into_inner().address, server.address().to_string());
+    etcd.restart().await;
+
+    changes.expect_nothing_before(&etcd, "127.0.0.1:1").await;
+    let registered = async || matches!(server.registration().status(), RegistrationStatus::Registered { .. });
+    eventually("the server is registered, still or again", LIMIT, registered).await;
+    server.stop().await;
+    let left = etcd.keys("kitex/registry-etcd/echo/").await;
+    assert_eq!(left.len(), 1, "and leaves nothing but the test's own key: {left:?}");
+}
+
+#[tokio::test]
 async fn no_change_reaches_the_stream_when_etcd_is_frozen_for_longer_than_the_ttl() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
