@@ -227,10 +227,7 @@ impl Task {
             Err(error) if error.kind == EtcdErrorKind::NotFound => {
                 // With the back-off, since this may happen again and again: where two clusters hide behind one name.
                 let pause = self.backoff.next();
-                return match self.lost(&lease, "the lease is gone") {
-                    State::Granting { at, unanswered } => State::Granting { at: at + pause, unanswered },
-                    state => state,
-                };
+                return self.lost(&lease, "the lease is gone", pause);
             }
             Err(error) => return State::Claiming { lease, at: self.pause_after(&error), observer },
         };
@@ -273,7 +270,7 @@ impl Task {
                         return claiming(lease, Some(observer));
                     }
                 }
-                () = died(&mut lease) => return self.lost(&lease, "the lease expired or was revoked"),
+                () = died(&mut lease) => return self.lost(&lease, "the lease expired or was revoked", Duration::ZERO),
                 Ok(()) = observer.own_key.changed() => match self.look(&mut observer, &mut claim, lease.id) {
                     Look::Ours => {}
                     Look::Drained => {
@@ -320,7 +317,7 @@ impl Task {
                         return State::Withdrawing { lease, at: Instant::now() };
                     }
                 }
-                () = died(&mut lease) => return self.regrant(&lease),
+                () = died(&mut lease) => return self.regrant(&lease, Duration::ZERO),
                 Ok(()) = observer.own_key.changed() => {
                     let owner = observer.own_key.borrow_and_update().kv.as_ref().map_or(0, |kv| kv.lease);
                     if owner == 0 || self.holdings.is_own_lease(owner) {
@@ -358,7 +355,7 @@ impl Task {
                         return claiming(lease, None);
                     }
                 }
-                () = died(&mut lease) => return self.regrant(&lease),
+                () = died(&mut lease) => return self.regrant(&lease, Duration::ZERO),
                 Ok(()) = observer.own_key.changed() => {
                     // A claim that was given up can still arrive.
                     let seen = observer.own_key.borrow_and_update().kv.clone();
@@ -371,15 +368,15 @@ impl Task {
         }
     }
 
-    fn lost(&mut self, lease: &Lease, reason: &str) -> State {
+    fn lost(&mut self, lease: &Lease, reason: &str, pause: Duration) -> State {
         tracing::warn!(lease = hex(lease.id), reason, "registration was lost; it is put back");
         self.report(RegistrationStatus::Lost { reason: reason.to_owned() });
-        self.regrant(lease)
+        self.regrant(lease, pause)
     }
 
-    fn regrant(&mut self, lease: &Lease) -> State {
+    fn regrant(&mut self, lease: &Lease, pause: Duration) -> State {
         self.holdings.forget_lease(lease.id);
-        State::Granting { at: Instant::now() + up_to(REGRANT_JITTER), unanswered: None }
+        State::Granting { at: Instant::now() + pause + up_to(REGRANT_JITTER), unanswered: None }
     }
 
     /// Announces, revokes, ends. There is no way back.
