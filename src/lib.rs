@@ -78,6 +78,7 @@
 //! - `tls-ring` (default): TLS towards etcd, with rustls and ring.
 
 mod backoff;
+mod channel;
 mod discover;
 mod error;
 mod etcd;
@@ -89,6 +90,13 @@ mod snapshot;
 
 pub use tower::discover::Change;
 
+#[cfg(feature = "tls-ring")]
+pub use self::channel::ChannelTls;
+pub use self::channel::{
+    BalancedChannel, Candidate, ChannelBuilder, Connectivity, Ending, FailurePercentage, InstanceChanges,
+    InstanceStatus, LeastRequest, Outcome, OutlierDetection, PickFirst, Picked, Picker, Policy, ResponseBody,
+    ResponseFuture, SuccessRate, Trial, WaitForReady, WeightedRandom, WeightedRoundRobin,
+};
 pub use self::discover::Discover;
 pub use self::error::{ConfigError, Gone};
 #[cfg(feature = "tls-ring")]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::channel::ChannelBuilder;
 use crate::discover::{DEFAULT_HOLD, Discover, Layout, Watchers};
 use crate::error::ConfigError;
 #[cfg(feature = "tls-ring")]
@@ -52,6 +53,17 @@ impl Registry {
     /// Registers an instance: gives a builder for options. Nothing happens before the server starts to serve.
     pub fn register(&self, instance: Instance) -> RegistrationBuilder {
         RegistrationBuilder::new(self.registrar.clone(), instance)
+    }
+
+    /// A channel for any generated client, balanced over the instances of a service: gives a builder for options.
+    ///
+    /// All channels and streams of one registry and service share one watch in etcd. A bad service name is an error of
+    /// [`build`](ChannelBuilder::build).
+    pub fn channel(&self, service: impl AsRef<str>) -> ChannelBuilder {
+        let service = service.as_ref();
+        let (label, service) = (format!("{service} under {}", self.watchers.place()), service.parse::<ServiceName>());
+        let watchers = self.watchers.clone();
+        ChannelBuilder::new(label, move || Ok(watchers.subscribe(&service?)?.into_stream()))
     }
 
     /// The instances of a service, as a stream of changes. The watch in etcd begins now and is shared by all who ask this

@@ -96,6 +96,10 @@ impl Member {
         &self.instance
     }
 
+    pub(crate) fn shared_instance(&self) -> &Arc<Instance> {
+        &self.instance
+    }
+
     /// The id of the lease that its key hangs on; 0 for a key that was put without one.
     #[must_use]
     pub fn lease(&self) -> i64 {

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use futures_util::stream::{self, BoxStream, Stream, StreamExt};
+use futures_util::stream::{BoxStream, Stream, StreamExt};
 use tonic::transport::{Channel, Endpoint};
 use tower::discover::Change;
 
@@ -63,14 +63,13 @@ pub struct Discover {
 
 impl Discover {
     pub(crate) fn new(service: ServiceName, mut snapshots: Snapshots) -> Self {
-        // What is there counts as new.
+        let newer = snapshots.clone().into_stream();
+        // For `ready`, what is there counts as new, too.
         snapshots.mark_changed();
-        let newer =
-            stream::unfold(snapshots.clone(), |mut snapshots| async move { Some((snapshots.next().await, snapshots)) });
         Self {
             service,
             snapshots: Mutex::new(snapshots),
-            newer: newer.boxed(),
+            newer,
             told: Arc::new(Snapshot::new(0, Vec::new())),
             changes: VecDeque::new(),
         }

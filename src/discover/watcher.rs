@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -41,6 +42,12 @@ impl Snapshots {
     /// Counts the latest as not seen.
     pub(super) fn mark_changed(&mut self) {
         self.latest.mark_changed();
+    }
+
+    /// The latest and all that follow, each as soon as it is there; what nobody waited for is skipped. Never ends.
+    pub(crate) fn into_stream(mut self) -> BoxStream<'static, Arc<Snapshot>> {
+        self.mark_changed();
+        stream::unfold(self, |mut snapshots| async move { Some((snapshots.next().await, snapshots)) }).boxed()
     }
 
     /// Waits for one that was not seen yet.
@@ -92,6 +99,11 @@ pub(crate) struct Watchers {
 impl Watchers {
     pub(crate) fn new(cluster: Arc<Cluster>, layout: Layout) -> Arc<Self> {
         Arc::new(Self { cluster, layout, running: Mutex::default() })
+    }
+
+    /// Where the services are looked for, for messages.
+    pub(crate) fn place(&self) -> &str {
+        &self.layout.base
     }
 
     /// Listens to a service; the first listener starts its watcher.

@@ -1,0 +1,349 @@
+//! The options of a balanced channel, and its making.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures_util::stream::{BoxStream, Stream, StreamExt};
+use http::uri::{Authority, Scheme};
+use http::{HeaderValue, Uri};
+use hyper::rt::{Read, Write};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tower::Service;
+use tracing::Instrument;
+
+use super::connect::{Connector, Options};
+use super::driver::Driver;
+use super::link::Dial;
+use super::outlier::OutlierDetection;
+use super::policy::{LeastRequest, Policy};
+use super::shared::{Published, Settings, Shared};
+use super::view::Connectivity;
+use super::waiting::Line;
+use super::{BalancedChannel, Owner};
+#[cfg(feature = "tls-ring")]
+use super::tls::ChannelTls;
+use crate::error::ConfigError;
+use crate::instance::Instance;
+use crate::snapshot::{Member, MemberState, Snapshot};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Where a channel's snapshots come from, opened by `build()`.
+type Source = Box<dyn FnOnce() -> Result<BoxStream<'static, Arc<Snapshot>>, ConfigError> + Send>;
+
+/// Calls that may wait at once: at some 2 KiB each that is 20 MB, and a server that answers 1,000 calls a second needs
+/// ten seconds for them, longer than most callers wait.
+const MAX_WAITING: usize = 10_000;
+
+/// How long the streams of a removed instance may go on: what a server that leaves in order grants them itself, and what
+/// Kubernetes grants that server.
+const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+
+/// The user agent of calls that bring none.
+const USER_AGENT: &str = concat!("tonic-etcd/", env!("CARGO_PKG_VERSION"));
+
+/// The options of a [`BalancedChannel`]. Those about connections are named like those of tonic's
+/// [`Endpoint`](tonic::transport::Endpoint).
+#[must_use = "a builder does nothing before build()"]
+pub struct ChannelBuilder {
+    label: String,
+    source: Source,
+    policy: Arc<dyn Policy>,
+    outliers: OutlierDetection,
+    timeout: Option<Duration>,
+    wait_for_ready: bool,
+    max_waiting: usize,
+    drain_limit: Duration,
+    user_agent: Option<String>,
+    origin: Option<Uri>,
+    options: Options,
+}
+
+impl BalancedChannel {
+    /// A channel over instances that come from elsewhere than etcd: a list in a test, a file, another registry.
+    ///
+    /// Each item of `instances` is the whole set, and replaces the one before; of two with one address the last counts. What
+    /// the stream ends with stays. `service` is for messages. Instances at addresses that no client may be sent to, and
+    /// those with weight 0, are left out with a warning.
+    ///
+    /// ```
+    /// use futures_util::stream;
+    /// use tonic_etcd::{BalancedChannel, Instance};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let instance = Instance::new("echo", "127.0.0.1:50051".parse::<std::net::SocketAddr>()?);
+    /// let channel = BalancedChannel::over("echo", stream::iter([vec![instance]])).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn over(
+        service: impl Into<String>,
+        instances: impl Stream<Item = Vec<Instance>> + Send + 'static,
+    ) -> ChannelBuilder {
+        let snapshots = instances.enumerate().map(|(revision, set)| Arc::new(snapshot(revision, set)));
+        ChannelBuilder::new(service.into(), move || Ok(snapshots.boxed()))
+    }
+}
+
+impl ChannelBuilder {
+    /// `label` says in messages which service it is and where it is looked for.
+    pub(crate) fn new(
+        label: String,
+        source: impl FnOnce() -> Result<BoxStream<'static, Arc<Snapshot>>, ConfigError> + Send + 'static,
+    ) -> Self {
+        Self {
+            label,
+            source: Box::new(source),
+            policy: Arc::new(LeastRequest::default()),
+            outliers: OutlierDetection::default(),
+            timeout: None,
+            wait_for_ready: false,
+            max_waiting: MAX_WAITING,
+            drain_limit: DRAIN_LIMIT,
+            user_agent: None,
+            origin: None,
+            options: Options::default(),
+        }
+    }
+
+    /// How an instance is chosen for each call. Defaults to [`LeastRequest`].
+    pub fn policy(mut self, policy: impl Policy) -> Self {
+        self.policy = Arc::new(policy);
+        self
+    }
+
+    /// When an instance whose calls fail is left out for a while. Defaults to three failures in a row.
+    pub fn outlier_detection(mut self, outliers: OutlierDetection) -> Self {
+        self.outliers = outliers;
+        self
+    }
+
+    /// The longest that a call may take, from the call to the end of its response. A shorter one of the call's own
+    /// ([`tonic::Request::set_timeout`]) counts instead. Defaults to none, as with tonic's `Endpoint`.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Whether calls wait, under their deadline, where no instance is known or every one failed. Defaults to `false`: such
+    /// calls fail at once. A call can say otherwise with [`WaitForReady`](crate::WaitForReady).
+    pub fn wait_for_ready(mut self, wait: bool) -> Self {
+        self.wait_for_ready = wait;
+        self
+    }
+
+    /// How many calls may wait for a connection or a turn at once; those beyond fail with RESOURCE_EXHAUSTED. Defaults to
+    /// 10,000: about 20 MB of calls.
+    pub fn max_waiting(mut self, calls: usize) -> Self {
+        self.max_waiting = calls;
+        self
+    }
+
+    /// How long the streams of an instance that was removed may go on. Defaults to 30 s, which is what Kubernetes grants
+    /// the server itself.
+    pub fn drain_limit(mut self, limit: Duration) -> Self {
+        self.drain_limit = limit;
+        self
+    }
+
+    /// How long connecting to an instance may take, up to the server's first HTTP/2 SETTINGS. Defaults to 1 s: on a network
+    /// where that is too short, calls would be too slow as well.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.options.connect_timeout = timeout;
+        self
+    }
+
+    /// Whether small packets are sent at once (`TCP_NODELAY`). Defaults to `true`.
+    pub fn tcp_nodelay(mut self, enabled: bool) -> Self {
+        self.options.tcp_nodelay = enabled;
+        self
+    }
+
+    /// How long a connection may be idle before TCP probes it. Defaults to `None`: HTTP/2 pings see more.
+    pub fn tcp_keepalive(mut self, idle: Option<Duration>) -> Self {
+        self.options.tcp_keepalive = idle;
+        self
+    }
+
+    /// How long a connection may be silent before an HTTP/2 ping is sent. Defaults to 10 s; `None` switches pings off.
+    pub fn http2_keep_alive_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
+        self.options.http2_keep_alive_interval = interval.into();
+        self
+    }
+
+    /// How long the answer to a ping may take before the connection counts as broken. Defaults to 5 s.
+    pub fn keep_alive_timeout(mut self, timeout: Duration) -> Self {
+        self.options.keep_alive_timeout = timeout;
+        self
+    }
+
+    /// Whether pings are sent while no call is in flight. Defaults to `false`: servers take that for abuse.
+    pub fn keep_alive_while_idle(mut self, enabled: bool) -> Self {
+        self.options.keep_alive_while_idle = enabled;
+        self
+    }
+
+    /// The HTTP/2 flow-control window of one stream, in bytes. Defaults to hyper's, 2 MiB.
+    pub fn initial_stream_window_size(mut self, bytes: impl Into<Option<u32>>) -> Self {
+        self.options.initial_stream_window_size = bytes.into();
+        self
+    }
+
+    /// The HTTP/2 flow-control window of a connection, in bytes. Defaults to hyper's, 5 MiB.
+    pub fn initial_connection_window_size(mut self, bytes: impl Into<Option<u32>>) -> Self {
+        self.options.initial_connection_window_size = bytes.into();
+        self
+    }
+
+    /// Whether windows follow the measured bandwidth; overrides the two sizes. Defaults to `false`.
+    pub fn http2_adaptive_window(mut self, enabled: bool) -> Self {
+        self.options.http2_adaptive_window = Some(enabled);
+        self
+    }
+
+    /// The largest list of headers that is accepted, in bytes. Defaults to hyper's, 16 KiB.
+    pub fn http2_max_header_list_size(mut self, bytes: u32) -> Self {
+        self.options.http2_max_header_list_size = Some(bytes);
+        self
+    }
+
+    /// The user agent of calls that bring none, before our own. Defaults to our own alone: `tonic-etcd/` and the version.
+    pub fn user_agent(mut self, user_agent: impl Into<String>) -> Self {
+        self.user_agent = Some(user_agent.into());
+        self
+    }
+
+    /// The scheme and authority that requests name, for servers that look at them. Defaults to `http` or, with TLS,
+    /// `https`, and the address of the instance.
+    pub fn origin(mut self, origin: Uri) -> Self {
+        self.origin = Some(origin);
+        self
+    }
+
+    /// Connects with `connector` instead of TCP: a Unix socket, a proxy. It is given `http://` and the instance's address,
+    /// and is cloned for each attempt. TLS, if set, goes on top.
+    pub fn connector<C>(mut self, connector: C) -> Self
+    where
+        C: Service<Uri> + Clone + Send + 'static,
+        C::Response: Read + Write + Send + Unpin + 'static,
+        C::Error: Into<BoxError> + Send,
+        C::Future: Send,
+    {
+        self.options.connector = Some(Connector::new(connector));
+        self
+    }
+
+    /// TLS towards the instances.
+    #[cfg(feature = "tls-ring")]
+    pub fn tls(mut self, tls: ChannelTls) -> Self {
+        self.options.tls = Some(tls);
+        self
+    }
+
+    /// Checks everything and makes the channel. No I/O is done here; the channel connects in the background.
+    ///
+    /// # Errors
+    ///
+    /// A bad service name, an option out of its range, or no tokio runtime on this thread.
+    pub fn build(self) -> Result<BalancedChannel, ConfigError> {
+        let runtime = Handle::try_current().map_err(|_| ConfigError::NoRuntime { call: "build" })?;
+        for (option, value) in
+            [("connect_timeout", self.options.connect_timeout), ("keep_alive_timeout", self.options.keep_alive_timeout)]
+        {
+            if value.is_zero() {
+                return Err(ConfigError::Option { option, value: format!("{value:?}"), expected: "more than zero" });
+            }
+        }
+        if self.max_waiting == 0 {
+            return Err(ConfigError::Option { option: "max_waiting", value: "0".into(), expected: "at least 1" });
+        }
+        if self.options.http2_keep_alive_interval.is_some_and(|interval| interval.is_zero()) {
+            let (option, value) = ("http2_keep_alive_interval", "0ns".into());
+            return Err(ConfigError::Option { option, value, expected: "more than zero, or none" });
+        }
+        self.outliers.check()?;
+        let settings = Settings {
+            label: self.label.clone().into(),
+            timeout: self.timeout,
+            wait_for_ready: self.wait_for_ready,
+            max_waiting: self.max_waiting,
+            user_agent: user_agent(self.user_agent)?,
+            outliers: self.outliers,
+        };
+        let dial = Dial {
+            options: Arc::new(self.options),
+            origin: self.origin.map(origin).transpose()?,
+            drain_limit: self.drain_limit,
+        };
+        let snapshots = (self.source)()?;
+
+        let (events, received) = mpsc::unbounded_channel();
+        let (changed, changes) = watch::channel(());
+        let (alive, ended) = mpsc::channel(1);
+        let nothing = Published {
+            choice: None,
+            state: Connectivity::Connecting,
+            cause: "".into(),
+            subchannels: Arc::new([]),
+        };
+        let shared = Arc::new(Shared {
+            published: ArcSwap::from_pointee(nothing),
+            line: Line::new(self.max_waiting),
+            settings,
+            events,
+        });
+        let driver =
+            Driver { shared: shared.clone(), policy: self.policy, dial, snapshots, events: received, changed };
+        let span = tracing::info_span!("channel", service = %self.label);
+        runtime.spawn(driver.run(ended).instrument(span));
+        Ok(BalancedChannel { owner: Arc::new(Owner { shared, changed: changes, _alive: alive }) })
+    }
+}
+
+impl fmt::Debug for ChannelBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChannelBuilder")
+            .field("service", &self.label)
+            .field("policy", &self.policy)
+            .field("outlier_detection", &self.outliers)
+            .finish_non_exhaustive()
+    }
+}
+
+fn user_agent(own: Option<String>) -> Result<HeaderValue, ConfigError> {
+    let text = match own {
+        Some(own) => format!("{own} {USER_AGENT}"),
+        None => USER_AGENT.to_owned(),
+    };
+    HeaderValue::try_from(&text).map_err(|_| ConfigError::Option {
+        option: "user_agent",
+        value: format!("{text:?}"),
+        expected: "visible ASCII characters",
+    })
+}
+
+fn origin(uri: Uri) -> Result<(Scheme, Authority), ConfigError> {
+    let value = uri.to_string();
+    let parts = uri.into_parts();
+    match (parts.scheme, parts.authority) {
+        (Some(scheme), Some(authority)) => Ok((scheme, authority)),
+        _ => Err(ConfigError::Option { option: "origin", value, expected: "a scheme and an authority: https://echo" }),
+    }
+}
+
+fn snapshot(revision: usize, set: Vec<Instance>) -> Snapshot {
+    let mut members = BTreeMap::new();
+    for instance in set {
+        if let Err(error) = instance.check_publishable() {
+            tracing::warn!(address = %instance.address, %error, "instance left out");
+            continue;
+        }
+        members.insert(instance.address.clone(), Member::new(Arc::new(instance), 0, MemberState::Live));
+    }
+    Snapshot::new(i64::try_from(revision).unwrap_or(i64::MAX), members.into_values().collect())
+}

@@ -1,0 +1,162 @@
+//! What the control task publishes and every call reads: the candidates and the picker over them.
+
+use std::ptr;
+
+use crate::channel::candidate::{Candidate, Seat};
+use crate::channel::policy::{Picker, Policy};
+
+/// The candidates of the moment, and what chooses among them.
+pub(super) struct Choice {
+    candidates: Box<[Candidate]>,
+    picker: Box<dyn Picker>,
+}
+
+impl Choice {
+    /// What `policy` makes of these candidates. It is not asked when there are none.
+    pub(super) fn new(candidates: Vec<Candidate>, policy: &dyn Policy) -> Self {
+        let picker = if candidates.is_empty() { Box::new(Nothing) } else { policy.picker(&candidates) };
+        Self { candidates: candidates.into(), picker }
+    }
+
+    pub(super) fn candidates(&self) -> &[Candidate] {
+        &self.candidates
+    }
+
+    /// Picks a candidate and takes a call's place there, which the caller gives back by [`Seat::release`].
+    ///
+    /// `avoid`, the one that just refused this call, is taken only while no other has room. `None`: none at all has room.
+    pub(super) fn take(&self, avoid: Option<&Seat>) -> Option<&Candidate> {
+        for _ in 0..WORDS {
+            // Anybody can write a policy: one that points beyond the candidates must not end the caller.
+            let Some(candidate) = self.candidates.get(self.picker.pick(&self.candidates)) else { break };
+            if !is(candidate, avoid) && candidate.seat().acquire() {
+                return Some(candidate);
+            }
+        }
+        self.scan(avoid)
+    }
+
+    /// Asks all of them, beginning anywhere, so that calls in a row do not crowd into the same one.
+    #[cold]
+    fn scan(&self, avoid: Option<&Seat>) -> Option<&Candidate> {
+        let begin = fastrand::usize(..self.candidates.len().max(1));
+        let (before, after) = self.candidates.split_at(begin);
+        let all = || after.iter().chain(before);
+        let others = all().filter(|candidate| !is(candidate, avoid));
+        let avoided = all().filter(|candidate| is(candidate, avoid));
+        others.chain(avoided).find(|candidate| candidate.seat().acquire())
+    }
+}
+
+fn is(candidate: &Candidate, seat: Option<&Seat>) -> bool {
+    seat.is_some_and(|seat| ptr::eq(seat, &raw const **candidate.seat()))
+}
+
+/// The picker where there is nothing to pick.
+struct Nothing;
+
+impl Picker for Nothing {
+    fn pick(&self, _: &[Candidate]) -> usize {
+        0
+    }
+}
+
+/// How often the policy is asked before all candidates are: a few, so that while some are full the others are still chosen
+/// as the policy would, and few, because a policy may give the same answer each time.
+const WORDS: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::policy::tests::{candidates, share};
+    use crate::channel::policy::{LeastRequest, PickFirst, WeightedRandom, WeightedRoundRobin};
+
+    fn policies() -> [Box<dyn Policy>; 4] {
+        [
+            Box::new(LeastRequest::new()),
+            Box::new(WeightedRoundRobin::new()),
+            Box::new(WeightedRandom::new()),
+            Box::new(PickFirst::new()),
+        ]
+    }
+
+    #[derive(Debug)]
+    struct Beyond;
+
+    impl Policy for Beyond {
+        fn picker(&self, _: &[Candidate]) -> Box<dyn Picker> {
+            Box::new(Self)
+        }
+    }
+
+    impl Picker for Beyond {
+        fn pick(&self, _: &[Candidate]) -> usize {
+            usize::MAX
+        }
+    }
+
+    #[test]
+    fn full_and_closed_candidates_are_never_taken_and_none_with_room_is_missed() {
+        for policy in policies() {
+            let choice = Choice::new(candidates(&[1, 2, 65_535, 4, 5, 6]), &policy);
+            for (index, candidate) in choice.candidates().iter().enumerate() {
+                match index {
+                    1 => candidate.seat().close(),
+                    3 => candidate.seat().set_limit(1),
+                    _ => candidate.seat().set_limit(0),
+                }
+            }
+            for _ in 0..100 {
+                let taken = choice.take(None).expect("the fourth has room");
+                assert!(ptr::eq(taken, &raw const choice.candidates()[3]), "{policy:?} took one without room");
+                assert!(choice.take(None).is_none(), "{policy:?} took one while all are full");
+                taken.seat().release();
+            }
+        }
+    }
+
+    #[test]
+    fn the_one_that_refused_is_taken_only_while_no_other_has_room() {
+        for policy in policies() {
+            let choice = Choice::new(candidates(&[65_535, 1]), &policy);
+            let refused = choice.candidates()[0].seat();
+            choice.candidates()[1].seat().set_limit(1);
+            for _ in 0..100 {
+                let other = choice.take(Some(refused)).expect("the other has room");
+                assert!(!is(other, Some(refused)), "{policy:?} took the one to avoid");
+                let last = choice.take(Some(refused)).expect("the one to avoid has room");
+                assert!(is(last, Some(refused)), "{policy:?} took a full one");
+                other.seat().release();
+                last.seat().release();
+            }
+        }
+    }
+
+    #[test]
+    fn a_choice_of_one_takes_it_and_a_choice_of_none_takes_nothing() {
+        for policy in policies() {
+            let choice = Choice::new(candidates(&[7]), &policy);
+            for calls in 1..=100 {
+                assert_eq!(choice.take(None).map(Candidate::in_flight), Some(calls), "{policy:?} has only one");
+            }
+            assert!(choice.take(Some(choice.candidates()[0].seat())).is_some(), "{policy:?} has no other");
+            assert!(Choice::new(Vec::new(), &policy).take(None).is_none(), "{policy:?} has none");
+        }
+    }
+
+    #[test]
+    fn a_policy_that_points_beyond_the_candidates_still_finds_all_of_them() {
+        let choice = Choice::new(candidates(&[1, 1, 1]), &Beyond);
+        let shares = share(&choice, 3_000);
+        assert!(shares.iter().all(|&calls| calls > 500), "the calls spread: {shares:?}");
+    }
+
+    #[test]
+    fn calls_that_find_their_choice_full_spread_over_the_others() {
+        let choice = Choice::new(candidates(&[1; 10]), &PickFirst::new());
+        choice.candidates()[0].seat().close();
+        let shares = share(&choice, 9_000);
+        assert_eq!(shares[0], 0, "the closed one takes none");
+        assert!(shares[1..].iter().all(|&calls| calls > 500), "the others take some each: {shares:?}");
+    }
+}

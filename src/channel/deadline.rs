@@ -1,0 +1,130 @@
+//! How long a call may take: from its `grpc-timeout` header or the channel's default, counted from the moment of the call.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tokio::time::{Instant, Sleep};
+
+/// The header that carries a call's timeout.
+pub(super) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// The longest timeout that is kept: thirty years stand for ever, and do not overflow a clock.
+const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 86_400);
+
+/// The end of a call's time, if it has one, and the timer for it, armed when somebody first waits.
+///
+/// Most bodies are there by the time they are looked at, so most of them never arm a timer.
+#[derive(Debug, Default)]
+pub(super) struct Deadline {
+    at: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Deadline {
+    /// The shorter one of the call's own timeout and the channel's default, from `now` on.
+    pub(super) fn new(own: Option<Duration>, default: Option<Duration>, now: Instant) -> Self {
+        let timeout = match (own, default) {
+            (Some(own), Some(default)) => Some(own.min(default)),
+            (own, default) => own.or(default),
+        };
+        Self { at: timeout.map(|timeout| now + timeout.min(FOR_EVER)), timer: None }
+    }
+
+    /// The moment, if there is one.
+    pub(super) fn at(&self) -> Option<Instant> {
+        self.at
+    }
+
+    /// Whether the time is over. Registers the task to be woken then.
+    pub(super) fn poll_missed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(at) = self.at else { return Poll::Pending };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        timer.as_mut().poll(cx)
+    }
+}
+
+/// Reads a `grpc-timeout` header. One that is not well formed is no deadline; the server will say what it thinks of it.
+pub(super) fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
+    let (&unit, digits) = headers.get(GRPC_TIMEOUT)?.as_bytes().split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let value = digits.iter().fold(0_u64, |value, digit| value * 10 + u64::from(digit - b'0'));
+    match unit {
+        b'H' => Some(Duration::from_secs(value * 3600)),
+        b'M' => Some(Duration::from_secs(value * 60)),
+        b'S' => Some(Duration::from_secs(value)),
+        b'm' => Some(Duration::from_millis(value)),
+        b'u' => Some(Duration::from_micros(value)),
+        b'n' => Some(Duration::from_nanos(value)),
+        _ => None,
+    }
+}
+
+/// A timeout as the header wants it: at most eight digits, in the finest unit that holds it, rounded up.
+pub(super) fn timeout_header(timeout: Duration) -> HeaderValue {
+    const LARGEST: u128 = 99_999_999;
+    let nanos = timeout.as_nanos();
+    let units = [('n', 1), ('u', 1_000), ('m', 1_000_000), ('S', 1_000_000_000), ('M', 60_000_000_000)];
+    let fits = units.into_iter().find(|(_, size)| nanos.div_ceil(*size) <= LARGEST);
+    let (unit, size) = fits.unwrap_or(('H', 3_600_000_000_000));
+    let text = format!("{}{unit}", nanos.div_ceil(size).min(LARGEST));
+    HeaderValue::try_from(text).expect("digits and a letter are a header's value")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(value: &str) -> Option<Duration> {
+        let mut headers = HeaderMap::new();
+        headers.insert(GRPC_TIMEOUT, HeaderValue::from_str(value).expect("a header's value"));
+        timeout_of(&headers)
+    }
+
+    #[test]
+    fn timeouts_are_read_as_grpc_writes_them() {
+        assert_eq!(read("7000000u"), Some(Duration::from_secs(7)));
+        assert_eq!(read("1H"), Some(Duration::from_secs(3600)));
+        assert_eq!(read("2M"), Some(Duration::from_secs(120)));
+        assert_eq!(read("3S"), Some(Duration::from_secs(3)));
+        assert_eq!(read("99999999m"), Some(Duration::from_millis(99_999_999)));
+        assert_eq!(read("5n"), Some(Duration::from_nanos(5)));
+        for bad in ["", "S", "1", "-1S", "1.5S", "123456789S", "1s", "1 S"] {
+            assert_eq!(read(bad), None, "{bad:?} is no timeout");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_and_never_shorter() {
+        for timeout in [
+            Duration::ZERO,
+            Duration::from_nanos(1),
+            Duration::from_nanos(123_456_789),
+            Duration::from_millis(1_500),
+            Duration::from_secs(86_400),
+            Duration::from_secs(10_000_000_000),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(GRPC_TIMEOUT, timeout_header(timeout));
+            let back = timeout_of(&headers).expect("it was just written");
+            assert!(back >= timeout, "{timeout:?} came back as {back:?}");
+            assert!(back.as_secs_f64() <= timeout.as_secs_f64() * 1.001 + 1e-9, "{timeout:?} came back as {back:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_shorter_of_both_timeouts_counts() {
+        let now = Instant::now();
+        let (long, short) = (Duration::from_secs(2), Duration::from_secs(1));
+        assert_eq!(Deadline::new(Some(long), Some(short), now).at(), Some(now + short));
+        assert_eq!(Deadline::new(None, Some(long), now).at(), Some(now + long));
+        assert_eq!(Deadline::new(None, None, now).at(), None);
+        assert!(Deadline::new(Some(Duration::MAX), None, now).at().is_some(), "no overflow");
+        let mut deadline = Deadline::new(Some(short), None, now);
+        std::future::poll_fn(|cx| deadline.poll_missed(cx)).await;
+        assert_eq!(now.elapsed(), short);
+    }
+}

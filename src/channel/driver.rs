@@ -1,0 +1,540 @@
+//! The control task of a channel: snapshots and what connections and calls report, to the next published choice.
+//!
+//! It owns every state of every instance and is the only one that changes them; connections and calls send it events. It
+//! never waits for an instance: attempts to connect are tasks of their own, [`CONNECTS_AT_ONCE`] at once at most. All
+//! that is there at one moment is taken in before one choice is published.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::candidate::Candidate;
+use super::choice::Choice;
+use super::connect::{ConnectError, Connection};
+use super::entry::{Entry, Phase};
+use super::link::{self, Dial};
+use super::outlier::{self, Interval};
+use super::policy::Policy;
+use super::shared::{Published, Shared};
+use super::subchannel::{Event, Subchannel};
+use super::upload::Upload;
+use super::view::Connectivity;
+use crate::instance::Address;
+use crate::snapshot::{MemberState, Snapshot};
+
+/// Attempts to connect at once: a set of thousands is connected within seconds without flooding a network or a kernel.
+const CONNECTS_AT_ONCE: usize = 32;
+
+/// How long calls wait for the first list of instances: a registry that has not answered by then is down.
+const FIRST_LIST: Duration = Duration::from_secs(5);
+
+/// Everything that the control task owns.
+pub(super) struct Driver {
+    pub(super) shared: Arc<Shared>,
+    pub(super) policy: Arc<dyn Policy>,
+    pub(super) dial: Dial,
+    pub(super) snapshots: BoxStream<'static, Arc<Snapshot>>,
+    pub(super) events: mpsc::UnboundedReceiver<Event>,
+    pub(super) changed: watch::Sender<()>,
+}
+
+/// What the control task knows.
+struct State {
+    driver: Parts,
+    /// One for each member of the last snapshot, in its order.
+    entries: Vec<Entry>,
+    subchannels: Arc<[Subchannel]>,
+    /// What is known of the list of instances.
+    list: List,
+    /// Who waits for a turn to connect, with the generation of that wish.
+    queue: VecDeque<(Address, u64)>,
+    connects: JoinSet<(Address, u64, Result<Connection<Upload>, ConnectError>)>,
+    timers: BTreeMap<(Instant, u64), Timer>,
+    /// Told apart: wishes, attempts, connections and timers of one instance.
+    generation: u64,
+    dirty: Dirty,
+    /// The newest reason why an instance is not READY.
+    cause: Option<Arc<str>>,
+}
+
+struct Parts {
+    shared: Arc<Shared>,
+    policy: Arc<dyn Policy>,
+    dial: Dial,
+    changed: watch::Sender<()>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum List {
+    /// It did not come yet: calls wait.
+    Awaited,
+    /// It did not come for so long that calls fail.
+    Overdue,
+    /// It came.
+    Known,
+}
+
+/// What has to be published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Dirty {
+    /// Nothing.
+    No,
+    /// Something that people see, but not what calls are chosen from, unless there is nothing to choose from.
+    Seen,
+    /// The choice.
+    Choice,
+}
+
+#[derive(Debug)]
+enum Timer {
+    /// The instance's back-off of this generation is over.
+    Retry(Address, u64),
+    /// The instance's ejection is over, if it still ends now.
+    Probe(Address),
+    /// The instances are compared.
+    Sweep,
+    /// The first list is overdue.
+    FirstList,
+}
+
+impl Driver {
+    /// Runs until `alive` says that the last clone of the channel is dropped.
+    pub(super) async fn run(self, mut alive: mpsc::Receiver<std::convert::Infallible>) {
+        let Self { shared, policy, dial, mut snapshots, mut events, changed } = self;
+        let mut state = State::new(Parts { shared, policy, dial, changed });
+        loop {
+            let timer = state.timers.first_key_value().map(|(&(at, _), _)| at);
+            tokio::select! {
+                biased;
+                _ = alive.recv() => break,
+                event = events.recv() => {
+                    if let Some(event) = event {
+                        state.event(event);
+                    }
+                    while let Ok(event) = events.try_recv() {
+                        state.event(event);
+                    }
+                }
+                snapshot = snapshots.next() => match snapshot {
+                    Some(snapshot) => state.apply(&snapshot),
+                    // A list that ends is final.
+                    None => snapshots = futures_util::stream::pending().boxed(),
+                },
+                Some(connected) = state.connects.join_next() => {
+                    state.connected(connected);
+                    while let Some(connected) = state.connects.try_join_next() {
+                        state.connected(connected);
+                    }
+                }
+                () = at(timer) => state.tick(Instant::now()),
+            }
+            state.connect();
+            state.publish();
+        }
+        state.close();
+    }
+}
+
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => future::pending().await,
+    }
+}
+
+impl State {
+    fn new(driver: Parts) -> Self {
+        let mut state = Self {
+            driver,
+            entries: Vec::new(),
+            subchannels: Arc::new([]),
+            list: List::Awaited,
+            queue: VecDeque::new(),
+            connects: JoinSet::new(),
+            timers: BTreeMap::new(),
+            generation: 0,
+            dirty: Dirty::No,
+            cause: None,
+        };
+        let now = Instant::now();
+        state.timer(now + FIRST_LIST, Timer::FirstList);
+        if let Some(interval) = state.driver.shared.settings.outliers.sweep_interval() {
+            state.timer(now + interval, Timer::Sweep);
+        }
+        state
+    }
+
+    /// Takes in a snapshot: a walk along both, since both are ordered by address.
+    fn apply(&mut self, snapshot: &Snapshot) {
+        self.list = List::Known;
+        let mut known = std::mem::take(&mut self.entries).into_iter().peekable();
+        let mut entries = Vec::with_capacity(snapshot.len());
+        let mut changed = false;
+        for member in snapshot.iter() {
+            let address = &member.instance().address;
+            while let Some(left) = known.next_if(|entry| !entry.is_same(member) && entry.address() < address) {
+                tracing::debug!(address = %left.address(), "instance removed");
+                left.leave();
+                self.mark(Dirty::Choice);
+                changed = true;
+            }
+            match known.next_if(|entry| entry.is_same(member) || entry.address() == address) {
+                Some(mut entry) => {
+                    if !entry.is_unchanged(member) {
+                        self.update(&mut entry, member);
+                        changed = true;
+                    }
+                    entries.push(entry);
+                }
+                None => {
+                    let mut entry = Entry::new(member.clone());
+                    tracing::debug!(%address, "instance added");
+                    self.enqueue(&mut entry);
+                    self.mark(Dirty::Seen);
+                    changed = true;
+                    entries.push(entry);
+                }
+            }
+        }
+        for left in known {
+            tracing::debug!(address = %left.address(), "instance removed");
+            left.leave();
+            self.mark(Dirty::Choice);
+            changed = true;
+        }
+        self.entries = entries;
+        if changed || self.subchannels.len() != self.entries.len() {
+            self.subchannels = self.entries.iter().map(Entry::subchannel).collect();
+        }
+        // Also an empty list is news: calls that waited for it fail now.
+        self.mark(Dirty::Seen);
+    }
+
+    /// A known instance changed its weight, its tags, its lease or its state.
+    fn update(&mut self, entry: &mut Entry, member: &crate::snapshot::Member) {
+        let restarted = entry.member.lease() != member.lease();
+        entry.member = member.clone();
+        entry.record.draining.store(member.state() == MemberState::Draining, Ordering::Relaxed);
+        self.mark(if entry.is_ready() { Dirty::Choice } else { Dirty::Seen });
+        if restarted {
+            entry.forgive();
+        }
+        match (&entry.phase, member.state()) {
+            // Whoever is in question lives by its connection alone.
+            (Phase::Ready { .. }, _) | (Phase::Gone, MemberState::InQuestion) => {}
+            (_, MemberState::InQuestion) => {
+                entry.phase = Phase::Gone;
+                entry.record.set_state(Connectivity::Idle);
+            }
+            (Phase::Gone, _) => self.enqueue(entry),
+            (Phase::Backoff { .. } | Phase::Benched, _) if restarted => self.enqueue(entry),
+            _ => {}
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Ended { address, generation, cause } => self.with_seat(&address, generation, |state, entry| {
+                state.ended(entry, &cause);
+            }),
+            Event::Failing { address, generation } => {
+                let may = self.may_eject();
+                self.with_seat(&address, generation, |state, entry| {
+                    if may || entry.ejection.is_on_probation() {
+                        state.eject(entry);
+                    } else {
+                        // The next row asks again.
+                        entry.record.tally.restart_row();
+                    }
+                });
+            }
+            Event::Proved { address, generation } => self.with_seat(&address, generation, |state, entry| {
+                entry.proved();
+                tracing::info!(address = %entry.address(), "instance answers again");
+                state.mark(Dirty::Choice);
+            }),
+        }
+    }
+
+    /// A connection took its last call.
+    fn ended(&mut self, entry: &mut Entry, cause: &Arc<str>) {
+        tracing::debug!(address = %entry.address(), %cause, "connection ended");
+        let was_good = entry.unseat();
+        self.mark(Dirty::Choice);
+        if was_good {
+            entry.backoff.reset();
+        }
+        if entry.member.state() != MemberState::Live {
+            // It said that it leaves, or its key is gone: the end of its connection settles that.
+            entry.phase = Phase::Gone;
+            entry.record.set_state(Connectivity::Idle);
+        } else if entry.ejection.is_out() {
+            entry.phase = Phase::Benched;
+            entry.record.set_state(Connectivity::Idle);
+            entry.record.set_cause(Some(cause.clone()));
+        } else if was_good {
+            self.enqueue(entry);
+        } else {
+            self.back_off(entry, cause.clone());
+        }
+    }
+
+    fn eject(&mut self, entry: &mut Entry) {
+        let now = Instant::now();
+        if let Some(until) = entry.eject(now, &self.driver.shared.settings.outliers) {
+            tracing::info!(address = %entry.address(), for_s = (until - now).as_secs(), "instance ejected");
+            self.timer(until, Timer::Probe(entry.address().clone()));
+            self.mark(Dirty::Choice);
+        }
+    }
+
+    /// Wants a connection, in its turn.
+    fn enqueue(&mut self, entry: &mut Entry) {
+        self.generation += 1;
+        entry.phase = Phase::Queued { generation: self.generation };
+        if entry.record.cause().is_none() {
+            entry.record.set_state(Connectivity::Connecting);
+        }
+        self.queue.push_back((entry.address().clone(), self.generation));
+    }
+
+    fn back_off(&mut self, entry: &mut Entry, cause: Arc<str>) {
+        self.generation += 1;
+        entry.phase = Phase::Backoff { generation: self.generation };
+        entry.record.set_state(Connectivity::TransientFailure);
+        entry.record.set_cause(Some(cause.clone()));
+        self.cause = Some(cause);
+        let wait = entry.backoff.next();
+        self.timer(Instant::now() + wait, Timer::Retry(entry.address().clone(), self.generation));
+        self.mark(Dirty::Seen);
+    }
+
+    /// Begins as many attempts as there is room for.
+    fn connect(&mut self) {
+        while self.connects.len() < CONNECTS_AT_ONCE
+            && let Some((address, generation)) = self.queue.pop_front()
+        {
+            let Some(index) = self.find(&address) else { continue };
+            let entry = &mut self.entries[index];
+            if !matches!(entry.phase, Phase::Queued { generation: wish } if wish == generation) {
+                continue;
+            }
+            entry.phase = Phase::Connecting { generation };
+            let options = self.driver.dial.options.clone();
+            self.connects.spawn(async move {
+                let connected = options.connect(&address).await;
+                (address, generation, connected)
+            });
+        }
+    }
+
+    fn connected(
+        &mut self,
+        connected: Result<(Address, u64, Result<Connection<Upload>, ConnectError>), tokio::task::JoinError>,
+    ) {
+        let (address, generation, connection) = match connected {
+            Ok(connected) => connected,
+            Err(error) => {
+                // A connector of the user's panicked. Which instance it was for is not told; they are all asked again.
+                tracing::error!(%error, "connecting panicked");
+                return self.panicked();
+            }
+        };
+        let Some(index) = self.find(&address) else { return };
+        if !matches!(self.entries[index].phase, Phase::Connecting { generation: attempt } if attempt == generation) {
+            return;
+        }
+        self.with(index, |state, entry| match connection {
+            Ok(connection) => {
+                tracing::debug!(address = %entry.address(), streams = connection.streams, "connected");
+                match link::seat(entry, connection, generation, &state.driver.shared, &state.driver.dial) {
+                    Ok(()) => state.mark(Dirty::Choice),
+                    Err(error) => state.back_off(entry, format!("{}: {error}", entry.address()).into()),
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot connect");
+                state.back_off(entry, error.describe().into());
+            }
+        });
+    }
+
+    /// Attempts whose task is gone are made again, after a pause.
+    fn panicked(&mut self) {
+        if !self.connects.is_empty() {
+            return;
+        }
+        for index in 0..self.entries.len() {
+            if matches!(self.entries[index].phase, Phase::Connecting { .. }) {
+                self.with(index, |state, entry| state.back_off(entry, "the connector panicked".into()));
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        while let Some(first) = self.timers.first_entry()
+            && first.key().0 <= now
+        {
+            match first.remove() {
+                Timer::Retry(address, generation) => {
+                    let Some(index) = self.find(&address) else { continue };
+                    if matches!(self.entries[index].phase, Phase::Backoff { generation: waits } if waits == generation) {
+                        self.with(index, Self::enqueue);
+                    }
+                }
+                Timer::Probe(address) => {
+                    let Some(index) = self.find(&address) else { continue };
+                    self.with(index, |state, entry| {
+                        // A new connection shows that somebody is there before a call is risked.
+                        if entry.probe(now) {
+                            state.enqueue(entry);
+                            state.mark(Dirty::Choice);
+                        }
+                    });
+                }
+                Timer::Sweep => self.sweep(now),
+                Timer::FirstList => {
+                    if self.list == List::Awaited {
+                        self.list = List::Overdue;
+                        self.mark(Dirty::Seen);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Compares the instances by what their calls came to since the last time.
+    fn sweep(&mut self, now: Instant) {
+        let interval = |entry: &Entry| {
+            let (successes, failures) = entry.record.tally.take_interval();
+            Interval { successes, failures, is_out: entry.ejection.is_out() }
+        };
+        let intervals: Vec<Interval> = self.entries.iter().map(interval).collect();
+        for index in outlier::sweep(&intervals, self.outliers(), || fastrand::u8(0..100)) {
+            if self.may_eject() {
+                self.with(index, Self::eject);
+            }
+        }
+        if let Some(interval) = self.outliers().sweep_interval() {
+            self.timer(now + interval, Timer::Sweep);
+        }
+    }
+
+    fn may_eject(&self) -> bool {
+        let is_out = |entry: &&Entry| entry.ejection.is_out() || entry.ejection.is_on_probation();
+        let out = self.entries.iter().filter(is_out).count();
+        outlier::may_eject(out, self.entries.len(), self.outliers())
+    }
+
+    fn publish(&mut self) {
+        if self.dirty == Dirty::No {
+            return;
+        }
+        let shared = &self.driver.shared;
+        let before = shared.published.load();
+        let is_choice = self.dirty == Dirty::Choice || before.choice.is_none();
+        if is_choice || !Arc::ptr_eq(&before.subchannels, &self.subchannels) {
+            let candidates = self.candidates();
+            let choice = (!candidates.is_empty()).then(|| Choice::new(candidates, &*self.driver.policy));
+            let (state, cause) = match choice {
+                Some(_) => (Connectivity::Ready, "".into()),
+                None => self.why_not(),
+            };
+            let subchannels = self.subchannels.clone();
+            shared.published.store(Arc::new(Published { choice, state, cause, subchannels }));
+        }
+        drop(before);
+        self.dirty = Dirty::No;
+        shared.serve();
+        self.driver.changed.send_replace(());
+    }
+
+    /// READY instances that stay and are not ejected; without any, ejected ones; without any, those that leave.
+    fn candidates(&self) -> Vec<Candidate> {
+        let ready = |entry: &&Entry| entry.is_ready();
+        let stays = |entry: &&Entry| entry.member.state() != MemberState::Draining;
+        let wanted = |entry: &&Entry| !entry.ejection.is_out();
+        let of = |entries: Vec<&Entry>| entries.into_iter().filter_map(Entry::candidate).collect::<Vec<_>>();
+        let best = of(self.entries.iter().filter(ready).filter(stays).filter(wanted).collect());
+        if !best.is_empty() {
+            return best;
+        }
+        let ejected = of(self.entries.iter().filter(ready).filter(stays).collect());
+        if !ejected.is_empty() {
+            return ejected;
+        }
+        of(self.entries.iter().filter(ready).collect())
+    }
+
+    /// The channel's state while there is nothing to choose from.
+    fn why_not(&self) -> (Connectivity, Box<str>) {
+        let failing = Connectivity::TransientFailure;
+        match self.list {
+            List::Awaited => return (Connectivity::Connecting, "".into()),
+            List::Overdue => {
+                return (failing, format!("the registry has not told the instances for {FIRST_LIST:?}").into());
+            }
+            List::Known => {}
+        }
+        let mut known = self.entries.iter().filter(|entry| !matches!(entry.phase, Phase::Gone)).peekable();
+        if known.peek().is_none() {
+            return (failing, "no instance is registered".into());
+        }
+        if known.any(|entry| entry.record.state() == Connectivity::Connecting) {
+            return (Connectivity::Connecting, "".into());
+        }
+        let cause = self.cause.as_deref().unwrap_or("all are ejected");
+        (failing, format!("no instance can be reached; the last one tried was {cause}").into())
+    }
+
+    /// Leaves nothing behind: connections end with the last of their calls.
+    fn close(self) {
+        let subchannels = Arc::new([]);
+        let cause = "the channel is closed".into();
+        let nothing = Published { choice: None, state: Connectivity::TransientFailure, cause, subchannels };
+        self.driver.shared.published.store(Arc::new(nothing));
+        self.driver.shared.serve();
+    }
+
+    fn outliers(&self) -> &outlier::OutlierDetection {
+        &self.driver.shared.settings.outliers
+    }
+
+    fn mark(&mut self, dirty: Dirty) {
+        self.dirty = self.dirty.max(dirty);
+    }
+
+    fn timer(&mut self, at: Instant, timer: Timer) {
+        self.generation += 1;
+        self.timers.insert((at, self.generation), timer);
+    }
+
+    fn find(&self, address: &Address) -> Option<usize> {
+        self.entries.binary_search_by(|entry| entry.address().cmp(address)).ok()
+    }
+
+    /// Works on an entry of this state's.
+    fn with(&mut self, index: usize, work: impl FnOnce(&mut Self, &mut Entry)) {
+        let mut entries = std::mem::take(&mut self.entries);
+        work(self, &mut entries[index]);
+        self.entries = entries;
+    }
+
+    /// Works on the entry whose present connection this is.
+    fn with_seat(&mut self, address: &Address, generation: u64, work: impl FnOnce(&mut Self, &mut Entry)) {
+        if let Some(index) = self.find(address)
+            && matches!(self.entries[index].phase, Phase::Ready { generation: seat, .. } if seat == generation)
+        {
+            self.with(index, work);
+        }
+    }
+}
+

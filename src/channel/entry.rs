@@ -1,0 +1,172 @@
+//! One instance's state in the control task.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::candidate::{Candidate, Seat};
+use super::outlier::{Ejection, OutlierDetection};
+use super::subchannel::{Record, Subchannel};
+use super::view::Connectivity;
+use crate::backoff::Backoff;
+use crate::instance::Address;
+use crate::snapshot::Member;
+
+/// The first wait after a failure to connect, and the longest: gRPC waits 1 s to 120 s, made for the internet; in a data
+/// centre a restarted server is wanted back at once, and a dead one is asked for often enough every 10 s.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+
+/// One instance's state in the control task.
+pub(super) struct Entry {
+    pub(super) member: Member,
+    pub(super) record: Arc<Record>,
+    pub(super) phase: Phase,
+    pub(super) ejection: Ejection,
+    pub(super) backoff: Backoff,
+}
+
+/// Where the connection to an instance stands. Each wish, attempt and connection has a generation, so that news of an
+/// earlier one is recognised.
+pub(super) enum Phase {
+    /// Waits for its turn to connect.
+    Queued { generation: u64 },
+    /// An attempt is under way.
+    Connecting { generation: u64 },
+    /// Connected; calls are chosen for `seat`. A word through `retire` gives its streams a limit.
+    Ready { seat: Arc<Seat>, generation: u64, since: Instant, retire: oneshot::Sender<()> },
+    /// The last attempt failed, and the next one waits for its time.
+    Backoff { generation: u64 },
+    /// It is ejected and lost its connection: the probe brings the next one.
+    Benched,
+    /// It left the list without a word, or said that it leaves, and its connection ended.
+    Gone,
+}
+
+impl Entry {
+    /// A new instance, which is nothing yet.
+    pub(super) fn new(member: Member) -> Self {
+        let record = Arc::<Record>::default();
+        record.set_state(Connectivity::Connecting);
+        record.draining.store(member.state() == crate::snapshot::MemberState::Draining, Ordering::Relaxed);
+        Self {
+            member,
+            record,
+            phase: Phase::Gone,
+            ejection: Ejection::default(),
+            backoff: Backoff::new(FIRST_BACKOFF, MAX_BACKOFF),
+        }
+    }
+
+    pub(super) fn address(&self) -> &Address {
+        &self.member.instance().address
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(self.phase, Phase::Ready { .. })
+    }
+
+    /// Whether both are about the very same registration, as a look at the pointers tells.
+    pub(super) fn is_same(&self, member: &Member) -> bool {
+        Arc::ptr_eq(self.member.shared_instance(), member.shared_instance())
+    }
+
+    pub(super) fn is_unchanged(&self, member: &Member) -> bool {
+        self.member.state() == member.state()
+            && self.member.lease() == member.lease()
+            && (self.is_same(member) || self.member.instance() == member.instance())
+    }
+
+    pub(super) fn subchannel(&self) -> Subchannel {
+        Subchannel { instance: self.member.shared_instance().clone(), record: self.record.clone() }
+    }
+
+    /// What a policy chooses from, if it is READY.
+    pub(super) fn candidate(&self) -> Option<Candidate> {
+        match &self.phase {
+            Phase::Ready { seat, .. } => Some(Candidate::new(seat.clone(), self.member.shared_instance().clone())),
+            _ => None,
+        }
+    }
+
+    /// A connection is there.
+    pub(super) fn take_seat(&mut self, seat: Arc<Seat>, generation: u64, retire: oneshot::Sender<()>) {
+        self.record.seat.store(Some(seat.clone()));
+        self.record.set_state(Connectivity::Ready);
+        self.record.set_cause(None);
+        self.phase = Phase::Ready { seat, generation, since: Instant::now(), retire };
+    }
+
+    /// Takes no more calls on the present connection, whose streams go on. Tells whether it was a good one: it answered a
+    /// call, or stood for longer than anybody backs off.
+    pub(super) fn unseat(&mut self) -> bool {
+        self.record.seat.store(None);
+        match std::mem::replace(&mut self.phase, Phase::Gone) {
+            Phase::Ready { seat, since, .. } => {
+                seat.close();
+                since.elapsed() > MAX_BACKOFF || seat.link().is_some_and(|link| link.report.answered() > 0)
+            }
+            _ => false,
+        }
+    }
+
+    /// The instance left the list: the streams of its connection finish within a limit.
+    pub(super) fn leave(self) {
+        self.record.seat.store(None);
+        if let Phase::Ready { seat, retire, .. } = self.phase {
+            seat.close();
+            // Its connection may be gone already.
+            let _ = retire.send(());
+        }
+    }
+
+    /// A new process stands at the address: what its predecessor did does not count.
+    pub(super) fn forgive(&mut self) {
+        self.ejection.clear();
+        self.backoff.reset();
+        self.record.tally.reset();
+        self.record.ejected.store(false, Ordering::Relaxed);
+        self.record.set_cause(None);
+        self.open_seat();
+    }
+
+    /// Leaves the instance out for a while; tells until when, unless it is out already.
+    pub(super) fn eject(&mut self, now: Instant, outliers: &OutlierDetection) -> Option<Instant> {
+        if self.ejection.is_out() {
+            return None;
+        }
+        self.ejection.eject(now, outliers);
+        self.record.tally.reset();
+        self.record.ejected.store(true, Ordering::Relaxed);
+        self.ejection.due()
+    }
+
+    /// If its time out is over: one call at a time may come, on a new connection. Tells whether it is.
+    pub(super) fn probe(&mut self, now: Instant) -> bool {
+        let is_over = self.ejection.probe(now);
+        if is_over {
+            self.record.ejected.store(false, Ordering::Relaxed);
+            self.record.tally.begin_probation();
+            self.unseat();
+        }
+        is_over
+    }
+
+    /// A call on probation was answered.
+    pub(super) fn proved(&mut self) {
+        self.ejection.proved(Instant::now());
+        self.open_seat();
+    }
+
+    /// As many calls may come as the peer allows.
+    fn open_seat(&self) {
+        if let Phase::Ready { seat, .. } = &self.phase
+            && let Some(link) = seat.link()
+        {
+            seat.set_limit(link.peer_limit.load(Ordering::Relaxed));
+        }
+    }
+}

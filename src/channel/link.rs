@@ -1,0 +1,129 @@
+//! A connection that came up: its seat in the picker, and the task that drives it to its end.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use http::uri::{Authority, Scheme};
+use hyper::client::conn::http2::SendRequest;
+use tokio::sync::oneshot;
+use tracing::Instrument;
+
+use super::candidate::Seat;
+use super::connect::{Connection, ConnectionDriver, Options, Watcher};
+use super::entry::Entry;
+use super::shared::Shared;
+use super::subchannel::Report;
+use super::upload::Upload;
+
+/// How instances are dialled, and what is said on their connections.
+#[derive(Clone)]
+pub(super) struct Dial {
+    pub(super) options: Arc<Options>,
+    /// What requests name instead of the instance's address.
+    pub(super) origin: Option<(Scheme, Authority)>,
+    /// How long the streams of a removed instance may go on.
+    pub(super) drain_limit: Duration,
+}
+
+/// What a connection is to the calls on it.
+pub(super) struct Link {
+    pub(super) send: SendRequest<Upload>,
+    pub(super) scheme: Scheme,
+    pub(super) authority: Authority,
+    pub(super) report: Report,
+    /// The peer's MAX_CONCURRENT_STREAMS; its seat allows less while the instance is on probation.
+    pub(super) peer_limit: AtomicU32,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("authority", &self.authority).finish_non_exhaustive()
+    }
+}
+
+/// Gives a new connection its seat, and its task.
+///
+/// # Errors
+///
+/// An address that cannot stand in a request.
+pub(super) fn seat(
+    entry: &mut Entry,
+    connection: Connection<Upload>,
+    generation: u64,
+    shared: &Arc<Shared>,
+    dial: &Dial,
+) -> Result<(), http::uri::InvalidUri> {
+    let Connection { send, streams, driver } = connection;
+    let (scheme, authority) = match &dial.origin {
+        Some(origin) => origin.clone(),
+        None => (dial.options.scheme(), entry.address().to_string().parse()?),
+    };
+    let report = Report::new(entry.address().clone(), generation, entry.record.clone(), shared.events.clone());
+    let link = Link { send, scheme, authority, report, peer_limit: AtomicU32::new(streams) };
+    let limit = if entry.ejection.is_on_probation() { streams.min(ON_PROBATION) } else { streams };
+    let seat = Seat::new(limit, Some(Box::new(link)));
+    let (retire, retired) = oneshot::channel();
+    let watch = Watch { seat: Arc::downgrade(&seat), shared: shared.clone() };
+    let span = tracing::debug_span!("connection", address = %entry.address());
+    tokio::spawn(drive(driver, watch, retired, dial.drain_limit).instrument(span));
+    entry.take_seat(seat, generation, retire);
+    Ok(())
+}
+
+/// Calls at once to an instance on probation.
+const ON_PROBATION: u32 = 1;
+
+/// Lives as long as the connection: until its last call ended and nobody can choose it any more, or until the peer or the
+/// limit of a removed instance ends it.
+async fn drive(driver: ConnectionDriver, watch: Watch, retired: oneshot::Receiver<()>, limit: Duration) {
+    let seat = watch.seat.clone();
+    let cutter = driver.cutter();
+    let over = async {
+        // Without a word the channel itself is gone, and the streams that are left belong to their callers.
+        match retired.await {
+            Ok(()) => tokio::time::sleep(limit).await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    let mut running = std::pin::pin!(driver.run(watch));
+    let ended = tokio::select! {
+        ended = &mut running => ended,
+        () = over => {
+            tracing::debug!("streams of a removed instance are cut at their limit");
+            cutter.cut();
+            running.await
+        }
+    };
+    close(&seat, &ended.to_string());
+}
+
+/// What the connection tells while it lives.
+struct Watch {
+    seat: Weak<Seat>,
+    shared: Arc<Shared>,
+}
+
+impl Watcher for Watch {
+    fn streams(&self, limit: u32) {
+        let Some(seat) = self.seat.upgrade() else { return };
+        let Some(link) = seat.link() else { return };
+        link.peer_limit.store(limit, Ordering::Relaxed);
+        seat.set_limit(if link.report.is_on_probation() { limit.min(ON_PROBATION) } else { limit });
+        self.shared.serve();
+    }
+
+    fn going_away(&self) {
+        close(&self.seat, "the server is going away");
+    }
+}
+
+/// Takes no more calls, from this moment on, and says so to the control task.
+fn close(seat: &Weak<Seat>, cause: &str) {
+    let Some(seat) = seat.upgrade() else { return };
+    seat.close();
+    if let Some(link) = seat.link() {
+        link.report.ended(format!("{}: {cause}", link.report.address()).into());
+    }
+}

@@ -1,0 +1,151 @@
+//! From requests to instances: the balanced channel. It knows instances, not where they come from.
+
+mod body;
+mod builder;
+mod call;
+mod candidate;
+mod choice;
+mod connect;
+mod deadline;
+mod driver;
+mod entry;
+mod executor;
+mod link;
+mod outlier;
+mod places;
+mod policy;
+mod shared;
+mod status;
+mod subchannel;
+mod sync;
+#[cfg(feature = "tls-ring")]
+mod tls;
+mod trial;
+mod upload;
+mod view;
+mod waiting;
+
+
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::sync::{mpsc, watch};
+use tonic::Status;
+use tonic::body::Body;
+
+use self::shared::Shared;
+
+pub use self::body::ResponseBody;
+pub use self::builder::ChannelBuilder;
+pub use self::call::{ResponseFuture, WaitForReady};
+pub use self::candidate::Candidate;
+pub use self::outlier::{Ending, FailurePercentage, Outcome, OutlierDetection, SuccessRate};
+pub use self::policy::{LeastRequest, PickFirst, Picker, Policy, WeightedRandom, WeightedRoundRobin};
+#[cfg(feature = "tls-ring")]
+pub use self::tls::ChannelTls;
+pub use self::trial::{Picked, Trial};
+pub use self::view::{Connectivity, InstanceChanges, InstanceStatus};
+
+/// A gRPC channel that balances over the instances of a service, for any generated client.
+///
+/// It holds a connection to every instance and sends each call to one that is READY, chosen by a [`Policy`]. Clones are
+/// cheap and share everything; the channel closes when the last is dropped, and its connections with the last of their calls.
+///
+/// - **Instances that come and go** are followed at once, also while the channel is idle. One that announced its leave
+///   gets calls only while nothing else is READY. Streams to a removed one may finish, within a
+///   [limit](ChannelBuilder::drain_limit).
+/// - **An instance that does not answer** is not chosen: one that refuses connections or never completes the HTTP/2
+///   handshake was never READY, a connection that breaks or says GOAWAY is left at once, and three failures in a row
+///   [eject](OutlierDetection) an instance that still takes calls.
+/// - **A call that provably reached no handler** goes to another instance, with its body if that is at most 64 KiB.
+///   Any other failure is the caller's to judge.
+/// - **Without any READY instance** calls wait while a first attempt is under way, and fail with UNAVAILABLE at once when
+///   the set is empty or every instance failed, unless they [wait for ready](WaitForReady).
+/// - **Deadlines** ([`tonic::Request::set_timeout`], or the channel's [default](ChannelBuilder::timeout)) count from the
+///   call until the end of the response, waiting and connecting included. A missed one is DEADLINE_EXCEEDED.
+/// - **Dropping** a call or its response cancels it at the server at once.
+/// - **The chosen instance** is in the response's extensions, as an `Arc<Instance>`.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let registry = tonic_etcd::Registry::builder(["http://127.0.0.1:2379"]).build()?;
+/// let channel = registry.channel("echo").build()?;
+/// // let mut client = EchoClient::new(channel.clone());
+/// channel.ready().await;
+/// for status in channel.instances() {
+///     println!("{} is {:?}", status.instance().address, status.state());
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct BalancedChannel {
+    owner: Arc<Owner>,
+}
+
+/// What clones of a channel and calls that still look for a place hold: the channel lives as long as one of them.
+pub(in crate::channel) struct Owner {
+    shared: Arc<Shared>,
+    changed: watch::Receiver<()>,
+    /// Its end tells the control task to end.
+    _alive: mpsc::Sender<Infallible>,
+}
+
+impl BalancedChannel {
+    /// The channel's connectivity: READY while there is an instance to send calls to.
+    #[must_use]
+    pub fn state(&self) -> Connectivity {
+        self.owner.shared.published.load().state
+    }
+
+    /// Waits until a call could be sent, for however long that takes: put a time limit around it where that matters.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    pub async fn ready(&self) {
+        let mut changed = self.owner.changed.clone();
+        while self.state() != Connectivity::Ready {
+            changed.mark_unchanged();
+            if self.state() == Connectivity::Ready || changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// All instances as they are now, ordered by address: state, calls in flight, latency, ejection.
+    #[must_use]
+    pub fn instances(&self) -> Vec<InstanceStatus> {
+        self.owner.shared.instances()
+    }
+
+    /// All instances each time that something about them changes.
+    #[must_use]
+    pub fn instance_changes(&self) -> InstanceChanges {
+        InstanceChanges::new(self.owner.shared.clone(), self.owner.changed.clone())
+    }
+}
+
+impl tower::Service<http::Request<Body>> for BalancedChannel {
+    type Response = http::Response<ResponseBody>;
+    type Error = Status;
+    type Future = ResponseFuture;
+
+    /// Always ready: a call waits for its place by itself, under its own deadline.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> ResponseFuture {
+        ResponseFuture::new(self.owner.clone(), request)
+    }
+}
+
+impl fmt::Debug for BalancedChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let label = &self.owner.shared.settings.label;
+        f.debug_struct("BalancedChannel").field("service", label).field("state", &self.state()).finish_non_exhaustive()
+    }
+}

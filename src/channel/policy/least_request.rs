@@ -1,0 +1,220 @@
+//! The less busy one of two.
+
+use tokio::time::Instant;
+
+use crate::channel::candidate::{Candidate, Seat};
+use crate::channel::policy::sampler::Sampler;
+use crate::channel::policy::{Picker, Policy};
+
+/// The less busy one of two instances drawn by weight: the default.
+///
+/// Busy means calls in flight for its weight. Two random instances are enough to keep all of them about equally busy, and
+/// unlike the least busy of all, they do not send every client to the same instance at once. While nothing is in flight,
+/// calls are shared by weight.
+///
+/// Calls in flight alone do not show a slow instance while there are few calls: mostly none is in flight anywhere. So of the
+/// two, one whose responses take at least four times as long to begin counts as having one call more in flight, and one more
+/// for each further doubling. An instance that is 50 times slower than nine others gets about one call in a thousand of
+/// theirs, enough to see when it has become faster: what was measured more than a second ago is overlooked now and then.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct LeastRequest;
+
+impl LeastRequest {
+    /// The policy; there is nothing to set.
+    #[must_use]
+    pub fn new() -> Self {
+        Self
+    }
+}
+
+impl Policy for LeastRequest {
+    fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
+        let sampler = Sampler::new(candidates);
+        let weights = match &sampler {
+            Sampler::Uniform { .. } => None,
+            Sampler::Weighted { .. } => {
+                Some(candidates.iter().map(|candidate| candidate.instance().weight.max(1)).collect())
+            }
+        };
+        Box::new(LeastRequestPicker { sampler, weights })
+    }
+}
+
+struct LeastRequestPicker {
+    sampler: Sampler,
+    /// A copy of the weights, side by side: those in the instances lie all over the memory. `None` where they are equal.
+    weights: Option<Box<[u16]>>,
+}
+
+impl Picker for LeastRequestPicker {
+    fn pick(&self, candidates: &[Candidate]) -> usize {
+        let (first, second) = self.sampler.two();
+        let (Some(one), Some(other)) = (candidates.get(first), candidates.get(second)) else { return first };
+        let weights = match &self.weights {
+            Some(weights) => (u64::from(weights[first]), u64::from(weights[second])),
+            None => (1, 1),
+        };
+        if is_better((other.seat(), weights.1), (one.seat(), weights.0)) { second } else { first }
+    }
+}
+
+/// Whether a call should go to `other` rather than to `one`, which was drawn first.
+///
+/// It should if `other` would still be no busier for its weight than `one` is now. So `one`, which comes up as often as its
+/// weight says, keeps the call where both are idle, and a heavy instance with one call in flight does not lose the next to a
+/// light one.
+fn is_better((other, other_weight): (&Seat, u64), (one, weight): (&Seat, u64)) -> bool {
+    let (calls, other_calls) = (u64::from(one.in_flight()), u64::from(other.in_flight()));
+    let plain = (other_calls + 1) * weight <= calls * other_weight;
+    if one.is_saturated() || other.is_saturated() {
+        return !other.is_saturated();
+    }
+
+    let (latency, other_latency) = (one.latency_micros(), other.latency_micros());
+    let (handicap, other_handicap) = (handicap(latency, other_latency), handicap(other_latency, latency));
+    if handicap == other_handicap {
+        return plain;
+    }
+    // Counted in calls of the heavier one, or its weight would outdo any handicap.
+    let heavier = weight.max(other_weight);
+    let handicapped =
+        (other_calls + 1) * weight + other_handicap * heavier <= calls * other_weight + handicap * heavier;
+    let slower = if handicap > 0 { one } else { other };
+    if handicapped != plain && is_overlooked(slower) { plain } else { handicapped }
+}
+
+/// The calls that an instance counts as having on top, for it takes `latency` where another takes `other`.
+fn handicap(latency: u32, other: u32) -> u64 {
+    if other == 0 || latency / 4 < other {
+        return 0;
+    }
+    u64::from((latency / other).ilog2() - 1)
+}
+
+/// Whether a handicap is to be disregarded this once: it is old, and no call is on its way that will renew it.
+///
+/// Not each time that it is old: where a second brings only a few calls, a slow instance would get one of each few.
+/// The clock is read last, so most picks do without.
+fn is_overlooked(slower: &Seat) -> bool {
+    slower.in_flight() == 0 && fastrand::u32(..OVERLOOKED_OF) == 0 && slower.is_forgotten(Instant::now())
+}
+
+/// Of how many picks that an old handicap would decide one disregards it.
+const OVERLOOKED_OF: u32 = 32;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::channel::choice::Choice;
+    use crate::channel::policy::tests::{assert_shared_by_weight, candidates};
+
+    #[test]
+    fn idle_instances_are_called_by_weight() {
+        for weights in [vec![1; 10], vec![1, 2, 3, 4], vec![1, 65_535], vec![1, 1, 1, 65_535, 30_000]] {
+            assert_shared_by_weight(&LeastRequest::new(), &weights);
+        }
+    }
+
+    #[test]
+    fn calls_that_stay_in_flight_spread_by_weight_and_evenly() {
+        for weights in [vec![1; 10], vec![1, 2, 3, 4], vec![10, 1_000]] {
+            let choice = Choice::new(candidates(&weights), &LeastRequest::new());
+            let total: u32 = weights.iter().map(|&weight| u32::from(weight)).sum();
+            for _ in 0..total * 100 {
+                choice.take(None).expect("one has room");
+            }
+            for (candidate, &weight) in choice.candidates().iter().zip(&weights) {
+                let (calls, ideal) = (candidate.in_flight(), u32::from(weight) * 100);
+                assert!(calls.abs_diff(ideal) <= 10 + ideal / 20, "weight {weight} has {calls} of {ideal} in flight");
+            }
+        }
+    }
+
+    #[test]
+    fn of_two_the_less_busy_one_is_taken() {
+        let both = candidates(&[1, 1]);
+        both[0].seat().acquire();
+        let choice = Choice::new(both, &LeastRequest::new());
+        for _ in 0..100 {
+            let taken = choice.take(None).expect("one has room");
+            assert_eq!(taken.instance().address.port(), 2, "the first has a call in flight");
+            taken.seat().release();
+        }
+    }
+
+    #[test]
+    fn a_full_one_is_passed_over_although_it_has_fewer_calls() {
+        let both = candidates(&[1, 1]);
+        both[0].seat().set_limit(0);
+        both[1].seat().acquire();
+        let picker = LeastRequest::new().picker(&both);
+        assert!((0..100).all(|_| picker.pick(&both) == 1), "the first has no room");
+    }
+
+    #[test]
+    fn a_handicap_begins_at_four_times_and_grows_with_each_doubling() {
+        let of = |latency, other| handicap(latency, other);
+        assert_eq!([of(100, 100), of(399, 100), of(100, 400)], [0, 0, 0]);
+        assert_eq!([of(400, 100), of(799, 100), of(800, 100), of(5_000, 100)], [1, 1, 2, 4]);
+        assert_eq!([of(400, 0), of(0, 400), of(u32::MAX, 1)], [0, 0, 30], "what is not known says nothing");
+    }
+
+    /// Calls about `rate` times a second, one of ten instances answering after 50 ms and the others after one, and tells which
+    /// share of the calls the slow one got after the first second.
+    async fn share_of_the_slow_one(rate: u32, calls: u32) -> f64 {
+        let choice = Choice::new(candidates(&[10; 10]), &LeastRequest::new());
+        let begin = Instant::now();
+        let mut open: Vec<(Instant, Duration, &Candidate)> = Vec::new();
+        let (mut slow, mut all) = (0_u32, 0_u32);
+        for _ in 0..calls {
+            let pause = -(1.0 - fastrand::f64()).ln() / f64::from(rate);
+            let next = Instant::now() + Duration::from_secs_f64(pause);
+            open.sort_by_key(|&(end, ..)| end);
+            while let Some(&(end, latency, candidate)) = open.first().filter(|&&(end, ..)| end <= next) {
+                tokio::time::advance(end.duration_since(Instant::now())).await;
+                candidate.seat().answered(latency);
+                candidate.seat().release();
+                open.remove(0);
+            }
+            tokio::time::advance(next.duration_since(Instant::now())).await;
+            let taken = choice.take(None).expect("one has room");
+            let is_slow = taken.instance().address.port() == 1;
+            let latency = Duration::from_millis(if is_slow { 50 } else { 1 });
+            open.push((next + latency, latency, taken));
+            if next.duration_since(begin) > Duration::from_secs(1) {
+                all += 1;
+                slow += u32::from(is_slow);
+            }
+        }
+        f64::from(slow) / f64::from(all)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_instance_gets_far_less_than_a_hundredth_of_the_calls_at_any_rate() {
+        for rate in [10, 100, 2_000] {
+            let share = share_of_the_slow_one(rate, 20_000).await;
+            assert!(share < 0.006, "at {rate} calls a second the slow one got {share} of them");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_that_has_become_faster_gets_its_share_again() {
+        let both = candidates(&[1, 1]);
+        both[0].seat().answered(Duration::from_millis(50));
+        let choice = Choice::new(both, &LeastRequest::new());
+        let call = || {
+            let taken = choice.take(None).expect("one has room");
+            taken.seat().answered(Duration::from_millis(1));
+            taken.seat().release();
+            taken.instance().address.port()
+        };
+        call();
+        assert!((0..500).all(|_| call() == 2), "what was measured within the second is held against it");
+        tokio::time::advance(Duration::from_millis(1_100)).await;
+        let calls = (0..2_000).filter(|_| call() == 1).count();
+        assert!(calls > 500, "a second later it is tried, and found fast: {calls} of 2000 calls");
+    }
+}

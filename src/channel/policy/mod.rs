@@ -1,0 +1,148 @@
+//! How the next call's instance is chosen among those that are READY: the trait, and the policies that come with it.
+
+mod least_request;
+mod pick_first;
+mod random;
+mod round_robin;
+mod sampler;
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::channel::candidate::Candidate;
+
+pub use self::least_request::LeastRequest;
+pub use self::pick_first::PickFirst;
+pub use self::random::WeightedRandom;
+pub use self::round_robin::WeightedRoundRobin;
+
+/// Chooses the instance of each call.
+///
+/// A policy works in two steps. Whenever the set of candidates changes, a weight or a tag included, the channel's own task
+/// asks it for a [`Picker`]: here is the time for sorting and tables. Then every call asks that picker, on the task that
+/// makes the call.
+///
+/// The channel takes care of the rest: it asks again when the chosen instance has no room for a call, goes through the
+/// others when that does not help, and asks only about instances that are READY and not ejected; draining ones are among
+/// them only while there are no others.
+///
+/// Ready-made are [`LeastRequest`], [`WeightedRoundRobin`], [`WeightedRandom`] and [`PickFirst`]. One of your own can use
+/// them: this one stays in its zone while an instance is READY there.
+///
+/// ```
+/// use tonic_etcd::{Candidate, Instance, LeastRequest, Picker, Policy, Trial};
+///
+/// /// Picks in one zone while it can, and everywhere otherwise.
+/// #[derive(Debug)]
+/// struct PreferZone<P> {
+///     zone: String,
+///     then: P,
+/// }
+///
+/// impl<P: Policy> Policy for PreferZone<P> {
+///     fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
+///         let is_near = |candidate: &Candidate| candidate.instance().tags.get("zone") == Some(&self.zone);
+///         let (places, near): (Vec<_>, Vec<_>) =
+///             candidates.iter().cloned().enumerate().filter(|(_, candidate)| is_near(candidate)).unzip();
+///         if near.is_empty() {
+///             return self.then.picker(candidates);
+///         }
+///         let picker = self.then.picker(&near);
+///         Box::new(InZone { places, near, picker })
+///     }
+/// }
+///
+/// struct InZone {
+///     places: Vec<usize>,
+///     near: Vec<Candidate>,
+///     picker: Box<dyn Picker>,
+/// }
+///
+/// impl Picker for InZone {
+///     fn pick(&self, _: &[Candidate]) -> usize {
+///         self.places[self.picker.pick(&self.near)]
+///     }
+/// }
+///
+/// let here = Instance::new("echo", "127.0.0.1:1".parse::<std::net::SocketAddr>()?).tag("zone", "a");
+/// let there = Instance::new("echo", "127.0.0.1:2".parse::<std::net::SocketAddr>()?).tag("zone", "b");
+///
+/// let in_a = PreferZone { zone: "a".into(), then: LeastRequest::new() };
+/// let trial = Trial::new(in_a, [here.clone(), there.clone()]);
+/// for _ in 0..100 {
+///     assert_eq!(trial.pick().expect("both are READY").instance().address, here.address);
+/// }
+///
+/// let in_c = PreferZone { zone: "c".into(), then: LeastRequest::new() };
+/// assert!(Trial::new(in_c, [here, there]).pick().is_some(), "no instance in zone c, so any will do");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub trait Policy: fmt::Debug + Send + Sync + 'static {
+    /// What chooses among `candidates` until they change. They are never empty, and in no particular order.
+    fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker>;
+}
+
+/// Chooses among candidates that do not change.
+pub trait Picker: Send + Sync + 'static {
+    /// The index of the candidate for the next call.
+    ///
+    /// `candidates` are those that the picker was made from, in the same order. Called by every call, from many threads at
+    /// once: it must not block. An index beyond them is no error; then the channel takes any that has room.
+    fn pick(&self, candidates: &[Candidate]) -> usize;
+}
+
+impl<P: Policy + ?Sized> Policy for Box<P> {
+    fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
+        (**self).picker(candidates)
+    }
+}
+
+impl<P: Policy + ?Sized> Policy for Arc<P> {
+    fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
+        (**self).picker(candidates)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    use crate::channel::candidate::Seat;
+    use crate::channel::choice::Choice;
+    use crate::instance::Instance;
+
+    /// Candidates of these weights with room for any number of calls, on ports 1, 2, 3, ...
+    pub(in crate::channel) fn candidates(weights: &[u16]) -> Vec<Candidate> {
+        let candidate = |(port, &weight)| {
+            let address = SocketAddr::from(([127, 0, 0, 1], port));
+            let instance = Instance::new("echo", address).weight(weight);
+            Candidate::new(Seat::new(u32::MAX, None), Arc::new(instance))
+        };
+        (1..).zip(weights).map(candidate).collect()
+    }
+
+    /// How many of `calls` calls, each over before the next begins, each candidate gets.
+    pub(in crate::channel) fn share(choice: &Choice, calls: u32) -> Vec<u32> {
+        let mut shares = vec![0; choice.candidates().len()];
+        for _ in 0..calls {
+            let taken = choice.take(None).expect("one has room");
+            taken.seat().release();
+            shares[usize::from(taken.instance().address.port()) - 1] += 1;
+        }
+        shares
+    }
+
+    /// Asserts that calls are shared by weight, within six standard deviations: a good policy fails this once in 10^8 runs.
+    pub(super) fn assert_shared_by_weight(policy: &dyn Policy, weights: &[u16]) {
+        let calls = 100_000;
+        let shares = share(&Choice::new(candidates(weights), policy), calls);
+        let total: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
+        for (&weight, &got) in weights.iter().zip(&shares) {
+            let chance = f64::from(weight) / total;
+            let ideal = f64::from(calls) * chance;
+            let bound = 6.0 * (ideal * (1.0 - chance)).sqrt() + 1.0;
+            assert!((f64::from(got) - ideal).abs() <= bound, "{policy:?}: {weights:?} were called {shares:?} times");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! One instance for all calls, as long as it is there.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::channel::candidate::Candidate;
+use crate::channel::policy::{Picker, Policy};
+use crate::instance::Address;
+
+/// One instance for all calls: the first by address, and then that one until it is no longer READY.
+///
+/// For services with one active server, or where a warm cache matters more than an even load. Weights say nothing here.
+/// Calls beyond what the instance takes at once go to any other.
+///
+/// A clone makes its own choice; an [`Arc`](std::sync::Arc) of one policy given to two channels is one choice for both.
+#[derive(Debug, Default)]
+pub struct PickFirst {
+    chosen: Mutex<Option<Address>>,
+}
+
+impl PickFirst {
+    /// The policy, with no choice made.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Clone for PickFirst {
+    fn clone(&self) -> Self {
+        Self::new()
+    }
+}
+
+impl Policy for PickFirst {
+    fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
+        let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        let address = |index: usize| &candidates[index].instance().address;
+        let stays = (0..candidates.len()).find(|&index| Some(address(index)) == chosen.as_ref());
+        let index = stays.or_else(|| (0..candidates.len()).min_by_key(|&index| address(index)));
+        *chosen = index.map(|index| address(index).clone());
+        Box::new(Always(index.unwrap_or_default()))
+    }
+}
+
+struct Always(usize);
+
+impl Picker for Always {
+    fn pick(&self, _: &[Candidate]) -> usize {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::policy::tests::candidates;
+
+    fn port(policy: &PickFirst, candidates: &[Candidate]) -> u16 {
+        candidates[policy.picker(candidates).pick(candidates)].instance().address.port()
+    }
+
+    #[test]
+    fn the_choice_stays_until_its_instance_leaves() {
+        let policy = PickFirst::new();
+        let all = candidates(&[1, 1, 65_535, 1]);
+        assert_eq!(port(&policy, &[all[2].clone(), all[1].clone(), all[3].clone()]), 2, "the first by address");
+        assert_eq!(port(&policy, &all), 2, "an address before it changes nothing");
+        let without: Vec<_> = [3, 0, 2].map(|index| all[index].clone()).into();
+        assert_eq!(port(&policy, &without), 1, "once it has left, the first by address again");
+        assert_eq!(port(&policy, &all), 1, "its return changes nothing");
+    }
+
+    #[test]
+    fn a_clone_makes_its_own_choice() {
+        let policy = PickFirst::new();
+        let all = candidates(&[1, 1]);
+        assert_eq!(port(&policy, &all[1..]), 2);
+        assert_eq!(port(&policy.clone(), &all), 1, "the clone begins anew");
+        assert_eq!(port(&policy, &all), 2, "and leaves the original alone");
+    }
+}

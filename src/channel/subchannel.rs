@@ -1,0 +1,136 @@
+//! One instance as its channel sees it: where it stands, and what its calls tell about it.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::mpsc;
+
+use super::candidate::Seat;
+use super::outlier::{Outcome, OutlierDetection, Tally, Verdict};
+use super::view::{Connectivity, InstanceStatus};
+use crate::instance::{Address, Instance};
+
+/// One instance as it is published.
+#[derive(Debug, Clone)]
+pub(super) struct Subchannel {
+    pub(super) instance: Arc<Instance>,
+    pub(super) record: Arc<Record>,
+}
+
+impl Subchannel {
+    pub(super) fn status(&self) -> InstanceStatus {
+        let record = &self.record;
+        let seat = record.seat.load();
+        InstanceStatus::new(
+            self.instance.clone(),
+            record.state(),
+            seat.as_ref().map_or(0, |seat| seat.in_flight()),
+            seat.as_ref().and_then(|seat| seat.latency()),
+            record.ejected.load(Ordering::Relaxed),
+            record.draining.load(Ordering::Relaxed),
+            record.cause(),
+        )
+    }
+}
+
+/// What is known about one instance, for as long as it is one: written by the control task and by calls.
+#[derive(Debug, Default)]
+pub(super) struct Record {
+    state: AtomicU8,
+    pub(super) ejected: AtomicBool,
+    pub(super) draining: AtomicBool,
+    pub(super) tally: Tally,
+    /// Its present connection.
+    pub(super) seat: ArcSwapOption<Seat>,
+    /// Why it is not READY.
+    cause: Mutex<Option<Arc<str>>>,
+}
+
+impl Record {
+    pub(super) fn state(&self) -> Connectivity {
+        Connectivity::from_u8(self.state.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_state(&self, state: Connectivity) {
+        self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    pub(super) fn cause(&self) -> Option<Arc<str>> {
+        self.cause.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_cause(&self, cause: Option<Arc<str>>) {
+        *self.cause.lock().unwrap_or_else(PoisonError::into_inner) = cause;
+    }
+}
+
+/// What the control task is told. A generation tells one connection of an instance from the next.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A connection takes no more calls: it ended, or its server said GOAWAY.
+    Ended { address: Address, generation: u64, cause: Arc<str> },
+    /// The calls on a connection failed in a row, or the one that was to decide failed.
+    Failing { address: Address, generation: u64 },
+    /// An instance on probation answered a call.
+    Proved { address: Address, generation: u64 },
+}
+
+/// How calls on one connection report about it.
+#[derive(Debug)]
+pub(super) struct Report {
+    address: Address,
+    generation: u64,
+    record: Arc<Record>,
+    /// Calls whose response began.
+    answered: AtomicU64,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+impl Report {
+    pub(super) fn new(
+        address: Address,
+        generation: u64,
+        record: Arc<Record>,
+        events: mpsc::UnboundedSender<Event>,
+    ) -> Self {
+        Self { address, generation, record, answered: AtomicU64::new(0), events }
+    }
+
+    pub(super) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// How many calls were answered so far: a deadline miss counts only if that did not change meanwhile.
+    pub(super) fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// A response has begun.
+    pub(super) fn answer(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A call has ended. One that its caller gave up is not told here.
+    pub(super) fn outcome(&self, outcome: Outcome, outliers: &OutlierDetection) {
+        let (address, generation) = (&self.address, self.generation);
+        match self.record.tally.record(outcome, outliers) {
+            None => {}
+            Some(Verdict::Failing) => self.tell(Event::Failing { address: address.clone(), generation }),
+            Some(Verdict::Proved) => self.tell(Event::Proved { address: address.clone(), generation }),
+        }
+    }
+
+    pub(super) fn is_on_probation(&self) -> bool {
+        self.record.tally.is_on_probation()
+    }
+
+    pub(super) fn ended(&self, cause: Arc<str>) {
+        self.tell(Event::Ended { address: self.address.clone(), generation: self.generation, cause });
+    }
+
+    fn tell(&self, event: Event) {
+        // Without a control task the channel is gone, and nobody asks any more.
+        let _ = self.events.send(event);
+    }
+}

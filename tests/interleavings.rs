@@ -1,0 +1,195 @@
+//! Every interleaving of the channel's lock-free parts: its places and its line of waiting calls, as they are in the crate,
+//! on loom's primitives.
+
+// The crate uses more of these files than the tests do.
+#[path = "../src/channel/places.rs"]
+#[expect(dead_code, reason = "the crate uses the rest")]
+mod places;
+#[path = "../src/channel/waiting.rs"]
+mod waiting;
+
+/// What the two files name their primitives through.
+mod sync {
+    pub(super) use std::sync::PoisonError;
+
+    pub(super) use loom::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
+    pub(super) use loom::sync::{Mutex, MutexGuard};
+
+    pub(super) fn in_order() {
+        loom::sync::atomic::fence(Ordering::SeqCst);
+    }
+}
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use loom::sync::Arc;
+use loom::thread;
+
+use places::Places;
+use waiting::{Line, Turn};
+
+/// What calls share: one connection, and the line of those that wait for a place on it.
+struct Channel {
+    places: Places,
+    line: Line<std::sync::Arc<AtomicUsize>>,
+}
+
+impl Channel {
+    fn new(limit: u32) -> Arc<Self> {
+        Arc::new(Self { places: Places::new(limit), line: Line::new(8) })
+    }
+
+    /// What the channel does for waiting calls.
+    fn serve(&self) {
+        self.line.serve(|answers| {
+            if !self.places.acquire() {
+                return Turn::Closed;
+            }
+            answers.fetch_add(1, Ordering::Relaxed);
+            Turn::Answered
+        });
+    }
+
+    /// What a call does that found no place.
+    fn wait(&self) -> (u64, std::sync::Arc<AtomicUsize>) {
+        let answers = std::sync::Arc::<AtomicUsize>::default();
+        let number = self.line.join(answers.clone()).expect("the line has room");
+        self.serve();
+        (number, answers)
+    }
+
+    /// What a call does that has ended.
+    fn end(&self) {
+        self.places.release();
+        self.serve();
+    }
+}
+
+/// Runs it in every order of its threads with at most three preemptions: no error of two or three short threads needs more,
+/// and without a bound the longest of them takes hours.
+fn explore(run: impl Fn() + Sync + Send + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(run);
+}
+
+fn answered(answers: &AtomicUsize) -> usize {
+    answers.load(Ordering::Relaxed)
+}
+
+#[test]
+fn a_place_that_becomes_free_while_a_call_joins_the_line_is_given_to_it() {
+    explore(|| {
+        let channel = Channel::new(1);
+        assert!(channel.places.acquire(), "the first call takes the only place");
+        let ending = thread::spawn({
+            let channel = channel.clone();
+            move || channel.end()
+        });
+        let (_, answers) = channel.wait();
+        ending.join().expect("no panic");
+        assert_eq!(answered(&answers), 1, "the waiting call has the place, once");
+        assert_eq!(channel.places.in_flight(), 1, "and nobody else");
+        assert!(channel.line.is_empty(), "nobody waits");
+    });
+}
+
+#[test]
+fn two_calls_that_wait_get_the_two_places_that_become_free() {
+    explore(|| {
+        let channel = Channel::new(2);
+        assert!(channel.places.acquire() && channel.places.acquire(), "two calls take the two places");
+        let ending: Vec<_> = (0..2)
+            .map(|_| {
+                let channel = channel.clone();
+                thread::spawn(move || channel.end())
+            })
+            .collect();
+        let (_, first) = channel.wait();
+        let (_, second) = channel.wait();
+        for ending in ending {
+            ending.join().expect("no panic");
+        }
+        assert_eq!((answered(&first), answered(&second)), (1, 1), "each has one");
+        assert_eq!(channel.places.in_flight(), 2, "and no more are taken");
+    });
+}
+
+#[test]
+fn a_limit_that_is_raised_while_a_call_joins_the_line_lets_it_in() {
+    explore(|| {
+        let channel = Channel::new(1);
+        assert!(channel.places.acquire(), "the first call takes the only place");
+        let raising = thread::spawn({
+            let channel = channel.clone();
+            move || {
+                channel.places.set_limit(2);
+                channel.serve();
+            }
+        });
+        let (_, answers) = channel.wait();
+        raising.join().expect("no panic");
+        assert_eq!(answered(&answers), 1, "the waiting call has the new place");
+    });
+}
+
+#[test]
+fn a_call_that_gives_up_leaves_its_place_to_the_next() {
+    explore(|| {
+        let channel = Channel::new(1);
+        assert!(channel.places.acquire(), "the first call takes the only place");
+        let (number, given_up) = channel.wait();
+        let (_, next) = channel.wait();
+        let ending = thread::spawn({
+            let channel = channel.clone();
+            move || channel.end()
+        });
+        channel.line.leave(number);
+        // Where the answer came first, the call has to give its place back.
+        if answered(&given_up) == 1 {
+            channel.end();
+        }
+        ending.join().expect("no panic");
+        assert_eq!(answered(&next), 1, "the next call has the place");
+        assert_eq!(channel.places.in_flight(), 1, "and nobody else");
+    });
+}
+
+#[test]
+fn a_call_that_overtakes_nobody_and_one_that_waits_never_share_a_place() {
+    explore(|| {
+        let channel = Channel::new(1);
+        let passing = thread::spawn({
+            let channel = channel.clone();
+            move || {
+                let took = channel.line.is_empty() && channel.places.acquire();
+                if took {
+                    assert_eq!(channel.places.in_flight(), 1, "one place, one call");
+                    channel.end();
+                }
+            }
+        });
+        let (_, answers) = channel.wait();
+        passing.join().expect("no panic");
+        assert_eq!(answered(&answers), 1, "the waiting call has its place in the end");
+        assert_eq!(channel.places.in_flight(), 1, "and nobody else");
+    });
+}
+
+#[test]
+fn nobody_is_let_in_after_the_end_and_nobody_beyond_the_limit() {
+    explore(|| {
+        let channel = Channel::new(1);
+        let taking = thread::spawn({
+            let channel = channel.clone();
+            move || channel.places.acquire()
+        });
+        let took = channel.places.acquire();
+        let other_took = taking.join().expect("no panic");
+        assert!(took != other_took, "one of two has the only place");
+        channel.places.close();
+        channel.places.set_limit(5);
+        channel.places.release();
+        assert!(!channel.places.acquire(), "closed is for good");
+    });
+}
