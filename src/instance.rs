@@ -135,7 +135,7 @@ impl Address {
 }
 
 /// Why no client may be sent to this address, if that is so.
-fn refused_range(ip: IpAddr) -> Option<&'static str> {
+pub(crate) fn refused_range(ip: IpAddr) -> Option<&'static str> {
     match ip.to_canonical() {
         ip if ip.is_unspecified() => Some("it is unspecified, so it names no host"),
         ip if ip.is_multicast() => Some("it is a multicast address"),

@@ -84,6 +84,8 @@ mod error;
 mod etcd;
 mod format;
 mod instance;
+#[cfg(feature = "tls-ring")]
+mod pem;
 mod register;
 mod registry;
 mod snapshot;

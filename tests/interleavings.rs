@@ -6,6 +6,7 @@
 #[expect(dead_code, reason = "the crate uses the rest")]
 mod places;
 #[path = "../src/channel/waiting.rs"]
+#[expect(dead_code, reason = "the crate uses the rest")]
 mod waiting;
 
 /// What the two files name their primitives through.

@@ -31,12 +31,7 @@ struct Call {
 }
 
 impl ResponseBody {
-    pub(super) fn new(
-        incoming: Incoming,
-        flight: Flight,
-        request: Option<CancelOnDrop>,
-        deadline: Deadline,
-    ) -> Self {
+    pub(super) fn new(incoming: Incoming, flight: Flight, request: Option<CancelOnDrop>, deadline: Deadline) -> Self {
         Self { incoming: Some(incoming), call: Some(Call { flight, _request: request, deadline, messages: 0 }) }
     }
 

@@ -21,11 +21,11 @@ use super::link::Dial;
 use super::outlier::OutlierDetection;
 use super::policy::{LeastRequest, Policy};
 use super::shared::{Published, Settings, Shared};
+#[cfg(feature = "tls-ring")]
+use super::tls::ChannelTls;
 use super::view::Connectivity;
 use super::waiting::Line;
 use super::{BalancedChannel, Owner};
-#[cfg(feature = "tls-ring")]
-use super::tls::ChannelTls;
 use crate::error::ConfigError;
 use crate::instance::Instance;
 use crate::snapshot::{Member, MemberState, Snapshot};
@@ -61,6 +61,8 @@ pub struct ChannelBuilder {
     user_agent: Option<String>,
     origin: Option<Uri>,
     options: Options,
+    #[cfg(feature = "tls-ring")]
+    tls: Option<ChannelTls>,
 }
 
 impl BalancedChannel {
@@ -108,6 +110,8 @@ impl ChannelBuilder {
             user_agent: None,
             origin: None,
             options: Options::default(),
+            #[cfg(feature = "tls-ring")]
+            tls: None,
         }
     }
 
@@ -170,7 +174,10 @@ impl ChannelBuilder {
         self
     }
 
-    /// How long a connection may be silent before an HTTP/2 ping is sent. Defaults to 10 s; `None` switches pings off.
+    /// How long a connection with calls may be silent before an HTTP/2 ping is sent; `None` switches pings off. Defaults to
+    /// 310 s: gRPC servers close a connection whose client pings more often than every five minutes while they themselves
+    /// send nothing, unless they are told to allow it (`MinTime` in grpc-go's `EnforcementPolicy`). tonic servers allow any
+    /// interval; where all servers do, 10 s finds a frozen one sooner.
     pub fn http2_keep_alive_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
         self.options.http2_keep_alive_interval = interval.into();
         self
@@ -226,10 +233,10 @@ impl ChannelBuilder {
     }
 
     /// Connects with `connector` instead of TCP: a Unix socket, a proxy. It is given `http://` and the instance's address,
-    /// and is cloned for each attempt. TLS, if set, goes on top.
+    /// and is called for each attempt. TLS, if set, goes on top, and the address is `https://` then.
     pub fn connector<C>(mut self, connector: C) -> Self
     where
-        C: Service<Uri> + Clone + Send + 'static,
+        C: Service<Uri> + Send + 'static,
         C::Response: Read + Write + Send + Unpin + 'static,
         C::Error: Into<BoxError> + Send,
         C::Future: Send,
@@ -241,7 +248,7 @@ impl ChannelBuilder {
     /// TLS towards the instances.
     #[cfg(feature = "tls-ring")]
     pub fn tls(mut self, tls: ChannelTls) -> Self {
-        self.options.tls = Some(tls);
+        self.tls = Some(tls);
         self
     }
 
@@ -250,21 +257,15 @@ impl ChannelBuilder {
     /// # Errors
     ///
     /// A bad service name, an option out of its range, or no tokio runtime on this thread.
-    pub fn build(self) -> Result<BalancedChannel, ConfigError> {
+    pub fn build(mut self) -> Result<BalancedChannel, ConfigError> {
         let runtime = Handle::try_current().map_err(|_| ConfigError::NoRuntime { call: "build" })?;
-        for (option, value) in
-            [("connect_timeout", self.options.connect_timeout), ("keep_alive_timeout", self.options.keep_alive_timeout)]
-        {
-            if value.is_zero() {
-                return Err(ConfigError::Option { option, value: format!("{value:?}"), expected: "more than zero" });
-            }
+        self.options.check()?;
+        #[cfg(feature = "tls-ring")]
+        if let Some(tls) = &self.tls {
+            self.options.tls = Some(tls.build()?);
         }
         if self.max_waiting == 0 {
             return Err(ConfigError::Option { option: "max_waiting", value: "0".into(), expected: "at least 1" });
-        }
-        if self.options.http2_keep_alive_interval.is_some_and(|interval| interval.is_zero()) {
-            let (option, value) = ("http2_keep_alive_interval", "0ns".into());
-            return Err(ConfigError::Option { option, value, expected: "more than zero, or none" });
         }
         self.outliers.check()?;
         let settings = Settings {
@@ -285,20 +286,15 @@ impl ChannelBuilder {
         let (events, received) = mpsc::unbounded_channel();
         let (changed, changes) = watch::channel(());
         let (alive, ended) = mpsc::channel(1);
-        let nothing = Published {
-            choice: None,
-            state: Connectivity::Connecting,
-            cause: "".into(),
-            subchannels: Arc::new([]),
-        };
+        let nothing =
+            Published { choice: None, state: Connectivity::Connecting, cause: "".into(), subchannels: Arc::new([]) };
         let shared = Arc::new(Shared {
             published: ArcSwap::from_pointee(nothing),
             line: Line::new(self.max_waiting),
             settings,
             events,
         });
-        let driver =
-            Driver { shared: shared.clone(), policy: self.policy, dial, snapshots, events: received, changed };
+        let driver = Driver { shared: shared.clone(), policy: self.policy, dial, snapshots, events: received, changed };
         let span = tracing::info_span!("channel", service = %self.label);
         runtime.spawn(driver.run(ended).instrument(span));
         Ok(BalancedChannel { owner: Arc::new(Owner { shared, changed: changes, _alive: alive }) })

@@ -180,7 +180,8 @@ impl Head {
         parts.scheme = Some(link.scheme.clone());
         parts.authority = Some(link.authority.clone());
         parts.path_and_query = Some(self.path.clone());
-        let uri = Uri::from_parts(parts).map_err(|error| Status::internal(format!("the path cannot be sent: {error}")))?;
+        let uri =
+            Uri::from_parts(parts).map_err(|error| Status::internal(format!("the path cannot be sent: {error}")))?;
         let mut request = http::Request::new(upload);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = uri;

@@ -85,12 +85,7 @@ pub(super) struct Seat {
 impl Seat {
     /// A place for at most `limit` calls at once over `link`.
     pub(super) fn new(limit: u32, link: Option<Box<Link>>) -> Arc<Self> {
-        Arc::new(Self {
-            places: Places::new(limit),
-            latency: AtomicU32::new(0),
-            answered: AtomicU32::new(0),
-            link,
-        })
+        Arc::new(Self { places: Places::new(limit), latency: AtomicU32::new(0), answered: AtomicU32::new(0), link })
     }
 
     pub(super) fn link(&self) -> Option<&Link> {
@@ -174,10 +169,7 @@ impl Seat {
 
 impl fmt::Debug for Seat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Seat")
-            .field("places", &self.places)
-            .field("latency", &self.latency())
-            .finish_non_exhaustive()
+        f.debug_struct("Seat").field("places", &self.places).field("latency", &self.latency()).finish_non_exhaustive()
     }
 }
 

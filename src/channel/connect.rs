@@ -1,40 +1,381 @@
+//! One HTTP/2 connection to one instance: from an address to the server's SETTINGS, and on to its end.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::Uri;
 use http::uri::Scheme;
-use hyper::client::conn::http2::SendRequest;
-use crate::instance::Address;
+use hyper::client::conn::http2::Builder;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
+use thiserror::Error;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+
+use super::connection::{Connection, ConnectionDriver, Ended};
+use super::executor::Executor;
+use super::socket::{BoxIo, Socket};
+#[cfg(feature = "tls-ring")]
+use super::tls::{TlsClient, TlsError};
+use crate::error::{ConfigError, chain};
+use crate::instance::{Address, Host, refused_range};
+
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
-#[derive(Debug, Clone, Default)]
-pub(super) struct Connector;
-impl Connector { pub(super) fn new<C>(_c: C) -> Self { Self } }
+
+/// How to connect, for all connections of a channel.
 #[derive(Debug, Clone)]
 pub(super) struct Options {
-    pub(super) connect_timeout: Duration, pub(super) tcp_nodelay: bool, pub(super) tcp_keepalive: Option<Duration>,
-    pub(super) http2_keep_alive_interval: Option<Duration>, pub(super) keep_alive_timeout: Duration, pub(super) keep_alive_while_idle: bool,
-    pub(super) initial_stream_window_size: Option<u32>, pub(super) initial_connection_window_size: Option<u32>, pub(super) http2_adaptive_window: Option<bool>,
-    pub(super) http2_max_header_list_size: Option<u32>, pub(super) connector: Option<Connector>,
-    #[cfg(feature = "tls-ring")] pub(super) tls: Option<super::tls::ChannelTls>,
+    /// For all of it: the name, TCP, TLS, and HTTP/2 up to the server's SETTINGS.
+    pub(super) connect_timeout: Duration,
+    pub(super) tcp_nodelay: bool,
+    pub(super) tcp_keepalive: Option<Duration>,
+    pub(super) http2_keep_alive_interval: Option<Duration>,
+    pub(super) keep_alive_timeout: Duration,
+    pub(super) keep_alive_while_idle: bool,
+    pub(super) initial_stream_window_size: Option<u32>,
+    pub(super) initial_connection_window_size: Option<u32>,
+    pub(super) http2_adaptive_window: Option<bool>,
+    pub(super) http2_max_header_list_size: Option<u32>,
+    /// Connects instead of TCP.
+    pub(super) connector: Option<Connector>,
+    #[cfg(feature = "tls-ring")]
+    pub(super) tls: Option<TlsClient>,
 }
-impl Default for Options { fn default() -> Self { Self { connect_timeout: Duration::from_secs(1), tcp_nodelay: true, tcp_keepalive: None, http2_keep_alive_interval: None, keep_alive_timeout: Duration::from_secs(5), keep_alive_while_idle: false,
-  initial_stream_window_size: None, initial_connection_window_size: None, http2_adaptive_window: None, http2_max_header_list_size: None, connector: None, #[cfg(feature = "tls-ring")] tls: None } } }
-#[derive(Debug, thiserror::Error)] #[error("{0}")]
-pub(super) struct ConnectError(String);
-impl ConnectError { pub(super) fn describe(&self) -> String { self.0.clone() } }
-pub(super) struct Connection<B> { pub(super) send: SendRequest<B>, pub(super) streams: u32, pub(super) driver: ConnectionDriver }
-pub(super) struct ConnectionDriver(std::pin::Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send>>);
-pub(super) trait Watcher: Send + Sync + 'static { fn streams(&self, limit: u32); fn going_away(&self); }
-#[derive(Clone)] pub(super) struct Cutter;
-impl Cutter { pub(super) fn cut(&self) {} }
-impl ConnectionDriver { pub(super) fn cutter(&self) -> Cutter { Cutter } pub(super) async fn run(self, _w: impl Watcher) -> String { match self.0.await { Ok(()) => "closed".into(), Err(e) => e.to_string() } } }
-impl Options {
-    pub(super) fn scheme(&self) -> Scheme { Scheme::HTTP }
-    pub(super) async fn connect<B>(self: Arc<Self>, address: &Address) -> Result<Connection<B>, ConnectError>
-    where B: http_body::Body<Data = Bytes> + Send + Unpin + 'static, B::Error: Into<BoxError> {
-        let e = |e: &dyn std::fmt::Display| ConnectError(format!("{address}: {e}"));
-        let io = tokio::net::TcpStream::connect(address.to_string()).await.map_err(|x| e(&x))?;
-        io.set_nodelay(true).map_err(|x| e(&x))?;
-        let (send, conn) = hyper::client::conn::http2::Builder::new(super::executor::Executor).handshake(hyper_util::rt::TokioIo::new(io)).await.map_err(|x| e(&x))?;
-        Ok(Connection { send, streams: u32::MAX, driver: ConnectionDriver(Box::pin(conn)) })
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            connect_timeout: CONNECT_TIMEOUT,
+            tcp_nodelay: true,
+            tcp_keepalive: None,
+            http2_keep_alive_interval: Some(KEEP_ALIVE_INTERVAL),
+            keep_alive_timeout: KEEP_ALIVE_TIMEOUT,
+            keep_alive_while_idle: false,
+            initial_stream_window_size: None,
+            initial_connection_window_size: None,
+            http2_adaptive_window: None,
+            http2_max_header_list_size: None,
+            connector: None,
+            #[cfg(feature = "tls-ring")]
+            tls: None,
+        }
     }
 }
+
+impl Options {
+    /// Refuses what no connection can be made with.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let times = [
+            ("connect_timeout", Some(self.connect_timeout)),
+            ("tcp_keepalive", self.tcp_keepalive),
+            ("http2_keep_alive_interval", self.http2_keep_alive_interval),
+            ("keep_alive_timeout", Some(self.keep_alive_timeout)),
+        ];
+        for (option, time) in times {
+            if time.is_some_and(|time| time.is_zero() || time > LONGEST) {
+                let value = format!("{:?}", time.unwrap_or_default());
+                return Err(ConfigError::Option { option, value, expected: "more than zero, and at most a year" });
+            }
+        }
+        let windows = [
+            ("initial_stream_window_size", self.initial_stream_window_size),
+            ("initial_connection_window_size", self.initial_connection_window_size),
+        ];
+        for (option, window) in windows {
+            if let Some(window) = window.filter(|window| *window > LARGEST_WINDOW) {
+                let value = window.to_string();
+                return Err(ConfigError::Option { option, value, expected: "at most 2147483647, HTTP/2's largest" });
+            }
+        }
+        Ok(())
+    }
+
+    /// One attempt. It ends with a connection whose server has sent its SETTINGS.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`] names the step that failed, after `connect_timeout` at the latest. Trying again may help.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the socket.
+    pub(super) async fn connect<B>(&self, address: &Address) -> Result<Connection<B>, ConnectError>
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let attempt = Attempt { options: self, address, started: Instant::now() };
+        if let Some(connector) = &self.connector {
+            let limit = self.connect_timeout;
+            let io = attempt.within(limit, Step::Connect, connector.connect(attempt.uri()?)).await?;
+            let io = io.map_err(|source| attempt.unconnected(source))?;
+            return attempt.http2(limit, io).await;
+        }
+        let dialled = attempt.resolve().await?;
+        attempt.dial_in_turn(&dialled).await
+    }
+
+    /// What requests on these connections have for a scheme.
+    pub(super) fn scheme(&self) -> Scheme {
+        #[cfg(feature = "tls-ring")]
+        if self.tls.is_some() {
+            return Scheme::HTTPS;
+        }
+        Scheme::HTTP
+    }
+
+    fn http2(&self) -> Builder<Executor> {
+        let mut builder = Builder::new(Executor);
+        builder
+            .timer(TokioTimer::new())
+            .keep_alive_interval(self.http2_keep_alive_interval)
+            .keep_alive_timeout(self.keep_alive_timeout)
+            .keep_alive_while_idle(self.keep_alive_while_idle)
+            .initial_stream_window_size(self.initial_stream_window_size)
+            .initial_connection_window_size(self.initial_connection_window_size);
+        if let Some(enabled) = self.http2_adaptive_window {
+            builder.adaptive_window(enabled);
+        }
+        if let Some(size) = self.http2_max_header_list_size {
+            builder.max_header_list_size(size);
+        }
+        builder
+    }
+}
+
+/// One attempt at one instance.
+struct Attempt<'a> {
+    options: &'a Options,
+    address: &'a Address,
+    started: Instant,
+}
+
+impl Attempt<'_> {
+    /// The addresses to dial, without those that clients must never be sent to: whoever answers for a name could name them.
+    async fn resolve(&self) -> Result<Vec<SocketAddr>, ConnectError> {
+        let port = self.address.port();
+        let name = match self.address.host() {
+            Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, port)]),
+            Host::Name(name) => name,
+        };
+        let found = self.within(self.options.connect_timeout, Step::Resolve, lookup_host((&**name, port))).await?;
+        match found {
+            Ok(found) => Ok(found.filter(|found| refused_range(found.ip()).is_none()).collect()),
+            Err(source) => Err(ConnectError::Resolve { address: self.address.clone(), source }),
+        }
+    }
+
+    async fn dial_in_turn<B>(&self, dialled: &[SocketAddr]) -> Result<Connection<B>, ConnectError>
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let mut last = ConnectError::NoAddress { address: self.address.clone() };
+        for (at, socket) in dialled.iter().enumerate() {
+            // An equal share of what is left for each, so that a dead address leaves time for the others.
+            let elapsed = self.started.elapsed();
+            let others = u32::try_from(dialled.len() - at).unwrap_or(u32::MAX);
+            let limit = elapsed + self.options.connect_timeout.saturating_sub(elapsed) / others;
+            match self.dial(limit, *socket).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn dial<B>(&self, limit: Duration, socket: SocketAddr) -> Result<Connection<B>, ConnectError>
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let stream = self.within(limit, Step::Connect, TcpStream::connect(socket)).await?;
+        let stream = stream.and_then(|stream| self.tuned(stream)).map_err(|error| match error.kind() {
+            io::ErrorKind::ConnectionRefused => ConnectError::Refused { address: self.address.clone() },
+            _ => self.unconnected(error.into()),
+        })?;
+        self.http2(limit, Box::new(stream)).await
+    }
+
+    fn tuned(&self, stream: TcpStream) -> io::Result<TcpStream> {
+        stream.set_nodelay(self.options.tcp_nodelay)?;
+        if let Some(idle) = self.options.tcp_keepalive {
+            SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
+        }
+        Ok(stream)
+    }
+
+    async fn http2<B>(&self, limit: Duration, io: BoxIo) -> Result<Connection<B>, ConnectError>
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let io = self.secured(limit, io).await?;
+        let (socket, wire) = Socket::new(io);
+        let ready = async {
+            let (send, hyper) = self.options.http2().handshake(TokioIo::new(socket)).await.map_err(Ended::Broken)?;
+            let mut driver = ConnectionDriver::new(Box::pin(hyper), wire);
+            let streams = driver.settings().await?;
+            Ok(Connection { send, streams, driver })
+        };
+        match self.within(limit, Step::Settings, ready).await? {
+            Ok(connection) => Ok(connection),
+            Err(source) => Err(ConnectError::Http2 { address: self.address.clone(), source }),
+        }
+    }
+
+    #[cfg(feature = "tls-ring")]
+    async fn secured(&self, limit: Duration, io: BoxIo) -> Result<BoxIo, ConnectError> {
+        let Some(tls) = &self.options.tls else {
+            return Ok(io);
+        };
+        let session = self.within(limit, Step::Tls, tls.handshake(self.address, io)).await?;
+        session.map_err(|source| ConnectError::Tls { address: self.address.clone(), source })
+    }
+
+    #[cfg(not(feature = "tls-ring"))]
+    async fn secured(&self, _: Duration, io: BoxIo) -> Result<BoxIo, ConnectError> {
+        std::future::ready(Ok(io)).await
+    }
+
+    /// What a user's connector is called with.
+    fn uri(&self) -> Result<Uri, ConnectError> {
+        let authority = self.address.to_string();
+        let uri = Uri::builder().scheme(self.options.scheme()).authority(authority).path_and_query("/").build();
+        uri.map_err(|error| self.unconnected(error.into()))
+    }
+
+    /// One step, until `limit` after the start of the attempt.
+    async fn within<T>(&self, limit: Duration, step: Step, work: impl Future<Output = T>) -> Result<T, ConnectError> {
+        let left = limit.saturating_sub(self.started.elapsed());
+        timeout(left, work).await.map_err(|_| ConnectError::Timeout {
+            address: self.address.clone(),
+            step,
+            limit: self.options.connect_timeout,
+        })
+    }
+
+    fn unconnected(&self, source: BoxError) -> ConnectError {
+        ConnectError::Connect { address: self.address.clone(), source }
+    }
+}
+
+/// A user's way to an instance, called with the URI of its address.
+#[derive(Clone)]
+pub(super) struct Connector {
+    connect: Arc<dyn Fn(Uri) -> BoxFuture<'static, Result<BoxIo, BoxError>> + Send + Sync>,
+}
+
+impl Connector {
+    /// Accepts what tonic's `Endpoint::connect_with_connector` does.
+    pub(super) fn new<C>(connector: C) -> Self
+    where
+        C: tower::Service<Uri> + Send + 'static,
+        C::Response: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
+        C::Error: Into<BoxError>,
+        C::Future: Send,
+    {
+        // One for all connects, and not a clone each: it need not be Clone. The lock ends with the call, which takes what
+        // the service made ready; the connects themselves go on side by side.
+        let connector = Arc::new(Mutex::new(connector));
+        let connect = move |uri| -> BoxFuture<'static, Result<BoxIo, BoxError>> {
+            let connector = connector.clone();
+            Box::pin(async move {
+                let connecting = {
+                    let mut connector = connector.lock().await;
+                    poll_fn(|cx| connector.poll_ready(cx)).await.map_err(Into::into)?;
+                    connector.call(uri)
+                };
+                let io = connecting.await.map_err(Into::into)?;
+                Ok(Box::new(TokioIo::new(io)) as BoxIo)
+            })
+        };
+        Self { connect: Arc::new(connect) }
+    }
+
+    async fn connect(&self, uri: Uri) -> Result<BoxIo, BoxError> {
+        (self.connect)(uri).await
+    }
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector").finish_non_exhaustive()
+    }
+}
+
+/// Why there is no connection to an instance. Trying again may help.
+#[derive(Debug, Error)]
+pub(super) enum ConnectError {
+    #[error("{address}: the name cannot be resolved")]
+    Resolve { address: Address, source: io::Error },
+    #[error("{address}: the name has no address that may be dialled")]
+    NoAddress { address: Address },
+    #[error("{address}: connection refused")]
+    Refused { address: Address },
+    #[error("{address}: cannot connect")]
+    Connect { address: Address, source: BoxError },
+    #[cfg(feature = "tls-ring")]
+    #[error("{address}: no TLS session")]
+    Tls { address: Address, source: TlsError },
+    #[error("{address}: no HTTP/2 connection")]
+    Http2 { address: Address, source: Ended },
+    #[error("{address}: {step} within {limit:?}")]
+    Timeout { address: Address, step: Step, limit: Duration },
+}
+
+impl ConnectError {
+    /// The error with its causes, for a status or a log.
+    pub(super) fn describe(&self) -> String {
+        chain(self)
+    }
+}
+
+/// What an attempt waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Resolve,
+    Connect,
+    #[cfg(feature = "tls-ring")]
+    Tls,
+    Settings,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Resolve => "the name was not resolved",
+            Self::Connect => "not connected",
+            #[cfg(feature = "tls-ring")]
+            Self::Tls => "no TLS session",
+            Self::Settings => "no HTTP/2 SETTINGS from the server",
+        })
+    }
+}
+
+/// Ten times what a connect across a continent takes, and short enough to find out about a mute instance while a call waits.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A little above five minutes. gRPC servers (grpc-go, C++) call it abuse when the third ping in a
+/// row comes within five minutes of the one before while they themselves send nothing, and close the connection with
+/// `too_many_pings`: a shorter interval would kill every stream that is quiet for a while. tonic servers do not mind.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(310);
+
+/// Enough for any network that calls still make sense on. Not while idle: without calls those servers allow a ping in two
+/// hours.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// More is a mistake in units, and would overflow clocks.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+const LARGEST_WINDOW: u32 = 0x7fff_ffff;
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,8 @@ use tokio::time::Instant;
 
 use super::candidate::Candidate;
 use super::choice::Choice;
-use super::connect::{ConnectError, Connection};
+use super::connect::ConnectError;
+use super::connection::Connection;
 use super::entry::{Entry, Phase};
 use super::link::{self, Dial};
 use super::outlier::{self, Interval};
@@ -386,7 +387,8 @@ impl State {
             match first.remove() {
                 Timer::Retry(address, generation) => {
                     let Some(index) = self.find(&address) else { continue };
-                    if matches!(self.entries[index].phase, Phase::Backoff { generation: waits } if waits == generation) {
+                    if matches!(self.entries[index].phase, Phase::Backoff { generation: waits } if waits == generation)
+                    {
                         self.with(index, Self::enqueue);
                     }
                 }
@@ -537,4 +539,3 @@ impl State {
         }
     }
 }
-

@@ -5,7 +5,6 @@
 //! belongs to whenever it is polled, the task that polled it remembers, and the call cancels the task directly.
 
 use std::cell::Cell;
-use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -54,9 +53,9 @@ fn is<C: Cancel>(known: &Arc<dyn Cancel>, call: &Arc<C>) -> bool {
 /// Polls something of hyper's that may poll bodies, and tells the call whose body was polled last, unless a new task has
 /// taken it over.
 pub(super) fn watched<T>(poll: impl FnOnce() -> T) -> (T, Option<Arc<dyn Cancel>>) {
-    let watch = Watch::begin();
+    let _watch = Watch::begin();
     let polled = poll();
-    (polled, watch.end())
+    (polled, take())
 }
 
 /// Spawns on tokio. For hyper's HTTP/2 client, which polls each new body once before it spawns the task that goes on.
@@ -126,16 +125,6 @@ enum Polled {
     Task(Option<Arc<dyn Cancel>>),
 }
 
-impl fmt::Debug for Polled {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Polled::Elsewhere => "Elsewhere",
-            Polled::Task(None) => "Task(None)",
-            Polled::Task(Some(_)) => "Task(Some(_))",
-        })
-    }
-}
-
 thread_local! {
     static POLLED: Cell<Polled> = const { Cell::new(Polled::Elsewhere) };
 }
@@ -159,10 +148,6 @@ impl Watch {
     fn begin() -> Self {
         POLLED.set(Polled::Task(None));
         Self
-    }
-
-    fn end(self) -> Option<Arc<dyn Cancel>> {
-        take()
     }
 }
 
@@ -205,8 +190,8 @@ mod tests {
         let inner = {
             let (sending, held) = (sending(call.clone()), held.clone());
             async move {
-                let _held = held;
                 sending.await;
+                drop(held);
             }
         };
         let mut task = task::spawn(Cancellable { future: Some(inner), call: None });

@@ -11,11 +11,13 @@ use tokio::sync::oneshot;
 use tracing::Instrument;
 
 use super::candidate::Seat;
-use super::connect::{Connection, ConnectionDriver, Options, Watcher};
+use super::connect::Options;
+use super::connection::{Connection, ConnectionDriver, Watcher};
 use super::entry::Entry;
 use super::shared::Shared;
 use super::subchannel::Report;
 use super::upload::Upload;
+use crate::error::chain;
 
 /// How instances are dialled, and what is said on their connections.
 #[derive(Clone)]
@@ -96,7 +98,7 @@ async fn drive(driver: ConnectionDriver, watch: Watch, retired: oneshot::Receive
             running.await
         }
     };
-    close(&seat, &ended.to_string());
+    close(&seat, &chain(&ended));
 }
 
 /// What the connection tells while it lives.

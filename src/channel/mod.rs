@@ -6,15 +6,18 @@ mod call;
 mod candidate;
 mod choice;
 mod connect;
+mod connection;
 mod deadline;
 mod driver;
 mod entry;
 mod executor;
+mod frames;
 mod link;
 mod outlier;
 mod places;
 mod policy;
 mod shared;
+mod socket;
 mod status;
 mod subchannel;
 mod sync;
@@ -25,6 +28,8 @@ mod upload;
 mod view;
 mod waiting;
 
+#[cfg(test)]
+mod tests;
 
 use std::convert::Infallible;
 use std::fmt;

@@ -16,7 +16,7 @@ use tonic::Code;
 
 pub(crate) use self::ejection::{Ejection, may_eject};
 pub(crate) use self::sweep::{Interval, sweep};
-pub(crate) use self::tally::{Verdict, Tally};
+pub(crate) use self::tally::{Tally, Verdict};
 use crate::error::ConfigError;
 
 /// When an instance that fails is kept from being picked, and for how long.

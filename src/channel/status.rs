@@ -19,7 +19,8 @@ pub(super) enum Reached {
 /// What an error of hyper's proves about the request that met it.
 pub(super) fn reached(error: &hyper::Error) -> Reached {
     let refused = h2_error(error).is_some_and(|error| {
-        error.is_remote() && (error.is_go_away() || error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
+        error.is_remote()
+            && (error.is_go_away() || error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
     });
     // A request that waited inside of hyper for its stream to be opened is told by this text only.
     let never_opened = error.is_user() && error.to_string() == "dispatch task is gone";

@@ -74,8 +74,7 @@ pub(super) enum Sent {
 impl Request {
     pub(super) fn new(body: Body) -> Arc<Self> {
         let source = if body.is_end_stream() { Source::Ended } else { Source::Open(body) };
-        let state =
-            State { source, frames: Frames::default(), sent: 0, attempt: 0, replayable: true, parked: None };
+        let state = State { source, frames: Frames::default(), sent: 0, attempt: 0, replayable: true, parked: None };
         Arc::new(Self { token: CancelToken::default(), state: Mutex::new(state) })
     }
 
@@ -209,7 +208,13 @@ pub(super) struct Upload {
 impl Upload {
     /// Polls the caller's body. After its first frame it looks once whether that was the last: then the end goes out in
     /// the same HTTP/2 frame, where a unary call of tonic's would need another one.
-    fn read(&mut self, request: &Request, mut body: Body, first: bool, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn read(
+        &mut self,
+        request: &Request,
+        mut body: Body,
+        first: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut polled = Pin::new(&mut body).poll_frame(cx);
         let mut ahead = Poll::Pending;
         if first && matches!(&polled, Poll::Ready(Some(Ok(frame))) if frame.is_data()) {

@@ -44,11 +44,7 @@ pub(super) enum Turn {
 impl<W> Line<W> {
     /// A line that holds at most `limit` calls.
     pub(super) fn new(limit: usize) -> Self {
-        Self {
-            length: AtomicUsize::new(0),
-            limit,
-            queue: Mutex::new(Queue { next: 0, waiting: BTreeMap::new() }),
-        }
+        Self { length: AtomicUsize::new(0), limit, queue: Mutex::new(Queue { next: 0, waiting: BTreeMap::new() }) }
     }
 
     /// Whether nobody waits, so that a call may take a place without overtaking anybody.

@@ -3,12 +3,10 @@
 use std::fmt;
 use std::path::Path;
 
-use rustls::RootCertStore;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 use crate::error::ConfigError;
+use crate::pem::PemFile;
 
 /// TLS towards etcd: who may sign its certificate, and what we show of ourselves.
 ///
@@ -32,14 +30,11 @@ impl EtcdTls {
         key: impl AsRef<Path>,
     ) -> Result<Self, ConfigError> {
         let authority = authority(ca.as_ref())?;
-        let (cert, key) = (cert.as_ref(), key.as_ref());
-        let cert_pem = read("the client certificate", cert)?;
-        certificates("the client certificate", cert, &cert_pem)?;
-        let key_pem = read("the client key", key)?;
-        // The parser's error could quote the key.
-        PrivateKeyDer::from_pem_slice(&key_pem)
-            .map_err(|_| refused("the client key", key, "it holds no private key"))?;
-        let identity = Identity::from_pem(cert_pem, key_pem);
+        let cert = PemFile::read("the client certificate", cert.as_ref())?;
+        cert.certificates()?;
+        let key = PemFile::read("the client key", key.as_ref())?;
+        key.private_key()?;
+        let identity = Identity::from_pem(cert.into_bytes(), key.into_bytes());
         Ok(Self { config: ClientTlsConfig::new().ca_certificate(authority).identity(identity) })
     }
 
@@ -69,32 +64,7 @@ impl fmt::Debug for EtcdTls {
 }
 
 fn authority(path: &Path) -> Result<Certificate, ConfigError> {
-    let what = "the certificate authority";
-    let pem = read(what, path)?;
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(what, path, &pem)? {
-        roots.add(certificate).map_err(|error| refused(what, path, error))?;
-    }
-    Ok(Certificate::from_pem(pem))
-}
-
-fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
-    std::fs::read(path).map_err(|error| refused(what, path, error))
-}
-
-fn certificates(what: &'static str, path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match found {
-        Ok(found) if found.is_empty() => Err(refused(what, path, "it holds no certificate")),
-        Ok(found) => Ok(found),
-        Err(error) => Err(refused(what, path, error)),
-    }
-}
-
-fn refused(
-    what: &'static str,
-    path: &Path,
-    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-) -> ConfigError {
-    ConfigError::Tls { what, path: Some(path.to_owned()), source: source.into() }
+    let file = PemFile::read("the certificate authority", path)?;
+    file.roots()?;
+    Ok(Certificate::from_pem(file.into_bytes()))
 }

@@ -14,8 +14,8 @@ use crate::channel::policy::{Picker, Policy};
 ///
 /// Calls in flight alone do not show a slow instance while there are few calls: mostly none is in flight anywhere. So of the
 /// two, one whose responses take at least four times as long to begin counts as having one call more in flight, and one more
-/// for each further doubling. An instance that is 50 times slower than nine others gets about one call in a thousand of
-/// theirs, enough to see when it has become faster: what was measured more than a second ago is overlooked now and then.
+/// for each further doubling. An instance that is 50 times slower than nine others gets at most a few calls in a
+/// thousand, enough to see when it has become faster: what was measured more than a second ago is overlooked now and then.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct LeastRequest;

@@ -1,0 +1,141 @@
+//! What the choice of an instance costs a call, from the choice to the end of the call, against tower's balancer.
+
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::net::SocketAddr;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
+use tokio::runtime::Builder;
+use tonic_etcd::{Instance, LeastRequest, Policy, Trial, WeightedRandom, WeightedRoundRobin};
+use tower::balance::p2c::Balance;
+use tower::buffer::Buffer;
+use tower::discover::ServiceList;
+use tower::load::{CompleteOnResponse, PendingRequestsDiscover};
+use tower::{Service, ServiceExt};
+
+fn picker(criterion: &mut Criterion) {
+    #[derive(Debug)]
+    struct Timed<P>(P);
+    impl<P: Policy> Policy for Timed<P> {
+        fn picker(&self, c: &[tonic_etcd::Candidate]) -> Box<dyn tonic_etcd::Picker> {
+            let mut times: Vec<_> = (0..21)
+                .map(|_| {
+                    let t = std::time::Instant::now();
+                    drop(self.0.picker(c));
+                    t.elapsed()
+                })
+                .collect();
+            let first = times[0];
+            times.sort();
+            println!("BUILD {:?} first {first:?} median {:?}", self.0, times[10]);
+            self.0.picker(c)
+        }
+    }
+    for w in [10_u16, 0] {
+        let list: Vec<_> = (0..10_000u16)
+            .map(|i| {
+                Instance::new("echo", SocketAddr::from(([10, 0, (i >> 8) as u8, i as u8], 1))).weight(if w == 0 {
+                    1 + i.wrapping_mul(7919)
+                } else {
+                    w
+                })
+            })
+            .collect();
+        for p in [
+            Box::new(LeastRequest::new()) as Box<dyn Policy>,
+            Box::new(WeightedRoundRobin::new()),
+            Box::new(WeightedRandom::new()),
+            Box::new(tonic_etcd::PickFirst::new()),
+        ] {
+            Trial::new(Timed(p), list.clone());
+        }
+    }
+    let mut group = criterion.benchmark_group("pick");
+    for count in [10, 100, 1_000, 10_000] {
+        pick(&mut group, "least_request", LeastRequest::new(), count, |_| 10);
+    }
+    pick(&mut group, "least_request_weighted", LeastRequest::new(), 10_000, unequal);
+    for count in [100, 1_000] {
+        pick(&mut group, "weighted_round_robin", WeightedRoundRobin::new(), count, |_| 10);
+    }
+    pick(&mut group, "weighted_round_robin_weighted", WeightedRoundRobin::new(), 10_000, unequal);
+    pick(&mut group, "weighted_random", WeightedRandom::new(), 1_000, unequal);
+    buffer_p2c(&mut group, 100);
+    group.finish();
+}
+
+/// One call in flight at a time, over instances that have all answered equally fast.
+fn pick(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    policy: impl Policy,
+    count: u16,
+    weight: impl Fn(u16) -> u16,
+) {
+    let instance = |index| {
+        let [high, low] = u16::to_be_bytes(index);
+        let address = SocketAddr::from(([10, 0, high, low], 50_051));
+        Instance::new("echo", address).weight(weight(index))
+    };
+    let trial = Trial::new(policy, (0..count).map(instance));
+    for _ in 0..u32::from(count) * 10 {
+        trial.pick().expect("all are ready").answered(Duration::from_millis(1));
+    }
+    let mut best: Vec<_> = (0..2000)
+        .map(|_| {
+            let t = std::time::Instant::now();
+            for _ in 0..5_000 {
+                std::hint::black_box(trial.pick());
+            }
+            t.elapsed().as_nanos() as f64 / 5000.0
+        })
+        .collect();
+    best.sort_by(f64::total_cmp);
+    println!("BEST {name} {count} min {:.1} p10 {:.1} median {:.1}", best[0], best[200], best[1000]);
+    group.bench_function(format!("{name}/{count}"), |bencher| bencher.iter(|| trial.pick()));
+}
+
+fn unequal(index: u16) -> u16 {
+    1 + index * 31 % 100
+}
+
+/// The same by tower's balancer with its usual load measure, behind the buffer that shares it between callers.
+///
+/// On one thread, which flatters it: with its worker on another, each call also waits for two wake-ups.
+fn buffer_p2c(group: &mut BenchmarkGroup<'_, WallTime>, count: u16) {
+    let runtime = Builder::new_current_thread().build().expect("a runtime");
+    let services = ServiceList::new::<()>((0..count).map(|_| Answer));
+    let balance = Balance::new(PendingRequestsDiscover::new(services, CompleteOnResponse::default()));
+    let (buffer, worker) = Buffer::pair(balance, 1_024);
+    runtime.spawn(worker);
+    group.bench_function(format!("buffer_p2c/{count}"), |bencher| {
+        bencher.to_async(&runtime).iter(|| async {
+            let mut buffer = buffer.clone();
+            buffer.ready().await.expect("it never fails").call(()).await.expect("it never fails");
+        });
+    });
+}
+
+/// Always ready, and answers at once with nothing.
+#[derive(Clone)]
+struct Answer;
+
+impl Service<()> for Answer {
+    type Response = ();
+    type Error = Infallible;
+    type Future = Ready<Result<(), Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, (): ()) -> Self::Future {
+        ready(Ok(()))
+    }
+}
+
+criterion_group!(benches, picker);
+criterion_main!(benches);

@@ -1,0 +1,68 @@
+//! Certificates and keys in PEM, checked when they are read, for TLS towards etcd and towards instances.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::error::ConfigError;
+
+/// PEM that was given for one purpose, as a file or as bytes. `Debug` shows no content.
+pub(crate) struct PemFile {
+    what: &'static str,
+    path: Option<PathBuf>,
+    bytes: Vec<u8>,
+}
+
+impl PemFile {
+    pub(crate) fn read(what: &'static str, path: &Path) -> Result<Self, ConfigError> {
+        let mut file = Self { what, path: Some(path.to_owned()), bytes: Vec::new() };
+        file.bytes = std::fs::read(path).map_err(|error| file.refused(error))?;
+        Ok(file)
+    }
+
+    pub(crate) fn from_bytes(what: &'static str, bytes: impl Into<Vec<u8>>) -> Self {
+        Self { what, path: None, bytes: bytes.into() }
+    }
+
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// The certificates, at least one.
+    pub(crate) fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.bytes).collect();
+        match found {
+            Ok(found) if found.is_empty() => Err(self.refused("it holds no certificate")),
+            Ok(found) => Ok(found),
+            Err(error) => Err(self.refused(error)),
+        }
+    }
+
+    /// The certificates as those that may sign a server's.
+    pub(crate) fn roots(&self) -> Result<RootCertStore, ConfigError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in self.certificates()? {
+            roots.add(certificate).map_err(|error| self.refused(error))?;
+        }
+        Ok(roots)
+    }
+
+    /// The private key.
+    pub(crate) fn private_key(&self) -> Result<PrivateKeyDer<'static>, ConfigError> {
+        // The parser's error could quote the key.
+        PrivateKeyDer::from_pem_slice(&self.bytes).map_err(|_| self.refused("it holds no private key"))
+    }
+
+    pub(crate) fn refused(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ConfigError {
+        ConfigError::Tls { what: self.what, path: self.path.clone(), source: source.into() }
+    }
+}
+
+impl fmt::Debug for PemFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PemFile").field("what", &self.what).field("path", &self.path).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,34 @@
+//! A pick allocates nothing, by whatever policy.
+
+use std::net::SocketAddr;
+
+use tonic_etcd::{Instance, LeastRequest, PickFirst, Policy, Trial, WeightedRandom, WeightedRoundRobin};
+
+#[test]
+fn a_pick_allocates_nothing_by_any_policy() {
+    let policies: [fn() -> Box<dyn Policy>; 4] = [
+        || Box::new(LeastRequest::new()),
+        || Box::new(WeightedRoundRobin::new()),
+        || Box::new(WeightedRandom::new()),
+        || Box::new(PickFirst::new()),
+    ];
+    for policy in policies {
+        for (count, weight) in [(1_u16, 10), (100, 10), (1_000, 0)] {
+            let instance = |port| {
+                let address = SocketAddr::from(([127, 0, 0, 1], port));
+                Instance::new("echo", address).weight(if weight == 0 { port } else { weight })
+            };
+            let policy = policy();
+            let name = format!("{policy:?}");
+            let trial = Trial::new(policy, (1..=count).map(instance));
+            // What a thread's first pick sets up for all later ones is not counted.
+            drop(trial.pick());
+            let counted = allocation_counter::measure(|| {
+                for _ in 0..10_000 {
+                    assert!(trial.pick().is_some(), "{name}: all instances are ready");
+                }
+            });
+            assert_eq!(counted.count_total, 0, "{name} allocated while picking from {count} instances");
+        }
+    }
+}
