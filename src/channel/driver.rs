@@ -246,9 +246,13 @@ impl State {
             Event::Ended { address, generation, cause } => self.with_seat(&address, generation, |state, entry| {
                 state.ended(entry, &cause);
             }),
-            Event::Failing { address, generation } => {
+            Event::Failing { address, record } => {
                 let may = self.may_eject();
-                self.with_seat(&address, generation, |state, entry| {
+                let Some(index) = self.find(&address) else { return };
+                if !Arc::ptr_eq(&self.entries[index].record, &record) {
+                    return;
+                }
+                self.with(index, |state, entry| {
                     if may || entry.ejection.is_on_probation() {
                         state.eject(entry);
                     } else {

@@ -95,6 +95,7 @@ impl Entry {
     /// A connection is there.
     pub(super) fn take_seat(&mut self, seat: Arc<Seat>, generation: u64, retire: oneshot::Sender<()>) {
         self.record.seat.store(Some(seat.clone()));
+        self.record.generation.store(generation, Ordering::Relaxed);
         self.record.set_state(Connectivity::Ready);
         self.record.set_cause(None);
         self.phase = Phase::Ready { seat, generation, since: Instant::now(), retire };
@@ -139,6 +140,10 @@ impl Entry {
             return None;
         }
         self.ejection.eject(now, outliers);
+        if !self.is_ready() && !matches!(self.phase, Phase::Gone) {
+            self.phase = Phase::Benched;
+            self.record.set_state(Connectivity::Idle);
+        }
         self.record.tally.reset();
         self.record.ejected.store(true, Ordering::Relaxed);
         self.ejection.due()

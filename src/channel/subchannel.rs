@@ -41,8 +41,9 @@ pub(super) struct Record {
     pub(super) ejected: AtomicBool,
     pub(super) draining: AtomicBool,
     pub(super) tally: Tally,
-    /// Its present connection.
+    /// Its present connection, and the generation of that.
     pub(super) seat: ArcSwapOption<Seat>,
+    pub(super) generation: AtomicU64,
     /// Why it is not READY.
     cause: Mutex<Option<Arc<str>>>,
 }
@@ -70,8 +71,8 @@ impl Record {
 pub(super) enum Event {
     /// A connection takes no more calls: it ended, or its server said GOAWAY.
     Ended { address: Address, generation: u64, cause: Arc<str> },
-    /// The calls on a connection failed in a row, or the one that was to decide failed.
-    Failing { address: Address, generation: u64 },
+    /// The calls to an instance failed in a row, on whatever connections, or the one that was to decide failed.
+    Failing { address: Address, record: Arc<Record> },
     /// An instance on probation answered a call.
     Proved { address: Address, generation: u64 },
 }
@@ -114,9 +115,15 @@ impl Report {
     /// A call has ended. One that its caller gave up is not told here.
     pub(super) fn outcome(&self, outcome: Outcome, outliers: &OutlierDetection) {
         let (address, generation) = (&self.address, self.generation);
+        // On probation, what was sent before that on an earlier connection decides nothing.
+        if self.is_on_probation() && self.record.generation.load(Ordering::Relaxed) != generation {
+            return;
+        }
         match self.record.tally.record(outcome, outliers) {
             None => {}
-            Some(Verdict::Failing) => self.tell(Event::Failing { address: address.clone(), generation }),
+            Some(Verdict::Failing) => {
+                self.tell(Event::Failing { address: address.clone(), record: self.record.clone() });
+            }
             Some(Verdict::Proved) => self.tell(Event::Proved { address: address.clone(), generation }),
         }
     }
