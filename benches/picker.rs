@@ -17,42 +17,6 @@ use tower::load::{CompleteOnResponse, PendingRequestsDiscover};
 use tower::{Service, ServiceExt};
 
 fn picker(criterion: &mut Criterion) {
-    #[derive(Debug)]
-    struct Timed<P>(P);
-    impl<P: Policy> Policy for Timed<P> {
-        fn picker(&self, c: &[tonic_etcd::Candidate]) -> Box<dyn tonic_etcd::Picker> {
-            let mut times: Vec<_> = (0..21)
-                .map(|_| {
-                    let t = std::time::Instant::now();
-                    drop(self.0.picker(c));
-                    t.elapsed()
-                })
-                .collect();
-            let first = times[0];
-            times.sort();
-            println!("BUILD {:?} first {first:?} median {:?}", self.0, times[10]);
-            self.0.picker(c)
-        }
-    }
-    for w in [10_u16, 0] {
-        let list: Vec<_> = (0..10_000u16)
-            .map(|i| {
-                Instance::new("echo", SocketAddr::from(([10, 0, (i >> 8) as u8, i as u8], 1))).weight(if w == 0 {
-                    1 + i.wrapping_mul(7919)
-                } else {
-                    w
-                })
-            })
-            .collect();
-        for p in [
-            Box::new(LeastRequest::new()) as Box<dyn Policy>,
-            Box::new(WeightedRoundRobin::new()),
-            Box::new(WeightedRandom::new()),
-            Box::new(tonic_etcd::PickFirst::new()),
-        ] {
-            Trial::new(Timed(p), list.clone());
-        }
-    }
     let mut group = criterion.benchmark_group("pick");
     for count in [10, 100, 1_000, 10_000] {
         pick(&mut group, "least_request", LeastRequest::new(), count, |_| 10);
@@ -84,17 +48,6 @@ fn pick(
     for _ in 0..u32::from(count) * 10 {
         trial.pick().expect("all are ready").answered(Duration::from_millis(1));
     }
-    let mut best: Vec<_> = (0..2000)
-        .map(|_| {
-            let t = std::time::Instant::now();
-            for _ in 0..5_000 {
-                std::hint::black_box(trial.pick());
-            }
-            t.elapsed().as_nanos() as f64 / 5000.0
-        })
-        .collect();
-    best.sort_by(f64::total_cmp);
-    println!("BEST {name} {count} min {:.1} p10 {:.1} median {:.1}", best[0], best[200], best[1000]);
     group.bench_function(format!("{name}/{count}"), |bencher| bencher.iter(|| trial.pick()));
 }
 

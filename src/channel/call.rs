@@ -236,10 +236,13 @@ impl Flight {
         let timed_out = self.own_timeout(&mut head.headers);
         if !timed_out {
             self.link().report.answer();
-            self.place.candidate().seat().answered(self.at.elapsed());
         }
         // Nothing follows an answer that consists of its head, and nothing of one that failed in HTTP is gRPC.
         let code = status::code_of(&head.headers).or_else(|| status::code_of_http(head.status));
+        // Who fails at once is not fast.
+        if code.is_none_or(|code| code == Code::Ok) {
+            self.place.candidate().seat().answered(self.at.elapsed());
+        }
         if let Some(code) = code {
             if !timed_out {
                 self.ended(code);

@@ -46,7 +46,7 @@ impl Ejection {
     }
 
     /// Puts the instance on probation if its time is over. True if that happened: then
-    /// [`Tally::begin_probation`] has to follow.
+    /// [`Tally::begin_probation`](super::Tally::begin_probation) has to follow.
     pub(crate) fn probe(&mut self, now: Instant) -> bool {
         match *self {
             Self::Out { until, times } if until <= now => {
@@ -64,7 +64,7 @@ impl Ejection {
         }
     }
 
-    /// Forgets everything: what runs there now is not what failed. [`Tally::reset`] has to follow.
+    /// Forgets everything: what runs there now is not what failed. [`Tally::reset`](super::Tally::reset) has to follow.
     pub(crate) fn clear(&mut self) {
         *self = Self::In;
     }

@@ -115,7 +115,9 @@ impl Circle {
         let shift = (len / ends.len() as u64).ilog2();
         let mut owner = 0;
         let owners = (0..=(len - 1) >> shift).map(|part| {
-            owner += ends[owner..].partition_point(|&end| end <= part << shift);
+            while ends[owner] <= part << shift {
+                owner += 1;
+            }
             u32::try_from(owner).unwrap_or(u32::MAX)
         });
         let guide = owners.collect();
