@@ -1,0 +1,7 @@
+//! The cases: each makes its servers, measures, and leaves its results.
+
+pub(crate) mod faults;
+pub(crate) mod join;
+pub(crate) mod many;
+pub(crate) mod slow;
+pub(crate) mod unary;

@@ -1,0 +1,205 @@
+//! Results: one JSON line each as they come, and one Markdown table at the end.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::statistics::Estimate;
+
+/// One result: a case and a subject. What a case does not measure is left out.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Line {
+    /// The case.
+    pub(crate) case: &'static str,
+    /// How many instances the channel knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) instances: Option<usize>,
+    /// How many calls are kept going, where that is fixed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) in_flight: Option<usize>,
+    /// The subject.
+    pub(crate) subject: &'static str,
+    /// User and system time of the client's process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cpu_us_per_call: Option<f64>,
+    /// How many calls ended in a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) calls_per_s: Option<f64>,
+    /// The median latency.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) p50_us: Option<f64>,
+    /// The latency that one call in a hundred exceeds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) p99_us: Option<f64>,
+    /// How many calls were made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) calls: Option<usize>,
+    /// How many of them failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) failed: Option<usize>,
+    /// How many of these began so late that the fault should have been known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) failed_late: Option<usize>,
+    /// How many calls were in flight on the servers that the fault befell, when it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) in_flight_on_lost: Option<u32>,
+    /// The most that were in flight on each of them at a time, from just before until the fault was known, summed up, and what that counting may have
+    /// missed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) most_in_flight_on_lost: Option<u32>,
+    /// The deadline of each call; none where this is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) deadline_ms: Option<f64>,
+    /// A time that is no latency of a call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) median_ms: Option<f64>,
+    /// Memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) bytes_per_instance: Option<f64>,
+    /// A time of the microbenchmarks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) median_ns: Option<f64>,
+    /// How many rounds, or runs with a fault, these figures are of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) rounds: Option<usize>,
+}
+
+/// What a goal is measured in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Unit {
+    /// A quotient of two figures of this run; 0.03 above the goal counts as held, for what noise is left.
+    Ratio,
+    /// Milliseconds.
+    Milliseconds,
+    /// Nanoseconds.
+    Nanoseconds,
+    /// Bytes.
+    Bytes,
+}
+
+impl Unit {
+    fn show(self, figure: f64) -> String {
+        match self {
+            Self::Ratio => format!("{figure:.3}"),
+            Self::Milliseconds => format!("{figure:.2} ms"),
+            Self::Nanoseconds => format!("{figure:.0} ns"),
+            Self::Bytes => format!("{figure:.0} B"),
+        }
+    }
+
+    fn allowance(self) -> f64 {
+        match self {
+            Self::Ratio => 0.03,
+            Self::Milliseconds | Self::Nanoseconds | Self::Bytes => 0.0,
+        }
+    }
+}
+
+/// One row of the table: a goal, and whether it is held.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Row {
+    /// The goal's case, in words.
+    pub(crate) goal_of: String,
+    /// What was measured.
+    pub(crate) measured: String,
+    /// What was to be reached.
+    pub(crate) goal: String,
+    /// Whether it was; `None` where it was not measured.
+    pub(crate) held: Option<bool>,
+}
+
+impl Row {
+    /// A goal for a figure: held if the upper end of its interval is at most the goal, and for a ratio 0.03 more.
+    pub(crate) fn at_most(goal_of: impl Into<String>, measured: Estimate, goal: f64, unit: Unit) -> Self {
+        let Estimate { median, low, high } = measured;
+        let [median, low, upper] = [median, low, high].map(|figure| unit.show(figure));
+        Self {
+            goal_of: goal_of.into(),
+            measured: format!("{median} ({low} to {upper})"),
+            goal: format!("≤ {}", unit.show(goal)),
+            held: Some(high <= goal + unit.allowance()),
+        }
+    }
+
+    /// A goal for counts.
+    pub(crate) fn counted(goal_of: impl Into<String>, measured: String, goal: impl Into<String>, held: bool) -> Self {
+        Self { goal_of: goal_of.into(), measured, goal: goal.into(), held: Some(held) }
+    }
+
+    /// A goal that this run could not measure.
+    pub(crate) fn missing(goal_of: impl Into<String>, why: impl Into<String>) -> Self {
+        Self { goal_of: goal_of.into(), measured: why.into(), goal: String::new(), held: None }
+    }
+
+    fn markdown(&self) -> String {
+        let held = match self.held {
+            Some(true) => "held",
+            Some(false) => "**not held**",
+            None => "not measured",
+        };
+        format!("| {} | {} | {} | {held} |", self.goal_of, self.measured, self.goal)
+    }
+}
+
+/// Where results go: standard output, and two files of one folder.
+#[derive(Debug)]
+pub(crate) struct Results {
+    folder: PathBuf,
+    lines: File,
+    rows: Vec<Row>,
+}
+
+impl Results {
+    /// Begins new files in `folder`.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be written.
+    pub(crate) fn new(folder: &Path) -> io::Result<Self> {
+        fs::create_dir_all(folder)?;
+        let lines = File::create(folder.join("results.jsonl"))?;
+        Ok(Self { folder: folder.to_owned(), lines, rows: Vec::new() })
+    }
+
+    /// Writes one result, to the file and to standard output.
+    ///
+    /// # Panics
+    ///
+    /// If the file cannot be written.
+    pub(crate) fn line(&mut self, line: &Line) {
+        self.write(line);
+    }
+
+    /// Keeps one row for the table, and writes it as a result of its own.
+    ///
+    /// # Panics
+    ///
+    /// If the file cannot be written.
+    pub(crate) fn row(&mut self, row: Row) {
+        self.write(&row);
+        self.rows.push(row);
+    }
+
+    /// The table, under a line on how it came about; written to the folder as well.
+    ///
+    /// # Errors
+    ///
+    /// If its file cannot be written.
+    pub(crate) fn table(&self, heading: &str) -> io::Result<String> {
+        let mut table = format!("{heading}\n\n| case | measured | goal | |\n| --- | --- | --- | --- |\n");
+        for row in &self.rows {
+            _ = writeln!(table, "{}", row.markdown());
+        }
+        fs::write(self.folder.join("table.md"), &table)?;
+        Ok(table)
+    }
+
+    fn write(&mut self, result: &impl Serialize) {
+        let line = serde_json::to_string(result).expect("results are plain JSON");
+        println!("{line}");
+        writeln!(self.lines, "{line}").expect("the results can be written");
+    }
+}

@@ -1,0 +1,74 @@
+//! Figures of many rounds go in; a median comes out, and how far it can be trusted.
+
+/// A median and its 95 % interval.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Estimate {
+    /// The median.
+    pub(crate) median: f64,
+    /// The interval's lower end.
+    pub(crate) low: f64,
+    /// The interval's upper end.
+    pub(crate) high: f64,
+}
+
+/// The median of `figures`, and the interval between two of them that holds the true median with at least 95 %.
+///
+/// The interval is that of the binomial order statistics: each round falls below the true median with probability one
+/// half, whatever the distribution, so counting is enough and outliers do no harm. For less than 6 figures there is no
+/// such interval, and it is the whole range.
+///
+/// # Panics
+///
+/// If there is no figure, or one is not a number.
+pub(crate) fn estimate(figures: &[f64]) -> Estimate {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(|a, b| a.partial_cmp(b).expect("figures are numbers"));
+    let rank = rank(sorted.len());
+    Estimate { median: middle(&sorted), low: sorted[rank], high: sorted[sorted.len() - 1 - rank] }
+}
+
+/// The median of `figures`.
+///
+/// # Panics
+///
+/// If there is no figure, or one is not a number.
+pub(crate) fn median(figures: &[f64]) -> f64 {
+    estimate(figures).median
+}
+
+/// The value below which `percent` of `sorted` lie, or 0 where there is none.
+pub(crate) fn percentile(sorted: &[u32], percent: usize) -> f64 {
+    let index = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
+    sorted.get(index).copied().map_or(0.0, f64::from)
+}
+
+/// A count as a figure.
+pub(crate) fn figure(count: usize) -> f64 {
+    // Counts of calls in a few seconds: far below the limit.
+    u32::try_from(count).map_or(f64::INFINITY, f64::from)
+}
+
+/// A figure without the digits that mean nothing.
+pub(crate) fn rounded(figure: f64) -> f64 {
+    (figure * 1e3).round() / 1e3
+}
+
+fn middle(sorted: &[f64]) -> f64 {
+    let upper = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[upper] } else { f64::midpoint(sorted[upper - 1], sorted[upper]) }
+}
+
+/// How many figures may be cut off at each end: the most that leave no more than 2.5 % on that side.
+fn rank(count: usize) -> usize {
+    let mut probability = 0.5_f64.powf(figure(count));
+    let (mut cumulated, mut rank) = (0.0, 0);
+    while rank < count / 2 {
+        cumulated += probability;
+        if cumulated > 0.025 {
+            return rank.saturating_sub(1);
+        }
+        rank += 1;
+        probability *= figure(count + 1 - rank) / figure(rank);
+    }
+    rank.saturating_sub(1)
+}

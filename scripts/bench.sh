@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# What a call costs, side by side with tonic's own channels: criterion's microbenchmarks, then the
+# comparison over real connections. One JSON line a result and one Markdown table, also in
+# target/bench/.
+
+set -euo pipefail
+
+export PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
+
+usage() {
+    cat <<'USAGE'
+Usage: scripts/bench.sh [--quick] [--case NAME]...
+
+  --quick       a smoke run of a few seconds a case: the figures mean nothing
+  --case NAME   this case only, can be repeated: micro, unary, p99_slow, refuses, mute, frozen,
+                killed, join, arrive, memory
+  -h, --help    this text
+
+ETCD names another etcd binary than that of the PATH.
+USAGE
+}
+
+main() {
+    parse_options "$@"
+    cd "$(dirname "${BASH_SOURCE[0]}")/.."
+    local out=$PWD/target/bench
+
+    scripts/setup.sh
+    echo "bench: building (a few minutes the first time)"
+    cargo bench --locked --quiet --no-run --bench picker --bench layer --bench side_by_side
+
+    local begin=$SECONDS
+    mkdir -p "$out"
+    if wants micro; then
+        # Estimates of an earlier run must not pass for this one's.
+        rm -rf "$out/criterion"
+        CRITERION_HOME=$out/criterion cargo bench --locked --quiet \
+            --bench picker --bench layer -- "${criterion[@]}"
+    fi
+    cargo bench --locked --quiet --bench side_by_side -- \
+        --out "$out" --criterion "$out/criterion" ${side_by_side[@]+"${side_by_side[@]}"}
+    echo "bench: $((SECONDS - begin)) s; the same in $out"
+}
+
+# Empty arrays count as unset for the bash of macOS.
+side_by_side=()
+# One and a half seconds to warm up and four to measure keep the whole run far below ten minutes.
+criterion=(--noplot --warm-up-time 1.5 --measurement-time 4)
+cases=()
+
+parse_options() {
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --quick)
+                side_by_side+=(--quick)
+                criterion=(--noplot --warm-up-time 0.2 --measurement-time 0.5 --sample-size 10)
+                shift
+                ;;
+            --case)
+                [ $# -ge 2 ] || refuse "--case wants the name of a case"
+                use_case "$2"
+                shift 2
+                ;;
+            --case=*)
+                use_case "${1#--case=}"
+                shift
+                ;;
+            -h | --help)
+                usage
+                exit 0
+                ;;
+            *) refuse "unknown option: $1" ;;
+        esac
+    done
+}
+
+use_case() {
+    case $1 in
+        micro | unary | p99_slow | refuses | mute | frozen | killed | join | arrive | memory) ;;
+        *) refuse "unknown case: $1" ;;
+    esac
+    cases+=("$1")
+    side_by_side+=(--case "$1")
+}
+
+# Without --case, every case is wanted.
+wants() {
+    local name
+    [ ${#cases[@]} -gt 0 ] || return 0
+    for name in "${cases[@]}"; do
+        [ "$name" != "$1" ] || return 0
+    done
+    return 1
+}
+
+refuse() {
+    echo "bench: $1" >&2
+    usage >&2
+    exit 2
+}
+
+main "$@"

@@ -1,0 +1,53 @@
+//! The benchmark's figures are what they claim to be: medians, and intervals that hold the true median.
+
+#[path = "../benches/side_by_side/statistics.rs"]
+mod statistics;
+
+use statistics::{Estimate, estimate, figure, median, percentile, rounded};
+
+#[test]
+fn a_median_lies_in_the_middle_whatever_the_order() {
+    let odd = [3.0, 1.0, 2.0];
+    assert!((median(&odd) - 2.0).abs() < f64::EPSILON, "of three figures it is the second");
+    let even = [4.0, 1.0, 3.0, 2.0];
+    assert!((median(&even) - 2.5).abs() < f64::EPSILON, "of four it is between the second and the third");
+}
+
+#[test]
+fn the_interval_cuts_off_what_tables_of_the_sign_test_say() {
+    // Count of figures, and how many may be cut off at each end with 95 %.
+    for (count, cut) in [(1, 0), (5, 0), (6, 0), (8, 0), (9, 1), (15, 3), (20, 5), (31, 9), (100, 39)] {
+        let figures: Vec<f64> = (0..count).map(figure).collect();
+        let Estimate { low, high, .. } = estimate(&figures);
+        assert!((low - figure(cut)).abs() < f64::EPSILON, "of {count} figures, {cut} are cut off below, not {low}");
+        let last = figure(count - 1 - cut);
+        assert!((high - last).abs() < f64::EPSILON, "of {count} figures, {cut} are cut off above, so not {high}");
+    }
+}
+
+#[test]
+fn an_interval_holds_the_true_median_nineteen_times_of_twenty() {
+    let mut numbers = fastrand::Rng::with_seed(7);
+    let rounds = 2_000;
+    let held = (0..rounds).filter(|_| {
+        let figures: Vec<f64> = (0..15).map(|_| numbers.f64().powi(3)).collect();
+        let Estimate { low, high, .. } = estimate(&figures);
+        (low..=high).contains(&0.125)
+    });
+    let share = figure(held.count()) / figure(rounds);
+    assert!((0.94..0.99).contains(&share), "{share} of the intervals hold it");
+}
+
+#[test]
+fn results_have_three_digits_behind_the_point() {
+    assert!((rounded(1.234_567) - 1.235).abs() < f64::EPSILON, "the rest is noise");
+}
+
+#[test]
+fn a_percentile_of_few_or_no_latencies_is_no_panic() {
+    assert!(percentile(&[], 99) < f64::EPSILON, "nothing was measured");
+    assert!((percentile(&[7], 99) - 7.0).abs() < f64::EPSILON, "one latency is all percentiles");
+    let hundred: Vec<u32> = (1..=100).collect();
+    assert!((percentile(&hundred, 50) - 51.0).abs() < f64::EPSILON, "half of them lie below it");
+    assert!((percentile(&hundred, 99) - 100.0).abs() < f64::EPSILON, "99 of 100 lie below it");
+}
