@@ -11,12 +11,13 @@
 
 use std::fmt;
 use std::future::poll_fn;
+use std::ops::DerefMut;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Uri, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use tokio::time::Instant;
@@ -60,7 +61,10 @@ pub struct ResponseFuture {
 
 impl ResponseFuture {
     pub(super) fn new(owner: Arc<Owner>, request: http::Request<Body>) -> Self {
-        Self { call: Box::pin(call(owner, request)) }
+        let call = Call::new(owner, request);
+        // In the future's place, `request` would lie beside everything that is made of it: kept small, the future comes from
+        // the allocator's cache of small blocks, which takes no lock where another thread frees it.
+        Self { call: Box::pin(call.run()) }
     }
 }
 
@@ -78,59 +82,80 @@ impl fmt::Debug for ResponseFuture {
     }
 }
 
-async fn call(owner: Arc<Owner>, request: http::Request<Body>) -> Result<http::Response<ResponseBody>, Status> {
-    let started = Instant::now();
-    let shared = &owner.shared;
-    let settings = &shared.settings;
-    let (head, body) = request.into_parts();
-    let wait_for_ready = head.extensions.get().map_or(settings.wait_for_ready, |WaitForReady(wait)| *wait);
-    let own = timeout_of(&head.headers);
-    let mut deadline = Deadline::new(own, settings.timeout, started);
-    let mut head = Head::new(head.method, &head.uri, head.headers, &settings.user_agent);
-    // The server is told what is left; the caller's own header says it for as long as nothing was waited for.
-    if deadline.at() != own.map(|own| started + own) {
-        head.tell(&deadline, started);
-    }
-    let request = CancelOnDrop(Request::new(body));
+/// A call before its first attempt.
+struct Call {
+    owner: Arc<Owner>,
+    head: Head,
+    request: CancelOnDrop,
+    deadline: Deadline,
+    wait_for_ready: bool,
+    started: Instant,
+    place: Option<Place>,
+}
 
-    let mut placed = shared.place_now().map(|place| (place, started));
-    let mut refused: Option<Refused> = None;
-    for _ in 0..ATTEMPTS {
-        let (place, at) = match placed.take() {
-            Some(placed) => placed,
-            None => {
-                let avoid = refused.as_ref().map(|refused| refused.by.clone());
-                let placed = within(&mut deadline, shared.place(avoid, wait_for_ready)).await;
-                let now = Instant::now();
-                head.tell(&deadline, now);
-                match placed {
-                    Some(Ok(place)) => (place, now),
-                    // What the last instance said is closer to the cause than that there is none left.
-                    Some(Err(status)) => return Err(refused.map_or(status, |refused| refused.status)),
-                    None => return Err(status::deadline_exceeded("an instance that can take the call")),
+impl Call {
+    fn new(owner: Arc<Owner>, request: http::Request<Body>) -> Self {
+        let started = Instant::now();
+        let settings = &owner.shared.settings;
+        let (head, body) = request.into_parts();
+        let wait_for_ready = head.extensions.get().map_or(settings.wait_for_ready, |WaitForReady(wait)| *wait);
+        let own = timeout_of(&head.headers);
+        let deadline = Deadline::new(own, settings.timeout, started);
+        let mut head = Head::new(head.method, &head.uri, head.headers, &settings.user_agent);
+        // The server is told what is left; the caller's own header says it for as long as nothing was waited for.
+        if deadline.at() != own.map(|own| started + own) {
+            head.tell(&deadline, started);
+        }
+        let place = owner.shared.place_now();
+        let request = CancelOnDrop(Request::new(body));
+        Self { owner, head, request, deadline, wait_for_ready, started, place }
+    }
+
+    /// Makes the attempts.
+    ///
+    /// A block, since the arguments of an async function have two places in its future.
+    fn run(mut self) -> impl Future<Output = Result<http::Response<ResponseBody>, Status>> + Send {
+        async move {
+            let mut refused: Option<Box<Refused>> = None;
+            for _ in 0..ATTEMPTS {
+                let (place, at) = match self.place.take() {
+                    Some(place) => (place, self.started),
+                    None => {
+                        let avoid = refused.as_ref().map(|refused| refused.by.clone());
+                        let placing = Box::pin(self.owner.shared.place(avoid, self.wait_for_ready));
+                        let placed = within(&mut self.deadline, placing).await;
+                        let now = Instant::now();
+                        self.head.tell(&self.deadline, now);
+                        match placed {
+                            Some(Ok(place)) => (place, now),
+                            // What the last instance said is closer to the cause than that there is none left.
+                            Some(Err(status)) => return Err(refused.map_or(status, |refused| refused.status)),
+                            None => return Err(status::deadline_exceeded("an instance that can take the call")),
+                        }
+                    }
+                };
+                let Some(upload) = self.request.0.upload() else { break };
+                let mut flight = Flight::new(place, at, self.deadline.at().is_some());
+                // Made where it stays: what is moved has two places in this future.
+                let sending = pin!(flight.send(self.head.request(flight.link(), upload)?));
+                match within(&mut self.deadline, sending).await {
+                    Some(Ok(response)) => return Ok(flight.answered(response, self.request, self.deadline)),
+                    Some(Err(error)) => {
+                        // The caller's own stream failed, and that reset the call.
+                        if let Some(status) = self.request.0.failure() {
+                            return Err(status);
+                        }
+                        refused = Some(Box::new(flight.failed(error)?));
+                    }
+                    None => {
+                        flight.missed();
+                        return Err(status::deadline_exceeded(&format!("{} to answer", flight.address())));
+                    }
                 }
             }
-        };
-        let Some(upload) = request.0.upload() else { break };
-        let mut flight = Flight::new(place, at, deadline.at().is_some());
-        let outgoing = head.request(flight.link(), upload)?;
-        let sending = flight.link().send.clone().try_send_request(outgoing);
-        match within(&mut deadline, sending).await {
-            Some(Ok(response)) => return Ok(flight.answered(response, request, deadline)),
-            Some(Err(error)) => {
-                // The caller's own stream failed, and that reset the call.
-                if let Some(status) = request.0.failure() {
-                    return Err(status);
-                }
-                refused = Some(flight.failed(error)?);
-            }
-            None => {
-                flight.missed();
-                return Err(status::deadline_exceeded(&format!("{} to answer", flight.address())));
-            }
+            Err(self.request.0.failure().or(refused.map(|refused| refused.status)).unwrap_or_else(unplaced))
         }
     }
-    Err(request.0.failure().or(refused.map(|refused| refused.status)).unwrap_or_else(unplaced))
 }
 
 /// A call that neither an instance nor its own stream refused, and that got no attempt: cannot happen, but must not panic.
@@ -139,8 +164,7 @@ fn unplaced() -> Status {
 }
 
 /// What `future` ends with; `None` where the deadline comes first.
-async fn within<F: Future>(deadline: &mut Deadline, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
+async fn within<F: Future>(deadline: &mut Deadline, mut future: Pin<impl DerefMut<Target = F>>) -> Option<F::Output> {
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Some(output)),
         Poll::Pending => deadline.poll_missed(cx).map(|()| None),
@@ -154,40 +178,52 @@ struct Refused {
     status: Status,
 }
 
-/// What is kept of a call's head for another attempt: everything but the extensions, which nobody on the wire sees.
+/// A call's head, kept for another attempt: everything but the extensions, which nobody on the wire sees.
 struct Head {
     method: Method,
     path: PathAndQuery,
+    /// Empty while they are on their way.
     headers: HeaderMap,
+    /// What is on its way, as a list: a copy costs half of what a map's does.
+    sent: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Head {
     fn new(method: Method, uri: &Uri, mut headers: HeaderMap, user_agent: &HeaderValue) -> Self {
         headers.entry(header::USER_AGENT).or_insert_with(|| user_agent.clone());
         let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        Self { method, path, headers }
+        Self { method, path, headers, sent: Vec::new() }
     }
 
     /// Writes what is left of the time.
     fn tell(&mut self, deadline: &Deadline, now: Instant) {
         if let Some(at) = deadline.at() {
+            self.take_back();
             self.headers.insert(GRPC_TIMEOUT, timeout_header(at.saturating_duration_since(now)));
         }
     }
 
-    fn request(&self, link: &Link, upload: Upload) -> Result<http::Request<Upload>, Status> {
+    fn request(&mut self, link: &Link, upload: Upload) -> Result<http::Request<Upload>, Status> {
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(link.scheme.clone());
         parts.authority = Some(link.authority.clone());
         parts.path_and_query = Some(self.path.clone());
         let uri =
             Uri::from_parts(parts).map_err(|error| Status::internal(format!("the path cannot be sent: {error}")))?;
+        self.take_back();
+        self.sent.extend(self.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
         let mut request = http::Request::new(upload);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = uri;
         *request.version_mut() = Version::HTTP_2;
-        *request.headers_mut() = self.headers.clone();
+        *request.headers_mut() = std::mem::take(&mut self.headers);
         Ok(request)
+    }
+
+    fn take_back(&mut self) {
+        if !self.sent.is_empty() {
+            self.headers = std::mem::take(&mut self.sent).into_iter().collect();
+        }
     }
 }
 
@@ -199,6 +235,9 @@ impl Drop for CancelOnDrop {
         self.0.cancel();
     }
 }
+
+/// What hyper ends an attempt with.
+type Answer = Result<http::Response<Incoming>, TrySendError<http::Request<Upload>>>;
 
 /// One attempt between its place and its end.
 pub(super) struct Flight {
@@ -224,6 +263,11 @@ impl Flight {
         self.place.link()
     }
 
+    /// Hands the request to hyper.
+    fn send(&self, request: http::Request<Upload>) -> impl Future<Output = Answer> + use<> {
+        self.link().send.clone().try_send_request(request)
+    }
+
     /// The response has begun.
     fn answered(
         self,
@@ -241,7 +285,8 @@ impl Flight {
         let code = status::code_of(&head.headers).or_else(|| status::code_of_http(head.status));
         // Who fails at once is not fast.
         if code.is_none_or(|code| code == Code::Ok) {
-            self.place.candidate().seat().answered(self.at.elapsed());
+            let now = Instant::now();
+            self.place.candidate().seat().answered_at(now, now - self.at);
         }
         if let Some(code) = code {
             if !timed_out {

@@ -122,12 +122,7 @@ impl Seat {
         self.places.set_limit(limit);
     }
 
-    /// Takes into the average that a response began just now, `after` its call was sent.
-    pub(super) fn answered(&self, after: Duration) {
-        self.answered_at(Instant::now(), after);
-    }
-
-    /// The same for a caller that has read the clock already.
+    /// Takes into the average that a response began `now`, `after` its call was sent.
     ///
     /// An answer counts for an eighth; after a pause for as much of a second as the pause was long, so that what is a second
     /// old counts for nothing. Not exact when two answers meet: one of them may be lost.

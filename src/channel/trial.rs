@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::time::Instant;
 
 use crate::channel::candidate::{Candidate, Seat};
 use crate::channel::choice::Choice;
@@ -72,7 +73,7 @@ impl Picked {
 
     /// Says that the response began `after` the call was sent.
     pub fn answered(&self, after: Duration) {
-        self.candidate.seat().answered(after);
+        self.candidate.seat().answered_at(Instant::now(), after);
     }
 }
 

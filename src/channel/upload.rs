@@ -274,8 +274,25 @@ impl http_body::Body for Upload {
         if this.ended {
             return Poll::Ready(None);
         }
-        executor::entered(&this.request);
         let request = this.request.clone();
+        let polled = this.poll(&request, cx);
+        // A small last frame goes out at once, or at the latest when the window of the connection opens: there is no body left
+        // to cancel.
+        let is_over = this.ended && matches!(&polled, Poll::Ready(Some(Ok(frame))) if is_small(frame));
+        if !is_over {
+            executor::entered(&request);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+}
+
+impl Upload {
+    fn poll(&mut self, request: &Request, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self;
         let mut state = request.lock();
         if state.attempt != this.attempt {
             return Poll::Ready(Some(Err(over())));
@@ -287,7 +304,7 @@ impl http_body::Body for Upload {
             Source::Open(body) => {
                 let first = state.frames.len() == 0 && state.replayable;
                 drop(state);
-                this.read(&request, body, first, cx)
+                this.read(request, body, first, cx)
             }
             source => {
                 state.source = source;
@@ -296,8 +313,9 @@ impl http_body::Body for Upload {
             }
         }
     }
+}
 
-    fn is_end_stream(&self) -> bool {
-        self.ended
-    }
+/// Whether it fits into the first window of any stream, and into one HTTP/2 frame.
+fn is_small(frame: &Frame<Bytes>) -> bool {
+    frame.data_ref().is_none_or(|data| data.len() <= 16 * 1024)
 }

@@ -175,7 +175,7 @@ mod tests {
             open.sort_by_key(|&(end, ..)| end);
             while let Some(&(end, latency, candidate)) = open.first().filter(|&&(end, ..)| end <= next) {
                 tokio::time::advance(end.duration_since(Instant::now())).await;
-                candidate.seat().answered(latency);
+                candidate.seat().answered_at(Instant::now(), latency);
                 candidate.seat().release();
                 open.remove(0);
             }
@@ -203,11 +203,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_instance_that_has_become_faster_gets_its_share_again() {
         let both = candidates(&[1, 1]);
-        both[0].seat().answered(Duration::from_millis(50));
+        both[0].seat().answered_at(Instant::now(), Duration::from_millis(50));
         let choice = Choice::new(both, &LeastRequest::new());
         let call = || {
             let taken = choice.take(None).expect("one has room");
-            taken.seat().answered(Duration::from_millis(1));
+            taken.seat().answered_at(Instant::now(), Duration::from_millis(1));
             taken.seat().release();
             taken.instance().address.port()
         };
