@@ -287,7 +287,7 @@ impl ChannelBuilder {
         let (changed, changes) = watch::channel(());
         let (alive, ended) = mpsc::channel(1);
         let nothing =
-            Published { choice: None, state: Connectivity::Connecting, cause: "".into(), subchannels: Arc::new([]) };
+            Published { choice: None, state: Connectivity::Connecting, cause: "".into(), records: Arc::new([]) };
         let shared = Arc::new(Shared {
             published: ArcSwap::from_pointee(nothing),
             line: Line::new(self.max_waiting),

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future;
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -25,11 +26,11 @@ use super::link::{self, Dial};
 use super::outlier::{self, Interval};
 use super::policy::Policy;
 use super::shared::{Published, Shared};
-use super::subchannel::{Event, Subchannel};
+use super::subchannel::{Event, Record};
 use super::upload::Upload;
 use super::view::Connectivity;
 use crate::instance::Address;
-use crate::snapshot::{MemberState, Snapshot};
+use crate::snapshot::{Member, MemberState, Snapshot};
 
 /// Attempts to connect at once: a set of thousands is connected within seconds without flooding a network or a kernel.
 const CONNECTS_AT_ONCE: usize = 32;
@@ -52,7 +53,7 @@ struct State {
     driver: Parts,
     /// One for each member of the last snapshot, in its order.
     entries: Vec<Entry>,
-    subchannels: Arc<[Subchannel]>,
+    records: Arc<[Arc<Record>]>,
     /// What is known of the list of instances.
     list: List,
     /// Who waits for a turn to connect, with the generation of that wish.
@@ -156,7 +157,7 @@ impl State {
         let mut state = Self {
             driver,
             entries: Vec::new(),
-            subchannels: Arc::new([]),
+            records: Arc::new([]),
             list: List::Awaited,
             queue: VecDeque::new(),
             connects: JoinSet::new(),
@@ -173,56 +174,68 @@ impl State {
         state
     }
 
-    /// Takes in a snapshot: a walk along both, since both are ordered by address.
+    /// Takes in a snapshot.
     fn apply(&mut self, snapshot: &Snapshot) {
         self.list = List::Known;
-        let mut known = std::mem::take(&mut self.entries).into_iter().peekable();
-        let mut entries = Vec::with_capacity(snapshot.len());
-        let mut changed = false;
+        // Also an empty list is news: calls that waited for it fail now.
+        self.mark(Dirty::Seen);
+        let mut entries = mem::take(&mut self.entries);
+        let is_known =
+            |(entry, member): (&Entry, &Member)| entry.is_same(member) || *entry.address() == member.instance().address;
+        if entries.len() == snapshot.len() && entries.iter().zip(snapshot.iter()).all(is_known) {
+            for (entry, member) in entries.iter_mut().zip(snapshot.iter()) {
+                self.update(entry, member);
+            }
+            self.entries = entries;
+        } else {
+            self.entries = self.merge(entries, snapshot);
+            self.records = self.entries.iter().map(|entry| entry.record.clone()).collect();
+        }
+    }
+
+    /// Some joined or left: a walk along both, since both are ordered by address.
+    fn merge(&mut self, entries: Vec<Entry>, snapshot: &Snapshot) -> Vec<Entry> {
+        let mut known = entries.into_iter().peekable();
+        let mut merged = Vec::with_capacity(snapshot.len());
         for member in snapshot.iter() {
             let address = &member.instance().address;
             while let Some(left) = known.next_if(|entry| !entry.is_same(member) && entry.address() < address) {
-                tracing::debug!(address = %left.address(), "instance removed");
-                left.leave();
-                self.mark(Dirty::Choice);
-                changed = true;
+                self.remove(left);
             }
-            match known.next_if(|entry| entry.is_same(member) || entry.address() == address) {
+            let entry = match known.next_if(|entry| entry.is_same(member) || entry.address() == address) {
                 Some(mut entry) => {
-                    if !entry.is_unchanged(member) {
-                        self.update(&mut entry, member);
-                        changed = true;
-                    }
-                    entries.push(entry);
+                    self.update(&mut entry, member);
+                    entry
                 }
                 None => {
-                    let mut entry = Entry::new(member.clone());
                     tracing::debug!(%address, "instance added");
+                    let mut entry = Entry::new(member.clone());
                     self.enqueue(&mut entry);
-                    self.mark(Dirty::Seen);
-                    changed = true;
-                    entries.push(entry);
+                    entry
                 }
-            }
+            };
+            merged.push(entry);
         }
-        for left in known {
-            tracing::debug!(address = %left.address(), "instance removed");
-            left.leave();
-            self.mark(Dirty::Choice);
-            changed = true;
-        }
-        self.entries = entries;
-        if changed || self.subchannels.len() != self.entries.len() {
-            self.subchannels = self.entries.iter().map(Entry::subchannel).collect();
-        }
-        // Also an empty list is news: calls that waited for it fail now.
-        self.mark(Dirty::Seen);
+        known.for_each(|left| self.remove(left));
+        merged
     }
 
-    /// A known instance changed its weight, its tags, its lease or its state.
-    fn update(&mut self, entry: &mut Entry, member: &crate::snapshot::Member) {
+    fn remove(&mut self, entry: Entry) {
+        tracing::debug!(address = %entry.address(), "instance removed");
+        if entry.is_ready() {
+            self.mark(Dirty::Choice);
+        }
+        entry.leave();
+    }
+
+    /// Takes over what changed of a known instance: its weight, its tags, its lease or its state.
+    fn update(&mut self, entry: &mut Entry, member: &Member) {
+        if entry.is_unchanged(member) {
+            return;
+        }
         let restarted = entry.member.lease() != member.lease();
         entry.member = member.clone();
+        entry.record.instance.store(member.shared_instance().clone());
         entry.record.draining.store(member.state() == MemberState::Draining, Ordering::Relaxed);
         self.mark(if entry.is_ready() { Dirty::Choice } else { Dirty::Seen });
         if restarted {
@@ -447,15 +460,15 @@ impl State {
         let shared = &self.driver.shared;
         let before = shared.published.load();
         let is_choice = self.dirty == Dirty::Choice || before.choice.is_none();
-        if is_choice || !Arc::ptr_eq(&before.subchannels, &self.subchannels) {
+        if is_choice || !Arc::ptr_eq(&before.records, &self.records) {
             let candidates = self.candidates();
             let choice = (!candidates.is_empty()).then(|| Choice::new(candidates, &*self.driver.policy));
             let (state, cause) = match choice {
                 Some(_) => (Connectivity::Ready, "".into()),
                 None => self.why_not(),
             };
-            let subchannels = self.subchannels.clone();
-            shared.published.store(Arc::new(Published { choice, state, cause, subchannels }));
+            let records = self.records.clone();
+            shared.published.store(Arc::new(Published { choice, state, cause, records }));
         }
         drop(before);
         self.dirty = Dirty::No;
@@ -503,9 +516,9 @@ impl State {
 
     /// Leaves nothing behind: connections end with the last of their calls.
     fn close(self) {
-        let subchannels = Arc::new([]);
+        let records = Arc::new([]);
         let cause = "the channel is closed".into();
-        let nothing = Published { choice: None, state: Connectivity::TransientFailure, cause, subchannels };
+        let nothing = Published { choice: None, state: Connectivity::TransientFailure, cause, records };
         self.driver.shared.published.store(Arc::new(nothing));
         self.driver.shared.serve();
     }
@@ -529,7 +542,7 @@ impl State {
 
     /// Works on an entry of this state's.
     fn with(&mut self, index: usize, work: impl FnOnce(&mut Self, &mut Entry)) {
-        let mut entries = std::mem::take(&mut self.entries);
+        let mut entries = mem::take(&mut self.entries);
         work(self, &mut entries[index]);
         self.entries = entries;
     }

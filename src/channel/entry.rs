@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::candidate::{Candidate, Seat};
 use super::outlier::{Ejection, OutlierDetection};
-use super::subchannel::{Record, Subchannel};
+use super::subchannel::Record;
 use super::view::Connectivity;
 use crate::backoff::Backoff;
 use crate::instance::Address;
@@ -49,8 +49,7 @@ pub(super) enum Phase {
 impl Entry {
     /// A new instance, which is nothing yet.
     pub(super) fn new(member: Member) -> Self {
-        let record = Arc::<Record>::default();
-        record.set_state(Connectivity::Connecting);
+        let record = Arc::new(Record::new(member.shared_instance().clone()));
         record.draining.store(member.state() == crate::snapshot::MemberState::Draining, Ordering::Relaxed);
         Self {
             member,
@@ -78,10 +77,6 @@ impl Entry {
         self.member.state() == member.state()
             && self.member.lease() == member.lease()
             && (self.is_same(member) || self.member.instance() == member.instance())
-    }
-
-    pub(super) fn subchannel(&self) -> Subchannel {
-        Subchannel { instance: self.member.shared_instance().clone(), record: self.record.clone() }
     }
 
     /// What a policy chooses from, if it is READY.

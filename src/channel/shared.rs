@@ -13,7 +13,7 @@ use super::candidate::{Candidate, Seat};
 use super::choice::Choice;
 use super::link::Link;
 use super::outlier::OutlierDetection;
-use super::subchannel::{Event, Subchannel};
+use super::subchannel::{Event, Record};
 use super::view::{Connectivity, InstanceStatus};
 use super::waiting::{Line, Turn};
 
@@ -45,7 +45,7 @@ pub(super) struct Published {
     /// Why calls fail, in [`Connectivity::TransientFailure`].
     pub(super) cause: Box<str>,
     /// Every instance, in the order of addresses.
-    pub(super) subchannels: Arc<[Subchannel]>,
+    pub(super) records: Arc<[Arc<Record>]>,
 }
 
 /// A call in the line.
@@ -116,7 +116,7 @@ impl Shared {
 
     /// All instances as they are now, ordered by address.
     pub(super) fn instances(&self) -> Vec<InstanceStatus> {
-        self.published.load().subchannels.iter().map(Subchannel::status).collect()
+        self.published.load().records.iter().map(|record| record.status()).collect()
     }
 
     fn turn(self: &Arc<Self>, published: &Published, waiting: &mut Waiting) -> Turn {

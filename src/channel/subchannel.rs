@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::mpsc;
 
 use super::candidate::Seat;
@@ -11,32 +11,11 @@ use super::outlier::{Outcome, OutlierDetection, Tally, Verdict};
 use super::view::{Connectivity, InstanceStatus};
 use crate::instance::{Address, Instance};
 
-/// One instance as it is published.
-#[derive(Debug, Clone)]
-pub(super) struct Subchannel {
-    pub(super) instance: Arc<Instance>,
-    pub(super) record: Arc<Record>,
-}
-
-impl Subchannel {
-    pub(super) fn status(&self) -> InstanceStatus {
-        let record = &self.record;
-        let seat = record.seat.load();
-        InstanceStatus::new(
-            self.instance.clone(),
-            record.state(),
-            seat.as_ref().map_or(0, |seat| seat.in_flight()),
-            seat.as_ref().and_then(|seat| seat.latency()),
-            record.ejected.load(Ordering::Relaxed),
-            record.draining.load(Ordering::Relaxed),
-            record.cause(),
-        )
-    }
-}
-
 /// What is known about one instance, for as long as it is one: written by the control task and by calls.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Record {
+    /// As it is registered now.
+    pub(super) instance: ArcSwap<Instance>,
     state: AtomicU8,
     pub(super) ejected: AtomicBool,
     pub(super) draining: AtomicBool,
@@ -49,6 +28,34 @@ pub(super) struct Record {
 }
 
 impl Record {
+    /// A new instance, which nothing is known about.
+    pub(super) fn new(instance: Arc<Instance>) -> Self {
+        Self {
+            instance: ArcSwap::new(instance),
+            state: AtomicU8::new(Connectivity::Connecting as u8),
+            ejected: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            tally: Tally::default(),
+            seat: ArcSwapOption::const_empty(),
+            generation: AtomicU64::new(0),
+            cause: Mutex::new(None),
+        }
+    }
+
+    /// Where it stands, for people.
+    pub(super) fn status(&self) -> InstanceStatus {
+        let seat = self.seat.load();
+        InstanceStatus::new(
+            self.instance.load_full(),
+            self.state(),
+            seat.as_ref().map_or(0, |seat| seat.in_flight()),
+            seat.as_ref().and_then(|seat| seat.latency()),
+            self.ejected.load(Ordering::Relaxed),
+            self.draining.load(Ordering::Relaxed),
+            self.cause(),
+        )
+    }
+
     pub(super) fn state(&self) -> Connectivity {
         Connectivity::from_u8(self.state.load(Ordering::Relaxed))
     }
