@@ -280,6 +280,7 @@ impl Flight {
         let timed_out = self.own_timeout(&mut head.headers);
         if !timed_out {
             self.link().report.answer();
+            self.place.candidate().seat().is_alive();
         }
         // Nothing follows an answer that consists of its head, and nothing of one that failed in HTTP is gRPC.
         let code = status::code_of(&head.headers).or_else(|| status::code_of_http(head.status));
@@ -332,7 +333,8 @@ impl Flight {
 
     /// The deadline came first. That says something about the instance only if it answered nobody since.
     pub(super) fn missed(&self) {
-        if self.link().report.answered() == self.answered {
+        if self.link().report.is_silent_since(self.answered) {
+            self.place.candidate().seat().missed_one();
             self.tell(Code::DeadlineExceeded, Ending::Missed);
         }
     }

@@ -79,13 +79,24 @@ pub(super) struct Seat {
     latency: AtomicU32,
     /// When that was updated, see [`millis`].
     answered: AtomicU32,
+    /// Calls whose deadline passed while it answered nobody, and when the last of them did: they are given back, but it may
+    /// well be stuck, and each would make room for another.
+    missed: AtomicU32,
+    missed_at: AtomicU32,
     link: Option<Box<Link>>,
 }
 
 impl Seat {
     /// A place for at most `limit` calls at once over `link`.
     pub(super) fn new(limit: u32, link: Option<Box<Link>>) -> Arc<Self> {
-        Arc::new(Self { places: Places::new(limit), latency: AtomicU32::new(0), answered: AtomicU32::new(0), link })
+        Arc::new(Self {
+            places: Places::new(limit),
+            latency: AtomicU32::new(0),
+            answered: AtomicU32::new(0),
+            missed: AtomicU32::new(0),
+            missed_at: AtomicU32::new(0),
+            link,
+        })
     }
 
     pub(super) fn link(&self) -> Option<&Link> {
@@ -105,6 +116,29 @@ impl Seat {
     /// How many calls are in flight.
     pub(super) fn in_flight(&self) -> u32 {
         self.places.in_flight()
+    }
+
+    /// How busy it is: the calls in flight, and those that it left without an answer a moment ago.
+    pub(super) fn load(&self) -> u32 {
+        let missed = match self.missed.load(Ordering::Relaxed) {
+            0 => 0,
+            _ if has_passed(self.missed_at.load(Ordering::Relaxed), Instant::now()) => 0,
+            missed => missed,
+        };
+        self.in_flight().saturating_add(missed)
+    }
+
+    /// A call's deadline passed, and it answered nobody since that was sent.
+    pub(super) fn missed_one(&self) {
+        self.missed_at.store(millis(Instant::now()), Ordering::Relaxed);
+        self.missed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It answers.
+    pub(super) fn is_alive(&self) {
+        if self.missed.load(Ordering::Relaxed) != 0 {
+            self.missed.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Whether it has no room for another call: full or closed.
@@ -158,7 +192,7 @@ impl Seat {
 
     /// Whether the average is too old to hold against the instance.
     pub(super) fn is_forgotten(&self, now: Instant) -> bool {
-        millis(now).wrapping_sub(self.answered.load(Ordering::Relaxed)) >= FORGETS_AFTER
+        has_passed(self.answered.load(Ordering::Relaxed), now)
     }
 }
 
@@ -166,6 +200,11 @@ impl fmt::Debug for Seat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Seat").field("places", &self.places).field("latency", &self.latency()).finish_non_exhaustive()
     }
+}
+
+/// Whether what was seen at `then` is too old to count.
+fn has_passed(then: u32, now: Instant) -> bool {
+    millis(now).wrapping_sub(then) >= FORGETS_AFTER
 }
 
 /// Milliseconds since this process first asked. They start again after 49 days, so only differences mean something.

@@ -7,19 +7,19 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::future;
 use std::mem;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::candidate::Candidate;
 use super::choice::Choice;
-use super::connect::ConnectError;
 use super::connection::Connection;
 use super::entry::{Entry, Phase};
 use super::link::{self, Dial};
@@ -58,7 +58,7 @@ struct State {
     list: List,
     /// Who waits for a turn to connect, with the generation of that wish.
     queue: VecDeque<(Address, u64)>,
-    connects: JoinSet<(Address, u64, Result<Connection<Upload>, ConnectError>)>,
+    connects: JoinSet<Attempt>,
     timers: BTreeMap<(Instant, u64), Timer>,
     /// Told apart: wishes, attempts, connections and timers of one instance.
     generation: u64,
@@ -66,6 +66,9 @@ struct State {
     /// The newest reason why an instance is not READY.
     cause: Option<Arc<str>>,
 }
+
+/// What became of one attempt to connect, or why it failed.
+type Attempt = (Address, u64, Result<Connection<Upload>, Arc<str>>);
 
 struct Parts {
     shared: Arc<Shared>,
@@ -240,6 +243,9 @@ impl State {
         self.mark(if entry.is_ready() { Dirty::Choice } else { Dirty::Seen });
         if restarted {
             entry.forgive();
+            if matches!(entry.phase, Phase::Queued { .. } | Phase::Connecting { .. }) {
+                entry.record.set_state(Connectivity::Connecting);
+            }
         }
         match (&entry.phase, member.state()) {
             // Whoever is in question lives by its connection alone.
@@ -274,11 +280,18 @@ impl State {
                     }
                 });
             }
-            Event::Proved { address, generation } => self.with_seat(&address, generation, |state, entry| {
-                entry.proved();
-                tracing::info!(address = %entry.address(), "instance answers again");
-                state.mark(Dirty::Choice);
-            }),
+            Event::Proved { address, generation } => {
+                let Some(index) = self.find(&address) else { return };
+                self.with(index, |state, entry| {
+                    if !entry.is_seated_by(generation) {
+                        // That connection is gone, but its call used the probation up: the next one has to decide.
+                        return entry.keep_on_probation();
+                    }
+                    entry.proved();
+                    tracing::info!(address = %entry.address(), "instance answers again");
+                    state.mark(Dirty::Choice);
+                });
+            }
         }
     }
 
@@ -298,6 +311,7 @@ impl State {
             entry.phase = Phase::Benched;
             entry.record.set_state(Connectivity::Idle);
             entry.record.set_cause(Some(cause.clone()));
+            self.cause = Some(cause.clone());
         } else if was_good {
             self.enqueue(entry);
         } else {
@@ -348,24 +362,19 @@ impl State {
             entry.phase = Phase::Connecting { generation };
             let options = self.driver.dial.options.clone();
             self.connects.spawn(async move {
-                let connected = options.connect(&address).await;
+                // A connector of the user's may panic: that is this instance's failure, and nobody else's.
+                let connected = match AssertUnwindSafe(options.connect(&address)).catch_unwind().await {
+                    Ok(connected) => connected.map_err(|error| error.describe().into()),
+                    Err(_) => Err(format!("{address}: the connector panicked").into()),
+                };
                 (address, generation, connected)
             });
         }
     }
 
-    fn connected(
-        &mut self,
-        connected: Result<(Address, u64, Result<Connection<Upload>, ConnectError>), tokio::task::JoinError>,
-    ) {
-        let (address, generation, connection) = match connected {
-            Ok(connected) => connected,
-            Err(error) => {
-                // A connector of the user's panicked. Which instance it was for is not told; they are all asked again.
-                tracing::error!(%error, "connecting panicked");
-                return self.panicked();
-            }
-        };
+    fn connected(&mut self, attempt: Result<Attempt, tokio::task::JoinError>) {
+        // It neither panics nor is it aborted while somebody listens.
+        let Ok((address, generation, connection)) = attempt else { return };
         let Some(index) = self.find(&address) else { return };
         if !matches!(self.entries[index].phase, Phase::Connecting { generation: attempt } if attempt == generation) {
             return;
@@ -378,23 +387,11 @@ impl State {
                     Err(error) => state.back_off(entry, format!("{}: {error}", entry.address()).into()),
                 }
             }
-            Err(error) => {
-                tracing::debug!(%error, "cannot connect");
-                state.back_off(entry, error.describe().into());
+            Err(cause) => {
+                tracing::debug!(%cause, "cannot connect");
+                state.back_off(entry, cause);
             }
         });
-    }
-
-    /// Attempts whose task is gone are made again, after a pause.
-    fn panicked(&mut self) {
-        if !self.connects.is_empty() {
-            return;
-        }
-        for index in 0..self.entries.len() {
-            if matches!(self.entries[index].phase, Phase::Connecting { .. }) {
-                self.with(index, |state, entry| state.back_off(entry, "the connector panicked".into()));
-            }
-        }
     }
 
     fn tick(&mut self, now: Instant) {
@@ -413,8 +410,12 @@ impl State {
                     let Some(index) = self.find(&address) else { continue };
                     self.with(index, |state, entry| {
                         // A new connection shows that somebody is there before a call is risked.
+                        let stays_gone = matches!(entry.phase, Phase::Gone);
                         if entry.probe(now) {
-                            state.enqueue(entry);
+                            // Nobody is waited for at an instance that leaves and whose connection ended.
+                            if !stays_gone {
+                                state.enqueue(entry);
+                            }
                             state.mark(Dirty::Choice);
                         }
                     });
@@ -521,6 +522,10 @@ impl State {
         let nothing = Published { choice: None, state: Connectivity::TransientFailure, cause, records };
         self.driver.shared.published.store(Arc::new(nothing));
         self.driver.shared.serve();
+        for entry in self.entries {
+            // A seat and its record know each other: neither would be dropped.
+            entry.record.seat.store(None);
+        }
     }
 
     fn outliers(&self) -> &outlier::OutlierDetection {
@@ -550,7 +555,7 @@ impl State {
     /// Works on the entry whose present connection this is.
     fn with_seat(&mut self, address: &Address, generation: u64, work: impl FnOnce(&mut Self, &mut Entry)) {
         if let Some(index) = self.find(address)
-            && matches!(self.entries[index].phase, Phase::Ready { generation: seat, .. } if seat == generation)
+            && self.entries[index].is_seated_by(generation)
         {
             self.with(index, work);
         }

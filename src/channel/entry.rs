@@ -27,6 +27,8 @@ pub(super) struct Entry {
     pub(super) phase: Phase,
     pub(super) ejection: Ejection,
     pub(super) backoff: Backoff,
+    /// Its earlier connections, as far as they still have calls: a word to each gives its streams a limit.
+    retired: Vec<oneshot::Sender<()>>,
 }
 
 /// Where the connection to an instance stands. Each wish, attempt and connection has a generation, so that news of an
@@ -57,6 +59,7 @@ impl Entry {
             phase: Phase::Gone,
             ejection: Ejection::default(),
             backoff: Backoff::new(FIRST_BACKOFF, MAX_BACKOFF),
+            retired: Vec::new(),
         }
     }
 
@@ -66,6 +69,11 @@ impl Entry {
 
     pub(super) fn is_ready(&self) -> bool {
         matches!(self.phase, Phase::Ready { .. })
+    }
+
+    /// Whether calls are chosen for the connection of this generation.
+    pub(super) fn is_seated_by(&self, generation: u64) -> bool {
+        matches!(self.phase, Phase::Ready { generation: seat, .. } if seat == generation)
     }
 
     /// Whether both are about the very same registration, as a look at the pointers tells.
@@ -101,19 +109,20 @@ impl Entry {
     pub(super) fn unseat(&mut self) -> bool {
         self.record.seat.store(None);
         match std::mem::replace(&mut self.phase, Phase::Gone) {
-            Phase::Ready { seat, since, .. } => {
+            Phase::Ready { seat, since, retire, .. } => {
                 seat.close();
+                self.retired.retain(|retire| !retire.is_closed());
+                self.retired.push(retire);
                 since.elapsed() > MAX_BACKOFF || seat.link().is_some_and(|link| link.report.answered() > 0)
             }
             _ => false,
         }
     }
 
-    /// The instance left the list: the streams of its connection finish within a limit.
-    pub(super) fn leave(self) {
-        self.record.seat.store(None);
-        if let Phase::Ready { seat, retire, .. } = self.phase {
-            seat.close();
+    /// The instance left the list: the streams of all its connections finish within a limit.
+    pub(super) fn leave(mut self) {
+        self.unseat();
+        for retire in self.retired {
             // Its connection may be gone already.
             let _ = retire.send(());
         }
@@ -141,6 +150,8 @@ impl Entry {
         }
         self.record.tally.reset();
         self.record.ejected.store(true, Ordering::Relaxed);
+        // Where nothing else is READY it takes all calls, and not one at a time.
+        self.open_seat();
         self.ejection.due()
     }
 
@@ -149,10 +160,19 @@ impl Entry {
         let is_over = self.ejection.probe(now);
         if is_over {
             self.record.ejected.store(false, Ordering::Relaxed);
-            self.record.tally.begin_probation();
             self.unseat();
+            // No connection decides until the next one is there.
+            self.record.generation.store(0, Ordering::Relaxed);
+            self.record.tally.begin_probation();
         }
         is_over
+    }
+
+    /// A call that does not count was answered on probation.
+    pub(super) fn keep_on_probation(&self) {
+        if self.ejection.is_on_probation() {
+            self.record.tally.begin_probation();
+        }
     }
 
     /// A call on probation was answered.

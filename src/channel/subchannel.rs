@@ -114,6 +114,15 @@ impl Report {
         self.answered.load(Ordering::Relaxed)
     }
 
+    /// Whether the instance has answered nobody since its connection had answered that many: neither there, nor on the
+    /// connection that took its place.
+    pub(super) fn is_silent_since(&self, answered: u64) -> bool {
+        let seat = self.record.seat.load();
+        let present = seat.as_ref().and_then(|seat| seat.link()).map(|link| &link.report);
+        let successor = present.filter(|report| report.generation != self.generation);
+        self.answered() == answered && successor.is_none_or(|report| report.answered() == 0)
+    }
+
     /// A response has begun.
     pub(super) fn answer(&self) {
         self.answered.fetch_add(1, Ordering::Relaxed);

@@ -10,7 +10,8 @@ use crate::channel::policy::{Picker, Policy};
 ///
 /// Busy means calls in flight for its weight. Two random instances are enough to keep all of them about equally busy, and
 /// unlike the least busy of all, they do not send every client to the same instance at once. While nothing is in flight,
-/// calls are shared by weight.
+/// calls are shared by weight. A call whose deadline passed without a sign of life from its instance counts as in flight for
+/// another second: a frozen instance would look idle otherwise.
 ///
 /// Calls in flight alone do not show a slow instance while there are few calls: mostly none is in flight anywhere. So of the
 /// two, one whose responses take at least four times as long to begin counts as having one call more in flight, and one more
@@ -65,7 +66,7 @@ impl Picker for LeastRequestPicker {
 /// weight says, keeps the call where both are idle, and a heavy instance with one call in flight does not lose the next to a
 /// light one.
 fn is_better((other, other_weight): (&Seat, u64), (one, weight): (&Seat, u64)) -> bool {
-    let (calls, other_calls) = (u64::from(one.in_flight()), u64::from(other.in_flight()));
+    let (calls, other_calls) = (u64::from(one.load()), u64::from(other.load()));
     let plain = (other_calls + 1) * weight <= calls * other_weight;
     if one.is_saturated() || other.is_saturated() {
         return !other.is_saturated();

@@ -1,1 +1,7 @@
+mod closing;
+mod connecting;
+mod ejecting;
+mod faults;
+mod leaving;
 mod peers;
+mod rig;

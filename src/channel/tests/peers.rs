@@ -7,8 +7,10 @@
 //! - [`Scripted`]: HTTP/2 frames by hand; refuses streams, sends any GOAWAY, limits streams and changes the limit, hangs up.
 //! - [`Mute`]: accepts, and never writes a byte.
 //! - [`Refusing`]: an address where nothing listens.
+//! - [`Network`]: the exception, pipes in memory for tests under paused time, with a [`Peer`] behind each address.
 
 mod echo;
+mod memory;
 mod scripted;
 mod socket;
 
@@ -20,6 +22,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 pub(crate) use self::echo::Echo;
+pub(crate) use self::memory::{Network, OnConnect, Peer, Reply};
 pub(crate) use self::scripted::{OnCall, Scripted};
 
 /// The generated client, server and messages.

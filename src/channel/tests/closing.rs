@@ -1,0 +1,109 @@
+//! From a channel's last clone to nothing: no task, no connection, and what readers see of it.
+
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+
+use super::peers::{LIMIT, OnConnect, Reply};
+use super::rig::{Rig, SECOND, ends, live, rest};
+use crate::channel::Connectivity;
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_channel_leaves_no_task_and_no_connection() {
+    let before = Handle::current().metrics().num_alive_tasks();
+    let rig = Rig::new();
+    let [good, refusing, mute] = rig.network.peers(1);
+    refusing.on_connect(OnConnect::Refuse);
+    mute.on_connect(OnConnect::Mute);
+    rig.list([live(&good), live(&refusing), live(&mute)]);
+    rig.channel.ready().await;
+    rig.answer().await.expect("one works");
+    let clone = rig.channel.clone();
+    drop(rig);
+    rest().await;
+    assert_eq!(good.open(), 1, "a clone is left");
+    drop(clone);
+    good.has_open(0).await;
+    // What is left of the mute peer itself notices now.
+    mute.on_connect(OnConnect::Accept);
+    mute.has_open(0).await;
+    rest().await;
+    assert_eq!(Handle::current().metrics().num_alive_tasks(), before, "nothing runs any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_channel_whose_instances_fail_leaves_no_task() {
+    let before = Handle::current().metrics().num_alive_tasks();
+    for on_connect in [OnConnect::Refuse, OnConnect::HangUp] {
+        let rig = Rig::new();
+        let peer = rig.network.peer(1);
+        peer.on_connect(on_connect);
+        rig.list([live(&peer)]);
+        peer.attempted().reaches(3).await;
+        drop(rig);
+        rest().await;
+        assert_eq!(Handle::current().metrics().num_alive_tasks(), before, "nothing runs any more: {on_connect:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_under_way_outlives_its_channel() {
+    let rig = Rig::new();
+    let peer = rig.network.peer(1);
+    rig.is_ready_with(&[&peer]).await;
+    peer.reply(Reply::Hold);
+    let held = rig.call();
+    peer.calls().reaches(1).await;
+    drop(rig);
+    rest().await;
+    assert!(!held.is_finished(), "it goes on");
+    peer.release();
+    ends(held).await.expect("it is answered");
+    peer.has_open(0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_ends_stays() {
+    let rig = Rig::new();
+    let peer = rig.network.peer(1);
+    rig.is_ready_with(&[&peer]).await;
+    let (channel, network) = rig.without_list();
+    peer.cut();
+    peer.attempted().reaches(2).await;
+    timeout(LIMIT, channel.ready()).await.expect("it is connected again");
+    assert_eq!(channel.instances().len(), 1, "it is still known");
+    drop((channel, network));
+    peer.has_open(0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_of_changes_sees_the_present_then_each_change_then_the_end() {
+    let rig = Rig::new();
+    let [one, other] = rig.network.peers(1);
+    rig.is_ready_with(&[&one, &other]).await;
+    let mut changes = rig.channel.instance_changes();
+    let now = timeout(LIMIT, changes.next()).await.expect("at once").expect("the channel is there");
+    let addresses: Vec<_> = now.iter().map(|status| status.instance().address.port()).collect();
+    assert_eq!(addresses, [1, 2], "ordered by address");
+    assert!(timeout(60 * SECOND, changes.next()).await.is_err(), "nothing changes");
+    other.kill();
+    let then = timeout(LIMIT, changes.next()).await.expect("in time").expect("the channel is there");
+    assert_ne!(then[1].state(), Connectivity::Ready, "its connection ended");
+    drop(rig);
+    let end = async { while changes.next().await.is_some() {} };
+    timeout(LIMIT, end).await.expect("it ends with the channel");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_keeps_the_channel_alive() {
+    let rig = Rig::new();
+    let peer = rig.network.peer(1);
+    peer.on_connect(OnConnect::Mute);
+    rig.list([live(&peer)]);
+    let call = rig.call();
+    rest().await;
+    drop(rig);
+    rest().await;
+    peer.on_connect(OnConnect::Accept);
+    assert_eq!(ends(call).await.expect("it waited"), peer.address());
+    peer.has_open(0).await;
+}

@@ -1,0 +1,169 @@
+//! What part of a service fails with, and how many calls notice.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use futures_util::stream;
+use tokio::time::{Instant, sleep_until};
+use tonic::Code;
+
+use super::peers::proto::EchoRequest;
+use super::peers::proto::echo_client::EchoClient;
+use super::peers::{Echo, Mute, OnConnect, Peer, Refusing, Reply};
+use super::rig::{Call, Rig, SECOND, ends};
+use crate::channel::{BalancedChannel, Connectivity};
+use crate::instance::Instance;
+
+/// Nine servers and one more address.
+fn ten(echoes: &[Echo], last: std::net::SocketAddr) -> EchoClient<BalancedChannel> {
+    let addresses = echoes.iter().map(Echo::address).chain([last]);
+    let instances = addresses.map(|address| Instance::new("echo", address)).collect();
+    EchoClient::new(BalancedChannel::over("echo", stream::iter([instances])).build().expect("the options are good"))
+}
+
+/// How many of a thousand calls fail, 20 at once, the first of them while the channel connects.
+async fn failed_of_a_thousand(client: &EchoClient<BalancedChannel>) -> usize {
+    let caller = |mut client: EchoClient<BalancedChannel>| async move {
+        let mut failed = 0;
+        for _ in 0..50 {
+            failed += usize::from(client.unary_echo(EchoRequest { message: "x".into() }).await.is_err());
+        }
+        failed
+    };
+    join_all((0..20).map(|_| caller(client.clone()))).await.into_iter().sum()
+}
+
+#[tokio::test]
+async fn no_call_fails_while_one_of_ten_refuses() {
+    let (echoes, refusing) = ([(); 9].map(|()| Echo::start()), Refusing::start());
+    let client = ten(&echoes, refusing.address());
+    assert_eq!(failed_of_a_thousand(&client).await, 0, "nobody is sent to it");
+    assert!(echoes.iter().all(|echo| echo.calls().get() > 0), "the others share the calls");
+}
+
+#[tokio::test]
+async fn no_call_fails_while_one_of_ten_is_mute() {
+    let (echoes, mute) = ([(); 9].map(|()| Echo::start()), Mute::start());
+    let client = ten(&echoes, mute.address());
+    assert_eq!(failed_of_a_thousand(&client).await, 0, "nobody is sent to it");
+    mute.connections().reaches(1).await;
+    assert!(echoes.iter().all(|echo| echo.calls().get() > 0), "the others share the calls");
+}
+
+#[tokio::test]
+async fn calls_that_a_killed_server_had_fail_and_no_other() {
+    let mut echoes: Vec<_> = (0..10).map(|_| Echo::start()).collect();
+    let list = echoes.iter().map(|echo| Instance::new("echo", echo.address())).collect();
+    let channel = BalancedChannel::over("echo", stream::iter([list])).build().expect("the options are good");
+    let all_ready = async {
+        let mut changes = channel.instance_changes();
+        while let Some(all) = changes.next().await {
+            if all.len() == 10 && all.iter().all(|status| status.state() == Connectivity::Ready) {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(super::peers::LIMIT, all_ready).await.expect("all are READY");
+    for echo in &echoes {
+        echo.hold(true);
+    }
+    let calls: Vec<_> = (0..40)
+        .map(|_| {
+            let mut client = EchoClient::new(channel.clone());
+            tokio::spawn(async move { client.unary_echo(EchoRequest { message: "x".into() }).await.is_err() })
+        })
+        .collect();
+    while echoes.iter().map(|echo| echo.calls().get()).sum::<usize>() < 40 {
+        tokio::task::yield_now().await;
+    }
+    let held: usize = echoes[..5].iter().map(|echo| echo.calls().get()).sum();
+    for echo in &mut echoes[..5] {
+        echo.kill().await;
+    }
+    for echo in &echoes[5..] {
+        echo.hold(false);
+    }
+    let mut failed = 0;
+    for call in calls {
+        failed += usize::from(call.await.expect("the call does not panic"));
+    }
+    assert_eq!(failed, held, "those that the killed servers had are lost, and no other");
+    assert_eq!(failed_of_a_thousand(&EchoClient::new(channel)).await, 0, "later calls do not meet them");
+}
+
+/// A call every two milliseconds for so long, each with half a second of time.
+async fn load(rig: &Rig, time: Duration, mut at: impl FnMut(Duration)) -> Vec<Call> {
+    let begin = Instant::now();
+    let mut calls = Vec::new();
+    while begin.elapsed() < time {
+        calls.push(rig.call_within(SECOND / 2));
+        sleep_until(begin + u32::try_from(calls.len()).expect("few calls") * Duration::from_millis(2)).await;
+        at(begin.elapsed());
+    }
+    calls
+}
+
+/// Ten peers that take ten milliseconds for a call.
+async fn ten_peers(rig: &Rig) -> [Peer; 10] {
+    let peers = rig.network.peers::<10>(1);
+    for peer in &peers {
+        peer.delay(Duration::from_millis(10));
+    }
+    rig.is_ready_with(&peers.each_ref()).await;
+    peers
+}
+
+async fn failed(calls: Vec<Call>, code: Code) -> usize {
+    let mut failed = 0;
+    for call in calls {
+        if let Err(status) = ends(call).await {
+            assert_eq!(status.code(), code, "{status:?}");
+            failed += 1;
+        }
+    }
+    failed
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_one_of_ten_freezes_only_calls_in_flight_on_it_fail_and_none_later() {
+    let rig = Rig::new();
+    let peers = ten_peers(&rig).await;
+    let frozen = &peers[0];
+    let at_once = Arc::new(AtomicUsize::new(0));
+    let most = at_once.clone();
+    let mut is_frozen = false;
+    let calls = load(&rig, 15 * SECOND, |passed| {
+        if passed > SECOND && !is_frozen {
+            is_frozen = true;
+            frozen.reply(Reply::Hold);
+            frozen.on_connect(OnConnect::Mute);
+        }
+        if !rig.status(frozen).is_ejected() {
+            most.fetch_max(rig.status(frozen).in_flight() as usize, Ordering::Relaxed);
+        }
+    })
+    .await;
+    let failed = failed(calls, Code::DeadlineExceeded).await;
+    let at_once = at_once.load(Ordering::Relaxed);
+    assert!(failed >= 3, "three have to fail before it is known: {failed}");
+    assert!(failed <= at_once.max(3), "{failed} failed, and {at_once} were in flight on it");
+    assert!(frozen.attempted().get() > 2, "it was probed meanwhile, twice over, without a call");
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_half_are_killed_only_calls_in_flight_on_them_fail_and_none_later() {
+    let rig = Rig::new();
+    let peers = ten_peers(&rig).await;
+    let mut in_flight = None;
+    let calls = load(&rig, 5 * SECOND, |passed| {
+        if passed > SECOND && in_flight.is_none() {
+            in_flight = Some(peers[..5].iter().map(|peer| rig.status(peer).in_flight() as usize).sum());
+            peers[..5].iter().for_each(Peer::kill);
+        }
+    })
+    .await;
+    let (failed, in_flight) = (failed(calls, Code::Unavailable).await, in_flight.expect("they were killed"));
+    assert!(failed <= in_flight, "{failed} failed, and {in_flight} were in flight on them");
+}

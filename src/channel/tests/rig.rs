@@ -1,0 +1,163 @@
+//! A channel over peers in memory, whose list of instances the test writes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::peers::proto::EchoRequest;
+use super::peers::proto::echo_client::EchoClient;
+use super::peers::{LIMIT, Network, Peer};
+use crate::channel::{BalancedChannel, ChannelBuilder, Connectivity, InstanceStatus};
+use crate::instance::Instance;
+use crate::snapshot::{Member, MemberState, Snapshot};
+
+/// What a channel of a [`Rig`] is called in messages.
+pub(super) const LABEL: &str = "echo under kitex/registry-etcd";
+
+/// A channel over peers in memory. For tests that begin with paused time.
+pub(super) struct Rig {
+    pub(super) network: Network,
+    pub(super) channel: BalancedChannel,
+    list: mpsc::UnboundedSender<Arc<Snapshot>>,
+}
+
+/// A call on a task of its own: who answered it.
+pub(super) type Call = JoinHandle<Result<SocketAddr, Status>>;
+
+impl Rig {
+    pub(super) fn new() -> Self {
+        Self::with(|builder| builder)
+    }
+
+    /// With options.
+    pub(super) fn with(options: impl FnOnce(ChannelBuilder) -> ChannelBuilder) -> Self {
+        let network = Network::default();
+        let (list, lists) = mpsc::unbounded_channel();
+        let builder = ChannelBuilder::new(LABEL.to_owned(), move || Ok(UnboundedReceiverStream::new(lists).boxed()));
+        let channel = options(builder.connector(network.connector())).build().expect("the options are good");
+        Self { network, channel, list }
+    }
+
+    /// These are the instances now.
+    pub(super) fn list(&self, members: impl IntoIterator<Item = Member>) {
+        let mut members: Vec<Member> = members.into_iter().collect();
+        members.sort_by(|a, b| a.instance().address.cmp(&b.instance().address));
+        self.list.send(Arc::new(Snapshot::new(1, members))).expect("the channel listens");
+    }
+
+    /// Ends the list.
+    pub(super) fn without_list(self) -> (BalancedChannel, Network) {
+        (self.channel, self.network)
+    }
+
+    /// The same, with every peer registered and READY when it returns.
+    pub(super) async fn is_ready_with(&self, peers: &[&Peer]) {
+        self.list(peers.iter().copied().map(live));
+        self.until("all are READY", |all| {
+            all.len() == peers.len() && all.iter().all(|status| status.state() == Connectivity::Ready)
+        })
+        .await;
+    }
+
+    /// What is known of a peer.
+    pub(super) fn status(&self, peer: &Peer) -> InstanceStatus {
+        let address = peer.address().into();
+        let all = self.channel.instances();
+        all.into_iter().find(|status| status.instance().address == address).expect("the peer is known")
+    }
+
+    pub(super) fn state(&self, peer: &Peer) -> Connectivity {
+        self.status(peer).state()
+    }
+
+    /// Waits until the instances are like that.
+    pub(super) async fn until(&self, what: &str, are: impl Fn(&[InstanceStatus]) -> bool) {
+        let mut changes = self.channel.instance_changes();
+        let wait = async { while !are(&changes.next().await.expect("the channel is there")) {} };
+        let waited = timeout(LIMIT, wait).await;
+        assert!(waited.is_ok(), "{what}, in the end: {:?}", self.channel.instances());
+    }
+
+    /// Waits until a peer is like that.
+    pub(super) async fn until_peer(&self, peer: &Peer, what: &str, is: impl Fn(&InstanceStatus) -> bool) {
+        let address = peer.address().into();
+        self.until(what, |all| all.iter().any(|status| status.instance().address == address && is(status))).await;
+    }
+
+    /// Begins a call.
+    pub(super) fn call(&self) -> Call {
+        self.call_with(|_| {})
+    }
+
+    /// Begins a call with a deadline.
+    pub(super) fn call_within(&self, limit: Duration) -> Call {
+        self.call_with(|request| request.set_timeout(limit))
+    }
+
+    /// Begins a call, with whatever its request needs.
+    pub(super) fn call_with(&self, prepare: impl FnOnce(&mut Request<EchoRequest>)) -> Call {
+        let mut request = Request::new(EchoRequest { message: "x".into() });
+        prepare(&mut request);
+        let mut client = EchoClient::new(self.channel.clone());
+        tokio::spawn(async move { client.unary_echo(request).await.map(answerer) })
+    }
+
+    /// Makes a call and tells who answered.
+    pub(super) async fn answer(&self) -> Result<SocketAddr, Status> {
+        ends(self.call()).await
+    }
+
+    /// Makes that many calls, one after the other, none of which may fail, and counts those that this peer answered.
+    pub(super) async fn answers_of(&self, peer: &Peer, calls: usize) -> usize {
+        let mut answers = 0;
+        for _ in 0..calls {
+            let answerer = self.answer().await.expect("no call fails");
+            answers += usize::from(answerer == peer.address());
+        }
+        answers
+    }
+}
+
+fn answerer(response: Response<super::peers::proto::EchoReply>) -> SocketAddr {
+    response.into_inner().address.parse().expect("a peer tells its address")
+}
+
+pub(super) async fn ends(call: Call) -> Result<SocketAddr, Status> {
+    timeout(LIMIT, call).await.expect("the call ends in time").expect("the call does not panic")
+}
+
+/// Lets everything come to rest: paused time moves on by this millisecond only then.
+pub(super) async fn rest() {
+    sleep(Duration::from_millis(1)).await;
+}
+
+/// A peer as it is registered, alive and under the lease 1.
+pub(super) fn live(peer: &Peer) -> Member {
+    member(peer, 1, MemberState::Live)
+}
+
+pub(super) fn draining(peer: &Peer) -> Member {
+    member(peer, 1, MemberState::Draining)
+}
+
+pub(super) fn in_question(peer: &Peer) -> Member {
+    member(peer, 1, MemberState::InQuestion)
+}
+
+pub(super) fn member(peer: &Peer, lease: i64, state: MemberState) -> Member {
+    Member::new(Arc::new(Instance::new("echo", peer.address())), lease, state)
+}
+
+pub(super) fn weighing(peer: &Peer, weight: u16) -> Member {
+    Member::new(Arc::new(Instance::new("echo", peer.address()).weight(weight)), 1, MemberState::Live)
+}
+
+/// A second, the unit of most tests.
+pub(super) const SECOND: Duration = Duration::from_secs(1);
