@@ -24,7 +24,7 @@ pub struct ResponseBody {
 struct Call {
     flight: Flight,
     /// What is still being sent.
-    _request: Option<CancelOnDrop>,
+    request: Option<CancelOnDrop>,
     deadline: Deadline,
     /// How many messages came so far, up to two.
     messages: u8,
@@ -32,7 +32,7 @@ struct Call {
 
 impl ResponseBody {
     pub(super) fn new(incoming: Incoming, flight: Flight, request: Option<CancelOnDrop>, deadline: Deadline) -> Self {
-        Self { incoming: Some(incoming), call: Some(Call { flight, _request: request, deadline, messages: 0 }) }
+        Self { incoming: Some(incoming), call: Some(Call { flight, request, deadline, messages: 0 }) }
     }
 
     /// The body of a call that is over.
@@ -55,6 +55,10 @@ impl ResponseBody {
 
     fn broke(&mut self, error: &hyper::Error) -> Status {
         let Some(call) = self.call.take() else { return Status::unknown(status::root(error)) };
+        // The caller's own stream failed, and that reset the call: nothing the instance did.
+        if let Some(status) = call.request.as_ref().and_then(|request| request.0.failure()) {
+            return status;
+        }
         let status = status::transport(call.flight.address(), error);
         call.flight.broke(error, status.code());
         status

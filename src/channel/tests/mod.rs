@@ -1,7 +1,15 @@
+//! The channel as a whole, against peers that do and do not behave.
+
+mod calls;
+mod cancelling;
+mod client;
 mod closing;
 mod connecting;
+mod deadlines;
 mod ejecting;
 mod faults;
 mod leaving;
 mod peers;
+mod replays;
 mod rig;
+mod saturation;

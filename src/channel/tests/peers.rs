@@ -54,7 +54,7 @@ impl Count {
         assert!(reached.is_ok(), "{} of {count} events in {LIMIT:?}", self.get());
     }
 
-    fn add_one(&self) {
+    pub(crate) fn add_one(&self) {
         self.0.send_modify(|count| *count += 1);
     }
 }

@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
+use tonic::codec::CompressionEncoding::Gzip;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming, transport};
@@ -53,7 +54,8 @@ impl Echo {
         let sockets = Arc::<Sockets>::default();
         let shutdown = watch::Sender::new(false);
         let mut stopped = shutdown.subscribe();
-        let serve = server.add_service(EchoServer::new(answers.clone())).serve_with_incoming_shutdown(
+        let service = EchoServer::new(answers.clone()).accept_compressed(Gzip).send_compressed(Gzip);
+        let serve = server.add_service(service).serve_with_incoming_shutdown(
             incoming(listener, sockets.clone(), answers.clone()),
             async move {
                 _ = stopped.wait_for(|stopped| *stopped).await;

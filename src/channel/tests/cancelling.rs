@@ -1,0 +1,149 @@
+//! Whoever drops a call or its response ends it at the server, at once, and harms no other call.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream};
+use tonic::{Code, Status};
+
+use super::client::{call, connected, ends, hangs, over, say, watched, written};
+use super::peers::{Count, Echo};
+
+#[tokio::test]
+async fn a_call_dropped_before_its_response_is_cancelled_at_the_server() {
+    let echo = Echo::start();
+    let client = connected(over([echo.address()])).await;
+    echo.hold(true);
+    let other = call(&client, say("other"));
+    echo.calls().reaches(1).await;
+    let dropped = call(&client, say("x"));
+    echo.calls().reaches(2).await;
+    dropped.abort();
+    echo.cancelled().reaches(1).await;
+    echo.hold(false);
+    assert_eq!(ends(other).await.expect("it is answered").message, "other", "the other call is unharmed");
+    assert_eq!((echo.cancelled().get(), echo.connections().get()), (1, 1), "one call ended, no connection");
+}
+
+#[tokio::test]
+async fn a_response_dropped_after_its_first_message_is_cancelled_at_the_server() {
+    let echo = Echo::start();
+    echo.keep_streams_open(true);
+    let mut client = connected(over([echo.address()])).await;
+    let mut replies = client.server_streaming_echo(say("one")).await.expect("an answer").into_inner();
+    replies.next().await.expect("a reply").expect("a good one");
+    drop(replies);
+    echo.cancelled().reaches(1).await;
+    client.unary_echo(say("x")).await.expect("the connection is unharmed");
+    assert_eq!(echo.connections().get(), 1, "and the same");
+}
+
+#[tokio::test]
+async fn a_dropped_response_lets_go_of_the_request_stream_that_is_still_open() {
+    let echo = Echo::start();
+    let dropped = Arc::<Count>::default();
+    let mut client = connected(over([echo.address()])).await;
+    let messages = watched(stream::iter([say("one")]).chain(stream::pending()), &dropped);
+    let mut replies = client.bidirectional_streaming_echo(messages).await.expect("an answer").into_inner();
+    replies.next().await.expect("a reply").expect("a good one");
+    assert_eq!(dropped.get(), 0, "the request stream is open");
+    drop(replies);
+    assert_eq!(dropped.get(), 1, "it is let go of at once");
+    echo.cancelled().reaches(1).await;
+    client.unary_echo(say("x")).await.expect("the connection is unharmed");
+    assert_eq!(echo.connections().get(), 1, "and the same");
+}
+
+#[tokio::test]
+async fn a_call_dropped_while_its_request_stream_is_open_is_cancelled_at_the_server() {
+    let echo = Echo::start();
+    let dropped = Arc::<Count>::default();
+    let client = connected(over([echo.address()])).await;
+    let messages = watched(stream::iter([say("one")]).chain(stream::pending()), &dropped);
+    let mut streaming = client.clone();
+    let open = tokio::spawn(async move { streaming.client_streaming_echo(messages).await });
+    echo.calls().reaches(1).await;
+    open.abort();
+    dropped.reaches(1).await;
+    echo.cancelled().reaches(1).await;
+    ends(call(&client, say("x"))).await.expect("the connection is unharmed");
+    assert_eq!(echo.connections().get(), 1, "and the same");
+}
+
+#[tokio::test]
+async fn a_dropped_upload_that_flow_control_blocks_frees_the_connection() {
+    let echo = Echo::start();
+    let dropped = Arc::<Count>::default();
+    let client = connected(over([echo.address()])).await;
+    echo.hold(true);
+    let messages = watched(stream::repeat_with(|| say("x".repeat(16 * 1024))), &dropped);
+    let mut streaming = client.clone();
+    let mut blocked = tokio::spawn(async move { streaming.client_streaming_echo(messages).await });
+    echo.calls().reaches(1).await;
+    assert!(hangs(&mut blocked).await, "nobody reads it");
+    blocked.abort();
+    dropped.reaches(1).await;
+    echo.cancelled().reaches(1).await;
+    echo.hold(false);
+    let large = "y".repeat(2 * 1024 * 1024);
+    let reply = ends(call(&client, say(&large))).await.expect("the connection's window is free again");
+    assert!(reply.message == large, "all of it arrives");
+    assert_eq!(echo.connections().get(), 1, "on the same connection");
+}
+
+#[tokio::test]
+async fn a_dropped_call_whose_one_large_message_is_blocked_is_cancelled_too() {
+    let echo = Echo::start();
+    let client = connected(over([echo.address()])).await;
+    echo.hold(true);
+    let mut streaming = client.clone();
+    let large = || "z".repeat(3 * 1024 * 1024);
+    let messages = stream::iter([say(large())]);
+    let mut blocked = tokio::spawn(async move { streaming.client_streaming_echo(messages).await });
+    echo.calls().reaches(1).await;
+    assert!(hangs(&mut blocked).await, "nobody reads it");
+    blocked.abort();
+    echo.cancelled().reaches(1).await;
+    echo.hold(false);
+    let reply = ends(call(&client, say(large()))).await.expect("the connection's window is free again");
+    assert!(reply.message == large(), "all of it arrives");
+}
+
+#[tokio::test]
+async fn a_server_that_ends_the_response_early_lets_go_of_the_request_stream() {
+    let echo = Echo::start();
+    let dropped = Arc::<Count>::default();
+    let mut client = connected(over([echo.address()])).await;
+    echo.fail_with(Status::permission_denied("not you"));
+    let messages = watched(stream::iter([say("one")]).chain(stream::pending()), &dropped);
+    let status = client.bidirectional_streaming_echo(messages).await.expect_err("the server refuses");
+    assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
+    dropped.reaches(1).await;
+}
+
+#[tokio::test]
+async fn a_request_stream_that_fails_ends_the_call_with_its_own_status() {
+    let echo = Echo::start();
+    let client = connected(over([echo.address()])).await;
+    let messages = || stream::iter([say("one"), say("x".repeat(1_000))]).chain(stream::pending());
+
+    let mut limited = client.clone().max_encoding_message_size(100);
+    let status = limited.client_streaming_echo(messages()).await.expect_err("the second message is too large");
+    assert_eq!(status.code(), Code::OutOfRange, "the encoder's own status: {status:?}");
+    ends(call(&client, say("x"))).await.expect("the connection is unharmed");
+    assert_eq!(echo.connections().get(), 1, "and the same");
+}
+
+#[tokio::test]
+async fn a_request_stream_that_fails_after_the_response_began_ends_it_with_its_own_status() {
+    let echo = Echo::start();
+    let client = connected(over([echo.address()])).await;
+    let (writer, messages) = written();
+    writer.send(say("one")).expect("the call reads");
+    let mut limited = client.clone().max_encoding_message_size(100);
+    let mut replies = limited.bidirectional_streaming_echo(messages).await.expect("an answer").into_inner();
+    replies.next().await.expect("a reply").expect("a good one");
+    writer.send(say("x".repeat(1_000))).expect("the call reads");
+    let status = replies.next().await.expect("an end").expect_err("the second message is too large");
+    assert_eq!(status.code(), Code::OutOfRange, "the encoder's own status: {status:?}");
+    echo.cancelled().reaches(1).await;
+}
