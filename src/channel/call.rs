@@ -145,7 +145,12 @@ impl Call {
                         if let Some(status) = self.request.0.failure() {
                             return Err(status);
                         }
-                        refused = Some(Box::new(flight.failed(error)?));
+                        let refusal = flight.failed(error)?;
+                        // Without its body it gets no second attempt, so it must not wait for a place either.
+                        if !self.request.0.is_replayable() {
+                            return Err(refusal.status);
+                        }
+                        refused = Some(Box::new(refusal));
                     }
                     None => {
                         flight.missed();

@@ -90,6 +90,11 @@ impl Request {
         Some(Upload { request: self.clone(), attempt: state.attempt, ended })
     }
 
+    /// Whether all that was read is kept for another attempt.
+    pub(super) fn is_replayable(&self) -> bool {
+        self.lock().replayable
+    }
+
     /// The response has begun: nothing is kept any more.
     pub(super) fn commit(&self) -> Sent {
         let mut state = self.lock();
