@@ -41,6 +41,7 @@ async fn a_response_dropped_after_its_first_message_is_cancelled_at_the_server()
 async fn a_dropped_response_lets_go_of_the_request_stream_that_is_still_open() {
     let echo = Echo::start();
     let dropped = Arc::<Count>::default();
+    echo.keep_streams_open(true);
     let mut client = connected(over([echo.address()])).await;
     let messages = watched(stream::iter([say("one")]).chain(stream::pending()), &dropped);
     let mut replies = client.bidirectional_streaming_echo(messages).await.expect("an answer").into_inner();
@@ -58,6 +59,8 @@ async fn a_call_dropped_while_its_request_stream_is_open_is_cancelled_at_the_ser
     let echo = Echo::start();
     let dropped = Arc::<Count>::default();
     let client = connected(over([echo.address()])).await;
+    // hyper shows a handler that reads a cancelled request stream its end, as if all had been sent: this one must not read.
+    echo.hold(true);
     let messages = watched(stream::iter([say("one")]).chain(stream::pending()), &dropped);
     let mut streaming = client.clone();
     let open = tokio::spawn(async move { streaming.client_streaming_echo(messages).await });
@@ -65,6 +68,7 @@ async fn a_call_dropped_while_its_request_stream_is_open_is_cancelled_at_the_ser
     open.abort();
     dropped.reaches(1).await;
     echo.cancelled().reaches(1).await;
+    echo.hold(false);
     ends(call(&client, say("x"))).await.expect("the connection is unharmed");
     assert_eq!(echo.connections().get(), 1, "and the same");
 }
