@@ -59,7 +59,7 @@ async fn a_call_dropped_while_its_request_stream_is_open_is_cancelled_at_the_ser
     let echo = Echo::start();
     let dropped = Arc::<Count>::default();
     let client = connected(over([echo.address()])).await;
-    // hyper shows a handler that reads a cancelled request stream its end, as if all had been sent: this one must not read.
+    // tonic shows a handler that reads a cancelled request stream its end, as if all had been sent: this one must not read.
     echo.hold(true);
     let messages = watched(stream::iter([say("one")]).chain(stream::pending()), &dropped);
     let mut streaming = client.clone();

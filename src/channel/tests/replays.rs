@@ -113,8 +113,8 @@ async fn whoever_refused_a_call_is_not_asked_again_while_another_has_room() {
     for _ in 0..20 {
         client.unary_echo(say("x")).await.expect("the other instance answers");
     }
-    let refused = refuser.calls().get();
-    assert!((1..=20).contains(&refused), "once a call at most: {refused}");
+    let times = refuser.calls().get();
+    assert!((1..=20).contains(&times), "once a call at most: {times}");
 }
 
 #[tokio::test]
