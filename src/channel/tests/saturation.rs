@@ -1,4 +1,4 @@
-//! A peer's MAX_CONCURRENT_STREAMS is kept to, and who finds no place waits in order.
+//! A peer's `MAX_CONCURRENT_STREAMS` is kept to, and who finds no place waits in order.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
