@@ -205,6 +205,7 @@ mod tests {
     async fn an_instance_that_has_become_faster_gets_its_share_again() {
         let both = candidates(&[1, 1]);
         both[0].seat().answered_at(Instant::now(), Duration::from_millis(50));
+        both[1].seat().answered_at(Instant::now(), Duration::from_millis(1));
         let choice = Choice::new(both, &LeastRequest::new());
         let call = || {
             let taken = choice.take(None).expect("one has room");
@@ -212,7 +213,6 @@ mod tests {
             taken.seat().release();
             taken.instance().address.port()
         };
-        call();
         assert!((0..500).all(|_| call() == 2), "what was measured within the second is held against it");
         tokio::time::advance(Duration::from_millis(1_100)).await;
         let calls = (0..2_000).filter(|_| call() == 1).count();
