@@ -141,7 +141,7 @@ impl ChannelBuilder {
         self
     }
 
-    /// How many calls may wait for a connection or a turn at once; those beyond fail with RESOURCE_EXHAUSTED. Defaults to
+    /// How many calls may wait for a connection or a turn at once; those beyond fail with `RESOURCE_EXHAUSTED`. Defaults to
     /// 10,000: about 20 MB of calls.
     pub fn max_waiting(mut self, calls: usize) -> Self {
         self.max_waiting = calls;
@@ -284,7 +284,7 @@ impl ChannelBuilder {
         let snapshots = (self.source)()?;
 
         let (events, received) = mpsc::unbounded_channel();
-        let (changed, changes) = watch::channel(());
+        let (changed, seen) = watch::channel(());
         let (alive, ended) = mpsc::channel(1);
         let nothing =
             Published { choice: None, state: Connectivity::Connecting, cause: "".into(), records: Arc::new([]) };
@@ -297,7 +297,7 @@ impl ChannelBuilder {
         let driver = Driver { shared: shared.clone(), policy: self.policy, dial, snapshots, events: received, changed };
         let span = tracing::info_span!("channel", service = %self.label);
         runtime.spawn(driver.run(ended).instrument(span));
-        Ok(BalancedChannel { owner: Arc::new(Owner { shared, changed: changes, _alive: alive }) })
+        Ok(BalancedChannel { owner: Arc::new(Owner { shared, changed: seen, _alive: alive }) })
     }
 }
 

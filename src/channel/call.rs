@@ -112,26 +112,24 @@ impl Call {
     }
 
     /// Makes the attempts.
-    ///
-    /// A block, since the arguments of an async function have two places in its future.
+    #[expect(clippy::manual_async_fn, reason = "the arguments of an async function have two places in its future")]
     fn run(mut self) -> impl Future<Output = Result<http::Response<ResponseBody>, Status>> + Send {
         async move {
             let mut refused: Option<Box<Refused>> = None;
             for _ in 0..ATTEMPTS {
-                let (place, at) = match self.place.take() {
-                    Some(place) => (place, self.started),
-                    None => {
-                        let avoid = refused.as_ref().map(|refused| refused.by.clone());
-                        let placing = Box::pin(self.owner.shared.place(avoid, self.wait_for_ready));
-                        let placed = within(&mut self.deadline, placing).await;
-                        let now = Instant::now();
-                        self.head.tell(&self.deadline, now);
-                        match placed {
-                            Some(Ok(place)) => (place, now),
-                            // What the last instance said is closer to the cause than that there is none left.
-                            Some(Err(status)) => return Err(refused.map_or(status, |refused| refused.status)),
-                            None => return Err(status::deadline_exceeded("an instance that can take the call")),
-                        }
+                let (place, at) = if let Some(place) = self.place.take() {
+                    (place, self.started)
+                } else {
+                    let avoid = refused.as_ref().map(|refused| refused.by.clone());
+                    let placing = Box::pin(self.owner.shared.place(avoid, self.wait_for_ready));
+                    let placed = within(&mut self.deadline, placing).await;
+                    let now = Instant::now();
+                    self.head.tell(&self.deadline, now);
+                    match placed {
+                        Some(Ok(place)) => (place, now),
+                        // What the last instance said is closer to the cause than that there is none left.
+                        Some(Err(status)) => return Err(refused.map_or(status, |refused| refused.status)),
+                        None => return Err(status::deadline_exceeded("an instance that can take the call")),
                     }
                 };
                 let Some(upload) = self.request.0.upload() else { break };

@@ -36,9 +36,9 @@ pub(super) trait Watcher: Send + Sync + 'static {
     /// The peer changed its limit of open calls.
     fn streams(&self, limit: u32);
 
-    /// It takes no new calls, and ends with those it has. Told once, at once when the server says GOAWAY, and at the end
-    /// of the connection at the latest.
-    fn going_away(&self);
+    /// It takes no new calls, and ends with those it has. Told once: at once when the server says GOAWAY, which is what
+    /// `said` tells, and at the end of the connection at the latest.
+    fn going_away(&self, said: bool);
 }
 
 impl ConnectionDriver {
@@ -71,9 +71,10 @@ impl ConnectionDriver {
                 told = streams;
                 watcher.streams(limit);
             }
-            if !going && (self.wire().goaway().is_some() || self.hyper.is_none()) {
+            let said = self.wire().goaway().is_some();
+            if !going && (said || self.hyper.is_none()) {
                 going = true;
-                watcher.going_away();
+                watcher.going_away(said);
             }
             closed
         })

@@ -35,7 +35,7 @@ pub(super) struct Link {
     pub(super) scheme: Scheme,
     pub(super) authority: Authority,
     pub(super) report: Report,
-    /// The peer's MAX_CONCURRENT_STREAMS; its seat allows less while the instance is on probation.
+    /// The peer's `MAX_CONCURRENT_STREAMS`; its seat allows less while the instance is on probation.
     pub(super) peer_limit: AtomicU32,
 }
 
@@ -116,8 +116,8 @@ impl Watcher for Watch {
         self.shared.serve();
     }
 
-    fn going_away(&self) {
-        close(&self.seat, "the server is going away");
+    fn going_away(&self, said: bool) {
+        close(&self.seat, if said { "the server is going away" } else { "the connection ended" });
     }
 }
 

@@ -69,7 +69,7 @@ pub use self::view::{Connectivity, InstanceChanges, InstanceStatus};
 /// - **Without any READY instance** calls wait while a first attempt is under way, and fail with UNAVAILABLE at once when
 ///   the set is empty or every instance failed, unless they [wait for ready](WaitForReady).
 /// - **Deadlines** ([`tonic::Request::set_timeout`], or the channel's [default](ChannelBuilder::timeout)) count from the
-///   call until the end of the response, waiting and connecting included. A missed one is DEADLINE_EXCEEDED.
+///   call until the end of the response, waiting and connecting included. A missed one is `DEADLINE_EXCEEDED`.
 /// - **Dropping** a call or its response cancels it at the server at once.
 /// - **The chosen instance** is in the response's extensions, as an `Arc<Instance>`.
 ///

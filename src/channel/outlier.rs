@@ -324,7 +324,9 @@ fn refused(option: &'static str, value: &impl ToString, expected: &'static str) 
 
 /// The user's own idea of a failure, if there is one; the default needs no call through a pointer.
 #[derive(Clone)]
-struct FailureWhen(Option<Arc<dyn Fn(&Outcome) -> bool + Send + Sync>>);
+struct FailureWhen(Option<Arc<Judge>>);
+
+type Judge = dyn Fn(&Outcome) -> bool + Send + Sync;
 
 impl fmt::Debug for FailureWhen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -71,7 +71,7 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// UNAVAILABLE where there is none and none is on its way, RESOURCE_EXHAUSTED where too many wait already.
+    /// UNAVAILABLE where there is none and none is on its way, `RESOURCE_EXHAUSTED` where too many wait already.
     ///
     /// # Cancel safety
     ///

@@ -36,7 +36,7 @@ impl Watcher for Ear {
         let _ = self.0.send(Told::Streams(limit));
     }
 
-    fn going_away(&self) {
+    fn going_away(&self, _: bool) {
         let _ = self.0.send(Told::GoingAway);
     }
 }
