@@ -257,13 +257,13 @@ impl ChannelBuilder {
     /// # Errors
     ///
     /// A bad service name, an option out of its range, or no tokio runtime on this thread.
-    pub fn build(mut self) -> Result<BalancedChannel, ConfigError> {
+    pub fn build(self) -> Result<BalancedChannel, ConfigError> {
         let runtime = Handle::try_current().map_err(|_| ConfigError::NoRuntime { call: "build" })?;
         self.options.check()?;
         #[cfg(feature = "tls-ring")]
-        if let Some(tls) = &self.tls {
-            self.options.tls = Some(tls.build()?);
-        }
+        let options = Options { tls: self.tls.map(|tls| tls.build()).transpose()?, ..self.options };
+        #[cfg(not(feature = "tls-ring"))]
+        let options = self.options;
         if self.max_waiting == 0 {
             return Err(ConfigError::Option { option: "max_waiting", value: "0".into(), expected: "at least 1" });
         }
@@ -277,7 +277,7 @@ impl ChannelBuilder {
             outliers: self.outliers,
         };
         let dial = Dial {
-            options: Arc::new(self.options),
+            options: Arc::new(options),
             origin: self.origin.map(origin).transpose()?,
             drain_limit: self.drain_limit,
         };

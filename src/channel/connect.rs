@@ -124,11 +124,18 @@ impl Options {
 
     /// What requests on these connections have for a scheme.
     pub(super) fn scheme(&self) -> Scheme {
-        #[cfg(feature = "tls-ring")]
-        if self.tls.is_some() {
-            return Scheme::HTTPS;
-        }
-        Scheme::HTTP
+        if self.is_secure() { Scheme::HTTPS } else { Scheme::HTTP }
+    }
+
+    #[cfg(feature = "tls-ring")]
+    fn is_secure(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    #[cfg(not(feature = "tls-ring"))]
+    #[expect(clippy::unused_self, reason = "with TLS it depends on the options")]
+    fn is_secure(&self) -> bool {
+        false
     }
 
     fn http2(&self) -> Builder<Executor> {
