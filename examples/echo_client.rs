@@ -14,11 +14,11 @@ use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
-use tonic_etcd::shutdown_signal;
+use tonic::{Code, Request, Response, Status};
+use tonic_etcd::{BalancedChannel, LeastRequest, PickFirst, WeightedRandom, WeightedRoundRobin, shutdown_signal};
 
-use proto::echo::EchoRequest;
 use proto::echo::echo_client::EchoClient;
+use proto::echo::{EchoReply, EchoRequest};
 use shared::{Failure, RegistryFlags};
 use values::{millis, number, seconds};
 
@@ -38,7 +38,8 @@ struct Flags {
     #[command(flatten)]
     registry: RegistryFlags,
 
-    /// How a server is chosen for each call; tonic's balancer knows only random
+    /// How a server is chosen for each call; tonic's balancer knows only random [default: least-request, or random with
+    /// --balancer tonic]
     #[arg(long, value_enum, value_name = "NAME")]
     policy: Option<Policy>,
 
@@ -63,12 +64,13 @@ struct Flags {
     #[arg(long, value_name = "MILLIS", default_value = "5000", value_parser = timeout)]
     timeout: Duration,
 
-    /// While no server is known, calls wait until their deadline; with tonic's balancer they always do
+    /// While no server can be reached, calls wait until their deadline; with tonic's balancer they always do while none
+    /// is known
     #[arg(long)]
     wait_for_ready: bool,
 
     /// Who balances
-    #[arg(long, value_enum, default_value = "tonic")]
+    #[arg(long, value_enum, default_value = "own")]
     balancer: Balancer,
 }
 
@@ -82,8 +84,8 @@ enum Policy {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Balancer {
-    Tonic,
     Own,
+    Tonic,
 }
 
 fn timeout(value: &str) -> Result<Duration, &'static str> {
@@ -101,7 +103,13 @@ async fn main() -> ExitCode {
 }
 
 async fn run(flags: &Flags) -> Result<(), Failure> {
-    let client = EchoClient::new(flags.channel()?);
+    match flags.balancer {
+        Balancer::Own => call_and_count(flags, EchoClient::new(flags.own_channel()?)).await,
+        Balancer::Tonic => call_and_count(flags, EchoClient::new(flags.tonics_channel()?)).await,
+    }
+}
+
+async fn call_and_count(flags: &Flags, client: impl Echo) -> Result<(), Failure> {
     let (outcomes, received) = mpsc::channel(OUTCOMES);
     let summary = tokio::spawn(count(received));
 
@@ -123,22 +131,29 @@ async fn run(flags: &Flags) -> Result<(), Failure> {
 }
 
 impl Flags {
-    fn channel(&self) -> Result<Channel, Failure> {
-        if self.balancer == Balancer::Own {
-            return Err(Failure::Usage("--balancer own does not exist yet: expected tonic".into()));
-        }
+    fn own_channel(&self) -> Result<BalancedChannel, Failure> {
+        let channel = self.registry.registry()?.channel(&self.registry.service).wait_for_ready(self.wait_for_ready);
+        let channel = match self.policy {
+            None | Some(Policy::LeastRequest) => channel.policy(LeastRequest::new()),
+            Some(Policy::WeightedRoundRobin) => channel.policy(WeightedRoundRobin::new()),
+            Some(Policy::Random) => channel.policy(WeightedRandom::new()),
+            Some(Policy::PickFirst) => channel.policy(PickFirst::new()),
+        };
+        Ok(channel.build()?)
+    }
+
+    fn tonics_channel(&self) -> Result<Channel, Failure> {
         if !matches!(self.policy, None | Some(Policy::Random)) {
             return Err(Failure::Usage(
                 "tonic's balancer has one policy: expected --policy random, or none with --balancer tonic".into(),
             ));
         }
-        tracing::debug!(self.wait_for_ready, "with tonic's balancer calls always wait for a server");
         let discover = self.registry.registry()?.discover(&self.registry.service)?;
         Ok(discover.balance_channel(|_, endpoint| endpoint))
     }
 
     /// Starts every call when it is due, as a task that ends with its outcome. Cancelled, it starts no more.
-    async fn call_all(&self, client: &EchoClient<Channel>, outcomes: mpsc::Sender<Outcome>) {
+    async fn call_all(&self, client: &impl Echo, outcomes: mpsc::Sender<Outcome>) {
         let mut schedule = (self.rps > 0).then(|| schedule(self.rps));
         let at_once = self.concurrency.unwrap_or(if self.rps > 0 { OPEN_LOOP } else { CLOSED_LOOP });
         let turns = Arc::new(Semaphore::new(at_once as usize));
@@ -156,7 +171,7 @@ impl Flags {
             let due = due.unwrap_or_else(Instant::now);
             let (client, timeout, outcomes) = (client.clone(), self.timeout, outcomes.clone());
             tokio::spawn(async move {
-                let answer = call(client, timeout).await;
+                let answer = client.echo(timeout).await;
                 let latency = due.elapsed();
                 drop(turn);
                 let _ = outcomes.send(Outcome { answer, latency }).await;
@@ -188,26 +203,41 @@ struct Outcome {
     latency: Duration,
 }
 
-async fn call(mut client: EchoClient<Channel>, timeout: Duration) -> Result<String, Code> {
-    let mut request = Request::new(EchoRequest { message: "hello".to_owned() });
-    request.set_timeout(timeout);
-    // tonic's channel looks at the deadline only once it has chosen a server, and chooses none while there is none.
-    match time::timeout(timeout, client.unary_echo(request)).await {
-        Ok(Ok(reply)) => Ok(reply.into_inner().address),
-        Ok(Err(status)) => Err(code(&status)),
-        Err(_) => Err(Code::DeadlineExceeded),
+/// A client over one of the two channels.
+trait Echo: Clone + Send + 'static {
+    /// Makes a call, and tells the address of the server that answered.
+    fn echo(self, timeout: Duration) -> impl Future<Output = Result<String, Code>> + Send;
+}
+
+impl Echo for EchoClient<BalancedChannel> {
+    async fn echo(mut self, timeout: Duration) -> Result<String, Code> {
+        answer(self.unary_echo(request(timeout)).await)
     }
 }
 
-/// tonic reports a missed deadline as CANCELLED, on both sides.
-fn code(status: &Status) -> Code {
-    match status.code() {
-        Code::Cancelled if status.message() == "Timeout expired" => Code::DeadlineExceeded,
-        code => {
-            tracing::debug!(%status, "call failed");
-            code
+impl Echo for EchoClient<Channel> {
+    async fn echo(mut self, timeout: Duration) -> Result<String, Code> {
+        // tonic's channel looks at the deadline only once it has chosen a server, and chooses none while there is none.
+        match time::timeout(timeout, self.unary_echo(request(timeout))).await {
+            // It reports a missed deadline as CANCELLED.
+            Ok(Err(status)) if status.message() == "Timeout expired" => Err(Code::DeadlineExceeded),
+            Ok(reply) => answer(reply),
+            Err(_) => Err(Code::DeadlineExceeded),
         }
     }
+}
+
+fn request(timeout: Duration) -> Request<EchoRequest> {
+    let mut request = Request::new(EchoRequest { message: "hello".to_owned() });
+    request.set_timeout(timeout);
+    request
+}
+
+fn answer(reply: Result<Response<EchoReply>, Status>) -> Result<String, Code> {
+    reply.map(|reply| reply.into_inner().address).map_err(|status| {
+        tracing::debug!(%status, "call failed");
+        status.code()
+    })
 }
 
 /// Counts all calls, and prints a line a second meanwhile.

@@ -13,15 +13,13 @@ mod proto;
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
-    let channel = registry.discover("hello")?.balance_channel(|_, endpoint| endpoint);
+    let channel = registry.channel("hello").build()?;
     let mut client = HelloClient::new(channel);
 
     loop {
-        let call = client.say_hello(HelloRequest { name: "etcd".to_owned() });
-        match tokio::time::timeout(Duration::from_secs(1), call).await {
-            Ok(Ok(reply)) => println!("{}", reply.into_inner().message),
-            Ok(Err(status)) => eprintln!("the call failed: {}", status.message()),
-            Err(_) => eprintln!("nobody says hello yet"),
+        match client.say_hello(HelloRequest { name: "etcd".to_owned() }).await {
+            Ok(reply) => println!("{}", reply.into_inner().message),
+            Err(status) => eprintln!("the call failed: {}", status.message()),
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

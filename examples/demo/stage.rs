@@ -115,7 +115,7 @@ impl Stage {
 
     /// Starts the client: a channel that any generated client takes, and calls over it without end.
     pub(crate) fn start_client(&self) -> Result<(), Ending> {
-        let channel = self.registry.discover(SERVICE)?.balance_channel(|_, endpoint| endpoint);
+        let channel = self.registry.channel(SERVICE).build()?;
         tokio::spawn(load::run(channel, self.events.clone()));
         Ok(())
     }

@@ -111,11 +111,9 @@ async fn kill(stage: &mut Stage, server: usize) -> Result<Kill, Ending> {
         TTL.as_secs()
     ));
     let killed = stage.kill_server(server)?;
-    if TONIC_CALLS_THE_DEAD {
-        stage
-            .screen
-            .say("tonic's own balancer, which plays here, goes on calling it for as long as it is in the book.");
-    }
+    stage
+        .screen
+        .say("The client sees that its connection ended, and calls it no more, though it is still in the book.");
     stage.until("the killed server to be struck out", PATIENCE, |stage| stage.off_the_list(server).is_some()).await?;
     let off_the_list = stage.off_the_list(server).unwrap_or_else(Instant::now);
     stage.screen.say(&format!(
@@ -145,11 +143,6 @@ async fn away(stage: &mut Stage) -> Result<Away, Ending> {
     stage.pause();
     Ok(Away { from, until, forgotten: stage.struck_out() - struck_out })
 }
-
-/// tonic's balancer cannot tell that a server does not answer: until etcd's lease ends, calls are sent to it and fail.
-/// They are counted and named. Once the demo runs on a balancer of our own, this is `false`, and every such call fails
-/// it.
-pub(crate) const TONIC_CALLS_THE_DEAD: bool = true;
 
 /// Longer than anything takes on a slow machine; whoever waits this long waits in vain.
 const PATIENCE: Duration = Duration::from_secs(12);

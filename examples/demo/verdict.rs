@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::events::Call;
 use crate::screen::{Tone, grouped};
 use crate::stage::Stage;
-use crate::story::{Moments, TONIC_CALLS_THE_DEAD};
+use crate::story::Moments;
 
 /// Prints the summary, and tells whether every promise held.
 pub(crate) fn sum_up(stage: &mut Stage, moments: &Moments, took: Duration) -> bool {
@@ -16,12 +16,9 @@ pub(crate) fn sum_up(stage: &mut Stage, moments: &Moments, took: Duration) -> bo
     let kept = promises.iter().all(|promise| promise.kept) && failures.others.is_empty();
 
     let mut text = format!("\n{}\n", stage.screen.paint(Tone::Bold, "What was promised, and what was seen"));
-    for Promise { what, promised, seen, kept, tonics } in &promises {
-        let mark = match (kept, tonics) {
-            (true, true) => stage.screen.paint(Tone::Bold, "tonic "),
-            (true, false) => stage.screen.paint(Tone::Good, "kept  "),
-            (false, _) => stage.screen.paint(Tone::Bad, "BROKEN"),
-        };
+    for Promise { what, promised, seen, kept } in &promises {
+        let (mark, tone) = if *kept { ("kept  ", Tone::Good) } else { ("BROKEN", Tone::Bad) };
+        let mark = stage.screen.paint(tone, mark);
         let _ = writeln!(text, "  {mark}  {what:<20}{promised}\n{:<30}{seen}", "");
     }
     let _ = writeln!(text, "\n  {}", failures.summary(stage.calls().len()));
@@ -30,12 +27,7 @@ pub(crate) fn sum_up(stage: &mut Stage, moments: &Moments, took: Duration) -> bo
             let _ = writeln!(text, "  {}  {reason}", stage.screen.paint(Tone::Bad, "failed"));
         }
     }
-    let end = match (kept, promises.iter().any(|promise| promise.tonics)) {
-        (true, false) => "All promises held.",
-        (true, true) => "All promises held but one, which tonic's own balancer cannot keep.",
-        (false, _) => "Not all promises held.",
-    };
-    let tone = if kept { Tone::Good } else { Tone::Bad };
+    let (end, tone) = if kept { ("All promises held.", Tone::Good) } else { ("Not all promises held.", Tone::Bad) };
     let _ = writeln!(text, "  {} It took {} s.", stage.screen.paint(tone, end), took.as_secs());
     stage.screen.leave_table();
     stage.screen.print(&text);
@@ -47,8 +39,6 @@ struct Promise {
     promised: &'static str,
     seen: String,
     kept: bool,
-    /// Whether tonic's balancer, which plays here, did not let it be kept.
-    tonics: bool,
 }
 
 fn joined(stage: &Stage, moments: &Moments) -> Promise {
@@ -62,7 +52,6 @@ fn joined(stage: &Stage, moments: &Moments) -> Promise {
             |after| format!("it came {} ms after the server was registered", after.as_millis()),
         ),
         kept: after.is_some_and(|after| after <= LIMIT),
-        tonics: false,
     }
 }
 
@@ -76,7 +65,6 @@ fn left(stage: &Stage, moments: &Moments) -> Promise {
         promised: "no call goes to it later than 1 s after SIGTERM",
         seen: format!("the last one began {} ms after", after.as_millis()),
         kept: after <= LIMIT,
-        tonics: false,
     }
 }
 
@@ -85,14 +73,13 @@ fn killed(failures: &Failures<'_>, moments: &Moments) -> Promise {
     let after = last.unwrap_or(moments.kill.killed).saturating_duration_since(moments.kill.killed);
     let to_the_dead = match failures.to_the_dead.len() {
         0 => "no later one failed".to_owned(),
-        calls => format!("{} later ones{WHOSE}, for {:.1} s", grouped(calls), after.as_secs_f64()),
+        calls => format!("{} later ones, for {:.1} s", grouped(calls), after.as_secs_f64()),
     };
     Promise {
         what: "a server is killed",
         promised: "only calls in flight on it fail",
         seen: format!("{} in flight failed; {to_the_dead}", failures.in_flight),
-        kept: TONIC_CALLS_THE_DEAD || failures.to_the_dead.is_empty(),
-        tonics: TONIC_CALLS_THE_DEAD && !failures.to_the_dead.is_empty(),
+        kept: failures.to_the_dead.is_empty(),
     }
 }
 
@@ -106,7 +93,6 @@ fn away(stage: &Stage, failures: &Failures<'_>, moments: &Moments) -> Promise {
         promised: "no call fails, and no server is forgotten",
         seen: format!("{failed} of {} calls failed, {forgotten} servers were forgotten", grouped(calls)),
         kept: failed == 0 && forgotten == 0,
-        tonics: false,
     }
 }
 
@@ -114,9 +100,9 @@ fn away(stage: &Stage, failures: &Failures<'_>, moments: &Moments) -> Promise {
 struct Failures<'a> {
     /// Begun before the server was killed: they may have been with it.
     in_flight: usize,
-    /// Begun while it was dead and still in the book: a balancer that sees connections would not have sent them.
+    /// Begun while it was dead and still in the book: there must be none.
     to_the_dead: Vec<&'a Call>,
-    /// There must be none.
+    /// All others: there must be none.
     others: Vec<&'a Call>,
 }
 
@@ -140,7 +126,7 @@ impl<'a> Failures<'a> {
     fn summary(&self, calls: usize) -> String {
         let failed = self.in_flight + self.to_the_dead.len() + self.others.len();
         format!(
-            "{} calls, {} failed: {} in flight at kill -9, {} to the killed server{WHOSE}, {} others.",
+            "{} calls, {} failed: {} in flight at kill -9, {} to the killed server, {} others.",
             grouped(calls),
             grouped(failed),
             self.in_flight,
@@ -150,11 +136,9 @@ impl<'a> Failures<'a> {
     }
 }
 
-/// Who is to blame for calls to a killed server.
-const WHOSE: &str = if TONIC_CALLS_THE_DEAD { " by tonic's balancer" } else { "" };
 /// The promise for the first call of a server that joins, and for the last one of a server that leaves.
 const LIMIT: Duration = Duration::from_secs(1);
-/// tonic's channel takes in a change with its next call, so a little later than the demo itself.
+/// The channel and the demo hear of a change each by itself, so one of them a little later.
 const HEARD: Duration = Duration::from_millis(250);
 /// Unexpected failures that are shown in full.
 const SHOWN: usize = 5;

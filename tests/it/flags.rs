@@ -33,4 +33,6 @@ fn bad_flags_are_refused_with_what_was_expected() {
     refused("echo_server", &["--fail-percent", "101"]);
     refused("echo_client", &["--policy", "no-such-policy"]);
     refused("echo_client", &["--count", "1", "--duration", "1"]);
+    let tonics = ["--balancer", "tonic", "--policy", "least-request"];
+    assert!(refused("echo_client", &tonics).contains("random"), "tonic's balancer has one policy");
 }

@@ -112,18 +112,38 @@ async fn the_example_programs_find_each_other() {
     let insert = watch.expect_event("insert", LIMIT).await;
     assert_eq!((&insert["address"], &insert["weight"]), (&address.clone().into(), &3.into()));
 
-    let mut client =
-        Process::start(example("echo_client").args(["--etcd", &etcd.url(), "--count", "20", "--rps", "0"]));
-    let summary = client.rest(LIMIT).await.pop().expect("the client ends with a summary");
-    assert!(client.wait(LIMIT).await.success());
-    assert_eq!((&summary["sent"], &summary["ok"]), (&20.into(), &20.into()), "{summary}");
-    assert_eq!(summary["by_instance"][&address], 20, "{summary}");
+    for balance in [
+        ["--balancer", "tonic"],
+        ["--policy", "least-request"],
+        ["--policy", "weighted-round-robin"],
+        ["--policy", "random"],
+        ["--policy", "pick-first"],
+    ] {
+        let flags = ["--etcd", &etcd.url(), "--count", "20", "--rps", "0"];
+        let mut client = Process::start(example("echo_client").args(flags).args(balance));
+        let summary = client.rest(LIMIT).await.pop().expect("the client ends with a summary");
+        assert!(client.wait(LIMIT).await.success(), "{balance:?} is understood");
+        assert_eq!((&summary["sent"], &summary["ok"]), (&20.into(), &20.into()), "{balance:?}: {summary}");
+        assert_eq!(summary["by_instance"][&address], 20, "{balance:?}: {summary}");
+    }
 
     server.signal(Signal::INT);
     let stopped = server.expect_event("stopped", LIMIT).await;
-    assert_eq!(stopped["calls"], 20);
+    assert_eq!(stopped["calls"], 100, "the server counted the calls of all clients");
     assert!(server.wait(LIMIT).await.success());
     watch.expect_event("remove", LIMIT).await;
     watch.signal(Signal::TERM);
     watch.wait(LIMIT).await;
+}
+
+#[tokio::test]
+async fn a_client_fails_at_once_while_nobody_is_there_unless_it_is_told_to_wait() {
+    let etcd = Etcd::start().await;
+    let flags = ["--etcd", &etcd.url(), "--count", "3", "--timeout", "200"];
+    for (wait, code) in [(&[][..], "UNAVAILABLE"), (&["--wait-for-ready"], "DEADLINE_EXCEEDED")] {
+        let mut client = Process::start(example("echo_client").args(flags).args(wait));
+        let summary = client.rest(LIMIT).await.pop().expect("the client ends with a summary");
+        assert!(client.wait(LIMIT).await.success());
+        assert_eq!((&summary["sent"], &summary["failed"][code]), (&3.into(), &3.into()), "{wait:?}: {summary}");
+    }
 }
