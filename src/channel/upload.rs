@@ -14,6 +14,9 @@ use super::executor::{self, Cancel, CancelToken};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// What fits into the first window of any stream, and into one HTTP/2 frame.
+const SMALL: usize = 16 * 1024;
+
 /// How much of a request body is kept for a replay: what most unary calls need, and little enough to keep for each.
 const KEPT_BYTES: usize = 64 * 1024;
 
@@ -35,6 +38,8 @@ struct State {
     sent: usize,
     /// The attempt whose upload may read; those of earlier attempts end when they are polled.
     attempt: u32,
+    /// Whether hyper has a last frame that is too large to be sent whatever the peer does.
+    flushing: bool,
     /// Whether another attempt could still be made from `frames`.
     replayable: bool,
     /// The present upload, where it waits for an earlier one to hand back the body.
@@ -74,7 +79,15 @@ pub(super) enum Sent {
 impl Request {
     pub(super) fn new(body: Body) -> Arc<Self> {
         let source = if body.is_end_stream() { Source::Ended } else { Source::Open(body) };
-        let state = State { source, frames: Frames::default(), sent: 0, attempt: 0, replayable: true, parked: None };
+        let state = State {
+            source,
+            frames: Frames::default(),
+            sent: 0,
+            attempt: 0,
+            flushing: false,
+            replayable: true,
+            parked: None,
+        };
         Arc::new(Self { token: CancelToken::default(), state: Mutex::new(state) })
     }
 
@@ -86,8 +99,9 @@ impl Request {
         }
         state.attempt += 1;
         state.sent = 0;
-        let ended = state.is_sent();
-        Some(Upload { request: self.clone(), attempt: state.attempt, ended })
+        state.flushing = false;
+        let ended = state.is_read();
+        Some(Upload { request: self.clone(), attempt: state.attempt, ended, flushing: false })
     }
 
     /// Whether all that was read is kept for another attempt.
@@ -137,8 +151,14 @@ impl Cancel for Request {
 }
 
 impl State {
-    fn is_sent(&self) -> bool {
+    /// Whether the present attempt has all of it.
+    fn is_read(&self) -> bool {
         matches!(self.source, Source::Ended) && self.sent == self.frames.len()
+    }
+
+    /// Whether nothing of it can still be waiting for the peer to make room.
+    fn is_sent(&self) -> bool {
+        self.is_read() && !self.flushing
     }
 
     /// The next frame for the present attempt, of those that were read already.
@@ -208,6 +228,8 @@ pub(super) struct Upload {
     attempt: u32,
     /// All of it was handed out.
     ended: bool,
+    /// The last frame may have to wait for the peer.
+    flushing: bool,
 }
 
 impl Upload {
@@ -250,7 +272,9 @@ impl Upload {
     /// What there is without polling the body; pending means that it has to be polled, or was and is.
     fn next(&mut self, state: &mut State) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if let Some(data) = state.next() {
-            self.ended = state.is_sent();
+            self.ended = state.is_read();
+            self.flushing = self.ended && data.len() > SMALL;
+            state.flushing = self.flushing;
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         match &state.source {
@@ -322,5 +346,18 @@ impl Upload {
 
 /// Whether it fits into the first window of any stream, and into one HTTP/2 frame.
 fn is_small(frame: &Frame<Bytes>) -> bool {
-    frame.data_ref().is_none_or(|data| data.len() <= 16 * 1024)
+    frame.data_ref().is_none_or(|data| data.len() <= SMALL)
+}
+
+impl Drop for Upload {
+    /// hyper is done with it.
+    fn drop(&mut self) {
+        if !self.flushing {
+            return;
+        }
+        let mut state = self.request.lock();
+        if state.attempt == self.attempt {
+            state.flushing = false;
+        }
+    }
 }
