@@ -7,6 +7,7 @@
 
 mod auth;
 mod balanced;
+mod channel;
 mod drain;
 mod etcd_away;
 mod flags;
