@@ -1,8 +1,8 @@
 //! Service discovery for tonic on etcd.
 //!
 //! A tonic server adds one layer and appears in etcd under its service name. A tonic client asks for a service by name
-//! and gets a channel that follows every server that joins or leaves within milliseconds, and keeps working while etcd is
-//! away. Kitex services (Go) on the same etcd are found, and find ours.
+//! and gets a channel that follows every server that joins or leaves within milliseconds, sends no calls to those that
+//! crashed or froze, and keeps working while etcd is away. Kitex services (Go) on the same etcd are found, and find ours.
 //!
 //! # Vocabulary
 //!
@@ -14,6 +14,11 @@
 //! | format | how keys and values look in etcd |
 //! | snapshot | every instance of a service at one etcd revision |
 //! | discover | a tower `Discover`: the stream of changes between snapshots |
+//! | channel | what a generated client sends its calls through: balanced over the instances of a service |
+//! | subchannel | the channel's connection to one instance, and the attempts to make it |
+//! | policy | how the instance of a call is chosen: the rule |
+//! | picker | what a policy makes of the instances that are READY: it chooses for each call |
+//! | ejection | the time for which an instance that failed too often is not picked |
 //!
 //! # A server
 //!
@@ -55,11 +60,14 @@
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
-//! let channel = registry.discover("echo")?.balance_channel(|_instance, endpoint| endpoint);
+//! let channel = registry.channel("echo").build()?;
 //! // let mut client = EchoClient::new(channel);
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! [`BalancedChannel`] says what the channel does, [`ChannelBuilder`] has its options, [`Policy`] is how to choose in a
+//! way of your own. [`Discover::balance_channel`] feeds tonic's own balancer instead.
 //!
 //! # Layout
 //!
@@ -70,12 +78,15 @@
 //! | 4 | this file: words, examples, re-exports |
 //! | 3 | `registry`: the builder, and the one place that ties both sides together |
 //! | 2 | `discover`: etcd to snapshots to changes. `register`: an instance to etcd, and the layer around a server |
+//! | 2 | `channel`: calls to instances, wherever those are known from |
 //! | 1 | `etcd`: the cluster: a connection a member, deadlines, authentication, TLS, lists and watches |
 //! | 0 | `instance`, `snapshot`, `format`, `backoff`, `error`: pure |
 //!
 //! # Features
 //!
-//! - `tls-ring` (default): TLS towards etcd, with rustls and ring.
+//! - `tls-ring` (default): TLS towards etcd and towards instances, with rustls and ring.
+//! - `tls-native-roots`: with it, `ChannelTls::native_roots` trusts the operating system's authorities.
+//! - `tls-webpki-roots`: with it, `ChannelTls::webpki_roots` trusts Mozilla's authorities.
 
 mod backoff;
 mod channel;

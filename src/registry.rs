@@ -57,6 +57,19 @@ impl Registry {
 
     /// A channel for any generated client, balanced over the instances of a service: gives a builder for options.
     ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// use tonic_etcd::{Registry, WeightedRoundRobin};
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
+    /// let channel = registry.channel("echo").policy(WeightedRoundRobin::new()).timeout(Duration::from_secs(5)).build()?;
+    /// // let mut client = EchoClient::new(channel);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// All channels and streams of one registry and service share one watch in etcd. A bad service name is an error of
     /// [`build`](ChannelBuilder::build).
     pub fn channel(&self, service: impl AsRef<str>) -> ChannelBuilder {
@@ -66,7 +79,8 @@ impl Registry {
         ChannelBuilder::new(label, move || Ok(watchers.subscribe(&service?)?.into_stream()))
     }
 
-    /// The instances of a service, as a stream of changes. The watch in etcd begins now and is shared by all who ask this
+    /// The instances of a service, as a stream of changes, for a balancer of your own or for tonic's
+    /// ([`Discover::balance_channel`]). The watch in etcd begins now and is shared by all who ask this
     /// registry for the same service.
     ///
     /// # Errors
