@@ -18,6 +18,7 @@ use std::task::{Context, Poll};
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use tokio::time::Instant;
@@ -250,12 +251,14 @@ pub(super) struct Flight {
     /// How many calls its connection had answered by then.
     answered: u64,
     has_deadline: bool,
+    /// Whether its outcome was told already: by its head.
+    is_told: bool,
 }
 
 impl Flight {
     fn new(place: Place, at: Instant, has_deadline: bool) -> Self {
         let answered = place.link().report.answered();
-        Self { place, at, answered, has_deadline }
+        Self { place, at, answered, has_deadline, is_told: false }
     }
 
     pub(super) fn address(&self) -> &Address {
@@ -273,7 +276,7 @@ impl Flight {
 
     /// The response has begun.
     fn answered(
-        self,
+        mut self,
         response: http::Response<Incoming>,
         request: CancelOnDrop,
         deadline: Deadline,
@@ -285,17 +288,21 @@ impl Flight {
             self.link().report.answer();
             self.place.candidate().seat().is_alive();
         }
-        // Nothing follows an answer that consists of its head, and nothing of one that failed in HTTP is gRPC.
+        // A head with a status decides, whatever follows; so does one that failed in HTTP.
         let code = status::code_of(&head.headers).or_else(|| status::code_of_http(head.status));
+        self.is_told = timed_out;
         // Who fails at once is not fast.
         if code.is_none_or(|code| code == Code::Ok) {
             let now = Instant::now();
             self.place.candidate().seat().answered_at(now, now - self.at);
         }
-        if let Some(code) = code {
-            if !timed_out {
-                self.ended(code);
-            }
+        if let Some(code) = code
+            && !timed_out
+        {
+            self.ended(code);
+            self.is_told = true;
+        }
+        if incoming.is_end_stream() {
             request.0.commit();
             return http::Response::from_parts(head, ResponseBody::rest(incoming));
         }
@@ -354,6 +361,9 @@ impl Flight {
     }
 
     fn tell(&self, code: Code, ending: Ending) {
+        if self.is_told {
+            return;
+        }
         self.link().report.outcome(Outcome::new(code, ending), &self.place.shared().settings.outliers);
     }
 }

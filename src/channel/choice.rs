@@ -1,5 +1,6 @@
 //! What the control task publishes and every call reads: the candidates and the picker over them.
 
+use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
 
 use crate::channel::candidate::{Candidate, Seat};
@@ -27,8 +28,10 @@ impl Choice {
     /// `avoid`, the one that just refused this call, is taken only while no other has room. `None`: none at all has room.
     pub(super) fn take(&self, avoid: Option<&Seat>) -> Option<&Candidate> {
         for _ in 0..WORDS {
-            // Anybody can write a policy: one that points beyond the candidates must not end the caller.
-            let Some(candidate) = self.candidates.get(self.picker.pick(&self.candidates)) else { break };
+            // Anybody can write a policy: one that panics or points beyond the candidates must not end whoever asks it, which
+            // may be a call that just ended and serves those that wait.
+            let picked = panic::catch_unwind(AssertUnwindSafe(|| self.picker.pick(&self.candidates)));
+            let Some(candidate) = picked.ok().and_then(|index| self.candidates.get(index)) else { break };
             if !is(candidate, avoid) && candidate.seat().acquire() {
                 return Some(candidate);
             }

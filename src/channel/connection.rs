@@ -24,6 +24,8 @@ pub(super) struct ConnectionDriver {
     /// Until it takes no more calls.
     hyper: Option<Dispatch>,
     failure: Option<hyper::Error>,
+    /// The limit of open calls that was told last.
+    told: Option<u32>,
     cutter: Cutter,
     _cut: CutOnDrop,
 }
@@ -44,7 +46,7 @@ pub(super) trait Watcher: Send + Sync + 'static {
 impl ConnectionDriver {
     pub(super) fn new(hyper: Dispatch, wire: Arc<Wire>) -> Self {
         let cutter = Cutter { wire };
-        Self { hyper: Some(hyper), failure: None, _cut: CutOnDrop(cutter.clone()), cutter }
+        Self { hyper: Some(hyper), failure: None, told: None, _cut: CutOnDrop(cutter.clone()), cutter }
     }
 
     /// What closes the socket from outside.
@@ -60,15 +62,14 @@ impl ConnectionDriver {
     ///
     /// Dropping the future closes the socket and ends the calls on it.
     pub(super) async fn run(mut self, watcher: impl Watcher) -> Ended {
-        let mut told = self.wire().streams();
         let mut going = false;
         poll_fn(|cx| {
             let closed = self.poll_closed(cx);
             let streams = self.wire().streams();
             if let Some(limit) = streams
-                && streams != told
+                && streams != self.told
             {
-                told = streams;
+                self.told = streams;
                 watcher.streams(limit);
             }
             let said = self.wire().goaway().is_some();
@@ -86,8 +87,12 @@ impl ConnectionDriver {
     pub(super) async fn settings(&mut self) -> Result<u32, Ended> {
         poll_fn(|cx| {
             let closed = self.poll_closed(cx);
-            match self.wire().streams() {
-                Some(limit) => Poll::Ready(Ok(limit)),
+            let streams = self.wire().streams();
+            match streams {
+                Some(limit) => {
+                    self.told = streams;
+                    Poll::Ready(Ok(limit))
+                }
                 None => closed.map(|()| Err(self.ended())),
             }
         })

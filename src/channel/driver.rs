@@ -144,7 +144,6 @@ impl Driver {
             state.connect();
             state.publish();
         }
-        state.close();
     }
 }
 

@@ -81,6 +81,7 @@ const ON_PROBATION: u32 = 1;
 /// limit of a removed instance ends it.
 async fn drive(driver: ConnectionDriver, watch: Watch, retired: oneshot::Receiver<()>, limit: Duration) {
     let seat = watch.seat.clone();
+    let _close = CloseOnDrop(seat.clone());
     let cutter = driver.cutter();
     let over = async {
         // Without a word the channel itself is gone, and the streams that are left belong to their callers.
@@ -101,6 +102,15 @@ async fn drive(driver: ConnectionDriver, watch: Watch, retired: oneshot::Receive
     close(&seat, &chain(&ended));
 }
 
+/// Whatever ends the task that drives a connection, its seat must not stay.
+struct CloseOnDrop(Weak<Seat>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        close(&self.0, "the task of the connection ended");
+    }
+}
+
 /// What the connection tells while it lives.
 struct Watch {
     seat: Weak<Seat>,
@@ -112,7 +122,12 @@ impl Watcher for Watch {
         let Some(seat) = self.seat.upgrade() else { return };
         let Some(link) = seat.link() else { return };
         link.peer_limit.store(limit, Ordering::Relaxed);
-        seat.set_limit(if link.report.is_on_probation() { limit.min(ON_PROBATION) } else { limit });
+        let on_probation = link.report.is_on_probation();
+        seat.set_limit(if on_probation { limit.min(ON_PROBATION) } else { limit });
+        // Proved meanwhile: the control task may have opened the seat just before it was narrowed.
+        if on_probation && !link.report.is_on_probation() {
+            seat.set_limit(limit);
+        }
         self.shared.serve();
     }
 

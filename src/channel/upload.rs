@@ -1,6 +1,7 @@
 //! The request body on its way to hyper: kept for a replay until the response begins, and let go of when the call ends.
 
 use std::mem;
+use std::panic::{self, AssertUnwindSafe};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -242,10 +243,10 @@ impl Upload {
         first: bool,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let mut polled = Pin::new(&mut body).poll_frame(cx);
+        let mut polled = poll_caller(&mut body, cx);
         let mut ahead = Poll::Pending;
         if first && matches!(&polled, Poll::Ready(Some(Ok(frame))) if frame.is_data()) {
-            ahead = Pin::new(&mut body).poll_frame(cx);
+            ahead = poll_caller(&mut body, cx);
         }
 
         let mut state = request.lock();
@@ -287,6 +288,13 @@ impl Upload {
             Source::Open(_) | Source::Lent => Poll::Pending,
         }
     }
+}
+
+/// Polls the caller's body. A panic in it is that call's failure: hyper polls bodies in the task that all calls on the
+/// connection share.
+fn poll_caller(body: &mut Body, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    panic::catch_unwind(AssertUnwindSafe(|| Pin::new(body).poll_frame(cx)))
+        .unwrap_or_else(|_| Poll::Ready(Some(Err(Status::internal("the request stream panicked")))))
 }
 
 /// Makes hyper reset the stream with CANCEL.

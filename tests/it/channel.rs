@@ -114,7 +114,10 @@ async fn calls_spread_over_all_servers_by_weight_and_new_weights_keep_the_connec
 
     registration.update(|instance| instance.weight(1_000).tag("zone", "b")).expect("a good weight");
     let updated = async || {
-        channel.instances().iter().any(|status| status.instance().weight == 1_000 && status.instance().tags["zone"] == "b")
+        channel
+            .instances()
+            .iter()
+            .any(|status| status.instance().weight == 1_000 && status.instance().tags["zone"] == "b")
     };
     eventually("the channel knows the new weight", LIMIT, updated).await;
     let mut heavy = 0;

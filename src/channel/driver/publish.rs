@@ -73,15 +73,22 @@ impl State {
     }
 
     /// Leaves nothing behind: connections end with the last of their calls.
-    pub(super) fn close(self) {
+    fn close(&mut self) {
         let records = Arc::new([]);
         let cause = "the channel is closed".into();
         let nothing = Published { choice: None, state: Connectivity::TransientFailure, cause, records };
         self.driver.shared.published.store(Arc::new(nothing));
         self.driver.shared.serve();
-        for entry in self.entries {
+        for entry in &self.entries {
             // A seat and its record know each other: neither would be dropped.
             entry.record.seat.store(None);
         }
+    }
+}
+
+/// However it ends: its runtime may end under it, and a policy of the user's may panic.
+impl Drop for State {
+    fn drop(&mut self) {
+        self.close();
     }
 }
