@@ -8,6 +8,7 @@
 mod auth;
 mod balanced;
 mod channel;
+mod channel_faults;
 mod drain;
 mod etcd_away;
 mod flags;

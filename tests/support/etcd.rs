@@ -404,7 +404,7 @@ fn data(folder: &TempDir) -> PathBuf {
 /// It lies below the range from which the kernel takes ports for outgoing connections (32,768 and
 /// up), so that none of those takes it while etcd is away: a client that dials a dead port of that
 /// range over and over even meets itself in the end.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static TAKEN: AtomicU16 = AtomicU16::new(0);
     // Test processes that run at the same time begin at different ports.
     let first = process::id().wrapping_mul(97);

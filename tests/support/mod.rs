@@ -11,9 +11,11 @@
 //! - [`proxy`]: a TCP proxy that goes silent, cuts connections or slows them down.
 //! - [`process`]: an example program as a child process, its events read from its output.
 //! - [`server`]: a tonic server in the test's own process, registered or not.
+//! - [`load`]: calls without end over a balanced channel, and what became of each.
 
 pub mod changes;
 pub mod etcd;
+pub mod load;
 pub mod metrics;
 pub mod process;
 pub mod proxy;
