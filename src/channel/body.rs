@@ -2,21 +2,24 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use h2::{Reason, RecvStream};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tonic::{Code, Status};
 
-use super::call::{CancelOnDrop, Flight};
+use super::call::Flight;
 use super::deadline::Deadline;
 use super::status;
+use super::upload::Rest;
 
 /// The body of a response. Dropping it before its end cancels the call at the server.
 #[derive(Default)]
 pub struct ResponseBody {
-    incoming: Option<Incoming>,
+    incoming: Option<RecvStream>,
+    /// Whether the data is at its end, and trailers may follow.
+    is_data_over: bool,
     call: Option<Call>,
 }
 
@@ -24,20 +27,21 @@ pub struct ResponseBody {
 struct Call {
     flight: Flight,
     /// What is still being sent.
-    request: Option<CancelOnDrop>,
+    rest: Option<Rest>,
     deadline: Deadline,
     /// How many messages came so far, up to two.
     messages: u8,
 }
 
 impl ResponseBody {
-    pub(super) fn new(incoming: Incoming, flight: Flight, request: Option<CancelOnDrop>, deadline: Deadline) -> Self {
-        Self { incoming: Some(incoming), call: Some(Call { flight, request, deadline, messages: 0 }) }
+    pub(super) fn new(incoming: RecvStream, flight: Flight, rest: Option<Rest>, deadline: Deadline) -> Self {
+        let call = Call { flight, rest, deadline, messages: 0 };
+        Self { incoming: Some(incoming), is_data_over: false, call: Some(call) }
     }
 
     /// The body of a call that is over.
-    pub(super) fn rest(incoming: Incoming) -> Self {
-        Self { incoming: Some(incoming), call: None }
+    pub(super) fn rest(incoming: RecvStream) -> Self {
+        Self { incoming: Some(incoming), is_data_over: false, call: None }
     }
 
     /// What the end of the response means for the call and its instance.
@@ -53,10 +57,10 @@ impl ResponseBody {
         }
     }
 
-    fn broke(&mut self, error: &hyper::Error) -> Status {
-        let Some(call) = self.call.take() else { return Status::unknown(status::root(error)) };
+    fn broke(&mut self, error: &h2::Error) -> Status {
+        let Some(call) = self.call.take() else { return Status::unknown(error.to_string()) };
         // The caller's own stream failed, and that reset the call: nothing the instance did.
-        if let Some(status) = call.request.as_ref().and_then(|request| request.0.failure()) {
+        if let Some(status) = call.rest.as_ref().and_then(Rest::failure) {
             return status;
         }
         let status = status::transport(call.flight.address(), error);
@@ -65,7 +69,7 @@ impl ResponseBody {
     }
 
     fn missed(&mut self) -> Option<Status> {
-        // Dropping hyper's body resets the stream.
+        // Dropping it resets the stream.
         self.incoming = None;
         let call = self.call.take()?;
         call.flight.missed();
@@ -88,7 +92,7 @@ impl Body for ResponseBody {
             return Poll::Ready(this.missed().map(Err));
         }
         let Some(incoming) = &mut this.incoming else { return Poll::Ready(None) };
-        match Pin::new(incoming).poll_frame(cx) {
+        match poll_incoming(incoming, &mut this.is_data_over, cx) {
             Poll::Ready(Some(Ok(mut frame))) => {
                 if frame.is_trailers() {
                     this.end(Some(&mut frame));
@@ -115,12 +119,37 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        self.incoming.as_ref().is_none_or(RecvStream::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        if self.incoming.is_some() { SizeHint::default() } else { SizeHint::with_exact(0) }
     }
+}
+
+/// The next of the response: data, whose room is given back to the peer, or the trailers after it.
+fn poll_incoming(
+    incoming: &mut RecvStream,
+    is_data_over: &mut bool,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+    if !*is_data_over {
+        match ready!(incoming.poll_data(cx)) {
+            Some(Ok(data)) => {
+                // Refused only for a stream that is over.
+                let _ = incoming.flow_control().release_capacity(data.len());
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+            // All of the response is there, and the server wants no more of the request.
+            Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) && error.is_reset() => {
+                return Poll::Ready(None);
+            }
+            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+            None => {}
+        }
+        *is_data_over = true;
+    }
+    incoming.poll_trailers(cx).map(|trailers| trailers.transpose().map(|trailers| trailers.map(Frame::trailers)))
 }
 
 impl fmt::Debug for ResponseBody {

@@ -8,6 +8,9 @@
 //! | answered | the caller reads [`ResponseBody`] | the body's end, a failure, the deadline |
 //!
 //! Whoever drops it in whatever state gives the place back, lets go of the request body and resets the stream at the server.
+//!
+//! It talks to h2 itself: whoever makes a call writes its frames and reads its answer on its own task, and the only other
+//! task is the one that moves the connection's bytes.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -16,11 +19,10 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
+use h2::{RecvStream, SendStream};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header};
-use http_body::Body as _;
-use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -33,7 +35,7 @@ use super::link::Link;
 use super::outlier::{Ending, Outcome};
 use super::shared::Place;
 use super::status::{self, Reached};
-use super::upload::{Request, Sent, Upload};
+use super::upload::{Rest, Upload};
 use crate::instance::Address;
 
 /// How often one call is tried in all. Each attempt that reached nobody came from an instance that will be READY no more or
@@ -87,7 +89,7 @@ impl fmt::Debug for ResponseFuture {
 struct Call {
     owner: Arc<Owner>,
     head: Head,
-    request: CancelOnDrop,
+    upload: Upload,
     deadline: Deadline,
     wait_for_ready: bool,
     started: Instant,
@@ -108,8 +110,7 @@ impl Call {
             head.tell(&deadline, started);
         }
         let place = owner.shared.place_now();
-        let request = CancelOnDrop(Request::new(body));
-        Self { owner, head, request, deadline, wait_for_ready, started, place }
+        Self { owner, head, upload: Upload::new(body), deadline, wait_for_ready, started, place }
     }
 
     /// Makes the attempts.
@@ -133,36 +134,37 @@ impl Call {
                         None => return Err(status::deadline_exceeded("an instance that can take the call")),
                     }
                 };
-                let Some(upload) = self.request.0.upload() else { break };
                 let mut flight = Flight::new(place, at, self.deadline.at().is_some());
-                // Made where it stays: what is moved has two places in this future.
-                let sending = pin!(flight.send(self.head.request(flight.link(), upload)?));
-                match within(&mut self.deadline, sending).await {
-                    Some(Ok(response)) => return Ok(flight.answered(response, self.request, self.deadline)),
-                    Some(Err(error)) => {
-                        // The caller's own stream failed, and that reset the call.
-                        if let Some(status) = self.request.0.failure() {
-                            return Err(status);
+                let begun = poll_fn(|cx| Poll::Ready(flight.begin(&mut self.head, &mut self.upload, cx))).await;
+                let answer = match begun {
+                    Ok(mut exchange) => {
+                        let answer = pin!(poll_fn(|cx| exchange.poll(&mut self.upload, cx)));
+                        match within(&mut self.deadline, answer).await {
+                            Some(Ok(response)) => {
+                                return Ok(flight.answered(response, self.upload, exchange.stream, self.deadline));
+                            }
+                            Some(Err(failure)) => failure,
+                            None => {
+                                flight.missed();
+                                return Err(status::deadline_exceeded(&format!("{} to answer", flight.address())));
+                            }
                         }
-                        let refusal = flight.failed(error)?;
-                        // Without its body it gets no second attempt, so it must not wait for a place either.
-                        if !self.request.0.is_replayable() {
-                            return Err(refusal.status);
-                        }
-                        refused = Some(Box::new(refusal));
                     }
-                    None => {
-                        flight.missed();
-                        return Err(status::deadline_exceeded(&format!("{} to answer", flight.address())));
-                    }
+                    Err(failure) => failure,
+                };
+                let refusal = flight.failed(answer)?;
+                // Without its body it gets no second attempt, so it must not wait for a place either.
+                if !self.upload.is_replayable() {
+                    return Err(refusal.status);
                 }
+                refused = Some(Box::new(refusal));
             }
-            Err(self.request.0.failure().or(refused.map(|refused| refused.status)).unwrap_or_else(unplaced))
+            Err(refused.map_or_else(unplaced, |refused| refused.status))
         }
     }
 }
 
-/// A call that neither an instance nor its own stream refused, and that got no attempt: cannot happen, but must not panic.
+/// A call that nobody refused and that got no attempt: cannot happen, but must not panic.
 fn unplaced() -> Status {
     Status::internal("the request could not be sent")
 }
@@ -207,7 +209,7 @@ impl Head {
         }
     }
 
-    fn request(&mut self, link: &Link, upload: Upload) -> Result<http::Request<Upload>, Status> {
+    fn request(&mut self, link: &Link) -> Result<http::Request<()>, Status> {
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(link.scheme.clone());
         parts.authority = Some(link.authority.clone());
@@ -215,8 +217,16 @@ impl Head {
         let uri =
             Uri::from_parts(parts).map_err(|error| Status::internal(format!("the path cannot be sent: {error}")))?;
         self.take_back();
-        self.sent.extend(self.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
-        let mut request = http::Request::new(upload);
+        self.sent.reserve(self.headers.len());
+        for (name, value) in &self.headers {
+            if !is_of_http1(name, value) {
+                self.sent.push((name.clone(), value.clone()));
+            }
+        }
+        if self.sent.len() < self.headers.len() {
+            self.headers = self.sent.iter().cloned().collect();
+        }
+        let mut request = http::Request::new(());
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = uri;
         *request.version_mut() = Version::HTTP_2;
@@ -231,17 +241,40 @@ impl Head {
     }
 }
 
-/// Lets go of the request body when dropped.
-pub(super) struct CancelOnDrop(pub(super) Arc<Request>);
+/// Whether it is about an HTTP/1 connection, which HTTP/2 forbids: what a proxy took over from its own caller.
+fn is_of_http1(name: &HeaderName, value: &HeaderValue) -> bool {
+    const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+    const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+    let names = [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, KEEP_ALIVE, PROXY_CONNECTION];
+    names.contains(name) || *name == header::TE && value != "trailers"
+}
 
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.cancel();
+/// A request on its way, and the response to it.
+struct Exchange {
+    stream: SendStream<Bytes>,
+    response: h2::client::ResponseFuture,
+}
+
+impl Exchange {
+    /// Sends on, and looks for the head of the response.
+    fn poll(&mut self, upload: &mut Upload, cx: &mut Context<'_>) -> Poll<Result<http::Response<RecvStream>, Failure>> {
+        // Where the server takes no more of it, the response tells why.
+        if let Poll::Ready(Err(status)) = upload.poll_send(&mut self.stream, cx) {
+            return Poll::Ready(Err(Failure::Caller(status)));
+        }
+        Pin::new(&mut self.response).poll(cx).map_err(Failure::Transport)
     }
 }
 
-/// What hyper ends an attempt with.
-type Answer = Result<http::Response<Incoming>, TrySendError<http::Request<Upload>>>;
+/// Why an attempt has no response.
+enum Failure {
+    /// The caller's own stream failed, which says nothing about the instance.
+    Caller(Status),
+    /// The connection had no place for it.
+    Unsent(h2::Error),
+    /// It was sent.
+    Transport(h2::Error),
+}
 
 /// One attempt between its place and its end.
 pub(super) struct Flight {
@@ -269,16 +302,23 @@ impl Flight {
         self.place.link()
     }
 
-    /// Hands the request to hyper.
-    fn send(&self, request: http::Request<Upload>) -> impl Future<Output = Answer> + use<> {
-        self.link().send.clone().try_send_request(request)
+    /// Hands the head of the request to h2.
+    fn begin(&self, head: &mut Head, upload: &mut Upload, cx: &mut Context<'_>) -> Result<Exchange, Failure> {
+        // First what there is of the body, so that it goes out in one write with the head.
+        let is_all = upload.begin(cx).map_err(Failure::Caller)?;
+        let request = head.request(self.link()).map_err(Failure::Caller)?;
+        // A clone each: h2 has every clone wait for the stream that it opened last.
+        let sent = self.link().send.clone().send_request(request, is_all);
+        let (response, stream) = sent.map_err(Failure::Unsent)?;
+        Ok(Exchange { stream, response })
     }
 
     /// The response has begun.
     fn answered(
         mut self,
-        response: http::Response<Incoming>,
-        request: CancelOnDrop,
+        response: http::Response<RecvStream>,
+        mut upload: Upload,
+        stream: SendStream<Bytes>,
         deadline: Deadline,
     ) -> http::Response<ResponseBody> {
         let (mut head, incoming) = response.into_parts();
@@ -303,26 +343,28 @@ impl Flight {
             self.is_told = true;
         }
         if incoming.is_end_stream() {
-            request.0.commit();
             return http::Response::from_parts(head, ResponseBody::rest(incoming));
         }
-        let rest = match request.0.commit() {
-            Sent::Entirely => None,
-            Sent::Partly => Some(request),
-        };
+        let rest = if upload.commit() { None } else { Some(Rest::spawn(upload, stream)) };
         http::Response::from_parts(head, ResponseBody::new(incoming, self, rest, deadline))
     }
 
     /// The attempt failed without a response: it reached nobody, or this is what the caller is told.
-    fn failed(&mut self, mut error: TrySendError<http::Request<Upload>>) -> Result<Refused, Status> {
-        let unsent = error.take_message().is_some();
-        let error = error.into_error();
+    fn failed(&mut self, failure: Failure) -> Result<Refused, Status> {
+        let (unsent, error) = match failure {
+            Failure::Caller(status) => return Err(status),
+            Failure::Unsent(error) => (true, error),
+            Failure::Transport(error) => (false, error),
+        };
         let status = status::transport(self.address(), &error);
         tracing::debug!(address = %self.address(), unsent, %error, "attempt failed");
         let seat = self.place.candidate().seat();
         if unsent {
-            // The connection is closing; its task is about to say so.
+            // Its task is about to say that it ends, unless it has only used up its streams' numbers.
             seat.close();
+            if !error.is_go_away() && !error.is_io() {
+                self.link().report.ended(format!("{}: {error}", self.address()).into());
+            }
         }
         if unsent || status::reached(&error) == Reached::Nobody {
             return Ok(Refused { by: seat.clone(), status });
@@ -332,7 +374,7 @@ impl Flight {
     }
 
     /// The connection or the stream broke.
-    pub(super) fn broke(&self, error: &hyper::Error, code: Code) {
+    pub(super) fn broke(&self, error: &h2::Error, code: Code) {
         self.tell(code, if status::is_broken(error) { Ending::Broken } else { Ending::Answered });
     }
 

@@ -7,12 +7,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use h2::client::Builder;
 use http::Uri;
 use http::uri::Scheme;
-use hyper::client::conn::http2::Builder;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::net::{TcpStream, lookup_host};
@@ -20,7 +19,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::connection::{Connection, ConnectionDriver, Ended};
-use super::executor::Executor;
+use super::pings::{Pings, Rules};
 use super::socket::{BoxIo, Socket};
 #[cfg(feature = "tls-ring")]
 use super::tls::{TlsClient, TlsError};
@@ -106,11 +105,7 @@ impl Options {
     /// # Cancel safety
     ///
     /// Dropping the future closes the socket.
-    pub(super) async fn connect<B>(&self, address: &Address) -> Result<Connection<B>, ConnectError>
-    where
-        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<BoxError>,
-    {
+    pub(super) async fn connect(&self, address: &Address) -> Result<Connection, ConnectError> {
         let attempt = Attempt { options: self, address, started: Instant::now() };
         if let Some(connector) = &self.connector {
             let limit = self.connect_timeout;
@@ -138,22 +133,31 @@ impl Options {
         false
     }
 
-    fn http2(&self) -> Builder<Executor> {
-        let mut builder = Builder::new(Executor);
+    fn http2(&self) -> Builder {
+        let (stream, connection) = match self.http2_adaptive_window {
+            Some(true) => (SMALLEST_WINDOW, SMALLEST_WINDOW),
+            _ => (
+                self.initial_stream_window_size.unwrap_or(STREAM_WINDOW),
+                self.initial_connection_window_size.unwrap_or(CONNECTION_WINDOW),
+            ),
+        };
+        let mut builder = Builder::new();
         builder
-            .timer(TokioTimer::new())
-            .keep_alive_interval(self.http2_keep_alive_interval)
-            .keep_alive_timeout(self.keep_alive_timeout)
-            .keep_alive_while_idle(self.keep_alive_while_idle)
-            .initial_stream_window_size(self.initial_stream_window_size)
-            .initial_connection_window_size(self.initial_connection_window_size);
-        if let Some(enabled) = self.http2_adaptive_window {
-            builder.adaptive_window(enabled);
-        }
-        if let Some(size) = self.http2_max_header_list_size {
-            builder.max_header_list_size(size);
-        }
+            .enable_push(false)
+            .initial_window_size(stream)
+            .initial_connection_window_size(connection)
+            .max_send_buffer_size(SEND_BUFFER)
+            .max_header_list_size(self.http2_max_header_list_size.unwrap_or(HEADER_LIST));
         builder
+    }
+
+    fn pings(&self) -> Rules {
+        Rules {
+            interval: self.http2_keep_alive_interval,
+            timeout: self.keep_alive_timeout,
+            while_idle: self.keep_alive_while_idle,
+            adaptive_window: self.http2_adaptive_window.filter(|adapts| *adapts).map(|_| SMALLEST_WINDOW),
+        }
     }
 }
 
@@ -179,11 +183,7 @@ impl Attempt<'_> {
         }
     }
 
-    async fn dial_in_turn<B>(&self, dialled: &[SocketAddr]) -> Result<Connection<B>, ConnectError>
-    where
-        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<BoxError>,
-    {
+    async fn dial_in_turn(&self, dialled: &[SocketAddr]) -> Result<Connection, ConnectError> {
         let mut last = ConnectError::NoAddress { address: self.address.clone() };
         for (at, socket) in dialled.iter().enumerate() {
             // An equal share of what is left for each, so that a dead address leaves time for the others.
@@ -198,11 +198,7 @@ impl Attempt<'_> {
         Err(last)
     }
 
-    async fn dial<B>(&self, limit: Duration, socket: SocketAddr) -> Result<Connection<B>, ConnectError>
-    where
-        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<BoxError>,
-    {
+    async fn dial(&self, limit: Duration, socket: SocketAddr) -> Result<Connection, ConnectError> {
         let stream = self.within(limit, Step::Connect, TcpStream::connect(socket)).await?;
         let stream = stream.and_then(|stream| self.tuned(stream)).map_err(|error| match error.kind() {
             io::ErrorKind::ConnectionRefused => ConnectError::Refused { address: self.address.clone() },
@@ -219,16 +215,13 @@ impl Attempt<'_> {
         Ok(stream)
     }
 
-    async fn http2<B>(&self, limit: Duration, io: BoxIo) -> Result<Connection<B>, ConnectError>
-    where
-        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-        B::Error: Into<BoxError>,
-    {
+    async fn http2(&self, limit: Duration, io: BoxIo) -> Result<Connection, ConnectError> {
         let io = self.secured(limit, io).await?;
         let (socket, wire) = Socket::new(io);
         let ready = async {
-            let (send, hyper) = self.options.http2().handshake(TokioIo::new(socket)).await.map_err(Ended::Broken)?;
-            let mut driver = ConnectionDriver::new(Box::pin(hyper), wire);
+            let (send, mut h2) = self.options.http2().handshake(socket).await.map_err(Ended::Broken)?;
+            let pings = Pings::new(&mut h2, self.options.pings());
+            let mut driver = ConnectionDriver::new(h2, pings, wire);
             let streams = driver.settings().await?;
             Ok(Connection { send, streams, driver })
         };
@@ -383,6 +376,15 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 const LARGEST_WINDOW: u32 = 0x7fff_ffff;
+
+/// HTTP/2's own windows at first, which adaptive ones grow from.
+const SMALLEST_WINDOW: u32 = 65_535;
+
+/// The windows, buffers and lists that tonic's channel has, by hyper's defaults: whoever changes from it finds the same.
+const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 5 * 1024 * 1024;
+const SEND_BUFFER: usize = 1024 * 1024;
+const HEADER_LIST: u32 = 16 * 1024;
 
 #[cfg(test)]
 mod tests;

@@ -1,19 +1,22 @@
 //! A connection from its server's SETTINGS to its end, and the reason for that.
+//!
+//! One task drives it: reads, writes, keepalive pings, and what the server says about all of it.
 
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use hyper::client::conn::http2::SendRequest;
+use bytes::Bytes;
+use h2::client::SendRequest;
 use thiserror::Error;
 
-use super::executor::watched;
-use super::socket::Wire;
+use super::pings::{Pings, Silent};
+use super::socket::{Socket, Wire};
 
 /// A connection whose server has sent its SETTINGS.
-pub(super) struct Connection<B> {
-    pub(super) send: SendRequest<B>,
+pub(super) struct Connection {
+    pub(super) send: SendRequest<Bytes>,
     /// How many calls the peer lets be open at once, `u32::MAX` without a limit.
     pub(super) streams: u32,
     pub(super) driver: ConnectionDriver,
@@ -21,19 +24,14 @@ pub(super) struct Connection<B> {
 
 /// Moves a connection on. Dropped, it closes the socket and ends the calls on it.
 pub(super) struct ConnectionDriver {
-    /// Until it takes no more calls.
-    hyper: Option<Dispatch>,
-    failure: Option<hyper::Error>,
+    h2: h2::client::Connection<Socket, Bytes>,
+    pings: Pings,
     /// The limit of open calls that was told last.
     told: Option<u32>,
-    cutter: Cutter,
-    _cut: CutOnDrop,
+    wire: Arc<Wire>,
 }
 
-/// hyper's dispatch of new calls: it ends when there can be no more.
-pub(super) type Dispatch = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
-
-/// Hears what a connection's server says about all of it.
+/// Hears what a connection's server says about all of it, and tells what calls make of it.
 pub(super) trait Watcher: Send + Sync + 'static {
     /// The peer changed its limit of open calls.
     fn streams(&self, limit: u32);
@@ -41,20 +39,22 @@ pub(super) trait Watcher: Send + Sync + 'static {
     /// It takes no new calls, and ends with those it has. Told once: at once when the server says GOAWAY, which is what
     /// `said` tells, and at the end of the connection at the latest.
     fn going_away(&self, said: bool);
+
+    /// How many calls are open on it.
+    fn calls(&self) -> u32;
 }
 
 impl ConnectionDriver {
-    pub(super) fn new(hyper: Dispatch, wire: Arc<Wire>) -> Self {
-        let cutter = Cutter { wire };
-        Self { hyper: Some(hyper), failure: None, told: None, _cut: CutOnDrop(cutter.clone()), cutter }
+    pub(super) fn new(h2: h2::client::Connection<Socket, Bytes>, pings: Pings, wire: Arc<Wire>) -> Self {
+        Self { h2, pings, told: None, wire }
     }
 
     /// What closes the socket from outside.
     pub(super) fn cutter(&self) -> Cutter {
-        self.cutter.clone()
+        Cutter { wire: self.wire.clone() }
     }
 
-    /// Drives the connection until its socket is closed, and tells why that was.
+    /// Drives the connection to its end, and tells why that was.
     ///
     /// It goes on after the last `SendRequest` was dropped, and after a GOAWAY, until the calls on it are done.
     ///
@@ -62,70 +62,70 @@ impl ConnectionDriver {
     ///
     /// Dropping the future closes the socket and ends the calls on it.
     pub(super) async fn run(mut self, watcher: impl Watcher) -> Ended {
-        let mut going = false;
-        poll_fn(|cx| {
-            let closed = self.poll_closed(cx);
-            let streams = self.wire().streams();
+        let (mut gathered, mut going) = (false, false);
+        let ended = poll_fn(|cx| {
+            let calls = watcher.calls();
+            // Whoever makes a call wakes this task, which would run next and write that one call. After one turn at the end of
+            // the queue of tasks, the calls that others made meanwhile go out in the same write.
+            if !gathered && calls >= GATHERS_FROM {
+                gathered = true;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            gathered = false;
+            let ended = self.poll_end(calls > 0, cx);
+            let streams = self.wire.streams();
             if let Some(limit) = streams
                 && streams != self.told
             {
                 self.told = streams;
                 watcher.streams(limit);
             }
-            let said = self.wire().goaway().is_some();
-            if !going && (said || self.hyper.is_none()) {
+            let said = self.wire.goaway().is_some();
+            if !going && (said || ended.is_ready()) {
                 going = true;
                 watcher.going_away(said);
             }
-            closed
-        })
-        .await;
-        self.ended()
+            ended
+        });
+        ended.await
     }
 
     /// Drives the connection until the server's first SETTINGS.
     pub(super) async fn settings(&mut self) -> Result<u32, Ended> {
         poll_fn(|cx| {
-            let closed = self.poll_closed(cx);
-            let streams = self.wire().streams();
-            match streams {
-                Some(limit) => {
-                    self.told = streams;
-                    Poll::Ready(Ok(limit))
-                }
-                None => closed.map(|()| Err(self.ended())),
+            let ended = self.poll_end(false, cx);
+            self.told = self.wire.streams();
+            match self.told {
+                Some(limit) => Poll::Ready(Ok(limit)),
+                None => ended.map(Err),
             }
         })
         .await
     }
 
-    fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.wire().follow(cx);
-        if let Some(hyper) = &mut self.hyper
-            && let (Poll::Ready(result), _) = watched(|| hyper.as_mut().poll(cx))
-        {
-            self.failure = result.err();
-            // Without it hyper ends the connection as soon as no calls are open.
-            self.hyper = None;
+    fn poll_end(&mut self, has_calls: bool, cx: &mut Context<'_>) -> Poll<Ended> {
+        self.wire.follow(cx);
+        if self.wire.is_cut() {
+            return Poll::Ready(Ended::Cut);
         }
-        if self.hyper.is_none() && self.wire().is_closed() { Poll::Ready(()) } else { Poll::Pending }
+        if let Poll::Ready(result) = Pin::new(&mut self.h2).poll(cx) {
+            return Poll::Ready(self.ended(result.err()));
+        }
+        match self.pings.poll(&mut self.h2, self.wire.take_read(), has_calls, cx) {
+            Ok(()) => Poll::Pending,
+            Err(Silent) => Poll::Ready(Ended::Silent),
+        }
     }
 
     /// The first reason of all that show at the end of a connection.
-    fn ended(&mut self) -> Ended {
-        let (cut, at_end, goaway) = (self.wire().is_cut(), self.wire().is_at_end(), self.wire().goaway());
-        match (self.failure.take(), goaway) {
-            _ if cut => Ended::Cut,
-            (Some(failure), _) if failure.is_timeout() => Ended::Silent,
+    fn ended(&self, failure: Option<h2::Error>) -> Ended {
+        match (failure, self.wire.goaway()) {
             (_, Some(reason)) => Ended::GoneAway(reason),
-            _ if at_end => Ended::Closed,
+            _ if self.wire.is_at_end() => Ended::Closed,
             (Some(failure), None) => Ended::Broken(failure),
             (None, None) => Ended::Unused,
         }
-    }
-
-    fn wire(&self) -> &Wire {
-        &self.cutter.wire
     }
 }
 
@@ -142,14 +142,6 @@ impl Cutter {
     }
 }
 
-struct CutOnDrop(Cutter);
-
-impl Drop for CutOnDrop {
-    fn drop(&mut self) {
-        self.0.cut();
-    }
-}
-
 /// Why a connection ended. As text with [`chain`](crate::error::chain): a broken one has its cause as the source.
 #[derive(Debug, Error)]
 pub(super) enum Ended {
@@ -162,7 +154,11 @@ pub(super) enum Ended {
     #[error("the server closed the connection")]
     Closed,
     #[error("the connection broke")]
-    Broken(#[source] hyper::Error),
+    Broken(#[source] h2::Error),
     #[error("the connection was not needed any more")]
     Unused,
 }
+
+/// From how many open calls on it a connection lets others join a write. With fewer nobody is likely to, and a task that
+/// goes to the end of the queue wakes another thread for nothing.
+pub(super) const GATHERS_FROM: u32 = 4;

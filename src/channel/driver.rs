@@ -27,7 +27,6 @@ use super::outlier::{self, Interval};
 use super::policy::Policy;
 use super::shared::Shared;
 use super::subchannel::{Event, Record};
-use super::upload::Upload;
 use super::view::Connectivity;
 use crate::instance::Address;
 use crate::snapshot::{Member, MemberState, Snapshot};
@@ -68,7 +67,7 @@ struct State {
 }
 
 /// What became of one attempt to connect, or why it failed.
-type Attempt = (Address, u64, Result<Connection<Upload>, Arc<str>>);
+type Attempt = (Address, u64, Result<Connection, Arc<str>>);
 
 struct Parts {
     shared: Arc<Shared>,

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use bytes::Bytes;
+use h2::client::SendRequest;
 use http::uri::{Authority, Scheme};
-use hyper::client::conn::http2::SendRequest;
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
@@ -16,7 +17,6 @@ use super::connection::{Connection, ConnectionDriver, Watcher};
 use super::entry::Entry;
 use super::shared::Shared;
 use super::subchannel::Report;
-use super::upload::Upload;
 use crate::error::chain;
 
 /// How instances are dialled, and what is said on their connections.
@@ -31,7 +31,7 @@ pub(super) struct Dial {
 
 /// What a connection is to the calls on it.
 pub(super) struct Link {
-    pub(super) send: SendRequest<Upload>,
+    pub(super) send: SendRequest<Bytes>,
     pub(super) scheme: Scheme,
     pub(super) authority: Authority,
     pub(super) report: Report,
@@ -52,7 +52,7 @@ impl fmt::Debug for Link {
 /// An address that cannot stand in a request.
 pub(super) fn seat(
     entry: &mut Entry,
-    connection: Connection<Upload>,
+    connection: Connection,
     generation: u64,
     shared: &Arc<Shared>,
     dial: &Dial,
@@ -133,6 +133,10 @@ impl Watcher for Watch {
 
     fn going_away(&self, said: bool) {
         close(&self.seat, if said { "the server is going away" } else { "the connection ended" });
+    }
+
+    fn calls(&self) -> u32 {
+        self.seat.upgrade().map_or(0, |seat| seat.in_flight())
     }
 }
 

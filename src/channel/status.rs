@@ -1,7 +1,5 @@
 //! What a call ends with when no server gave it an answer.
 
-use std::error::Error as StdError;
-
 use http::{HeaderMap, StatusCode};
 use tonic::{Code, Status};
 
@@ -16,35 +14,28 @@ pub(super) enum Reached {
     Perhaps,
 }
 
-/// What an error of hyper's proves about the request that met it.
-pub(super) fn reached(error: &hyper::Error) -> Reached {
-    let refused = h2_error(error).is_some_and(|error| {
-        error.is_remote()
-            && (error.is_go_away() || error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
-    });
-    // A request that waited inside of hyper for its stream to be opened is told by this text only.
-    let never_opened = error.is_user() && error.to_string() == "dispatch task is gone";
-    if refused || never_opened { Reached::Nobody } else { Reached::Perhaps }
+/// What the error that ended an attempt proves about it.
+pub(super) fn reached(error: &h2::Error) -> Reached {
+    let is_refusal = error.is_go_away() || error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    if error.is_remote() && is_refusal { Reached::Nobody } else { Reached::Perhaps }
 }
 
 /// Whether the connection itself broke, rather than one stream on it.
-pub(super) fn is_broken(error: &hyper::Error) -> bool {
-    h2_error(error).is_none_or(|error| !error.is_reset())
+pub(super) fn is_broken(error: &h2::Error) -> bool {
+    !error.is_reset()
 }
 
 /// The status of a call whose attempt at `address` ended with an error of the transport.
-pub(super) fn transport(address: &Address, error: &hyper::Error) -> Status {
-    let code = match h2_error(error) {
-        Some(reset) if reset.is_reset() => match reset.reason() {
-            Some(h2::Reason::REFUSED_STREAM) => Code::Unavailable,
-            Some(h2::Reason::CANCEL) => Code::Cancelled,
-            Some(h2::Reason::ENHANCE_YOUR_CALM) => Code::ResourceExhausted,
-            Some(h2::Reason::INADEQUATE_SECURITY) => Code::PermissionDenied,
-            _ => Code::Internal,
-        },
-        _ => Code::Unavailable,
+pub(super) fn transport(address: &Address, error: &h2::Error) -> Status {
+    let code = match error.reason() {
+        _ if !error.is_reset() => Code::Unavailable,
+        Some(h2::Reason::REFUSED_STREAM) => Code::Unavailable,
+        Some(h2::Reason::CANCEL) => Code::Cancelled,
+        Some(h2::Reason::ENHANCE_YOUR_CALM) => Code::ResourceExhausted,
+        Some(h2::Reason::INADEQUATE_SECURITY) => Code::PermissionDenied,
+        _ => Code::Internal,
     };
-    Status::new(code, format!("{address}: {}", root(error)))
+    Status::new(code, format!("{address}: {error}"))
 }
 
 /// What the caller of a call that took too long is told.
@@ -73,19 +64,6 @@ pub(super) fn code_of_http(status: StatusCode) -> Option<Code> {
 pub(super) fn is_servers_timeout(headers: &HeaderMap) -> bool {
     let message = headers.get("grpc-message").map(http::HeaderValue::as_bytes);
     code_of(headers) == Some(Code::Cancelled) && matches!(message, Some(b"Timeout expired" | b"Timeout%20expired"))
-}
-
-fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
-    error.source().and_then(<dyn StdError>::downcast_ref)
-}
-
-/// The innermost cause: "connection reset by peer" says more than "connection error".
-pub(super) fn root(error: &(dyn StdError + 'static)) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }
 
 #[cfg(test)]

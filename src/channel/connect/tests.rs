@@ -2,12 +2,15 @@ use std::future::pending;
 use std::net::Ipv4Addr;
 use std::pin::Pin;
 use std::sync::Mutex as StdMutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::client::SendRequest;
 use http::{Request, Response};
 use http_body::Frame;
-use hyper::client::conn::http2::SendRequest;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
@@ -15,8 +18,8 @@ use tonic::body::Body;
 use tower::service_fn;
 
 use super::*;
-use crate::channel::connection::{Cutter, Watcher};
-use crate::channel::executor::{Cancel, CancelToken, entered};
+use crate::channel::connection::{Cutter, GATHERS_FROM, Watcher};
+use crate::channel::upload::{Rest, Upload};
 
 /// A limit for what happens at once, on any machine.
 async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
@@ -29,7 +32,7 @@ enum Told {
     GoingAway,
 }
 
-struct Ear(UnboundedSender<Told>);
+struct Ear(UnboundedSender<Told>, Arc<AtomicU32>);
 
 impl Watcher for Ear {
     fn streams(&self, limit: u32) {
@@ -39,20 +42,36 @@ impl Watcher for Ear {
     fn going_away(&self, _: bool) {
         let _ = self.0.send(Told::GoingAway);
     }
+
+    fn calls(&self) -> u32 {
+        self.1.load(Ordering::Relaxed)
+    }
 }
 
 /// A connection whose driver runs.
-struct Running<B> {
-    send: SendRequest<B>,
+struct Running {
+    send: SendRequest<Bytes>,
     cutter: Cutter,
     told: UnboundedReceiver<Told>,
+    /// As many are open as the test says.
+    calls: Arc<AtomicU32>,
     driver: JoinHandle<Ended>,
 }
 
-fn run<B>(connection: Connection<B>) -> Running<B> {
+fn run(connection: Connection) -> Running {
     let (tell, told) = unbounded_channel();
+    let calls = Arc::<AtomicU32>::default();
     let cutter = connection.driver.cutter();
-    Running { send: connection.send, cutter, told, driver: tokio::spawn(connection.driver.run(Ear(tell))) }
+    let driver = tokio::spawn(connection.driver.run(Ear(tell, calls.clone())));
+    Running { send: connection.send, cutter, told, calls, driver }
+}
+
+impl Running {
+    /// A call without a body, on a task of its own.
+    fn ask(&self) -> JoinHandle<Result<Response<RecvStream>, h2::Error>> {
+        let (response, _) = self.send.clone().send_request(request(()), true).expect("the connection takes it");
+        tokio::spawn(response)
+    }
 }
 
 type Call = (Request<h2::RecvStream>, h2::server::SendResponse<Bytes>);
@@ -110,7 +129,7 @@ fn request<B>(body: B) -> Request<B> {
     Request::post("http://127.0.0.1/echo").body(body).expect("a request")
 }
 
-async fn connect(options: &Options, address: &Address) -> Result<Connection<Body>, ConnectError> {
+async fn connect(options: &Options, address: &Address) -> Result<Connection, ConnectError> {
     soon("a connect", options.connect(address)).await
 }
 
@@ -204,7 +223,7 @@ async fn a_mute_address_leaves_time_for_the_next_one() {
         Host::Ip(ip) => SocketAddr::new(*ip, address.port()),
         Host::Name(_) => unreachable!("both are IP addresses"),
     });
-    let connection = soon("a connect", attempt.dial_in_turn::<Body>(&dialled)).await;
+    let connection = soon("a connect", attempt.dial_in_turn(&dialled)).await;
     assert!(connection.is_ok(), "the second address answers: {:?}", connection.err());
     drop(mute);
 }
@@ -237,7 +256,7 @@ async fn without_a_limit_any_number_of_calls_may_be_open() {
 async fn a_goaway_is_told_at_once_and_open_calls_are_finished() {
     let (mut server, address) = Server::tcp().await;
     let mut running = run(connect(&Options::default(), &address).await.expect("connected"));
-    let answer = tokio::spawn(running.send.send_request(request(Body::empty())));
+    let answer = running.ask();
     let (_, mut respond) = server.call().await;
     server.goaway.send(()).expect("the server runs");
     assert_eq!(soon("the news", running.told.recv()).await, Some(Told::GoingAway), "with a call open");
@@ -251,8 +270,8 @@ async fn a_goaway_is_told_at_once_and_open_calls_are_finished() {
 #[tokio::test]
 async fn a_cut_closes_the_socket_and_ends_open_calls() {
     let (mut server, address) = Server::tcp().await;
-    let mut running = run(connect(&Options::default(), &address).await.expect("connected"));
-    let answer = tokio::spawn(running.send.send_request(request(Body::empty())));
+    let running = run(connect(&Options::default(), &address).await.expect("connected"));
+    let answer = running.ask();
     let _call = server.call().await;
     running.cutter.cut();
     running.cutter.cut();
@@ -272,9 +291,11 @@ async fn a_cut_ends_a_connection_whose_peer_does_not_read() {
     }));
     far.write_all(&settings(None)).await.expect("the pipe is open");
     let options = Options { connector: Some(connector), ..Options::default() };
-    let connection = soon("a connect", options.connect::<Endless>(&nowhere())).await.expect("SETTINGS came");
+    let connection = soon("a connect", options.connect(&nowhere())).await.expect("SETTINGS came");
     let mut running = run(connection);
-    let answer = tokio::spawn(running.send.send_request(request(Endless::default())));
+    let (answer, mut stream) = running.send.send_request(request(()), false).expect("the connection takes it");
+    let answer = tokio::spawn(answer);
+    stream.send_data(vec![7; 100_000].into(), true).expect("the call is open");
     running.cutter.cut();
     let ended = soon("the end", running.driver).await.expect("no panic");
     assert!(matches!(ended, Ended::Cut), "{ended}");
@@ -285,11 +306,8 @@ async fn a_cut_ends_a_connection_whose_peer_does_not_read() {
 async fn a_dropped_driver_leaves_no_socket_and_no_task() {
     let (mut server, address) = Server::tcp().await;
     let metrics = tokio::runtime::Handle::current().metrics();
-    let connection = soon("a connect", Options::default().connect::<Endless>(&address)).await.expect("connected");
-    let mut running = run(connection);
-    let body = Endless::default();
-    let call = body.0.clone();
-    let answer = tokio::spawn(running.send.send_request(request(body)));
+    let running = run(connect(&Options::default(), &address).await.expect("connected"));
+    let answer = running.ask();
     let _call = server.call().await;
     running.driver.abort();
     soon("the server's end", server.done).await.expect("no panic");
@@ -300,17 +318,15 @@ async fn a_dropped_driver_leaves_no_socket_and_no_task() {
         }
     })
     .await;
-    assert_eq!(Arc::strong_count(&call), 1, "the body is dropped");
 }
 
 #[tokio::test]
 async fn a_connection_that_is_not_needed_any_more_ends_after_its_last_call() {
     let (mut server, address) = Server::tcp().await;
     let mut running = run(connect(&Options::default(), &address).await.expect("connected"));
-    let answer = tokio::spawn(running.send.send_request(request(Body::empty())));
+    let answer = running.ask();
     let (_, mut respond) = server.call().await;
     drop(running.send);
-    assert_eq!(soon("the news", running.told.recv()).await, Some(Told::GoingAway), "it takes no new calls");
     let mut body = respond.send_response(Response::new(()), false).expect("the call is open");
     let response = soon("the answer", answer).await.expect("no panic").expect("it is answered");
     body.send_data("late".into(), true).expect("the call is open");
@@ -318,6 +334,7 @@ async fn a_connection_that_is_not_needed_any_more_ends_after_its_last_call() {
     assert_eq!(data, b"late", "a call in flight is finished");
     let ended = soon("the end", running.driver).await.expect("no panic");
     assert!(matches!(ended, Ended::Unused), "{ended}");
+    assert_eq!(running.told.recv().await, Some(Told::GoingAway), "it takes no new calls");
     soon("the server's end", server.done).await.expect("no panic");
 }
 
@@ -335,9 +352,10 @@ async fn a_server_that_closes_the_connection_is_named_as_the_reason() {
 async fn a_peer_that_freezes_with_a_call_open_is_noticed_by_keepalive() {
     let (options, mut far) = piped();
     far.write_all(&settings(None)).await.expect("the pipe is open");
-    let mut running = run(connect(&options, &nowhere()).await.expect("SETTINGS came"));
+    let running = run(connect(&options, &nowhere()).await.expect("SETTINGS came"));
     let started = Instant::now();
-    let answer = tokio::spawn(running.send.send_request(request(Body::empty())));
+    running.calls.store(1, Ordering::Relaxed);
+    let answer = running.ask();
     let ended = running.driver.await.expect("no panic");
     assert!(matches!(ended, Ended::Silent), "{ended}");
     let noticed = KEEP_ALIVE_INTERVAL + KEEP_ALIVE_TIMEOUT;
@@ -361,33 +379,58 @@ async fn an_idle_connection_is_not_pinged() {
 }
 
 #[tokio::test]
-async fn a_cancelled_upload_that_waits_for_room_is_reset_at_the_server_at_once() {
+async fn the_rest_of_a_request_that_waits_for_room_is_reset_at_the_server_at_once() {
     let (mut server, address) = Server::tcp().await;
-    let connection = soon("a connect", Options::default().connect::<Endless>(&address)).await.expect("connected");
-    let mut running = run(connection);
+    let mut running = run(connect(&Options::default(), &address).await.expect("connected"));
     let body = Endless::default();
-    let call = body.0.clone();
-    let answer = tokio::spawn(running.send.send_request(request(body)));
+    let held = body.0.clone();
+    let (answer, stream) = running.send.send_request(request(()), false).expect("the connection takes it");
+    let rest = Rest::spawn(Upload::new(Body::new(body)), stream);
     // The request stream is kept and never read.
     let (unread, mut respond) = server.call().await;
     let mut response = respond.send_response(Response::new(()), false).expect("the call is open");
-    let answer = soon("the answer", answer).await.expect("no panic").expect("it is answered");
-    drop(answer);
-    assert!(Arc::strong_count(&call) > 1, "the upload waits for room");
-    call.token().cancel();
+    let answer = soon("the answer", answer).await.expect("it is answered");
+    assert!(Arc::strong_count(&held) > 1, "the upload waits for room");
+    drop((rest, answer));
+    assert_eq!(Arc::strong_count(&held), 1, "the caller's body is dropped");
     let reason = soon("the reset", poll_fn(|cx| response.poll_reset(cx))).await.expect("the connection is open");
     assert_eq!(reason, h2::Reason::CANCEL);
-    soon("the upload's end", async {
-        while Arc::strong_count(&call) > 1 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
     drop(unread);
-    let next = tokio::spawn(running.send.send_request(request(Endless::default())));
+    let next = running.ask();
     let (_, mut respond) = server.call().await;
     respond.send_response(Response::new(()), true).expect("the call is open");
     assert!(soon("the next answer", next).await.expect("no panic").is_ok(), "other calls go on");
+}
+
+#[tokio::test]
+async fn calls_made_together_go_out_in_one_write() {
+    let (near, mut far) = duplex(1 << 20);
+    far.write_all(&settings(None)).await.expect("the pipe is open");
+    let writes = Arc::<AtomicU32>::default();
+    let near = StdMutex::new(Some(CountsWrites(near, writes.clone())));
+    let connector = Connector::new(service_fn(move |_: Uri| {
+        let near = near.lock().expect("no test panics here").take();
+        std::future::ready(near.map(TokioIo::new).ok_or("taken"))
+    }));
+    let options = Options { connector: Some(connector), ..Options::default() };
+    let running = run(connect(&options, &nowhere()).await.expect("SETTINGS came"));
+    tokio::task::yield_now().await;
+    running.calls.store(GATHERS_FROM, Ordering::Relaxed);
+    let before = writes.load(Ordering::Relaxed);
+    let send = running.send.clone();
+    let calls: Vec<_> = (0..8)
+        .map(|_| {
+            let mut send = send.clone();
+            tokio::spawn(async move { send.send_request(request(()), true).map(drop) })
+        })
+        .collect();
+    for call in calls {
+        call.await.expect("no panic").expect("the connection takes it");
+    }
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(writes.load(Ordering::Relaxed) - before, 1, "eight heads in one write");
 }
 
 #[tokio::test]
@@ -459,34 +502,48 @@ fn frame_kinds(mut bytes: &[u8]) -> Vec<u8> {
     kinds
 }
 
-async fn read_all(mut body: hyper::body::Incoming) -> Vec<u8> {
+async fn read_all(mut body: RecvStream) -> Vec<u8> {
     let mut read = Vec::new();
-    while let Some(frame) = poll_fn(|cx| http_body::Body::poll_frame(Pin::new(&mut body), cx)).await {
-        read.extend(frame.expect("the body is whole").into_data().unwrap_or_default());
+    while let Some(data) = body.data().await {
+        read.extend(data.expect("the body is whole"));
     }
     read
 }
 
-/// A request body that always has more, and belongs to a call that can be cancelled.
+/// A request body that always has more, and tells whether it is still there.
 #[derive(Default)]
-struct Endless(Arc<Cancelled>);
-
-#[derive(Default)]
-struct Cancelled(CancelToken);
-
-impl Cancel for Cancelled {
-    fn token(&self) -> &CancelToken {
-        &self.0
-    }
-}
+struct Endless(Arc<()>);
 
 impl http_body::Body for Endless {
     type Data = Bytes;
-    type Error = BoxError;
+    type Error = tonic::Status;
 
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        entered(&self.0);
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
         Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[7; 10_000])))))
+    }
+}
+
+/// A pipe that counts what is written into it.
+struct CountsWrites(DuplexStream, Arc<AtomicU32>);
+
+impl AsyncRead for CountsWrites {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for CountsWrites {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 
