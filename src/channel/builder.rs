@@ -1,6 +1,5 @@
 //! The options of a balanced channel, and its making.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,7 +69,8 @@ impl BalancedChannel {
     ///
     /// Each item of `instances` is the whole set, and replaces the one before; of two with one address the last counts. What
     /// the stream ends with stays. `service` is for messages. Instances at addresses that no client may be sent to, and
-    /// those with weight 0, are left out with a warning.
+    /// those with weight 0, are left out with a warning. Large sets that change often are best made of `Arc<Instance>`s: what
+    /// is the same allocation as before need not be compared.
     ///
     /// ```
     /// use futures_util::stream;
@@ -83,11 +83,12 @@ impl BalancedChannel {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn over(
-        service: impl Into<String>,
-        instances: impl Stream<Item = Vec<Instance>> + Send + 'static,
-    ) -> ChannelBuilder {
-        let snapshots = instances.enumerate().map(|(revision, set)| Arc::new(snapshot(revision, set)));
+    pub fn over<I>(service: impl Into<String>, instances: impl Stream<Item = Vec<I>> + Send + 'static) -> ChannelBuilder
+    where
+        I: Into<Arc<Instance>>,
+    {
+        let snapshots =
+            instances.enumerate().map(|(revision, set)| Arc::new(snapshot(revision, set.into_iter().map(Into::into))));
         ChannelBuilder::new(service.into(), move || Ok(snapshots.boxed()))
     }
 }
@@ -332,14 +333,22 @@ fn origin(uri: Uri) -> Result<(Scheme, Authority), ConfigError> {
     }
 }
 
-fn snapshot(revision: usize, set: Vec<Instance>) -> Snapshot {
-    let mut members = BTreeMap::new();
+fn snapshot(revision: usize, set: impl IntoIterator<Item = Arc<Instance>>) -> Snapshot {
+    let mut members = Vec::new();
     for instance in set {
-        if let Err(error) = instance.check_publishable() {
-            tracing::warn!(address = %instance.address, %error, "instance left out");
-            continue;
+        match instance.check_publishable() {
+            Ok(()) => members.push(Member::new(instance, 0, MemberState::Live)),
+            Err(error) => tracing::warn!(address = %instance.address, %error, "instance left out"),
         }
-        members.insert(instance.address.clone(), Member::new(Arc::new(instance), 0, MemberState::Live));
     }
-    Snapshot::new(i64::try_from(revision).unwrap_or(i64::MAX), members.into_values().collect())
+    // Stable, so that of several with one address the last stays: the others take its place one after the other.
+    members.sort_by(|a: &Member, b| a.instance().address.cmp(&b.instance().address));
+    members.dedup_by(|later, kept| {
+        let is_one = later.instance().address == kept.instance().address;
+        if is_one {
+            std::mem::swap(later, kept);
+        }
+        is_one
+    });
+    Snapshot::new(i64::try_from(revision).unwrap_or(i64::MAX), members)
 }

@@ -286,12 +286,14 @@ pub(super) struct Flight {
     has_deadline: bool,
     /// Whether its outcome was told already: by its head.
     is_told: bool,
+    /// Whether its response has begun and not ended.
+    has_begun: bool,
 }
 
 impl Flight {
     fn new(place: Place, at: Instant, has_deadline: bool) -> Self {
         let answered = place.link().report.answered();
-        Self { place, at, answered, has_deadline, is_told: false }
+        Self { place, at, answered, has_deadline, is_told: false, has_begun: false }
     }
 
     pub(super) fn address(&self) -> &Address {
@@ -345,6 +347,8 @@ impl Flight {
         if incoming.is_end_stream() {
             return http::Response::from_parts(head, ResponseBody::rest(incoming));
         }
+        self.place.candidate().seat().begin();
+        self.has_begun = true;
         let rest = if upload.commit() { None } else { Some(Rest::spawn(upload, stream)) };
         http::Response::from_parts(head, ResponseBody::new(incoming, self, rest, deadline))
     }
@@ -407,5 +411,13 @@ impl Flight {
             return;
         }
         self.link().report.outcome(Outcome::new(code, ending), &self.place.shared().settings.outliers);
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if self.has_begun {
+            self.place.candidate().seat().finish();
+        }
     }
 }

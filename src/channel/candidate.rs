@@ -83,6 +83,8 @@ pub(super) struct Seat {
     /// well be stuck, and each would make room for another.
     missed: AtomicU32,
     missed_at: AtomicU32,
+    /// Of the calls in flight, those whose response has begun.
+    begun: AtomicU32,
     link: Option<Box<Link>>,
 }
 
@@ -95,6 +97,7 @@ impl Seat {
             answered: AtomicU32::new(0),
             missed: AtomicU32::new(0),
             missed_at: AtomicU32::new(0),
+            begun: AtomicU32::new(0),
             link,
         })
     }
@@ -190,6 +193,28 @@ impl Seat {
         self.latency.load(Ordering::Relaxed)
     }
 
+    /// A response has begun, and its call stays in flight until [`finish`](Self::finish).
+    pub(super) fn begin(&self) {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The response has ended.
+    pub(super) fn finish(&self) {
+        self.begun.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether it has calls whose response has not begun.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.in_flight() > self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has such calls, and has answered none for far longer than it usually takes: it may be frozen.
+    pub(super) fn is_silent(&self, now: Instant) -> bool {
+        let usual = self.latency_micros() / 1_000;
+        let silence = millis(now).wrapping_sub(self.answered.load(Ordering::Relaxed));
+        self.is_awaited() && silence > SILENT_AFTER.max(usual.saturating_mul(SILENT_TIMES))
+    }
+
     /// Whether the average is too old to hold against the instance.
     pub(super) fn is_forgotten(&self, now: Instant) -> bool {
         has_passed(self.answered.load(Ordering::Relaxed), now)
@@ -220,6 +245,10 @@ fn millis(at: Instant) -> u32 {
 /// After how many milliseconds without an answer an average says nothing any more: an instance that was slow a second ago
 /// may have been restarting or collecting garbage. A power of two, because every answer divides by it.
 const FORGETS_AFTER: u32 = 1024;
+
+/// How many milliseconds without an answer are silence: at least, and as a multiple of what is usual there.
+const SILENT_AFTER: u32 = 16;
+const SILENT_TIMES: u32 = 2;
 
 #[cfg(test)]
 mod tests {

@@ -5,6 +5,7 @@ use std::env;
 use std::future::{Pending, pending};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Uri;
@@ -48,7 +49,8 @@ pub(crate) async fn arrive(plan: Plan, results: &mut Results) {
         assert!(!is_heavy(&channel.instances()), "nothing has changed yet");
         let read = begin.elapsed();
 
-        instances[round % MANY].weight = HEAVY;
+        let changed = &mut instances[round % MANY];
+        *changed = Arc::new((**changed).clone().weight(HEAVY));
         let begin = Instant::now();
         sets.send(instances).expect("the channel listens");
         until(&mut changes, is_heavy).await;
@@ -120,7 +122,8 @@ pub(crate) async fn weigh() {
 }
 
 /// A channel whose connects never end, and what tells it its instances.
-fn unconnected() -> (BalancedChannel, UnboundedSender<Vec<Instance>>) {
+/// Shared instances, as they come from etcd: a change there makes one anew and leaves the others as they are.
+fn unconnected() -> (BalancedChannel, UnboundedSender<Vec<Arc<Instance>>>) {
     let (sets, items) = unbounded_channel();
     let connect = |_: Uri| -> Pending<Result<TokioIo<TcpStream>, Infallible>> { pending() };
     let channel = BalancedChannel::over("many", UnboundedReceiverStream::new(items))
@@ -130,9 +133,9 @@ fn unconnected() -> (BalancedChannel, UnboundedSender<Vec<Instance>>) {
     (channel, sets)
 }
 
-fn all() -> Vec<Instance> {
+fn all() -> Vec<Arc<Instance>> {
     let address = |number: u32| SocketAddr::from((Ipv4Addr::from_bits(FIRST.to_bits() + number), 1));
-    (0..COUNT).map(|number| Instance::new("many", address(number))).collect()
+    (0..COUNT).map(|number| Arc::new(Instance::new("many", address(number)))).collect()
 }
 
 async fn until(changes: &mut InstanceChanges, enough: impl Fn(&[InstanceStatus]) -> bool) {

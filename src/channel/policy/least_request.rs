@@ -11,7 +11,8 @@ use crate::channel::policy::{Picker, Policy};
 /// Busy means calls in flight for its weight. Two random instances are enough to keep all of them about equally busy, and
 /// unlike the least busy of all, they do not send every client to the same instance at once. While nothing is in flight,
 /// calls are shared by weight. A call whose deadline passed without a sign of life from its instance counts as in flight for
-/// another second: a frozen instance would look idle otherwise.
+/// another second: a frozen instance would look idle otherwise. One that has calls waiting and has answered none for 16 ms
+/// and for twice as long as it usually takes is passed over for one that answers.
 ///
 /// Calls in flight alone do not show a slow instance while there are few calls: mostly none is in flight anywhere. So of the
 /// two, one whose responses take at least four times as long to begin counts as having one call more in flight, and one more
@@ -56,8 +57,23 @@ impl Picker for LeastRequestPicker {
             Some(weights) => (u64::from(weights[first]), u64::from(weights[second])),
             None => (1, 1),
         };
-        if is_better((other.seat(), weights.1), (one.seat(), weights.0)) { second } else { first }
+        if is_better((other.seat(), weights.1), (one.seat(), weights.0)) {
+            if is_stuck(other.seat(), one.seat()) { first } else { second }
+        } else {
+            if is_stuck(one.seat(), other.seat()) { second } else { first }
+        }
     }
+}
+
+/// Whether `chosen` may well be frozen, and `other` is not.
+///
+/// Who answers nobody looks less and less busy beside others under load. The clock is read only where calls wait for `chosen`.
+fn is_stuck(chosen: &Seat, other: &Seat) -> bool {
+    if !chosen.is_awaited() || other.is_saturated() {
+        return false;
+    }
+    let now = Instant::now();
+    chosen.is_silent(now) && !other.is_silent(now)
 }
 
 /// Whether a call should go to `other` rather than to `one`, which was drawn first.
@@ -144,6 +160,29 @@ mod tests {
             assert_eq!(taken.instance().address.port(), 2, "the first has a call in flight");
             taken.seat().release();
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_answers_nobody_is_passed_over_until_it_does() {
+        let both = candidates(&[1, 1]);
+        let (frozen, busy) = (both[0].seat().clone(), both[1].seat().clone());
+        for seat in [&frozen, &busy] {
+            seat.answered_at(Instant::now(), Duration::from_millis(1));
+        }
+        frozen.acquire();
+        (0..5).for_each(|_| assert!(busy.acquire(), "it has room"));
+        let picker = LeastRequest::new().picker(&both);
+        let all_go_to = |index| (0..100).all(|_| picker.pick(&both) == index);
+        assert!(all_go_to(0), "it has fewer calls in flight");
+        tokio::time::advance(Duration::from_millis(33)).await;
+        assert!(all_go_to(0), "both have been silent for as long");
+        busy.answered_at(Instant::now(), Duration::from_millis(1));
+        assert!(all_go_to(1), "the other one answers");
+        frozen.begin();
+        assert!(all_go_to(0), "a call whose response has begun waits for nothing");
+        frozen.finish();
+        frozen.answered_at(Instant::now(), Duration::from_millis(34));
+        assert!(all_go_to(0), "it answers again");
     }
 
     #[test]
