@@ -196,13 +196,13 @@ impl ChannelBuilder {
         self
     }
 
-    /// The HTTP/2 flow-control window of one stream, in bytes. Defaults to hyper's, 2 MiB.
+    /// The HTTP/2 flow-control window of one stream, in bytes. Defaults to 2 MiB, as with tonic's `Endpoint`.
     pub fn initial_stream_window_size(mut self, bytes: impl Into<Option<u32>>) -> Self {
         self.options.initial_stream_window_size = bytes.into();
         self
     }
 
-    /// The HTTP/2 flow-control window of a connection, in bytes. Defaults to hyper's, 5 MiB.
+    /// The HTTP/2 flow-control window of a connection, in bytes. Defaults to 5 MiB, as with tonic's `Endpoint`.
     pub fn initial_connection_window_size(mut self, bytes: impl Into<Option<u32>>) -> Self {
         self.options.initial_connection_window_size = bytes.into();
         self
@@ -214,7 +214,7 @@ impl ChannelBuilder {
         self
     }
 
-    /// The largest list of headers that is accepted, in bytes. Defaults to hyper's, 16 KiB.
+    /// The largest list of headers that is accepted, in bytes. Defaults to 16 KiB, as with tonic's `Endpoint`.
     pub fn http2_max_header_list_size(mut self, bytes: u32) -> Self {
         self.options.http2_max_header_list_size = Some(bytes);
         self

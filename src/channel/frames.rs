@@ -1,4 +1,4 @@
-//! Reads along with the frames that a server sends, for what hyper does not tell: SETTINGS, and GOAWAY at once.
+//! Reads along with the frames that a server sends, for what h2 does not tell: SETTINGS, and GOAWAY at once.
 
 /// Follows an incoming HTTP/2 byte stream, however it is cut into pieces. Payloads are skipped, nothing is kept.
 #[derive(Debug, Default)]
@@ -45,7 +45,7 @@ impl FrameReader {
     ///
     /// # Errors
     ///
-    /// Only for the first frame. Whatever is malformed later is for hyper to refuse; here it is skipped.
+    /// Only for the first frame. Whatever is malformed later is for h2 to refuse; here it is skipped.
     pub(super) fn read(&mut self, mut bytes: &[u8], mut notice: impl FnMut(Notice)) -> Result<(), NotHttp2> {
         while !bytes.is_empty() {
             match &mut self.state {
