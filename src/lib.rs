@@ -85,6 +85,7 @@
 //! # Features
 //!
 //! - `tls-ring` (default): TLS towards etcd and towards instances, with rustls and ring.
+//! - `health`: with it, `ChannelBuilder::health_check` leaves out servers that say they are not well.
 //! - `tls-native-roots`: with it, `ChannelTls::native_roots` trusts the operating system's authorities.
 //! - `tls-webpki-roots`: with it, `ChannelTls::webpki_roots` trusts Mozilla's authorities.
 

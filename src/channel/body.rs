@@ -39,7 +39,7 @@ impl ResponseBody {
         Self { incoming: Some(incoming), is_data_over: false, call: Some(call) }
     }
 
-    /// The body of a call that is over.
+    /// The body of a call that nothing is counted for: it is over, or no balancing brought it here.
     pub(super) fn rest(incoming: RecvStream) -> Self {
         Self { incoming: Some(incoming), is_data_over: false, call: None }
     }

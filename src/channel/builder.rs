@@ -62,6 +62,8 @@ pub struct ChannelBuilder {
     options: Options,
     #[cfg(feature = "tls-ring")]
     tls: Option<ChannelTls>,
+    #[cfg(feature = "health")]
+    health: Option<Arc<str>>,
 }
 
 impl BalancedChannel {
@@ -113,6 +115,8 @@ impl ChannelBuilder {
             options: Options::default(),
             #[cfg(feature = "tls-ring")]
             tls: None,
+            #[cfg(feature = "health")]
+            health: None,
         }
     }
 
@@ -125,6 +129,19 @@ impl ChannelBuilder {
     /// When an instance whose calls fail is left out for a while. Defaults to three failures in a row.
     pub fn outlier_detection(mut self, outliers: OutlierDetection) -> Self {
         self.outliers = outliers;
+        self
+    }
+
+    /// Asks each instance for its health (`grpc.health.v1`) and leaves out those that are not SERVING. `service` is the
+    /// name that servers know it by, `package.Service`; an empty one asks for the whole server. Off unless given.
+    ///
+    /// The question stays open on each connection, so an answer that changes counts at once. An instance gets no calls
+    /// before its first answer, which may take the [`connect_timeout`](Self::connect_timeout), and none while its server
+    /// does not know the service; one whose server has no health service at all counts as serving. Where no instance serves, calls fail
+    /// with UNAVAILABLE. The stream takes one of those that the server allows on a connection.
+    #[cfg(feature = "health")]
+    pub fn health_check(mut self, service: impl Into<String>) -> Self {
+        self.health = Some(service.into().into());
         self
     }
 
@@ -281,6 +298,8 @@ impl ChannelBuilder {
             options: Arc::new(options),
             origin: self.origin.map(origin).transpose()?,
             drain_limit: self.drain_limit,
+            #[cfg(feature = "health")]
+            health: self.health,
         };
         let snapshots = (self.source)()?;
 

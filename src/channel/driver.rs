@@ -259,6 +259,12 @@ impl State {
             Event::Ended { address, generation, cause } => self.with_seat(&address, generation, |state, entry| {
                 state.ended(entry, &cause);
             }),
+            #[cfg(feature = "health")]
+            Event::Health { address, generation, verdict } => self.with_seat(&address, generation, |state, entry| {
+                state.cause = verdict.as_ref().err().cloned().or(state.cause.take());
+                entry.hear_health(verdict);
+                state.mark(Dirty::Choice);
+            }),
             Event::Failing { address, record } => {
                 let may = self.may_eject();
                 let Some(index) = self.find(&address) else { return };

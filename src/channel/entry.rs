@@ -8,6 +8,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::candidate::{Candidate, Seat};
+#[cfg(feature = "health")]
+use super::health::Health;
 use super::outlier::{Ejection, OutlierDetection};
 use super::subchannel::Record;
 use super::view::Connectivity;
@@ -39,7 +41,14 @@ pub(super) enum Phase {
     /// An attempt is under way.
     Connecting { generation: u64 },
     /// Connected; calls are chosen for `seat`. A word through `retire` gives its streams a limit.
-    Ready { seat: Arc<Seat>, generation: u64, since: Instant, retire: oneshot::Sender<()> },
+    Ready {
+        seat: Arc<Seat>,
+        generation: u64,
+        since: Instant,
+        retire: oneshot::Sender<()>,
+        #[cfg(feature = "health")]
+        health: Health,
+    },
     /// The last attempt failed, and the next one waits for its time.
     Backoff { generation: u64 },
     /// It is ejected and lost its connection: the probe brings the next one.
@@ -67,7 +76,18 @@ impl Entry {
         &self.member.instance().address
     }
 
+    /// Whether calls may be chosen for it: it is connected, and does not say that it is not well.
     pub(super) fn is_ready(&self) -> bool {
+        match &self.phase {
+            #[cfg(feature = "health")]
+            Phase::Ready { health, .. } => health.is_good(),
+            #[cfg(not(feature = "health"))]
+            Phase::Ready { .. } => true,
+            _ => false,
+        }
+    }
+
+    fn is_connected(&self) -> bool {
         matches!(self.phase, Phase::Ready { .. })
     }
 
@@ -96,12 +116,34 @@ impl Entry {
     }
 
     /// A connection is there.
-    pub(super) fn take_seat(&mut self, seat: Arc<Seat>, generation: u64, retire: oneshot::Sender<()>) {
+    pub(super) fn take_seat(
+        &mut self,
+        seat: Arc<Seat>,
+        generation: u64,
+        retire: oneshot::Sender<()>,
+        #[cfg(feature = "health")] health: Health,
+    ) {
         self.record.seat.store(Some(seat.clone()));
         self.record.generation.store(generation, Ordering::Relaxed);
-        self.record.set_state(Connectivity::Ready);
+        self.phase = Phase::Ready {
+            seat,
+            generation,
+            since: Instant::now(),
+            retire,
+            #[cfg(feature = "health")]
+            health,
+        };
+        self.record.set_state(if self.is_ready() { Connectivity::Ready } else { Connectivity::Connecting });
         self.record.set_cause(None);
-        self.phase = Phase::Ready { seat, generation, since: Instant::now(), retire };
+    }
+
+    /// Its server says how it is.
+    #[cfg(feature = "health")]
+    pub(super) fn hear_health(&mut self, verdict: super::health::Verdict) {
+        let Phase::Ready { health, .. } = &mut self.phase else { return };
+        health.set(verdict.is_ok());
+        self.record.set_state(if verdict.is_ok() { Connectivity::Ready } else { Connectivity::TransientFailure });
+        self.record.set_cause(verdict.err());
     }
 
     /// Takes no more calls on the present connection, whose streams go on. Tells whether it was a good one: it answered a
@@ -144,7 +186,7 @@ impl Entry {
             return None;
         }
         self.ejection.eject(now, outliers);
-        if !self.is_ready() && !matches!(self.phase, Phase::Gone) {
+        if !self.is_connected() && !matches!(self.phase, Phase::Gone) {
             self.phase = Phase::Benched;
             self.record.set_state(Connectivity::Idle);
         }

@@ -15,6 +15,8 @@ use super::candidate::Seat;
 use super::connect::Options;
 use super::connection::{Connection, ConnectionDriver, Watcher};
 use super::entry::Entry;
+#[cfg(feature = "health")]
+use super::health::{Direct, Health, HealthWatch};
 use super::shared::Shared;
 use super::subchannel::Report;
 use crate::error::chain;
@@ -27,6 +29,9 @@ pub(super) struct Dial {
     pub(super) origin: Option<(Scheme, Authority)>,
     /// How long the streams of a removed instance may go on.
     pub(super) drain_limit: Duration,
+    /// Which service's health the instances are asked for.
+    #[cfg(feature = "health")]
+    pub(super) health: Option<Arc<str>>,
 }
 
 /// What a connection is to the calls on it.
@@ -58,6 +63,8 @@ pub(super) fn seat(
     dial: &Dial,
 ) -> Result<(), http::uri::InvalidUri> {
     let Connection { send, streams, driver } = connection;
+    let is_watched = dial.is_watched() && streams > 1;
+    let streams = streams - u32::from(is_watched);
     let (scheme, authority) = match &dial.origin {
         Some(origin) => origin.clone(),
         None => (dial.options.scheme(), entry.address().to_string().parse()?),
@@ -67,11 +74,48 @@ pub(super) fn seat(
     let limit = if entry.ejection.is_on_probation() { streams.min(ON_PROBATION) } else { streams };
     let seat = Seat::new(limit, Some(Box::new(link)));
     let (retire, retired) = oneshot::channel();
-    let watch = Watch { seat: Arc::downgrade(&seat), shared: shared.clone() };
+    let watch = Watch { seat: Arc::downgrade(&seat), shared: shared.clone(), is_watched };
     let span = tracing::debug_span!("connection", address = %entry.address());
     tokio::spawn(drive(driver, watch, retired, dial.drain_limit).instrument(span));
-    entry.take_seat(seat, generation, retire);
+    #[cfg(feature = "health")]
+    let health = match (&dial.health, seat.link()) {
+        (Some(service), Some(link)) if is_watched => HealthWatch {
+            service: service.clone(),
+            connection: Direct {
+                send: link.send.clone(),
+                scheme: link.scheme.clone(),
+                authority: link.authority.clone(),
+            },
+            address: entry.address().clone(),
+            generation,
+            events: shared.events.clone(),
+            limit: dial.options.connect_timeout,
+        }
+        .spawn(),
+        _ => Health::Unchecked,
+    };
+    entry.take_seat(
+        seat,
+        generation,
+        retire,
+        #[cfg(feature = "health")]
+        health,
+    );
     Ok(())
+}
+
+impl Dial {
+    /// Whether each connection has a stream that asks for its server's health. One that allows a single stream has none.
+    #[cfg(feature = "health")]
+    fn is_watched(&self) -> bool {
+        self.health.is_some()
+    }
+
+    #[cfg(not(feature = "health"))]
+    #[expect(clippy::unused_self, reason = "with the feature it depends on the options")]
+    fn is_watched(&self) -> bool {
+        false
+    }
 }
 
 /// Calls at once to an instance on probation.
@@ -115,12 +159,15 @@ impl Drop for CloseOnDrop {
 struct Watch {
     seat: Weak<Seat>,
     shared: Arc<Shared>,
+    /// Whether one of the peer's streams is taken by the question for its health.
+    is_watched: bool,
 }
 
 impl Watcher for Watch {
     fn streams(&self, limit: u32) {
         let Some(seat) = self.seat.upgrade() else { return };
         let Some(link) = seat.link() else { return };
+        let limit = limit.saturating_sub(u32::from(self.is_watched));
         link.peer_limit.store(limit, Ordering::Relaxed);
         let on_probation = link.report.is_on_probation();
         seat.set_limit(if on_probation { limit.min(ON_PROBATION) } else { limit });

@@ -11,6 +11,8 @@ mod deadline;
 mod driver;
 mod entry;
 mod frames;
+#[cfg(feature = "health")]
+mod health;
 mod link;
 mod outlier;
 mod pings;

@@ -82,6 +82,9 @@ pub(super) enum Event {
     Failing { address: Address, record: Arc<Record> },
     /// An instance on probation answered a call.
     Proved { address: Address, generation: u64 },
+    /// What the server behind a connection says of its health.
+    #[cfg(feature = "health")]
+    Health { address: Address, generation: u64, verdict: super::health::Verdict },
 }
 
 /// How calls on one connection report about it.

@@ -49,8 +49,8 @@ pub(crate) async fn arrive(plan: Plan, results: &mut Results) {
         assert!(!is_heavy(&channel.instances()), "nothing has changed yet");
         let read = begin.elapsed();
 
-        let changed = &mut instances[round % MANY];
-        *changed = Arc::new((**changed).clone().weight(HEAVY));
+        let heavy = &mut instances[round % MANY];
+        *heavy = Arc::new((**heavy).clone().weight(HEAVY));
         let begin = Instant::now();
         sets.send(instances).expect("the channel listens");
         until(&mut changes, is_heavy).await;

@@ -8,6 +8,8 @@ mod connecting;
 mod deadlines;
 mod ejecting;
 mod faults;
+#[cfg(feature = "health")]
+mod health;
 mod leaving;
 mod peers;
 mod replays;

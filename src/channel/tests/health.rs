@@ -1,0 +1,138 @@
+//! An instance whose server says that it is not well gets no calls, and gets them again when it says so.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+use tonic::{Code, Status};
+use tonic_health::ServingStatus;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::server::{HealthReporter, health_reporter};
+
+use super::client::over;
+use super::peers::{Echo, LIMIT, Scripted};
+use crate::channel::{BalancedChannel, ChannelBuilder, Connectivity, InstanceStatus};
+use crate::instance::Instance;
+
+/// A server that has nothing but its health.
+struct Patient {
+    address: SocketAddr,
+    reporter: HealthReporter,
+}
+
+impl Patient {
+    /// It says that `echo` is like that.
+    async fn start(status: ServingStatus) -> Self {
+        let (reporter, service) = health_reporter();
+        reporter.set_service_status("echo", status).await;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
+        Self { address, reporter }
+    }
+
+    async fn says(&self, status: ServingStatus) {
+        self.reporter.set_service_status("echo", status).await;
+    }
+}
+
+fn asking(builder: ChannelBuilder) -> BalancedChannel {
+    builder.health_check("echo").build().expect("a good channel")
+}
+
+/// Waits until the instances are like that.
+async fn until(channel: &BalancedChannel, are: impl Fn(&[InstanceStatus]) -> bool) {
+    let mut changes = channel.instance_changes();
+    let wait = async { while !are(&changes.next().await.expect("the channel is there")) {} };
+    assert!(timeout(LIMIT, wait).await.is_ok(), "in the end: {:?}", channel.instances());
+}
+
+fn is(status: &InstanceStatus, address: SocketAddr, state: Connectivity) -> bool {
+    status.instance().address == address.into() && status.state() == state
+}
+
+/// Who answers a call.
+async fn answerer(channel: &BalancedChannel) -> Result<SocketAddr, Status> {
+    let answer = HealthClient::new(channel.clone()).check(HealthCheckRequest { service: String::new() }).await?;
+    let chosen = answer.extensions().get::<Arc<Instance>>().expect("the instance is told");
+    Ok(chosen.address.to_string().parse().expect("an IP address"))
+}
+
+#[tokio::test]
+async fn only_instances_that_say_that_they_serve_get_calls() {
+    let (well, ill) = (Patient::start(ServingStatus::Serving).await, Patient::start(ServingStatus::NotServing).await);
+    let channel = asking(over([well.address, ill.address]));
+    until(&channel, |all| all.iter().any(|status| is(status, ill.address, Connectivity::TransientFailure))).await;
+    until(&channel, |all| all.iter().any(|status| is(status, well.address, Connectivity::Ready))).await;
+    for _ in 0..20 {
+        assert_eq!(answerer(&channel).await.expect("one of them serves"), well.address, "the other one does not");
+    }
+    assert!(channel.instances().iter().all(|status| status.in_flight() == 0), "the questions are nobody's calls");
+
+    well.says(ServingStatus::NotServing).await;
+    ill.says(ServingStatus::Serving).await;
+    until(&channel, |all| all.iter().any(|status| is(status, ill.address, Connectivity::Ready))).await;
+    until(&channel, |all| all.iter().any(|status| is(status, well.address, Connectivity::TransientFailure))).await;
+    for _ in 0..20 {
+        assert_eq!(answerer(&channel).await.expect("one of them serves"), ill.address, "they have changed places");
+    }
+}
+
+#[tokio::test]
+async fn where_nobody_serves_calls_fail_at_once_with_the_reason_and_succeed_when_somebody_does() {
+    let ill = Patient::start(ServingStatus::NotServing).await;
+    let channel = asking(over([ill.address]));
+    until(&channel, |all| all.iter().any(|status| is(status, ill.address, Connectivity::TransientFailure))).await;
+    let status = answerer(&channel).await.expect_err("nobody serves");
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(status.message().contains("NOT_SERVING"), "it says what the server said: {status:?}");
+    ill.says(ServingStatus::Serving).await;
+    timeout(LIMIT, channel.ready()).await.expect("it serves now");
+    assert_eq!(answerer(&channel).await.expect("it serves"), ill.address);
+}
+
+#[tokio::test]
+async fn a_service_that_the_server_does_not_know_is_not_served_until_it_is() {
+    let patient = Patient::start(ServingStatus::Serving).await;
+    let channel = over([patient.address]).health_check("other").build().expect("a good channel");
+    until(&channel, |all| all.iter().any(|status| is(status, patient.address, Connectivity::TransientFailure))).await;
+    patient.reporter.set_service_status("other", ServingStatus::Serving).await;
+    timeout(LIMIT, channel.ready()).await.expect("it is known now");
+}
+
+#[tokio::test]
+async fn a_server_without_a_health_service_counts_as_serving() {
+    let echo = Echo::start();
+    let channel = asking(over([echo.address()]));
+    timeout(LIMIT, channel.ready()).await.expect("it cannot say that it is ill");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_answer_the_question_gets_no_calls() {
+    let silent = Scripted::start(super::peers::OnCall::Hold, None);
+    let channel = asking(over([silent.address()]));
+    until(&channel, |all| all.iter().any(|status| is(status, silent.address(), Connectivity::TransientFailure))).await;
+    let cause = channel.instances()[0].cause().map(ToString::to_string).unwrap_or_default();
+    assert!(cause.contains("no answer within 1s"), "it says so: {cause}");
+}
+
+#[tokio::test]
+async fn the_question_ends_with_the_channel() {
+    let patient = Patient::start(ServingStatus::Serving).await;
+    let metrics = tokio::runtime::Handle::current().metrics();
+    let before = metrics.num_alive_tasks();
+    let channel = asking(over([patient.address]));
+    timeout(LIMIT, channel.ready()).await.expect("it serves");
+    assert!(metrics.num_alive_tasks() > before, "the channel has tasks");
+    drop(channel);
+    let ended = async {
+        while metrics.num_alive_tasks() > before {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LIMIT, ended).await.expect("all of its tasks end");
+}
