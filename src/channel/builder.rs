@@ -237,6 +237,12 @@ impl ChannelBuilder {
         self
     }
 
+    #[cfg(test)]
+    pub(super) fn first_stream(mut self, number: u32) -> Self {
+        self.options.first_stream = number;
+        self
+    }
+
     /// The user agent of calls that bring none, before our own. Defaults to our own alone: `tonic-etcd/` and the version.
     pub fn user_agent(mut self, user_agent: impl Into<String>) -> Self {
         self.user_agent = Some(user_agent.into());

@@ -42,6 +42,9 @@ pub(super) struct Options {
     pub(super) initial_connection_window_size: Option<u32>,
     pub(super) http2_adaptive_window: Option<bool>,
     pub(super) http2_max_header_list_size: Option<u32>,
+    /// The number of a connection's first stream; they end below 2^31, after some thousand million calls.
+    #[cfg(test)]
+    pub(super) first_stream: u32,
     /// Connects instead of TCP.
     pub(super) connector: Option<Connector>,
     #[cfg(feature = "tls-ring")]
@@ -61,6 +64,8 @@ impl Default for Options {
             initial_connection_window_size: None,
             http2_adaptive_window: None,
             http2_max_header_list_size: None,
+            #[cfg(test)]
+            first_stream: 1,
             connector: None,
             #[cfg(feature = "tls-ring")]
             tls: None,
@@ -148,6 +153,8 @@ impl Options {
             .initial_connection_window_size(connection)
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(self.http2_max_header_list_size.unwrap_or(HEADER_LIST));
+        #[cfg(test)]
+        builder.initial_stream_id(self.first_stream);
         builder
     }
 

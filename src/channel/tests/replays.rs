@@ -140,3 +140,14 @@ async fn an_answer_that_has_begun_is_never_replayed() {
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert_eq!(echo.calls().get(), 1, "it was sent once");
 }
+
+#[tokio::test]
+async fn a_connection_that_has_used_up_its_stream_numbers_is_replaced() {
+    let echo = Echo::start();
+    let mut client = connected(over([echo.address()]).first_stream(0x7fff_fff1).wait_for_ready(true)).await;
+    for _ in 0..20 {
+        client.unary_echo(say("x")).await.expect("the next connection takes what the last one cannot");
+    }
+    assert_eq!(echo.calls().get(), 20, "each was handled once");
+    assert!((2..=4).contains(&echo.connections().get()), "eight calls a connection: {}", echo.connections().get());
+}
