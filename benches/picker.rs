@@ -7,9 +7,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkGroup, Criterion, criterion_group, criterion_main};
 use tokio::runtime::Builder;
-use tonic_etcd::{Instance, LeastRequest, Policy, Trial, WeightedRandom, WeightedRoundRobin};
+use tonic_etcd::{Instance, LeastRequest, Policy, RingHash, Trial, WeightedRandom, WeightedRoundRobin};
 use tower::balance::p2c::Balance;
 use tower::buffer::Buffer;
 use tower::discover::ServiceList;
@@ -27,6 +27,7 @@ fn picker(criterion: &mut Criterion) {
     }
     pick(&mut group, "weighted_round_robin_weighted", WeightedRoundRobin::new(), 10_000, unequal);
     pick(&mut group, "weighted_random", WeightedRandom::new(), 1_000, unequal);
+    ring_hash(&mut group, 1_000);
     buffer_p2c(&mut group, 100);
     group.finish();
 }
@@ -39,16 +40,30 @@ fn pick(
     count: u16,
     weight: impl Fn(u16) -> u16,
 ) {
-    let instance = |index| {
-        let [high, low] = u16::to_be_bytes(index);
-        let address = SocketAddr::from(([10, 0, high, low], 50_051));
-        Instance::new("echo", address).weight(weight(index))
-    };
-    let trial = Trial::new(policy, (0..count).map(instance));
+    let trial = Trial::new(policy, (0..count).map(|index| instance(index, weight(index))));
     for _ in 0..u32::from(count) * 10 {
         trial.pick().expect("all are ready").answered(Duration::from_millis(1));
     }
     group.bench_function(format!("{name}/{count}"), |bencher| bencher.iter(|| trial.pick()));
+}
+
+/// Each call has another key. And what it costs to make a ring.
+fn ring_hash(group: &mut BenchmarkGroup<'_, WallTime>, count: u16) {
+    let policy = || RingHash::by(|_| Some(fastrand::u64(..)));
+    let (head, ()) = http::Request::new(()).into_parts();
+    let trial = Trial::new(policy(), (0..count).map(|index| instance(index, 10)));
+    group.bench_function(format!("ring_hash/{count}"), |bencher| bencher.iter(|| trial.pick_for(&head)));
+    let instances: Vec<_> = (0..10_000).map(|index| instance(index, 10)).collect();
+    group.sample_size(10).bench_function("ring_of/10000", |bencher| {
+        bencher.iter_batched(|| instances.clone(), |all| Trial::new(policy(), all), BatchSize::PerIteration);
+    });
+    group.sample_size(100);
+}
+
+fn instance(index: u16, weight: u16) -> Instance {
+    let [high, low] = u16::to_be_bytes(index);
+    let address = SocketAddr::from(([10, 0, high, low], 50_051));
+    Instance::new("echo", address).weight(weight)
 }
 
 fn unequal(index: u16) -> u16 {

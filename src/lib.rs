@@ -109,7 +109,7 @@ pub use self::channel::ChannelTls;
 pub use self::channel::{
     BalancedChannel, Candidate, ChannelBuilder, Connectivity, Ending, FailurePercentage, InstanceChanges,
     InstanceStatus, LeastRequest, Outcome, OutlierDetection, PickFirst, Picked, Picker, Policy, ResponseBody,
-    ResponseFuture, SuccessRate, Trial, WaitForReady, WeightedRandom, WeightedRoundRobin,
+    ResponseFuture, RingHash, SuccessRate, Trial, WaitForReady, WeightedRandom, WeightedRoundRobin,
 };
 pub use self::discover::Discover;
 pub use self::error::{ConfigError, Gone};

@@ -2,15 +2,16 @@
 
 use std::net::SocketAddr;
 
-use tonic_etcd::{Instance, LeastRequest, PickFirst, Policy, Trial, WeightedRandom, WeightedRoundRobin};
+use tonic_etcd::{Instance, LeastRequest, PickFirst, Policy, RingHash, Trial, WeightedRandom, WeightedRoundRobin};
 
 #[test]
 fn a_pick_allocates_nothing_by_any_policy() {
-    let policies: [fn() -> Box<dyn Policy>; 4] = [
+    let policies: [fn() -> Box<dyn Policy>; 5] = [
         || Box::new(LeastRequest::new()),
         || Box::new(WeightedRoundRobin::new()),
         || Box::new(WeightedRandom::new()),
         || Box::new(PickFirst::new()),
+        || Box::new(RingHash::by_header(http::HeaderName::from_static("x-user"))),
     ];
     for policy in policies {
         for (count, weight) in [(1_u16, 10), (100, 10), (1_000, 0)] {
@@ -21,11 +22,12 @@ fn a_pick_allocates_nothing_by_any_policy() {
             let policy = policy();
             let name = format!("{policy:?}");
             let trial = Trial::new(policy, (1..=count).map(instance));
+            let (head, ()) = http::Request::builder().header("x-user", "ann").body(()).expect("a request").into_parts();
             // What a thread's first pick sets up for all later ones is not counted.
             drop(trial.pick());
             let counted = allocation_counter::measure(|| {
                 for _ in 0..10_000 {
-                    assert!(trial.pick().is_some(), "{name}: all instances are ready");
+                    assert!(trial.pick_for(&head).is_some(), "{name}: all instances are ready");
                 }
             });
             assert_eq!(counted.count_total, 0, "{name} allocated while picking from {count} instances");

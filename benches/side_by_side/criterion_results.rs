@@ -45,7 +45,7 @@ enum Compared {
     Difference,
 }
 
-const GOALS: [Goal; 4] = [
+const GOALS: [Goal; 5] = [
     Goal {
         name: "pick, least request, 100 instances / tower's Buffer over p2c",
         ours: "pick/least_request/100",
@@ -69,6 +69,14 @@ const GOALS: [Goal; 4] = [
         subjects: [TONIC_ETCD, TONIC_ETCD],
         compared: Compared::Quotient,
         at_most: 2.0,
+    },
+    Goal {
+        name: "pick, ring hash / least request, 1,000 instances",
+        ours: "pick/ring_hash/1000",
+        theirs: "pick/least_request/1000",
+        subjects: [TONIC_ETCD, TONIC_ETCD],
+        compared: Compared::Quotient,
+        at_most: 3.0,
     },
     Goal {
         name: "the server's registration layer, a call",

@@ -299,6 +299,7 @@ impl ChannelBuilder {
             max_waiting: self.max_waiting,
             user_agent: user_agent(self.user_agent)?,
             outliers: self.outliers,
+            policy: self.policy.clone(),
         };
         let dial = Dial {
             options: Arc::new(options),

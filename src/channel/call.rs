@@ -92,6 +92,8 @@ struct Call {
     upload: Upload,
     deadline: Deadline,
     wait_for_ready: bool,
+    /// What the policy makes of it.
+    key: u64,
     started: Instant,
     place: Option<Place>,
 }
@@ -101,6 +103,7 @@ impl Call {
         let started = Instant::now();
         let settings = &owner.shared.settings;
         let (head, body) = request.into_parts();
+        let key = settings.policy.key(&head);
         let wait_for_ready = head.extensions.get().map_or(settings.wait_for_ready, |WaitForReady(wait)| *wait);
         let own = timeout_of(&head.headers);
         let deadline = Deadline::new(own, settings.timeout, started);
@@ -109,8 +112,8 @@ impl Call {
         if deadline.at() != own.map(|own| started + own) {
             head.tell(&deadline, started);
         }
-        let place = owner.shared.place_now();
-        Self { owner, head, upload: Upload::new(body), deadline, wait_for_ready, started, place }
+        let place = owner.shared.place_now(key);
+        Self { owner, head, upload: Upload::new(body), deadline, wait_for_ready, key, started, place }
     }
 
     /// Makes the attempts.
@@ -123,7 +126,7 @@ impl Call {
                     (place, self.started)
                 } else {
                     let avoid = refused.as_ref().map(|refused| refused.by.clone());
-                    let placing = Box::pin(self.owner.shared.place(avoid, self.wait_for_ready));
+                    let placing = Box::pin(self.owner.shared.place(avoid, self.wait_for_ready, self.key));
                     let placed = within(&mut self.deadline, placing).await;
                     let now = Instant::now();
                     self.head.tell(&self.deadline, now);

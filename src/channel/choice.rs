@@ -26,11 +26,11 @@ impl Choice {
     /// Picks a candidate and takes a call's place there, which the caller gives back by [`Seat::release`].
     ///
     /// `avoid`, the one that just refused this call, is taken only while no other has room. `None`: none at all has room.
-    pub(super) fn take(&self, avoid: Option<&Seat>) -> Option<&Candidate> {
+    pub(super) fn take(&self, avoid: Option<&Seat>, key: u64) -> Option<&Candidate> {
         for _ in 0..WORDS {
             // Anybody can write a policy: one that panics or points beyond the candidates must not end whoever asks it, which
             // may be a call that just ended and serves those that wait.
-            let picked = panic::catch_unwind(AssertUnwindSafe(|| self.picker.pick(&self.candidates)));
+            let picked = panic::catch_unwind(AssertUnwindSafe(|| self.picker.pick(&self.candidates, key)));
             let Some(candidate) = picked.ok().and_then(|index| self.candidates.get(index)) else { break };
             if !is(candidate, avoid) && candidate.seat().acquire() {
                 return Some(candidate);
@@ -59,7 +59,7 @@ fn is(candidate: &Candidate, seat: Option<&Seat>) -> bool {
 struct Nothing;
 
 impl Picker for Nothing {
-    fn pick(&self, _: &[Candidate]) -> usize {
+    fn pick(&self, _: &[Candidate], _: u64) -> usize {
         0
     }
 }
@@ -93,7 +93,7 @@ mod tests {
     }
 
     impl Picker for Beyond {
-        fn pick(&self, _: &[Candidate]) -> usize {
+        fn pick(&self, _: &[Candidate], _: u64) -> usize {
             usize::MAX
         }
     }
@@ -110,9 +110,9 @@ mod tests {
                 }
             }
             for _ in 0..100 {
-                let taken = choice.take(None).expect("the fourth has room");
+                let taken = choice.take(None, 0).expect("the fourth has room");
                 assert!(ptr::eq(taken, &raw const choice.candidates()[3]), "{policy:?} took one without room");
-                assert!(choice.take(None).is_none(), "{policy:?} took one while all are full");
+                assert!(choice.take(None, 0).is_none(), "{policy:?} took one while all are full");
                 taken.seat().release();
             }
         }
@@ -125,9 +125,9 @@ mod tests {
             let refused = choice.candidates()[0].seat();
             choice.candidates()[1].seat().set_limit(1);
             for _ in 0..100 {
-                let other = choice.take(Some(refused)).expect("the other has room");
+                let other = choice.take(Some(refused), 0).expect("the other has room");
                 assert!(!is(other, Some(refused)), "{policy:?} took the one to avoid");
-                let last = choice.take(Some(refused)).expect("the one to avoid has room");
+                let last = choice.take(Some(refused), 0).expect("the one to avoid has room");
                 assert!(is(last, Some(refused)), "{policy:?} took a full one");
                 other.seat().release();
                 last.seat().release();
@@ -140,10 +140,10 @@ mod tests {
         for policy in policies() {
             let choice = Choice::new(candidates(&[7]), &policy);
             for calls in 1..=100 {
-                assert_eq!(choice.take(None).map(Candidate::in_flight), Some(calls), "{policy:?} has only one");
+                assert_eq!(choice.take(None, 0).map(Candidate::in_flight), Some(calls), "{policy:?} has only one");
             }
-            assert!(choice.take(Some(choice.candidates()[0].seat())).is_some(), "{policy:?} has no other");
-            assert!(Choice::new(Vec::new(), &policy).take(None).is_none(), "{policy:?} has none");
+            assert!(choice.take(Some(choice.candidates()[0].seat()), 0).is_some(), "{policy:?} has no other");
+            assert!(Choice::new(Vec::new(), &policy).take(None, 0).is_none(), "{policy:?} has none");
         }
     }
 

@@ -13,6 +13,7 @@ use super::candidate::{Candidate, Seat};
 use super::choice::Choice;
 use super::link::Link;
 use super::outlier::OutlierDetection;
+use super::policy::Policy;
 use super::subchannel::{Event, Record};
 use super::view::{Connectivity, InstanceStatus};
 use super::waiting::{Line, Turn};
@@ -35,6 +36,7 @@ pub(super) struct Settings {
     pub(super) max_waiting: usize,
     pub(super) user_agent: HeaderValue,
     pub(super) outliers: OutlierDetection,
+    pub(super) policy: Arc<dyn Policy>,
 }
 
 /// What the control task publishes at each change.
@@ -54,6 +56,7 @@ pub(super) struct Waiting {
     /// Who refused it just now, if anybody did.
     avoid: Option<Arc<Seat>>,
     wait_for_ready: bool,
+    key: u64,
     /// Taken with the answer.
     answer: Option<oneshot::Sender<Result<Place, Status>>>,
 }
@@ -80,9 +83,10 @@ impl Shared {
         self: &Arc<Self>,
         avoid: Option<Arc<Seat>>,
         wait_for_ready: bool,
+        key: u64,
     ) -> Result<Place, Status> {
         let (answer, answered) = oneshot::channel();
-        let waiting = Waiting { avoid, wait_for_ready, answer: Some(answer) };
+        let waiting = Waiting { avoid, wait_for_ready, key, answer: Some(answer) };
         let Some(number) = self.line.join(waiting) else {
             let Settings { label, max_waiting, .. } = &self.settings;
             return Err(Status::resource_exhausted(format!("{label}: {max_waiting} calls wait already")));
@@ -93,12 +97,12 @@ impl Shared {
     }
 
     /// A place for a call that overtakes nobody, if there is one right now.
-    pub(super) fn place_now(self: &Arc<Self>) -> Option<Place> {
+    pub(super) fn place_now(self: &Arc<Self>, key: u64) -> Option<Place> {
         if !self.line.is_empty() {
             return None;
         }
         let published = self.published.load();
-        let candidate = published.choice.as_ref()?.take(None)?.clone();
+        let candidate = published.choice.as_ref()?.take(None, key)?.clone();
         Some(Place::new(candidate, self))
     }
 
@@ -121,7 +125,7 @@ impl Shared {
 
     fn turn(self: &Arc<Self>, published: &Published, waiting: &mut Waiting) -> Turn {
         let answer = match &published.choice {
-            Some(choice) => match choice.take(waiting.avoid.as_deref()) {
+            Some(choice) => match choice.take(waiting.avoid.as_deref(), waiting.key) {
                 Some(candidate) => Ok(Place::new(candidate.clone(), self)),
                 None => return Turn::Closed,
             },

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use http::request::Parts;
 use tokio::time::Instant;
 
 use crate::channel::candidate::{Candidate, Seat};
@@ -46,7 +47,17 @@ impl Trial {
     /// Begins a call, which is in flight until what is returned is dropped. `None` where there are no instances.
     #[must_use]
     pub fn pick(&self) -> Option<Picked> {
-        let candidate = self.choice.load().take(None)?.clone();
+        self.take(0)
+    }
+
+    /// Begins a call of this head, where the policy looks at that.
+    #[must_use]
+    pub fn pick_for(&self, request: &Parts) -> Option<Picked> {
+        self.take(self.policy.key(request))
+    }
+
+    fn take(&self, key: u64) -> Option<Picked> {
+        let candidate = self.choice.load().take(None, key)?.clone();
         Some(Picked { candidate })
     }
 }

@@ -50,7 +50,7 @@ struct LeastRequestPicker {
 }
 
 impl Picker for LeastRequestPicker {
-    fn pick(&self, candidates: &[Candidate]) -> usize {
+    fn pick(&self, candidates: &[Candidate], _: u64) -> usize {
         let (first, second) = self.sampler.two();
         let (Some(one), Some(other)) = (candidates.get(first), candidates.get(second)) else { return first };
         let weights = match &self.weights {
@@ -141,7 +141,7 @@ mod tests {
             let choice = Choice::new(candidates(&weights), &LeastRequest::new());
             let total: u32 = weights.iter().map(|&weight| u32::from(weight)).sum();
             for _ in 0..total * 100 {
-                choice.take(None).expect("one has room");
+                choice.take(None, 0).expect("one has room");
             }
             for (candidate, &weight) in choice.candidates().iter().zip(&weights) {
                 let (calls, ideal) = (candidate.in_flight(), u32::from(weight) * 100);
@@ -156,7 +156,7 @@ mod tests {
         both[0].seat().acquire();
         let choice = Choice::new(both, &LeastRequest::new());
         for _ in 0..100 {
-            let taken = choice.take(None).expect("one has room");
+            let taken = choice.take(None, 0).expect("one has room");
             assert_eq!(taken.instance().address.port(), 2, "the first has a call in flight");
             taken.seat().release();
         }
@@ -172,7 +172,7 @@ mod tests {
         frozen.acquire();
         (0..5).for_each(|_| assert!(busy.acquire(), "it has room"));
         let picker = LeastRequest::new().picker(&both);
-        let all_go_to = |index| (0..100).all(|_| picker.pick(&both) == index);
+        let all_go_to = |index| (0..100).all(|_| picker.pick(&both, 0) == index);
         assert!(all_go_to(0), "it has fewer calls in flight");
         tokio::time::advance(Duration::from_millis(33)).await;
         assert!(all_go_to(0), "both have been silent for as long");
@@ -191,7 +191,7 @@ mod tests {
         both[0].seat().set_limit(0);
         both[1].seat().acquire();
         let picker = LeastRequest::new().picker(&both);
-        assert!((0..100).all(|_| picker.pick(&both) == 1), "the first has no room");
+        assert!((0..100).all(|_| picker.pick(&both, 0) == 1), "the first has no room");
     }
 
     #[test]
@@ -220,7 +220,7 @@ mod tests {
                 open.remove(0);
             }
             tokio::time::advance(next.duration_since(Instant::now())).await;
-            let taken = choice.take(None).expect("one has room");
+            let taken = choice.take(None, 0).expect("one has room");
             let is_slow = taken.instance().address.port() == 1;
             let latency = Duration::from_millis(if is_slow { 50 } else { 1 });
             open.push((next + latency, latency, taken));
@@ -247,7 +247,7 @@ mod tests {
         both[1].seat().answered_at(Instant::now(), Duration::from_millis(1));
         let choice = Choice::new(both, &LeastRequest::new());
         let call = || {
-            let taken = choice.take(None).expect("one has room");
+            let taken = choice.take(None, 0).expect("one has room");
             taken.seat().answered_at(Instant::now(), Duration::from_millis(1));
             taken.seat().release();
             taken.instance().address.port()

@@ -3,17 +3,21 @@
 mod least_request;
 mod pick_first;
 mod random;
+mod ring_hash;
 mod round_robin;
 mod sampler;
 
 use std::fmt;
 use std::sync::Arc;
 
+use http::request::Parts;
+
 use crate::channel::candidate::Candidate;
 
 pub use self::least_request::LeastRequest;
 pub use self::pick_first::PickFirst;
 pub use self::random::WeightedRandom;
+pub use self::ring_hash::RingHash;
 pub use self::round_robin::WeightedRoundRobin;
 
 /// Chooses the instance of each call.
@@ -26,8 +30,8 @@ pub use self::round_robin::WeightedRoundRobin;
 /// others when that does not help, and asks only about instances that are READY and not ejected; draining ones are among
 /// them only while there are no others.
 ///
-/// Ready-made are [`LeastRequest`], [`WeightedRoundRobin`], [`WeightedRandom`] and [`PickFirst`]. One of your own can use
-/// them: this one stays in its zone while an instance is READY there.
+/// Ready-made are [`LeastRequest`], [`WeightedRoundRobin`], [`WeightedRandom`], [`PickFirst`] and [`RingHash`]. One of your
+/// own can use them: this one stays in its zone while an instance is READY there.
 ///
 /// ```
 /// use tonic_etcd::{Candidate, Instance, LeastRequest, Picker, Policy, Trial};
@@ -59,8 +63,8 @@ pub use self::round_robin::WeightedRoundRobin;
 /// }
 ///
 /// impl Picker for InZone {
-///     fn pick(&self, _: &[Candidate]) -> usize {
-///         self.places[self.picker.pick(&self.near)]
+///     fn pick(&self, _: &[Candidate], key: u64) -> usize {
+///         self.places[self.picker.pick(&self.near, key)]
 ///     }
 /// }
 ///
@@ -80,6 +84,15 @@ pub use self::round_robin::WeightedRoundRobin;
 pub trait Policy: fmt::Debug + Send + Sync + 'static {
     /// What chooses among `candidates` until they change. They are never empty, and in no particular order.
     fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker>;
+
+    /// What the picker is told of a call, made from the head of its request. Defaults to 0, for policies that look at
+    /// instances only.
+    ///
+    /// Called once a call, before anything else; a policy around another one passes on what that one says.
+    fn key(&self, request: &Parts) -> u64 {
+        let _ = request;
+        0
+    }
 }
 
 /// Chooses among candidates that do not change.
@@ -87,19 +100,28 @@ pub trait Picker: Send + Sync + 'static {
     /// The index of the candidate for the next call.
     ///
     /// `candidates` are those that the picker was made from, in the same order. Called by every call, from many threads at
-    /// once: it must not block. An index beyond them is no error; then the channel takes any that has room.
-    fn pick(&self, candidates: &[Candidate]) -> usize;
+    /// once: it must not block. An index beyond them is no error; then the channel takes any that has room. `key` is what
+    /// [`Policy::key`] made of the call.
+    fn pick(&self, candidates: &[Candidate], key: u64) -> usize;
 }
 
 impl<P: Policy + ?Sized> Policy for Box<P> {
     fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
         (**self).picker(candidates)
     }
+
+    fn key(&self, request: &Parts) -> u64 {
+        (**self).key(request)
+    }
 }
 
 impl<P: Policy + ?Sized> Policy for Arc<P> {
     fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
         (**self).picker(candidates)
+    }
+
+    fn key(&self, request: &Parts) -> u64 {
+        (**self).key(request)
     }
 }
 
@@ -126,7 +148,7 @@ pub(super) mod tests {
     pub(in crate::channel) fn share(choice: &Choice, calls: u32) -> Vec<u32> {
         let mut shares = vec![0; choice.candidates().len()];
         for _ in 0..calls {
-            let taken = choice.take(None).expect("one has room");
+            let taken = choice.take(None, 0).expect("one has room");
             taken.seat().release();
             shares[usize::from(taken.instance().address.port()) - 1] += 1;
         }

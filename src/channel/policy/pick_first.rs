@@ -45,7 +45,7 @@ impl Policy for PickFirst {
 struct Always(usize);
 
 impl Picker for Always {
-    fn pick(&self, _: &[Candidate]) -> usize {
+    fn pick(&self, _: &[Candidate], _: u64) -> usize {
         self.0
     }
 }
@@ -56,7 +56,7 @@ mod tests {
     use crate::channel::policy::tests::candidates;
 
     fn port(policy: &PickFirst, candidates: &[Candidate]) -> u16 {
-        candidates[policy.picker(candidates).pick(candidates)].instance().address.port()
+        candidates[policy.picker(candidates).pick(candidates, 0)].instance().address.port()
     }
 
     #[test]

@@ -31,7 +31,7 @@ struct RandomPicker {
 }
 
 impl Picker for RandomPicker {
-    fn pick(&self, _: &[Candidate]) -> usize {
+    fn pick(&self, _: &[Candidate], _: u64) -> usize {
         self.sampler.one()
     }
 }

@@ -38,7 +38,7 @@ struct RoundRobinPicker {
 }
 
 impl Picker for RoundRobinPicker {
-    fn pick(&self, _: &[Candidate]) -> usize {
+    fn pick(&self, _: &[Candidate], _: u64) -> usize {
         self.cycle.at(self.turn.fetch_add(1, Ordering::Relaxed))
     }
 }
@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn two_channels_begin_at_different_turns() {
         let all = candidates(&[1; 1_000]);
-        let first = || WeightedRoundRobin::new().picker(&all).pick(&all);
+        let first = || WeightedRoundRobin::new().picker(&all).pick(&all, 0);
         let begin = first();
         assert!((0..10).any(|_| first() != begin), "ten out of ten would be one chance of 10^30");
     }

@@ -1,0 +1,270 @@
+//! The owner of a call's key: a ring of hashes.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::HeaderName;
+use http::request::Parts;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::channel::candidate::Candidate;
+use crate::channel::policy::{Picker, Policy};
+
+/// All calls with one key go to one instance, its owner: for caches, sessions and locks that live in a server's memory.
+///
+/// Keys spread over the instances by weight. An instance that leaves, or is not READY, gives its keys to many others, and has
+/// them back when it returns; the keys of others stay where they are. Who owns what follows from addresses and weights alone:
+/// it is the same in every process and after every restart, and nobody has to agree on anything. A call for whose owner
+/// there is no room, or that it refused, goes to any other; one without a key goes to a random one.
+///
+/// Each instance has four places on the ring for each unit of its weight: with the default weight of 10 forty, by which its
+/// share of the keys is right within about 16 % (a standard deviation), and with a weight of 100 within 5 %. Where
+/// all of them together would be more than four million places, everybody has half as many, or a quarter, and so on.
+///
+/// ```
+/// use http::HeaderName;
+/// use tonic_etcd::RingHash;
+///
+/// let by_user = RingHash::by_header(HeaderName::from_static("x-user"));
+/// let by_path = RingHash::by(|request| Some(RingHash::hash(request.uri.path().as_bytes())));
+/// # _ = (by_user, by_path);
+/// ```
+#[derive(Clone)]
+pub struct RingHash {
+    key: Key,
+}
+
+#[derive(Clone)]
+enum Key {
+    Header(HeaderName),
+    Function(Arc<Function>),
+}
+
+type Function = dyn Fn(&Parts) -> Option<u64> + Send + Sync;
+
+impl RingHash {
+    /// The key is the value of a header, which is what gRPC calls metadata; the first, if there are several.
+    #[must_use]
+    pub fn by_header(name: HeaderName) -> Self {
+        Self { key: Key::Header(name) }
+    }
+
+    /// The key is what the function makes of the head of the request: path, headers and extensions. `None` is no key.
+    ///
+    /// It is called once a call, on the task that makes the call. Numbers that are not [hashes](Self::hash) yet make a
+    /// ring that is not even.
+    #[must_use]
+    pub fn by(key: impl Fn(&Parts) -> Option<u64> + Send + Sync + 'static) -> Self {
+        Self { key: Key::Function(Arc::new(key)) }
+    }
+
+    /// A hash that is the same in every process and version of this crate: XXH3 with 64 bits.
+    #[must_use]
+    pub fn hash(bytes: &[u8]) -> u64 {
+        xxh3_64(bytes)
+    }
+}
+
+impl Policy for RingHash {
+    fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
+        Box::new(Ring::new(candidates))
+    }
+
+    fn key(&self, request: &Parts) -> u64 {
+        let key = match &self.key {
+            Key::Header(name) => request.headers.get(name).map(|value| Self::hash(value.as_bytes())),
+            Key::Function(key) => key(request),
+        };
+        key.unwrap_or_else(|| fastrand::u64(..))
+    }
+}
+
+impl fmt::Debug for RingHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.key {
+            Key::Header(name) => f.debug_tuple("RingHash").field(name).finish(),
+            Key::Function(_) => f.debug_struct("RingHash").finish_non_exhaustive(),
+        }
+    }
+}
+
+struct Ring {
+    /// In the order of their hashes.
+    places: Box<[Place]>,
+    /// For each of the first [`bits`](Self::bits) bits that a key may have, the first place that has them or more.
+    guide: Box<[u32]>,
+    bits: u32,
+}
+
+/// A hash, and whose it is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    hash: u64,
+    owner: u32,
+}
+
+impl Ring {
+    fn new(candidates: &[Candidate]) -> Self {
+        let shift = halvings(candidates.iter().map(|candidate| u64::from(candidate.weight())).sum());
+        let mut places = Vec::new();
+        for (owner, candidate) in (0_u32..).zip(candidates) {
+            let seed = xxh3_64(candidate.instance().address.to_string().as_bytes());
+            let count = (candidate.weight() * PLACES_A_WEIGHT).div_ceil(1 << shift);
+            places.extend((0..u64::from(count)).map(|number| Place { hash: mixed(seed, number), owner }));
+        }
+        // Ties are as good as impossible; the owner's order, which the address decides, settles them all the same.
+        places.sort_unstable();
+        // Between one and two places for each entry, so that a look and a step or two find an owner.
+        let bits = places.len().max(2).ilog2();
+        let mut guide = Vec::with_capacity(1 << bits);
+        let mut at = 0;
+        for first in 0..1_u64 << bits {
+            while places.get(at).is_some_and(|place| place.hash >> (64 - bits) < first) {
+                at += 1;
+            }
+            guide.push(u32::try_from(at).unwrap_or(u32::MAX));
+        }
+        Self { places: places.into(), guide: guide.into(), bits }
+    }
+}
+
+impl Picker for Ring {
+    /// The owner of the first place at the key or behind it.
+    fn pick(&self, _: &[Candidate], key: u64) -> usize {
+        let entry = usize::try_from(key >> (64 - self.bits)).unwrap_or(usize::MAX);
+        let from = self.guide.get(entry).map_or(0, |&from| from as usize);
+        let behind = self.places[from..].iter().find(|place| place.hash >= key);
+        // Behind the last one the ring begins again.
+        behind.or(self.places.first()).map_or(0, |place| place.owner as usize)
+    }
+}
+
+/// How often the number of places is halved: a ring of ten thousand instances is made in a few dozen milliseconds.
+fn halvings(weights: u64) -> u32 {
+    let mut shift = 0;
+    while (weights * u64::from(PLACES_A_WEIGHT)) >> shift > MOST_PLACES {
+        shift += 1;
+    }
+    shift
+}
+
+/// The hash of one of an address's places: steps by the golden section, which no two seeds share, mixed so that each bit of
+/// the sum counts for each of the result (the finalizer of `SplitMix64`).
+fn mixed(seed: u64, number: u64) -> u64 {
+    let mut hash = seed.wrapping_add(number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^ (hash >> 31)
+}
+
+const PLACES_A_WEIGHT: u32 = 4;
+const MOST_PLACES: u64 = 1 << 22;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::channel::policy::tests::candidates;
+
+    /// The port that owns each of `keys` keys.
+    fn owners(of: &[Candidate], keys: u64) -> Vec<u16> {
+        let ring = Ring::new(of);
+        let port = |index: usize| of[index].instance().address.port();
+        (0..keys).map(|key| port(ring.pick(of, RingHash::hash(&key.to_be_bytes())))).collect()
+    }
+
+    fn request(user: Option<&str>) -> Parts {
+        let mut request = http::Request::post("http://echo/echo.Echo/UnaryEcho");
+        if let Some(user) = user {
+            request = request.header("x-user", user);
+        }
+        request.body(()).expect("a request").into_parts().0
+    }
+
+    #[test]
+    fn owners_are_the_same_everywhere_and_for_ever() {
+        let owners = owners(&candidates(&[10; 5]), 8);
+        assert_eq!(owners, [2, 1, 5, 1, 4, 2, 1, 4], "a change here moves everybody's keys");
+    }
+
+    #[test]
+    fn the_order_of_the_instances_does_not_matter() {
+        let forwards = candidates(&[10, 20, 30, 40]);
+        let mut backwards = forwards.clone();
+        backwards.reverse();
+        assert_eq!(owners(&forwards, 10_000), owners(&backwards, 10_000));
+    }
+
+    #[test]
+    fn keys_are_shared_by_weight() {
+        let weights = [100, 100, 200, 400];
+        let mut shares = HashMap::<u16, u32>::new();
+        for owner in owners(&candidates(&weights), 100_000) {
+            *shares.entry(owner).or_default() += 1;
+        }
+        for (port, weight) in (1_u16..).zip(weights) {
+            let (share, ideal) = (f64::from(shares[&port]), f64::from(weight) / 800.0 * 100_000.0);
+            assert!((share / ideal - 1.0).abs() < 0.2, "{port}, weight {weight}, owns {share} of {ideal} keys");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn a_member_that_leaves_or_joins_moves_only_its_own_share(
+            weights in prop::collection::vec(1_u16..100, 2..20),
+            leaves in any::<prop::sample::Index>(),
+        ) {
+            let all = candidates(&weights);
+            let leaves = leaves.index(all.len());
+            let port = all[leaves].instance().address.port();
+            let mut rest = all.clone();
+            rest.remove(leaves);
+            for (before, after) in owners(&all, 2_000).into_iter().zip(owners(&rest, 2_000)) {
+                prop_assert!(before == after || before == port, "a key moved from {before} to {after} as {port} left");
+            }
+        }
+
+        #[test]
+        fn every_key_has_the_owner_that_a_walk_around_the_ring_finds(
+            weights in prop::collection::vec(1_u16..50, 1..20),
+            keys in prop::collection::vec(any::<u64>(), 100),
+        ) {
+            let all = candidates(&weights);
+            let ring = Ring::new(&all);
+            for key in keys.into_iter().chain([0, u64::MAX]) {
+                let walked = ring.places.iter().find(|place| place.hash >= key).unwrap_or(&ring.places[0]);
+                prop_assert_eq!(ring.pick(&all, key), walked.owner as usize);
+            }
+        }
+    }
+
+    #[test]
+    fn the_largest_weights_make_no_ring_that_is_too_large() {
+        let all = candidates(&[u16::MAX; 100]);
+        let ring = Ring::new(&all);
+        let most = usize::try_from(MOST_PLACES).expect("a small number");
+        assert!((most / 4..=most).contains(&ring.places.len()), "{} places", ring.places.len());
+    }
+
+    #[test]
+    fn calls_with_one_header_have_one_key_and_calls_without_have_any() {
+        let policy = RingHash::by_header(HeaderName::from_static("x-user"));
+        let key = |user| policy.key(&request(user));
+        assert_eq!(key(Some("ann")), key(Some("ann")));
+        assert_ne!(key(Some("ann")), key(Some("bob")));
+        assert_ne!(key(None), key(None), "no key, no owner");
+    }
+
+    #[test]
+    fn a_function_makes_the_key_of_whatever_the_head_holds() {
+        let policy = RingHash::by(|request| request.extensions.get::<u64>().copied());
+        let mut head = request(None);
+        head.extensions.insert(7_u64);
+        assert_eq!(policy.key(&head), 7);
+    }
+}
