@@ -9,7 +9,7 @@ use std::time::Duration;
 use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, criterion_group, criterion_main};
 use tokio::runtime::Builder;
-use tonic_etcd::{Instance, LeastRequest, Policy, RingHash, Trial, WeightedRandom, WeightedRoundRobin};
+use tonic_etcd::{Instance, LeastRequest, PeakEwma, Policy, RingHash, Trial, WeightedRandom, WeightedRoundRobin};
 use tower::balance::p2c::Balance;
 use tower::buffer::Buffer;
 use tower::discover::ServiceList;
@@ -27,6 +27,7 @@ fn picker(criterion: &mut Criterion) {
     }
     pick(&mut group, "weighted_round_robin_weighted", WeightedRoundRobin::new(), 10_000, unequal);
     pick(&mut group, "weighted_random", WeightedRandom::new(), 1_000, unequal);
+    pick(&mut group, "peak_ewma", PeakEwma::new(), 1_000, |_| 10);
     ring_hash(&mut group, 1_000);
     buffer_p2c(&mut group, 100);
     group.finish();

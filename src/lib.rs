@@ -108,7 +108,7 @@ pub use tower::discover::Change;
 pub use self::channel::ChannelTls;
 pub use self::channel::{
     BalancedChannel, Candidate, ChannelBuilder, Connectivity, Ending, FailurePercentage, InstanceChanges,
-    InstanceStatus, LeastRequest, Outcome, OutlierDetection, PickFirst, Picked, Picker, Policy, ResponseBody,
+    InstanceStatus, LeastRequest, Outcome, OutlierDetection, PeakEwma, PickFirst, Picked, Picker, Policy, ResponseBody,
     ResponseFuture, RingHash, SuccessRate, Trial, WaitForReady, WeightedRandom, WeightedRoundRobin,
 };
 pub use self::discover::Discover;

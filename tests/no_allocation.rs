@@ -2,15 +2,18 @@
 
 use std::net::SocketAddr;
 
-use tonic_etcd::{Instance, LeastRequest, PickFirst, Policy, RingHash, Trial, WeightedRandom, WeightedRoundRobin};
+use tonic_etcd::{
+    Instance, LeastRequest, PeakEwma, PickFirst, Policy, RingHash, Trial, WeightedRandom, WeightedRoundRobin,
+};
 
 #[test]
 fn a_pick_allocates_nothing_by_any_policy() {
-    let policies: [fn() -> Box<dyn Policy>; 5] = [
+    let policies: [fn() -> Box<dyn Policy>; 6] = [
         || Box::new(LeastRequest::new()),
         || Box::new(WeightedRoundRobin::new()),
         || Box::new(WeightedRandom::new()),
         || Box::new(PickFirst::new()),
+        || Box::new(PeakEwma::new()),
         || Box::new(RingHash::by_header(http::HeaderName::from_static("x-user"))),
     ];
     for policy in policies {

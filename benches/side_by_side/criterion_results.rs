@@ -45,7 +45,7 @@ enum Compared {
     Difference,
 }
 
-const GOALS: [Goal; 5] = [
+const GOALS: [Goal; 6] = [
     Goal {
         name: "pick, least request, 100 instances / tower's Buffer over p2c",
         ours: "pick/least_request/100",
@@ -65,6 +65,14 @@ const GOALS: [Goal; 5] = [
     Goal {
         name: "pick, weighted round robin / least request, 1,000 instances",
         ours: "pick/weighted_round_robin/1000",
+        theirs: "pick/least_request/1000",
+        subjects: [TONIC_ETCD, TONIC_ETCD],
+        compared: Compared::Quotient,
+        at_most: 2.0,
+    },
+    Goal {
+        name: "pick, peak EWMA / least request, 1,000 instances",
+        ours: "pick/peak_ewma/1000",
         theirs: "pick/least_request/1000",
         subjects: [TONIC_ETCD, TONIC_ETCD],
         compared: Compared::Quotient,

@@ -413,7 +413,10 @@ impl Flight {
         if self.is_told {
             return;
         }
-        self.link().report.outcome(Outcome::new(code, ending), &self.place.shared().settings.outliers);
+        let (outcome, outliers) = (Outcome::new(code, ending), &self.place.shared().settings.outliers);
+        if self.link().report.outcome(outcome, outliers) {
+            self.place.candidate().seat().failed_at(Instant::now());
+        }
     }
 }
 

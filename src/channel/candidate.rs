@@ -50,6 +50,17 @@ impl Candidate {
         self.seat.latency()
     }
 
+    /// How long it takes until a response begins, at its worst of late: a slower answer counts at once and in full, and less
+    /// and less over some ten seconds, down to what faster ones take; each failure doubles it, at least to 100 ms. `None` before the first
+    /// answer, and for policies that do not [ask for it](crate::Policy::measures_peaks).
+    #[must_use]
+    pub fn peak_latency(&self) -> Option<Duration> {
+        match self.seat.peak_micros(Instant::now()) {
+            0 => None,
+            micros => Some(Duration::from_micros(u64::from(micros))),
+        }
+    }
+
     pub(super) fn seat(&self) -> &Arc<Seat> {
         &self.seat
     }
@@ -85,6 +96,10 @@ pub(super) struct Seat {
     missed_at: AtomicU32,
     /// Of the calls in flight, those whose response has begun.
     begun: AtomicU32,
+    /// The peak in microseconds when it was updated, 0 before the first; [`UNMEASURED`] where nobody wants it.
+    peak: AtomicU32,
+    /// When that was.
+    peaked_at: AtomicU32,
     link: Option<Box<Link>>,
 }
 
@@ -98,8 +113,15 @@ impl Seat {
             missed: AtomicU32::new(0),
             missed_at: AtomicU32::new(0),
             begun: AtomicU32::new(0),
+            peak: AtomicU32::new(UNMEASURED),
+            peaked_at: AtomicU32::new(0),
             link,
         })
+    }
+
+    /// Has peaks measured, from the next answer on.
+    pub(super) fn measure_peaks(&self) {
+        self.peak.store(0, Ordering::Relaxed);
     }
 
     pub(super) fn link(&self) -> Option<&Link> {
@@ -165,6 +187,9 @@ impl Seat {
     /// old counts for nothing. Not exact when two answers meet: one of them may be lost.
     pub(super) fn answered_at(&self, now: Instant, after: Duration) {
         let sample = u32::try_from(after.as_micros()).unwrap_or(u32::MAX).max(1);
+        if self.peak.load(Ordering::Relaxed) != UNMEASURED {
+            self.peak_at(now, sample);
+        }
         let now = millis(now);
         let average = match self.latency.load(Ordering::Relaxed) {
             0 => sample,
@@ -178,6 +203,38 @@ impl Seat {
         };
         self.latency.store(average, Ordering::Relaxed);
         self.answered.store(now, Ordering::Relaxed);
+    }
+
+    /// A call failed.
+    pub(super) fn failed_at(&self, now: Instant) {
+        if self.peak.load(Ordering::Relaxed) != UNMEASURED {
+            self.set_peak(self.peak_micros(now).saturating_mul(2).max(FAILURE), now);
+        }
+    }
+
+    /// The peak, as far as it is not taken back, in microseconds; 0 before the first answer.
+    pub(super) fn peak_micros(&self, now: Instant) -> u32 {
+        match self.peak.load(Ordering::Relaxed) {
+            UNMEASURED | 0 => 0,
+            peak => {
+                let passed = millis(now).wrapping_sub(self.peaked_at.load(Ordering::Relaxed));
+                // Never taken for none.
+                scaled(peak, passed).max(1)
+            }
+        }
+    }
+
+    /// Not exact when two answers meet, like the average.
+    fn peak_at(&self, now: Instant, sample: u32) {
+        let present = self.peak_micros(now);
+        if sample >= present {
+            self.set_peak(sample, now);
+        }
+    }
+
+    fn set_peak(&self, micros: u32, now: Instant) {
+        self.peak.store(micros.min(UNMEASURED - 1), Ordering::Relaxed);
+        self.peaked_at.store(millis(now), Ordering::Relaxed);
     }
 
     /// The moving average; `None` before the first answer.
@@ -245,6 +302,24 @@ fn millis(at: Instant) -> u32 {
 /// After how many milliseconds without an answer an average says nothing any more: an instance that was slow a second ago
 /// may have been restarting or collecting garbage. A power of two, because every answer divides by it.
 const FORGETS_AFTER: u32 = 1024;
+
+/// What is left of a peak after so many milliseconds: half of it after seven seconds, as after ten seconds an e-th.
+fn scaled(peak: u32, passed: u32) -> u32 {
+    let (halvings, rest) = (passed / HALF_LIFE, passed % HALF_LIFE);
+    let halved = u64::from(peak.checked_shr(halvings).unwrap_or(0));
+    // Between two halvings a straight line is near enough.
+    let left = halved * u64::from(2 * HALF_LIFE - rest) / u64::from(2 * HALF_LIFE);
+    u32::try_from(left).unwrap_or(u32::MAX)
+}
+
+/// No peak.
+const UNMEASURED: u32 = u32::MAX;
+
+/// After how many milliseconds half of a peak is taken back: tower and linkerd let an e-th be left after ten seconds.
+const HALF_LIFE: u32 = 6_931;
+
+/// What a failure is taken for at least, in microseconds: more than most calls in a data centre take.
+const FAILURE: u32 = 100_000;
 
 /// How many milliseconds without an answer are silence: at least, and as a multiple of what is usual there.
 const SILENT_AFTER: u32 = 16;

@@ -73,6 +73,9 @@ pub(super) fn seat(
     let link = Link { send, scheme, authority, report, peer_limit: AtomicU32::new(streams) };
     let limit = if entry.ejection.is_on_probation() { streams.min(ON_PROBATION) } else { streams };
     let seat = Seat::new(limit, Some(Box::new(link)));
+    if shared.settings.policy.measures_peaks() {
+        seat.measure_peaks();
+    }
     let (retire, retired) = oneshot::channel();
     let watch = Watch { seat: Arc::downgrade(&seat), shared: shared.clone(), is_watched };
     let span = tracing::debug_span!("connection", address = %entry.address());

@@ -49,7 +49,9 @@ pub use self::builder::ChannelBuilder;
 pub use self::call::{ResponseFuture, WaitForReady};
 pub use self::candidate::Candidate;
 pub use self::outlier::{Ending, FailurePercentage, Outcome, OutlierDetection, SuccessRate};
-pub use self::policy::{LeastRequest, PickFirst, Picker, Policy, RingHash, WeightedRandom, WeightedRoundRobin};
+pub use self::policy::{
+    LeastRequest, PeakEwma, PickFirst, Picker, Policy, RingHash, WeightedRandom, WeightedRoundRobin,
+};
 #[cfg(feature = "tls-ring")]
 pub use self::tls::ChannelTls;
 pub use self::trial::{Picked, Trial};

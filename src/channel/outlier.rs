@@ -157,7 +157,7 @@ impl OutlierDetection {
         self.failure_percentage.is_some() || self.success_rate.is_some()
     }
 
-    fn is_failure(&self, outcome: Outcome) -> bool {
+    pub(super) fn is_failure(&self, outcome: Outcome) -> bool {
         match &self.failure_when.0 {
             None => outcome.ending != Ending::Answered || outcome.code == Code::Unavailable,
             Some(failed) => failed(&outcome),

@@ -131,20 +131,22 @@ impl Report {
         self.answered.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A call has ended. One that its caller gave up is not told here.
-    pub(super) fn outcome(&self, outcome: Outcome, outliers: &OutlierDetection) {
+    /// A call has ended. One that its caller gave up is not told here. Tells whether it counts as a failure.
+    pub(super) fn outcome(&self, outcome: Outcome, outliers: &OutlierDetection) -> bool {
         let (address, generation) = (&self.address, self.generation);
         // On probation, what was sent before that on an earlier connection decides nothing.
         if self.is_on_probation() && self.record.generation.load(Ordering::Relaxed) != generation {
-            return;
+            return false;
         }
-        match self.record.tally.record(outcome, outliers) {
+        let failed = outliers.is_failure(outcome);
+        match self.record.tally.record(failed, outcome, outliers) {
             None => {}
             Some(Verdict::Failing) => {
                 self.tell(Event::Failing { address: address.clone(), record: self.record.clone() });
             }
             Some(Verdict::Proved) => self.tell(Event::Proved { address: address.clone(), generation }),
         }
+        failed
     }
 
     pub(super) fn is_on_probation(&self) -> bool {

@@ -38,6 +38,9 @@ impl Trial {
         let instances: Vec<Instance> = instances.into_iter().collect();
         // All seats first: they come to lie side by side, as a pick likes it.
         let seats: Vec<Arc<Seat>> = instances.iter().map(|_| Seat::new(u32::MAX, None)).collect();
+        if policy.measures_peaks() {
+            seats.iter().for_each(|seat| seat.measure_peaks());
+        }
         let candidate = |(seat, instance)| Candidate::new(seat, Arc::new(instance));
         let candidates = seats.into_iter().zip(instances).map(candidate).collect();
         let choice = ArcSwap::from_pointee(Choice::new(candidates, &policy));
@@ -85,6 +88,11 @@ impl Picked {
     /// Says that the response began `after` the call was sent.
     pub fn answered(&self, after: Duration) {
         self.candidate.seat().answered_at(Instant::now(), after);
+    }
+
+    /// Says that the call failed.
+    pub fn failed(&self) {
+        self.candidate.seat().failed_at(Instant::now());
     }
 }
 

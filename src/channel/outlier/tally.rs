@@ -26,8 +26,8 @@ pub(crate) enum Verdict {
 
 impl Tally {
     /// Counts the end of one call. The answer goes to the control task; each occasion has exactly one.
-    pub(crate) fn record(&self, outcome: Outcome, detection: &OutlierDetection) -> Option<Verdict> {
-        if detection.is_failure(outcome) {
+    pub(crate) fn record(&self, failed: bool, outcome: Outcome, detection: &OutlierDetection) -> Option<Verdict> {
+        if failed {
             self.failure(detection).then_some(Verdict::Failing)
         } else if outcome.ending == Ending::Answered {
             self.success(detection).then_some(Verdict::Proved)

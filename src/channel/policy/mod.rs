@@ -1,6 +1,7 @@
 //! How the next call's instance is chosen among those that are READY: the trait, and the policies that come with it.
 
 mod least_request;
+mod peak_ewma;
 mod pick_first;
 mod random;
 mod ring_hash;
@@ -15,6 +16,7 @@ use http::request::Parts;
 use crate::channel::candidate::Candidate;
 
 pub use self::least_request::LeastRequest;
+pub use self::peak_ewma::PeakEwma;
 pub use self::pick_first::PickFirst;
 pub use self::random::WeightedRandom;
 pub use self::ring_hash::RingHash;
@@ -30,8 +32,8 @@ pub use self::round_robin::WeightedRoundRobin;
 /// others when that does not help, and asks only about instances that are READY and not ejected; draining ones are among
 /// them only while there are no others.
 ///
-/// Ready-made are [`LeastRequest`], [`WeightedRoundRobin`], [`WeightedRandom`], [`PickFirst`] and [`RingHash`]. One of your
-/// own can use them: this one stays in its zone while an instance is READY there.
+/// Ready-made are [`LeastRequest`], [`PeakEwma`], [`WeightedRoundRobin`], [`WeightedRandom`], [`PickFirst`] and [`RingHash`].
+/// One of your own can use them: this one stays in its zone while an instance is READY there.
 ///
 /// ```
 /// use tonic_etcd::{Candidate, Instance, LeastRequest, Picker, Policy, Trial};
@@ -93,6 +95,11 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
         let _ = request;
         0
     }
+
+    /// Whether the policy looks at [`Candidate::peak_latency`]. Defaults to `false`: measuring costs each call a little.
+    fn measures_peaks(&self) -> bool {
+        false
+    }
 }
 
 /// Chooses among candidates that do not change.
@@ -113,6 +120,10 @@ impl<P: Policy + ?Sized> Policy for Box<P> {
     fn key(&self, request: &Parts) -> u64 {
         (**self).key(request)
     }
+
+    fn measures_peaks(&self) -> bool {
+        (**self).measures_peaks()
+    }
 }
 
 impl<P: Policy + ?Sized> Policy for Arc<P> {
@@ -122,6 +133,10 @@ impl<P: Policy + ?Sized> Policy for Arc<P> {
 
     fn key(&self, request: &Parts) -> u64 {
         (**self).key(request)
+    }
+
+    fn measures_peaks(&self) -> bool {
+        (**self).measures_peaks()
     }
 }
 

@@ -80,13 +80,14 @@ fn answers_are_successes_and_what_says_nothing_counts_as_nothing() {
         .failure_percentage(FailurePercentage::new())
         .failure_when(|outcome| outcome.code() == Code::Unavailable);
     let outcome = |code, ending| Outcome { code, ending };
-    assert_eq!(tally.record(UNAVAILABLE, &detection), None, "the first failure of a row");
-    assert_eq!(tally.record(UNAVAILABLE, &detection), None, "the second");
-    assert_eq!(tally.record(outcome(Code::DeadlineExceeded, Ending::Missed), &detection), None, "counts as nothing");
-    assert_eq!(tally.record(UNAVAILABLE, &detection), Some(Verdict::Failing), "so the row was not broken");
+    let record = |outcome| tally.record(detection.is_failure(outcome), outcome, &detection);
+    assert_eq!(record(UNAVAILABLE), None, "the first failure of a row");
+    assert_eq!(record(UNAVAILABLE), None, "the second");
+    assert_eq!(record(outcome(Code::DeadlineExceeded, Ending::Missed)), None, "counts as nothing");
+    assert_eq!(record(UNAVAILABLE), Some(Verdict::Failing), "so the row was not broken");
     tally.begin_probation();
-    assert_eq!(tally.record(outcome(Code::Internal, Ending::Broken), &detection), None, "proves nothing");
-    assert_eq!(tally.record(outcome(Code::NotFound, Ending::Answered), &detection), Some(Verdict::Proved), "an answer");
+    assert_eq!(record(outcome(Code::Internal, Ending::Broken)), None, "proves nothing");
+    assert_eq!(record(outcome(Code::NotFound, Ending::Answered)), Some(Verdict::Proved), "an answer");
     assert_eq!(tally.take_interval(), (1, 3), "one success, three failures, two that say nothing");
 }
 
