@@ -265,7 +265,9 @@ impl Exchange {
         if let Poll::Ready(Err(status)) = upload.poll_send(&mut self.stream, cx) {
             return Poll::Ready(Err(Failure::Caller(status)));
         }
-        Pin::new(&mut self.response).poll(cx).map_err(Failure::Transport)
+        Pin::new(&mut self.response)
+            .poll(cx)
+            .map_err(|error| Failure::Transport(error, self.stream.stream_id().as_u32()))
     }
 }
 
@@ -275,8 +277,8 @@ enum Failure {
     Caller(Status),
     /// The connection had no place for it.
     Unsent(h2::Error),
-    /// It was sent.
-    Transport(h2::Error),
+    /// It was on its way, on this stream.
+    Transport(h2::Error, u32),
 }
 
 /// One attempt between its place and its end.
@@ -361,7 +363,8 @@ impl Flight {
         let (unsent, error) = match failure {
             Failure::Caller(status) => return Err(status),
             Failure::Unsent(error) => (true, error),
-            Failure::Transport(error) => (false, error),
+            // The connection ended with the call still in its queue.
+            Failure::Transport(error, stream) => (error.is_io() && self.link().wire.is_unwritten(stream), error),
         };
         let status = status::transport(self.address(), &error);
         tracing::debug!(address = %self.address(), unsent, %error, "attempt failed");

@@ -228,9 +228,9 @@ impl Attempt<'_> {
         let ready = async {
             let (send, mut h2) = self.options.http2().handshake(socket).await.map_err(Ended::Broken)?;
             let pings = Pings::new(&mut h2, self.options.pings());
-            let mut driver = ConnectionDriver::new(h2, pings, wire);
+            let mut driver = ConnectionDriver::new(h2, pings, wire.clone());
             let streams = driver.settings().await?;
-            Ok(Connection { send, streams, driver })
+            Ok(Connection { send, streams, driver, wire })
         };
         match self.within(limit, Step::Settings, ready).await? {
             Ok(connection) => Ok(connection),

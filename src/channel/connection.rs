@@ -20,6 +20,7 @@ pub(super) struct Connection {
     /// How many calls the peer lets be open at once, `u32::MAX` without a limit.
     pub(super) streams: u32,
     pub(super) driver: ConnectionDriver,
+    pub(super) wire: Arc<Wire>,
 }
 
 /// Moves a connection on. Dropped, it closes the socket and ends the calls on it.

@@ -1,4 +1,5 @@
-//! Reads along with the frames that a server sends, for what h2 does not tell: SETTINGS, and GOAWAY at once.
+//! Reads along with the frames on a connection, for what h2 does not tell: the server's SETTINGS, its GOAWAY at once, and
+//! which calls were never written.
 
 /// Follows an incoming HTTP/2 byte stream, however it is cut into pieces. Payloads are skipped, nothing is kept.
 #[derive(Debug, Default)]
@@ -107,6 +108,37 @@ impl FrameReader {
     }
 }
 
+/// Follows an outgoing HTTP/2 byte stream as far as the socket has taken it.
+#[derive(Debug)]
+pub(super) struct FrameWriter {
+    /// Bytes of the connection's preface or of a payload that are still to come.
+    skip: u32,
+    header: Partial<9>,
+}
+
+impl Default for FrameWriter {
+    fn default() -> Self {
+        Self { skip: PREFACE, header: Partial::default() }
+    }
+}
+
+impl FrameWriter {
+    /// Takes the next bytes and tells the stream of each HEADERS frame that has begun.
+    pub(super) fn wrote(&mut self, mut bytes: &[u8], mut headers: impl FnMut(u32)) {
+        while !bytes.is_empty() {
+            if self.skip > 0 {
+                skip(&mut self.skip, &mut bytes);
+                continue;
+            }
+            let Some([l0, l1, l2, kind, _, stream @ ..]) = self.header.take(&mut bytes) else { break };
+            self.skip = u32::from_be_bytes([0, l0, l1, l2]);
+            if kind == HEADERS {
+                headers(u32::from_be_bytes(stream) & STREAM_ID);
+            }
+        }
+    }
+}
+
 fn skipped(left: u32) -> State {
     if left == 0 { State::default() } else { State::Skip { left } }
 }
@@ -154,11 +186,15 @@ impl<const N: usize> Partial<N> {
 }
 
 /// Frame types, flags, settings and masks as RFC 9113 numbers them.
+const HEADERS: u8 = 0x1;
 const SETTINGS: u8 = 0x4;
 const GOAWAY: u8 = 0x7;
 const ACK: u8 = 0x1;
 const MAX_CONCURRENT_STREAMS: u16 = 0x3;
 const STREAM_ID: u32 = 0x7fff_ffff;
+
+/// The length of what a client says before its first frame.
+const PREFACE: u32 = 24;
 
 #[cfg(test)]
 mod tests {
@@ -265,6 +301,25 @@ mod tests {
         fn no_bytes_panic(head in any::<bool>(), pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..64), 0..64)) {
             let begin = if head { settings(&[]) } else { Vec::new() };
             let _ = read(std::iter::once(&begin[..]).chain(pieces.iter().map(Vec::as_slice)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_streams_of_all_heads_are_told_however_the_bytes_are_cut(
+            frames in prop::collection::vec((0_u8..10, 1_u32..1_000, prop::collection::vec(any::<u8>(), 0..50)), 0..20),
+            cut in 1_usize..40,
+        ) {
+            let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+            for (kind, stream, payload) in &frames {
+                bytes.extend(frame(*kind, 0, *stream, payload));
+            }
+            let heads: Vec<_> = frames.iter().filter(|(kind, ..)| *kind == HEADERS).map(|(_, stream, _)| *stream).collect();
+            let (mut writer, mut told) = (FrameWriter::default(), Vec::new());
+            for piece in bytes.chunks(cut) {
+                writer.wrote(piece, |stream| told.push(stream));
+            }
+            prop_assert_eq!(told, heads);
         }
     }
 }

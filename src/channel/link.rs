@@ -18,6 +18,7 @@ use super::entry::Entry;
 #[cfg(feature = "health")]
 use super::health::{Direct, Health, HealthWatch};
 use super::shared::Shared;
+use super::socket::Wire;
 use super::subchannel::Report;
 use crate::error::chain;
 
@@ -37,6 +38,7 @@ pub(super) struct Dial {
 /// What a connection is to the calls on it.
 pub(super) struct Link {
     pub(super) send: SendRequest<Bytes>,
+    pub(super) wire: Arc<Wire>,
     pub(super) scheme: Scheme,
     pub(super) authority: Authority,
     pub(super) report: Report,
@@ -62,7 +64,7 @@ pub(super) fn seat(
     shared: &Arc<Shared>,
     dial: &Dial,
 ) -> Result<(), http::uri::InvalidUri> {
-    let Connection { send, streams, driver } = connection;
+    let Connection { send, streams, driver, wire } = connection;
     let is_watched = dial.is_watched() && streams > 1;
     let streams = streams - u32::from(is_watched);
     let (scheme, authority) = match &dial.origin {
@@ -70,7 +72,7 @@ pub(super) fn seat(
         None => (dial.options.scheme(), entry.address().to_string().parse()?),
     };
     let report = Report::new(entry.address().clone(), generation, entry.record.clone(), shared.events.clone());
-    let link = Link { send, scheme, authority, report, peer_limit: AtomicU32::new(streams) };
+    let link = Link { send, wire, scheme, authority, report, peer_limit: AtomicU32::new(streams) };
     let limit = if entry.ejection.is_on_probation() { streams.min(ON_PROBATION) } else { streams };
     let seat = Seat::new(limit, Some(Box::new(link)));
     if shared.settings.policy.measures_peaks() {

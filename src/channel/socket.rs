@@ -3,13 +3,13 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::frames::{FrameReader, Notice};
+use super::frames::{FrameReader, FrameWriter, Notice};
 
 /// Anything that carries bytes both ways.
 pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -22,6 +22,7 @@ pub(super) type BoxIo = Box<dyn Io>;
 pub(super) struct Socket {
     inner: BoxIo,
     reader: FrameReader,
+    writer: FrameWriter,
     wire: Arc<Wire>,
 }
 
@@ -35,6 +36,8 @@ pub(super) struct Wire {
     end_of_file: AtomicBool,
     /// Bytes that came since somebody asked.
     read: AtomicUsize,
+    /// The last stream whose HEADERS the socket has taken, at least in part.
+    written: AtomicU32,
     cut: AtomicBool,
     /// The task that drives the connection.
     driver: AtomicWaker,
@@ -59,6 +62,11 @@ impl Wire {
     /// How many bytes came since this was asked the last time.
     pub(super) fn take_read(&self) -> usize {
         self.read.swap(0, Ordering::Relaxed)
+    }
+
+    /// Whether nothing of the call on this stream was written so far. Streams are written in the order of their numbers.
+    pub(super) fn is_unwritten(&self, stream: u32) -> bool {
+        stream > self.written.load(Ordering::Acquire)
     }
 
     /// Has whoever drives the connection close it.
@@ -104,16 +112,25 @@ impl Socket {
             goaway: NONE.into(),
             end_of_file: false.into(),
             read: 0.into(),
+            written: 0.into(),
             cut: false.into(),
             driver: AtomicWaker::new(),
         });
-        (Self { inner, reader: FrameReader::default(), wire: wire.clone() }, wire)
+        (Self { inner, reader: FrameReader::default(), writer: FrameWriter::default(), wire: wire.clone() }, wire)
+    }
+
+    /// The socket has taken these bytes.
+    fn wrote(&mut self, bytes: &[u8]) {
+        let Self { writer, wire, .. } = self;
+        writer.wrote(bytes, |stream| {
+            wire.written.fetch_max(stream, Ordering::Release);
+        });
     }
 }
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { inner, reader, wire } = self.get_mut();
+        let Self { inner, reader, wire, .. } = self.get_mut();
         let before = buf.filled().len();
         let room = buf.remaining() > 0;
         let polled = Pin::new(inner).poll_read(cx, buf);
@@ -133,7 +150,11 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.inner).poll_write(cx, buf);
+        if let Poll::Ready(Ok(written)) = polled {
+            self.wrote(&buf[..written.min(buf.len())]);
+        }
+        polled
     }
 
     fn poll_write_vectored(
@@ -141,7 +162,15 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+        let polled = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        if let Poll::Ready(Ok(mut written)) = polled {
+            for buf in bufs {
+                let taken = written.min(buf.len());
+                self.wrote(&buf[..taken]);
+                written -= taken;
+            }
+        }
+        polled
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -39,7 +39,9 @@ impl Trial {
         // All seats first: they come to lie side by side, as a pick likes it.
         let seats: Vec<Arc<Seat>> = instances.iter().map(|_| Seat::new(u32::MAX, None)).collect();
         if policy.measures_peaks() {
-            seats.iter().for_each(|seat| seat.measure_peaks());
+            for seat in &seats {
+                seat.measure_peaks();
+            }
         }
         let candidate = |(seat, instance)| Candidate::new(seat, Arc::new(instance));
         let candidates = seats.into_iter().zip(instances).map(candidate).collect();
