@@ -257,4 +257,61 @@ mod tests {
         let calls = (0..2_000).filter(|_| call() == 1).count();
         assert!(calls > 500, "a second later it is tried, and found fast: {calls} of 2000 calls");
     }
+
+    /// Ten instances have ten calls each, which take `mean` on average; an eleventh joins. After how long it has its tenth of
+    /// the calls at the first time, and how many calls the others had at most. `blind`: silence is overlooked.
+    async fn joins(mean: f64, blind: bool) -> (Option<f64>, Vec<u32>) {
+        let ports: Vec<u16> = vec![1; 11];
+        let all = candidates(&ports);
+        let old = Choice::new(all[..10].to_vec(), &LeastRequest::new());
+        let new = Choice::new(all.clone(), &LeastRequest::new());
+        let begin = Instant::now();
+        let rate = 100.0 / mean;
+        let mut open: Vec<(Instant, Instant, bool, usize)> = Vec::new();
+        let mut next = begin;
+        let joined = begin + Duration::from_secs_f64(mean * 5.0);
+        let (mut reached, mut seen) = (None, Vec::new());
+        while next < joined + Duration::from_secs_f64(mean * 3.0) {
+            next += Duration::from_secs_f64(-(1.0 - fastrand::f64()).ln() / rate);
+            open.sort_by_key(|&(end, ..)| std::cmp::Reverse(end));
+            while let Some(&(end, at, _, index)) = open.last().filter(|&&(end, ..)| end <= next) {
+                tokio::time::advance(end.duration_since(Instant::now())).await;
+                all[index].seat().answered_at(end, end - at);
+                if blind {
+                    all[index].seat().finish();
+                }
+                all[index].seat().release();
+                open.pop();
+            }
+            tokio::time::advance(next.duration_since(Instant::now())).await;
+            let choice = if next < joined { &old } else { &new };
+            let taken = choice.take(None).expect("room");
+            if blind {
+                taken.seat().begin();
+            }
+            let index = usize::from(taken.instance().address.port()) - 1;
+            let latency = mean * (0.5 + fastrand::f64());
+            open.push((next + Duration::from_secs_f64(latency), next, false, index));
+            if next >= joined {
+                let since = next.duration_since(joined).as_secs_f64();
+                let calls = all[10].in_flight();
+                if calls >= 9 && reached.is_none() {
+                    reached = Some(since);
+                }
+                if since >= mean * 0.1 * seen.len() as f64 {
+                    seen.push(calls);
+                }
+            }
+        }
+        (reached, seen)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_that_joins_gets_its_share_at_once() {
+        for mean in [0.1, 2.0, 20.0] {
+            let (_, overlooked) = joins(mean, true).await;
+            let (_, heeded) = joins(mean, false).await;
+            assert!(heeded[8] >= 3, "of ten, in tenths of {mean} s: {heeded:?}, and without silence {overlooked:?}");
+        }
+    }
 }

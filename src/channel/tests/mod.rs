@@ -13,5 +13,6 @@ mod health;
 mod leaving;
 mod peers;
 mod replays;
+mod review;
 mod rig;
 mod saturation;
