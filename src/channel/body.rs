@@ -27,19 +27,20 @@ pub struct ResponseBody {
 struct Call {
     flight: Flight,
     /// What is still being sent.
-    rest: Option<Rest>,
+    rest: Rest,
     deadline: Deadline,
     /// How many messages came so far, up to two.
     messages: u8,
 }
 
 impl ResponseBody {
-    pub(super) fn new(incoming: RecvStream, flight: Flight, rest: Option<Rest>, deadline: Deadline) -> Self {
+    pub(super) fn new(incoming: RecvStream, flight: Flight, rest: Rest, deadline: Deadline) -> Self {
         let call = Call { flight, rest, deadline, messages: 0 };
         Self { incoming: Some(incoming), is_data_over: false, call: Some(call) }
     }
 
-    /// The body of a call that nothing is counted for: it is over, or no balancing brought it here.
+    /// The body of a call that no balancing brought here, so nothing is counted for it.
+    #[cfg(feature = "health")]
     pub(super) fn rest(incoming: RecvStream) -> Self {
         Self { incoming: Some(incoming), is_data_over: false, call: None }
     }
@@ -60,7 +61,7 @@ impl ResponseBody {
     fn broke(&mut self, error: &h2::Error) -> Status {
         let Some(call) = self.call.take() else { return Status::unknown(error.to_string()) };
         // The caller's own stream failed, and that reset the call: nothing the instance did.
-        if let Some(status) = call.rest.as_ref().and_then(Rest::failure) {
+        if let Some(status) = call.rest.failure() {
             return status;
         }
         let status = status::transport(call.flight.address(), error);
@@ -96,6 +97,7 @@ impl Body for ResponseBody {
             Poll::Ready(Some(Ok(mut frame))) => {
                 if frame.is_trailers() {
                     this.end(Some(&mut frame));
+                    this.incoming = None;
                 } else if let Some(call) = &mut this.call {
                     call.messages = 2.min(call.messages + 1);
                 }

@@ -157,7 +157,7 @@ impl Call {
                 };
                 let refusal = flight.failed(answer)?;
                 // Without its body it gets no second attempt, so it must not wait for a place either.
-                if !self.upload.is_replayable() {
+                if !self.upload.is_whole() {
                     return Err(refusal.status);
                 }
                 refused = Some(Box::new(refusal));
@@ -324,23 +324,23 @@ impl Flight {
     fn answered(
         mut self,
         response: http::Response<RecvStream>,
-        mut upload: Upload,
-        stream: SendStream<Bytes>,
+        upload: Upload,
+        mut stream: SendStream<Bytes>,
         deadline: Deadline,
     ) -> http::Response<ResponseBody> {
         let (mut head, incoming) = response.into_parts();
         head.extensions.insert(self.place.candidate().shared_instance().clone());
         let timed_out = self.own_timeout(&mut head.headers);
+        let now = Instant::now();
         if !timed_out {
             self.link().report.answer();
-            self.place.candidate().seat().is_alive();
+            self.place.candidate().seat().is_alive(now);
         }
         // A head with a status decides, whatever follows; so does one that failed in HTTP.
         let code = status::code_of(&head.headers).or_else(|| status::code_of_http(head.status));
         self.is_told = timed_out;
         // Who fails at once is not fast.
         if code.is_none_or(|code| code == Code::Ok) {
-            let now = Instant::now();
             self.place.candidate().seat().answered_at(now, now - self.at);
         }
         if let Some(code) = code
@@ -350,11 +350,14 @@ impl Flight {
             self.is_told = true;
         }
         if incoming.is_end_stream() {
-            return http::Response::from_parts(head, ResponseBody::rest(incoming));
+            if !upload.is_ended() {
+                stream.send_reset(h2::Reason::CANCEL);
+            }
+            return http::Response::from_parts(head, ResponseBody::default());
         }
         self.place.candidate().seat().begin();
         self.has_begun = true;
-        let rest = if upload.commit() { None } else { Some(Rest::spawn(upload, stream)) };
+        let rest = Rest::of(upload, stream);
         http::Response::from_parts(head, ResponseBody::new(incoming, self, rest, deadline))
     }
 

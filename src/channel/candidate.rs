@@ -100,6 +100,8 @@ pub(super) struct Seat {
     peak: AtomicU32,
     /// When that was.
     peaked_at: AtomicU32,
+    /// When it was last heard of, or its calls began to wait.
+    heard_at: AtomicU32,
     link: Option<Box<Link>>,
 }
 
@@ -115,6 +117,7 @@ impl Seat {
             begun: AtomicU32::new(0),
             peak: AtomicU32::new(UNMEASURED),
             peaked_at: AtomicU32::new(0),
+            heard_at: AtomicU32::new(0),
             link,
         })
     }
@@ -159,8 +162,9 @@ impl Seat {
         self.missed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// It answers.
-    pub(super) fn is_alive(&self) {
+    /// It answers, whatever it says.
+    pub(super) fn is_alive(&self, now: Instant) {
+        self.heard_at.store(millis(now), Ordering::Relaxed);
         if self.missed.load(Ordering::Relaxed) != 0 {
             self.missed.store(0, Ordering::Relaxed);
         }
@@ -265,11 +269,17 @@ impl Seat {
         self.in_flight() > self.begun.load(Ordering::Relaxed)
     }
 
-    /// Whether it has such calls, and has answered none for far longer than it usually takes: it may be frozen.
+    /// From now on somebody waits for it.
+    pub(super) fn begin_to_wait(&self, now: Instant) {
+        self.heard_at.store(millis(now), Ordering::Relaxed);
+    }
+
+    /// Whether it has such calls, and has answered none for longer than it usually takes: it may be frozen. Nobody knows that
+    /// of one whose first answer is still to come.
     pub(super) fn is_silent(&self, now: Instant) -> bool {
-        let usual = self.latency_micros() / 1_000;
-        let silence = millis(now).wrapping_sub(self.answered.load(Ordering::Relaxed));
-        self.is_awaited() && silence > SILENT_AFTER.max(usual.saturating_mul(SILENT_TIMES))
+        let usual = self.latency_micros();
+        let silence = millis(now).wrapping_sub(self.heard_at.load(Ordering::Relaxed));
+        usual > 0 && self.is_awaited() && silence > SILENT_AFTER.max((usual / 1_000).saturating_mul(SILENT_TIMES))
     }
 
     /// Whether the average is too old to hold against the instance.

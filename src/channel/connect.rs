@@ -152,6 +152,9 @@ impl Options {
             .initial_window_size(stream)
             .initial_connection_window_size(connection)
             .max_send_buffer_size(SEND_BUFFER)
+            .max_concurrent_reset_streams(RESET_STREAMS)
+            .max_local_error_reset_streams(None)
+            .data_frame_budget(DATA_FRAME_BUDGET)
             .max_header_list_size(self.http2_max_header_list_size.unwrap_or(HEADER_LIST));
         #[cfg(test)]
         builder.initial_stream_id(self.first_stream);
@@ -392,6 +395,16 @@ const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 5 * 1024 * 1024;
 const SEND_BUFFER: usize = 1024 * 1024;
 const HEADER_LIST: u32 = 16 * 1024;
+
+/// For how many calls that were given up h2 remembers, for a second, that an answer may still come. An answer to another is
+/// refused, and by default the thousandth of these would end the connection, with all calls on it: a network that stalls
+/// makes as many calls miss their deadlines at once. What the limit is there for, a server does not do to its clients.
+const RESET_STREAMS: usize = 10_000;
+
+/// What unread frames of less than 256 bytes may lack of that together, before h2 ends the connection. By default that are
+/// 10,000 small messages on one stream whose reader lags, and 200 with adaptive windows; here it is a quarter of a million,
+/// some 20 MB.
+const DATA_FRAME_BUDGET: usize = 64 * 1024 * 1024;
 
 #[cfg(test)]
 mod tests;

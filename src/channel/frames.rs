@@ -7,6 +7,8 @@ pub(super) struct FrameReader {
     state: State,
     /// Whether the first frame has begun as it must.
     begun: bool,
+    /// Bytes in DATA frames.
+    data: usize,
 }
 
 /// What a frame says that concerns the whole connection.
@@ -87,6 +89,11 @@ impl FrameReader {
         Ok(())
     }
 
+    /// How many bytes of data came since this was asked the last time, whole frames as soon as they begin.
+    pub(super) fn take_data(&mut self) -> usize {
+        std::mem::take(&mut self.data)
+    }
+
     fn header(&mut self, header: [u8; 9], notice: &mut impl FnMut(Notice)) -> Result<State, NotHttp2> {
         let [l0, l1, l2, kind, flags, stream @ ..] = header;
         let left = u32::from_be_bytes([0, l0, l1, l2]);
@@ -96,6 +103,9 @@ impl FrameReader {
             return Err(NotHttp2);
         }
         self.begun = true;
+        if kind == DATA {
+            self.data += usize::try_from(left).unwrap_or(usize::MAX);
+        }
         Ok(match kind {
             _ if settings && left == 0 => {
                 notice(Notice::Settings { max_concurrent_streams: None });
@@ -186,6 +196,7 @@ impl<const N: usize> Partial<N> {
 }
 
 /// Frame types, flags, settings and masks as RFC 9113 numbers them.
+const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
 const SETTINGS: u8 = 0x4;
 const GOAWAY: u8 = 0x7;

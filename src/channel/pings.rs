@@ -30,6 +30,8 @@ pub(super) struct Pings {
     sent: Option<Instant>,
     keep_alive: Option<KeepAlive>,
     window: Option<Window>,
+    /// What streams are still to be widened to.
+    widen_to: Option<u32>,
 }
 
 /// The peer gave no sign of life in time.
@@ -45,10 +47,12 @@ impl Pings {
             sent: None,
             keep_alive: rules.interval.map(|interval| KeepAlive::new(interval, rules)),
             window: rules.adaptive_window.map(Window::new),
+            widen_to: None,
         }
     }
 
-    /// Does what is due now that `read` bytes more came, and has the task woken for what is due next.
+    /// Does what is due now that `read` bytes more came, `data` of them in messages, and has the task woken for what is due
+    /// next.
     ///
     /// # Errors
     ///
@@ -56,19 +60,26 @@ impl Pings {
     pub(super) fn poll(
         &mut self,
         connection: &mut Connection,
-        read: usize,
+        (read, data): (usize, usize),
         has_calls: bool,
         cx: &mut Context<'_>,
     ) -> Result<(), Silent> {
         if let Some(window) = &mut self.window {
-            window.read(read);
+            window.read(data);
         }
         if let Some(round_trip) = self.poll_round_trip(cx)
             && let Some(width) = self.window.as_mut().and_then(|window| window.measured(round_trip))
         {
             connection.set_target_window_size(width);
-            // Refused while the peer has not taken the last change; then the next one counts.
-            let _ = connection.set_initial_window_size(width);
+            self.widen_to = Some(width);
+        }
+        // Refused while the peer has not confirmed the change before, which it does with the next bytes it sends.
+        if let Some(width) = self.widen_to
+            && connection.set_initial_window_size(width).is_ok()
+        {
+            self.widen_to = None;
+            // The change is written at the next poll.
+            cx.waker().wake_by_ref();
         }
         let asks = match &mut self.keep_alive {
             Some(keep_alive) => keep_alive.poll(read > 0, has_calls, cx)?,

@@ -34,8 +34,9 @@ pub(super) struct Wire {
     /// The code of the last GOAWAY, [`NONE`] without one.
     goaway: AtomicU64,
     end_of_file: AtomicBool,
-    /// Bytes that came since somebody asked.
+    /// Bytes that came since somebody asked, and those of data among them.
     read: AtomicUsize,
+    data: AtomicUsize,
     /// The last stream whose HEADERS the socket has taken, at least in part.
     written: AtomicU32,
     cut: AtomicBool,
@@ -59,9 +60,9 @@ impl Wire {
         self.end_of_file.load(Ordering::Relaxed)
     }
 
-    /// How many bytes came since this was asked the last time.
-    pub(super) fn take_read(&self) -> usize {
-        self.read.swap(0, Ordering::Relaxed)
+    /// How many bytes came since this was asked the last time, and how many of them were data.
+    pub(super) fn take_read(&self) -> (usize, usize) {
+        (self.read.swap(0, Ordering::Relaxed), self.data.swap(0, Ordering::Relaxed))
     }
 
     /// Whether nothing of the call on this stream was written so far. Streams are written in the order of their numbers.
@@ -112,6 +113,7 @@ impl Socket {
             goaway: NONE.into(),
             end_of_file: false.into(),
             read: 0.into(),
+            data: 0.into(),
             written: 0.into(),
             cut: false.into(),
             driver: AtomicWaker::new(),
@@ -143,6 +145,7 @@ impl AsyncRead for Socket {
             if let Err(error) = reader.read(read, |notice| wire.notice(notice)) {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
             }
+            wire.data.fetch_add(reader.take_data(), Ordering::Relaxed);
         }
         polled
     }

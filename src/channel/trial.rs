@@ -89,7 +89,9 @@ impl Picked {
 
     /// Says that the response began `after` the call was sent.
     pub fn answered(&self, after: Duration) {
-        self.candidate.seat().answered_at(Instant::now(), after);
+        let now = Instant::now();
+        self.candidate.seat().is_alive(now);
+        self.candidate.seat().answered_at(now, after);
     }
 
     /// Says that the call failed.

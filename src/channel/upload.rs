@@ -21,8 +21,16 @@ use tonic::body::Body;
 /// How much of a request body is kept for a replay: what most unary calls need, and little enough to keep for each.
 const KEPT_BYTES: usize = 64 * 1024;
 
+/// What fits into the first window of any stream, and into one HTTP/2 frame.
+const SMALL: usize = 16 * 1024;
+
+/// What h2 takes at once.
+const LARGEST_FRAME: usize = i32::MAX as usize;
+
+/// How many frames one poll sends, before others have their turn.
+const FRAMES_A_POLL: usize = 32;
+
 /// A call's request body, and what is kept of it.
-#[derive(Debug)]
 pub(super) struct Upload {
     source: Source,
     /// Frames that were read: all of them while a replay is possible, otherwise those that still have to be sent.
@@ -33,12 +41,15 @@ pub(super) struct Upload {
     is_begun: bool,
     /// Whether it has told the server that this was all.
     is_ended: bool,
-    /// Whether another attempt could still be made from `frames`.
-    replayable: bool,
+    /// Whether what is sent is kept.
+    keeps: bool,
+    /// Whether anything of it is gone, so that there can be no further attempt.
+    is_cut: bool,
+    /// How many bytes the present attempt has sent.
+    bytes: usize,
 }
 
 /// The caller's body.
-#[derive(Debug)]
 enum Source {
     /// There may be more.
     Open(Body),
@@ -47,7 +58,7 @@ enum Source {
 }
 
 /// Frames, the first without an allocation: most bodies have one.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Frames {
     first: Option<Bytes>,
     rest: Vec<Bytes>,
@@ -57,7 +68,16 @@ struct Frames {
 impl Upload {
     pub(super) fn new(body: Body) -> Self {
         let source = if body.is_end_stream() { Source::Ended } else { Source::Open(body) };
-        Self { source, frames: Frames::default(), next: 0, is_begun: false, is_ended: false, replayable: true }
+        Self {
+            source,
+            frames: Frames::default(),
+            next: 0,
+            is_begun: false,
+            is_ended: false,
+            keeps: true,
+            is_cut: false,
+            bytes: 0,
+        }
     }
 
     /// Begins an attempt: reads what goes into the first write. Tells whether there is nothing to send at all.
@@ -66,7 +86,7 @@ impl Upload {
     ///
     /// What the caller's body failed with.
     pub(super) fn begin(&mut self, cx: &mut Context<'_>) -> Result<bool, Status> {
-        (self.next, self.is_begun) = (0, false);
+        (self.next, self.is_begun, self.bytes) = (0, false, 0);
         if self.frames.len() == 0
             && let Poll::Ready(read) = self.poll_read(cx)
         {
@@ -86,46 +106,58 @@ impl Upload {
         stream: &mut SendStream<Bytes>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Status>> {
-        while !self.is_ended {
+        for _ in 0..FRAMES_A_POLL {
+            if self.is_ended {
+                return Poll::Ready(Ok(()));
+            }
             // A first frame always finds room: h2 keeps it until there is some.
             if self.is_begun && !ready!(poll_room(stream, cx)) {
-                break;
+                return Poll::Ready(Ok(()));
             }
             if self.next == self.frames.len() {
                 ready!(self.poll_read(cx))?;
             }
             let data = self.frames.get(self.next).cloned();
             self.next += usize::from(data.is_some());
-            (self.is_begun, self.is_ended) =
-                (true, matches!(self.source, Source::Ended) && self.next == self.frames.len());
+            let data = data.unwrap_or_default();
+            if data.len() > LARGEST_FRAME {
+                let message = format!("a message of {} bytes is larger than HTTP/2 can carry", data.len());
+                return Poll::Ready(Err(Status::out_of_range(message)));
+            }
+            self.is_begun = true;
+            self.is_ended = matches!(self.source, Source::Ended) && self.next == self.frames.len();
+            self.bytes = self.bytes.saturating_add(data.len());
             self.forget_sent();
-            if stream.send_data(data.unwrap_or_default(), self.is_ended).is_err() {
-                break;
+            if stream.send_data(data, self.is_ended).is_err() {
+                // The stream is over, and the response tells why.
+                return Poll::Ready(Ok(()));
             }
         }
-        Poll::Ready(Ok(()))
+        // A stream that always has more must not keep its call from its deadline, its response and its caller.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Whether all of it is with h2.
+    pub(super) fn is_ended(&self) -> bool {
+        self.is_ended
     }
 
     /// Whether all that was read is kept for another attempt.
-    pub(super) fn is_replayable(&self) -> bool {
-        self.replayable
+    pub(super) fn is_whole(&self) -> bool {
+        !self.is_cut
     }
 
-    /// The response has begun: nothing is kept any more. Tells whether all of it is with h2.
-    pub(super) fn commit(&mut self) -> bool {
-        self.replayable = false;
-        if self.is_ended {
-            self.frames = Frames::default();
-        } else {
-            self.forget_sent();
-        }
-        self.is_ended
+    /// The response has begun: nothing is kept any more.
+    fn commit(&mut self) {
+        self.keeps = false;
+        self.forget_sent();
     }
 
     /// Polls the caller's body. After its first frame it looks once whether that was the last: then the end goes out in
     /// the same HTTP/2 frame, where a unary call of tonic's would need another one.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        let is_first = self.frames.len() == 0 && self.replayable;
+        let is_first = self.frames.len() == 0 && !self.is_cut;
         let Source::Open(body) = &mut self.source else { return Poll::Ready(Ok(())) };
         let frame = ready!(poll_caller(body, cx)).transpose()?;
         let is_data = frame.as_ref().is_some_and(Frame::is_data);
@@ -144,15 +176,15 @@ impl Upload {
             return;
         };
         if self.frames.bytes + data.len() > KEPT_BYTES {
-            self.replayable = false;
+            self.keeps = false;
             self.forget_sent();
         }
         self.frames.push(data);
     }
 
     fn forget_sent(&mut self) {
-        if !self.replayable && self.next == self.frames.len() {
-            (self.frames, self.next) = (Frames::default(), 0);
+        if !self.keeps && self.next > 0 && self.next == self.frames.len() {
+            (self.frames, self.next, self.is_cut) = (Frames::default(), 0, true);
         }
     }
 }
@@ -197,12 +229,17 @@ fn poll_room(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<bool>
     Poll::Ready(true)
 }
 
-/// What is still to be sent when the response begins. Dropped, it ends with its task, and the stream is reset at the server.
-#[derive(Debug)]
-pub(super) struct Rest(Arc<Shared>);
+/// What is still to be sent when the response begins. Dropped, it ends, and so does the stream at the server.
+pub(super) enum Rest {
+    /// The caller has more, which a task sends on.
+    Going(Arc<Shared>),
+    /// All of it is with h2, but the server may not have made room for it.
+    Buffered(SendStream<Bytes>),
+    /// There is nothing to end.
+    Over,
+}
 
-#[derive(Debug)]
-struct Shared {
+pub(super) struct Shared {
     /// Locked by the task while it polls the caller's body, which must be free to look at the call.
     state: Mutex<State>,
     is_cancelled: AtomicBool,
@@ -210,7 +247,6 @@ struct Shared {
 }
 
 /// Where the rest of an upload stands.
-#[derive(Debug)]
 enum State {
     Going(Going),
     /// The caller's body failed, which nobody was told yet.
@@ -218,15 +254,18 @@ enum State {
     Over,
 }
 
-#[derive(Debug)]
 struct Going {
     upload: Upload,
     stream: SendStream<Bytes>,
 }
 
 impl Rest {
-    /// Sends on in a task of its own.
-    pub(super) fn spawn(upload: Upload, stream: SendStream<Bytes>) -> Self {
+    /// What is left of an upload. Sends on in a task of its own, if there is more.
+    pub(super) fn of(mut upload: Upload, stream: SendStream<Bytes>) -> Self {
+        upload.commit();
+        if upload.is_ended {
+            return if upload.bytes > SMALL { Self::Buffered(stream) } else { Self::Over };
+        }
         let shared = Arc::new(Shared {
             state: Mutex::new(State::Going(Going { upload, stream })),
             is_cancelled: AtomicBool::new(false),
@@ -235,24 +274,34 @@ impl Rest {
         let task = shared.clone();
         // No span: nothing in it logs.
         tokio::spawn(poll_fn(move |cx| task.poll(cx)));
-        Self(shared)
+        Self::Going(shared)
     }
 
     /// Why the caller's body failed, if it did.
     pub(super) fn failure(&self) -> Option<Status> {
-        match self.0.take()? {
-            State::Failed(status) => Some(status),
-            _ => None,
+        match self {
+            Self::Going(shared) => match shared.take()? {
+                State::Failed(status) => Some(status),
+                _ => None,
+            },
+            Self::Buffered(_) | Self::Over => None,
         }
     }
 }
 
 impl Drop for Rest {
     fn drop(&mut self) {
-        self.0.is_cancelled.store(true, Ordering::SeqCst);
-        // The caller's body goes now, unless the task is polling it, which looks afterwards.
-        drop(self.0.take());
-        self.0.task.wake();
+        match self {
+            Self::Going(shared) => {
+                shared.is_cancelled.store(true, Ordering::SeqCst);
+                // The caller's body goes now, unless the task is polling it, which looks afterwards.
+                drop(shared.take());
+                shared.task.wake();
+            }
+            // Does nothing where all of it is written.
+            Self::Buffered(stream) => stream.send_reset(Reason::CANCEL),
+            Self::Over => {}
+        }
     }
 }
 

@@ -385,7 +385,7 @@ async fn the_rest_of_a_request_that_waits_for_room_is_reset_at_the_server_at_onc
     let body = Endless::default();
     let held = body.0.clone();
     let (answer, stream) = running.send.send_request(request(()), false).expect("the connection takes it");
-    let rest = Rest::spawn(Upload::new(Body::new(body)), stream);
+    let rest = Rest::of(Upload::new(Body::new(body)), stream);
     // The request stream is kept and never read.
     let (unread, mut respond) = server.call().await;
     let mut response = respond.send_response(Response::new(()), false).expect("the call is open");
@@ -547,6 +547,103 @@ impl AsyncWrite for CountsWrites {
     }
 }
 
+fn update(stream: u32, by: u32) -> Vec<u8> {
+    [&[0, 0, 4, 8, 0], stream.to_be_bytes().as_slice(), by.to_be_bytes().as_slice()].concat()
+}
+
+/// What the peer reads, by kind, until there is no more for the moment.
+async fn seen(far: &mut DuplexStream, skip: usize) -> Vec<(u8, u8, u32, Vec<u8>)> {
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 65_536];
+    while let Ok(Ok(read)) = timeout(Duration::from_millis(5), far.read(&mut buffer)).await {
+        if read == 0 {
+            break;
+        }
+        bytes.extend_from_slice(&buffer[..read]);
+    }
+    let mut frames = Vec::new();
+    let mut bytes = bytes.get(skip..).unwrap_or_default();
+    while let Some(([l0, l1, l2, kind, flags, s0, s1, s2, s3], rest)) = bytes.split_first_chunk::<9>() {
+        let length = usize::from(*l0) << 16 | usize::from(*l1) << 8 | usize::from(*l2);
+        frames.push((*kind, *flags, u32::from_be_bytes([*s0, *s1, *s2, *s3]), rest[..length].to_vec()));
+        bytes = &rest[length..];
+    }
+    frames
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_adaptive_window_is_measured_only_by_data() {
+    let (options, mut far) = piped();
+    let options = Options { http2_adaptive_window: Some(true), ..options };
+    far.write_all(&settings(None)).await.expect("the pipe is open");
+    let mut running = run(connect(&options, &nowhere()).await.expect("SETTINGS came"));
+    running.calls.store(1, Ordering::Relaxed);
+    let (_answer, mut stream) = running.send.send_request(request(()), false).expect("the connection takes it");
+    let mut skip = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
+    let mut pings = Vec::new();
+    // An upload: the peer only ever takes it in. It answers pings.
+    for second in 0..100 {
+        let _ = stream.send_data(vec![7; 1_000].into(), false);
+        let frames = seen(&mut far, std::mem::take(&mut skip)).await;
+        for (kind, flags, _, payload) in frames {
+            if kind == PING && flags == 0 {
+                pings.push(second);
+                far.write_all(&[&[0, 0, 8, PING, 1, 0, 0, 0, 0], payload.as_slice()].concat()).await.expect("open");
+            }
+        }
+        far.write_all(&update(0, 1_000)).await.expect("open");
+        far.write_all(&update(1, 1_000)).await.expect("open");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(pings.len() <= 2, "grpc-go closes a connection at the third ping without data between them: {pings:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn late_answers_to_calls_given_up_do_not_end_the_connection() {
+    let (options, mut far) = piped();
+    far.write_all(&settings(None)).await.expect("the pipe is open");
+    let running = run(connect(&options, &nowhere()).await.expect("SETTINGS came"));
+    let _ = seen(&mut far, 24).await;
+    let mut streams = Vec::new();
+    for _ in 0..12 {
+        let calls: Vec<_> = (0..100)
+            .map(|_| running.send.clone().send_request(request(()), true).expect("the connection takes it"))
+            .collect();
+        let frames = seen(&mut far, 0).await;
+        streams.extend(frames.iter().filter(|(kind, ..)| *kind == 1).map(|(.., stream, _)| *stream));
+        // A hundred calls run out of time at once. Their answers are under way.
+        drop(calls);
+        let _ = seen(&mut far, 0).await;
+    }
+    assert_eq!(streams.len(), 1_200);
+    for stream in streams {
+        let _ = far.write_all(&[&[0, 0, 1, 1, 5], stream.to_be_bytes().as_slice(), &[0x88]].concat()).await;
+    }
+    let _ = seen(&mut far, 0).await;
+    let ended = timeout(Duration::from_secs(1), running.driver).await;
+    assert!(ended.is_err(), "it ended: {}", chain(&ended.expect("it ended").expect("no panic")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_lags_behind_small_messages_does_not_end_the_connection() {
+    for (adaptive, messages) in [(None, 20_000), (Some(true), 2_000)] {
+        let (options, mut far) = piped();
+        let options = Options { http2_adaptive_window: adaptive, ..options };
+        far.write_all(&settings(None)).await.expect("the pipe is open");
+        let mut running = run(connect(&options, &nowhere()).await.expect("SETTINGS came"));
+        let (answer, _stream) = running.send.send_request(request(()), true).expect("the connection takes it");
+        let _ = seen(&mut far, 24).await;
+        far.write_all(&[0, 0, 1, 1, 4, 0, 0, 0, 1, 0x88]).await.expect("open");
+        let _unread = answer.await.expect("an answer").into_body();
+        for _ in 0..messages {
+            far.write_all(&[&[0, 0, 20, 0, 0, 0, 0, 0, 1], [7_u8; 20].as_slice()].concat()).await.expect("open");
+        }
+        let _ = seen(&mut far, 0).await;
+        let ended = timeout(Duration::from_secs(1), running.driver).await;
+        assert!(ended.is_err(), "adaptive {adaptive:?}, {messages} messages: it ended with {ended:?}");
+    }
+}
+
 #[cfg(feature = "tls-ring")]
 mod tls {
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
@@ -695,110 +792,4 @@ mod tls {
         let tls = ChannelTls::new().identity_pem(&cert, &key).expect("an identity");
         assert_eq!(format!("{tls:?}"), "ChannelTls { roots: 0, identity: true, server_name: None }");
     }
-}
-
-// What a reviewer doubted.
-
-fn update(stream: u32, by: u32) -> Vec<u8> {
-    [&[0, 0, 4, 8, 0], stream.to_be_bytes().as_slice(), by.to_be_bytes().as_slice()].concat()
-}
-
-/// What the peer reads, by kind, until there is no more for the moment.
-async fn seen(far: &mut DuplexStream, skip: usize) -> Vec<(u8, u8, u32, Vec<u8>)> {
-    let mut bytes = Vec::new();
-    let mut buffer = [0; 65_536];
-    while let Ok(Ok(read)) = timeout(Duration::from_millis(5), far.read(&mut buffer)).await {
-        if read == 0 {
-            break;
-        }
-        bytes.extend_from_slice(&buffer[..read]);
-    }
-    let mut frames = Vec::new();
-    let mut bytes = bytes.get(skip..).unwrap_or_default();
-    while let Some(([l0, l1, l2, kind, flags, s0, s1, s2, s3], rest)) = bytes.split_first_chunk::<9>() {
-        let length = usize::from(*l0) << 16 | usize::from(*l1) << 8 | usize::from(*l2);
-        frames.push((*kind, *flags, u32::from_be_bytes([*s0, *s1, *s2, *s3]), rest[..length].to_vec()));
-        bytes = &rest[length..];
-    }
-    frames
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_adaptive_window_is_measured_only_by_data() {
-    let (options, mut far) = piped();
-    let options = Options { http2_adaptive_window: Some(true), ..options };
-    far.write_all(&settings(None)).await.expect("the pipe is open");
-    let mut running = run(connect(&options, &nowhere()).await.expect("SETTINGS came"));
-    running.calls.store(1, Ordering::Relaxed);
-    let (_answer, mut stream) = running.send.send_request(request(()), false).expect("the connection takes it");
-    let mut skip = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
-    let mut pings = Vec::new();
-    // An upload: the peer only ever takes it in. It answers pings.
-    for second in 0..100 {
-        let _ = stream.send_data(vec![7; 1_000].into(), false);
-        let frames = seen(&mut far, std::mem::take(&mut skip)).await;
-        for (kind, flags, _, payload) in frames {
-            if kind == PING && flags == 0 {
-                pings.push(second);
-                far.write_all(&[&[0, 0, 8, PING, 1, 0, 0, 0, 0], payload.as_slice()].concat()).await.expect("open");
-            }
-        }
-        far.write_all(&update(0, 1_000)).await.expect("open");
-        far.write_all(&update(1, 1_000)).await.expect("open");
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-    assert!(pings.len() <= 2, "grpc-go closes a connection at the third ping without data between them: {pings:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn late_answers_to_calls_given_up_do_not_end_the_connection() {
-    let (options, mut far) = piped();
-    far.write_all(&settings(None)).await.expect("the pipe is open");
-    let running = run(connect(&options, &nowhere()).await.expect("SETTINGS came"));
-    let _ = seen(&mut far, 24).await;
-    let mut streams = Vec::new();
-    for _ in 0..12 {
-        let calls: Vec<_> = (0..100)
-            .map(|_| running.send.clone().send_request(request(()), true).expect("the connection takes it"))
-            .collect();
-        let frames = seen(&mut far, 0).await;
-        streams.extend(frames.iter().filter(|(kind, ..)| *kind == 1).map(|(.., stream, _)| *stream));
-        // A hundred calls run out of time at once. Their answers are under way.
-        drop(calls);
-        let _ = seen(&mut far, 0).await;
-    }
-    assert_eq!(streams.len(), 1_200);
-    for stream in streams {
-        let _ = far.write_all(&[&[0, 0, 1, 1, 5], stream.to_be_bytes().as_slice(), &[0x88]].concat()).await;
-    }
-    let _ = seen(&mut far, 0).await;
-    let ended = timeout(Duration::from_secs(1), running.driver).await;
-    assert!(ended.is_err(), "it ended: {}", chain(&ended.expect("it ended").expect("no panic")));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_reader_that_lags_behind_small_messages_does_not_end_the_connection() {
-    let mut failed = false;
-    for (adaptive, messages) in [(None, 10_000), (None, 12_000), (Some(true), 130), (Some(true), 200)] {
-        let (options, mut far) = piped();
-        let options = Options { http2_adaptive_window: adaptive, ..options };
-        far.write_all(&settings(None)).await.expect("the pipe is open");
-        let mut running = run(connect(&options, &nowhere()).await.expect("SETTINGS came"));
-        let (answer, _stream) = running.send.send_request(request(()), true).expect("the connection takes it");
-        let _ = seen(&mut far, 24).await;
-        far.write_all(&[0, 0, 1, 1, 4, 0, 0, 0, 1, 0x88]).await.expect("open");
-        let _unread = answer.await.expect("an answer").into_body();
-        for _ in 0..messages {
-            let _ = far.write_all(&[&[0, 0, 20, 0, 0, 0, 0, 0, 1], [7_u8; 20].as_slice()].concat()).await;
-        }
-        let _ = seen(&mut far, 0).await;
-        match timeout(Duration::from_secs(1), running.driver).await {
-            Err(_) => println!("adaptive {adaptive:?}, {messages} messages: it lives"),
-            Ok(ended) => {
-                println!("adaptive {adaptive:?}, {messages} messages: it ended: {}", chain(&ended.expect("no panic")));
-                failed = true;
-            }
-        }
-    }
-    assert!(!failed, "unread messages end a connection");
 }

@@ -57,23 +57,26 @@ impl Picker for LeastRequestPicker {
             Some(weights) => (u64::from(weights[first]), u64::from(weights[second])),
             None => (1, 1),
         };
-        if is_better((other.seat(), weights.1), (one.seat(), weights.0)) {
-            if is_stuck(other.seat(), one.seat()) { first } else { second }
+        let (better, worse) = if is_better((other.seat(), weights.1), (one.seat(), weights.0)) {
+            (second, first)
         } else {
-            if is_stuck(one.seat(), other.seat()) { second } else { first }
-        }
+            (first, second)
+        };
+        if is_stuck(candidates[better].seat(), candidates[worse].seat()) { worse } else { better }
     }
 }
 
 /// Whether `chosen` may well be frozen, and `other` is not.
 ///
-/// Who answers nobody looks less and less busy beside others under load. The clock is read only where calls wait for `chosen`.
+/// Who answers nobody looks less and less busy beside others under load.
 fn is_stuck(chosen: &Seat, other: &Seat) -> bool {
-    if !chosen.is_awaited() || other.is_saturated() {
+    let now = Instant::now();
+    if !chosen.is_awaited() {
+        // The call that is about to go there is the first that waits.
+        chosen.begin_to_wait(now);
         return false;
     }
-    let now = Instant::now();
-    chosen.is_silent(now) && !other.is_silent(now)
+    chosen.is_silent(now) && !other.is_saturated() && !other.is_silent(now)
 }
 
 /// Whether a call should go to `other` rather than to `one`, which was drawn first.
@@ -166,9 +169,12 @@ mod tests {
     async fn one_that_answers_nobody_is_passed_over_until_it_does() {
         let both = candidates(&[1, 1]);
         let (frozen, busy) = (both[0].seat().clone(), both[1].seat().clone());
-        for seat in [&frozen, &busy] {
+        let answers = |seat: &Seat| {
+            seat.is_alive(Instant::now());
             seat.answered_at(Instant::now(), Duration::from_millis(1));
-        }
+        };
+        answers(&frozen);
+        answers(&busy);
         frozen.acquire();
         (0..5).for_each(|_| assert!(busy.acquire(), "it has room"));
         let picker = LeastRequest::new().picker(&both);
@@ -176,12 +182,12 @@ mod tests {
         assert!(all_go_to(0), "it has fewer calls in flight");
         tokio::time::advance(Duration::from_millis(33)).await;
         assert!(all_go_to(0), "both have been silent for as long");
-        busy.answered_at(Instant::now(), Duration::from_millis(1));
+        answers(&busy);
         assert!(all_go_to(1), "the other one answers");
         frozen.begin();
         assert!(all_go_to(0), "a call whose response has begun waits for nothing");
         frozen.finish();
-        frozen.answered_at(Instant::now(), Duration::from_millis(34));
+        answers(&frozen);
         assert!(all_go_to(0), "it answers again");
     }
 
@@ -258,60 +264,42 @@ mod tests {
         assert!(calls > 500, "a second later it is tried, and found fast: {calls} of 2000 calls");
     }
 
-    /// Ten instances have ten calls each, which take `mean` on average; an eleventh joins. After how long it has its tenth of
-    /// the calls at the first time, and how many calls the others had at most. `blind`: silence is overlooked.
-    async fn joins(mean: f64, blind: bool) -> (Option<f64>, Vec<u32>) {
-        let ports: Vec<u16> = vec![1; 11];
-        let all = candidates(&ports);
-        let old = Choice::new(all[..10].to_vec(), &LeastRequest::new());
-        let new = Choice::new(all.clone(), &LeastRequest::new());
+    /// Ten instances have ten calls each, which take `mean` seconds on average; an eleventh joins. How many calls it has after
+    /// each tenth of the mean.
+    async fn calls_of_one_that_joins(mean: f64) -> Vec<u32> {
+        let all = candidates(&[1; 11]);
+        let (before, after) =
+            (Choice::new(all[..10].to_vec(), &LeastRequest::new()), Choice::new(all.clone(), &LeastRequest::new()));
         let begin = Instant::now();
-        let rate = 100.0 / mean;
-        let mut open: Vec<(Instant, Instant, bool, usize)> = Vec::new();
-        let mut next = begin;
         let joined = begin + Duration::from_secs_f64(mean * 5.0);
-        let (mut reached, mut seen) = (None, Vec::new());
-        while next < joined + Duration::from_secs_f64(mean * 3.0) {
-            next += Duration::from_secs_f64(-(1.0 - fastrand::f64()).ln() / rate);
+        let (mut next, mut open, mut seen) = (begin, Vec::<(Instant, Instant, &Candidate)>::new(), Vec::new());
+        while next < joined + Duration::from_secs_f64(mean) {
+            next += Duration::from_secs_f64(-(1.0 - fastrand::f64()).ln() * mean / 100.0);
             open.sort_by_key(|&(end, ..)| std::cmp::Reverse(end));
-            while let Some(&(end, at, _, index)) = open.last().filter(|&&(end, ..)| end <= next) {
+            while let Some((end, at, candidate)) = open.pop_if(|&mut (end, ..)| end <= next) {
                 tokio::time::advance(end.duration_since(Instant::now())).await;
-                all[index].seat().answered_at(end, end - at);
-                if blind {
-                    all[index].seat().finish();
-                }
-                all[index].seat().release();
-                open.pop();
+                candidate.seat().is_alive(end);
+                candidate.seat().answered_at(end, end - at);
+                candidate.seat().release();
             }
             tokio::time::advance(next.duration_since(Instant::now())).await;
-            let choice = if next < joined { &old } else { &new };
-            let taken = choice.take(None).expect("room");
-            if blind {
-                taken.seat().begin();
-            }
-            let index = usize::from(taken.instance().address.port()) - 1;
-            let latency = mean * (0.5 + fastrand::f64());
-            open.push((next + Duration::from_secs_f64(latency), next, false, index));
-            if next >= joined {
-                let since = next.duration_since(joined).as_secs_f64();
-                let calls = all[10].in_flight();
-                if calls >= 9 && reached.is_none() {
-                    reached = Some(since);
-                }
-                if since >= mean * 0.1 * seen.len() as f64 {
-                    seen.push(calls);
-                }
+            let taken = if next < joined { &before } else { &after }.take(None, 0).expect("all have room");
+            open.push((next + Duration::from_secs_f64(mean * (0.5 + fastrand::f64())), next, taken));
+            let tenths = seen.len();
+            if next
+                >= joined + Duration::from_secs_f64(mean / 10.0).mul_f64(f64::from(u32::try_from(tenths).expect("few")))
+            {
+                seen.push(all[10].in_flight());
             }
         }
-        (reached, seen)
+        seen
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_instance_that_joins_gets_its_share_at_once() {
         for mean in [0.1, 2.0, 20.0] {
-            let (_, overlooked) = joins(mean, true).await;
-            let (_, heeded) = joins(mean, false).await;
-            assert!(heeded[8] >= 3, "of ten, in tenths of {mean} s: {heeded:?}, and without silence {overlooked:?}");
+            let seen = calls_of_one_that_joins(mean).await;
+            assert!(seen[4] >= 5, "it has ten calls in the end, in tenths of {mean} s: {seen:?}");
         }
     }
 }

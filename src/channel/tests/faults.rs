@@ -168,3 +168,28 @@ async fn when_half_are_killed_only_calls_in_flight_on_them_fail_and_none_later()
     let (failed, in_flight) = (failed(calls, Code::Unavailable).await, in_flight.expect("they were killed"));
     assert!(failed <= in_flight, "{failed} failed, and {in_flight} were in flight on them");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_whose_answers_are_errors_is_not_taken_for_silent() {
+    for code in [None, Some(Code::NotFound)] {
+        let rig = Rig::new();
+        let peers = rig.network.peers::<2>(1);
+        rig.is_ready_with(&[&peers[0], &peers[1]]).await;
+        for peer in &peers {
+            peer.delay(Duration::from_millis(50));
+        }
+        if let Some(code) = code {
+            peers[0].reply(Reply::Fail(code));
+        }
+        let mut calls = Vec::new();
+        for _ in 0..2_000 {
+            calls.push(rig.call());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        for call in calls {
+            let _ = ends(call).await;
+        }
+        let shares = [&peers[0], &peers[1]].map(|peer| peer.calls().get());
+        assert!(shares[0] > 600, "{code:?} is an answer, and as fast: {shares:?}");
+    }
+}

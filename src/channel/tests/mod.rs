@@ -1,5 +1,6 @@
 //! The channel as a whole, against peers that do and do not behave.
 
+mod bodies;
 mod calls;
 mod cancelling;
 mod client;
@@ -13,6 +14,5 @@ mod health;
 mod leaving;
 mod peers;
 mod replays;
-mod review;
 mod rig;
 mod saturation;

@@ -1,4 +1,4 @@
-//! What a reviewer doubted.
+//! Requests that are still being sent when something else happens, and responses at their very end.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,13 +10,14 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http_body::{Body as _, Frame};
 use prost::Message;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tonic::Code;
 use tonic::body::Body;
 use tower::Service;
 
-use super::client::{connected, connected_channel, over, say};
-use super::peers::{Echo, OnCall, Scripted};
+use super::client::{connected, connected_channel, over, say, watched};
+use super::peers::{Count, Echo, LIMIT, OnCall, Reply, Scripted};
+use super::rig::Rig;
 use crate::channel::{Connectivity, WeightedRoundRobin};
 
 /// Messages that are always there, each of them a millisecond's work to make, until the test says stop.
@@ -37,20 +38,6 @@ fn stops_in(stop: &Arc<AtomicBool>, time: Duration) {
         std::thread::sleep(time);
         stop.store(true, Ordering::Relaxed);
     });
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_request_stream_that_always_has_more_does_not_keep_a_call_from_its_deadline() {
-    let echo = Echo::start();
-    let mut client = connected(over([echo.address()])).await;
-    let stop = Arc::<AtomicBool>::default();
-    stops_in(&stop, Duration::from_secs(4));
-    let mut request = tonic::Request::new(laborious(&stop));
-    request.set_timeout(Duration::from_millis(300));
-    let started = std::time::Instant::now();
-    let status = client.client_streaming_echo(request).await.expect_err("its time is over");
-    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
-    assert!(started.elapsed() < Duration::from_secs(2), "after {:?}, with 300 ms", started.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -117,7 +104,7 @@ async fn a_call_that_was_never_sent_goes_elsewhere_however_large_it_is() {
                 }
             }
         };
-        timeout(super::peers::LIMIT, left).await.expect("it leaves");
+        timeout(LIMIT, left).await.expect("it leaves");
         for call in calls {
             let answer = call.await;
             assert!(answer.is_ok(), "{size} bytes, none of which were sent: {:?}", answer.err());
@@ -140,44 +127,18 @@ async fn after_the_trailers_a_body_is_at_its_end_although_the_request_is_open() 
     assert!(body.is_end_stream(), "it says so");
 }
 
-/// A frame that HTTP/2 cannot carry.
 #[tokio::test(start_paused = true)]
 async fn a_frame_beyond_what_http2_can_count_fails_the_call() {
-    let rig = super::rig::Rig::new();
+    let rig = Rig::new();
     let [peer] = rig.network.peers::<1>(1);
-    peer.reply(super::peers::Reply::Hold);
+    peer.reply(Reply::Hold);
     rig.is_ready_with(&[&peer]).await;
     let mut channel = rig.channel.clone();
     let huge = Bytes::from(vec![0_u8; 1 << 31]);
     let call = tokio::spawn(channel.call(raw("ClientStreamingEcho", Frames(vec![huge, framed("x")], true))));
-    let started = Instant::now();
-    let ended = timeout(Duration::from_secs(3600), call).await;
-    assert!(ended.is_ok(), "nothing after {:?}", started.elapsed());
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_instance_whose_answers_are_errors_is_not_taken_for_silent() {
-    for code in [None, Some(Code::NotFound)] {
-        let rig = super::rig::Rig::with(|builder| builder);
-        let peers = rig.network.peers::<2>(1);
-        rig.is_ready_with(&[&peers[0], &peers[1]]).await;
-        for peer in &peers {
-            peer.delay(Duration::from_millis(50));
-        }
-        if let Some(code) = code {
-            peers[0].reply(super::peers::Reply::Fail(code));
-        }
-        let mut calls = Vec::new();
-        for _ in 0..2_000 {
-            calls.push(rig.call());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        for call in calls {
-            let _ = super::rig::ends(call).await;
-        }
-        let shares = [&peers[0], &peers[1]].map(|peer| peer.calls().get());
-        assert!(shares[0] > 600, "{code:?} is an answer, and as fast: {shares:?}");
-    }
+    let ended = timeout(Duration::from_secs(3600), call).await.expect("it does not hang");
+    let status = ended.expect("no panic").err().expect("it cannot be sent");
+    assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
 }
 
 /// An HTTP/2 server without gRPC, whose calls the test answers.
@@ -203,7 +164,7 @@ async fn served() -> (
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_dropped_response_ends_a_request_stream_that_always_has_more() {
     let (address, mut calls) = served().await;
-    let dropped = Arc::<super::peers::Count>::default();
+    let dropped = Arc::<Count>::default();
     let mut client = connected(over([address])).await;
     let stop = Arc::<AtomicBool>::default();
     stops_in(&stop, Duration::from_secs(6));
@@ -213,7 +174,7 @@ async fn a_dropped_response_ends_a_request_stream_that_always_has_more() {
         say("two")
     });
     let messages = stream::iter([say("one")]).chain(pause).chain(laborious(&stop));
-    let messages = super::client::watched(messages, &dropped);
+    let messages = watched(messages, &dropped);
     let answer = tokio::spawn(async move { client.bidirectional_streaming_echo(messages).await });
     let (request, mut respond) = calls.recv().await.expect("a call");
     let head = http::Response::builder().header("content-type", "application/grpc").body(()).expect("a head");
