@@ -37,16 +37,31 @@ pub(super) struct Upload {
     frames: Frames,
     /// The next of them for the present attempt.
     next: usize,
-    /// Whether the present attempt has sent any.
-    is_begun: bool,
-    /// Whether it has told the server that this was all.
-    is_ended: bool,
-    /// Whether what is sent is kept.
-    keeps: bool,
-    /// Whether anything of it is gone, so that there can be no further attempt.
-    is_cut: bool,
+    /// How far the present attempt is.
+    progress: Progress,
+    kept: Kept,
     /// How many bytes the present attempt has sent.
     bytes: usize,
+}
+
+/// How far an attempt is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Unsent,
+    Partly,
+    /// All of it is with h2.
+    Entirely,
+}
+
+/// What is kept for a further attempt.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    /// Everything.
+    All,
+    /// Everything as yet: what is sent from now on is not kept.
+    Unsent,
+    /// Something is gone, so there can be none.
+    Rest,
 }
 
 /// The caller's body.
@@ -68,16 +83,7 @@ struct Frames {
 impl Upload {
     pub(super) fn new(body: Body) -> Self {
         let source = if body.is_end_stream() { Source::Ended } else { Source::Open(body) };
-        Self {
-            source,
-            frames: Frames::default(),
-            next: 0,
-            is_begun: false,
-            is_ended: false,
-            keeps: true,
-            is_cut: false,
-            bytes: 0,
-        }
+        Self { source, frames: Frames::default(), next: 0, progress: Progress::Unsent, kept: Kept::All, bytes: 0 }
     }
 
     /// Begins an attempt: reads what goes into the first write. Tells whether there is nothing to send at all.
@@ -86,14 +92,16 @@ impl Upload {
     ///
     /// What the caller's body failed with.
     pub(super) fn begin(&mut self, cx: &mut Context<'_>) -> Result<bool, Status> {
-        (self.next, self.is_begun, self.bytes) = (0, false, 0);
+        (self.next, self.progress, self.bytes) = (0, Progress::Unsent, 0);
         if self.frames.len() == 0
             && let Poll::Ready(read) = self.poll_read(cx)
         {
             read?;
         }
-        self.is_ended = matches!(self.source, Source::Ended) && self.frames.len() == 0;
-        Ok(self.is_ended)
+        if self.is_read() {
+            self.progress = Progress::Entirely;
+        }
+        Ok(self.is_ended())
     }
 
     /// Sends on, until all of it is with h2, or nobody wants it any more.
@@ -107,11 +115,11 @@ impl Upload {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Status>> {
         for _ in 0..FRAMES_A_POLL {
-            if self.is_ended {
+            if self.is_ended() {
                 return Poll::Ready(Ok(()));
             }
             // A first frame always finds room: h2 keeps it until there is some.
-            if self.is_begun && !ready!(poll_room(stream, cx)) {
+            if self.progress == Progress::Partly && !ready!(poll_room(stream, cx)) {
                 return Poll::Ready(Ok(()));
             }
             if self.next == self.frames.len() {
@@ -124,11 +132,10 @@ impl Upload {
                 let message = format!("a message of {} bytes is larger than HTTP/2 can carry", data.len());
                 return Poll::Ready(Err(Status::out_of_range(message)));
             }
-            self.is_begun = true;
-            self.is_ended = matches!(self.source, Source::Ended) && self.next == self.frames.len();
+            self.progress = if self.is_read() { Progress::Entirely } else { Progress::Partly };
             self.bytes = self.bytes.saturating_add(data.len());
             self.forget_sent();
-            if stream.send_data(data, self.is_ended).is_err() {
+            if stream.send_data(data, self.is_ended()).is_err() {
                 // The stream is over, and the response tells why.
                 return Poll::Ready(Ok(()));
             }
@@ -140,24 +147,28 @@ impl Upload {
 
     /// Whether all of it is with h2.
     pub(super) fn is_ended(&self) -> bool {
-        self.is_ended
+        self.progress == Progress::Entirely
     }
 
     /// Whether all that was read is kept for another attempt.
     pub(super) fn is_whole(&self) -> bool {
-        !self.is_cut
+        self.kept != Kept::Rest
     }
 
     /// The response has begun: nothing is kept any more.
     fn commit(&mut self) {
-        self.keeps = false;
-        self.forget_sent();
+        self.keep_no_more();
+    }
+
+    /// Whether the present attempt has all that the caller's body had.
+    fn is_read(&self) -> bool {
+        matches!(self.source, Source::Ended) && self.next == self.frames.len()
     }
 
     /// Polls the caller's body. After its first frame it looks once whether that was the last: then the end goes out in
     /// the same HTTP/2 frame, where a unary call of tonic's would need another one.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        let is_first = self.frames.len() == 0 && !self.is_cut;
+        let is_first = self.frames.len() == 0 && self.kept == Kept::All;
         let Source::Open(body) = &mut self.source else { return Poll::Ready(Ok(())) };
         let frame = ready!(poll_caller(body, cx)).transpose()?;
         let is_data = frame.as_ref().is_some_and(Frame::is_data);
@@ -176,15 +187,21 @@ impl Upload {
             return;
         };
         if self.frames.bytes + data.len() > KEPT_BYTES {
-            self.keeps = false;
-            self.forget_sent();
+            self.keep_no_more();
         }
         self.frames.push(data);
     }
 
+    fn keep_no_more(&mut self) {
+        if self.kept == Kept::All {
+            self.kept = Kept::Unsent;
+        }
+        self.forget_sent();
+    }
+
     fn forget_sent(&mut self) {
-        if !self.keeps && self.next > 0 && self.next == self.frames.len() {
-            (self.frames, self.next, self.is_cut) = (Frames::default(), 0, true);
+        if self.kept != Kept::All && self.next > 0 && self.next == self.frames.len() {
+            (self.frames, self.next, self.kept) = (Frames::default(), 0, Kept::Rest);
         }
     }
 }
@@ -263,7 +280,7 @@ impl Rest {
     /// What is left of an upload. Sends on in a task of its own, if there is more.
     pub(super) fn of(mut upload: Upload, stream: SendStream<Bytes>) -> Self {
         upload.commit();
-        if upload.is_ended {
+        if upload.is_ended() {
             return if upload.bytes > SMALL { Self::Buffered(stream) } else { Self::Over };
         }
         let shared = Arc::new(Shared {
@@ -348,7 +365,7 @@ impl Shared {
 
 impl Drop for Going {
     fn drop(&mut self) {
-        if !self.upload.is_ended {
+        if !self.upload.is_ended() {
             self.stream.send_reset(Reason::CANCEL);
         }
     }

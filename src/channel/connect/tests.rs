@@ -554,7 +554,7 @@ fn update(stream: u32, by: u32) -> Vec<u8> {
 /// What the peer reads, by kind, until there is no more for the moment.
 async fn seen(far: &mut DuplexStream, skip: usize) -> Vec<(u8, u8, u32, Vec<u8>)> {
     let mut bytes = Vec::new();
-    let mut buffer = [0; 65_536];
+    let mut buffer = vec![0; 65_536];
     while let Ok(Ok(read)) = timeout(Duration::from_millis(5), far.read(&mut buffer)).await {
         if read == 0 {
             break;
