@@ -114,7 +114,7 @@ pub use self::discover::Discover;
 pub use self::error::{ConfigError, Gone};
 #[cfg(feature = "tls-ring")]
 pub use self::etcd::EtcdTls;
-pub use self::format::{DecodeError, Decoded, Entry, Format, Kitex};
+pub use self::format::{DecodeError, Decoded, Entry, EtcdNaming, Format, GoZero, Kitex, Kratos};
 pub use self::instance::{Address, DEFAULT_WEIGHT, Host, Instance, ServiceName};
 pub use self::register::{
     Incoming, Io, Registration, RegistrationBody, RegistrationBuilder, RegistrationFuture, RegistrationLayer,
