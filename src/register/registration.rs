@@ -360,9 +360,15 @@ impl Registration {
     }
 }
 
-/// Readers do not look at larger values.
+/// Readers do not look at larger values, nor at keys with more or fewer slashes.
 fn check_value(format: &dyn Format, service: &ServiceName, instance: &Instance) -> Result<(), ConfigError> {
-    let value = format.encode(&Entry::new(service, instance, i64::MAX, u128::MAX).draining(true));
+    let entry = Entry::new(service, instance, i64::MAX, u128::MAX).draining(true);
+    let segment = format.segment(&entry);
+    if segment.is_empty() || segment.contains('/') {
+        let value = format!("that ends a key in {segment:?}");
+        return Err(ConfigError::Option { option: "format", value, expected: "one segment without a slash" });
+    }
+    let value = format.encode(&entry);
     if value.len() <= MAX_VALUE {
         return Ok(());
     }
