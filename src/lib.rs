@@ -120,5 +120,5 @@ pub use self::register::{
     Incoming, Io, Registration, RegistrationBody, RegistrationBuilder, RegistrationFuture, RegistrationLayer,
     RegistrationService, RegistrationStatus, StatusChanges, shutdown_signal,
 };
-pub use self::registry::{Registry, RegistryBuilder};
+pub use self::registry::{Registries, Registry, RegistryBuilder};
 pub use self::snapshot::{Member, MemberState, Snapshot};
