@@ -15,7 +15,9 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
-use tonic_etcd::{BalancedChannel, LeastRequest, PickFirst, WeightedRandom, WeightedRoundRobin, shutdown_signal};
+use tonic_etcd::{
+    BalancedChannel, LeastRequest, PickFirst, Registries, WeightedRandom, WeightedRoundRobin, shutdown_signal,
+};
 
 use proto::echo::echo_client::EchoClient;
 use proto::echo::{EchoReply, EchoRequest};
@@ -132,7 +134,8 @@ async fn call_and_count(flags: &Flags, client: impl Echo) -> Result<(), Failure>
 
 impl Flags {
     fn own_channel(&self) -> Result<BalancedChannel, Failure> {
-        let channel = self.registry.registry()?.channel(&self.registry.service).wait_for_ready(self.wait_for_ready);
+        let registries = Registries::new(self.registry.registries()?);
+        let channel = registries.channel(&self.registry.service).wait_for_ready(self.wait_for_ready);
         let channel = match self.policy {
             None | Some(Policy::LeastRequest) => channel.policy(LeastRequest::new()),
             Some(Policy::WeightedRoundRobin) => channel.policy(WeightedRoundRobin::new()),
@@ -148,7 +151,7 @@ impl Flags {
                 "tonic's balancer has one policy: expected --policy random, or none with --balancer tonic".into(),
             ));
         }
-        let discover = self.registry.registry()?.discover(&self.registry.service)?;
+        let discover = Registries::new(self.registry.registries()?).discover(&self.registry.service)?;
         Ok(discover.balance_channel(|_, endpoint| endpoint))
     }
 

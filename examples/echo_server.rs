@@ -15,7 +15,7 @@ use serde::Serialize;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
-use tonic_etcd::{Instance, Registration, RegistrationStatus, shutdown_signal};
+use tonic_etcd::{Address, Instance, Registration, RegistrationStatus, Registrations, Registry, shutdown_signal};
 
 use proto::echo::echo_server::{Echo, EchoServer};
 use proto::echo::{EchoReply, EchoRequest};
@@ -29,8 +29,9 @@ mod values;
 
 /// An echo server that registers itself in etcd.
 ///
-/// Standard output is one JSON line for each event: listening, registered (again after each re-registration, with the
-/// new lease in hex), lost, deregistered and stopped. Ctrl-c and SIGTERM end it gracefully.
+/// Standard output is one JSON line for each event: listening, registered (in each format, and again after each
+/// re-registration, with the new lease in hex), lost, deregistered (from each) and stopped. Ctrl-c and SIGTERM end it
+/// gracefully.
 #[derive(Parser)]
 #[command(name = "echo_server")]
 struct Flags {
@@ -85,37 +86,47 @@ async fn run(flags: Flags) -> Result<(), Failure> {
     let incoming = TcpIncoming::bind(flags.listen)
         .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {}: {error}", flags.listen)))?;
     let bound = incoming.local_addr()?;
-    let registration = flags.registration(bound)?;
+    let registrations = flags.registrations(bound)?;
     let calls = Arc::new(AtomicU64::new(0));
+    let advertised = registrations.iter().next().map(Registration::address);
     let echo = EchoService {
-        address: registration.address().to_string(),
+        address: advertised.map_or_else(|| bound.to_string(), Address::to_string),
         delay: flags.delay,
         fail_percent: flags.fail_percent,
         calls: Arc::clone(&calls),
     };
 
     shared::print_line(&Event::Listening { address: bound })?;
-    let events = tokio::spawn(report(registration.status_changes()));
+    let changes = registrations.iter().map(Registration::status_changes);
+    let events: Vec<_> = changes.map(|changes| tokio::spawn(report(changes))).collect();
     let served = Server::builder()
-        .layer(registration.layer())
+        .layer(registrations.layer())
         .add_service(EchoServer::new(echo))
-        .serve_with_incoming_shutdown(registration.incoming(incoming), registration.deregister_on(shutdown_signal()))
+        .serve_with_incoming_shutdown(registrations.incoming(incoming), registrations.deregister_on(shutdown_signal()))
         .await;
 
-    // After a signal this is done already; where serving failed the key must not stay behind.
-    registration.deregister().await;
-    events.await.map_err(io::Error::other)??;
+    // After a signal this is done already; where serving failed no key must stay behind.
+    registrations.deregister().await;
+    for events in events {
+        events.await.map_err(io::Error::other)??;
+    }
     shared::print_line(&Event::Stopped { calls: calls.load(Ordering::Relaxed) })?;
     Ok(served?)
 }
 
 impl Flags {
-    fn registration(&self, bound: SocketAddr) -> Result<Registration, Failure> {
+    fn registrations(&self, bound: SocketAddr) -> Result<Registrations, Failure> {
+        let registries = self.registry.registries()?;
+        let each: Result<Vec<_>, _> = registries.iter().map(|registry| self.registration(registry, bound)).collect();
+        Ok(Registrations::new(each?))
+    }
+
+    fn registration(&self, registry: &Registry, bound: SocketAddr) -> Result<Registration, Failure> {
         let mut instance = Instance::new(&self.registry.service, bound).weight(self.weight);
         for (name, value) in &self.tag {
             instance = instance.tag(name, value);
         }
-        let mut registration = self.registry.registry()?.register(instance);
+        let mut registration = registry.register(instance);
         if let Some(advertise) = &self.advertise {
             registration = registration.advertise(advertise);
         }

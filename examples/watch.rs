@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Parser;
 use futures_util::StreamExt;
 use serde::Serialize;
-use tonic_etcd::{Address, Instance, shutdown_signal};
+use tonic_etcd::{Address, Instance, Registries, shutdown_signal};
 use tower::discover::Change;
 
 use shared::{Failure, RegistryFlags};
@@ -33,7 +33,8 @@ async fn main() -> ExitCode {
 }
 
 async fn run(flags: &Flags) -> Result<(), Failure> {
-    let mut changes = flags.registry.registry()?.discover(&flags.registry.service)?;
+    let registries = Registries::new(flags.registry.registries()?);
+    let mut changes = registries.discover(&flags.registry.service)?;
     let shutdown = shutdown_signal();
     tokio::pin!(shutdown);
 

@@ -2,7 +2,8 @@
 //!
 //! A tonic server adds one layer and appears in etcd under its service name. A tonic client asks for a service by name
 //! and gets a channel that follows every server that joins or leaves within milliseconds, sends no calls to those that
-//! crashed or froze, and keeps working while etcd is away. Kitex services (Go) on the same etcd are found, and find ours.
+//! crashed or froze, and keeps working while etcd is away. Go services on the same etcd are found, and find ours: those of
+//! [`Kitex`], of grpc-go ([`EtcdNaming`]), of go-zero ([`GoZero`]) and of [`Kratos`].
 //!
 //! # Vocabulary
 //!
@@ -67,7 +68,9 @@
 //! ```
 //!
 //! [`BalancedChannel`] says what the channel does, [`ChannelBuilder`] has its options, [`Policy`] is how to choose in a
-//! way of your own. [`Discover::balance_channel`] feeds tonic's own balancer instead.
+//! way of your own. [`Discover::balance_channel`] feeds tonic's own balancer instead. A server can be in several registries
+//! at once ([`Registrations`]) and a client can look in several ([`Registries`]), so that a service can move from one
+//! to the other.
 //!
 //! # Layout
 //!
@@ -115,11 +118,11 @@ pub use self::discover::Discover;
 pub use self::error::{ConfigError, Gone};
 #[cfg(feature = "tls-ring")]
 pub use self::etcd::EtcdTls;
-pub use self::format::{DecodeError, Decoded, Entry, Format, Kitex};
+pub use self::format::{DecodeError, Decoded, Entry, EtcdNaming, Format, GoZero, Kitex, Kratos};
 pub use self::instance::{Address, DEFAULT_WEIGHT, Host, Instance, ServiceName};
 pub use self::register::{
     Incoming, Io, Registration, RegistrationBody, RegistrationBuilder, RegistrationFuture, RegistrationLayer,
-    RegistrationService, RegistrationStatus, StatusChanges, shutdown_signal,
+    RegistrationService, RegistrationStatus, Registrations, StatusChanges, shutdown_signal,
 };
-pub use self::registry::{Registry, RegistryBuilder};
+pub use self::registry::{Registries, Registry, RegistryBuilder};
 pub use self::snapshot::{Member, MemberState, Snapshot};

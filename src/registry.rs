@@ -1,6 +1,9 @@
 //! The registry: an etcd cluster, a key prefix and a format, and the one place that ties the two sides together.
 
+mod registries;
+
 use std::fmt;
+use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +14,10 @@ use crate::error::ConfigError;
 use crate::etcd::EtcdTls;
 use crate::etcd::{Cluster, Credentials, Tls, parse_endpoints, without_user};
 use crate::format::{Format, Kitex};
-use crate::instance::{DEFAULT_WEIGHT, Instance, ServiceName};
+use crate::instance::{DEFAULT_WEIGHT, Instance};
 use crate::register::{Registrar, RegistrationBuilder};
+
+pub use self::registries::Registries;
 
 /// How long a TCP and TLS connection to etcd may take: ten round trips on a bad day, and still a quick move to the next
 /// member.
@@ -73,10 +78,7 @@ impl Registry {
     /// All channels and streams of one registry and service share one watch in etcd. A bad service name is an error of
     /// [`build`](ChannelBuilder::build).
     pub fn channel(&self, service: impl AsRef<str>) -> ChannelBuilder {
-        let service = service.as_ref();
-        let (label, service) = (format!("{service} under {}", self.watchers.place()), service.parse::<ServiceName>());
-        let watchers = self.watchers.clone();
-        ChannelBuilder::new(label, move || Ok(watchers.subscribe(&service?)?.into_stream()))
+        registries::channel([self.clone()].into(), service.as_ref())
     }
 
     /// The instances of a service, as a stream of changes, for a balancer of your own or for tonic's
@@ -87,9 +89,7 @@ impl Registry {
     ///
     /// A bad service name, or no tokio runtime on this thread. An etcd that is away is no error: the stream waits.
     pub fn discover(&self, service: impl AsRef<str>) -> Result<Discover, ConfigError> {
-        let service: ServiceName = service.as_ref().parse()?;
-        let snapshots = self.watchers.subscribe(&service)?;
-        Ok(Discover::new(service, snapshots))
+        registries::discover(slice::from_ref(self), service.as_ref())
     }
 }
 
@@ -113,7 +113,8 @@ pub struct RegistryBuilder {
 }
 
 impl RegistryBuilder {
-    /// What every key begins with. Defaults to the format's own, `kitex/registry-etcd` for [`Kitex`].
+    /// What every key begins with. Defaults to the format's own: `kitex/registry-etcd` for [`Kitex`], `/microservices` for
+    /// [`Kratos`](crate::Kratos), nothing for [`EtcdNaming`](crate::EtcdNaming) and [`GoZero`](crate::GoZero).
     ///
     /// A slash at the end changes nothing, one at the beginning is kept.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
@@ -121,7 +122,8 @@ impl RegistryBuilder {
         self
     }
 
-    /// How instances look in etcd. Defaults to [`Kitex`].
+    /// How instances look in etcd: [`Kitex`], [`EtcdNaming`](crate::EtcdNaming), [`GoZero`](crate::GoZero),
+    /// [`Kratos`](crate::Kratos), or one of your own. Defaults to [`Kitex`].
     pub fn format(mut self, format: impl Format) -> Self {
         self.format = Arc::new(format);
         self

@@ -43,7 +43,7 @@ impl Snapshot {
         Self { revision, members }
     }
 
-    /// The etcd revision at which this was the truth.
+    /// The etcd revision at which this was the truth; over several registries, the highest of theirs.
     #[must_use]
     pub fn revision(&self) -> i64 {
         self.revision

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, ValueEnum};
 use serde::Serialize;
-use tonic_etcd::{ConfigError, Kitex, Registry, RegistryBuilder};
+use tonic_etcd::{ConfigError, EtcdNaming, GoZero, Kitex, Kratos, Registry, RegistryBuilder};
 use tracing_subscriber::EnvFilter;
 
 /// Where the servers of a service are written down, and how.
@@ -23,13 +23,14 @@ pub(crate) struct RegistryFlags {
     #[arg(long, value_name = "NAME", default_value = "echo")]
     pub(crate) service: String,
 
-    /// What every key in etcd begins with [default: kitex/registry-etcd]
+    /// What every key in etcd begins with; for one format only [default: the format's own]
     #[arg(long)]
     prefix: Option<String>,
 
-    /// How keys and values look in etcd
-    #[arg(long, value_enum, default_value = "kitex")]
-    format: Format,
+    /// How keys and values look in etcd. Several, separated by commas: a server registers in each, a client looks in
+    /// each, and the first one counts more
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "kitex")]
+    format: Vec<Format>,
 
     /// The etcd user
     #[arg(long, requires = "password")]
@@ -55,13 +56,27 @@ pub(crate) struct RegistryFlags {
 #[derive(Clone, Copy, ValueEnum)]
 enum Format {
     Kitex,
+    Etcd,
+    GoZero,
+    Kratos,
 }
 
 impl RegistryFlags {
-    pub(crate) fn registry(&self) -> Result<Registry, Failure> {
+    /// One registry for each format.
+    pub(crate) fn registries(&self) -> Result<Vec<Registry>, Failure> {
+        if self.prefix.is_some() && self.format.len() > 1 {
+            return Err(Failure::Usage("--prefix is for one --format: each has a prefix of its own".into()));
+        }
+        self.format.iter().map(|format| self.registry(*format)).collect()
+    }
+
+    fn registry(&self, format: Format) -> Result<Registry, Failure> {
         let mut registry = Registry::builder(&self.etcd);
-        registry = match self.format {
+        registry = match format {
             Format::Kitex => registry.format(Kitex),
+            Format::Etcd => registry.format(EtcdNaming),
+            Format::GoZero => registry.format(GoZero),
+            Format::Kratos => registry.format(Kratos::new()),
         };
         if let Some(prefix) = &self.prefix {
             registry = registry.prefix(prefix);

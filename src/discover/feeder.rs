@@ -10,8 +10,8 @@ use tonic::transport::channel::Change;
 use tonic::transport::{Channel, Endpoint};
 use tracing::Instrument;
 
+use super::snapshots::Snapshots;
 use super::stream::{is_open, open};
-use super::watcher::Snapshots;
 use crate::instance::{Address, Instance, ServiceName};
 use crate::snapshot::{Member, Snapshot};
 

@@ -2,12 +2,14 @@
 
 mod feeder;
 mod membership;
+mod snapshots;
 mod stream;
 mod watcher;
 
 use std::time::Duration;
 
 pub(crate) use self::membership::Layout;
+pub(crate) use self::snapshots::Snapshots;
 pub use self::stream::Discover;
 pub(crate) use self::watcher::Watchers;
 

@@ -13,7 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use tower::discover::Change;
 
 use super::feeder;
-use super::watcher::Snapshots;
+use super::snapshots::Snapshots;
 use crate::instance::{Address, Instance, ServiceName};
 use crate::snapshot::{Member, MemberState, Snapshot};
 
@@ -75,13 +75,14 @@ impl Discover {
         }
     }
 
-    /// The newest snapshot, whatever the stream has told so far; `None` until etcd was reached for the first time.
+    /// The newest snapshot, whatever the stream has told so far; `None` until etcd was reached for the first time. Over
+    /// several registries, until all were reached, or one was and two seconds passed.
     #[must_use]
     pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
         self.snapshots.lock().unwrap_or_else(PoisonError::into_inner).latest()
     }
 
-    /// Waits until etcd was reached for the first time, and returns the newest snapshot. It can be empty.
+    /// Waits until there is a [`snapshot`](Self::snapshot), and returns the newest. It can be empty.
     ///
     /// # Cancel safety
     ///
@@ -193,6 +194,10 @@ mod tests {
         Arc::new(Snapshot::new(1, members.collect()))
     }
 
+    fn discover(latest: watch::Receiver<Option<Arc<Snapshot>>>) -> Discover {
+        Discover::new("echo".parse().expect("a name"), Snapshots::new([published(latest)]))
+    }
+
     fn drain(stream: &mut task::Spawn<Discover>) -> Vec<String> {
         let mut told = Vec::new();
         while let Poll::Ready(Some(Ok(change))) = stream.poll_next() {
@@ -208,7 +213,7 @@ mod tests {
     fn only_differences_are_told() {
         use MemberState::{Draining, InQuestion, Live};
         let (publisher, snapshots) = watch::channel(None);
-        let mut stream = task::spawn(Discover::new("echo".parse().expect("a name"), published(snapshots)));
+        let mut stream = task::spawn(discover(snapshots));
         assert_pending!(stream.poll_next(), "nothing is told before the first list");
 
         publisher.send_replace(Some(snapshot(&[("a:1", 1, Live), ("b:1", 1, Live), ("c:1", 1, Live)])));
@@ -226,7 +231,7 @@ mod tests {
     fn snapshots_that_nobody_polled_for_are_told_as_one_difference() {
         use MemberState::Live;
         let (publisher, snapshots) = watch::channel(Some(snapshot(&[("a:1", 1, Live)])));
-        let mut stream = task::spawn(Discover::new("echo".parse().expect("a name"), published(snapshots)));
+        let mut stream = task::spawn(discover(snapshots));
         assert_eq!(drain(&mut stream), ["+a:1=1"], "what is there at the start is told");
         for weight in 1..100 {
             publisher.send_replace(Some(snapshot(&[("b:1", weight, Live)])));
@@ -237,7 +242,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_stream_outlives_its_watcher() {
         let (publisher, snapshots) = watch::channel(None);
-        let mut stream = task::spawn(Discover::new("echo".parse().expect("a name"), published(snapshots)));
+        let mut stream = task::spawn(discover(snapshots));
         drop(publisher);
         for _ in 0..10 {
             assert_pending!(stream.poll_next());

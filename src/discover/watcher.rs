@@ -5,7 +5,6 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -17,52 +16,38 @@ use crate::etcd::{Cluster, Range, Source, Update};
 use crate::instance::ServiceName;
 use crate::snapshot::Snapshot;
 
-/// The latest snapshot of a service, for one listener.
+/// One who listens to the watcher of a service.
 #[derive(Debug, Clone)]
-pub(crate) struct Snapshots {
+pub(crate) struct Listener {
     watchers: Arc<Watchers>,
     service: ServiceName,
     latest: watch::Receiver<Option<Arc<Snapshot>>>,
 }
 
-impl Snapshots {
-    /// The latest; `None` until the first list came.
+impl Listener {
+    /// The latest snapshot; `None` until the watcher's first list came.
     pub(super) fn latest(&mut self) -> Option<Arc<Snapshot>> {
         if self.latest.has_changed().is_err()
             && let Ok(again) = self.watchers.subscribe(&self.service)
         {
-            let known = self.latest.borrow().clone();
             *self = again;
-            // Until the new watcher has listed, the old one's last word stands.
-            return self.latest.borrow().clone().or(known);
         }
         self.latest.borrow().clone()
     }
 
-    /// Counts the latest as not seen.
-    pub(super) fn mark_changed(&mut self) {
-        self.latest.mark_changed();
-    }
-
-    /// The latest and all that follow, each as soon as it is there; what nobody waited for is skipped. Never ends.
-    pub(crate) fn into_stream(mut self) -> BoxStream<'static, Arc<Snapshot>> {
-        self.mark_changed();
-        stream::unfold(self, |mut snapshots| async move { Some((snapshots.next().await, snapshots)) }).boxed()
-    }
-
-    /// Waits for one that was not seen yet.
+    /// Waits until there is a snapshot that was not waited for yet.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: what was not returned counts as not seen.
-    pub(super) async fn next(&mut self) -> Arc<Snapshot> {
+    /// Cancel safe: until it returns, nothing counts as waited for.
+    pub(super) async fn changed(&mut self) {
         loop {
             if self.latest.changed().await.is_err() {
                 // The watcher went down with the runtime of whoever came first; this one is another.
                 self.subscribe_again().await;
             }
-            if let Some(snapshot) = self.latest.borrow_and_update().clone() {
-                return snapshot;
+            if self.latest.borrow_and_update().is_some() {
+                return;
             }
         }
     }
@@ -71,7 +56,7 @@ impl Snapshots {
         loop {
             tokio::time::sleep(RESUBSCRIBE_PAUSE).await;
             if let Ok(mut again) = self.watchers.subscribe(&self.service) {
-                again.mark_changed();
+                again.latest.mark_changed();
                 *self = again;
                 return;
             }
@@ -111,9 +96,9 @@ impl Watchers {
     /// # Errors
     ///
     /// Outside of a tokio runtime.
-    pub(crate) fn subscribe(self: &Arc<Self>, service: &ServiceName) -> Result<Snapshots, ConfigError> {
+    pub(crate) fn subscribe(self: &Arc<Self>, service: &ServiceName) -> Result<Listener, ConfigError> {
         let runtime = Handle::try_current().map_err(|_| ConfigError::NoRuntime { call: "discover" })?;
-        let listen = |latest| Snapshots { watchers: self.clone(), service: service.clone(), latest };
+        let listen = |latest| Listener { watchers: self.clone(), service: service.clone(), latest };
         let mut running = self.running();
         if let Some(publisher) = running.get(service) {
             return Ok(listen(publisher.subscribe()));
@@ -221,9 +206,9 @@ pub(super) mod tests {
     use crate::format::Kitex;
 
     /// What a test publishes by itself, before a registry on an etcd that is not there.
-    pub(in crate::discover) fn published(latest: watch::Receiver<Option<Arc<Snapshot>>>) -> Snapshots {
+    pub(in crate::discover) fn published(latest: watch::Receiver<Option<Arc<Snapshot>>>) -> Listener {
         let service = "echo".parse().expect("a good name");
-        Snapshots { watchers: nowhere(), service, latest }
+        Listener { watchers: nowhere(), service, latest }
     }
 
     fn nowhere() -> Arc<Watchers> {

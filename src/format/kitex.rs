@@ -1,13 +1,12 @@
 //! The format of Kitex's etcd extension: `{prefix}/{service}/{address}` and a JSON object of four fields.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use serde::Serialize;
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::MapAccess;
 
-use super::{DecodeError, Decoded, Entry, Format, weight};
-use crate::instance::Address;
+use super::go_json::{self, Fields};
+use super::{DecodeError, Decoded, Entry, Format, address, weight};
 
 /// The format of Kitex's etcd extension, the default: Rust and Kitex services find each other.
 ///
@@ -41,21 +40,15 @@ impl Format for Kitex {
             tags: (!tags.is_empty()).then_some(tags),
             draining: entry.draining,
         };
-        // Strings and numbers in a struct: there is nothing that could fail to serialize.
-        let json = serde_json::to_string(&value).unwrap_or_default();
-        escape_as_go(&json).into_bytes()
+        go_json::write(&value)
     }
 
     fn decode(&self, _segment: &str, value: &[u8]) -> Result<Decoded, DecodeError> {
-        let read: Read = serde_json::from_slice(value).map_err(|error| DecodeError::new(error.to_string()))?;
+        let read: Read = go_json::read(value)?;
         if read.network.as_deref().is_some_and(|network| network.starts_with("unix")) {
             return Err(DecodeError::new("a Unix socket cannot be reached from elsewhere"));
         }
-        let address: Address = match read.address.as_deref() {
-            None | Some("") => return Err(DecodeError::new("it has no address")),
-            Some(address) => address.parse()?,
-        };
-        let mut decoded = Decoded::new(address);
+        let mut decoded = Decoded::new(address(read.address.as_deref())?);
         decoded.weight = weight(read.weight);
         decoded.tags = read.tags;
         decoded.draining = read.draining;
@@ -77,23 +70,6 @@ struct Written<'a> {
     draining: bool,
 }
 
-/// Go's encoder escapes what HTML would misread, and so must who wants to write the same bytes. In JSON these characters
-/// stand in strings only.
-fn escape_as_go(json: &str) -> String {
-    let mut escaped = String::with_capacity(json.len());
-    for c in json.chars() {
-        match c {
-            '<' => escaped.push_str("\\u003c"),
-            '>' => escaped.push_str("\\u003e"),
-            '&' => escaped.push_str("\\u0026"),
-            '\u{2028}' => escaped.push_str("\\u2028"),
-            '\u{2029}' => escaped.push_str("\\u2029"),
-            c => escaped.push(c),
-        }
-    }
-    escaped
-}
-
 #[derive(Default)]
 struct Read {
     network: Option<String>,
@@ -103,64 +79,38 @@ struct Read {
     draining: bool,
 }
 
-impl<'de> Deserialize<'de> for Read {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Fields)
-    }
-}
+impl Fields for Read {
+    const EXPECTED: &'static str = "an object with network, address, weight and tags";
 
-struct Fields;
-
-impl<'de> Visitor<'de> for Fields {
-    type Value = Read;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object with network, address, weight and tags")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Read, A::Error> {
-        let mut read = Read::default();
-        while let Some(mut field) = map.next_key::<String>()? {
-            field.make_ascii_lowercase();
-            match field.as_str() {
-                "network" => read.network = map.next_value::<Option<String>>()?.or(read.network),
-                "address" => read.address = map.next_value::<Option<String>>()?.or(read.address),
-                "weight" => read.weight = map.next_value::<Option<i64>>()?.or(read.weight),
-                "draining" => read.draining = map.next_value::<Option<bool>>()?.unwrap_or(read.draining),
-                "tags" => {
-                    let tags: Option<BTreeMap<String, Option<String>>> = map.next_value()?;
-                    read.tags =
-                        tags.into_iter().flatten().map(|(name, value)| (name, value.unwrap_or_default())).collect();
-                }
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
-                }
-            }
+    fn take<'de, A: MapAccess<'de>>(&mut self, name: &str, value: &mut A) -> Result<bool, A::Error> {
+        match name {
+            "network" => go_json::take(&mut self.network, value),
+            "address" => go_json::take(&mut self.address, value),
+            "weight" => go_json::take(&mut self.weight, value),
+            "tags" => go_json::take_strings(&mut self.tags, value),
+            "draining" => go_json::take_mark(&mut self.draining, value),
+            _ => Ok(false),
         }
-        Ok(read)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
+    use super::super::tests::{at, key, value};
     use super::*;
-    use crate::instance::{Instance, ServiceName};
+    use crate::instance::Instance;
 
     fn write(instance: &Instance, draining: bool) -> String {
-        let service: ServiceName = instance.service.parse().expect("a service name");
-        let entry = Entry::new(&service, instance, 7, 1).draining(draining);
-        assert_eq!(Kitex.segment(&entry), instance.address.to_string());
-        String::from_utf8(Kitex.encode(&entry)).expect("JSON is UTF-8")
+        value(&Kitex, instance, draining)
     }
 
     fn instance(address: &str) -> Instance {
-        Instance::new("registry-etcd-test", address.parse::<Address>().expect("an address"))
+        at("registry-etcd-test", address)
     }
 
     #[test]
-    fn values_are_written_byte_for_byte_as_kitex_writes_them() {
+    fn keys_and_values_are_written_byte_for_byte_as_kitex_writes_them() {
+        assert_eq!(key(&Kitex, &instance("127.0.0.1:8888")), "kitex/registry-etcd/registry-etcd-test/127.0.0.1:8888");
         assert_eq!(
             write(&instance("127.0.0.1:8888").weight(66).tag("hello", "world"), false),
             r#"{"network":"tcp","address":"127.0.0.1:8888","weight":66,"tags":{"hello":"world"}}"#
@@ -227,26 +177,5 @@ mod tests {
             assert!(Kitex.decode("x", bad.as_bytes()).is_err(), "{bad:?} must not be read");
         }
         assert!(Kitex.decode("x", b"\xff\xfe").is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_written_is_read_back(
-            host in "[a-z]{1,9}", port in 1u16.., weight in 1u16..,
-            tags in proptest::collection::btree_map(".{0,9}", ".{0,9}", 0..9), draining: bool,
-        ) {
-            let mut instance = instance(&format!("{host}:{port}")).weight(weight);
-            instance.tags = tags;
-            let decoded = Kitex.decode("x", write(&instance, draining).as_bytes()).expect("our own value");
-            prop_assert_eq!(decoded.address, instance.address);
-            prop_assert_eq!(decoded.weight, Some(weight));
-            prop_assert_eq!(decoded.tags, instance.tags);
-            prop_assert_eq!(decoded.draining, draining);
-        }
-
-        #[test]
-        fn no_bytes_make_the_decoder_panic(bytes: Vec<u8>) {
-            let _ = Kitex.decode("x", &bytes);
-        }
     }
 }

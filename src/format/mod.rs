@@ -1,6 +1,13 @@
 //! How instances look in etcd: the [`Format`] trait and, one file each, the formats of other systems.
 
+mod etcd_naming;
+mod go_json;
+mod go_zero;
 mod kitex;
+mod kratos;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,9 +15,12 @@ use std::fmt;
 use thiserror::Error;
 
 use crate::error::ConfigError;
-use crate::instance::{Address, Instance, ServiceName};
+use crate::instance::{Address, DEFAULT_WEIGHT, Instance, ServiceName};
 
+pub use self::etcd_naming::EtcdNaming;
+pub use self::go_zero::GoZero;
 pub use self::kitex::Kitex;
+pub use self::kratos::Kratos;
 
 /// How the instances of a service look in etcd.
 ///
@@ -55,7 +65,9 @@ pub trait Format: fmt::Debug + Send + Sync + 'static {
     /// The prefix of all keys where the registry sets none; empty for none at all.
     fn default_prefix(&self) -> &str;
 
-    /// The last segment of an instance's key. It must not be empty and must not hold a `/`.
+    /// The last segment of an instance's key. It must not be empty and must not hold a `/`, which `build()` refuses.
+    ///
+    /// It may change with the lease or with an update of the instance: the new key is put, and then the old one is deleted.
     fn segment(&self, entry: &Entry<'_>) -> String;
 
     /// The value of an instance's key.
@@ -157,3 +169,26 @@ fn weight(stated: Option<i64>) -> Option<u16> {
         _ => None,
     }
 }
+
+/// The address that a value states as text.
+fn address(stated: Option<&str>) -> Result<Address, DecodeError> {
+    match stated {
+        None | Some("") => Err(DecodeError::new("it has no address")),
+        Some(address) => Ok(address.parse()?),
+    }
+}
+
+/// The weight among the tags, for formats that have no other place for it. The default weight is not stated, and a tag of
+/// that name is left out: it would look like one.
+fn metadata<'a, T: From<&'a str>>(instance: &'a Instance, weight: impl Fn(u16) -> T) -> BTreeMap<&'a str, T> {
+    let tags = instance.tags.iter().map(|(name, value)| (name.as_str(), T::from(value.as_str())));
+    let mut metadata: BTreeMap<&str, T> = tags.collect();
+    metadata.remove(WEIGHT);
+    if instance.weight != DEFAULT_WEIGHT {
+        metadata.insert(WEIGHT, weight(instance.weight));
+    }
+    metadata
+}
+
+/// The name of the weight among the tags.
+const WEIGHT: &str = "weight";

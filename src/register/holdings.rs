@@ -34,6 +34,9 @@ const NO_REVISION: i64 = -1;
 /// How many dead leases of our own are remembered.
 const RETIRED: usize = 8;
 
+/// How many keys are remembered that ours was before.
+const FORMER: usize = 8;
+
 /// The first wait before a revocation is tried again.
 const REVOKE_RETRY_FIRST: Duration = Duration::from_millis(100);
 
@@ -62,6 +65,8 @@ pub(super) struct Holdings {
     retired: VecDeque<i64>,
     /// The key that may hold our value.
     written: Option<Written>,
+    /// Keys that may hold it still, from before the key became another one: some formats name it after the lease.
+    former: VecDeque<Written>,
     /// Whether the key was ours once.
     was_registered: bool,
 }
@@ -97,7 +102,15 @@ pub(super) enum Outcome {
 
 impl Holdings {
     pub(super) fn new(registrar: Arc<Registrar>, plan: Plan) -> Self {
-        Self { registrar, plan, leases: Vec::new(), retired: VecDeque::new(), written: None, was_registered: false }
+        Self {
+            registrar,
+            plan,
+            leases: Vec::new(),
+            retired: VecDeque::new(),
+            written: None,
+            former: VecDeque::new(),
+            was_registered: false,
+        }
     }
 
     pub(super) fn service(&self) -> &ServiceName {
@@ -155,9 +168,17 @@ impl Holdings {
             .await
     }
 
-    /// Puts our value wherever that takes nothing from a server that is alive.
+    /// Puts our value wherever that takes nothing from a server that is alive, and then deletes the keys that ours was before.
     pub(super) async fn claim(&mut self, key: &str, value: &[u8], lease: i64) -> Result<Outcome, EtcdError> {
-        self.written = Some(Written { key: key.to_owned(), lease, revision: None });
+        self.note_key(Written { key: key.to_owned(), lease, revision: None });
+        let outcome = self.put(key, value, lease).await?;
+        if !matches!(outcome, Outcome::Contended) {
+            self.remove_former().await?;
+        }
+        Ok(outcome)
+    }
+
+    async fn put(&mut self, key: &str, value: &[u8], lease: i64) -> Result<Outcome, EtcdError> {
         let mut seen = 0;
         for _ in 0..CLAIM_ATTEMPTS {
             let put = self.registrar.cluster.call(CLAIM_LIMIT, |member| async move {
@@ -185,7 +206,16 @@ impl Holdings {
 
     /// Our value was seen in the key, at this revision, although no claim was answered.
     pub(super) fn note_written(&mut self, key: String, lease: i64, revision: i64) {
-        self.written = Some(Written { key, lease, revision: Some(revision) });
+        self.note_key(Written { key, lease, revision: Some(revision) });
+    }
+
+    fn note_key(&mut self, written: Written) {
+        self.former.extend(self.written.take());
+        self.former.retain(|former| former.key != written.key);
+        if self.former.len() > FORMER {
+            self.former.pop_front();
+        }
+        self.written = Some(written);
     }
 
     /// Whether a key may hold our value.
@@ -209,6 +239,15 @@ impl Holdings {
         Ok((self.plan.takes_over && !self.was_registered) || !self.is_alive(found.lease).await?)
     }
 
+    /// Deletes the keys that ours was before, as far as they are still there. They end with their leases anyhow.
+    async fn remove_former(&mut self) -> Result<(), EtcdError> {
+        while let Some(former) = self.former.back() {
+            self.delete(former).await?;
+            self.former.pop_back();
+        }
+        Ok(())
+    }
+
     /// Announces that the instance leaves, and deletes its key. The lease stays.
     pub(super) async fn withdraw(&mut self, instance: &Instance) -> Result<(), EtcdError> {
         if let Some(written) = &self.written {
@@ -216,7 +255,7 @@ impl Holdings {
             self.delete(written).await?;
         }
         self.written = None;
-        Ok(())
+        self.remove_former().await
     }
 
     /// Announces that the instance leaves, and revokes every lease that may exist. Whether nothing is left in etcd.
@@ -229,7 +268,8 @@ impl Holdings {
             is_out &= self.revoke(lease).await;
             self.leases.pop();
         }
-        is_out
+        // Most of them ended with a lease.
+        is_out && self.remove_former().await.is_ok()
     }
 
     /// The leases that may still exist, as etcdctl shows them.

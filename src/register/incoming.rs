@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tonic::transport::server::Connected;
 
 use super::drain::{Drain, End, Seat};
-use super::registration::Registration;
+use super::registrations::Registrations;
 
 pin_project! {
     /// A server's incoming connections, which close when its drain is over, whatever their clients do.
@@ -32,17 +32,16 @@ pin_project! {
     pub struct Incoming<I> {
         #[pin]
         inner: I,
-        drain: Drain,
         tcp_nodelay: bool,
         // Held as well as started: while a server accepts, it stays registered.
-        registration: Registration,
+        registrations: Registrations,
         started: bool,
     }
 }
 
 impl<I> Incoming<I> {
-    pub(crate) fn new(inner: I, registration: Registration, drain: Drain) -> Self {
-        Self { inner, drain, tcp_nodelay: true, registration, started: false }
+    pub(super) fn new(inner: I, registrations: Registrations) -> Self {
+        Self { inner, tcp_nodelay: true, registrations, started: false }
     }
 
     /// Whether TCP streams get `TCP_NODELAY`: true unless said otherwise. With false they stay as the inner stream gave them.
@@ -63,7 +62,7 @@ where
         let this = self.project();
         if !*this.started {
             *this.started = true;
-            this.registration.start();
+            this.registrations.start();
         }
         let accepted = ready!(this.inner.poll_next(cx));
         Poll::Ready(accepted.map(|accepted| {
@@ -71,7 +70,7 @@ where
                 if *this.tcp_nodelay {
                     set_nodelay(&io);
                 }
-                Io::new(io, this.drain)
+                Io::new(io, this.registrations.drain())
             })
         }))
     }

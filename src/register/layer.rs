@@ -19,7 +19,7 @@ use tonic::body::Body;
 use tower::{BoxError, Layer, Service};
 
 use super::drain::{Drain, End, Seat};
-use super::registration::Registration;
+use super::registrations::Registrations;
 
 /// Ties a server to its registration: starts it when the server starts to serve, counts the calls in flight and ends at the
 /// drain limit those that are left.
@@ -41,14 +41,13 @@ use super::registration::Registration;
 /// [`count_only`]: RegistrationLayer::count_only
 #[derive(Debug, Clone)]
 pub struct RegistrationLayer {
-    registration: Registration,
-    drain: Drain,
+    registrations: Registrations,
     starts: bool,
 }
 
 impl RegistrationLayer {
-    pub(crate) fn new(registration: Registration, drain: Drain) -> Self {
-        Self { registration, drain, starts: true }
+    pub(super) fn new(registrations: Registrations) -> Self {
+        Self { registrations, starts: true }
     }
 
     /// Leaves the start of the registration to the caller, for servers that apply layers before they listen.
@@ -63,9 +62,9 @@ impl<S> Layer<S> for RegistrationLayer {
 
     fn layer(&self, inner: S) -> Self::Service {
         if self.starts {
-            self.registration.start();
+            self.registrations.start();
         }
-        RegistrationService { inner, drain: self.drain.clone() }
+        RegistrationService { inner, drain: self.registrations.drain().clone() }
     }
 }
 

@@ -9,6 +9,7 @@ mod layer;
 mod own_key;
 mod registrar;
 mod registration;
+mod registrations;
 mod status;
 mod task;
 
@@ -16,4 +17,5 @@ pub use self::incoming::{Incoming, Io};
 pub use self::layer::{RegistrationBody, RegistrationFuture, RegistrationLayer, RegistrationService};
 pub(crate) use self::registrar::Registrar;
 pub use self::registration::{Registration, RegistrationBuilder, shutdown_signal};
+pub use self::registrations::Registrations;
 pub use self::status::{RegistrationStatus, StatusChanges};

@@ -15,6 +15,7 @@ use super::holdings::{Holdings, Plan, random};
 use super::incoming::Incoming;
 use super::layer::RegistrationLayer;
 use super::registrar::Registrar;
+use super::registrations::Registrations;
 use super::status::{RegistrationStatus, StatusChanges};
 use super::task::{Desired, Task};
 use crate::error::{ConfigError, Gone};
@@ -198,7 +199,7 @@ impl Registration {
     /// at the drain limit.
     #[must_use]
     pub fn layer(&self) -> RegistrationLayer {
-        RegistrationLayer::new(self.clone(), self.shared.drain.clone())
+        self.alone().layer()
     }
 
     /// Wraps a server's incoming connections, so that those still open after the drain limit are closed: tonic waits for
@@ -206,7 +207,7 @@ impl Registration {
     /// only where it binds itself: without it small messages can take 40 ms.
     #[must_use]
     pub fn incoming<I>(&self, incoming: I) -> Incoming<I> {
-        Incoming::new(incoming, self.clone(), self.shared.drain.clone())
+        self.alone().incoming(incoming)
     }
 
     /// The shutdown future for `serve_with_incoming_shutdown`: waits for `signal`, announces the leave and revokes the
@@ -220,20 +221,7 @@ impl Registration {
     where
         F: Future<Output = ()> + Send,
     {
-        let registration = self.clone();
-        async move {
-            signal.await;
-            if registration.status() == RegistrationStatus::Unregistered {
-                tracing::warn!(
-                    "the server was never registered: start() was not called, nor layer() or incoming() used"
-                );
-            }
-            let Shared { drain, propagation_pause, drain_limit, address, .. } = &*registration.shared;
-            tracing::info!(%address, calls = drain.in_flight(), "shutting down");
-            registration.deregister().await;
-            tokio::time::sleep(*propagation_pause).await;
-            drain.begin(*drain_limit);
-        }
+        self.alone().deregister_on(signal)
     }
 
     /// Starts the registration, for servers without the layer or that apply a layer before they are bound. Does nothing
@@ -355,14 +343,32 @@ impl Registration {
         &self.shared.address
     }
 
+    fn alone(&self) -> Registrations {
+        Registrations::of_one(self.clone(), self.shared.drain.clone())
+    }
+
+    pub(super) fn propagation_pause(&self) -> Duration {
+        self.shared.propagation_pause
+    }
+
+    pub(super) fn drain_limit(&self) -> Duration {
+        self.shared.drain_limit
+    }
+
     fn take_unstarted(&self) -> Option<Task> {
         self.shared.unstarted.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-/// Readers do not look at larger values.
+/// Readers do not look at larger values, nor at keys with more or fewer slashes.
 fn check_value(format: &dyn Format, service: &ServiceName, instance: &Instance) -> Result<(), ConfigError> {
-    let value = format.encode(&Entry::new(service, instance, i64::MAX, u128::MAX).draining(true));
+    let entry = Entry::new(service, instance, i64::MAX, u128::MAX).draining(true);
+    let segment = format.segment(&entry);
+    if segment.is_empty() || segment.contains('/') {
+        let value = format!("that ends a key in {segment:?}");
+        return Err(ConfigError::Option { option: "format", value, expected: "one segment without a slash" });
+    }
+    let value = format.encode(&entry);
     if value.len() <= MAX_VALUE {
         return Ok(());
     }

@@ -266,7 +266,8 @@ impl Task {
                     if desired.paused {
                         return State::Withdrawing { lease, at: Instant::now() };
                     }
-                    if self.holdings.entry(&desired.instance, lease.id, false).1 != claim.value {
+                    let (key, value) = self.holdings.entry(&desired.instance, lease.id, false);
+                    if key != observer.key || value != claim.value {
                         return claiming(lease, Some(observer));
                     }
                 }

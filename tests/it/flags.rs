@@ -17,7 +17,12 @@ fn refused(name: &str, flags: &[&str]) -> String {
 fn bad_flags_are_refused_with_what_was_expected() {
     for name in ["echo_server", "echo_client", "watch"] {
         assert!(refused(name, &["--no-such-flag"]).contains("--no-such-flag"));
-        assert!(refused(name, &["--format", "no-such-format"]).contains("kitex"));
+        let formats = refused(name, &["--format", "no-such-format"]);
+        assert!(formats.contains("kitex, etcd, go-zero, kratos"), "{formats}");
+        assert!(
+            refused(name, &["--format", "kitex,etcd", "--prefix", "a"]).contains("--prefix"),
+            "a prefix is one format's"
+        );
         refused(name, &["--etcd", "http://127.0.0.1:99999"]);
         refused(name, &["--etcd", "ftp://127.0.0.1:1"]);
         refused(name, &["--service", "no/slash"]);

@@ -12,12 +12,14 @@ mod channel_faults;
 mod drain;
 mod etcd_away;
 mod flags;
+mod formats;
 mod found;
 mod leaves;
 mod operated;
 mod put_back;
 mod rig;
 mod runtimes;
+mod several;
 mod shared;
 
 #[path = "../support/mod.rs"]

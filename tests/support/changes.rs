@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::time::timeout;
-use tonic_etcd::{Change, Discover, Instance, Registry};
+use tonic_etcd::{Change, Discover, Instance, Registries, Registry};
 
 use super::LIMIT;
 use super::etcd::Etcd;
@@ -20,6 +20,12 @@ impl Changes {
     /// Watches a service from now on.
     pub fn of(registry: &Registry, service: &str) -> Self {
         let stream = registry.discover(service).expect("the test's service name is valid, and it has a runtime");
+        Self { service: service.to_owned(), stream }
+    }
+
+    /// Watches a service in several registries from now on.
+    pub fn over(registries: &Registries, service: &str) -> Self {
+        let stream = registries.discover(service).expect("the test's service name is valid, and it has a runtime");
         Self { service: service.to_owned(), stream }
     }
 

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{self, Server};
 use tonic::{Request, Response, Status, Streaming};
-use tonic_etcd::{Instance, Registration, RegistrationBuilder, Registry};
+use tonic_etcd::{Instance, Registration, RegistrationBuilder, Registrations, Registry};
 
 use super::LIMIT;
 
@@ -29,7 +29,7 @@ pub mod proto;
 #[derive(Debug)]
 pub struct EchoServer {
     address: SocketAddr,
-    registration: Option<Registration>,
+    registrations: Vec<Registration>,
     echo: Answers,
     shutdown: oneshot::Sender<()>,
     task: JoinHandle<Result<(), transport::Error>>,
@@ -50,7 +50,38 @@ impl EchoServer {
                 registration.incoming(incoming),
                 registration.deregister_on(async { _ = stopped.await }),
             );
-        Self { address, registration: Some(registration.clone()), echo, shutdown, task: tokio::spawn(serve) }
+        Self { address, registrations: vec![registration.clone()], echo, shutdown, task: tokio::spawn(serve) }
+    }
+
+    /// As [`start`](Self::start), with all the registrations that `register` makes, as one.
+    pub fn start_all(register: impl FnOnce(SocketAddr) -> Vec<RegistrationBuilder>) -> Self {
+        let (incoming, address) = listen();
+        let registrations: Vec<Registration> = register(address)
+            .into_iter()
+            .map(|builder| builder.build().expect("the test's registrations are valid"))
+            .collect();
+        let all = Registrations::new(registrations.iter().cloned());
+        let (echo, (shutdown, stopped)) = (Answers::new(address), oneshot::channel::<()>());
+        let serve = Server::builder()
+            .layer(all.layer())
+            .add_service(proto::echo::echo_server::EchoServer::new(echo.clone()))
+            .serve_with_incoming_shutdown(all.incoming(incoming), all.deregister_on(async { _ = stopped.await }));
+        Self { address, registrations, echo, shutdown, task: tokio::spawn(serve) }
+    }
+
+    /// Serves on a free port as an instance of `service` in each registry, with all defaults, and waits until it is
+    /// registered in all of them.
+    pub async fn registered_in(registries: &[&Registry], service: &str) -> Self {
+        let server = Self::start_all(|address| {
+            registries.iter().map(|registry| registry.register(Instance::new(service, address))).collect()
+        });
+        for registration in server.registrations() {
+            timeout(LIMIT, registration.registered())
+                .await
+                .expect("the server registers itself in time")
+                .expect("nobody deregisters the server");
+        }
+        server
     }
 
     /// Serves on a free port as an instance of `service` with all defaults, and waits until it is
@@ -71,7 +102,7 @@ impl EchoServer {
         let serve = Server::builder()
             .add_service(proto::echo::echo_server::EchoServer::new(echo.clone()))
             .serve_with_incoming_shutdown(incoming, async { _ = stopped.await });
-        Self { address, registration: None, echo, shutdown, task: tokio::spawn(serve) }
+        Self { address, registrations: Vec::new(), echo, shutdown, task: tokio::spawn(serve) }
     }
 
     /// Where the server listens.
@@ -85,7 +116,12 @@ impl EchoServer {
     ///
     /// If it was started [`unregistered`](Self::unregistered).
     pub fn registration(&self) -> &Registration {
-        self.registration.as_ref().expect("the server was started with a registration")
+        self.registrations.first().expect("the server was started with a registration")
+    }
+
+    /// All registrations of the server.
+    pub fn registrations(&self) -> &[Registration] {
+        &self.registrations
     }
 
     /// How many calls have begun so far.
@@ -104,8 +140,8 @@ impl EchoServer {
     ///
     /// If it has not returned after [`LIMIT`], or returned an error.
     pub async fn stop(self) {
-        // The registration's handle goes first: none of ours keeps the registration alive.
-        drop(self.registration);
+        // The registrations' handles go first: none of ours keeps a registration alive.
+        drop(self.registrations);
         _ = self.shutdown.send(());
         timeout(LIMIT, self.task)
             .await

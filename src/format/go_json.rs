@@ -1,0 +1,108 @@
+//! JSON as Go's `encoding/json` writes and reads it, for the formats of systems that are written in Go.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::Serialize;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::Value;
+
+use super::DecodeError;
+
+/// Writes the bytes that Go would write for the same fields.
+///
+/// For structs and maps of strings and numbers: in those there is nothing that could fail to serialize.
+pub(super) fn write(value: &impl Serialize) -> Vec<u8> {
+    let json = serde_json::to_string(value).unwrap_or_default();
+    escape(&json).into_bytes()
+}
+
+/// Go's encoder escapes what HTML would misread, and so must who wants to write the same bytes. In JSON these characters
+/// stand in strings only.
+fn escape(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '<' => escaped.push_str("\\u003c"),
+            '>' => escaped.push_str("\\u003e"),
+            '&' => escaped.push_str("\\u0026"),
+            '\u{2028}' => escaped.push_str("\\u2028"),
+            '\u{2029}' => escaped.push_str("\\u2029"),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// Reads an object as Go reads one into a struct: names match without regard to case, unknown fields are ignored, `null`
+/// leaves a field as it was, and a wrong type spoils the value.
+pub(super) fn read<T: Fields>(json: &[u8]) -> Result<T, DecodeError> {
+    let object: Object<T> = serde_json::from_slice(json).map_err(|error| DecodeError::new(error.to_string()))?;
+    Ok(object.0)
+}
+
+/// The fields of an object.
+pub(super) trait Fields: Default {
+    /// What an error says was expected.
+    const EXPECTED: &'static str;
+
+    /// Takes the field of this name, which is in lower case. `false`: there is no such field, and its value is not taken.
+    fn take<'de, A: MapAccess<'de>>(&mut self, name: &str, value: &mut A) -> Result<bool, A::Error>;
+}
+
+/// Takes a field's value, unless it is `null`.
+pub(super) fn take<'de, T: Deserialize<'de>, A: MapAccess<'de>>(
+    field: &mut Option<T>,
+    value: &mut A,
+) -> Result<bool, A::Error> {
+    if let Some(value) = value.next_value::<Option<T>>()? {
+        *field = Some(value);
+    }
+    Ok(true)
+}
+
+/// Takes a map of strings, in which `null` stands for the empty one.
+pub(super) fn take_strings<'de, A: MapAccess<'de>>(
+    field: &mut BTreeMap<String, String>,
+    value: &mut A,
+) -> Result<bool, A::Error> {
+    let strings: Option<BTreeMap<String, Option<String>>> = value.next_value()?;
+    *field = strings.into_iter().flatten().map(|(name, value)| (name, value.unwrap_or_default())).collect();
+    Ok(true)
+}
+
+/// Takes the draining mark. It is ours alone, so that a field of that name with anything else in it spoils nothing.
+pub(super) fn take_mark<'de, A: MapAccess<'de>>(field: &mut bool, value: &mut A) -> Result<bool, A::Error> {
+    *field = value.next_value::<Value>()? == Value::Bool(true);
+    Ok(true)
+}
+
+struct Object<T>(T);
+
+impl<'de, T: Fields> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Fields> Visitor<'de> for ObjectVisitor<T> {
+    type Value = Object<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(T::EXPECTED)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object<T>, A::Error> {
+        let mut fields = T::default();
+        while let Some(mut name) = map.next_key::<String>()? {
+            name.make_ascii_lowercase();
+            if !fields.take(&name, &mut map)? {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(Object(fields))
+    }
+}

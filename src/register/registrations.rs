@@ -1,0 +1,156 @@
+//! The registrations of one server as one handle: started together, left together, with one drain.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{join_all, try_join_all};
+
+use super::drain::Drain;
+use super::incoming::Incoming;
+use super::layer::RegistrationLayer;
+use super::registration::Registration;
+use super::status::RegistrationStatus;
+use crate::error::Gone;
+
+/// The registrations of one server that has several: in more than one registry or format, or as more than one service. A
+/// cheap handle; clones are the same registrations.
+///
+/// It is to a server what one [`Registration`] is, in the same three places. Each keeps a status of its own, and is paused,
+/// updated or taken out by its own handle ([`iter`](Self::iter)).
+///
+/// ```no_run
+/// use tonic::transport::{Server, server::TcpIncoming};
+/// use tonic_etcd::{EtcdNaming, Instance, Registrations, Registry, shutdown_signal};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let old = Registry::builder(["http://127.0.0.1:2379"]).build()?;
+/// let new = Registry::builder(["http://127.0.0.1:2379"]).format(EtcdNaming).build()?;
+/// let incoming = TcpIncoming::bind("0.0.0.0:50051".parse()?)?;
+/// let instance = Instance::new("echo", incoming.local_addr()?);
+/// let registrations = Registrations::new([old.register(instance.clone()).build()?, new.register(instance).build()?]);
+///
+/// let mut server = Server::builder().layer(registrations.layer());
+/// // server.add_service(..).serve_with_incoming_shutdown(
+/// //     registrations.incoming(incoming),
+/// //     registrations.deregister_on(shutdown_signal()),
+/// // ).await?;
+/// # let _ = (registrations.incoming(incoming), registrations.deregister_on(shutdown_signal()));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Registrations {
+    each: Arc<[Registration]>,
+    drain: Drain,
+}
+
+impl Registrations {
+    /// These registrations as one.
+    ///
+    /// Use its [`layer`](Self::layer), [`incoming`](Self::incoming) and [`deregister_on`](Self::deregister_on) instead of
+    /// those of each: calls are counted here.
+    pub fn new(registrations: impl IntoIterator<Item = Registration>) -> Self {
+        Self { each: registrations.into_iter().collect(), drain: Drain::new() }
+    }
+
+    /// A registration as the only one, with the drain that is its own.
+    pub(super) fn of_one(registration: Registration, drain: Drain) -> Self {
+        Self { each: [registration].into(), drain }
+    }
+
+    /// The layer for `Server::builder().layer(..)`: starts all registrations, and is otherwise that of
+    /// [one](Registration::layer).
+    #[must_use]
+    pub fn layer(&self) -> RegistrationLayer {
+        RegistrationLayer::new(self.clone())
+    }
+
+    /// Wraps a server's incoming connections, as [`Registration::incoming`] does.
+    #[must_use]
+    pub fn incoming<I>(&self, incoming: I) -> Incoming<I> {
+        Incoming::new(incoming, self.clone())
+    }
+
+    /// The shutdown future for `serve_with_incoming_shutdown`, as [`Registration::deregister_on`] makes one. All leaves are
+    /// announced and all leases are revoked at once, at most 3 s for all of them together. One propagation pause follows, the
+    /// longest of the registrations', and one drain, for at most the longest of their limits.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before the signal, it does nothing. Dropped after it, the deregistrations go on.
+    pub fn deregister_on<F>(&self, signal: F) -> impl Future<Output = ()> + Send + use<F>
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let registrations = self.clone();
+        async move {
+            signal.await;
+            registrations.shut_down().await;
+        }
+    }
+
+    async fn shut_down(&self) {
+        let Self { each, drain } = self;
+        for registration in self.iter() {
+            if registration.status() == RegistrationStatus::Unregistered {
+                tracing::warn!(
+                    "the server was never registered: start() was not called, nor layer() or incoming() used"
+                );
+            }
+            let (service, address) = (registration.service(), registration.address());
+            tracing::info!(%service, %address, calls = drain.in_flight(), "shutting down");
+        }
+        self.deregister().await;
+        let longest = |time: fn(&Registration) -> Duration| each.iter().map(time).max().unwrap_or_default();
+        tokio::time::sleep(longest(Registration::propagation_pause)).await;
+        drain.begin(longest(Registration::drain_limit));
+    }
+
+    /// Starts all registrations, as [`Registration::start`] does.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn start(&self) {
+        self.iter().for_each(Registration::start);
+    }
+
+    /// Waits until all keys are in etcd under our leases, once the registrations were started.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`], if one of the registrations has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    pub async fn registered(&self) -> Result<(), Gone> {
+        try_join_all(self.iter().map(Registration::registered)).await.map(drop)
+    }
+
+    /// Ends all registrations for good, at once: at most 3 s for all of them together.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, the deregistrations go on when the future is dropped.
+    pub async fn deregister(&self) {
+        join_all(self.iter().map(Registration::deregister)).await;
+    }
+
+    /// How many calls the layer counts that have not ended yet.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.drain.in_flight()
+    }
+
+    /// Each registration, in the order given: for its status, to pause or to update it.
+    #[must_use = "an iterator does nothing unless it is used"]
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Registration> {
+        self.each.iter()
+    }
+
+    pub(super) fn drain(&self) -> &Drain {
+        &self.drain
+    }
+}

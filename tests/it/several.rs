@@ -1,0 +1,263 @@
+//! One server in several registries, and one client of several: a service moves from one to the other without a flag day.
+
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tonic_etcd::{
+    BalancedChannel, EtcdNaming, Format, GoZero, Instance, Kitex, Kratos, Registries, Registry, WeightedRoundRobin,
+};
+
+use crate::support::changes::Changes;
+use crate::support::etcd::Etcd;
+use crate::support::load::{Load, failed};
+use crate::support::metrics::{started, watchers};
+use crate::support::server::EchoServer;
+use crate::support::{LIMIT, eventually};
+
+fn registry(etcd: &Etcd, format: impl Format) -> Registry {
+    Registry::builder([etcd.url()]).format(format).build().expect("a good registry")
+}
+
+fn channel(registries: &[&Registry]) -> BalancedChannel {
+    let registries = Registries::new(registries.iter().map(|registry| (*registry).clone()));
+    registries.channel("echo").policy(WeightedRoundRobin::new()).build().expect("a good channel")
+}
+
+async fn knows(channel: &BalancedChannel, servers: &[&EchoServer]) {
+    let mut expected: Vec<String> = servers.iter().map(|server| server.address().to_string()).collect();
+    expected.sort();
+    let known = async || {
+        let mut known: Vec<String> =
+            channel.instances().iter().map(|status| status.instance().address.to_string()).collect();
+        known.sort();
+        known == expected
+    };
+    eventually("the channel knows these servers and no others", LIMIT, known).await;
+}
+
+#[tokio::test]
+async fn a_server_in_two_formats_is_found_through_either_and_leaves_both_before_it_stops() {
+    let etcd = Etcd::start().await;
+    let (kitex, naming) = (registry(&etcd, Kitex), registry(&etcd, EtcdNaming));
+    let pause = Duration::from_secs(2);
+    let server = EchoServer::start_all(|address| {
+        let instance = Instance::new("echo", address);
+        vec![
+            kitex.register(instance.clone()).propagation_pause(pause),
+            naming.register(instance).propagation_pause(Duration::ZERO),
+        ]
+    });
+    let address = server.address();
+    for registry in [&kitex, &naming] {
+        Changes::of(registry, "echo").expect_insert(address).await;
+    }
+    let keys: Vec<String> = etcd.keys("").await.into_iter().map(|(key, ..)| key).collect();
+    assert_eq!(keys, [format!("echo/{address}"), format!("kitex/registry-etcd/echo/{address}")]);
+    let channels = [channel(&[&kitex]), channel(&[&naming])];
+    for channel in &channels {
+        timeout(LIMIT, channel.ready()).await.expect("it is found through either");
+    }
+
+    let mut changes = [Changes::of(&kitex, "echo"), Changes::of(&naming, "echo")];
+    for changes in &mut changes {
+        changes.expect_insert(address).await;
+    }
+    let told = Instant::now();
+    let stopped = tokio::spawn(server.stop());
+    for changes in &mut changes {
+        changes.expect_remove(address).await;
+    }
+    eventually("both leases are revoked", LIMIT, async || etcd.leases().await.is_empty()).await;
+    assert!(TcpStream::connect(address).await.is_ok(), "clients that have not heard of it are still served");
+    stopped.await.expect("the server stops");
+    let took = told.elapsed();
+    assert!(took >= pause, "it waits for the longest pause: {took:?}");
+}
+
+#[tokio::test]
+async fn each_registration_of_a_server_has_its_own_life() {
+    let etcd = Etcd::start().await;
+    let (kitex, go_zero) = (registry(&etcd, Kitex), registry(&etcd, GoZero));
+    let server = EchoServer::registered_in(&[&kitex, &go_zero], "echo").await;
+    let merged = channel(&[&kitex, &go_zero]);
+    let load = Load::start(&merged).await;
+
+    server.registrations()[0].pause();
+    let mut kitex_alone = Changes::of(&kitex, "echo");
+    let gone = async || etcd.keys("kitex/").await.is_empty();
+    eventually("it is paused in one", LIMIT, gone).await;
+    knows(&merged, &[&server]).await;
+    load.reaches(&server.address().to_string()).await;
+    server.registrations()[0].resume();
+    kitex_alone.expect_insert(server.address()).await;
+
+    server.registrations()[1].deregister().await;
+    knows(&merged, &[&server]).await;
+    assert_eq!(etcd.keys("echo/").await.len(), 0, "it left one for good");
+    assert_eq!(etcd.keys("kitex/").await.len(), 1, "and stays in the other");
+    let calls = load.finish().await;
+    assert!(failed(&calls).is_empty(), "no call fails: {:?}", failed(&calls));
+    server.stop().await;
+    assert!(etcd.leases().await.is_empty(), "nothing is left behind");
+}
+
+#[tokio::test]
+async fn a_server_with_two_services_is_found_under_both_names() {
+    let etcd = Etcd::start().await;
+    let registry = registry(&etcd, Kitex);
+    let server = EchoServer::start_all(|address| {
+        ["echo", "hello"].into_iter().map(|service| registry.register(Instance::new(service, address))).collect()
+    });
+    for service in ["echo", "hello"] {
+        Changes::of(&registry, service).expect_insert(server.address()).await;
+    }
+    server.stop().await;
+    assert!(etcd.keys("").await.is_empty() && etcd.leases().await.is_empty(), "nothing is left behind");
+}
+
+#[tokio::test]
+async fn a_channel_over_two_clusters_follows_both() {
+    let (one, two) = (Etcd::start().await, Etcd::start().await);
+    let (kitex, kratos) = (registry(&one, Kitex), registry(&two, Kratos::new()));
+    let first = EchoServer::registered(&kitex, "echo").await;
+    let merged = channel(&[&kitex, &kratos]);
+    let load = Load::start(&merged).await;
+    knows(&merged, &[&first]).await;
+
+    let second = EchoServer::registered(&kratos, "echo").await;
+    knows(&merged, &[&first, &second]).await;
+    load.reaches(&second.address().to_string()).await;
+    let third = EchoServer::registered(&kitex, "echo").await;
+    load.reaches(&third.address().to_string()).await;
+
+    first.stop().await;
+    knows(&merged, &[&second, &third]).await;
+    second.stop().await;
+    knows(&merged, &[&third]).await;
+    let calls = load.finish().await;
+    assert!(failed(&calls).is_empty(), "no call fails: {:?}", failed(&calls));
+    third.stop().await;
+}
+
+#[tokio::test]
+async fn an_etcd_that_is_away_hides_nothing_of_the_other() {
+    let (one, two) = (Etcd::start().await, Etcd::start().await);
+    let (away, there) = (registry(&one, Kitex), registry(&two, EtcdNaming));
+    one.freeze();
+    let server = EchoServer::registered(&there, "echo").await;
+    let merged = channel(&[&away, &there]);
+    // Waits for less than the 5 s for which calls wait for a list.
+    let load = Load::start(&merged).await;
+
+    one.resume();
+    let late = EchoServer::registered(&away, "echo").await;
+    load.reaches(&late.address().to_string()).await;
+    one.kill();
+    let later = EchoServer::registered(&there, "echo").await;
+    load.reaches(&later.address().to_string()).await;
+    knows(&merged, &[&server, &late, &later]).await;
+    let calls = load.finish().await;
+    assert!(failed(&calls).is_empty(), "no call fails: {:?}", failed(&calls));
+    one.restart().await;
+    for server in [server, late, later] {
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn an_address_in_both_is_one_instance_with_the_first_ones_weight() {
+    let etcd = Etcd::start().await;
+    let (kitex, naming) = (registry(&etcd, Kitex), registry(&etcd, EtcdNaming));
+    etcd.put("echo/127.0.0.1:1001", r#"{"Op":0,"Addr":"127.0.0.1:1001","Metadata":{"weight":20}}"#).await;
+    let mut changes = Changes::over(&Registries::new([kitex.clone(), naming.clone()]), "echo");
+    assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight, 20, "the only one that knows it");
+    let key = "kitex/registry-etcd/echo/127.0.0.1:1001";
+    etcd.put(key, r#"{"address":"127.0.0.1:1001","weight":30}"#).await;
+    assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight, 30, "the first one counts");
+    etcd.put("echo/127.0.0.1:1001", r#"{"Op":0,"Addr":"127.0.0.1:1001","Metadata":{"weight":40}}"#).await;
+    etcd.delete(key).await;
+    assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight, 40, "the other one still has it");
+    etcd.delete("echo/127.0.0.1:1001").await;
+    changes.expect_remove("127.0.0.1:1001").await;
+
+    let mut discover = Registries::new([naming, kitex]).discover("echo").expect("a good name");
+    assert!(discover.ready().await.is_empty(), "an empty list of both is one");
+}
+
+#[tokio::test]
+async fn channels_over_several_registries_share_the_watches_of_each() {
+    let etcd = Etcd::start().await;
+    let (kitex, naming) = (registry(&etcd, Kitex), registry(&etcd, EtcdNaming));
+    etcd.put("kitex/registry-etcd/echo/127.0.0.1:1", r#"{"address":"127.0.0.1:1"}"#).await;
+    let before = watchers(&etcd).await;
+    let channels: Vec<BalancedChannel> =
+        (0..50).map(|n| if n % 2 == 0 { channel(&[&kitex, &naming]) } else { channel(&[&naming]) }).collect();
+    let found = async || channels.iter().step_by(2).all(|channel| channel.instances().len() == 1);
+    eventually("all that look there find it", LIMIT, found).await;
+    eventually("one watch a registry is open", LIMIT, async || watchers(&etcd).await == before + 2).await;
+    assert_eq!(started(&etcd, "Watch").await, 2, "and no other one ever was");
+    drop(channels);
+    eventually("they end with the last channel", LIMIT, async || watchers(&etcd).await == before).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_moves_from_one_format_to_another_without_a_failed_call() {
+    let etcd = Etcd::start().await;
+    moves(&registry(&etcd, Kitex), &registry(&etcd, EtcdNaming)).await;
+    moves(&registry(&etcd, GoZero), &registry(&etcd, Kratos::new())).await;
+    assert!(etcd.keys("").await.is_empty() && etcd.leases().await.is_empty(), "nothing is left behind");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_moves_from_one_cluster_to_another_without_a_failed_call() {
+    let (one, two) = (Etcd::start().await, Etcd::start().await);
+    moves(&registry(&one, Kitex), &registry(&two, Kitex)).await;
+    for etcd in [&one, &two] {
+        assert!(etcd.keys("").await.is_empty() && etcd.leases().await.is_empty(), "nothing is left behind");
+    }
+}
+
+/// Two servers in `old`; then in both, one after the other; then in `new` alone. Clients of the old, of both and of the
+/// new are called all the time, as long as there is somebody for them.
+async fn moves(old: &Registry, new: &Registry) {
+    let mut servers =
+        vec![EchoServer::registered_in(&[old], "echo").await, EchoServer::registered_in(&[old], "echo").await];
+    let (first, merged, last) = (channel(&[old]), channel(&[new, old]), channel(&[new]));
+    let (of_old, of_both) = (Load::start(&first).await, Load::start(&merged).await);
+
+    for _ in 0..2 {
+        roll(&mut servers, &[old, new]).await;
+    }
+    for load in [&of_old, &of_both] {
+        for server in &servers {
+            load.reaches(&server.address().to_string()).await;
+        }
+    }
+    knows(&merged, &servers.iter().collect::<Vec<_>>()).await;
+    let mut calls = of_old.finish().await;
+
+    // By now the last client was told to look in the new registry.
+    drop(first);
+    let of_new = Load::start(&last).await;
+    for _ in 0..2 {
+        roll(&mut servers, &[new]).await;
+    }
+    for load in [&of_new, &of_both] {
+        for server in &servers {
+            load.reaches(&server.address().to_string()).await;
+        }
+    }
+    calls.extend(of_new.finish().await);
+    calls.extend(of_both.finish().await);
+    assert!(failed(&calls).is_empty(), "of {} calls failed {:?}", calls.len(), failed(&calls));
+    for server in servers {
+        server.stop().await;
+    }
+}
+
+/// Replaces the oldest server by one that is in these registries.
+async fn roll(servers: &mut Vec<EchoServer>, registries: &[&Registry]) {
+    servers.push(EchoServer::registered_in(registries, "echo").await);
+    servers.remove(0).stop().await;
+}
