@@ -16,6 +16,7 @@ USAGE
 }
 
 main() {
+    local skipped=""
     parse_options "$@"
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -33,11 +34,12 @@ main() {
     step "docs" \
         env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
     check_minimum_rust
+    build_neighbours
     # Most tests wait for etcd most of the time, so more of them than cores can run at once.
     export RUST_TEST_THREADS=${RUST_TEST_THREADS:-8}
     step "tests" cargo test --locked --all-features --no-fail-fast
 
-    header "all passed in $SECONDS s"
+    header "all passed in $SECONDS s${skipped:+, SKIPPED: $skipped}"
 }
 
 parse_options() {
@@ -99,6 +101,30 @@ check_minimum_rust() {
         echo "toolchain $version is not installed: only the versions that the dependencies" \
             "declare are compared (tests/msrv.rs)"
     fi
+}
+
+# The tests build the Go programs of tests/interop themselves, but the first build takes minutes of both cores, beside
+# which no other test keeps its time. Go keeps what it compiled: later builds take a second.
+build_neighbours() {
+    local program programs
+    header "Go programs"
+    if ! command -v go >/dev/null 2>&1; then
+        skipped="the tests beside grpc-go and go-zero (tests/it/interop.rs), as Go is not installed"
+        echo "SKIPPED: $skipped"
+        return
+    fi
+    if [ -n "$(gofmt -l tests/interop)" ]; then
+        gofmt -d tests/interop
+        echo "test: run gofmt -w tests/interop" >&2
+        exit 1
+    fi
+    programs=${CARGO_TARGET_DIR:-target}/tmp/interop
+    mkdir -p "$programs"
+    programs=$(cd "$programs" && pwd)
+    for program in naming gozero; do
+        (cd "tests/interop/$program" && go build -buildvcs=false -o "$programs/$program")
+    done
+    echo "built: naming (grpc-go on etcd's naming), gozero (go-zero's discov)"
 }
 
 step() {

@@ -26,6 +26,9 @@ use super::{DecodeError, Decoded, Entry, Format, WEIGHT, address, metadata, weig
 /// package from before the fix of its [issue 19700](https://github.com/etcd-io/etcd/issues/19700) they panic on an object
 /// there ("comparing uncomparable type map"). A tag named `weight` cannot be told from the weight, and is not written.
 ///
+/// **Under a prefix a grpc-go client has to name an authority**, with `grpc.WithAuthority("echo")`. Left to itself it sends
+/// the whole target, `{prefix}%2Fecho`, which is none to hyper: the server resets each call with `PROTOCOL_ERROR`.
+///
 /// Reading takes the address from the value and ignores `Op`. `Metadata` can be anything: an object is taken for tags, with
 /// the weight in the field `weight`, as a number or in digits; text becomes a tag as it is, any other JSON as its text.
 /// Metadata that is no object becomes one tag named `metadata`.

@@ -14,6 +14,7 @@ mod etcd_away;
 mod flags;
 mod formats;
 mod found;
+mod interop;
 mod leaves;
 mod operated;
 mod put_back;

@@ -12,11 +12,13 @@
 //! - [`process`]: an example program as a child process, its events read from its output.
 //! - [`server`]: a tonic server in the test's own process, registered or not.
 //! - [`load`]: calls without end over a balanced channel, and what became of each.
+//! - [`neighbour`]: Go programs on the same etcd, with grpc-go and go-zero.
 
 pub mod changes;
 pub mod etcd;
 pub mod load;
 pub mod metrics;
+pub mod neighbour;
 pub mod process;
 pub mod proxy;
 pub mod server;

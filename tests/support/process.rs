@@ -84,18 +84,32 @@ impl Process {
     ///
     /// If it has not come after `limit`, the output ends without it, or a line is not JSON.
     pub async fn expect_event(&mut self, event: &str, limit: Duration) -> Value {
+        self.expect(&format!("event {event:?}"), limit, |line| line["event"] == event).await
+    }
+
+    /// The next line that `is_it`; the lines before it are skipped.
+    ///
+    /// # Panics
+    ///
+    /// With `what`, if it has not come after `limit`, the output ends without it, or a line is not JSON.
+    pub async fn expect(&mut self, what: &str, limit: Duration, is_it: impl Fn(&Value) -> bool) -> Value {
         let found = timeout(limit, async {
             while let Some(value) = self.line().await {
-                if value["event"] == event {
+                if is_it(&value) {
                     return Some(value);
                 }
             }
             None
         });
         let Ok(found) = found.await else {
-            panic!("no event {event:?} within {limit:?}: {:?}", self.seen);
+            panic!("no {what} within {limit:?}: {:?}", self.seen);
         };
-        found.unwrap_or_else(|| panic!("the output ended without {event:?}: {:?}", self.seen))
+        found.unwrap_or_else(|| panic!("the output ended without {what}: {:?}", self.seen))
+    }
+
+    /// All lines that were read so far.
+    pub fn seen(&self) -> &[Value] {
+        &self.seen
     }
 
     /// All lines that are still to come, until the program closes its output.
