@@ -11,6 +11,7 @@ mod registrar;
 mod registration;
 mod status;
 mod task;
+mod upkeep;
 
 pub use self::incoming::{Incoming, Io};
 pub use self::layer::{RegistrationBody, RegistrationFuture, RegistrationLayer, RegistrationService};
