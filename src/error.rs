@@ -137,6 +137,9 @@ pub(crate) enum EtcdErrorKind {
     Unavailable,
     /// The member did not answer in time. The operation may still be applied; a retry helps.
     Deadline(Duration),
+    /// No TLS session could be made with the member. Another member may have a better certificate; a retry helps after
+    /// certificates change.
+    Tls,
     /// The credentials are wrong, missing or not allowed to do this. A retry helps only after they change.
     Denied,
     /// The token is not valid (any more). A retry helps after a fresh login.
@@ -156,8 +159,8 @@ pub(crate) enum EtcdErrorKind {
 impl EtcdError {
     /// Whether another member may do what this one could not.
     pub(crate) fn is_worth_another_member(&self) -> bool {
-        use EtcdErrorKind::{Deadline, Unavailable, Unreachable};
-        matches!(self.kind, Unreachable | Unavailable | Deadline(_))
+        use EtcdErrorKind::{Deadline, Tls, Unavailable, Unreachable};
+        matches!(self.kind, Unreachable | Unavailable | Deadline(_) | Tls)
     }
 
     /// Whether etcd answered and said no, so that asking again soon is of no use.
@@ -174,6 +177,7 @@ impl fmt::Display for EtcdError {
             EtcdErrorKind::Unreachable => f.write_str("failed: the member cannot be reached"),
             EtcdErrorKind::Unavailable => f.write_str("failed: the member cannot serve it now"),
             EtcdErrorKind::Deadline(limit) => write!(f, "was not answered within {limit:?}"),
+            EtcdErrorKind::Tls => f.write_str("failed: no TLS session with the member"),
             EtcdErrorKind::Denied => f.write_str("was denied"),
             EtcdErrorKind::Token => f.write_str("was denied: the token is not valid"),
             EtcdErrorKind::NotFound => f.write_str("failed: not found"),

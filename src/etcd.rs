@@ -8,7 +8,7 @@ mod connection;
 mod endpoint;
 mod range;
 mod source;
-#[cfg(feature = "tls-ring")]
+#[cfg(feature = "_tls")]
 mod tls;
 mod watch;
 
@@ -19,17 +19,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tonic::transport::Endpoint;
 
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 
 pub(crate) use self::calls::{Claimed, Kv, Listing, MAX_VALUE, hex};
 pub(crate) use self::connection::Connection;
+use self::endpoint::Target;
 pub(crate) use self::endpoint::{Tls, parse_endpoints, without_user};
 pub(crate) use self::range::Range;
 pub(crate) use self::source::{Source, Update};
-#[cfg(feature = "tls-ring")]
-pub use self::tls::EtcdTls;
 pub(crate) use self::watch::Event;
 use self::watch::{Watch, WatchMessage};
 
@@ -51,12 +49,6 @@ pub(crate) const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 
 /// How often a member that does not answer is logged.
 const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(60);
-
-/// The interval of HTTP/2 pings towards etcd while a stream is open: twice the least that etcd allows (5 s).
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-
-/// How long a ping may stay unanswered.
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// User and password towards etcd.
 #[derive(Clone)]
@@ -81,7 +73,7 @@ pub(crate) struct Cluster {
 
 struct Member {
     name: Arc<str>,
-    endpoint: Endpoint,
+    target: Target,
     connection: Mutex<Option<Arc<Connection>>>,
     outage: Mutex<Outage>,
 }
@@ -96,14 +88,10 @@ struct Outage {
 }
 
 impl Cluster {
-    pub(crate) fn new(endpoints: Vec<Endpoint>, credentials: Option<Credentials>) -> Self {
-        let members = endpoints.into_iter().map(|endpoint| Member {
-            name: endpoint.uri().to_string().trim_end_matches('/').into(),
-            // Pings without a stream earn a GOAWAY from etcd.
-            endpoint: endpoint
-                .http2_keep_alive_interval(PING_INTERVAL)
-                .keep_alive_timeout(PING_TIMEOUT)
-                .keep_alive_while_idle(false),
+    pub(crate) fn new(targets: Vec<Target>, credentials: Option<Credentials>) -> Self {
+        let members = targets.into_iter().map(|target| Member {
+            name: target.name.as_str().into(),
+            target,
             connection: Mutex::new(None),
             outage: Mutex::default(),
         });
@@ -182,8 +170,8 @@ impl Cluster {
     }
 
     async fn open(&self, index: usize) -> Result<Arc<Connection>, EtcdError> {
-        let Member { name, endpoint, .. } = &self.members[index];
-        let connection = Connection::open(index, name.clone(), endpoint, self.credentials.is_some()).await?;
+        let Member { name, target, .. } = &self.members[index];
+        let connection = Connection::open(index, name.clone(), target, self.credentials.is_some()).await?;
         Ok(self.members[index].slot().get_or_insert(Arc::new(connection)).clone())
     }
 
@@ -246,7 +234,7 @@ impl Cluster {
         self.note(connection.index(), error);
         match error.kind {
             // The connection may be dead without knowing, or have lost the runtime that it was made on.
-            EtcdErrorKind::Deadline(_) | EtcdErrorKind::Unreachable => self.forget(connection),
+            EtcdErrorKind::Deadline(_) | EtcdErrorKind::Unreachable | EtcdErrorKind::Tls => self.forget(connection),
             EtcdErrorKind::Token | EtcdErrorKind::Denied => {
                 connection.log_in_again();
                 // Streams outlive the connection that new calls use; its token is no better.

@@ -7,12 +7,12 @@ use std::time::Duration;
 use crate::channel::ChannelBuilder;
 use crate::discover::{DEFAULT_HOLD, Discover, Layout, Watchers};
 use crate::error::ConfigError;
-#[cfg(feature = "tls-ring")]
-use crate::etcd::EtcdTls;
 use crate::etcd::{Cluster, Credentials, Tls, parse_endpoints, without_user};
 use crate::format::{Format, Kitex};
 use crate::instance::{DEFAULT_WEIGHT, Instance, ServiceName};
 use crate::register::{Registrar, RegistrationBuilder};
+#[cfg(feature = "_tls")]
+use crate::tls::ClientTls;
 
 /// How long a TCP and TLS connection to etcd may take: ten round trips on a bad day, and still a quick move to the next
 /// member.
@@ -156,9 +156,9 @@ impl RegistryBuilder {
         self
     }
 
-    /// TLS towards etcd. Every endpoint must then be `https`.
-    #[cfg(feature = "tls-ring")]
-    pub fn tls(mut self, tls: EtcdTls) -> Self {
+    /// TLS towards etcd. Every endpoint must then be `https`. Kitex calls this `WithTLSOpt`.
+    #[cfg(feature = "_tls")]
+    pub fn tls(mut self, tls: ClientTls) -> Self {
         self.tls = Some(tls);
         self
     }
@@ -167,7 +167,7 @@ impl RegistryBuilder {
     ///
     /// # Errors
     ///
-    /// An empty list of endpoints, a bad URL, a bad prefix, or an option out of its range.
+    /// An empty list of endpoints, a bad URL, a bad prefix, an option out of its range, or TLS that trusts nobody.
     pub fn build(self) -> Result<Registry, ConfigError> {
         let prefix = self.prefix.unwrap_or_else(|| self.format.default_prefix().to_owned());
         let base = parse_prefix(&prefix)?;

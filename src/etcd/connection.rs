@@ -9,11 +9,13 @@ use std::time::Duration;
 use etcd_client::{Client, ConnectOptions, Error as ClientError, KvClient, WatchClient};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
-use tonic::Code;
-use tonic::transport::Endpoint;
+use tonic::{Code, Status};
 
+use super::endpoint::Target;
 use super::{Credentials, DENIED_PAUSE};
-use crate::error::{EtcdError, EtcdErrorKind};
+use crate::error::{EtcdError, EtcdErrorKind, chain};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The largest message that is read: a lease with 100,000 keys ends in one of 5 MB, and etcd's default limit for
 /// requests is 1.5 MB.
@@ -42,12 +44,12 @@ impl Connection {
     pub(super) async fn open(
         index: usize,
         name: Arc<str>,
-        endpoint: &Endpoint,
+        target: &Target,
         has_credentials: bool,
     ) -> Result<Self, EtcdError> {
         // Without a user `from_channel` does no I/O; with one it would log in without a deadline.
         let options = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
-        let channel = etcd_client::Channel::Tonic(endpoint.connect_lazy());
+        let channel = etcd_client::Channel::Tonic(target.channel());
         let client = Client::from_channel(channel, Some(options)).await;
         let client = client.map_err(|error| failure(&name, "connect", "", error))?;
         Ok(Self {
@@ -165,17 +167,23 @@ impl Connection {
 }
 
 pub(super) fn failure(member: &str, operation: &'static str, key: &str, error: ClientError) -> EtcdError {
-    EtcdError {
-        kind: classify(&error),
-        member: member.to_owned(),
-        operation,
-        key: key.to_owned(),
-        source: Some(Box::new(error)),
-    }
+    let kind = classify(&error);
+    let source: BoxError = match error {
+        ClientError::GRpcStatus(status) => reason(&status).into(),
+        error => error.into(),
+    };
+    EtcdError { kind, member: member.to_owned(), operation, key: key.to_owned(), source: Some(source) }
+}
+
+/// What the member said, or what became of the connection; a status shows its own source as `Debug` does.
+fn reason(status: &Status) -> String {
+    status.source().map_or_else(|| status.message().to_owned(), chain)
 }
 
 fn classify(error: &ClientError) -> EtcdErrorKind {
     match error {
+        #[cfg(feature = "_tls")]
+        ClientError::GRpcStatus(status) if crate::tls::TlsError::is_behind(status) => EtcdErrorKind::Tls,
         // A status with a source was made here, from a connection that broke or could not be made.
         ClientError::GRpcStatus(status) => match classify_status(status.code(), status.message()) {
             EtcdErrorKind::Unavailable if status.source().is_some() => EtcdErrorKind::Unreachable,

@@ -19,6 +19,8 @@ mod put_back;
 mod rig;
 mod runtimes;
 mod shared;
+mod tls_to_etcd;
+mod tls_to_instances;
 
 #[path = "../support/mod.rs"]
 pub mod support;
