@@ -111,7 +111,7 @@ fn at(path: Option<&PathBuf>) -> String {
     path.map(|path| format!(" from {}", path.display())).unwrap_or_default()
 }
 
-/// The registration ended for good: it was deregistered, or its last handle was dropped.
+/// The registration ended for good: it was deregistered, its last handle was dropped, or it gave up.
 ///
 /// Trying again does not help; build a new registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -140,7 +140,12 @@ pub(crate) enum EtcdErrorKind {
     /// No TLS session could be made with the member. Another member may have a better certificate; a retry helps after
     /// certificates change.
     Tls,
-    /// The credentials are wrong, missing or not allowed to do this. A retry helps only after they change.
+    /// The login was refused, or the provider of credentials had none. A retry helps only after they change, and may come
+    /// soon: the same ones are kept from etcd.
+    Login,
+    /// Nothing was tried: credentials were refused, or missing, a moment ago. A retry may come soon.
+    Withheld,
+    /// The user is not allowed to do this, or none was named. A retry helps only after an operator changed that.
     Denied,
     /// The token is not valid (any more). A retry helps after a fresh login.
     Token,
@@ -178,6 +183,8 @@ impl fmt::Display for EtcdError {
             EtcdErrorKind::Unavailable => f.write_str("failed: the member cannot serve it now"),
             EtcdErrorKind::Deadline(limit) => write!(f, "was not answered within {limit:?}"),
             EtcdErrorKind::Tls => f.write_str("failed: no TLS session with the member"),
+            EtcdErrorKind::Login => f.write_str("failed: nobody could log in"),
+            EtcdErrorKind::Withheld => f.write_str("was not tried"),
             EtcdErrorKind::Denied => f.write_str("was denied"),
             EtcdErrorKind::Token => f.write_str("was denied: the token is not valid"),
             EtcdErrorKind::NotFound => f.write_str("failed: not found"),

@@ -6,6 +6,7 @@
 mod calls;
 mod connection;
 mod endpoint;
+mod login;
 mod range;
 mod source;
 #[cfg(feature = "_tls")]
@@ -26,6 +27,9 @@ pub(crate) use self::calls::{Claimed, Kv, Listing, MAX_VALUE, hex};
 pub(crate) use self::connection::Connection;
 use self::endpoint::Target;
 pub(crate) use self::endpoint::{Tls, parse_endpoints, without_user};
+pub use self::login::Credentials;
+use self::login::Logins;
+pub(crate) use self::login::Provider;
 pub(crate) use self::range::Range;
 pub(crate) use self::source::{Source, Update};
 pub(crate) use self::watch::Event;
@@ -41,7 +45,7 @@ pub(crate) const CLAIM_LIMIT: Duration = Duration::from_secs(3);
 /// How long a member must have been silent to count as one that does not answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long to leave etcd alone after it refused our credentials.
+/// How long to leave etcd alone after it said that we may not do this.
 pub(crate) const DENIED_PAUSE: Duration = Duration::from_secs(30);
 
 /// How long to leave etcd alone after it answered and refused, for instance because its disk is full.
@@ -50,23 +54,10 @@ pub(crate) const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 /// How often a member that does not answer is logged.
 const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// User and password towards etcd.
-#[derive(Clone)]
-pub(crate) struct Credentials {
-    pub(crate) user: String,
-    pub(crate) password: String,
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
-    }
-}
-
 /// The members of one etcd cluster.
 pub(crate) struct Cluster {
     members: Vec<Member>,
-    credentials: Option<Credentials>,
+    logins: Option<Arc<Logins>>,
     /// The member that answered last, asked first.
     preferred: AtomicUsize,
 }
@@ -88,7 +79,7 @@ struct Outage {
 }
 
 impl Cluster {
-    pub(crate) fn new(targets: Vec<Target>, credentials: Option<Credentials>) -> Self {
+    pub(crate) fn new(targets: Vec<Target>, provider: Option<Provider>) -> Self {
         let members = targets.into_iter().map(|target| Member {
             name: target.name.as_str().into(),
             target,
@@ -98,7 +89,7 @@ impl Cluster {
         let members: Vec<_> = members.collect();
         // Not the first for everybody: one member would carry the whole fleet.
         let preferred = AtomicUsize::new(fastrand::usize(..members.len()));
-        Self { members, credentials, preferred }
+        Self { members, logins: provider.map(|provider| Arc::new(Logins::new(provider))), preferred }
     }
 
     /// The number of members.
@@ -132,10 +123,8 @@ impl Cluster {
             Some(connection) => connection,
             None => self.open(index).await?,
         };
-        if let Some(credentials) = &self.credentials {
-            let login = connection.log_in(credentials, deadline, limit).await;
-            login.inspect_err(|error| self.after(&connection, error))?;
-        }
+        let login = connection.log_in(deadline, limit).await;
+        login.inspect_err(|error| self.after(&connection, error))?;
         Ok(connection)
     }
 
@@ -171,7 +160,7 @@ impl Cluster {
 
     async fn open(&self, index: usize) -> Result<Arc<Connection>, EtcdError> {
         let Member { name, target, .. } = &self.members[index];
-        let connection = Connection::open(index, name.clone(), target, self.credentials.is_some()).await?;
+        let connection = Connection::open(index, name.clone(), target, self.logins.clone()).await?;
         Ok(self.members[index].slot().get_or_insert(Arc::new(connection)).clone())
     }
 
@@ -261,16 +250,5 @@ impl Member {
 
     fn outage(&self) -> MutexGuard<'_, Outage> {
         self.outage.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn credentials_never_show_their_password() {
-        let credentials = Credentials { user: "root".into(), password: "secret".into() };
-        assert!(!format!("{credentials:?}").contains("secret"));
     }
 }

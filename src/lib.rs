@@ -79,7 +79,7 @@
 //! | 3 | `registry`: the builder, and the one place that ties both sides together |
 //! | 2 | `discover`: etcd to snapshots to changes. `register`: an instance to etcd, and the layer around a server |
 //! | 2 | `channel`: calls to instances, wherever those are known from |
-//! | 1 | `etcd`: the cluster: a connection a member, deadlines, authentication, lists and watches |
+//! | 1 | `etcd`: the cluster: a connection a member, deadlines, logins, lists and watches |
 //! | 0 | `instance`, `snapshot`, `format`, `backoff`, `error`: pure |
 //! | 0 | `tls`, `pem`: certificates from files and memory, and sessions over any bytes, for `etcd` and `channel` |
 //!
@@ -120,6 +120,7 @@ pub use self::channel::{
 };
 pub use self::discover::Discover;
 pub use self::error::{ConfigError, Gone};
+pub use self::etcd::Credentials;
 pub use self::format::{DecodeError, Decoded, Entry, Format, Kitex};
 pub use self::instance::{Address, DEFAULT_WEIGHT, Host, Instance, ServiceName};
 pub use self::register::{

@@ -219,7 +219,7 @@ impl Task {
             }
             Err(error) => {
                 let at = self.pause_after(&error);
-                return self.after_failure(chain(&error), State::Granting { at, unanswered: Some(id) });
+                return self.after_error(&error, State::Granting { at, unanswered: Some(id) });
             }
         };
         tracing::debug!(lease = hex(id), ?ttl, "lease granted");
@@ -239,11 +239,11 @@ impl Task {
                 // With the back-off, since this may happen again and again: where two clusters hide behind one name.
                 let pause = self.backoff.next();
                 let next = self.lost(&lease, "the lease is gone", pause);
-                return self.after_failure(chain(&error), next);
+                return self.after_error(&error, next);
             }
             Err(error) => {
                 let at = self.pause_after(&error);
-                return self.after_failure(chain(&error), State::Claiming { lease, at, observer });
+                return self.after_error(&error, State::Claiming { lease, at, observer });
             }
         };
         let same_key = observer.filter(|observer| observer.key == key);
@@ -396,6 +396,14 @@ impl Task {
     fn regrant(&mut self, lease: &Lease, pause: Duration) -> State {
         self.holdings.forget_lease(lease.id);
         State::Granting { at: Instant::now() + pause + up_to(REGRANT_JITTER), unanswered: None }
+    }
+
+    fn after_error(&mut self, error: &EtcdError, next: State) -> State {
+        match error.kind {
+            // Nothing was attempted.
+            EtcdErrorKind::Withheld => next,
+            _ => self.after_failure(chain(error), next),
+        }
     }
 
     /// Goes on with `next` after an attempt that failed, unless that was the last one.
