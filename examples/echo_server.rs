@@ -173,7 +173,7 @@ fn tag(value: &str) -> Result<(String, String), &'static str> {
 }
 
 #[derive(PartialEq, Serialize)]
-#[serde(tag = "event", rename_all = "lowercase")]
+#[serde(tag = "event", rename_all = "snake_case")]
 enum Event {
     Listening { address: SocketAddr },
     Registered { key: String, lease: String },

@@ -103,6 +103,7 @@ mod error;
 mod etcd;
 mod format;
 mod instance;
+pub mod kitex;
 #[cfg(feature = "_tls")]
 mod pem;
 mod register;

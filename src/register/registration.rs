@@ -140,6 +140,8 @@ impl RegistrationBuilder {
     /// of 6 s, for Kitex clients that ask every 5 s, [`retry_delay`](Self::retry_delay) 10 s,
     /// [`max_attempts`](Self::max_attempts) 5 and [`check_interval`](Self::check_interval) 30 s. It replaces these five;
     /// options behind it count.
+    ///
+    /// [All of Kitex's options](crate::kitex) have a counterpart.
     pub fn kitex(mut self) -> Self {
         self.ttl = None;
         self.default_ttl = KITEX_TTL;

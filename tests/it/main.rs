@@ -13,6 +13,7 @@ mod drain;
 mod etcd_away;
 mod flags;
 mod found;
+mod kitex;
 mod leaves;
 mod operated;
 mod put_back;
