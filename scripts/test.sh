@@ -29,6 +29,8 @@ main() {
         cargo clippy --locked --all-targets -- -D warnings
     step "lints, no features" \
         cargo clippy --locked --lib --no-default-features -- -D warnings
+    step "lints, TLS with aws-lc alone" \
+        cargo clippy --locked --lib --no-default-features --features tls-aws-lc -- -D warnings
     step "lints, all features" \
         cargo clippy --locked --all-targets --all-features -- -D warnings
     step "docs" \

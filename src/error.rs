@@ -111,7 +111,7 @@ fn at(path: Option<&PathBuf>) -> String {
     path.map(|path| format!(" from {}", path.display())).unwrap_or_default()
 }
 
-/// The registration ended for good: it was deregistered, or its last handle was dropped.
+/// The registration ended for good: it was deregistered, its last handle was dropped, or it gave up.
 ///
 /// Trying again does not help; build a new registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -137,7 +137,15 @@ pub(crate) enum EtcdErrorKind {
     Unavailable,
     /// The member did not answer in time. The operation may still be applied; a retry helps.
     Deadline(Duration),
-    /// The credentials are wrong, missing or not allowed to do this. A retry helps only after they change.
+    /// No TLS session could be made with the member. Another member may have a better certificate; a retry helps after
+    /// certificates change.
+    Tls,
+    /// The login was refused, or the provider of credentials had none. A retry helps only after they change, and may come
+    /// soon: the same ones are kept from etcd.
+    Login,
+    /// Nothing was tried: credentials were refused, or missing, a moment ago. A retry may come soon.
+    Withheld,
+    /// The user is not allowed to do this, or none was named. A retry helps only after an operator changed that.
     Denied,
     /// The token is not valid (any more). A retry helps after a fresh login.
     Token,
@@ -156,8 +164,8 @@ pub(crate) enum EtcdErrorKind {
 impl EtcdError {
     /// Whether another member may do what this one could not.
     pub(crate) fn is_worth_another_member(&self) -> bool {
-        use EtcdErrorKind::{Deadline, Unavailable, Unreachable};
-        matches!(self.kind, Unreachable | Unavailable | Deadline(_))
+        use EtcdErrorKind::{Deadline, Tls, Unavailable, Unreachable};
+        matches!(self.kind, Unreachable | Unavailable | Deadline(_) | Tls)
     }
 
     /// Whether etcd answered and said no, so that asking again soon is of no use.
@@ -174,6 +182,9 @@ impl fmt::Display for EtcdError {
             EtcdErrorKind::Unreachable => f.write_str("failed: the member cannot be reached"),
             EtcdErrorKind::Unavailable => f.write_str("failed: the member cannot serve it now"),
             EtcdErrorKind::Deadline(limit) => write!(f, "was not answered within {limit:?}"),
+            EtcdErrorKind::Tls => f.write_str("failed: no TLS session with the member"),
+            EtcdErrorKind::Login => f.write_str("failed: nobody could log in"),
+            EtcdErrorKind::Withheld => f.write_str("was not tried"),
             EtcdErrorKind::Denied => f.write_str("was denied"),
             EtcdErrorKind::Token => f.write_str("was denied: the token is not valid"),
             EtcdErrorKind::NotFound => f.write_str("failed: not found"),

@@ -6,9 +6,10 @@
 mod calls;
 mod connection;
 mod endpoint;
+mod login;
 mod range;
 mod source;
-#[cfg(feature = "tls-ring")]
+#[cfg(feature = "_tls")]
 mod tls;
 mod watch;
 
@@ -19,17 +20,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tonic::transport::Endpoint;
 
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 
 pub(crate) use self::calls::{Claimed, Kv, Listing, MAX_VALUE, hex};
 pub(crate) use self::connection::Connection;
+use self::endpoint::Target;
 pub(crate) use self::endpoint::{Tls, parse_endpoints, without_user};
+pub use self::login::Credentials;
+use self::login::Logins;
+pub(crate) use self::login::Provider;
 pub(crate) use self::range::Range;
 pub(crate) use self::source::{Source, Update};
-#[cfg(feature = "tls-ring")]
-pub use self::tls::EtcdTls;
 pub(crate) use self::watch::Event;
 use self::watch::{Watch, WatchMessage};
 
@@ -43,7 +45,7 @@ pub(crate) const CLAIM_LIMIT: Duration = Duration::from_secs(3);
 /// How long a member must have been silent to count as one that does not answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long to leave etcd alone after it refused our credentials.
+/// How long to leave etcd alone after it said that we may not do this.
 pub(crate) const DENIED_PAUSE: Duration = Duration::from_secs(30);
 
 /// How long to leave etcd alone after it answered and refused, for instance because its disk is full.
@@ -52,36 +54,17 @@ pub(crate) const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 /// How often a member that does not answer is logged.
 const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The interval of HTTP/2 pings towards etcd while a stream is open: twice the least that etcd allows (5 s).
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-
-/// How long a ping may stay unanswered.
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// User and password towards etcd.
-#[derive(Clone)]
-pub(crate) struct Credentials {
-    pub(crate) user: String,
-    pub(crate) password: String,
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
-    }
-}
-
 /// The members of one etcd cluster.
 pub(crate) struct Cluster {
     members: Vec<Member>,
-    credentials: Option<Credentials>,
+    logins: Option<Arc<Logins>>,
     /// The member that answered last, asked first.
     preferred: AtomicUsize,
 }
 
 struct Member {
     name: Arc<str>,
-    endpoint: Endpoint,
+    target: Target,
     connection: Mutex<Option<Arc<Connection>>>,
     outage: Mutex<Outage>,
 }
@@ -96,21 +79,17 @@ struct Outage {
 }
 
 impl Cluster {
-    pub(crate) fn new(endpoints: Vec<Endpoint>, credentials: Option<Credentials>) -> Self {
-        let members = endpoints.into_iter().map(|endpoint| Member {
-            name: endpoint.uri().to_string().trim_end_matches('/').into(),
-            // Pings without a stream earn a GOAWAY from etcd.
-            endpoint: endpoint
-                .http2_keep_alive_interval(PING_INTERVAL)
-                .keep_alive_timeout(PING_TIMEOUT)
-                .keep_alive_while_idle(false),
+    pub(crate) fn new(targets: Vec<Target>, provider: Option<Provider>) -> Self {
+        let members = targets.into_iter().map(|target| Member {
+            name: target.name.as_str().into(),
+            target,
             connection: Mutex::new(None),
             outage: Mutex::default(),
         });
         let members: Vec<_> = members.collect();
         // Not the first for everybody: one member would carry the whole fleet.
         let preferred = AtomicUsize::new(fastrand::usize(..members.len()));
-        Self { members, credentials, preferred }
+        Self { members, logins: provider.map(|provider| Arc::new(Logins::new(provider))), preferred }
     }
 
     /// The number of members.
@@ -144,10 +123,8 @@ impl Cluster {
             Some(connection) => connection,
             None => self.open(index).await?,
         };
-        if let Some(credentials) = &self.credentials {
-            let login = connection.log_in(credentials, deadline, limit).await;
-            login.inspect_err(|error| self.after(&connection, error))?;
-        }
+        let login = connection.log_in(deadline, limit).await;
+        login.inspect_err(|error| self.after(&connection, error))?;
         Ok(connection)
     }
 
@@ -182,8 +159,8 @@ impl Cluster {
     }
 
     async fn open(&self, index: usize) -> Result<Arc<Connection>, EtcdError> {
-        let Member { name, endpoint, .. } = &self.members[index];
-        let connection = Connection::open(index, name.clone(), endpoint, self.credentials.is_some()).await?;
+        let Member { name, target, .. } = &self.members[index];
+        let connection = Connection::open(index, name.clone(), target, self.logins.clone()).await?;
         Ok(self.members[index].slot().get_or_insert(Arc::new(connection)).clone())
     }
 
@@ -246,7 +223,7 @@ impl Cluster {
         self.note(connection.index(), error);
         match error.kind {
             // The connection may be dead without knowing, or have lost the runtime that it was made on.
-            EtcdErrorKind::Deadline(_) | EtcdErrorKind::Unreachable => self.forget(connection),
+            EtcdErrorKind::Deadline(_) | EtcdErrorKind::Unreachable | EtcdErrorKind::Tls => self.forget(connection),
             EtcdErrorKind::Token | EtcdErrorKind::Denied => {
                 connection.log_in_again();
                 // Streams outlive the connection that new calls use; its token is no better.
@@ -273,16 +250,5 @@ impl Member {
 
     fn outage(&self) -> MutexGuard<'_, Outage> {
         self.outage.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn credentials_never_show_their_password() {
-        let credentials = Credentials { user: "root".into(), password: "secret".into() };
-        assert!(!format!("{credentials:?}").contains("secret"));
     }
 }

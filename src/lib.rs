@@ -82,15 +82,22 @@
 //! | 3 | `registry`: the builder, and the one place that ties both sides together |
 //! | 2 | `discover`: etcd to snapshots to changes. `register`: an instance to etcd, and the layer around a server |
 //! | 2 | `channel`: calls to instances, wherever those are known from |
-//! | 1 | `etcd`: the cluster: a connection a member, deadlines, authentication, TLS, lists and watches |
+//! | 1 | `etcd`: the cluster: a connection a member, deadlines, logins, lists and watches |
 //! | 0 | `instance`, `snapshot`, `format`, `backoff`, `error`: pure |
+//! | 0 | `tls`, `pem`: certificates from files and memory, and sessions over any bytes, for `etcd` and `channel` |
 //!
 //! # Features
 //!
-//! - `tls-ring` (default): TLS towards etcd and towards instances, with rustls and ring.
+//! - `tls-ring` (default): TLS towards etcd and towards instances ([`ClientTls`]), with rustls and ring. It is named
+//!   like tonic's, and switches on none of tonic's.
+//! - `tls-aws-lc`: the same with rustls and aws-lc. With both, aws-lc is used; what the process has for a default provider
+//!   does not matter.
 //! - `health`: with it, `ChannelBuilder::health_check` leaves out servers that say they are not well.
-//! - `tls-native-roots`: with it, `ChannelTls::native_roots` trusts the operating system's authorities.
-//! - `tls-webpki-roots`: with it, `ChannelTls::webpki_roots` trusts Mozilla's authorities.
+//! - `tls-native-roots`: with one of them, [`ClientTls::native_roots`] trusts the operating system's authorities.
+//! - `tls-webpki-roots`: with one of them, [`ClientTls::webpki_roots`] trusts Mozilla's authorities.
+
+#[cfg(all(feature = "_tls", not(any(feature = "tls-ring", feature = "tls-aws-lc"))))]
+compile_error!("the feature _tls is internal: switch on tls-ring or tls-aws-lc");
 
 mod backoff;
 mod channel;
@@ -99,16 +106,17 @@ mod error;
 mod etcd;
 mod format;
 mod instance;
-#[cfg(feature = "tls-ring")]
+pub mod kitex;
+#[cfg(feature = "_tls")]
 mod pem;
 mod register;
 mod registry;
 mod snapshot;
+#[cfg(feature = "_tls")]
+mod tls;
 
 pub use tower::discover::Change;
 
-#[cfg(feature = "tls-ring")]
-pub use self::channel::ChannelTls;
 pub use self::channel::{
     BalancedChannel, Candidate, ChannelBuilder, Connectivity, Ending, FailurePercentage, InstanceChanges,
     InstanceStatus, LeastRequest, Outcome, OutlierDetection, PeakEwma, PickFirst, Picked, Picker, Policy, ResponseBody,
@@ -116,8 +124,7 @@ pub use self::channel::{
 };
 pub use self::discover::Discover;
 pub use self::error::{ConfigError, Gone};
-#[cfg(feature = "tls-ring")]
-pub use self::etcd::EtcdTls;
+pub use self::etcd::Credentials;
 pub use self::format::{DecodeError, Decoded, Entry, EtcdNaming, Format, GoZero, Kitex, Kratos};
 pub use self::instance::{Address, DEFAULT_WEIGHT, Host, Instance, ServiceName};
 pub use self::register::{
@@ -126,3 +133,5 @@ pub use self::register::{
 };
 pub use self::registry::{Registries, Registry, RegistryBuilder};
 pub use self::snapshot::{Member, MemberState, Snapshot};
+#[cfg(feature = "_tls")]
+pub use self::tls::ClientTls;

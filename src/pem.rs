@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
@@ -10,25 +11,36 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use crate::error::ConfigError;
 
 /// PEM that was given for one purpose, as a file or as bytes. `Debug` shows no content.
+#[derive(Clone)]
 pub(crate) struct PemFile {
     what: &'static str,
     path: Option<PathBuf>,
-    bytes: Vec<u8>,
+    bytes: Arc<[u8]>,
 }
 
 impl PemFile {
     pub(crate) fn read(what: &'static str, path: &Path) -> Result<Self, ConfigError> {
-        let mut file = Self { what, path: Some(path.to_owned()), bytes: Vec::new() };
-        file.bytes = std::fs::read(path).map_err(|error| file.refused(error))?;
-        Ok(file)
+        let mut pem = Self { what, path: Some(path.to_owned()), bytes: Arc::default() };
+        pem.read_again()?;
+        Ok(pem)
     }
 
-    pub(crate) fn from_bytes(what: &'static str, bytes: impl Into<Vec<u8>>) -> Self {
-        Self { what, path: None, bytes: bytes.into() }
+    pub(crate) fn from_bytes(what: &'static str, bytes: impl AsRef<[u8]>) -> Self {
+        Self { what, path: None, bytes: bytes.as_ref().into() }
     }
 
-    pub(crate) fn into_bytes(self) -> Vec<u8> {
-        self.bytes
+    /// The file that it came from, if it came from one.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Reads the file again, if there is one, and says whether its content is another than before.
+    pub(crate) fn read_again(&mut self) -> Result<bool, ConfigError> {
+        let Some(path) = &self.path else { return Ok(false) };
+        let bytes = std::fs::read(path).map_err(|error| self.refused(error))?;
+        let is_changed = *bytes != *self.bytes;
+        self.bytes = bytes.into();
+        Ok(is_changed)
     }
 
     /// The certificates, at least one.

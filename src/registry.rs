@@ -3,6 +3,7 @@
 mod registries;
 
 use std::fmt;
+use std::future::Future;
 use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +11,12 @@ use std::time::Duration;
 use crate::channel::ChannelBuilder;
 use crate::discover::{DEFAULT_HOLD, Discover, Layout, Watchers};
 use crate::error::ConfigError;
-#[cfg(feature = "tls-ring")]
-use crate::etcd::EtcdTls;
-use crate::etcd::{Cluster, Credentials, Tls, parse_endpoints, without_user};
+use crate::etcd::{Cluster, Credentials, Provider, Tls, parse_endpoints, without_user};
 use crate::format::{Format, Kitex};
 use crate::instance::{DEFAULT_WEIGHT, Instance};
 use crate::register::{Registrar, RegistrationBuilder};
+#[cfg(feature = "_tls")]
+use crate::tls::ClientTls;
 
 pub use self::registries::Registries;
 
@@ -50,7 +51,7 @@ impl Registry {
             default_weight: DEFAULT_WEIGHT,
             dial_timeout: DEFAULT_DIAL_TIMEOUT,
             removal_hold: DEFAULT_HOLD,
-            credentials: None,
+            provider: None,
             tls: None,
         }
     }
@@ -108,7 +109,7 @@ pub struct RegistryBuilder {
     default_weight: u16,
     dial_timeout: Duration,
     removal_hold: Duration,
-    credentials: Option<Credentials>,
+    provider: Option<Provider>,
     tls: Option<Tls>,
 }
 
@@ -152,15 +153,51 @@ impl RegistryBuilder {
         self
     }
 
-    /// User and password towards etcd. Tokens are refreshed when they expire.
+    /// User and password towards etcd, for simple tokens and JWT. A token that expired or is no longer valid is replaced by
+    /// another login, which nobody notices. Kitex calls this `WithAuthOpt`.
+    ///
+    /// After credentials were refused, which is logged as a warning, etcd is not asked again for 30 s; meanwhile instances
+    /// stay known, and a registration lasts for as long as its keepalives need no login. For a password that changes while
+    /// the program runs there is [`auth_with`](Self::auth_with), which replaces this, as this replaces that.
     pub fn auth(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
-        self.credentials = Some(Credentials { user: user.into(), password: password.into() });
+        self.provider = Some(Provider::Fixed(Credentials::new(user, password)));
         self
     }
 
-    /// TLS towards etcd. Every endpoint must then be `https`.
-    #[cfg(feature = "tls-ring")]
-    pub fn tls(mut self, tls: EtcdTls) -> Self {
+    /// User and password towards etcd from `provider`, which is asked again for each login: with each new connection, after
+    /// a token expired, and after a password or a role was changed. So a password can be rotated while the program runs.
+    ///
+    /// ```no_run
+    /// use tonic_etcd::{Credentials, Registry};
+    ///
+    /// # fn example() -> Result<(), tonic_etcd::ConfigError> {
+    /// let registry = Registry::builder(["http://127.0.0.1:2379"])
+    ///     .auth_with(|| async {
+    ///         let password = tokio::fs::read_to_string("/run/secrets/etcd").await?;
+    ///         Ok::<_, std::io::Error>(Credentials::new("echo", password.trim_end()))
+    ///     })
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// A slow provider is waited for by whatever needs the login, up to that one's own limit of 0.7 s to 5 s; its answer then
+    /// serves those who come later. One that fails is asked again after 1 s. Its errors are logged as warnings, at most once
+    /// a minute, so they must not show the password. What etcd refused is tried again after 30 s, anything else after 1 s:
+    /// change a password in etcd first, and let the provider hand it out then.
+    pub fn auth_with<P, F, E>(mut self, provider: P) -> Self
+    where
+        P: Fn() -> F + Send + Sync + 'static,
+        F: Future<Output = Result<Credentials, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.provider = Some(Provider::asked(provider));
+        self
+    }
+
+    /// TLS towards etcd. Every endpoint must then be `https`. Kitex calls this `WithTLSOpt`.
+    #[cfg(feature = "_tls")]
+    pub fn tls(mut self, tls: ClientTls) -> Self {
         self.tls = Some(tls);
         self
     }
@@ -169,7 +206,7 @@ impl RegistryBuilder {
     ///
     /// # Errors
     ///
-    /// An empty list of endpoints, a bad URL, a bad prefix, or an option out of its range.
+    /// An empty list of endpoints, a bad URL, a bad prefix, an option out of its range, or TLS that trusts nobody.
     pub fn build(self) -> Result<Registry, ConfigError> {
         let prefix = self.prefix.unwrap_or_else(|| self.format.default_prefix().to_owned());
         let base = parse_prefix(&prefix)?;
@@ -181,12 +218,12 @@ impl RegistryBuilder {
             let (option, value) = ("dial_timeout", format!("{:?}", self.dial_timeout));
             return Err(ConfigError::Option { option, value, expected: "more than zero" });
         }
-        if self.credentials.as_ref().is_some_and(|credentials| credentials.user.is_empty()) {
+        if self.provider.as_ref().is_some_and(Provider::names_nobody) {
             let (option, value) = ("auth", "with an empty user".to_owned());
             return Err(ConfigError::Option { option, value, expected: "a user's name" });
         }
         let endpoints = parse_endpoints(&self.endpoints, self.tls.as_ref(), self.dial_timeout)?;
-        let cluster = Arc::new(Cluster::new(endpoints, self.credentials));
+        let cluster = Arc::new(Cluster::new(endpoints, self.provider));
         let layout = Layout {
             base: base.clone(),
             format: self.format.clone(),
@@ -208,7 +245,7 @@ impl fmt::Debug for RegistryBuilder {
             .field("endpoints", &endpoints)
             .field("prefix", &self.prefix)
             .field("format", &self.format)
-            .field("credentials", &self.credentials)
+            .field("credentials", &self.provider)
             .finish_non_exhaustive()
     }
 }

@@ -87,22 +87,25 @@ impl RegistryFlags {
         Ok(self.secure(registry)?.build()?)
     }
 
-    #[cfg(feature = "tls-ring")]
+    #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
     fn secure(&self, registry: RegistryBuilder) -> Result<RegistryBuilder, Failure> {
-        use tonic_etcd::EtcdTls;
+        use tonic_etcd::ClientTls;
 
-        Ok(match (&self.ca, &self.cert, &self.key) {
-            (Some(ca), Some(cert), Some(key)) => registry.tls(EtcdTls::from_files(ca, cert, key)?),
-            (Some(ca), ..) => registry.tls(EtcdTls::from_ca_file(ca)?),
-            (None, ..) => registry,
-        })
+        let Some(ca) = &self.ca else { return Ok(registry) };
+        let tls = ClientTls::new().ca_file(ca)?;
+        Ok(registry.tls(match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => tls.identity_files(cert, key)?,
+            _ => tls,
+        }))
     }
 
-    #[cfg(not(feature = "tls-ring"))]
+    #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
     fn secure(&self, registry: RegistryBuilder) -> Result<RegistryBuilder, Failure> {
         match (&self.ca, &self.cert, &self.key) {
             (None, None, None) => Ok(registry),
-            _ => Err(Failure::Usage("--ca, --cert and --key need a program built with the feature tls-ring".into())),
+            _ => Err(Failure::Usage(
+                "--ca, --cert and --key need a program built with the feature tls-ring or tls-aws-lc".into(),
+            )),
         }
     }
 }

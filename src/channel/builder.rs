@@ -20,14 +20,16 @@ use super::link::Dial;
 use super::outlier::OutlierDetection;
 use super::policy::{LeastRequest, Policy};
 use super::shared::{Published, Settings, Shared};
-#[cfg(feature = "tls-ring")]
-use super::tls::ChannelTls;
+#[cfg(feature = "_tls")]
+use super::tls::TlsClient;
 use super::view::Connectivity;
 use super::waiting::Line;
 use super::{BalancedChannel, Owner};
 use crate::error::ConfigError;
 use crate::instance::Instance;
 use crate::snapshot::{Member, MemberState, Snapshot};
+#[cfg(feature = "_tls")]
+use crate::tls::ClientTls;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -60,8 +62,8 @@ pub struct ChannelBuilder {
     user_agent: Option<String>,
     origin: Option<Uri>,
     options: Options,
-    #[cfg(feature = "tls-ring")]
-    tls: Option<ChannelTls>,
+    #[cfg(feature = "_tls")]
+    tls: Option<ClientTls>,
     #[cfg(feature = "health")]
     health: Option<Arc<str>>,
 }
@@ -113,7 +115,7 @@ impl ChannelBuilder {
             user_agent: None,
             origin: None,
             options: Options::default(),
-            #[cfg(feature = "tls-ring")]
+            #[cfg(feature = "_tls")]
             tls: None,
             #[cfg(feature = "health")]
             health: None,
@@ -269,9 +271,10 @@ impl ChannelBuilder {
         self
     }
 
-    /// TLS towards the instances.
-    #[cfg(feature = "tls-ring")]
-    pub fn tls(mut self, tls: ChannelTls) -> Self {
+    /// TLS towards the instances. Without a [`server_name`](ClientTls::server_name) each must have a certificate for the host
+    /// of its address.
+    #[cfg(feature = "_tls")]
+    pub fn tls(mut self, tls: ClientTls) -> Self {
         self.tls = Some(tls);
         self
     }
@@ -284,9 +287,9 @@ impl ChannelBuilder {
     pub fn build(self) -> Result<BalancedChannel, ConfigError> {
         let runtime = Handle::try_current().map_err(|_| ConfigError::NoRuntime { call: "build" })?;
         self.options.check()?;
-        #[cfg(feature = "tls-ring")]
-        let options = Options { tls: self.tls.map(|tls| tls.build()).transpose()?, ..self.options };
-        #[cfg(not(feature = "tls-ring"))]
+        #[cfg(feature = "_tls")]
+        let options = Options { tls: self.tls.as_ref().map(TlsClient::new).transpose()?, ..self.options };
+        #[cfg(not(feature = "_tls"))]
         let options = self.options;
         if self.max_waiting == 0 {
             return Err(ConfigError::Option { option: "max_waiting", value: "0".into(), expected: "at least 1" });

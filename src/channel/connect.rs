@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout};
 use super::connection::{Connection, ConnectionDriver, Ended};
 use super::pings::{Pings, Rules};
 use super::socket::{BoxIo, Socket};
-#[cfg(feature = "tls-ring")]
+#[cfg(feature = "_tls")]
 use super::tls::{TlsClient, TlsError};
 use crate::error::{ConfigError, chain};
 use crate::instance::{Address, Host, refused_range};
@@ -47,7 +47,7 @@ pub(super) struct Options {
     pub(super) first_stream: u32,
     /// Connects instead of TCP.
     pub(super) connector: Option<Connector>,
-    #[cfg(feature = "tls-ring")]
+    #[cfg(feature = "_tls")]
     pub(super) tls: Option<TlsClient>,
 }
 
@@ -67,7 +67,7 @@ impl Default for Options {
             #[cfg(test)]
             first_stream: 1,
             connector: None,
-            #[cfg(feature = "tls-ring")]
+            #[cfg(feature = "_tls")]
             tls: None,
         }
     }
@@ -127,12 +127,12 @@ impl Options {
         if self.is_secure() { Scheme::HTTPS } else { Scheme::HTTP }
     }
 
-    #[cfg(feature = "tls-ring")]
+    #[cfg(feature = "_tls")]
     fn is_secure(&self) -> bool {
         self.tls.is_some()
     }
 
-    #[cfg(not(feature = "tls-ring"))]
+    #[cfg(not(feature = "_tls"))]
     #[expect(clippy::unused_self, reason = "with TLS it depends on the options")]
     fn is_secure(&self) -> bool {
         false
@@ -241,7 +241,7 @@ impl Attempt<'_> {
         }
     }
 
-    #[cfg(feature = "tls-ring")]
+    #[cfg(feature = "_tls")]
     async fn secured(&self, limit: Duration, io: BoxIo) -> Result<BoxIo, ConnectError> {
         let Some(tls) = &self.options.tls else {
             return Ok(io);
@@ -250,7 +250,7 @@ impl Attempt<'_> {
         session.map_err(|source| ConnectError::Tls { address: self.address.clone(), source })
     }
 
-    #[cfg(not(feature = "tls-ring"))]
+    #[cfg(not(feature = "_tls"))]
     async fn secured(&self, _: Duration, io: BoxIo) -> Result<BoxIo, ConnectError> {
         std::future::ready(Ok(io)).await
     }
@@ -332,7 +332,7 @@ pub(super) enum ConnectError {
     Refused { address: Address },
     #[error("{address}: cannot connect")]
     Connect { address: Address, source: BoxError },
-    #[cfg(feature = "tls-ring")]
+    #[cfg(feature = "_tls")]
     #[error("{address}: no TLS session")]
     Tls { address: Address, source: TlsError },
     #[error("{address}: no HTTP/2 connection")]
@@ -353,7 +353,7 @@ impl ConnectError {
 pub(super) enum Step {
     Resolve,
     Connect,
-    #[cfg(feature = "tls-ring")]
+    #[cfg(feature = "_tls")]
     Tls,
     Settings,
 }
@@ -363,7 +363,7 @@ impl fmt::Display for Step {
         f.write_str(match self {
             Self::Resolve => "the name was not resolved",
             Self::Connect => "not connected",
-            #[cfg(feature = "tls-ring")]
+            #[cfg(feature = "_tls")]
             Self::Tls => "no TLS session",
             Self::Settings => "no HTTP/2 SETTINGS from the server",
         })

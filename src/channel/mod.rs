@@ -23,7 +23,7 @@ mod socket;
 mod status;
 mod subchannel;
 mod sync;
-#[cfg(feature = "tls-ring")]
+#[cfg(feature = "_tls")]
 mod tls;
 mod trial;
 mod upload;
@@ -52,8 +52,6 @@ pub use self::outlier::{Ending, FailurePercentage, Outcome, OutlierDetection, Su
 pub use self::policy::{
     LeastRequest, PeakEwma, PickFirst, Picker, Policy, RingHash, WeightedRandom, WeightedRoundRobin,
 };
-#[cfg(feature = "tls-ring")]
-pub use self::tls::ChannelTls;
 pub use self::trial::{Picked, Trial};
 pub use self::view::{Connectivity, InstanceChanges, InstanceStatus};
 

@@ -76,8 +76,11 @@ impl Connection {
             if let Some(listing) = &listing {
                 options = options.with_revision(listing.revision);
             }
-            let mut kv = self.kv.clone();
-            let page = self.limited("list", range.name(), limit, kv.get(from.clone(), Some(options))).await;
+            let get = || {
+                let (mut kv, from, options) = (self.kv.clone(), from.clone(), options.clone());
+                async move { kv.get(from, Some(options)).await }
+            };
+            let page = self.limited("list", range.name(), limit, get).await;
             let page = match page {
                 Err(error) if error.kind == EtcdErrorKind::TooLarge && size > 1 => {
                     size = (size / 2).max(1);
@@ -101,9 +104,11 @@ impl Connection {
 
     /// The store's present revision, linearizably.
     pub(crate) async fn revision(&self, range: &Range, limit: Duration) -> Result<i64, EtcdError> {
-        let mut kv = self.kv.clone();
-        let options = GetOptions::new().with_range(range.end()).with_count_only();
-        let read = kv.get(range.start(), Some(options));
+        let read = || {
+            let mut kv = self.kv.clone();
+            let options = GetOptions::new().with_range(range.end()).with_count_only();
+            async move { kv.get(range.start(), Some(options)).await }
+        };
         let answer = self.limited("read revision", range.name(), limit, read).await?.0;
         Ok(answer.header.as_ref().map_or(0, |header| header.revision))
     }
@@ -136,8 +141,11 @@ impl Connection {
         limit: Duration,
     ) -> Result<Claimed, EtcdError> {
         let txn = Txn::new().when([guard]).and_then([write]).or_else([TxnOp::get(key, None)]);
-        let mut kv = self.kv.clone();
-        let answer = self.limited(operation, key, limit, kv.txn(txn)).await?.0;
+        let ask = || {
+            let (mut kv, txn) = (self.kv.clone(), txn.clone());
+            async move { kv.txn(txn).await }
+        };
+        let answer = self.limited(operation, key, limit, ask).await?.0;
         if answer.succeeded {
             return Ok(Claimed::Done(answer.header.as_ref().map_or(0, |header| header.revision)));
         }
@@ -151,17 +159,22 @@ impl Connection {
 
     /// Grants a lease with an id of our own choice, so that a repeated grant is recognised. Returns the TTL granted.
     pub(crate) async fn grant(&self, lease: i64, ttl: Duration, limit: Duration) -> Result<Duration, EtcdError> {
-        let mut client = self.client.lease_client();
-        let options = LeaseGrantOptions::new().with_id(lease);
         let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
-        let answer = self.limited("grant", &hex(lease), limit, client.grant(seconds, Some(options))).await?;
+        let grant = || {
+            let (mut client, options) = (self.client.lease_client(), LeaseGrantOptions::new().with_id(lease));
+            async move { client.grant(seconds, Some(options)).await }
+        };
+        let answer = self.limited("grant", &hex(lease), limit, grant).await?;
         Ok(seconds_from(answer.ttl()))
     }
 
     /// Revokes a lease. A lease that does not exist (any more) is a success.
     pub(crate) async fn revoke(&self, lease: i64, limit: Duration) -> Result<(), EtcdError> {
-        let mut client = self.client.lease_client();
-        match self.limited("revoke", &hex(lease), limit, client.revoke(lease)).await {
+        let revoke = || {
+            let mut client = self.client.lease_client();
+            async move { client.revoke(lease).await }
+        };
+        match self.limited("revoke", &hex(lease), limit, revoke).await {
             Err(error) if error.kind != EtcdErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
@@ -169,8 +182,11 @@ impl Connection {
 
     /// Whether a lease exists.
     pub(crate) async fn is_alive(&self, lease: i64, limit: Duration) -> Result<bool, EtcdError> {
-        let mut client = self.client.lease_client();
-        match self.limited("read lease", &hex(lease), limit, client.time_to_live(lease, None)).await {
+        let read = || {
+            let mut client = self.client.lease_client();
+            async move { client.time_to_live(lease, None).await }
+        };
+        match self.limited("read lease", &hex(lease), limit, read).await {
             // Its last second counts as 0, and -1 means that there is none.
             Ok(answer) => Ok(answer.ttl() >= 0),
             Err(error) if error.kind == EtcdErrorKind::NotFound => Ok(false),
@@ -184,8 +200,11 @@ impl Connection {
         first: i64,
         limit: Duration,
     ) -> Result<(LeaseKeeper, LeaseKeepAliveStream), EtcdError> {
-        let mut client = self.client.lease_client();
-        self.limited("keepalive", &hex(first), limit, client.keep_alive(first)).await
+        let open = || {
+            let mut client = self.client.lease_client();
+            async move { client.keep_alive(first).await }
+        };
+        self.limited("keepalive", &hex(first), limit, open).await
     }
 }
 

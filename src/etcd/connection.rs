@@ -4,20 +4,27 @@
 use std::error::Error as _;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, Error as ClientError, KvClient, WatchClient};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout, timeout_at};
-use tonic::Code;
-use tonic::transport::Endpoint;
+use tokio::time::{Instant, timeout_at};
+use tonic::{Code, Status};
 
-use super::{Credentials, DENIED_PAUSE};
-use crate::error::{EtcdError, EtcdErrorKind};
+use super::endpoint::Target;
+use super::login::{Credentials, Logins, NoCredentials};
+use crate::error::{EtcdError, EtcdErrorKind, chain};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The largest message that is read: a lease with 100,000 keys ends in one of 5 MB, and etcd's default limit for
 /// requests is 1.5 MB.
 const DECODE_LIMIT: usize = 16 * 1024 * 1024;
+
+/// What a login is called in errors, and whose it is before that is known.
+const LOGIN: &str = "login";
+const USERS: &str = "the user";
 
 /// One connection to one member. Streams opened on it keep it open after the cluster has moved on to a new one.
 pub(crate) struct Connection {
@@ -27,14 +34,15 @@ pub(crate) struct Connection {
     pub(super) kv: KvClient,
     pub(super) watch: WatchClient,
     login: Mutex<Login>,
-    has_credentials: bool,
+    /// How often a login succeeded.
+    tokens: AtomicU64,
+    logins: Option<Arc<Logins>>,
 }
 
 /// Where the login on one connection stands.
 enum Login {
     Needed,
     Done,
-    Refused(Instant),
 }
 
 impl Connection {
@@ -42,12 +50,13 @@ impl Connection {
     pub(super) async fn open(
         index: usize,
         name: Arc<str>,
-        endpoint: &Endpoint,
-        has_credentials: bool,
+        target: &Target,
+        logins: Option<Arc<Logins>>,
     ) -> Result<Self, EtcdError> {
-        // Without a user `from_channel` does no I/O; with one it would log in without a deadline.
-        let options = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
-        let channel = etcd_client::Channel::Tonic(endpoint.connect_lazy());
+        // Without a user `from_channel` does no I/O; with one it would log in without a deadline. Its own refresh of tokens
+        // would go on with a password that was changed.
+        let options = ConnectOptions::new().with_require_leader(true);
+        let channel = etcd_client::Channel::Tonic(target.channel());
         let client = Client::from_channel(channel, Some(options)).await;
         let client = client.map_err(|error| failure(&name, "connect", "", error))?;
         Ok(Self {
@@ -56,8 +65,9 @@ impl Connection {
             kv: client.kv_client().max_decoding_message_size(DECODE_LIMIT),
             watch: client.watch_client().max_decoding_message_size(DECODE_LIMIT),
             client,
-            login: Mutex::new(Login::Needed),
-            has_credentials,
+            login: Mutex::new(if logins.is_some() { Login::Needed } else { Login::Done }),
+            tokens: AtomicU64::new(0),
+            logins,
         })
     }
 
@@ -73,65 +83,94 @@ impl Connection {
 
     /// Logs in, if that is due. Who comes while another one logs in waits for that, each until its own deadline, so that a
     /// silent member costs everybody one limit and not one after the other.
-    pub(super) async fn log_in(
-        &self,
-        credentials: &Credentials,
-        deadline: Instant,
-        limit: Duration,
-    ) -> Result<(), EtcdError> {
-        let late = || self.deadline("login", &credentials.user, limit);
+    pub(super) async fn log_in(&self, deadline: Instant, limit: Duration) -> Result<(), EtcdError> {
+        let Some(logins) = &self.logins else { return Ok(()) };
+        let late = || {
+            if !logins.are_waiting() {
+                return self.deadline(LOGIN, USERS, limit);
+            }
+            let reason = format!("the provider of credentials did not answer within {limit:?}");
+            self.refusal(LOGIN, USERS, EtcdErrorKind::Login, reason)
+        };
         let mut login = timeout_at(deadline, self.login.lock()).await.map_err(|_| late())?;
-        match *login {
-            Login::Done => return Ok(()),
-            Login::Refused(at) if at.elapsed() < DENIED_PAUSE => {
-                let reason = "the same credentials were refused less than 30 s ago".to_owned();
-                return Err(self.refusal("login", &credentials.user, EtcdErrorKind::Denied, reason));
-            }
-            Login::Needed | Login::Refused(_) => {}
+        if matches!(*login, Login::Done) {
+            return Ok(());
         }
-        let user = (credentials.user.clone(), credentials.password.clone());
+        let credentials = timeout_at(deadline, logins.credentials()).await.map_err(|_| late())?;
+        let credentials = credentials.map_err(|none| self.no_credentials(none))?;
+        let Credentials { user, password } = credentials.clone();
         let mut client = self.client.clone();
-        let answer = timeout_at(deadline, client.update_user(Some(user))).await.map_err(|_| late())?;
+        let answer = timeout_at(deadline, client.update_user(Some((user, password)))).await.map_err(|_| late())?;
         match answer {
-            Ok(()) => *login = Login::Done,
+            Ok(()) => {}
             // Then it wants none.
-            Err(ClientError::GRpcStatus(status)) if status.message().contains("authentication is not enabled") => {
-                *login = Login::Done;
-            }
+            Err(ClientError::GRpcStatus(status)) if status.message().contains("authentication is not enabled") => {}
             Err(error) => {
-                let error = self.failure("login", &credentials.user, error);
+                let mut error = self.failure(LOGIN, &credentials.user, error);
                 if error.kind == EtcdErrorKind::Denied {
-                    *login = Login::Refused(Instant::now());
-                    tracing::warn!(member = %self.name, user = %credentials.user, "etcd refused the credentials");
+                    error.kind = EtcdErrorKind::Login;
+                    logins.refused(credentials).await;
                 }
                 return Err(error);
             }
         }
+        self.tokens.fetch_add(1, Ordering::Relaxed);
+        *login = Login::Done;
         Ok(())
+    }
+
+    fn no_credentials(&self, none: NoCredentials) -> EtcdError {
+        let kind = match none {
+            NoCredentials::Failed(_) => EtcdErrorKind::Login,
+            NoCredentials::TooEarly => EtcdErrorKind::Withheld,
+        };
+        EtcdError {
+            kind,
+            member: self.name.to_string(),
+            operation: LOGIN,
+            key: USERS.to_owned(),
+            source: Some(Box::new(none)),
+        }
     }
 
     /// The next call logs in afresh, unless one does already.
     pub(super) fn log_in_again(&self) {
         if let Ok(mut login) = self.login.try_lock()
-            && matches!(*login, Login::Done)
+            && self.logins.is_some()
         {
             *login = Login::Needed;
         }
     }
 
-    /// Runs one request on this connection under a deadline and says of its failure what was tried.
-    pub(super) async fn limited<T>(
+    /// Runs one request on this connection under a deadline and says of its failure what was tried. If its token is not
+    /// valid any more, it gets a fresh one and runs again.
+    pub(super) async fn limited<T, F>(
         &self,
         operation: &'static str,
         key: &str,
         limit: Duration,
-        request: impl Future<Output = Result<T, ClientError>>,
-    ) -> Result<T, EtcdError> {
-        match timeout(limit, request).await {
+        request: impl Fn() -> F,
+    ) -> Result<T, EtcdError>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        let deadline = Instant::now() + limit;
+        let run = async || match timeout_at(deadline, request()).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(self.failure(operation, key, error)),
             Err(_) => Err(self.deadline(operation, key, limit)),
+        };
+        let token = self.tokens.load(Ordering::Relaxed);
+        match run().await {
+            Err(error) if error.kind == EtcdErrorKind::Token => {}
+            result => return result,
         }
+        // Who else had the same token may have fetched the next one meanwhile.
+        if self.tokens.load(Ordering::Relaxed) == token {
+            self.log_in_again();
+        }
+        self.log_in(deadline, limit).await?;
+        run().await
     }
 
     fn failure(&self, operation: &'static str, key: &str, error: ClientError) -> EtcdError {
@@ -143,7 +182,7 @@ impl Connection {
     /// Who has no credentials cannot get a better token.
     fn as_seen_by_us(&self, kind: EtcdErrorKind) -> EtcdErrorKind {
         match kind {
-            EtcdErrorKind::Token if !self.has_credentials => EtcdErrorKind::Denied,
+            EtcdErrorKind::Token if self.logins.is_none() => EtcdErrorKind::Denied,
             kind => kind,
         }
     }
@@ -165,17 +204,23 @@ impl Connection {
 }
 
 pub(super) fn failure(member: &str, operation: &'static str, key: &str, error: ClientError) -> EtcdError {
-    EtcdError {
-        kind: classify(&error),
-        member: member.to_owned(),
-        operation,
-        key: key.to_owned(),
-        source: Some(Box::new(error)),
-    }
+    let kind = classify(&error);
+    let source: BoxError = match error {
+        ClientError::GRpcStatus(status) => reason(&status).into(),
+        error => error.into(),
+    };
+    EtcdError { kind, member: member.to_owned(), operation, key: key.to_owned(), source: Some(source) }
+}
+
+/// What the member said, or what became of the connection; a status shows its own source as `Debug` does.
+fn reason(status: &Status) -> String {
+    status.source().map_or_else(|| status.message().to_owned(), chain)
 }
 
 fn classify(error: &ClientError) -> EtcdErrorKind {
     match error {
+        #[cfg(feature = "_tls")]
+        ClientError::GRpcStatus(status) if crate::tls::TlsError::is_behind(status) => EtcdErrorKind::Tls,
         // A status with a source was made here, from a connection that broke or could not be made.
         ClientError::GRpcStatus(status) => match classify_status(status.code(), status.message()) {
             EtcdErrorKind::Unavailable if status.source().is_some() => EtcdErrorKind::Unreachable,

@@ -1,32 +1,81 @@
-//! From the URLs that a user gives to the endpoints that are dialled, without I/O.
+//! From the URLs that a user gives to the members that are dialled, without I/O.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use http::Uri;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 
+#[cfg(feature = "_tls")]
+use super::tls::SecureConnector;
 use crate::error::ConfigError;
+#[cfg(feature = "_tls")]
+use crate::instance::parse_host;
 
-#[cfg(feature = "tls-ring")]
-pub(crate) type Tls = super::EtcdTls;
+#[cfg(feature = "_tls")]
+pub(crate) type Tls = crate::tls::ClientTls;
 /// Without the feature there is no TLS configuration.
-#[cfg(not(feature = "tls-ring"))]
+#[cfg(not(feature = "_tls"))]
 pub(crate) type Tls = std::convert::Infallible;
+
+#[cfg(feature = "_tls")]
+type Client = crate::tls::TlsClient;
+#[cfg(not(feature = "_tls"))]
+type Client = std::convert::Infallible;
+
+/// The interval of HTTP/2 pings while a stream is open: twice the least that etcd allows (5 s).
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long a ping may stay unanswered.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One member, as it is dialled.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// As it is shown.
+    pub(super) name: String,
+    endpoint: Endpoint,
+    #[cfg(feature = "_tls")]
+    secure: Option<SecureConnector>,
+}
+
+impl Target {
+    fn plain(url: Uri, dial_timeout: Duration) -> Self {
+        Self {
+            name: shown(&url),
+            endpoint: tuned(Endpoint::from(url), dial_timeout),
+            #[cfg(feature = "_tls")]
+            secure: None,
+        }
+    }
+
+    /// A channel that connects with its first call. Needs a tokio runtime.
+    pub(super) fn channel(&self) -> Channel {
+        #[cfg(feature = "_tls")]
+        if let Some(secure) = &self.secure {
+            return self.endpoint.connect_with_connector_lazy(secure.clone());
+        }
+        self.endpoint.connect_lazy()
+    }
+}
 
 /// Checks the URLs of a cluster's members. `host:port` without a scheme is `https` with TLS and `http` without.
 pub(crate) fn parse_endpoints(
     urls: &[String],
     tls: Option<&Tls>,
     dial_timeout: Duration,
-) -> Result<Vec<Endpoint>, ConfigError> {
+) -> Result<Vec<Target>, ConfigError> {
     if urls.is_empty() {
         return Err(ConfigError::NoEndpoints);
     }
+    #[cfg(feature = "_tls")]
+    let tls = tls.map(Tls::build).transpose()?;
+    #[cfg(feature = "_tls")]
+    let tls = tls.as_ref();
     urls.iter().map(|url| parse_endpoint(url.trim(), tls, dial_timeout)).collect()
 }
 
-fn parse_endpoint(url: &str, tls: Option<&Tls>, dial_timeout: Duration) -> Result<Endpoint, ConfigError> {
+fn parse_endpoint(url: &str, tls: Option<&Client>, dial_timeout: Duration) -> Result<Target, ConfigError> {
     let refuse = |reason: Cow<'static, str>| ConfigError::Endpoint { url: without_user(url), reason };
     if url.contains(',') {
         return Err(refuse("give each member as an item of its own".into()));
@@ -59,16 +108,37 @@ fn parse_endpoint(url: &str, tls: Option<&Tls>, dial_timeout: Duration) -> Resul
         Some("https") => true,
         _ => return Err(refuse("only http and https are known".into())),
     };
-    let endpoint = Endpoint::from(uri).connect_timeout(dial_timeout).tcp_nodelay(true);
     match (https, tls) {
-        (false, None) => Ok(endpoint),
+        (false, None) => Ok(Target::plain(uri, dial_timeout)),
         (false, Some(_)) => Err(refuse("TLS is configured, so every endpoint must be https".into())),
-        (true, None) => Err(refuse("https needs tls(..) with a certificate authority (feature tls-ring)".into())),
-        #[cfg(feature = "tls-ring")]
-        (true, Some(tls)) => tls.apply(endpoint),
-        #[cfg(not(feature = "tls-ring"))]
+        (true, None) => Err(refuse("https needs tls(..), with the feature tls-ring or tls-aws-lc".into())),
+        #[cfg(feature = "_tls")]
+        (true, Some(tls)) => {
+            let host = parse_host(host).map_err(|reason| refuse(reason.into()))?;
+            let (name, authority) = (shown(&uri), authority.clone());
+            let plain = Uri::builder().scheme("http").authority(authority).path_and_query("/").build();
+            let plain = plain.map_err(|error| refuse(error.to_string().into()))?;
+            let endpoint = tuned(Endpoint::from(plain).origin(uri.clone()), dial_timeout);
+            let secure = Some(SecureConnector::new(uri, host, tls.clone(), dial_timeout));
+            Ok(Target { name, endpoint, secure })
+        }
+        #[cfg(not(feature = "_tls"))]
         (true, Some(never)) => match *never {},
     }
+}
+
+fn tuned(endpoint: Endpoint, dial_timeout: Duration) -> Endpoint {
+    endpoint
+        .connect_timeout(dial_timeout)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        // Pings without a stream earn a GOAWAY from etcd.
+        .keep_alive_while_idle(false)
+}
+
+fn shown(url: &Uri) -> String {
+    url.to_string().trim_end_matches('/').to_owned()
 }
 
 /// The URL without what stands before an `@`, for messages.
@@ -83,19 +153,19 @@ pub(crate) fn without_user(url: &str) -> String {
 mod tests {
     use super::*;
 
-    fn parse(url: &str) -> Result<Endpoint, ConfigError> {
+    fn parse(url: &str) -> Result<Target, ConfigError> {
         parse_endpoint(url, None, Duration::from_secs(1))
     }
 
     #[test]
     fn urls_and_bare_addresses_are_endpoints() {
         for (url, uri) in [
-            ("http://127.0.0.1:2379", "http://127.0.0.1:2379/"),
-            ("127.0.0.1:2379", "http://127.0.0.1:2379/"),
-            ("http://[::1]:2379/", "http://[::1]:2379/"),
-            ("http://etcd.example.com:2379", "http://etcd.example.com:2379/"),
+            ("http://127.0.0.1:2379", "http://127.0.0.1:2379"),
+            ("127.0.0.1:2379", "http://127.0.0.1:2379"),
+            ("http://[::1]:2379/", "http://[::1]:2379"),
+            ("http://etcd.example.com:2379", "http://etcd.example.com:2379"),
         ] {
-            assert_eq!(parse(url).expect(url).uri().to_string(), uri);
+            assert_eq!(parse(url).expect(url).name, uri);
         }
     }
 

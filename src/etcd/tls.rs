@@ -1,70 +1,57 @@
-//! TLS towards etcd: certificates from files, checked when they are read.
+//! TLS towards etcd: TCP to one member, and the session on top. tonic's own TLS reads no file twice.
 
-use std::fmt;
-use std::path::Path;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use futures_util::future::BoxFuture;
+use http::Uri;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tower::Service;
 
-use crate::error::ConfigError;
-use crate::pem::PemFile;
+use crate::instance::Host;
+use crate::tls::TlsClient;
 
-/// TLS towards etcd: who may sign its certificate, and what we show of ourselves.
-///
-/// With it every endpoint must be `https`; nothing ever falls back to plaintext. The server's name is the host of each
-/// endpoint's URL. `Debug` shows no key.
-#[derive(Clone)]
-pub struct EtcdTls {
-    config: ClientTlsConfig,
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Connects to one member, and to nobody else: it goes by its own URL, and never without TLS.
+#[derive(Debug, Clone)]
+pub(super) struct SecureConnector {
+    tcp: HttpConnector,
+    url: Uri,
+    host: Host,
+    tls: TlsClient,
 }
 
-impl EtcdTls {
-    /// Mutual TLS from three PEM files: the certificate authority of etcd's certificates, our certificate (with its
-    /// chain) and its private key. Kitex calls this `WithTLSOpt`, with the arguments in the order cert, key, CA.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError::Tls`] names the file that cannot be read, or holds no certificate or key that can be used.
-    pub fn from_files(
-        ca: impl AsRef<Path>,
-        cert: impl AsRef<Path>,
-        key: impl AsRef<Path>,
-    ) -> Result<Self, ConfigError> {
-        let authority = authority(ca.as_ref())?;
-        let cert = PemFile::read("the client certificate", cert.as_ref())?;
-        cert.certificates()?;
-        let key = PemFile::read("the client key", key.as_ref())?;
-        key.private_key()?;
-        let identity = Identity::from_pem(cert.into_bytes(), key.into_bytes());
-        Ok(Self { config: ClientTlsConfig::new().ca_certificate(authority).identity(identity) })
+impl SecureConnector {
+    pub(super) fn new(url: Uri, host: Host, tls: TlsClient, dial_timeout: Duration) -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        // Shared out among the addresses of a name.
+        tcp.set_connect_timeout(Some(dial_timeout));
+        Self { tcp, url, host, tls }
+    }
+}
+
+impl Service<Uri> for SecureConnector {
+    type Response = TokioIo<TlsStream<TcpStream>>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.tcp.poll_ready(cx).map_err(Into::into)
     }
 
-    /// TLS from one PEM file: the certificate authority of etcd's certificates. We show no certificate.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError::Tls`], if the file cannot be read or holds no certificate that can be used.
-    pub fn from_ca_file(ca: impl AsRef<Path>) -> Result<Self, ConfigError> {
-        Ok(Self { config: ClientTlsConfig::new().ca_certificate(authority(ca.as_ref())?) })
-    }
-
-    pub(super) fn apply(&self, endpoint: Endpoint) -> Result<Endpoint, ConfigError> {
-        let what = "the TLS configuration";
-        endpoint.tls_config(self.config.clone()).map_err(|source| ConfigError::Tls {
-            what,
-            path: None,
-            source: Box::new(source),
+    /// tonic's URI is that of an endpoint without TLS, so that tonic adds none of its own.
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let connecting = self.tcp.call(self.url.clone());
+        let Self { host, tls, .. } = self.clone();
+        Box::pin(async move {
+            let tcp = connecting.await?.into_inner();
+            Ok(TokioIo::new(tls.handshake(&host, tcp).await?))
         })
     }
-}
-
-impl fmt::Debug for EtcdTls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EtcdTls").finish_non_exhaustive()
-    }
-}
-
-fn authority(path: &Path) -> Result<Certificate, ConfigError> {
-    let file = PemFile::read("the certificate authority", path)?;
-    file.roots()?;
-    Ok(Certificate::from_pem(file.into_bytes()))
 }

@@ -59,8 +59,11 @@ impl Connection {
     pub(crate) async fn watch(&self, range: &Range, start: i64, limit: Duration) -> Result<Watch, EtcdError> {
         let options = WatchOptions::new().with_range(range.end()).with_start_revision(start);
         let options = options.with_progress_notify().with_fragment();
-        let mut client = self.watch.clone();
-        let stream = self.limited("watch", range.name(), limit, client.watch(range.start(), Some(options))).await?;
+        let open = || {
+            let (mut client, options) = (self.watch.clone(), options.clone());
+            async move { client.watch(range.start(), Some(options)).await }
+        };
+        let stream = self.limited("watch", range.name(), limit, open).await?;
         let (requests, responses) = stream.split();
         let (member, key) = (self.name().to_owned(), range.name().to_owned());
         Ok(Watch { member, key, requests, responses, fragments: Vec::new() })

@@ -12,6 +12,7 @@ mod registration;
 mod registrations;
 mod status;
 mod task;
+mod upkeep;
 
 pub use self::incoming::{Incoming, Io};
 pub use self::layer::{RegistrationBody, RegistrationFuture, RegistrationLayer, RegistrationService};

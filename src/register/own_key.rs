@@ -9,9 +9,6 @@ use tracing::Instrument;
 
 use crate::etcd::{Cluster, Event, Kv, Range, Source, Update};
 
-/// How often the key is read without any cause. Kitex calls this `ObserveDelay` (30 s) and has nothing else.
-const CHECK_INTERVAL: Duration = Duration::from_secs(60);
-
 /// What stands in the key.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct OwnKey {
@@ -23,10 +20,10 @@ pub(super) struct OwnKey {
     pub(super) kv: Option<Kv>,
 }
 
-/// Watches the key for as long as the receiver lives.
-pub(super) fn observe(cluster: Arc<Cluster>, key: &str) -> watch::Receiver<OwnKey> {
+/// Watches the key for as long as the receiver lives, and reads it every `interval` without any cause.
+pub(super) fn observe(cluster: Arc<Cluster>, key: &str, interval: Duration) -> watch::Receiver<OwnKey> {
     let (publisher, own_key) = watch::channel(OwnKey::default());
-    let source = Source::new(cluster, Range::key(key.to_owned()), CHECK_INTERVAL);
+    let source = Source::new(cluster, Range::key(key.to_owned()), interval);
     tokio::spawn(run(source, publisher).in_current_span());
     own_key
 }

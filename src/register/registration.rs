@@ -18,18 +18,25 @@ use super::registrar::Registrar;
 use super::registrations::Registrations;
 use super::status::{RegistrationStatus, StatusChanges};
 use super::task::{Desired, Task};
+use super::upkeep::Upkeep;
 use crate::error::{ConfigError, Gone};
 use crate::etcd::MAX_VALUE;
 use crate::format::{Entry, Format};
 use crate::instance::{Address, Instance, ServiceName};
 
 /// How long a lease lives without keepalives: an interval of 5 s + an answer within 2 s + a connect of 2 s + an election of
-/// 2 s + one retry of 2 s are 13 s, so a lost member never costs the registration. Kitex has 60 s.
+/// 2 s + one retry of 2 s are 13 s, so a lost member never costs the registration.
 const DEFAULT_TTL: Duration = Duration::from_secs(15);
 
+/// Kitex's, which finds out about a lost lease by a look every 30 s.
+const KITEX_TTL: Duration = Duration::from_secs(60);
+
 /// How long a server goes on serving after its leave was announced, so that clients hear of it: a hundred times what a
-/// watch needs. Clients that poll need more; Kitex's poll every 5 s.
+/// watch needs. Clients that poll need more.
 const DEFAULT_PROPAGATION_PAUSE: Duration = Duration::from_secs(1);
+
+/// Kitex's clients ask etcd every 5 s, and then need a moment.
+const KITEX_PROPAGATION_PAUSE: Duration = Duration::from_secs(6);
 
 /// How long calls in flight may take after that. With the deregistration (at most 3 s) and the pause it stays below the
 /// 30 s after which Kubernetes kills.
@@ -49,8 +56,10 @@ pub struct RegistrationBuilder {
     instance: Instance,
     advertise: Option<String>,
     ttl: Option<Duration>,
+    default_ttl: Duration,
     propagation_pause: Duration,
     drain_limit: Duration,
+    upkeep: Upkeep,
 }
 
 impl RegistrationBuilder {
@@ -60,8 +69,10 @@ impl RegistrationBuilder {
             instance,
             advertise: None,
             ttl: None,
+            default_ttl: DEFAULT_TTL,
             propagation_pause: DEFAULT_PROPAGATION_PAUSE,
             drain_limit: DEFAULT_DRAIN_LIMIT,
+            upkeep: Upkeep::DEFAULT,
         }
     }
 
@@ -94,11 +105,57 @@ impl RegistrationBuilder {
         self
     }
 
+    /// The longest first wait after an attempt to register that failed; it doubles up to 2 s, or stays as it is if it is
+    /// longer. Each wait is drawn at random below that, so that many servers do not come at once. 1 ms to a day; defaults to
+    /// 250 ms. Where etcd answers and refuses, the next attempt comes after 10 s, or 30 s if credentials are the reason.
+    ///
+    /// Kitex calls this `RetryDelay`.
+    pub fn retry_delay(mut self, delay: Duration) -> Self {
+        self.upkeep.retry_delay = delay;
+        self
+    }
+
+    /// How many attempts to register may fail in a row, before the registration ends with
+    /// [`RegistrationStatus::GaveUp`] and a warning; the server serves on. Defaults to 0: it never gives up, as a server
+    /// that gave up is lost until somebody restarts it.
+    ///
+    /// An attempt is a grant of the lease or a claim of the key. While a lease lasts nothing is attempted: an etcd that is
+    /// away uses nothing up before it is back and has forgotten the lease.
+    ///
+    /// Kitex calls this `MaxAttemptTimes`.
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.upkeep.max_attempts = attempts;
+        self
+    }
+
+    /// How often the own key is read without any cause, give or take a fifth: 1 s to a day. Defaults to 60 s. A change of
+    /// the key is known at once without it, by a watch; this is for what a watch might not tell.
+    ///
+    /// Kitex calls this `ObserveDelay`, and notices nothing before.
+    pub fn check_interval(mut self, interval: Duration) -> Self {
+        self.upkeep.check_interval = interval;
+        self
+    }
+
+    /// Kitex's defaults, where ours differ: a TTL of 60 s, or what `KITEX_ETCD_REGISTRY_LEASE_TTL` says, a propagation pause
+    /// of 6 s, for Kitex clients that ask every 5 s, [`retry_delay`](Self::retry_delay) 10 s,
+    /// [`max_attempts`](Self::max_attempts) 5 and [`check_interval`](Self::check_interval) 30 s. It replaces these five;
+    /// options behind it count.
+    ///
+    /// [All of Kitex's options](crate::kitex) have a counterpart.
+    pub fn kitex(mut self) -> Self {
+        self.ttl = None;
+        self.default_ttl = KITEX_TTL;
+        self.propagation_pause = KITEX_PROPAGATION_PAUSE;
+        self.upkeep = Upkeep::KITEX;
+        self
+    }
+
     /// Checks everything and makes the registration. Nothing is registered yet, no I/O is done, and no runtime is needed.
     ///
     /// # Errors
     ///
-    /// A bad service name, weight, TTL, advertised address or environment variable.
+    /// A bad service name, weight, TTL, advertised address or environment variable, or a time out of its range.
     pub fn build(self) -> Result<Registration, ConfigError> {
         let mut instance = self.instance;
         let service: ServiceName = instance.service.parse()?;
@@ -112,9 +169,11 @@ impl RegistrationBuilder {
         let ttl = match self.ttl {
             Some(ttl) => check_ttl(ttl)?,
             None => {
-                std::env::var(TTL_VARIABLE).ok().filter(|value| !value.is_empty()).map_or(Ok(DEFAULT_TTL), ttl_in)?
+                let variable = std::env::var(TTL_VARIABLE).ok().filter(|value| !value.is_empty());
+                variable.map_or(Ok(self.default_ttl), ttl_in)?
             }
         };
+        self.upkeep.check()?;
         let plan = Plan {
             service: service.clone(),
             ttl,
@@ -124,7 +183,7 @@ impl RegistrationBuilder {
         let address = instance.address.clone();
         let (desired, wanted) = watch::channel(Desired { instance, paused: false, leave: false });
         let (publisher, status) = watch::channel(RegistrationStatus::Unregistered);
-        let task = Task::new(Holdings::new(self.registrar, plan), wanted, publisher);
+        let task = Task::new(Holdings::new(self.registrar, plan), self.upkeep, wanted, publisher);
         Ok(Registration {
             shared: Arc::new(Shared {
                 address,
@@ -166,7 +225,8 @@ fn ttl_in(value: String) -> Result<Duration, ConfigError> {
 ///
 /// # Recovery
 ///
-/// Between the two it is put back for ever, whatever happens: a dead lease, a deleted or overwritten key, an etcd that is
+/// Between the two it is put back for ever, unless [`max_attempts`](RegistrationBuilder::max_attempts) sets a limit,
+/// whatever happens: a dead lease, a deleted or overwritten key, an etcd that is
 /// away or was wiped. Only a key under another server's live lease is left alone, until that goes
 /// ([`RegistrationStatus::Conflict`]).
 ///
@@ -246,7 +306,7 @@ impl Registration {
     ///
     /// # Errors
     ///
-    /// [`Gone`], if the registration has ended.
+    /// [`Gone`], if the registration has ended; [`status`](Self::status) says whether it gave up.
     ///
     /// # Cancel safety
     ///
@@ -254,7 +314,7 @@ impl Registration {
     pub async fn registered(&self) -> Result<(), Gone> {
         let mut status = self.shared.status.clone();
         let reached = status
-            .wait_for(|status| matches!(status, RegistrationStatus::Registered { .. } | RegistrationStatus::Gone))
+            .wait_for(|status| matches!(status, RegistrationStatus::Registered { .. }) || status.has_ended())
             .await;
         match reached.as_deref() {
             Ok(RegistrationStatus::Registered { .. }) => Ok(()),
@@ -273,7 +333,7 @@ impl Registration {
         self.shared.desired.send_modify(|desired| desired.leave = true);
         let mut status = self.shared.status.clone();
         // An error means that the task is gone as well.
-        let _ = status.wait_for(|status| *status == RegistrationStatus::Gone).await;
+        let _ = status.wait_for(RegistrationStatus::has_ended).await;
     }
 
     /// Changes weight and tags. The key is updated in place; clients keep their connections.
@@ -434,3 +494,6 @@ async fn terminate() {
 async fn terminate() {
     std::future::pending::<()>().await;
 }
+
+#[cfg(test)]
+mod tests;

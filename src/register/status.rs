@@ -40,6 +40,22 @@ pub enum RegistrationStatus {
     Draining,
     /// It has left for good.
     Gone,
+    /// As many attempts in a row failed as [`max_attempts`](crate::RegistrationBuilder::max_attempts) allows; it has
+    /// ended for good, and is not in etcd.
+    GaveUp {
+        /// How many attempts failed in a row.
+        attempts: u32,
+        /// What became of the last one.
+        reason: String,
+    },
+}
+
+impl RegistrationStatus {
+    /// Whether the registration has ended for good: it left, or it gave up.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        matches!(self, Self::Gone | Self::GaveUp { .. })
+    }
 }
 
 impl fmt::Display for RegistrationStatus {
@@ -53,12 +69,13 @@ impl fmt::Display for RegistrationStatus {
             Self::Paused => f.write_str("paused"),
             Self::Draining => f.write_str("draining"),
             Self::Gone => f.write_str("gone"),
+            Self::GaveUp { attempts, reason } => write!(f, "gave up after {attempts} failed attempts: {reason}"),
         }
     }
 }
 
 /// The statuses of a registration: the present one first, then each newer one. What changed again before it was polled
-/// is left out. Ends after [`RegistrationStatus::Gone`].
+/// is left out. Ends after the one with which the registration [has ended](RegistrationStatus::has_ended).
 pub struct StatusChanges {
     changes: BoxStream<'static, RegistrationStatus>,
 }
@@ -72,7 +89,7 @@ impl StatusChanges {
                 Ok(()) => status.borrow_and_update().clone(),
                 Err(_) => return None,
             };
-            let rest = (now != RegistrationStatus::Gone).then_some(status);
+            let rest = (!now.has_ended()).then_some(status);
             Some((now, rest))
         });
         Self { changes: changes.boxed() }

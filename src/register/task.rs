@@ -11,6 +11,7 @@
 //!    +--------- the lease is dead (from any state) ------+
 //!
 //! any state --deregister, last handle dropped, or an operator's draining mark--> leave: announce, revoke, end
+//! Granting or Claiming --too many failures in a row, where there is a limit--> give up: revoke, end
 //! ```
 //!
 //! Any step can be abandoned at any await, which is how leaving interrupts it.
@@ -24,6 +25,7 @@ use super::holdings::{Granted, Holdings, Outcome};
 use super::keepalive::{LeaseState, keep};
 use super::own_key::{OwnKey, observe};
 use super::status::RegistrationStatus;
+use super::upkeep::Upkeep;
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{DENIED_PAUSE, Kv, REFUSED_PAUSE, hex};
@@ -32,10 +34,7 @@ use crate::instance::Instance;
 /// The most that a grant waits after a lease was lost: 500 servers that lose theirs together come back spread.
 const REGRANT_JITTER: Duration = Duration::from_millis(250);
 
-/// The first wait after a failed grant or claim. Kitex calls this `RetryDelay` (10 s).
-const RETRY_FIRST: Duration = Duration::from_millis(250);
-
-/// The longest such wait, so that a server is back within 3 s of etcd. There is no limit of attempts.
+/// The longest wait after a failed grant or claim, unless the first one is longer: a server is back within 3 s of etcd.
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// How often a key is put back at most, when something keeps on removing it.
@@ -56,9 +55,12 @@ pub(super) struct Desired {
 #[derive(Debug)]
 pub(super) struct Task {
     holdings: Holdings,
+    upkeep: Upkeep,
     desired: watch::Receiver<Desired>,
     status: watch::Sender<RegistrationStatus>,
     backoff: Backoff,
+    /// How many grants and claims have failed since the last one that came to something.
+    failures: u32,
     /// When the key was put back the last time.
     restored: Option<Instant>,
 }
@@ -92,6 +94,8 @@ enum State {
     Paused { lease: Lease, observer: Observer },
     /// An operator put the draining mark on the key.
     Drained,
+    /// The last attempt that was allowed failed.
+    Exhausted { reason: String },
 }
 
 /// A lease that is kept alive for as long as this exists.
@@ -124,10 +128,12 @@ enum Look {
 impl Task {
     pub(super) fn new(
         holdings: Holdings,
+        upkeep: Upkeep,
         desired: watch::Receiver<Desired>,
         status: watch::Sender<RegistrationStatus>,
     ) -> Self {
-        Self { holdings, desired, status, backoff: Backoff::new(RETRY_FIRST, RETRY_MAX), restored: None }
+        let backoff = Backoff::new(upkeep.retry_delay, upkeep.retry_delay.max(RETRY_MAX));
+        Self { holdings, upkeep, desired, status, backoff, failures: 0, restored: None }
     }
 
     /// Keeps the instance registered until it is to leave, and then takes it out.
@@ -142,8 +148,10 @@ impl Task {
                 _ = leave.wait_for(|desired| desired.leave) => break,
                 state = self.step(state) => state,
             };
-            if matches!(state, State::Drained) {
-                break;
+            match state {
+                State::Drained => break,
+                State::Exhausted { reason } => return self.give_up(reason).await,
+                _ => {}
             }
         }
         self.leave().await;
@@ -166,7 +174,7 @@ impl Task {
                 self.withdraw(lease).await
             }
             State::Paused { lease, observer } => self.stay_paused(lease, observer).await,
-            State::Drained => State::Drained,
+            State::Drained | State::Exhausted { .. } => state,
         }
     }
 
@@ -209,7 +217,10 @@ impl Task {
                 self.holdings.forget_lease(id);
                 return State::Granting { at: Instant::now(), unanswered: None };
             }
-            Err(error) => return State::Granting { at: self.pause_after(&error), unanswered: Some(id) },
+            Err(error) => {
+                let at = self.pause_after(&error);
+                return self.after_error(&error, State::Granting { at, unanswered: Some(id) });
+            }
         };
         tracing::debug!(lease = hex(id), ?ttl, "lease granted");
         claiming(Lease { id, state: keep(self.holdings.registrar.clone(), id, ttl, renew_at) }, None)
@@ -227,33 +238,41 @@ impl Task {
             Err(error) if error.kind == EtcdErrorKind::NotFound => {
                 // With the back-off, since this may happen again and again: where two clusters hide behind one name.
                 let pause = self.backoff.next();
-                return self.lost(&lease, "the lease is gone", pause);
+                let next = self.lost(&lease, "the lease is gone", pause);
+                return self.after_error(&error, next);
             }
-            Err(error) => return State::Claiming { lease, at: self.pause_after(&error), observer },
+            Err(error) => {
+                let at = self.pause_after(&error);
+                return self.after_error(&error, State::Claiming { lease, at, observer });
+            }
         };
         let same_key = observer.filter(|observer| observer.key == key);
         match outcome {
             Outcome::Claimed(revision) => {
                 self.backoff.reset();
+                self.failures = 0;
                 tracing::info!(key, lease = hex(lease.id), "registered");
                 self.report(RegistrationStatus::Registered { key: key.clone(), lease: lease.id });
                 let observer = same_key.unwrap_or_else(|| self.observe(key));
                 State::Holding { lease, claim: Claim { value, revision }, observer }
             }
             Outcome::Foreign(other) => {
+                self.failures = 0;
                 tracing::warn!(key, lease = hex(other), "address is registered by another server that is alive");
                 self.report(RegistrationStatus::Conflict { key: key.clone(), lease: other });
                 // A new eye: what the old one showed was from before the other server came.
                 State::Yielding { lease, observer: self.observe(key) }
             }
             Outcome::Contended => {
-                State::Claiming { lease, at: Instant::now() + self.backoff.next(), observer: same_key }
+                let at = Instant::now() + self.backoff.next();
+                let reason = format!("{key} was changed by others each time that it was claimed");
+                self.after_failure(reason, State::Claiming { lease, at, observer: same_key })
             }
         }
     }
 
     fn observe(&self, key: String) -> Observer {
-        let own_key = observe(self.holdings.registrar.cluster.clone(), &key);
+        let own_key = observe(self.holdings.registrar.cluster.clone(), &key, self.upkeep.check_interval);
         Observer { key, own_key, rollbacks: 0 }
     }
 
@@ -380,9 +399,36 @@ impl Task {
         State::Granting { at: Instant::now() + pause + up_to(REGRANT_JITTER), unanswered: None }
     }
 
+    fn after_error(&mut self, error: &EtcdError, next: State) -> State {
+        match error.kind {
+            // Nothing was attempted.
+            EtcdErrorKind::Withheld => next,
+            _ => self.after_failure(chain(error), next),
+        }
+    }
+
+    /// Goes on with `next` after an attempt that failed, unless that was the last one.
+    fn after_failure(&mut self, reason: String, next: State) -> State {
+        self.failures = self.failures.saturating_add(1);
+        let limit = self.upkeep.max_attempts;
+        if limit > 0 && self.failures >= limit { State::Exhausted { reason } } else { next }
+    }
+
     /// Announces, revokes, ends. There is no way back.
     async fn leave(mut self) {
         self.report(RegistrationStatus::Draining);
+        self.take_out().await;
+    }
+
+    /// Takes out what the attempts may have left in etcd, and ends.
+    async fn give_up(mut self, reason: String) {
+        let (service, attempts) = (self.holdings.service(), self.failures);
+        tracing::warn!(%service, attempts, reason, "registration gave up: as many attempts failed as are allowed");
+        self.take_out().await;
+        self.report(RegistrationStatus::GaveUp { attempts, reason });
+    }
+
+    async fn take_out(&mut self) {
         let instance = self.desired.borrow().instance.clone();
         let service = self.holdings.service().clone();
         match timeout(LEAVE_LIMIT, self.holdings.take_out(&instance)).await {
@@ -422,7 +468,9 @@ impl Task {
 impl Drop for Task {
     /// Also where the task was never started, or its runtime ends under it.
     fn drop(&mut self) {
-        self.status.send_replace(RegistrationStatus::Gone);
+        if !self.status.borrow().has_ended() {
+            self.report(RegistrationStatus::Gone);
+        }
     }
 }
 

@@ -1,13 +1,19 @@
 //! User and password towards etcd: registered and found with them, through changes of what etcd wants, never shown.
 
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use etcd_client::{Client, ConnectOptions, Permission, PermissionType};
-use tonic_etcd::{Instance, RegistrationStatus, Registry};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tonic_etcd::{Credentials, Instance, Registration, RegistrationStatus, Registry};
 
 use crate::support::changes::Changes;
-use crate::support::etcd::Etcd;
+use crate::support::etcd::{Etcd, EtcdBuilder};
 use crate::support::metrics::started;
+use crate::support::process::{Process, Signal, example};
 use crate::support::proxy::Proxy;
 use crate::support::server::EchoServer;
 use crate::support::{LIMIT, eventually};
@@ -35,7 +41,11 @@ fn registry(url: String) -> Registry {
 }
 
 async fn with_auth() -> Etcd {
-    let etcd = Etcd::start().await;
+    with_auth_on(Etcd::builder()).await
+}
+
+async fn with_auth_on(builder: EtcdBuilder) -> Etcd {
+    let etcd = builder.start().await;
     add_users(&etcd).await;
     etcd.client().await.auth_enable().await.expect("etcd switches authentication on");
     etcd
@@ -104,7 +114,7 @@ async fn tokens_that_become_invalid_under_an_open_connection_are_renewed() {
 
     // A list and a watch of its own on that connection, then a grant and a claim.
     let mut other = Changes::of(&registry, "other");
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let another = EchoServer::registered(&registry, "other").await;
     other.expect_insert(another.address()).await;
     assert!(began.elapsed() < Duration::from_secs(10), "right credentials never wait: {:?}", began.elapsed());
@@ -124,7 +134,7 @@ async fn a_silent_member_delays_nobody_for_longer_than_one_login() {
     // Which member a registry asks first is chance.
     for _ in 0..6 {
         let registry = new();
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         let services =
             ["one", "two", "three", "four", "five", "six"].map(|name| registry.discover(name).expect("a good name"));
         for mut discover in services {
@@ -140,4 +150,240 @@ async fn a_silent_member_delays_nobody_for_longer_than_one_login() {
     })
     .await;
     server.stop().await;
+}
+
+/// A registration at an address where nobody listens, with options of the test's.
+fn started_with(registry: &Registry, checks: Duration, attempts: u32) -> Registration {
+    let instance = Instance::new("echo", SocketAddr::from(([127, 0, 0, 1], 1001)));
+    let builder = registry.register(instance).check_interval(checks).max_attempts(attempts);
+    let registration = builder.build().expect("good options");
+    registration.start();
+    registration
+}
+
+/// Why a registration with a single attempt gave up.
+async fn refusal(registry: &Registry) -> String {
+    let registration = started_with(registry, LIMIT, 1);
+    timeout(LIMIT, registration.registered()).await.expect("it ends in time").expect_err("it does not register");
+    match registration.status() {
+        RegistrationStatus::GaveUp { reason, .. } => reason,
+        status => panic!("it gave up: {status}"),
+    }
+}
+
+/// Tokens that live for a second expire again and again between the looks of a registration at its key.
+async fn expires_unnoticed(etcd: Etcd) {
+    let registry = registry(etcd.url());
+    let registration = started_with(&registry, Duration::from_secs(2), 1);
+    timeout(LIMIT, registration.registered()).await.expect("it registers in time").expect("it does not give up");
+    let before = registration.status();
+    let mut changes = Changes::of(&registry, "echo");
+    changes.expect_insert("127.0.0.1:1001").await;
+
+    let first = started(&etcd, "Authenticate").await;
+    eventually("tokens are replaced", LIMIT, async || started(&etcd, "Authenticate").await >= first + 3).await;
+    assert_eq!(registration.status(), before, "the registration noticed nothing");
+    registration.update(|instance| instance.weight(50)).expect("a good weight");
+    assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight, 50, "nor did who watches");
+    registration.deregister().await;
+    changes.expect_remove("127.0.0.1:1001").await;
+    assert!(root(&etcd).await.leases().await.expect("root may look").leases().is_empty(), "the lease is revoked");
+}
+
+#[tokio::test]
+async fn simple_tokens_that_expire_are_replaced_unnoticed() {
+    expires_unnoticed(with_auth_on(Etcd::builder().arg("--auth-token-ttl=1")).await).await;
+}
+
+#[tokio::test]
+async fn jwt_that_expire_are_replaced_unnoticed() {
+    expires_unnoticed(with_auth_on(Etcd::builder().jwt(Duration::from_secs(1))).await).await;
+}
+
+#[tokio::test]
+async fn jwt_that_a_change_of_any_user_ends_are_replaced_unnoticed() {
+    let etcd = with_auth_on(Etcd::builder().jwt(Duration::from_secs(600))).await;
+    let registry = registry(etcd.url());
+    let server = EchoServer::registered(&registry, "echo").await;
+    let mut changes = Changes::of(&registry, "echo");
+    changes.expect_insert(server.address()).await;
+    root(&etcd).await.user_add("stranger", "strange", None).await.expect("root may add users");
+    server.registration().update(|instance| instance.weight(50)).expect("a good weight");
+    assert_eq!(changes.expect_insert(server.address()).await.weight, 50);
+    let address = server.address();
+    server.stop().await;
+    changes.expect_remove(address).await;
+}
+
+#[tokio::test]
+async fn a_password_that_is_rotated_while_they_run_costs_nothing() {
+    let etcd = with_auth().await;
+    let proxy = Proxy::start(etcd.address()).await;
+    let (sender, password) = watch::channel("secret");
+    let provider = move || {
+        let password = *password.borrow();
+        async move { Ok::<_, std::io::Error>(Credentials::new("server", password)) }
+    };
+    let registry = Registry::builder([proxy.url()]).auth_with(provider).build().expect("a good registry");
+    let server = EchoServer::registered(&registry, "echo").await;
+    let before = server.registration().status();
+    let mut changes = Changes::of(&registry, "echo");
+    changes.expect_insert(server.address()).await;
+
+    let began = Instant::now();
+    let mut weight = 10;
+    let mut sees_an_update = async || {
+        weight += 1;
+        server.registration().update(|instance| instance.weight(weight)).expect("a good weight");
+        assert_eq!(changes.expect_insert(server.address()).await.weight, weight);
+    };
+    for next in ["second", "third"] {
+        sender.send_replace(next);
+        // All tokens of the user end with the old password, and no connection notices.
+        root(&etcd).await.user_change_password("server", next).await.expect("root may change it");
+        sees_an_update().await;
+        // New connections use it as well.
+        proxy.reset();
+        eventually("all connections are gone", LIMIT, async || proxy.open() == 0).await;
+        proxy.forward();
+        sees_an_update().await;
+    }
+    assert!(began.elapsed() < Duration::from_secs(20), "right credentials never wait: {:?}", began.elapsed());
+    assert_eq!(server.registration().status(), before, "under the lease that it had");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_password_that_is_wrong_for_a_while_leaves_what_is_known_and_is_tried_twice_a_minute_at_most() {
+    let etcd = with_auth().await;
+    let (sender, password) = watch::channel("secret");
+    let provider = move || {
+        let password = *password.borrow();
+        async move { Ok::<_, std::io::Error>(Credentials::new("server", password)) }
+    };
+    let registry = Registry::builder([etcd.url()]).auth_with(provider).build().expect("a good registry");
+    let server = EchoServer::registered(&registry, "echo").await;
+    let before = server.registration().status();
+    let mut changes = Changes::of(&registry, "echo");
+    changes.expect_insert(server.address()).await;
+
+    root(&etcd).await.user_change_password("server", "changed").await.expect("root may change it");
+    let logins = started(&etcd, "Authenticate").await;
+    // Watches and claims of their own, which all want a login.
+    let waiting: Vec<EchoServer> = ["one", "two", "three"]
+        .map(|name| EchoServer::start(|address| registry.register(Instance::new(name, address))))
+        .into();
+    let mut others: Vec<Changes> = ["one", "two", "three"].map(|name| Changes::of(&registry, name)).into();
+    server.registration().update(|instance| instance.weight(50)).expect("a good weight");
+    eventually("the wrong password is tried", LIMIT, async || started(&etcd, "Authenticate").await > logins).await;
+    assert!(changes.is_quiet_for(Duration::from_secs(3)).await, "nothing is removed");
+    assert_eq!(started(&etcd, "Authenticate").await, logins + 1, "all of them together ask once");
+    assert_eq!(server.registration().status(), before, "the lease is kept over the open stream");
+
+    sender.send_replace("changed");
+    let began = Instant::now();
+    assert_eq!(changes.expect_insert(server.address()).await.weight, 50);
+    for (changes, server) in others.iter_mut().zip(waiting) {
+        changes.expect_insert(server.address()).await;
+        server.stop().await;
+    }
+    assert!(began.elapsed() < Duration::from_secs(15), "right ones do not wait for that: {:?}", began.elapsed());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_provider_that_fails_is_asked_again_until_it_has_credentials() {
+    let etcd = with_auth().await;
+    let asked = AtomicUsize::new(0);
+    let provider = move || {
+        let count = asked.fetch_add(1, Ordering::SeqCst);
+        async move { if count < 2 { Err("the vault is locked") } else { Ok(Credentials::new("server", "secret")) } }
+    };
+    let registry = Registry::builder([etcd.url()]).auth_with(provider).build().expect("a good registry");
+    let reason = refusal(&registry).await;
+    assert!(reason.contains("the provider of credentials failed: the vault is locked"), "{reason}");
+    let server = EchoServer::registered(&registry, "echo").await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_role_that_was_revoked_removes_nothing_and_is_enough_again_once_it_is_granted() {
+    let etcd = with_auth().await;
+    let registry = registry(etcd.url());
+    let registration = started_with(&registry, Duration::from_secs(1), 0);
+    timeout(LIMIT, registration.registered()).await.expect("it registers in time").expect("it does not give up");
+    let before = registration.status();
+    let mut changes = Changes::of(&registry, "echo");
+    changes.expect_insert("127.0.0.1:1001").await;
+
+    root(&etcd).await.user_revoke_role("server", "registry").await.expect("root may revoke it");
+    let reason = refusal(&registry).await;
+    assert!(reason.contains("permission denied"), "{reason}");
+    // The looks at the key, one a second, are refused.
+    let lists = started(&etcd, "Range").await;
+    assert!(changes.is_quiet_for(Duration::from_secs(5)).await, "nothing is removed");
+    assert!(started(&etcd, "Range").await <= lists + 2, "who was refused waits");
+    assert_eq!(registration.status(), before, "the lease needs no role");
+
+    root(&etcd).await.user_grant_role("server", "registry").await.expect("root may grant it");
+    registration.update(|instance| instance.weight(50)).expect("a good weight");
+    assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight, 50);
+    registration.deregister().await;
+}
+
+#[tokio::test]
+async fn the_readme_s_commands_are_all_that_a_server_and_a_client_need() {
+    let etcd = Etcd::start().await;
+    for line in etcdctl_lines() {
+        let mut words = line.split_whitespace();
+        assert_eq!(words.next(), Some("etcdctl"), "{line} is for etcdctl");
+        let mut command = Command::new("etcdctl");
+        command.env("ETCDCTL_API", "3").arg(format!("--endpoints={}", etcd.url())).args(words);
+        let output = command.output().expect("etcdctl is installed");
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let as_user = |user, password| Registry::builder([etcd.url()]).auth(user, password).build().expect("good options");
+    let (servers, clients) = (as_user("echo-server", "SERVER_PASSWORD"), as_user("echo-client", "CLIENT_PASSWORD"));
+    let server = EchoServer::registered(&servers, "echo").await;
+    let mut changes = Changes::of(&clients, "echo");
+    changes.expect_insert(server.address()).await;
+    let reason = refusal(&clients).await;
+    assert!(reason.contains("permission denied"), "a client cannot register: {reason}");
+    let elsewhere = Registry::builder([etcd.url()]).auth("echo-server", "SERVER_PASSWORD").prefix("elsewhere").build();
+    let reason = refusal(&elsewhere.expect("a good prefix")).await;
+    assert!(reason.contains("permission denied"), "nor a server outside of its prefix: {reason}");
+    let address = server.address();
+    server.stop().await;
+    changes.expect_remove(address).await;
+}
+
+/// The block of the README, without its comments.
+fn etcdctl_lines() -> Vec<String> {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("there is a README");
+    let block = readme.split("```sh\n").find(|block| block.contains("etcdctl role add")).expect("it has the commands");
+    let lines = block.lines().take_while(|line| *line != "```").filter(|line| !line.starts_with('#'));
+    lines.map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn no_password_and_no_token_shows_in_a_log_at_any_level() {
+    // JWT are easy to recognise.
+    let etcd = with_auth_on(Etcd::builder().jwt(Duration::from_secs(600))).await;
+    let start = |password: &str| {
+        let mut command = example("echo_server");
+        command.args(["--etcd", &etcd.url(), "--user", "server", "--password", password]).env("RUST_LOG", "trace");
+        Process::start(&mut command)
+    };
+    let (mut right, mut wrong) = (start("secret"), start("canary"));
+    right.expect_event("registered", LIMIT).await;
+    eventually("the refusal is logged", LIMIT, async || wrong.log().contains("etcd refused the credentials")).await;
+    for process in [&mut right, &mut wrong] {
+        process.signal(Signal::TERM);
+        assert!(process.wait(LIMIT).await.success(), "it ends in order");
+        let log = process.log();
+        assert!(log.contains("TRACE"), "everything is logged");
+        for secret in ["secret", "canary", "eyJ"] {
+            assert!(!log.contains(secret), "the log shows no {secret}");
+        }
+    }
 }

@@ -15,6 +15,7 @@ mod flags;
 mod formats;
 mod found;
 mod interop;
+mod kitex;
 mod leaves;
 mod operated;
 mod put_back;
@@ -22,6 +23,8 @@ mod rig;
 mod runtimes;
 mod several;
 mod shared;
+mod tls_to_etcd;
+mod tls_to_instances;
 
 #[path = "../support/mod.rs"]
 pub mod support;

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 use tonic::transport::Endpoint;
 
+use super::pki::{Authority, Files};
 use super::process::{Child, Signal};
 use super::{LIMIT, POLL_INTERVAL, eventually, init_tracing};
 
@@ -45,13 +46,18 @@ impl Etcd {
         EtcdBuilder::default()
     }
 
-    /// The URL for clients.
+    /// The URL for clients: https, if it was started with TLS.
     pub fn url(&self) -> String {
-        self.ports.client_url()
+        self.ports.secure.map_or_else(|| self.ports.client_url(), |port| url("https", port))
     }
 
     /// The address for clients, `host:port`: what a proxy dials.
     pub fn address(&self) -> String {
+        format!("{}:{}", Ipv4Addr::LOCALHOST, self.ports.secure.unwrap_or(self.ports.client))
+    }
+
+    /// The address of the rig's own questions, which has no TLS.
+    pub fn plain_address(&self) -> String {
         format!("{}:{}", Ipv4Addr::LOCALHOST, self.ports.client)
     }
 
@@ -158,20 +164,26 @@ impl Etcd {
     }
 
     /// Starts a member of `cluster` (`name=peer-url,..`) without waiting for it.
-    fn launch(name: &str, ports: Ports, cluster: &str, extra: &[String]) -> Self {
+    fn launch(name: &str, ports: Ports, cluster: &str, builder: &EtcdBuilder) -> Self {
         init_tracing();
         let folder = tempfile::Builder::new().prefix("etcd-").tempdir().expect("the temporary folder takes a folder");
         let option = |name: &str, value: &str| format!("--{name}={value}");
         let mut arguments = vec![
             option("name", name),
             option("data-dir", &data(&folder).to_string_lossy()),
-            option("listen-client-urls", &ports.client_url()),
+            option("listen-client-urls", &ports.client_urls()),
             option("advertise-client-urls", &ports.client_url()),
             option("listen-peer-urls", &ports.peer_url()),
             option("initial-advertise-peer-urls", &ports.peer_url()),
             option("initial-cluster", cluster),
         ];
-        arguments.extend_from_slice(extra);
+        if let Some(ttl) = builder.jwt {
+            let secret = folder.path().join("jwt-secret");
+            fs::write(&secret, "the tests' own secret for tokens").expect("etcd's folder takes a file");
+            let (secret, ttl) = (secret.display(), ttl.as_secs());
+            arguments.push(format!("--auth-token=jwt,priv-key={secret},sign-method=HS256,ttl={ttl}s"));
+        }
+        arguments.extend_from_slice(&builder.arguments);
         Self { name: name.to_owned(), child: Mutex::new(spawn(&folder, &arguments)), ports, arguments, folder }
     }
 
@@ -218,7 +230,7 @@ impl Etcd {
     }
 
     async fn connect(&self, limit: Duration) -> Result<Client, Error> {
-        let channel = Endpoint::from_shared(self.url())
+        let channel = Endpoint::from_shared(self.ports.client_url())
             .expect("etcd's URL is one")
             .connect_timeout(limit)
             .timeout(limit)
@@ -257,6 +269,9 @@ impl Etcd {
 #[must_use]
 pub struct EtcdBuilder {
     arguments: Vec<String>,
+    is_secure: bool,
+    /// The life of a JWT.
+    jwt: Option<Duration>,
 }
 
 impl EtcdBuilder {
@@ -264,6 +279,24 @@ impl EtcdBuilder {
     /// one counts.
     pub fn arg(mut self, argument: impl Into<String>) -> Self {
         self.arguments.push(argument.into());
+        self
+    }
+
+    /// Serves clients with TLS under this certificate, which etcd reads anew for each connection. The rig itself goes on
+    /// asking over a port without.
+    pub fn tls(mut self, files: &Files) -> Self {
+        self.is_secure = true;
+        self.arg(format!("--cert-file={}", files.cert.display())).arg(format!("--key-file={}", files.key.display()))
+    }
+
+    /// The same, for clients alone that show a certificate of `clients`.
+    pub fn mutual_tls(self, files: &Files, clients: &Authority) -> Self {
+        self.tls(files).arg("--client-cert-auth").arg(format!("--trusted-ca-file={}", clients.file().display()))
+    }
+
+    /// Gives out JWT that live for `ttl`, in whole seconds, instead of simple tokens.
+    pub fn jwt(mut self, ttl: Duration) -> Self {
+        self.jwt = Some(ttl);
         self
     }
 
@@ -292,11 +325,11 @@ impl EtcdBuilder {
     }
 
     fn launch_once(&self, names: &[&str]) -> Vec<Etcd> {
-        let ports: Vec<Ports> = names.iter().map(|_| Ports::free()).collect();
+        let ports: Vec<Ports> = names.iter().map(|_| Ports::free(self.is_secure)).collect();
         let members: Vec<String> =
             names.iter().zip(&ports).map(|(name, ports)| format!("{name}={}", ports.peer_url())).collect();
         let cluster = members.join(",");
-        names.iter().zip(ports).map(|(name, ports)| Etcd::launch(name, ports, &cluster, &self.arguments)).collect()
+        names.iter().zip(ports).map(|(name, ports)| Etcd::launch(name, ports, &cluster, self)).collect()
     }
 }
 
@@ -367,24 +400,31 @@ enum Failure {
 struct Ports {
     client: u16,
     peer: u16,
+    /// For clients with TLS.
+    secure: Option<u16>,
 }
 
 impl Ports {
-    fn free() -> Self {
-        Self { client: free_port(), peer: free_port() }
+    fn free(is_secure: bool) -> Self {
+        Self { client: free_port(), peer: free_port(), secure: is_secure.then(free_port) }
     }
 
     fn client_url(self) -> String {
-        url(self.client)
+        url("http", self.client)
+    }
+
+    fn client_urls(self) -> String {
+        let secure = self.secure.map(|port| format!(",{}", url("https", port)));
+        format!("{}{}", self.client_url(), secure.unwrap_or_default())
     }
 
     fn peer_url(self) -> String {
-        url(self.peer)
+        url("http", self.peer)
     }
 }
 
-fn url(port: u16) -> String {
-    format!("http://{}:{port}", Ipv4Addr::LOCALHOST)
+fn url(scheme: &str, port: u16) -> String {
+    format!("{scheme}://{}:{port}", Ipv4Addr::LOCALHOST)
 }
 
 fn spawn(folder: &TempDir, arguments: &[String]) -> Child {

@@ -36,7 +36,7 @@ fn value(line: &str) -> u64 {
 
 async fn page(etcd: &Etcd) -> String {
     let page = "etcd serves its metrics";
-    let mut socket = TcpStream::connect(etcd.address()).await.expect(page);
+    let mut socket = TcpStream::connect(etcd.plain_address()).await.expect(page);
     socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.expect(page);
     let mut text = String::new();
     socket.read_to_string(&mut text).await.expect(page);

@@ -8,6 +8,7 @@
 //! # Layout
 //!
 //! - [`etcd`]: one etcd process, or a cluster of three: frozen, killed, restarted, wiped, compacted.
+//! - [`pki`]: an authority and its certificates, for an etcd or a server with TLS.
 //! - [`proxy`]: a TCP proxy that goes silent, cuts connections or slows them down.
 //! - [`process`]: an example program as a child process, its events read from its output.
 //! - [`server`]: a tonic server in the test's own process, registered or not.
@@ -19,6 +20,7 @@ pub mod etcd;
 pub mod load;
 pub mod metrics;
 pub mod neighbour;
+pub mod pki;
 pub mod process;
 pub mod proxy;
 pub mod server;

@@ -10,11 +10,12 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{self, Server};
+use tonic::transport::{self, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_etcd::{Instance, Registration, RegistrationBuilder, Registrations, Registry};
 
 use super::LIMIT;
+use super::pki::{Authority, Certificate};
 
 use proto::echo::echo_server::Echo;
 use proto::echo::{EchoReply, EchoRequest};
@@ -40,10 +41,29 @@ impl EchoServer {
     ///
     /// It listens already when this returns; [`registered`](Self::registered) waits for etcd as well.
     pub fn start(register: impl FnOnce(SocketAddr) -> RegistrationBuilder) -> Self {
+        Self::serve(Server::builder(), register)
+    }
+
+    /// The same with TLS under `certificate`; with `clients`, for those alone who show a certificate of that authority.
+    pub fn start_secure(
+        certificate: &Certificate,
+        clients: Option<&Authority>,
+        register: impl FnOnce(SocketAddr) -> RegistrationBuilder,
+    ) -> Self {
+        // tonic takes the process's provider where two are compiled in. Another test may have been faster.
+        _ = rustls::crypto::ring::default_provider().install_default();
+        let mut tls = ServerTlsConfig::new().identity(Identity::from_pem(&certificate.cert, &certificate.key));
+        if let Some(clients) = clients {
+            tls = tls.client_ca_root(transport::Certificate::from_pem(clients.pem()));
+        }
+        Self::serve(Server::builder().tls_config(tls).expect("the test's certificate is good"), register)
+    }
+
+    fn serve(server: Server, register: impl FnOnce(SocketAddr) -> RegistrationBuilder) -> Self {
         let (incoming, address) = listen();
         let registration = register(address).build().expect("the test's registration is valid");
         let (echo, (shutdown, stopped)) = (Answers::new(address), oneshot::channel::<()>());
-        let serve = Server::builder()
+        let serve = server
             .layer(registration.layer())
             .add_service(proto::echo::echo_server::EchoServer::new(echo.clone()))
             .serve_with_incoming_shutdown(

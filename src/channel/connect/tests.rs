@@ -644,33 +644,11 @@ async fn a_reader_that_lags_behind_small_messages_does_not_end_the_connection() 
     }
 }
 
-#[cfg(feature = "tls-ring")]
+#[cfg(feature = "_tls")]
 mod tls {
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
-    use rustls::ServerConfig;
-    use rustls::pki_types::PrivateKeyDer;
-    use rustls::server::WebPkiClientVerifier;
-    use tokio_rustls::TlsAcceptor;
-
     use super::*;
-    use crate::channel::tls::ChannelTls;
-    use crate::pem::PemFile;
-
-    type Authority = CertifiedIssuer<'static, KeyPair>;
-
-    fn authority() -> Authority {
-        let mut params = CertificateParams::new([]).expect("no names");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority")
-    }
-
-    /// A certificate for `name` and its key, in PEM.
-    fn issue(authority: &Authority, name: &str) -> (String, String) {
-        let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        (params.signed_by(&key, authority).expect("a certificate").pem(), key.serialize_pem())
-    }
+    use crate::tls::ClientTls;
+    use crate::tls::testing::{Authority, acceptor, authority, issue};
 
     /// A server with a certificate for `name`; with `clients`, only for clients whose certificate that signed.
     async fn serve(
@@ -679,34 +657,17 @@ mod tls {
         alpn: &[&[u8]],
         clients: Option<&Authority>,
     ) -> (Server, Address) {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()
-            .expect("the provider has them");
-        let builder = match clients {
-            None => builder.with_no_client_auth(),
-            Some(clients) => {
-                let roots = PemFile::from_bytes("roots", clients.pem()).roots().expect("a root");
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-                builder.with_client_cert_verifier(verifier.build().expect("a verifier"))
-            }
-        };
-        let (cert, key) = issue(authority, name);
-        let chain = PemFile::from_bytes("certificate", cert).certificates().expect("a certificate");
-        let key: PrivateKeyDer<'static> = PemFile::from_bytes("key", key).private_key().expect("a key");
-        let mut config = builder.with_single_cert(chain, key).expect("they match");
-        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let acceptor = acceptor(authority, name, alpn, clients);
         let (listener, address) = listen().await;
         (Server::serve(async move { acceptor.accept(listener.accept().await?.0).await }), address)
     }
 
-    fn options(tls: &ChannelTls) -> Options {
-        Options { tls: Some(tls.build().expect("it has roots")), ..Options::default() }
+    fn options(tls: &ClientTls) -> Options {
+        Options { tls: Some(TlsClient::new(tls).expect("it has roots")), ..Options::default() }
     }
 
-    fn trusting(authority: &Authority) -> ChannelTls {
-        ChannelTls::new().ca_pem(authority.pem()).expect("a root")
+    fn trusting(authority: &Authority) -> ClientTls {
+        ClientTls::new().ca_pem(authority.pem()).expect("a root")
     }
 
     #[tokio::test]
@@ -771,25 +732,5 @@ mod tls {
         let (_secure, address) = serve(&root, "127.0.0.1", &[b"h2"], None).await;
         let error = refusal(&Options::default(), &address).await;
         assert!(matches!(error, ConnectError::Http2 { .. }), "{}", chain(&error));
-    }
-
-    #[test]
-    fn what_can_never_verify_a_server_is_refused_before_any_connect() {
-        let error = ChannelTls::new().build().expect_err("there are no roots");
-        assert_eq!(error.to_string(), "cannot use the certificate authority");
-        assert!(ChannelTls::new().ca_pem("no certificate").is_err());
-        assert!(ChannelTls::new().server_name("no name").is_err());
-        let (cert, _) = issue(&authority(), "a");
-        let (_, other_key) = issue(&authority(), "a");
-        assert!(ChannelTls::new().identity_pem(cert, other_key).is_err(), "the key is not the certificate's");
-        let missing = ChannelTls::new().ca_file("/nowhere/ca.pem").expect_err("there is no such file");
-        assert_eq!(missing.to_string(), "cannot use the certificate authority from /nowhere/ca.pem");
-    }
-
-    #[test]
-    fn debug_shows_no_key() {
-        let (cert, key) = issue(&authority(), "a");
-        let tls = ChannelTls::new().identity_pem(&cert, &key).expect("an identity");
-        assert_eq!(format!("{tls:?}"), "ChannelTls { roots: 0, identity: true, server_name: None }");
     }
 }

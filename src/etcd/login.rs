@@ -1,0 +1,314 @@
+//! Who we are towards etcd: credentials from a value or a provider, asked for again with each login, and kept from etcd for
+//! a while once it refused them.
+
+use std::fmt;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use thiserror::Error;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::error::chain;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// How long etcd is not asked to take credentials that it refused: an operator may have a limit on failed logins, and a
+/// password that was just changed is found out by the provider, not by etcd.
+const REFUSED_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long a provider that failed, or whose answer was refused, is not asked again.
+const ASK_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often a provider that fails is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A user of etcd and its password. `Debug` shows the user alone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    pub(super) user: String,
+    pub(super) password: String,
+}
+
+impl Credentials {
+    /// The user and its password.
+    pub fn new(user: impl Into<String>, password: impl Into<String>) -> Self {
+        Self { user: user.into(), password: password.into() }
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+/// Where a cluster's credentials come from.
+pub(crate) enum Provider {
+    /// The same for every login.
+    Fixed(Credentials),
+    /// Asked for each login.
+    Asked(Box<dyn Fn() -> Answer + Send + Sync>),
+}
+
+type Answer = BoxFuture<'static, Result<Credentials, BoxError>>;
+
+impl Provider {
+    /// Credentials from a function of the user's. A panic in it is an answer like others that are of no use.
+    pub(crate) fn asked<P, F, E>(provider: P) -> Self
+    where
+        P: Fn() -> F + Send + Sync + 'static,
+        F: Future<Output = Result<Credentials, E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        Self::Asked(Box::new(move || {
+            // Not called before the future is polled, so that its own panic is caught as well.
+            let asking = std::panic::catch_unwind(AssertUnwindSafe(&provider));
+            async move {
+                let Ok(asking) = asking else { return Err(PANICKED.into()) };
+                match AssertUnwindSafe(asking).catch_unwind().await {
+                    Ok(answer) => answer.map_err(Into::into),
+                    Err(_) => Err(PANICKED.into()),
+                }
+            }
+            .boxed()
+        }))
+    }
+
+    /// Whether it is known already that nobody can log in with it.
+    pub(crate) fn names_nobody(&self) -> bool {
+        matches!(self, Self::Fixed(credentials) if credentials.user.is_empty())
+    }
+
+    fn ask(&self) -> Answer {
+        match self {
+            Self::Fixed(credentials) => std::future::ready(Ok(credentials.clone())).boxed(),
+            Self::Asked(provider) => provider(),
+        }
+    }
+}
+
+impl fmt::Debug for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(credentials) => credentials.fmt(f),
+            Self::Asked(_) => f.write_str("Provider"),
+        }
+    }
+}
+
+/// The logins of one cluster, on whichever member.
+#[derive(Debug)]
+pub(super) struct Logins {
+    provider: Provider,
+    state: Mutex<State>,
+    /// Whether the provider has yet to answer.
+    waiting: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    /// A question that the provider has not answered yet. It outlives those who wait for it: a slow provider may take longer
+    /// than any of them has time.
+    asking: Option<Answer>,
+    /// Nothing is asked before then.
+    ask_at: Option<Instant>,
+    /// What etcd refused, and when.
+    refused: Option<(Credentials, Instant)>,
+    /// When a provider that fails was logged the last time.
+    logged: Option<Instant>,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("refused", &self.refused).finish_non_exhaustive()
+    }
+}
+
+/// Why there are no credentials to log in with now.
+#[derive(Debug, Error)]
+pub(super) enum NoCredentials {
+    /// The provider was asked and had none.
+    #[error("the provider of credentials failed")]
+    Failed(#[source] BoxError),
+    /// It is too early to ask it, or to ask etcd the same again.
+    #[error("the last ones were of no use, and it is too early to try again")]
+    TooEarly,
+}
+
+impl Logins {
+    pub(super) fn new(provider: Provider) -> Self {
+        Self { provider, state: Mutex::default(), waiting: AtomicBool::new(false) }
+    }
+
+    /// Whether the provider has yet to answer: then it, and no member, is what a login waits for.
+    pub(super) fn are_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// The credentials to log in with now.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: who comes next waits for the same answer.
+    pub(super) async fn credentials(&self) -> Result<Credentials, NoCredentials> {
+        let mut state = self.state.lock().await;
+        if state.ask_at.is_some_and(|at| Instant::now() < at) {
+            return Err(NoCredentials::TooEarly);
+        }
+        self.waiting.store(true, Ordering::Relaxed);
+        let answer = state.asking.get_or_insert_with(|| self.provider.ask()).await;
+        self.waiting.store(false, Ordering::Relaxed);
+        state.asking = None;
+        state.ask_at = None;
+        match answer {
+            Ok(credentials) if credentials.user.is_empty() => Err(state.failed("it gave a user without a name".into())),
+            Ok(credentials) => state.unless_refused(credentials),
+            Err(error) => Err(state.failed(error)),
+        }
+    }
+
+    /// etcd refused these.
+    pub(super) async fn refused(&self, credentials: Credentials) {
+        let mut state = self.state.lock().await;
+        let now = Instant::now();
+        tracing::warn!(user = credentials.user, "etcd refused the credentials");
+        state.refused = Some((credentials, now));
+        state.ask_at = Some(now + ASK_PAUSE);
+    }
+}
+
+impl State {
+    fn unless_refused(&mut self, credentials: Credentials) -> Result<Credentials, NoCredentials> {
+        match &self.refused {
+            Some((refused, at)) if *refused == credentials && at.elapsed() < REFUSED_PAUSE => {
+                self.ask_at = Some(Instant::now() + ASK_PAUSE);
+                Err(NoCredentials::TooEarly)
+            }
+            _ => Ok(credentials),
+        }
+    }
+
+    fn failed(&mut self, error: BoxError) -> NoCredentials {
+        let now = Instant::now();
+        self.ask_at = Some(now + ASK_PAUSE);
+        if self.logged.is_none_or(|logged| now >= logged + LOG_INTERVAL) {
+            self.logged = Some(now);
+            tracing::warn!(error = chain(&*error), "provider of credentials for etcd failed");
+        }
+        NoCredentials::Failed(error)
+    }
+}
+
+const PANICKED: &str = "it panicked";
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+
+    use tokio::sync::{oneshot, watch};
+    use tokio::time::{advance, timeout};
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn right() -> Credentials {
+        Credentials::new("user", "right")
+    }
+
+    fn wrong() -> Credentials {
+        Credentials::new("user", "wrong")
+    }
+
+    /// Logins that are given what the sender says, and how often they asked.
+    fn logins(first: Credentials) -> (Logins, watch::Sender<Credentials>, Arc<AtomicUsize>) {
+        let (sender, given) = watch::channel(first);
+        let asked = Arc::<AtomicUsize>::default();
+        let counter = asked.clone();
+        let provider = Provider::asked(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(Ok::<_, BoxError>(given.borrow().clone()))
+        });
+        (Logins::new(provider), sender, asked)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_provider_is_asked_for_each_login() {
+        let (logins, sender, asked) = logins(wrong());
+        assert_eq!(logins.credentials().await.expect("it has some"), wrong());
+        sender.send_replace(right());
+        assert_eq!(logins.credentials().await.expect("it has some"), right(), "the newest count");
+        assert_eq!(asked.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refused_credentials_are_kept_from_etcd_for_half_a_minute_and_others_are_not() {
+        let (logins, sender, asked) = logins(wrong());
+        logins.refused(wrong()).await;
+        let began = Instant::now();
+        while began.elapsed() < REFUSED_PAUSE - SECOND {
+            let none = logins.credentials().await.expect_err("the same ones again");
+            assert!(matches!(none, NoCredentials::TooEarly), "{none:?}");
+            advance(SECOND / 10).await;
+        }
+        assert!(asked.load(Ordering::Relaxed) <= 30, "the provider is asked once a second at most");
+        sender.send_replace(right());
+        advance(SECOND).await;
+        assert_eq!(logins.credentials().await.expect("these were never refused"), right());
+
+        sender.send_replace(wrong());
+        advance(REFUSED_PAUSE).await;
+        assert_eq!(logins.credentials().await.expect("time enough"), wrong(), "etcd may take them by now");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_provider_is_waited_for_by_one_caller_after_the_other() {
+        let (send, receive) = oneshot::channel();
+        let receive = std::sync::Mutex::new(Some(receive));
+        let logins = Logins::new(Provider::asked(move || {
+            let receive = receive.lock().expect("no test panics here").take();
+            async move { receive.ok_or("asked twice")?.await.map_err(|_| "no answer") }
+        }));
+        for _ in 0..3 {
+            assert!(timeout(SECOND, logins.credentials()).await.is_err(), "it has not answered yet");
+            assert!(logins.are_waiting(), "and that is known to be its fault");
+        }
+        send.send(right()).expect("somebody waits still");
+        assert_eq!(logins.credentials().await.expect("the answer to the first question"), right());
+        assert!(!logins.are_waiting());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_provider_that_fails_or_panics_is_an_error_and_is_asked_again_after_a_second() {
+        let count = AtomicUsize::new(0);
+        let logins = Logins::new(Provider::asked(move || {
+            let count = count.fetch_add(1, Ordering::Relaxed);
+            assert_ne!(count, 1, "the provider's own panic");
+            async move {
+                assert_ne!(count, 2, "the panic of its future");
+                if count == 0 { Err("the vault is locked") } else { Ok(right()) }
+            }
+        }));
+        for cause in ["the vault is locked", PANICKED, PANICKED] {
+            let error = logins.credentials().await.expect_err("it has none");
+            assert_eq!(chain(&error), format!("the provider of credentials failed: {cause}"));
+            let soon = logins.credentials().await.expect_err("it is too early");
+            assert!(matches!(soon, NoCredentials::TooEarly), "{soon:?}");
+            advance(SECOND).await;
+        }
+        assert_eq!(logins.credentials().await.expect("it has some now"), right());
+    }
+
+    #[tokio::test]
+    async fn no_debug_shows_a_password() {
+        let fixed = Logins::new(Provider::Fixed(Credentials::new("user", "canary")));
+        fixed.refused(Credentials::new("user", "canary")).await;
+        assert!(!format!("{fixed:?}").contains("canary"), "{fixed:?}");
+    }
+}

@@ -1,0 +1,89 @@
+//! Certificates from disk, read again before each connection; what is good replaces what was.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustls::ClientConfig;
+use tokio::task::spawn_blocking;
+
+use super::ClientTls;
+use crate::error::{ConfigError, chain};
+
+/// How often files that cannot be used are logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The last good certificates, and what was made of them.
+pub(super) struct Reloaded {
+    /// Whether any of them came from a file.
+    has_files: bool,
+    current: Mutex<Current>,
+}
+
+struct Current {
+    tls: ClientTls,
+    config: Arc<ClientConfig>,
+    /// When files that cannot be used were logged the last time, if they are so still.
+    warned: Option<Instant>,
+}
+
+impl Reloaded {
+    pub(super) fn new(mut tls: ClientTls, config: Arc<ClientConfig>) -> Arc<Self> {
+        let has_files = tls.pems().any(|pem| pem.path().is_some());
+        Arc::new(Self { has_files, current: Mutex::new(Current { tls, config, warned: None }) })
+    }
+
+    /// For a connection that is about to be made. Where no file changed it is the same as for the ones before.
+    pub(super) async fn config(self: &Arc<Self>) -> Arc<ClientConfig> {
+        if self.has_files {
+            let reloaded = self.clone();
+            // An error means that the runtime is going down.
+            if let Ok(config) = spawn_blocking(move || reloaded.reload()).await {
+                return config;
+            }
+        }
+        self.with_current(|current| current.config.clone())
+    }
+
+    fn reload(&self) -> Arc<ClientConfig> {
+        self.with_current(|current| {
+            match current.tls.read_again() {
+                Ok(None) => current.warned = None,
+                Ok(Some((tls, config))) => {
+                    tracing::info!("certificates have changed; new connections use the new ones");
+                    *current = Current { tls, config: Arc::new(config), warned: None };
+                }
+                Err(error) => {
+                    let now = Instant::now();
+                    if current.warned.is_none_or(|warned| now >= warned + LOG_INTERVAL) {
+                        current.warned = Some(now);
+                        tracing::warn!(
+                            error = chain(&error),
+                            "certificates on disk are unusable; the last good ones stay"
+                        );
+                    }
+                }
+            }
+            current.config.clone()
+        })
+    }
+
+    fn with_current<T>(&self, look: impl FnOnce(&mut Current) -> T) -> T {
+        look(&mut self.current.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl ClientTls {
+    /// The same from the files as they are now; `None` if they are as they were.
+    fn read_again(&self) -> Result<Option<(Self, ClientConfig)>, ConfigError> {
+        let mut now = self.clone();
+        let mut is_changed = false;
+        for pem in now.pems() {
+            is_changed |= pem.read_again()?;
+        }
+        if !is_changed {
+            return Ok(None);
+        }
+        let config = now.config()?;
+        Ok(Some((now, config)))
+    }
+}
