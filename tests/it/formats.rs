@@ -1,7 +1,6 @@
 //! In each format a server writes what its ecosystem reads, and reads what that writes, whatever else lies beside it.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use etcd_client::PutOptions;
 use tokio::net::TcpStream;
@@ -17,9 +16,6 @@ use crate::support::server::EchoServer;
 use crate::support::server::proto::echo::EchoRequest;
 use crate::support::server::proto::echo::echo_client::EchoClient;
 use crate::support::{LIMIT, eventually};
-
-/// How fast what was taken away is put back.
-const A_SECOND: Duration = Duration::from_secs(1);
 
 fn registry(etcd: &Etcd, format: impl Format) -> Registry {
     Registry::builder([etcd.url()]).format(format).build().expect("a good registry")
@@ -213,7 +209,7 @@ async fn a_go_zero_server_that_lost_its_lease_is_back_under_the_key_of_the_next_
             }
             _ => false,
         };
-        eventually("it is back, once", A_SECOND, back).await;
+        eventually("it is back, once", LIMIT, back).await;
     }
     etcd.put("echo/1", "10.0.0.1:80").await;
     changes.expect_insert("10.0.0.1:80").await;
@@ -228,10 +224,10 @@ async fn a_go_zero_key_that_is_deleted_or_overwritten_is_put_back_as_it_was() {
     let server = EchoServer::registered(&registry(&etcd, GoZero), "echo").await;
     let before = etcd.keys("").await;
     etcd.delete(before[0].0.clone()).await;
-    eventually("the deleted key is back", A_SECOND, async || etcd.keys("").await == before).await;
+    eventually("the deleted key is back", LIMIT, async || etcd.keys("").await == before).await;
     etcd.put(before[0].0.clone(), "10.0.0.1:80").await;
     // The second within a second waits its turn.
-    eventually("the overwritten key is back", 2 * A_SECOND, async || etcd.keys("").await == before).await;
+    eventually("the overwritten key is back", LIMIT, async || etcd.keys("").await == before).await;
     server.stop().await;
 }
 
@@ -325,7 +321,7 @@ async fn a_kratos_server_keeps_its_key_when_it_loses_its_lease() {
         Some((again, as_before, lease)) => again == key && as_before == value && lease != old,
         None => false,
     };
-    eventually("it is back under its id", A_SECOND, back).await;
+    eventually("it is back under its id", LIMIT, back).await;
     server.stop().await;
 }
 

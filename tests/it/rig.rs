@@ -309,7 +309,7 @@ async fn a_process_can_be_killed() {
 }
 
 #[tokio::test]
-#[should_panic(expected = "the output ended without \"registered\"")]
+#[should_panic(expected = "the output ended without event \"registered\"")]
 async fn a_missing_event_is_a_failure() {
     let mut process = Process::start(&mut shell(r#"echo '{"event":"listening"}'"#));
     process.expect_event("registered", LIMIT).await;
