@@ -92,7 +92,8 @@
 //!   like tonic's, and switches on none of tonic's.
 //! - `tls-aws-lc`: the same with rustls and aws-lc. With both, aws-lc is used; what the process has for a default provider
 //!   does not matter.
-//! - `health`: with it, `ChannelBuilder::health_check` leaves out servers that say they are not well.
+//! - `health`: with it, `ChannelBuilder::health_check` leaves out servers that say they are not well, and
+//!   `RegistrationBuilder::health` keeps such a server out of etcd.
 //! - `tls-native-roots`: with one of them, [`ClientTls::native_roots`] trusts the operating system's authorities.
 //! - `tls-webpki-roots`: with one of them, [`ClientTls::webpki_roots`] trusts Mozilla's authorities.
 

@@ -13,7 +13,8 @@ use tokio::sync::watch;
 pub enum RegistrationStatus {
     /// It was not started yet.
     Unregistered,
-    /// The lease or the claim of the key is under way, for as long as it takes: at the start, or after a resume.
+    /// The lease or the claim of the key is under way, for as long as it takes: at the start, or on the way back from
+    /// [`Paused`](Self::Paused) or [`NotServing`](Self::NotServing).
     Registering,
     /// The key is in etcd under our lease.
     Registered {
@@ -36,6 +37,9 @@ pub enum RegistrationStatus {
     },
     /// It was taken out by [`Registration::pause`](crate::Registration::pause); the lease is kept.
     Paused,
+    /// It is held back, or was taken out, because the health that it follows is not SERVING; the lease is kept. A pause
+    /// comes first where both hold.
+    NotServing,
     /// It leaves: the leave is announced and the lease is revoked.
     Draining,
     /// It has left for good.
@@ -56,6 +60,11 @@ impl RegistrationStatus {
     pub fn has_ended(&self) -> bool {
         matches!(self, Self::Gone | Self::GaveUp { .. })
     }
+
+    /// Whether the key is absent because that is wished.
+    pub(super) fn is_absence(&self) -> bool {
+        matches!(self, Self::Paused | Self::NotServing)
+    }
 }
 
 impl fmt::Display for RegistrationStatus {
@@ -67,6 +76,7 @@ impl fmt::Display for RegistrationStatus {
             Self::Lost { reason } => write!(f, "lost: {reason}"),
             Self::Conflict { key, lease } => write!(f, "conflict: {key} is held under lease {lease:x}"),
             Self::Paused => f.write_str("paused"),
+            Self::NotServing => f.write_str("not serving"),
             Self::Draining => f.write_str("draining"),
             Self::Gone => f.write_str("gone"),
             Self::GaveUp { attempts, reason } => write!(f, "gave up after {attempts} failed attempts: {reason}"),

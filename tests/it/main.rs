@@ -14,6 +14,8 @@ mod etcd_away;
 mod flags;
 mod formats;
 mod found;
+#[cfg(feature = "health")]
+mod health;
 mod interop;
 mod kitex;
 mod leaves;

@@ -8,7 +8,7 @@ use tonic_etcd::{ConfigError, Instance, Registration, RegistrationStatus, Regist
 use crate::support::changes::Changes;
 use crate::support::etcd::Etcd;
 use crate::support::proxy::Proxy;
-use crate::support::server::EchoServer;
+use crate::support::server::{EchoServer, reaches};
 use crate::support::{LIMIT, eventually};
 
 fn started(registry: &Registry, address: SocketAddr, advertise: Option<&str>) -> Registration {
@@ -19,10 +19,6 @@ fn started(registry: &Registry, address: SocketAddr, advertise: Option<&str>) ->
     let registration = builder.build().expect("a good instance");
     registration.start();
     registration
-}
-
-async fn reaches(registration: &Registration, what: &str, is_it: impl Fn(&RegistrationStatus) -> bool) {
-    eventually(what, LIMIT, async || is_it(&registration.status())).await;
 }
 
 #[tokio::test]
