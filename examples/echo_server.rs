@@ -38,6 +38,10 @@ struct Flags {
     #[command(flatten)]
     registry: RegistryFlags,
 
+    /// The service's name
+    #[arg(long, value_name = "NAME", default_value = "echo")]
+    service: String,
+
     /// Where to listen; port 0 finds a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", value_parser = listen)]
     listen: SocketAddr,
@@ -139,7 +143,7 @@ impl Flags {
     }
 
     fn registration(&self, registry: &Registry, bound: SocketAddr) -> Result<Registration, Failure> {
-        let mut instance = Instance::new(&self.registry.service, bound).weight(self.weight);
+        let mut instance = Instance::new(&self.service, bound).weight(self.weight);
         for (name, value) in &self.tag {
             instance = instance.tag(name, value);
         }

@@ -23,6 +23,10 @@ mod shared;
 struct Flags {
     #[command(flatten)]
     registry: RegistryFlags,
+
+    /// The service's name
+    #[arg(long, value_name = "NAME", default_value = "echo")]
+    service: String,
 }
 
 #[tokio::main]
@@ -34,7 +38,7 @@ async fn main() -> ExitCode {
 
 async fn run(flags: &Flags) -> Result<(), Failure> {
     let registries = Registries::new(flags.registry.registries()?);
-    let mut changes = registries.discover(&flags.registry.service)?;
+    let mut changes = registries.discover(&flags.service)?;
     let shutdown = shutdown_signal();
     tokio::pin!(shutdown);
 

@@ -12,16 +12,12 @@ use serde::Serialize;
 use tonic_etcd::{ConfigError, EtcdNaming, GoZero, Kitex, Kratos, Registry, RegistryBuilder};
 use tracing_subscriber::EnvFilter;
 
-/// Where the servers of a service are written down, and how.
+/// Where servers are written down, and how.
 #[derive(Args)]
 pub(crate) struct RegistryFlags {
     /// The etcd members, separated by commas
     #[arg(long, value_name = "URL", value_delimiter = ',', default_value = "http://127.0.0.1:2379")]
     etcd: Vec<String>,
-
-    /// The service's name
-    #[arg(long, value_name = "NAME", default_value = "echo")]
-    pub(crate) service: String,
 
     /// What every key in etcd begins with; for one format only [default: the format's own]
     #[arg(long)]
