@@ -30,8 +30,8 @@ mod values;
 /// An echo server that registers itself in etcd.
 ///
 /// Standard output is one JSON line for each event: listening, registered (in each format, and again after each
-/// re-registration, with the new lease in hex), lost, gave_up, deregistered (from each) and stopped. Ctrl-c and SIGTERM end it
-/// gracefully.
+/// re-registration, with the new lease in hex), lost, gave_up, deregistered or drained (from each) and stopped. Ctrl-c and
+/// SIGTERM end it gracefully.
 #[derive(Parser)]
 #[command(name = "echo_server")]
 struct Flags {
@@ -194,6 +194,7 @@ enum Event {
     Registered { key: String, lease: String },
     Lost { reason: String },
     Deregistered,
+    Drained,
     GaveUp { attempts: u32, reason: String },
     Stopped { calls: u64 },
 }
@@ -210,6 +211,7 @@ async fn report(changes: impl Stream<Item = RegistrationStatus>) -> io::Result<(
                 Event::Lost { reason: format!("{key} belongs to another server, under lease {lease:x}") }
             }
             RegistrationStatus::Gone => Event::Deregistered,
+            RegistrationStatus::Drained => Event::Drained,
             RegistrationStatus::GaveUp { attempts, reason } => Event::GaveUp { attempts, reason },
             _ => continue,
         };

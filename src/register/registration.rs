@@ -163,7 +163,7 @@ impl RegistrationBuilder {
     /// back, at most once a second ([`RegistrationStatus::NotServing`]). [`Registration::pause`] is independent of it: the key
     /// is there while the service is SERVING *and* the registration is not paused.
     ///
-    /// [`Registration::deregister_on`] sets the service and the whole server to NOT_SERVING when its signal comes, before
+    /// [`Registration::deregister_on`] sets the service and the whole server to `NOT_SERVING` when its signal comes, before
     /// anything else.
     ///
     /// ```no_run
@@ -316,7 +316,7 @@ impl Registration {
     /// The shutdown future for `serve_with_incoming_shutdown`: waits for `signal`, announces the leave and revokes the
     /// lease (at most 3 s, if etcd is away), serves on for the propagation pause, and then resolves, so that the server
     /// stops accepting and finishes the calls in flight, for at most the drain limit. Health that is followed
-    /// (`RegistrationBuilder::health`) turns NOT_SERVING first.
+    /// (`RegistrationBuilder::health`) turns `NOT_SERVING` first.
     ///
     /// # Cancel safety
     ///

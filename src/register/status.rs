@@ -44,6 +44,8 @@ pub enum RegistrationStatus {
     Draining,
     /// It has left for good.
     Gone,
+    /// It has left for good, because an operator put the draining mark on its key. The server serves on.
+    Drained,
     /// As many attempts in a row failed as [`max_attempts`](crate::RegistrationBuilder::max_attempts) allows; it has
     /// ended for good, and is not in etcd.
     GaveUp {
@@ -55,10 +57,10 @@ pub enum RegistrationStatus {
 }
 
 impl RegistrationStatus {
-    /// Whether the registration has ended for good: it left, or it gave up.
+    /// Whether the registration has ended for good: it left, was drained, or gave up.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        matches!(self, Self::Gone | Self::GaveUp { .. })
+        matches!(self, Self::Gone | Self::Drained | Self::GaveUp { .. })
     }
 
     /// Whether the key is absent because that is wished.
@@ -79,6 +81,7 @@ impl fmt::Display for RegistrationStatus {
             Self::NotServing => f.write_str("not serving"),
             Self::Draining => f.write_str("draining"),
             Self::Gone => f.write_str("gone"),
+            Self::Drained => f.write_str("drained by an operator"),
             Self::GaveUp { attempts, reason } => write!(f, "gave up after {attempts} failed attempts: {reason}"),
         }
     }

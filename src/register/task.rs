@@ -32,7 +32,7 @@ use super::upkeep::Upkeep;
 use super::wishes::Wishes;
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
-use crate::etcd::{DENIED_PAUSE, Kv, REFUSED_PAUSE, hex};
+use crate::etcd::{DENIED_PAUSE, REFUSED_PAUSE, hex};
 
 /// The most that a grant waits after a lease was lost: 500 servers that lose theirs together come back spread.
 const REGRANT_JITTER: Duration = Duration::from_millis(250);
@@ -136,19 +136,22 @@ impl Task {
         self.wishes.begin();
         let mut end = pin!(self.wishes.end());
         let mut state = State::Granting { at: Instant::now(), unanswered: None };
-        loop {
+        let ending = loop {
             state = tokio::select! {
                 biased;
-                () = &mut end => break,
+                () = &mut end => break RegistrationStatus::Gone,
                 state = self.step(state) => state,
             };
             match state {
-                State::Drained => break,
+                State::Drained => {
+                    tracing::info!("an operator drains this instance");
+                    break RegistrationStatus::Drained;
+                }
                 State::Exhausted { reason } => return self.give_up(reason).await,
                 _ => {}
             }
-        }
-        self.leave().await;
+        };
+        self.leave(ending).await;
     }
 
     async fn step(&mut self, state: State) -> State {
@@ -248,6 +251,7 @@ impl Task {
             Outcome::Claimed(revision) => {
                 self.backoff.reset();
                 self.failures = 0;
+                self.holdings.expect_drain(&instance, lease.id);
                 tracing::info!(key, lease = hex(lease.id), "registered");
                 self.report(RegistrationStatus::Registered { key: key.clone(), lease: lease.id });
                 let observer = same_key.unwrap_or_else(|| self.observe(key));
@@ -260,6 +264,7 @@ impl Task {
                 // A new eye: what the old one showed was from before the other server came.
                 State::Yielding { lease, observer: self.observe(key) }
             }
+            Outcome::Drained => State::Drained,
             Outcome::Contended => {
                 let at = Instant::now() + self.backoff.next();
                 let reason = format!("{key} was changed by others each time that it was claimed");
@@ -289,10 +294,7 @@ impl Task {
                 () = died(&mut lease) => return self.lost(&lease, "the lease expired or was revoked", Duration::ZERO),
                 Ok(()) = observer.own_key.changed() => match self.look(&mut observer, &mut claim, lease.id) {
                     Look::Ours => {}
-                    Look::Drained => {
-                        tracing::info!(key = observer.key, "an operator drains this instance");
-                        return State::Drained;
-                    }
+                    Look::Drained => return State::Drained,
                     Look::Touched(reason) => {
                         tracing::warn!(key = observer.key, reason, "registration was lost; it is put back");
                         self.report(RegistrationStatus::Lost { reason: reason.into() });
@@ -314,15 +316,9 @@ impl Task {
         match &seen.kv {
             None => Look::Touched("the key was deleted"),
             Some(kv) if kv.lease == lease && kv.value == claim.value => Look::Ours,
-            Some(kv) if kv.lease == lease && self.is_drain(kv) => Look::Drained,
+            Some(kv) if self.holdings.is_drained(kv) => Look::Drained,
             Some(_) => Look::Touched("the key was overwritten"),
         }
-    }
-
-    /// Whether somebody put our own value with nothing but the draining mark.
-    fn is_drain(&self, kv: &Kv) -> bool {
-        let instance = &self.wishes.instance();
-        self.holdings.registrar.format.carries_draining() && kv.value == self.holdings.entry(instance, kv.lease, true).1
     }
 
     async fn give_way(&mut self, mut lease: Lease, mut observer: Observer) -> State {
@@ -411,9 +407,10 @@ impl Task {
     }
 
     /// Announces, revokes, ends. There is no way back.
-    async fn leave(mut self) {
+    async fn leave(mut self, ending: RegistrationStatus) {
         self.report(RegistrationStatus::Draining);
         self.take_out().await;
+        self.report(ending);
     }
 
     /// Takes out what the attempts may have left in etcd, and ends.

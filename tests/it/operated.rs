@@ -91,7 +91,7 @@ async fn the_draining_mark_under_the_servers_own_lease_drains_it() {
     etcd.client().await.put(key, marked, Some(options)).await.expect("etcd puts");
 
     changes.expect_remove(server.address()).await;
-    reaches(server.registration(), "it has left", |status| *status == RegistrationStatus::Gone).await;
+    reaches(server.registration(), "it has left", |status| *status == RegistrationStatus::Drained).await;
     assert!(etcd.leases().await.is_empty(), "the lease is revoked");
     let connection = tokio::net::TcpStream::connect(server.address()).await;
     assert!(connection.is_ok(), "the server serves on");
