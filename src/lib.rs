@@ -124,7 +124,7 @@ pub use self::channel::{
     ResponseFuture, RingHash, SuccessRate, Trial, WaitForReady, WeightedRandom, WeightedRoundRobin,
 };
 pub use self::discover::Discover;
-pub use self::error::{ConfigError, Gone};
+pub use self::error::{ConfigError, Gone, RegistryError};
 pub use self::etcd::Credentials;
 pub use self::format::{DecodeError, Decoded, Entry, EtcdNaming, Format, GoZero, Kitex, Kratos};
 pub use self::instance::{Address, DEFAULT_WEIGHT, Host, Instance, ServiceName};

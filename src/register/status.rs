@@ -44,7 +44,8 @@ pub enum RegistrationStatus {
     Draining,
     /// It has left for good.
     Gone,
-    /// It has left for good, because an operator put the draining mark on its key. The server serves on.
+    /// It has left for good, because an operator put the draining mark on its key
+    /// ([`Registry::drain`](crate::Registry::drain)). The server serves on.
     Drained,
     /// As many attempts in a row failed as [`max_attempts`](crate::RegistrationBuilder::max_attempts) allows; it has
     /// ended for good, and is not in etcd.

@@ -16,6 +16,7 @@ mod formats;
 mod found;
 #[cfg(feature = "health")]
 mod health;
+mod inside;
 mod interop;
 mod kitex;
 mod leaves;
