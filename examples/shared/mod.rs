@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, ValueEnum};
 use serde::Serialize;
-use tonic_etcd::{ConfigError, EtcdNaming, GoZero, Kitex, Kratos, Registry, RegistryBuilder};
+use tonic_etcd::{ConfigError, EtcdNaming, GoZero, Kitex, Kratos, Registry, RegistryBuilder, RegistryError};
 use tracing_subscriber::EnvFilter;
 
 /// Where servers are written down, and how.
@@ -117,6 +117,15 @@ pub(crate) enum Failure {
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self::Usage(error.into())
+    }
+}
+
+impl From<RegistryError> for Failure {
+    fn from(error: RegistryError) -> Self {
+        match error {
+            RegistryError::Config(error) => error.into(),
+            error => Self::Run(error.into()),
+        }
     }
 }
 

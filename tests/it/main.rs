@@ -22,6 +22,7 @@ mod kitex;
 mod leaves;
 mod operated;
 mod put_back;
+mod registry_program;
 mod rig;
 mod runtimes;
 mod several;
