@@ -7,6 +7,7 @@
 
 mod auth;
 mod balanced;
+mod beyond_tonic;
 mod channel;
 mod channel_faults;
 mod drain;
