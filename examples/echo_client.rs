@@ -40,6 +40,10 @@ struct Flags {
     #[command(flatten)]
     registry: RegistryFlags,
 
+    /// The service's name
+    #[arg(long, value_name = "NAME", default_value = "echo")]
+    service: String,
+
     /// How a server is chosen for each call; tonic's balancer knows only random [default: least-request, or random with
     /// --balancer tonic]
     #[arg(long, value_enum, value_name = "NAME")]
@@ -135,7 +139,7 @@ async fn call_and_count(flags: &Flags, client: impl Echo) -> Result<(), Failure>
 impl Flags {
     fn own_channel(&self) -> Result<BalancedChannel, Failure> {
         let registries = Registries::new(self.registry.registries()?);
-        let channel = registries.channel(&self.registry.service).wait_for_ready(self.wait_for_ready);
+        let channel = registries.channel(&self.service).wait_for_ready(self.wait_for_ready);
         let channel = match self.policy {
             None | Some(Policy::LeastRequest) => channel.policy(LeastRequest::new()),
             Some(Policy::WeightedRoundRobin) => channel.policy(WeightedRoundRobin::new()),
@@ -151,7 +155,7 @@ impl Flags {
                 "tonic's balancer has one policy: expected --policy random, or none with --balancer tonic".into(),
             ));
         }
-        let discover = Registries::new(self.registry.registries()?).discover(&self.registry.service)?;
+        let discover = Registries::new(self.registry.registries()?).discover(&self.service)?;
         Ok(discover.balance_channel(|_, endpoint| endpoint))
     }
 

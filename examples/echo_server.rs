@@ -30,13 +30,17 @@ mod values;
 /// An echo server that registers itself in etcd.
 ///
 /// Standard output is one JSON line for each event: listening, registered (in each format, and again after each
-/// re-registration, with the new lease in hex), lost, gave_up, deregistered (from each) and stopped. Ctrl-c and SIGTERM end it
-/// gracefully.
+/// re-registration, with the new lease in hex), lost, gave_up, deregistered or drained (from each) and stopped. Ctrl-c and
+/// SIGTERM end it gracefully.
 #[derive(Parser)]
 #[command(name = "echo_server")]
 struct Flags {
     #[command(flatten)]
     registry: RegistryFlags,
+
+    /// The service's name
+    #[arg(long, value_name = "NAME", default_value = "echo")]
+    service: String,
 
     /// Where to listen; port 0 finds a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", value_parser = listen)]
@@ -139,7 +143,7 @@ impl Flags {
     }
 
     fn registration(&self, registry: &Registry, bound: SocketAddr) -> Result<Registration, Failure> {
-        let mut instance = Instance::new(&self.registry.service, bound).weight(self.weight);
+        let mut instance = Instance::new(&self.service, bound).weight(self.weight);
         for (name, value) in &self.tag {
             instance = instance.tag(name, value);
         }
@@ -190,6 +194,7 @@ enum Event {
     Registered { key: String, lease: String },
     Lost { reason: String },
     Deregistered,
+    Drained,
     GaveUp { attempts: u32, reason: String },
     Stopped { calls: u64 },
 }
@@ -206,6 +211,7 @@ async fn report(changes: impl Stream<Item = RegistrationStatus>) -> io::Result<(
                 Event::Lost { reason: format!("{key} belongs to another server, under lease {lease:x}") }
             }
             RegistrationStatus::Gone => Event::Deregistered,
+            RegistrationStatus::Drained => Event::Drained,
             RegistrationStatus::GaveUp { attempts, reason } => Event::GaveUp { attempts, reason },
             _ => continue,
         };

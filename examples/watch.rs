@@ -1,17 +1,17 @@
 //! Prints one JSON line for each server of a service that comes, changes or goes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 use futures_util::StreamExt;
-use serde::Serialize;
-use tonic_etcd::{Address, Instance, Registries, shutdown_signal};
-use tower::discover::Change;
+use tonic_etcd::{Registries, shutdown_signal};
 
+use changes::Line;
 use shared::{Failure, RegistryFlags};
 
+#[path = "shared/changes.rs"]
+mod changes;
 mod shared;
 
 /// Prints one JSON line for each server of a service that comes, changes or goes, until ctrl-c.
@@ -23,6 +23,10 @@ mod shared;
 struct Flags {
     #[command(flatten)]
     registry: RegistryFlags,
+
+    /// The service's name
+    #[arg(long, value_name = "NAME", default_value = "echo")]
+    service: String,
 }
 
 #[tokio::main]
@@ -34,7 +38,7 @@ async fn main() -> ExitCode {
 
 async fn run(flags: &Flags) -> Result<(), Failure> {
     let registries = Registries::new(flags.registry.registries()?);
-    let mut changes = registries.discover(&flags.registry.service)?;
+    let mut changes = registries.discover(&flags.service)?;
     let shutdown = shutdown_signal();
     tokio::pin!(shutdown);
 
@@ -48,30 +52,5 @@ async fn run(flags: &Flags) -> Result<(), Failure> {
             }
             () = &mut shutdown => return Ok(()),
         }
-    }
-}
-
-#[derive(Serialize)]
-struct Line {
-    event: &'static str,
-    address: String,
-    weight: u16,
-    tags: BTreeMap<String, String>,
-    unix_us: u128,
-}
-
-impl Line {
-    /// The stream inserts a known address again when its weight or tags changed, and removes it by its address alone.
-    fn of(change: Change<Address, Instance>, known: &mut HashMap<Address, Instance>) -> Option<Self> {
-        let unix_us = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-        let (event, instance) = match change {
-            Change::Insert(address, instance) => match known.insert(address, instance.clone()) {
-                None => ("insert", instance),
-                Some(_) => ("update", instance),
-            },
-            Change::Remove(address) => ("remove", known.remove(&address)?),
-        };
-        let Instance { address, weight, tags, .. } = instance;
-        Some(Self { event, address: address.to_string(), weight, tags, unix_us })
     }
 }

@@ -111,12 +111,79 @@ fn at(path: Option<&PathBuf>) -> String {
     path.map(|path| format!(" from {}", path.display())).unwrap_or_default()
 }
 
-/// The registration ended for good: it was deregistered, its last handle was dropped, or it gave up.
+/// The registration ended for good: it was deregistered, its last handle was dropped, it gave up, or an operator drained
+/// it. The last two are told by its status.
 ///
 /// Trying again does not help; build a new registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the registration has ended")]
 pub struct Gone;
+
+/// A look at what is registered, or an order to an instance, that failed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// What was asked for cannot be: a bad service name, or all services under an empty prefix. Trying again never helps.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+
+    /// No etcd member answered in time, over TLS where that is wanted. Trying again helps once one does.
+    #[error("etcd does not answer")]
+    Unavailable {
+        /// What the last member that was asked failed with.
+        source: BoxError,
+    },
+
+    /// etcd wants other credentials, or they are not allowed to do this. Trying again helps once that is changed.
+    #[error("etcd denies it")]
+    Denied {
+        /// etcd's own words.
+        source: BoxError,
+    },
+
+    /// etcd answered and refused for another reason: its disk is full, for instance. Trying again may help much later.
+    #[error("etcd refuses it")]
+    Refused {
+        /// etcd's own words.
+        source: BoxError,
+    },
+
+    /// Nobody is registered at the address. Trying again helps once somebody is.
+    #[error("no instance of {service} is registered at {address}")]
+    UnknownAddress {
+        /// The service that was looked at.
+        service: String,
+        /// The address that none of its instances has.
+        address: String,
+    },
+
+    /// The format has no place for the draining mark, so nobody can be told to leave. Trying again never helps.
+    #[error("the format {format} cannot carry the draining mark")]
+    NoDrainingMark {
+        /// The format, as its `Debug` shows it.
+        format: String,
+    },
+
+    /// The key changed each time that it was about to be marked. Trying again helps.
+    #[error("{key} changes all the time")]
+    Contended {
+        /// The whole key.
+        key: String,
+    },
+}
+
+impl From<EtcdError> for RegistryError {
+    fn from(error: EtcdError) -> Self {
+        use EtcdErrorKind::{Deadline, Denied, Login, Tls, Token, Unavailable, Unreachable, Withheld};
+        let kind = error.kind;
+        let source = Box::new(error);
+        match kind {
+            Unreachable | Unavailable | Deadline(_) | Tls => Self::Unavailable { source },
+            Denied | Login | Withheld | Token => Self::Denied { source },
+            _ => Self::Refused { source },
+        }
+    }
+}
 
 /// One failed operation against one etcd member.
 #[derive(Debug)]

@@ -92,7 +92,8 @@
 //!   like tonic's, and switches on none of tonic's.
 //! - `tls-aws-lc`: the same with rustls and aws-lc. With both, aws-lc is used; what the process has for a default provider
 //!   does not matter.
-//! - `health`: with it, `ChannelBuilder::health_check` leaves out servers that say they are not well.
+//! - `health`: with it, `ChannelBuilder::health_check` leaves out servers that say they are not well, and
+//!   `RegistrationBuilder::health` keeps such a server out of etcd.
 //! - `tls-native-roots`: with one of them, [`ClientTls::native_roots`] trusts the operating system's authorities.
 //! - `tls-webpki-roots`: with one of them, [`ClientTls::webpki_roots`] trusts Mozilla's authorities.
 
@@ -123,7 +124,7 @@ pub use self::channel::{
     ResponseFuture, RingHash, SuccessRate, Trial, WaitForReady, WeightedRandom, WeightedRoundRobin,
 };
 pub use self::discover::Discover;
-pub use self::error::{ConfigError, Gone};
+pub use self::error::{ConfigError, Gone, RegistryError};
 pub use self::etcd::Credentials;
 pub use self::format::{DecodeError, Decoded, Entry, EtcdNaming, Format, GoZero, Kitex, Kratos};
 pub use self::instance::{Address, DEFAULT_WEIGHT, Host, Instance, ServiceName};

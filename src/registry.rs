@@ -2,6 +2,7 @@
 
 mod registries;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::slice;
@@ -10,11 +11,12 @@ use std::time::Duration;
 
 use crate::channel::ChannelBuilder;
 use crate::discover::{DEFAULT_HOLD, Discover, Layout, Watchers};
-use crate::error::ConfigError;
+use crate::error::{ConfigError, RegistryError};
 use crate::etcd::{Cluster, Credentials, Provider, Tls, parse_endpoints, without_user};
 use crate::format::{Format, Kitex};
-use crate::instance::{DEFAULT_WEIGHT, Instance};
+use crate::instance::{Address, DEFAULT_WEIGHT, Instance, ServiceName};
 use crate::register::{Registrar, RegistrationBuilder};
+use crate::snapshot::Snapshot;
 #[cfg(feature = "_tls")]
 use crate::tls::ClientTls;
 
@@ -91,6 +93,67 @@ impl Registry {
     /// A bad service name, or no tokio runtime on this thread. An etcd that is away is no error: the stream waits.
     pub fn discover(&self, service: impl AsRef<str>) -> Result<Discover, ConfigError> {
         registries::discover(slice::from_ref(self), service.as_ref())
+    }
+
+    /// The services that are registered below the prefix right now, each with how many keys it has: one an instance, as a
+    /// rule.
+    ///
+    /// Keys are read without their values, 500 at a time, all at the revision of the first page. Keys that do not look like a
+    /// service's are passed over, and at most 10,000 services are listed.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::Config`] under an empty prefix, which would mean everything in etcd; otherwise what became of the
+    /// call. Every member is asked before it fails, for at most 5 s each, or 5 s a page.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    pub async fn services(&self) -> Result<BTreeMap<ServiceName, usize>, RegistryError> {
+        self.watchers.services().await
+    }
+
+    /// The instances of a service that are registered right now. Nothing is remembered and nothing watched: a program
+    /// that wants to follow them uses [`discover`](Self::discover).
+    ///
+    /// It reads as `discover` does, with the same limits: values that cannot be read are left out and logged, several keys
+    /// of one address are one instance, at most 10,000 keys count. A service without instances is an empty snapshot.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::Config`] for a bad service name; otherwise what became of the call. Every member is asked before it
+    /// fails, for at most 5 s each, or 5 s a page.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    pub async fn instances(&self, service: impl AsRef<str>) -> Result<Snapshot, RegistryError> {
+        let service = service.as_ref().parse().map_err(RegistryError::Config)?;
+        self.watchers.instances(&service).await
+    }
+
+    /// Tells an instance to leave: puts the draining mark on its key, under the lease that it has, if nothing about the key
+    /// changed meanwhile.
+    ///
+    /// The server obeys as if it had been signalled, but serves on: it revokes its lease, its status becomes
+    /// [`RegistrationStatus::Drained`](crate::RegistrationStatus::Drained), and its calls in flight go on. Clients send it no new ones
+    /// from the mark on, unless nobody else is left. A server that does not use this crate cannot obey and stays
+    /// registered; for clients with this crate the mark counts all the same.
+    ///
+    /// It returns when the mark is in etcd, a few milliseconds before the server is gone. An instance that is marked
+    /// already is no error.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::UnknownAddress`]; [`RegistryError::NoDrainingMark`], where the format has no place for it; a bad
+    /// service name; otherwise what became of the calls.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, the mark may be written although the future is dropped.
+    pub async fn drain(&self, service: impl AsRef<str>, address: impl Into<Address>) -> Result<(), RegistryError> {
+        let service = service.as_ref().parse().map_err(RegistryError::Config)?;
+        self.watchers.drain(&service, &address.into()).await
     }
 }
 

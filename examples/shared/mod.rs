@@ -9,19 +9,15 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, ValueEnum};
 use serde::Serialize;
-use tonic_etcd::{ConfigError, EtcdNaming, GoZero, Kitex, Kratos, Registry, RegistryBuilder};
+use tonic_etcd::{ConfigError, EtcdNaming, GoZero, Kitex, Kratos, Registry, RegistryBuilder, RegistryError};
 use tracing_subscriber::EnvFilter;
 
-/// Where the servers of a service are written down, and how.
+/// Where servers are written down, and how.
 #[derive(Args)]
 pub(crate) struct RegistryFlags {
     /// The etcd members, separated by commas
     #[arg(long, value_name = "URL", value_delimiter = ',', default_value = "http://127.0.0.1:2379")]
     etcd: Vec<String>,
-
-    /// The service's name
-    #[arg(long, value_name = "NAME", default_value = "echo")]
-    pub(crate) service: String,
 
     /// What every key in etcd begins with; for one format only [default: the format's own]
     #[arg(long)]
@@ -121,6 +117,15 @@ pub(crate) enum Failure {
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self::Usage(error.into())
+    }
+}
+
+impl From<RegistryError> for Failure {
+    fn from(error: RegistryError) -> Self {
+        match error {
+            RegistryError::Config(error) => error.into(),
+            error => Self::Run(error.into()),
+        }
     }
 }
 

@@ -16,7 +16,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -49,7 +49,7 @@ impl Layout {
         format!("{}{service}/", self.base)
     }
 
-    fn decode(&self, segment: &str, value: &[u8]) -> Result<Decoded, (Trouble, String)> {
+    pub(super) fn decode(&self, segment: &str, value: &[u8]) -> Result<Decoded, (Trouble, String)> {
         if value.len() > MAX_VALUE {
             return Err((Trouble::TooLarge, format!("more than {MAX_VALUE} bytes")));
         }
@@ -70,8 +70,12 @@ pub(super) struct Membership {
     missing: HashMap<String, Instant>,
     /// When an instance in question came back the last time.
     comeback: Option<Instant>,
-    trouble: HashMap<Trouble, Count>,
+    complaints: Complaints,
 }
+
+/// What was found wrong with keys, and when that was logged. Clones share it: one line a minute and kind for all.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Complaints(Arc<Mutex<HashMap<Trouble, Count>>>);
 
 struct Key {
     instance: Arc<Instance>,
@@ -81,7 +85,7 @@ struct Key {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Trouble {
+pub(super) enum Trouble {
     ForeignKey,
     TooLarge,
     Malformed,
@@ -89,17 +93,17 @@ enum Trouble {
     TooManyTags,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Count {
     since_logged: u64,
     logged: Option<Instant>,
 }
 
 impl Membership {
-    pub(super) fn new(layout: Layout, service: ServiceName) -> Self {
+    pub(super) fn new(layout: Layout, service: ServiceName, complaints: Complaints) -> Self {
         let range = layout.range(&service);
-        let (keys, missing, trouble) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { layout, service, range, keys, missing, comeback: None, trouble }
+        let (keys, missing) = (HashMap::new(), HashMap::new());
+        Self { layout, service, range, keys, missing, comeback: None, complaints }
     }
 
     /// Takes a list as the whole truth: what it does not show is gone.
@@ -269,18 +273,16 @@ impl Membership {
 
     /// The last segment of a key, if the key is one of this service.
     fn segment(&mut self, key: &[u8], now: Instant) -> Option<String> {
-        let segment = key.strip_prefix(self.range.as_bytes()).map(std::str::from_utf8);
-        match segment {
-            Some(Ok(segment)) if !segment.is_empty() && !segment.contains('/') => Some(segment.to_owned()),
-            _ => {
-                self.trouble(Trouble::ForeignKey, key, "it does not end in one segment of text", now);
-                None
-            }
+        let segment = segment(key, &self.range);
+        if segment.is_none() {
+            self.trouble(Trouble::ForeignKey, key, "it does not end in one segment of text", now);
         }
+        segment.map(str::to_owned)
     }
 
-    fn trouble(&mut self, trouble: Trouble, key: &[u8], detail: &str, now: Instant) {
-        let count = self.trouble.entry(trouble).or_default();
+    fn trouble(&self, trouble: Trouble, key: &[u8], detail: &str, now: Instant) {
+        let mut counts = self.complaints.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(trouble).or_default();
         count.since_logged += 1;
         if count.logged.is_some_and(|at| now < at + LOG_INTERVAL) {
             return;
@@ -291,6 +293,12 @@ impl Membership {
         let detail = cut(detail.escape_debug());
         tracing::warn!(service = %self.service, %key, %detail, kind = ?trouble, count = skipped, "key in etcd cannot be used");
     }
+}
+
+/// What follows `range` in a key, if that is one segment of text.
+pub(super) fn segment<'a>(key: &'a [u8], range: &str) -> Option<&'a str> {
+    let segment = std::str::from_utf8(key.strip_prefix(range.as_bytes())?).ok()?;
+    (!segment.is_empty() && !segment.contains('/')).then_some(segment)
 }
 
 /// Text from etcd for a log line.

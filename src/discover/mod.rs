@@ -2,6 +2,7 @@
 
 mod feeder;
 mod membership;
+mod operate;
 mod snapshots;
 mod stream;
 mod watcher;

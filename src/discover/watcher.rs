@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::membership::{Layout, Membership};
+use super::membership::{Complaints, Layout, Membership};
 use crate::error::ConfigError;
 use crate::etcd::{Cluster, Range, Source, Update};
 use crate::instance::ServiceName;
@@ -75,15 +75,17 @@ type Publisher = watch::Sender<Option<Arc<Snapshot>>>;
 /// The watchers of one registry.
 #[derive(Debug)]
 pub(crate) struct Watchers {
-    cluster: Arc<Cluster>,
-    layout: Layout,
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) layout: Layout,
+    /// Of those who look at a service without a watcher.
+    pub(super) complaints: Complaints,
     /// A service is in here from its first listener on until its task saw, under this lock, that there is none left.
     running: Mutex<HashMap<ServiceName, Publisher>>,
 }
 
 impl Watchers {
     pub(crate) fn new(cluster: Arc<Cluster>, layout: Layout) -> Arc<Self> {
-        Arc::new(Self { cluster, layout, running: Mutex::default() })
+        Arc::new(Self { cluster, layout, complaints: Complaints::default(), running: Mutex::default() })
     }
 
     /// Where the services are looked for, for messages.
@@ -110,7 +112,7 @@ impl Watchers {
         let span = tracing::info_span!("watch", %service);
         let place = Place { watchers: self.clone(), service: service.clone(), publisher };
         let source = Source::new(self.cluster.clone(), Range::below(self.layout.range(service)), ANTI_ENTROPY);
-        let membership = Membership::new(self.layout.clone(), service.clone());
+        let membership = Membership::new(self.layout.clone(), service.clone(), Complaints::default());
         runtime.spawn(run(place, source, membership).instrument(span));
         Ok(listen(latest))
     }

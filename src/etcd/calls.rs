@@ -58,23 +58,55 @@ pub(crate) enum Claimed {
 impl Connection {
     /// Lists every key of `range` linearizably, in pages that all show the revision of the first. `limit` is for each page.
     pub(crate) async fn list(&self, range: &Range, limit: Duration) -> Result<Listing, EtcdError> {
+        let take = |kvs: &mut Vec<Kv>, page: Vec<PbKeyValue>| kvs.extend(page.into_iter().map(Kv::from));
+        let (revision, kvs) = self.scan(range, &GetOptions::new(), limit, take).await?;
+        Ok(Listing { revision, kvs })
+    }
+
+    /// Shows `take` every key of `range` without its value, at one revision and page by page. `limit` is for each page.
+    pub(crate) async fn keys<T: Default>(
+        &self,
+        range: &Range,
+        limit: Duration,
+        take: impl Fn(&mut T, &[u8]),
+    ) -> Result<T, EtcdError> {
+        let take = |taken: &mut T, page: Vec<PbKeyValue>| page.iter().for_each(|kv| take(taken, &kv.key));
+        let (_, taken) = self.scan(range, &GetOptions::new().with_keys_only(), limit, take).await?;
+        Ok(taken)
+    }
+
+    /// Starts over, with nothing taken, where the revision of the first page is compacted before the last one came.
+    async fn scan<T: Default>(
+        &self,
+        range: &Range,
+        options: &GetOptions,
+        limit: Duration,
+        take: impl Fn(&mut T, Vec<PbKeyValue>),
+    ) -> Result<(i64, T), EtcdError> {
         let mut attempt = 1;
         loop {
-            match self.list_once(range, limit).await {
+            match self.scan_once(range, options, limit, &take).await {
                 Err(error) if error.kind == EtcdErrorKind::Compacted && attempt < LIST_ATTEMPTS => attempt += 1,
                 result => return result,
             }
         }
     }
 
-    async fn list_once(&self, range: &Range, limit: Duration) -> Result<Listing, EtcdError> {
+    async fn scan_once<T: Default>(
+        &self,
+        range: &Range,
+        options: &GetOptions,
+        limit: Duration,
+        take: &impl Fn(&mut T, Vec<PbKeyValue>),
+    ) -> Result<(i64, T), EtcdError> {
         let mut from = range.start().to_vec();
         let mut size = PAGE;
-        let mut listing: Option<Listing> = None;
+        let mut pinned: Option<i64> = None;
+        let mut taken = T::default();
         loop {
-            let mut options = GetOptions::new().with_range(range.end()).with_limit(size);
-            if let Some(listing) = &listing {
-                options = options.with_revision(listing.revision);
+            let mut options = options.clone().with_range(range.end()).with_limit(size);
+            if let Some(revision) = pinned {
+                options = options.with_revision(revision);
             }
             let get = || {
                 let (mut kv, from, options) = (self.kv.clone(), from.clone(), options.clone());
@@ -88,18 +120,17 @@ impl Connection {
                 }
                 page => page?.0,
             };
-            let revision = page.header.as_ref().map_or(0, |header| header.revision);
-            let listing = listing.get_or_insert(Listing { revision, kvs: Vec::new() });
-            listing.kvs.extend(page.kvs.into_iter().map(Kv::from));
-            match listing.kvs.last() {
+            let revision = *pinned.get_or_insert(page.header.as_ref().map_or(0, |header| header.revision));
+            let last = page.kvs.last().map(|kv| kv.key.clone());
+            take(&mut taken, page.kvs);
+            match last {
                 Some(last) if page.more => {
-                    from.clone_from(&last.key);
+                    from = last;
                     from.push(0);
                 }
-                _ => break,
+                _ => return Ok((revision, taken)),
             }
         }
-        Ok(listing.unwrap_or(Listing { revision: 0, kvs: Vec::new() }))
     }
 
     /// The store's present revision, linearizably.

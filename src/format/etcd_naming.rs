@@ -76,6 +76,10 @@ impl Format for EtcdNaming {
     fn carries_draining(&self) -> bool {
         true
     }
+
+    fn mark_draining(&self, value: &[u8]) -> Option<Vec<u8>> {
+        go_json::mark(value)
+    }
 }
 
 fn number(value: &Value) -> Option<i64> {

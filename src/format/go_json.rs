@@ -78,6 +78,13 @@ pub(super) fn take_mark<'de, A: MapAccess<'de>>(field: &mut bool, value: &mut A)
     Ok(true)
 }
 
+/// An object with the draining mark as its last field, and otherwise byte for byte as it was.
+pub(super) fn mark(object: &[u8]) -> Option<Vec<u8>> {
+    let fields = object.trim_ascii_end().strip_suffix(b"}")?;
+    let separator: &[u8] = if fields.trim_ascii_end().ends_with(b"{") { b"" } else { b"," };
+    Some([fields, separator, b"\"draining\":true}"].concat())
+}
+
 struct Object<T>(T);
 
 impl<'de, T: Fields> Deserialize<'de> for Object<T> {

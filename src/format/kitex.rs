@@ -58,6 +58,10 @@ impl Format for Kitex {
     fn carries_draining(&self) -> bool {
         true
     }
+
+    fn mark_draining(&self, value: &[u8]) -> Option<Vec<u8>> {
+        go_json::mark(value)
+    }
 }
 
 #[derive(Serialize)]
@@ -131,6 +135,19 @@ mod tests {
             write(&instance("127.0.0.1:8888"), true),
             r#"{"network":"tcp","address":"127.0.0.1:8888","weight":10,"tags":null,"draining":true}"#
         );
+    }
+
+    #[test]
+    fn a_mark_that_is_added_later_leaves_what_another_program_wrote() {
+        let other = br#"{ "tags": {"a": "}"}, "more": [1], "address": "a:1" } "#;
+        let marked = Kitex.mark_draining(other).expect("an object takes it");
+        assert_eq!(
+            String::from_utf8(marked.clone()).expect("text"),
+            r#"{ "tags": {"a": "}"}, "more": [1], "address": "a:1" ,"draining":true}"#
+        );
+        assert!(Kitex.decode("x", &marked).expect("it can be read").draining);
+        assert_eq!(Kitex.mark_draining(b"{}").as_deref(), Some(&br#"{"draining":true}"#[..]));
+        assert_eq!(Kitex.mark_draining(b"10.0.0.1:80"), None, "only an object takes it");
     }
 
     #[test]

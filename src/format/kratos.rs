@@ -114,6 +114,10 @@ impl Format for Kratos {
     fn carries_draining(&self) -> bool {
         true
     }
+
+    fn mark_draining(&self, value: &[u8]) -> Option<Vec<u8>> {
+        go_json::mark(value)
+    }
 }
 
 /// The tag that has a field of its own.

@@ -85,6 +85,16 @@ pub trait Format: fmt::Debug + Send + Sync + 'static {
 
     /// Whether a value can carry the draining mark, with which a server announces that it leaves.
     fn carries_draining(&self) -> bool;
+
+    /// A value that is in etcd already, with the draining mark added and nothing else changed: what
+    /// [`Registry::drain`](crate::Registry::drain) writes. It must be what [`encode`](Self::encode) makes of the same entry when it
+    /// is draining.
+    ///
+    /// `None`, which is the default, where others cannot add the mark.
+    fn mark_draining(&self, value: &[u8]) -> Option<Vec<u8>> {
+        let _ = value;
+        None
+    }
 }
 
 /// What a key and its value are made from.

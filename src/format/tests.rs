@@ -119,7 +119,9 @@ proptest! {
         for format in all().into_iter().filter(|format| format.carries_draining()) {
             let (plain, marked) = (value(&*format, &instance, false), value(&*format, &instance, true));
             let expected = plain.strip_suffix('}').map(|plain| format!(r#"{plain},"draining":true}}"#));
-            prop_assert_eq!(Some(marked), expected, "{:?}", format);
+            prop_assert_eq!(Some(&marked), expected.as_ref(), "{:?}", format);
+            let added = format.mark_draining(plain.as_bytes());
+            prop_assert_eq!(added, Some(marked.into_bytes()), "an operator's mark is the server's own: {:?}", format);
         }
     }
 

@@ -67,6 +67,8 @@ pub(super) struct Holdings {
     written: Option<Written>,
     /// Keys that may hold it still, from before the key became another one: some formats name it after the lease.
     former: VecDeque<Written>,
+    /// What an operator makes of our value who drains us; `None` while we may have put that ourselves.
+    drained: Option<Vec<u8>>,
     /// Whether the key was ours once.
     was_registered: bool,
 }
@@ -96,6 +98,8 @@ pub(super) enum Outcome {
     Claimed(i64),
     /// It is under this live lease of somebody else.
     Foreign(i64),
+    /// An operator put the draining mark on what was ours.
+    Drained,
     /// It changed each time that we looked.
     Contended,
 }
@@ -109,6 +113,7 @@ impl Holdings {
             retired: VecDeque::new(),
             written: None,
             former: VecDeque::new(),
+            drained: None,
             was_registered: false,
         }
     }
@@ -195,6 +200,9 @@ impl Holdings {
             if found.lease == lease && found.value == value {
                 return Ok(self.claimed(found.mod_revision));
             }
+            if self.is_drained(&found) {
+                return Ok(Outcome::Drained);
+            }
             if !self.may_replace(&found).await? {
                 self.written = None;
                 return Ok(Outcome::Foreign(found.lease));
@@ -231,6 +239,17 @@ impl Holdings {
         Outcome::Claimed(revision)
     }
 
+    /// From now on somebody may drain the instance that was claimed.
+    pub(super) fn expect_drain(&mut self, instance: &Instance, lease: i64) {
+        let carries_draining = self.registrar.format.carries_draining();
+        self.drained = carries_draining.then(|| self.entry(instance, lease, true).1);
+    }
+
+    /// Whether somebody put our own value under our own lease, with nothing but the draining mark.
+    pub(super) fn is_drained(&self, found: &Kv) -> bool {
+        self.is_own_lease(found.lease) && self.drained.as_ref() == Some(&found.value)
+    }
+
     /// Whether the key's owner is us, nobody, dead, or cannot be listening on our address any more.
     async fn may_replace(&self, found: &Kv) -> Result<bool, EtcdError> {
         if found.lease == 0 || self.is_own_lease(found.lease) {
@@ -250,6 +269,7 @@ impl Holdings {
 
     /// Announces that the instance leaves, and deletes its key. The lease stays.
     pub(super) async fn withdraw(&mut self, instance: &Instance) -> Result<(), EtcdError> {
+        self.drained = None;
         if let Some(written) = &self.written {
             self.announce(instance, written).await;
             self.delete(written).await?;

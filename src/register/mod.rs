@@ -2,6 +2,8 @@
 
 mod advertise;
 mod drain;
+#[cfg(feature = "health")]
+mod health;
 mod holdings;
 mod incoming;
 mod keepalive;
@@ -13,6 +15,7 @@ mod registrations;
 mod status;
 mod task;
 mod upkeep;
+mod wishes;
 
 pub use self::incoming::{Incoming, Io};
 pub use self::layer::{RegistrationBody, RegistrationFuture, RegistrationLayer, RegistrationService};

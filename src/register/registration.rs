@@ -17,8 +17,9 @@ use super::layer::RegistrationLayer;
 use super::registrar::Registrar;
 use super::registrations::Registrations;
 use super::status::{RegistrationStatus, StatusChanges};
-use super::task::{Desired, Task};
+use super::task::Task;
 use super::upkeep::Upkeep;
+use super::wishes::{Desired, Health, Wishes};
 use crate::error::{ConfigError, Gone};
 use crate::etcd::MAX_VALUE;
 use crate::format::{Entry, Format};
@@ -60,6 +61,7 @@ pub struct RegistrationBuilder {
     propagation_pause: Duration,
     drain_limit: Duration,
     upkeep: Upkeep,
+    health: Option<Arc<dyn Health>>,
 }
 
 impl RegistrationBuilder {
@@ -73,6 +75,7 @@ impl RegistrationBuilder {
             propagation_pause: DEFAULT_PROPAGATION_PAUSE,
             drain_limit: DEFAULT_DRAIN_LIMIT,
             upkeep: Upkeep::DEFAULT,
+            health: None,
         }
     }
 
@@ -151,6 +154,43 @@ impl RegistrationBuilder {
         self
     }
 
+    /// Follows the health of `service`, as `reporter` is told of it: the key is in etcd only while that is SERVING. The
+    /// name is the one in `grpc.health.v1`, `echo.Echo` for instance, or empty for the whole server, which a new reporter
+    /// takes for SERVING.
+    ///
+    /// Until the service is SERVING for the first time, the registration is held back. When it is not any more (another status,
+    /// or it is cleared), the leave is announced and the key is deleted; the lease is kept, and with SERVING the key is put
+    /// back, at most once a second ([`RegistrationStatus::NotServing`]). [`Registration::pause`] is independent of it: the key
+    /// is there while the service is SERVING *and* the registration is not paused.
+    ///
+    /// [`Registration::deregister_on`] sets the service and the whole server to `NOT_SERVING` when its signal comes, before
+    /// anything else.
+    ///
+    /// ```no_run
+    /// use tonic_etcd::{Instance, Registry};
+    /// use tonic_health::ServingStatus;
+    /// use tonic_health::server::health_reporter;
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let address = "127.0.0.1:50051".parse::<std::net::SocketAddr>()?;
+    /// let (reporter, health_server) = health_reporter();
+    /// let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
+    /// let registration =
+    ///     registry.register(Instance::new("echo", address)).health(reporter.clone(), "echo.Echo").build()?;
+    /// // Server::builder().layer(registration.layer()).add_service(health_server)..
+    ///
+    /// // Once the caches are warm:
+    /// reporter.set_service_status("echo.Echo", ServingStatus::Serving).await;
+    /// # drop(health_server);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "health")]
+    pub fn health(mut self, reporter: tonic_health::server::HealthReporter, service: impl Into<String>) -> Self {
+        self.health = Some(super::health::reported(reporter, service.into()));
+        self
+    }
+
     /// Checks everything and makes the registration. Nothing is registered yet, no I/O is done, and no runtime is needed.
     ///
     /// # Errors
@@ -183,7 +223,8 @@ impl RegistrationBuilder {
         let address = instance.address.clone();
         let (desired, wanted) = watch::channel(Desired { instance, paused: false, leave: false });
         let (publisher, status) = watch::channel(RegistrationStatus::Unregistered);
-        let task = Task::new(Holdings::new(self.registrar, plan), self.upkeep, wanted, publisher);
+        let wishes = Wishes::new(wanted, self.health.clone());
+        let task = Task::new(Holdings::new(self.registrar, plan), self.upkeep, wishes, publisher);
         Ok(Registration {
             shared: Arc::new(Shared {
                 address,
@@ -196,6 +237,7 @@ impl RegistrationBuilder {
                 drain: Drain::new(),
                 propagation_pause: self.propagation_pause,
                 drain_limit: self.drain_limit,
+                health: self.health,
             }),
         })
     }
@@ -249,6 +291,7 @@ struct Shared {
     drain: Drain,
     propagation_pause: Duration,
     drain_limit: Duration,
+    health: Option<Arc<dyn Health>>,
 }
 
 impl Registration {
@@ -272,7 +315,8 @@ impl Registration {
 
     /// The shutdown future for `serve_with_incoming_shutdown`: waits for `signal`, announces the leave and revokes the
     /// lease (at most 3 s, if etcd is away), serves on for the propagation pause, and then resolves, so that the server
-    /// stops accepting and finishes the calls in flight, for at most the drain limit.
+    /// stops accepting and finishes the calls in flight, for at most the drain limit. Health that is followed
+    /// (`RegistrationBuilder::health`) turns `NOT_SERVING` first.
     ///
     /// # Cancel safety
     ///
@@ -355,12 +399,13 @@ impl Registration {
         Ok(())
     }
 
-    /// Takes the instance out of etcd and keeps the lease, until [`resume`](Self::resume). The server serves on.
+    /// Takes the instance out of etcd and keeps the lease, until [`resume`](Self::resume). The server serves on. Health that is
+    /// followed is another reason for the key to be absent, and changes nothing about this one.
     pub fn pause(&self) {
         self.set_paused(true);
     }
 
-    /// Puts the instance back after [`pause`](Self::pause).
+    /// Puts the instance back after [`pause`](Self::pause), at most once a second.
     pub fn resume(&self) {
         self.set_paused(false);
     }
@@ -401,6 +446,13 @@ impl Registration {
     #[must_use]
     pub fn address(&self) -> &Address {
         &self.shared.address
+    }
+
+    /// Lets the health that is followed say that the server serves no more.
+    pub(super) async fn shut_down_health(&self) {
+        if let Some(health) = &self.shared.health {
+            health.shut_down().await;
+        }
     }
 
     fn alone(&self) -> Registrations {

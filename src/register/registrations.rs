@@ -73,7 +73,8 @@ impl Registrations {
     }
 
     /// The shutdown future for `serve_with_incoming_shutdown`, as [`Registration::deregister_on`] makes one. All leaves are
-    /// announced and all leases are revoked at once, at most 3 s for all of them together. One propagation pause follows, the
+    /// announced and all leases are revoked at once, at most 3 s for all of them together; all health that is followed turns
+    /// `NOT_SERVING` before. One propagation pause follows, the
     /// longest of the registrations', and one drain, for at most the longest of their limits.
     ///
     /// # Cancel safety
@@ -101,6 +102,7 @@ impl Registrations {
             let (service, address) = (registration.service(), registration.address());
             tracing::info!(%service, %address, calls = drain.in_flight(), "shutting down");
         }
+        join_all(self.iter().map(Registration::shut_down_health)).await;
         self.deregister().await;
         let longest = |time: fn(&Registration) -> Duration| each.iter().map(time).max().unwrap_or_default();
         tokio::time::sleep(longest(Registration::propagation_pause)).await;

@@ -13,7 +13,8 @@ use tokio::sync::watch;
 pub enum RegistrationStatus {
     /// It was not started yet.
     Unregistered,
-    /// The lease or the claim of the key is under way, for as long as it takes: at the start, or after a resume.
+    /// The lease or the claim of the key is under way, for as long as it takes: at the start, or on the way back from
+    /// [`Paused`](Self::Paused) or [`NotServing`](Self::NotServing).
     Registering,
     /// The key is in etcd under our lease.
     Registered {
@@ -36,10 +37,16 @@ pub enum RegistrationStatus {
     },
     /// It was taken out by [`Registration::pause`](crate::Registration::pause); the lease is kept.
     Paused,
+    /// It is held back, or was taken out, because the health that it follows is not SERVING; the lease is kept. A pause
+    /// comes first where both hold.
+    NotServing,
     /// It leaves: the leave is announced and the lease is revoked.
     Draining,
     /// It has left for good.
     Gone,
+    /// It has left for good, because an operator put the draining mark on its key
+    /// ([`Registry::drain`](crate::Registry::drain)). The server serves on.
+    Drained,
     /// As many attempts in a row failed as [`max_attempts`](crate::RegistrationBuilder::max_attempts) allows; it has
     /// ended for good, and is not in etcd.
     GaveUp {
@@ -51,10 +58,15 @@ pub enum RegistrationStatus {
 }
 
 impl RegistrationStatus {
-    /// Whether the registration has ended for good: it left, or it gave up.
+    /// Whether the registration has ended for good: it left, was drained, or gave up.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        matches!(self, Self::Gone | Self::GaveUp { .. })
+        matches!(self, Self::Gone | Self::Drained | Self::GaveUp { .. })
+    }
+
+    /// Whether the key is absent because that is wished.
+    pub(super) fn is_absence(&self) -> bool {
+        matches!(self, Self::Paused | Self::NotServing)
     }
 }
 
@@ -67,8 +79,10 @@ impl fmt::Display for RegistrationStatus {
             Self::Lost { reason } => write!(f, "lost: {reason}"),
             Self::Conflict { key, lease } => write!(f, "conflict: {key} is held under lease {lease:x}"),
             Self::Paused => f.write_str("paused"),
+            Self::NotServing => f.write_str("not serving"),
             Self::Draining => f.write_str("draining"),
             Self::Gone => f.write_str("gone"),
+            Self::Drained => f.write_str("drained by an operator"),
             Self::GaveUp { attempts, reason } => write!(f, "gave up after {attempts} failed attempts: {reason}"),
         }
     }

@@ -4,9 +4,9 @@
 //! Granting --granted--> Claiming --claimed----------> Holding
 //!    ^                   ^ |  ^                        | | |
 //!    |                   | |  +--touched, or updated---+ | |
-//!    |          it goes  | | foreign                     | | paused
+//!    |          it goes  | | foreign                     | | paused, or not serving
 //!    |                   | v                             | v
-//!    |                 Yielding                          | Withdrawing --> Paused --resumed--> Claiming
+//!    |                 Yielding                          | Withdrawing --> Absent --neither any more--> Claiming
 //!    |                                                   |
 //!    +--------- the lease is dead (from any state) ------+
 //!
@@ -14,8 +14,11 @@
 //! Granting or Claiming --too many failures in a row, where there is a limit--> give up: revoke, end
 //! ```
 //!
+//! Who is paused or not serving when the lease is granted goes from Claiming to Absent without a key.
+//!
 //! Any step can be abandoned at any await, which is how leaving interrupts it.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -26,10 +29,10 @@ use super::keepalive::{LeaseState, keep};
 use super::own_key::{OwnKey, observe};
 use super::status::RegistrationStatus;
 use super::upkeep::Upkeep;
+use super::wishes::Wishes;
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
-use crate::etcd::{DENIED_PAUSE, Kv, REFUSED_PAUSE, hex};
-use crate::instance::Instance;
+use crate::etcd::{DENIED_PAUSE, REFUSED_PAUSE, hex};
 
 /// The most that a grant waits after a lease was lost: 500 servers that lose theirs together come back spread.
 const REGRANT_JITTER: Duration = Duration::from_millis(250);
@@ -37,31 +40,22 @@ const REGRANT_JITTER: Duration = Duration::from_millis(250);
 /// The longest wait after a failed grant or claim, unless the first one is longer: a server is back within 3 s of etcd.
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
-/// How often a key is put back at most, when something keeps on removing it.
+/// How often a key is put back at most, when something keeps on removing it or health flutters.
 const RESTORE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How much time leaving may take while etcd is away: a process must end.
 const LEAVE_LIMIT: Duration = Duration::from_secs(3);
 
-/// What the handles want.
-#[derive(Debug, Clone)]
-pub(super) struct Desired {
-    pub(super) instance: Instance,
-    pub(super) paused: bool,
-    pub(super) leave: bool,
-}
-
 /// A registration that was not started yet, or runs.
-#[derive(Debug)]
 pub(super) struct Task {
     holdings: Holdings,
     upkeep: Upkeep,
-    desired: watch::Receiver<Desired>,
+    wishes: Wishes,
     status: watch::Sender<RegistrationStatus>,
     backoff: Backoff,
     /// How many grants and claims have failed since the last one that came to something.
     failures: u32,
-    /// When the key was put back the last time.
+    /// When the key was put back the last time, or is to be.
     restored: Option<Instant>,
 }
 
@@ -90,8 +84,8 @@ enum State {
         /// Not before then.
         at: Instant,
     },
-    /// The key is gone, as was wished.
-    Paused { lease: Lease, observer: Observer },
+    /// The key is not there, as is wished.
+    Absent { lease: Lease, observer: Observer },
     /// An operator put the draining mark on the key.
     Drained,
     /// The last attempt that was allowed failed.
@@ -129,32 +123,35 @@ impl Task {
     pub(super) fn new(
         holdings: Holdings,
         upkeep: Upkeep,
-        desired: watch::Receiver<Desired>,
+        wishes: Wishes,
         status: watch::Sender<RegistrationStatus>,
     ) -> Self {
         let backoff = Backoff::new(upkeep.retry_delay, upkeep.retry_delay.max(RETRY_MAX));
-        Self { holdings, upkeep, desired, status, backoff, failures: 0, restored: None }
+        Self { holdings, upkeep, wishes, status, backoff, failures: 0, restored: None }
     }
 
     /// Keeps the instance registered until it is to leave, and then takes it out.
     pub(super) async fn run(mut self) {
         self.report(RegistrationStatus::Registering);
-        let mut leave = self.desired.clone();
+        self.wishes.begin();
+        let mut end = pin!(self.wishes.end());
         let mut state = State::Granting { at: Instant::now(), unanswered: None };
-        loop {
+        let ending = loop {
             state = tokio::select! {
                 biased;
-                // An error means that the last handle is gone.
-                _ = leave.wait_for(|desired| desired.leave) => break,
+                () = &mut end => break RegistrationStatus::Gone,
                 state = self.step(state) => state,
             };
             match state {
-                State::Drained => break,
+                State::Drained => {
+                    tracing::info!("an operator drains this instance");
+                    break RegistrationStatus::Drained;
+                }
                 State::Exhausted { reason } => return self.give_up(reason).await,
                 _ => {}
             }
-        }
-        self.leave().await;
+        };
+        self.leave(ending).await;
     }
 
     async fn step(&mut self, state: State) -> State {
@@ -173,28 +170,31 @@ impl Task {
                 self.wait(at).await;
                 self.withdraw(lease).await
             }
-            State::Paused { lease, observer } => self.stay_paused(lease, observer).await,
+            State::Absent { lease, observer } => self.stay_absent(lease, observer).await,
             State::Drained | State::Exhausted { .. } => state,
         }
     }
 
-    /// Waits, but not through a pause or a resume.
+    /// Waits, but not when the key is to be absent now and was not before, or the other way round.
     async fn wait(&mut self, at: Instant) {
-        let paused = self.desired.borrow().paused;
+        let is_absent = self.wishes.absence().is_some();
+        let turned = async {
+            while self.wishes.absence().is_some() == is_absent {
+                self.wishes.changed().await;
+            }
+        };
         tokio::select! {
             () = sleep_until(at) => {}
-            Ok(_) = self.desired.wait_for(|desired| desired.paused != paused) => {}
+            () = turned => {}
         }
     }
 
-    /// Says whether a registration without a key is paused or on its way.
+    /// Says of a registration without a key why that is wished, or that it is on its way.
     fn report_wish(&self) {
-        let wanted = self.desired.borrow().paused;
-        let reported = *self.status.borrow() == RegistrationStatus::Paused;
-        if wanted && !self.holdings.is_written() {
-            self.report(RegistrationStatus::Paused);
-        } else if reported && !wanted {
-            self.report(RegistrationStatus::Registering);
+        match self.wishes.absence() {
+            Some(absence) if !self.holdings.is_written() => self.report(absence),
+            None if self.status.borrow().is_absence() => self.report(RegistrationStatus::Registering),
+            _ => {}
         }
     }
 
@@ -227,12 +227,12 @@ impl Task {
     }
 
     async fn claim(&mut self, lease: Lease, observer: Option<Observer>) -> State {
-        let desired = self.desired.borrow_and_update().clone();
-        if desired.paused {
+        let instance = self.wishes.instance();
+        if self.wishes.absence().is_some() {
             return State::Withdrawing { lease, at: Instant::now() };
         }
         self.report_wish();
-        let (key, value) = self.holdings.entry(&desired.instance, lease.id, false);
+        let (key, value) = self.holdings.entry(&instance, lease.id, false);
         let outcome = match self.holdings.claim(&key, &value, lease.id).await {
             Ok(outcome) => outcome,
             Err(error) if error.kind == EtcdErrorKind::NotFound => {
@@ -251,6 +251,7 @@ impl Task {
             Outcome::Claimed(revision) => {
                 self.backoff.reset();
                 self.failures = 0;
+                self.holdings.expect_drain(&instance, lease.id);
                 tracing::info!(key, lease = hex(lease.id), "registered");
                 self.report(RegistrationStatus::Registered { key: key.clone(), lease: lease.id });
                 let observer = same_key.unwrap_or_else(|| self.observe(key));
@@ -263,6 +264,7 @@ impl Task {
                 // A new eye: what the old one showed was from before the other server came.
                 State::Yielding { lease, observer: self.observe(key) }
             }
+            Outcome::Drained => State::Drained,
             Outcome::Contended => {
                 let at = Instant::now() + self.backoff.next();
                 let reason = format!("{key} was changed by others each time that it was claimed");
@@ -279,13 +281,12 @@ impl Task {
     async fn hold(&mut self, mut lease: Lease, mut claim: Claim, mut observer: Observer) -> State {
         loop {
             tokio::select! {
-                // An error means that the last handle is gone, which `run` sees as well.
-                Ok(()) = self.desired.changed() => {
-                    let desired = self.desired.borrow_and_update().clone();
-                    if desired.paused {
+                () = self.wishes.changed() => {
+                    if self.wishes.absence().is_some() {
                         return State::Withdrawing { lease, at: Instant::now() };
                     }
-                    let (key, value) = self.holdings.entry(&desired.instance, lease.id, false);
+                    let instance = self.wishes.instance();
+                    let (key, value) = self.holdings.entry(&instance, lease.id, false);
                     if key != observer.key || value != claim.value {
                         return claiming(lease, Some(observer));
                     }
@@ -293,10 +294,7 @@ impl Task {
                 () = died(&mut lease) => return self.lost(&lease, "the lease expired or was revoked", Duration::ZERO),
                 Ok(()) = observer.own_key.changed() => match self.look(&mut observer, &mut claim, lease.id) {
                     Look::Ours => {}
-                    Look::Drained => {
-                        tracing::info!(key = observer.key, "an operator drains this instance");
-                        return State::Drained;
-                    }
+                    Look::Drained => return State::Drained,
                     Look::Touched(reason) => {
                         tracing::warn!(key = observer.key, reason, "registration was lost; it is put back");
                         self.report(RegistrationStatus::Lost { reason: reason.into() });
@@ -318,22 +316,16 @@ impl Task {
         match &seen.kv {
             None => Look::Touched("the key was deleted"),
             Some(kv) if kv.lease == lease && kv.value == claim.value => Look::Ours,
-            Some(kv) if kv.lease == lease && self.is_drain(kv) => Look::Drained,
+            Some(kv) if self.holdings.is_drained(kv) => Look::Drained,
             Some(_) => Look::Touched("the key was overwritten"),
         }
-    }
-
-    /// Whether somebody put our own value with nothing but the draining mark.
-    fn is_drain(&self, kv: &Kv) -> bool {
-        let instance = &self.desired.borrow().instance;
-        self.holdings.registrar.format.carries_draining() && kv.value == self.holdings.entry(instance, kv.lease, true).1
     }
 
     async fn give_way(&mut self, mut lease: Lease, mut observer: Observer) -> State {
         loop {
             tokio::select! {
-                Ok(()) = self.desired.changed() => {
-                    if self.desired.borrow_and_update().paused {
+                () = self.wishes.changed() => {
+                    if self.wishes.absence().is_some() {
                         return State::Withdrawing { lease, at: Instant::now() };
                     }
                 }
@@ -350,31 +342,31 @@ impl Task {
     }
 
     async fn withdraw(&mut self, lease: Lease) -> State {
-        let desired = self.desired.borrow_and_update().clone();
-        if !desired.paused {
+        let instance = self.wishes.instance();
+        if self.wishes.absence().is_none() {
             // Whether the key is there still is not known.
             self.report(RegistrationStatus::Registering);
             return claiming(lease, None);
         }
-        match self.holdings.withdraw(&desired.instance).await {
+        match self.holdings.withdraw(&instance).await {
             Ok(()) => {
-                let (key, _) = self.holdings.entry(&desired.instance, lease.id, false);
-                State::Paused { lease, observer: self.observe(key) }
+                let (key, _) = self.holdings.entry(&instance, lease.id, false);
+                State::Absent { lease, observer: self.observe(key) }
             }
             Err(error) => State::Withdrawing { lease, at: self.pause_after(&error) },
         }
     }
 
-    async fn stay_paused(&mut self, mut lease: Lease, mut observer: Observer) -> State {
-        self.report(RegistrationStatus::Paused);
+    async fn stay_absent(&mut self, mut lease: Lease, mut observer: Observer) -> State {
         loop {
+            let Some(absence) = self.wishes.absence() else {
+                self.report(RegistrationStatus::Registering);
+                // Not at once again and again, where health flutters.
+                return State::Claiming { lease, at: self.restore_at(), observer: None };
+            };
+            self.report(absence);
             tokio::select! {
-                Ok(()) = self.desired.changed() => {
-                    if !self.desired.borrow_and_update().paused {
-                        self.report(RegistrationStatus::Registering);
-                        return claiming(lease, None);
-                    }
-                }
+                () = self.wishes.changed() => {}
                 () = died(&mut lease) => return self.regrant(&lease, Duration::ZERO),
                 Ok(()) = observer.own_key.changed() => {
                     // A claim that was given up can still arrive.
@@ -415,9 +407,10 @@ impl Task {
     }
 
     /// Announces, revokes, ends. There is no way back.
-    async fn leave(mut self) {
+    async fn leave(mut self, ending: RegistrationStatus) {
         self.report(RegistrationStatus::Draining);
         self.take_out().await;
+        self.report(ending);
     }
 
     /// Takes out what the attempts may have left in etcd, and ends.
@@ -429,7 +422,7 @@ impl Task {
     }
 
     async fn take_out(&mut self) {
-        let instance = self.desired.borrow().instance.clone();
+        let instance = self.wishes.instance();
         let service = self.holdings.service().clone();
         match timeout(LEAVE_LIMIT, self.holdings.take_out(&instance)).await {
             Ok(true) => tracing::info!(%service, address = %instance.address, "deregistered"),
@@ -441,10 +434,15 @@ impl Task {
         }
     }
 
-    /// When a key that was touched may be put back.
+    /// When a key that was touched or withdrawn may be put back.
     fn restore_at(&mut self) -> Instant {
         let now = Instant::now();
-        let at = self.restored.map_or(now, |restored| now.max(restored + RESTORE_INTERVAL));
+        let at = match self.restored {
+            // It was to be put back then, and was not.
+            Some(planned) if planned > now => planned,
+            Some(restored) => now.max(restored + RESTORE_INTERVAL),
+            None => now,
+        };
         self.restored = Some(at);
         at
     }

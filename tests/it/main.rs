@@ -7,6 +7,7 @@
 
 mod auth;
 mod balanced;
+mod beyond_tonic;
 mod channel;
 mod channel_faults;
 mod drain;
@@ -14,11 +15,15 @@ mod etcd_away;
 mod flags;
 mod formats;
 mod found;
+#[cfg(feature = "health")]
+mod health;
+mod inside;
 mod interop;
 mod kitex;
 mod leaves;
 mod operated;
 mod put_back;
+mod registry_program;
 mod rig;
 mod runtimes;
 mod several;

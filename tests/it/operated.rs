@@ -8,7 +8,7 @@ use tonic_etcd::{ConfigError, Instance, Registration, RegistrationStatus, Regist
 use crate::support::changes::Changes;
 use crate::support::etcd::Etcd;
 use crate::support::proxy::Proxy;
-use crate::support::server::EchoServer;
+use crate::support::server::{EchoServer, reaches};
 use crate::support::{LIMIT, eventually};
 
 fn started(registry: &Registry, address: SocketAddr, advertise: Option<&str>) -> Registration {
@@ -19,10 +19,6 @@ fn started(registry: &Registry, address: SocketAddr, advertise: Option<&str>) ->
     let registration = builder.build().expect("a good instance");
     registration.start();
     registration
-}
-
-async fn reaches(registration: &Registration, what: &str, is_it: impl Fn(&RegistrationStatus) -> bool) {
-    eventually(what, LIMIT, async || is_it(&registration.status())).await;
 }
 
 #[tokio::test]
@@ -95,7 +91,7 @@ async fn the_draining_mark_under_the_servers_own_lease_drains_it() {
     etcd.client().await.put(key, marked, Some(options)).await.expect("etcd puts");
 
     changes.expect_remove(server.address()).await;
-    reaches(server.registration(), "it has left", |status| *status == RegistrationStatus::Gone).await;
+    reaches(server.registration(), "it has left", |status| *status == RegistrationStatus::Drained).await;
     assert!(etcd.leases().await.is_empty(), "the lease is revoked");
     let connection = tokio::net::TcpStream::connect(server.address()).await;
     assert!(connection.is_ok(), "the server serves on");

@@ -12,10 +12,10 @@ use tokio::time::{sleep, timeout};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{self, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
-use tonic_etcd::{Instance, Registration, RegistrationBuilder, Registrations, Registry};
+use tonic_etcd::{Instance, Registration, RegistrationBuilder, RegistrationStatus, Registrations, Registry};
 
-use super::LIMIT;
 use super::pki::{Authority, Certificate};
+use super::{LIMIT, eventually};
 
 use proto::echo::echo_server::Echo;
 use proto::echo::{EchoReply, EchoRequest};
@@ -169,6 +169,15 @@ impl EchoServer {
             .expect("the server does not panic")
             .expect("the server ends without an error");
     }
+}
+
+/// Waits until the status of a registration `is_it`.
+///
+/// # Panics
+///
+/// If it is not within [`LIMIT`], with `what`: the sentence that should have become true.
+pub async fn reaches(registration: &Registration, what: &str, is_it: impl Fn(&RegistrationStatus) -> bool) {
+    eventually(what, LIMIT, async || is_it(&registration.status())).await;
 }
 
 fn listen() -> (TcpIncoming, SocketAddr) {

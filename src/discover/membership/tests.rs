@@ -24,7 +24,7 @@ impl World {
 
     fn holding(hold: Duration) -> Self {
         let layout = Layout { base: "p/".into(), format: Arc::new(Kitex), default_weight: 10, hold };
-        let membership = Membership::new(layout, "echo".parse().expect("a name"));
+        let membership = Membership::new(layout, "echo".parse().expect("a name"), Complaints::default());
         Self { membership, now: Instant::now(), revision: 0 }
     }
 

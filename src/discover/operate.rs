@@ -1,0 +1,195 @@
+//! What an operator asks and orders, without a watch: the services and instances that are registered now, and the draining
+//! mark on the key of one of them.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::membership::{Membership, segment};
+use super::watcher::Watchers;
+use crate::error::{ConfigError, EtcdError, EtcdErrorKind, RegistryError};
+use crate::etcd::{CALL_LIMIT, Claimed, Connection, Kv, Listing, Range, hex};
+use crate::format::Decoded;
+use crate::instance::{Address, ServiceName};
+use crate::snapshot::Snapshot;
+
+/// The most services that are listed.
+const MAX_SERVICES: usize = 10_000;
+
+/// How often a call is made whose token was not valid: once or twice is normal, after permissions have changed.
+const TOKEN_ATTEMPTS: usize = 3;
+
+/// How often a key is looked at again because it changed before it was marked.
+const MARK_ATTEMPTS: usize = 8;
+
+/// The wait before that.
+const MARK_RETRY: Duration = Duration::from_millis(50);
+
+/// The services that some keys name.
+#[derive(Default)]
+struct Names {
+    keys: BTreeMap<ServiceName, usize>,
+    /// How many keys were left out because the services are too many.
+    cut_off: usize,
+}
+
+impl Names {
+    fn add(&mut self, service: ServiceName) {
+        if self.keys.len() >= MAX_SERVICES && !self.keys.contains_key(&service) {
+            self.cut_off += 1;
+            return;
+        }
+        *self.keys.entry(service).or_default() += 1;
+    }
+}
+
+impl Watchers {
+    /// The services below the prefix, and how many keys each has.
+    pub(crate) async fn services(&self) -> Result<BTreeMap<ServiceName, usize>, RegistryError> {
+        let base = self.place();
+        if base.is_empty() {
+            let reason = "services can be listed below a prefix only: without one this would read whatever is in etcd";
+            return Err(ConfigError::Prefix { prefix: String::new(), reason }.into());
+        }
+        let range = &Range::below(base.to_owned());
+        let take = |names: &mut Names, key: &[u8]| {
+            if let Some(service) = service_in(key, base) {
+                names.add(service);
+            }
+        };
+        let names = self.ask(|member| async move { member.keys(range, CALL_LIMIT, take).await }).await?;
+        if names.cut_off > 0 {
+            tracing::warn!(prefix = base, count = names.cut_off, "keys of all but 10,000 services are left out");
+        }
+        Ok(names.keys)
+    }
+
+    /// The instances of a service.
+    pub(crate) async fn instances(&self, service: &ServiceName) -> Result<Snapshot, RegistryError> {
+        let listing = self.list(service).await?;
+        let revision = listing.revision;
+        let mut membership = Membership::new(self.layout.clone(), service.clone(), self.complaints.clone());
+        membership.replace(listing, Instant::now());
+        Ok(membership.snapshot(revision))
+    }
+
+    /// Puts the draining mark on every key of an instance, each under the lease that it has. What was marked before stays as
+    /// it is.
+    pub(crate) async fn drain(&self, service: &ServiceName, address: &Address) -> Result<(), RegistryError> {
+        let keys = self.keys_of(service, address).await?;
+        if keys.is_empty() {
+            let (service, address) = (service.to_string(), address.to_string());
+            return Err(RegistryError::UnknownAddress { service, address });
+        }
+        for kv in keys {
+            self.mark(service, address, kv).await?;
+        }
+        Ok(())
+    }
+
+    /// Only against the revision that was seen, so that the mark never meets another value or another server's lease.
+    async fn mark(&self, service: &ServiceName, address: &Address, mut seen: Kv) -> Result<(), RegistryError> {
+        let key = String::from_utf8_lossy(&seen.key).into_owned();
+        for _ in 0..MARK_ATTEMPTS {
+            let decoded = self.decode(service, &seen);
+            if !decoded.is_some_and(|decoded| decoded.address == *address && !decoded.draining) {
+                // It is marked by now, or not this instance's any more.
+                return Ok(());
+            }
+            let format = &self.layout.format;
+            let Some(marked) = format.mark_draining(&seen.value) else {
+                return Err(RegistryError::NoDrainingMark { format: format!("{format:?}") });
+            };
+            let Kv { lease, mod_revision, .. } = seen;
+            let (key, value) = (&key, &marked);
+            let put = self
+                .ask(|member| async move { member.put_if(key, value.clone(), lease, mod_revision, CALL_LIMIT).await });
+            match put.await {
+                Ok(Claimed::Done(_)) => {
+                    tracing::info!(%service, %address, key, lease = hex(lease), "instance is told to leave");
+                    return Ok(());
+                }
+                Ok(Claimed::Found(Some(kv))) => seen = kv,
+                // It left by itself, or has obeyed a mark whose answer was lost.
+                Ok(Claimed::Found(None)) => return Ok(()),
+                // Its lease is dead, and its key about to go.
+                Err(error) if error.kind == EtcdErrorKind::NotFound => sleep(MARK_RETRY).await,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(RegistryError::Contended { key })
+    }
+
+    /// The keys whose values say this address.
+    async fn keys_of(&self, service: &ServiceName, address: &Address) -> Result<Vec<Kv>, RegistryError> {
+        let mut kvs = self.list(service).await?.kvs;
+        kvs.retain(|kv| self.decode(service, kv).is_some_and(|decoded| decoded.address == *address));
+        Ok(kvs)
+    }
+
+    /// What a key of the service says, if it can be read.
+    fn decode(&self, service: &ServiceName, kv: &Kv) -> Option<Decoded> {
+        let segment = segment(&kv.key, &self.layout.range(service))?;
+        self.layout.decode(segment, &kv.value).ok()
+    }
+
+    async fn list(&self, service: &ServiceName) -> Result<Listing, RegistryError> {
+        let range = &Range::below(self.layout.range(service));
+        Ok(self.ask(|member| async move { member.list(range, CALL_LIMIT).await }).await?)
+    }
+
+    /// Asks etcd, again where the token of the first call was not valid any more.
+    async fn ask<T, F, Fut>(&self, call: F) -> Result<T, EtcdError>
+    where
+        F: Fn(Arc<Connection>) -> Fut,
+        Fut: Future<Output = Result<T, EtcdError>>,
+    {
+        let mut attempt = 1;
+        loop {
+            match self.cluster.call(CALL_LIMIT, &call).await {
+                Err(error) if error.kind == EtcdErrorKind::Token && attempt < TOKEN_ATTEMPTS => attempt += 1,
+                answer => return answer,
+            }
+        }
+    }
+}
+
+/// The service that a key belongs to: the only segment between `base` and the last one.
+fn service_in(key: &[u8], base: &str) -> Option<ServiceName> {
+    let key = std::str::from_utf8(key).ok()?.strip_prefix(base)?;
+    let (service, segment) = key.split_once('/')?;
+    if segment.is_empty() || segment.contains('/') {
+        return None;
+    }
+    service.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_belongs_to_a_service_if_one_segment_follows_its_name() {
+        let service = |key: &str| service_in(key.as_bytes(), "a/b/").map(|service| service.to_string());
+        assert_eq!(service("a/b/echo/10.0.0.1:80").as_deref(), Some("echo"));
+        for other in ["a/b/echo", "a/b/echo/", "a/b/echo/x/y", "a/b//x", "a/b/no good/x", "a/c/echo/x", "a/b", ""] {
+            assert_eq!(service(other), None, "{other:?} is no service's key");
+        }
+        assert_eq!(service_in(b"a/b/echo/\xff", "a/b/"), None, "keys are text");
+    }
+
+    #[test]
+    fn services_beyond_the_limit_are_counted_and_left_out() {
+        let mut names = Names::default();
+        for n in 0..=MAX_SERVICES {
+            names.add(format!("s{n}").parse().expect("a good name"));
+        }
+        names.add("s0".parse().expect("a good name"));
+        assert_eq!(names.keys.len(), MAX_SERVICES, "so many and no more");
+        assert_eq!(names.keys[&"s0".parse::<ServiceName>().expect("a good name")], 2, "known ones go on counting");
+        assert_eq!(names.cut_off, 1, "one key too many");
+    }
+}

@@ -1,0 +1,121 @@
+//! A server's health as its tonic-health service tells it, for a registration that follows it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream, StreamExt};
+use tonic::Request;
+use tonic_health::ServingStatus;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus as Answer;
+use tonic_health::pb::health_server::Health as _;
+use tonic_health::server::{HealthReporter, HealthService, WatchStream};
+
+use super::wishes::Health;
+
+/// How often a service is looked for that the reporter does not know (yet): it does not say when it learns of one. Ten
+/// looks into a map a second cost nothing, and a server that starts is not held up.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The name under which `grpc.health.v1` tells of the whole server.
+const WHOLE_SERVER: &str = "";
+
+/// One service of one reporter.
+#[derive(Debug)]
+struct Reported {
+    reporter: HealthReporter,
+    service: String,
+}
+
+/// The health of `service`, as what `reporter` is told of it.
+pub(super) fn reported(reporter: HealthReporter, service: String) -> Arc<dyn Health> {
+    Arc::new(Reported { reporter, service })
+}
+
+impl Health for Reported {
+    fn serving(&self) -> BoxStream<'static, bool> {
+        // The reporter can be told, but not asked; the service that answers clients can.
+        let service = HealthService::from_health_reporter(self.reporter.clone());
+        let watched = Watched { service, name: self.service.clone(), statuses: None };
+        stream::unfold(watched, |mut watched| async move { Some((watched.next().await, watched)) }).boxed()
+    }
+
+    fn shut_down(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            for service in [&self.service, WHOLE_SERVER] {
+                self.reporter.set_service_status(service, ServingStatus::NotServing).await;
+            }
+        })
+    }
+}
+
+/// The statuses of one service, asked for as a client does.
+struct Watched {
+    service: HealthService,
+    name: String,
+    /// `None` while the service is unknown.
+    statuses: Option<WatchStream>,
+}
+
+impl Watched {
+    /// Waits for the next status: whether the service serves.
+    async fn next(&mut self) -> bool {
+        loop {
+            if let Some(statuses) = &mut self.statuses {
+                let Some(Ok(response)) = statuses.next().await else {
+                    // It is cleared: nobody says that it serves.
+                    self.statuses = None;
+                    return false;
+                };
+                return response.status == Answer::Serving as i32;
+            }
+            let request = HealthCheckRequest { service: self.name.clone() };
+            match self.service.watch(Request::new(request)).await {
+                Ok(statuses) => self.statuses = Some(statuses.into_inner()),
+                Err(_unknown) => tokio::time::sleep(LOOK_INTERVAL).await,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn only_serving_is_serving_and_who_is_unknown_is_looked_for() {
+        let mut reporter = HealthReporter::new();
+        let mut serving = reported(reporter.clone(), "echo".to_owned()).serving();
+        let unknown = tokio::time::timeout(Duration::from_secs(60), serving.next()).await;
+        assert!(unknown.is_err(), "nothing is said of a service that the reporter does not know");
+
+        for (status, serves) in [
+            (ServingStatus::Serving, true),
+            (ServingStatus::NotServing, false),
+            (ServingStatus::Serving, true),
+            (ServingStatus::Unknown, false),
+            (ServingStatus::Serving, true),
+        ] {
+            reporter.set_service_status("echo", status).await;
+            assert_eq!(serving.next().await, Some(serves), "{status}");
+        }
+        reporter.clear_service_status("echo").await;
+        assert_eq!(serving.next().await, Some(false), "a service that is cleared does not serve");
+        reporter.set_service_status("echo", ServingStatus::Serving).await;
+        assert_eq!(serving.next().await, Some(true), "it is found again");
+    }
+
+    #[tokio::test]
+    async fn shutting_down_tells_of_the_service_and_of_the_whole_server() {
+        let reporter = HealthReporter::new();
+        reporter.set_service_status("echo", ServingStatus::Serving).await;
+        reporter.set_service_status("other", ServingStatus::Serving).await;
+        let health = reported(reporter.clone(), "echo".to_owned());
+        health.shut_down().await;
+        for (service, serves) in [("echo", false), ("", false), ("other", true)] {
+            let mut serving = reported(reporter.clone(), service.to_owned()).serving();
+            assert_eq!(serving.next().await, Some(serves), "{service:?}");
+        }
+    }
+}
