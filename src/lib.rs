@@ -88,14 +88,15 @@
 //!
 //! # Features
 //!
-//! - `tls-ring` (default): TLS towards etcd and towards instances ([`ClientTls`]), with rustls and ring. It is named
-//!   like tonic's, and switches on none of tonic's.
+//! Those for TLS are named like tonic's, and switch on none of tonic's.
+//!
+//! - `tls-ring` (default): TLS towards etcd and towards instances (`ClientTls`), with rustls and ring.
 //! - `tls-aws-lc`: the same with rustls and aws-lc. With both, aws-lc is used; what the process has for a default provider
 //!   does not matter.
-//! - `health`: with it, `ChannelBuilder::health_check` leaves out servers that say they are not well, and
+//! - `tls-native-roots`: with one of them, `ClientTls::native_roots` trusts the operating system's authorities.
+//! - `tls-webpki-roots`: with one of them, `ClientTls::webpki_roots` trusts Mozilla's authorities.
+//! - `health`: `ChannelBuilder::health_check` leaves out servers that say they are not well, and
 //!   `RegistrationBuilder::health` keeps such a server out of etcd.
-//! - `tls-native-roots`: with one of them, [`ClientTls::native_roots`] trusts the operating system's authorities.
-//! - `tls-webpki-roots`: with one of them, [`ClientTls::webpki_roots`] trusts Mozilla's authorities.
 
 #[cfg(all(feature = "_tls", not(any(feature = "tls-ring", feature = "tls-aws-lc"))))]
 compile_error!("the feature _tls is internal: switch on tls-ring or tls-aws-lc");

@@ -227,7 +227,7 @@ pub(crate) enum TlsError {
 impl TlsError {
     /// Whether an error came from one of these.
     pub(crate) fn is_behind(error: &(dyn std::error::Error + 'static)) -> bool {
-        std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<Self>())
+        std::iter::successors(Some(error), |error| error.source()).any(<dyn std::error::Error>::is::<Self>)
     }
 }
 

@@ -206,12 +206,11 @@ impl RegistrationBuilder {
         instance.check_publishable()?;
         let format = self.registrar.format.clone();
         check_value(&*format, &service, &instance)?;
-        let ttl = match self.ttl {
-            Some(ttl) => check_ttl(ttl)?,
-            None => {
-                let variable = std::env::var(TTL_VARIABLE).ok().filter(|value| !value.is_empty());
-                variable.map_or(Ok(self.default_ttl), ttl_in)?
-            }
+        let ttl = if let Some(ttl) = self.ttl {
+            check_ttl(ttl)?
+        } else {
+            let variable = std::env::var(TTL_VARIABLE).ok().filter(|value| !value.is_empty());
+            variable.map_or(Ok(self.default_ttl), ttl_in)?
         };
         self.upkeep.check()?;
         let plan = Plan {

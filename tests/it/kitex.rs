@@ -6,6 +6,7 @@ use std::time::Duration;
 use etcd_client::LeaseTimeToLiveResponse;
 use tonic_etcd::{Instance, Registry};
 
+use crate::support::changes::Changes;
 use crate::support::etcd::{Etcd, free_port};
 use crate::support::metrics::started;
 use crate::support::process::{Process, Signal, example};
@@ -122,6 +123,20 @@ async fn kitex_s_environment_is_honoured() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(said.contains(variable), "{said} names {variable}");
     }
+}
+
+#[tokio::test]
+async fn what_kitex_s_old_functions_for_users_wrote_is_found_below_a_slash() {
+    let etcd = Etcd::start().await;
+    // NewEtcdRegistryWithAuth takes no prefix and sets none.
+    let address = SocketAddr::from(([127, 0, 0, 1], 1001));
+    let value = format!(r#"{{"network":"tcp","address":"{address}","weight":10,"tags":null}}"#);
+    etcd.put(format!("/echo/{address}"), value).await;
+    let registry = Registry::builder([etcd.url()]).prefix("/").build().expect("a good prefix");
+    Changes::of(&registry, "echo").expect_insert(address).await;
+    let server = EchoServer::registered(&registry, "own").await;
+    assert_eq!(etcd.keys("/own/").await[0].0, format!("/own/{}", server.address()), "and ours stands where they look");
+    server.stop().await;
 }
 
 #[tokio::test]

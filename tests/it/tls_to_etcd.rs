@@ -214,3 +214,33 @@ async fn the_dial_timeout_covers_the_tls_session() {
     // Without it the grant's own limit would have come first, and would have said so.
     assert!(reason.contains("cannot be reached"), "{reason}");
 }
+
+#[cfg(feature = "tls-native-roots")]
+#[tokio::test]
+async fn the_system_s_authorities_are_trusted_once_they_are_asked_for() {
+    // Which ones these are is said by a variable, and only a process of its own can be given that.
+    const URL: &str = "TONIC_ETCD_TEST_URL";
+    if let Ok(url) = std::env::var(URL) {
+        return works(&registry(url, ClientTls::new().native_roots().expect("the variable names a good file"))).await;
+    }
+    let authority = Authority::new();
+    let etcd = Etcd::builder().tls(&authority.issue_files("etcd", HERE)).start().await;
+    let itself = std::env::current_exe().expect("the test knows where it lies");
+    let output = std::process::Command::new(itself)
+        .args(["--exact", "tls_to_etcd::the_system_s_authorities_are_trusted_once_they_are_asked_for"])
+        .envs([("SSL_CERT_FILE", authority.file().into_os_string()), (URL, etcd.url().into())])
+        .output()
+        .expect("the test runs itself");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+#[cfg(feature = "tls-webpki-roots")]
+#[tokio::test]
+async fn mozilla_s_authorities_are_trusted_and_nobody_else() {
+    let authority = Authority::new();
+    let etcd = Etcd::builder().tls(&authority.issue_files("etcd", HERE)).start().await;
+    refused_for(&registry(etcd.url(), ClientTls::new().webpki_roots()), "invalid peer certificate").await;
+    let both = ClientTls::new().webpki_roots().ca_file(authority.file()).expect("the authority's file is good");
+    works(&registry(etcd.url(), both)).await;
+}
