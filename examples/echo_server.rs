@@ -30,7 +30,7 @@ mod values;
 /// An echo server that registers itself in etcd.
 ///
 /// Standard output is one JSON line for each event: listening, registered (in each format, and again after each
-/// re-registration, with the new lease in hex), lost, gave_up, deregistered or drained (from each) and stopped. Ctrl-c and
+/// re-registration, with the new lease in hex), lost, `gave_up`, deregistered or drained (from each) and stopped. Ctrl-c and
 /// SIGTERM end it gracefully.
 #[derive(Parser)]
 #[command(name = "echo_server")]
