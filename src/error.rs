@@ -206,6 +206,7 @@ pub(crate) enum EtcdErrorKind {
     Deadline(Duration),
     /// No TLS session could be made with the member. Another member may have a better certificate; a retry helps after
     /// certificates change.
+    #[cfg_attr(not(feature = "_tls"), expect(dead_code, reason = "without TLS nothing fails like that"))]
     Tls,
     /// The login was refused, or the provider of credentials had none. A retry helps only after they change, and may come
     /// soon: the same ones are kept from etcd.

@@ -39,6 +39,12 @@ impl fmt::Debug for Authority {
     }
 }
 
+impl Default for Authority {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Authority {
     /// A new authority, which nobody trusts yet.
     pub fn new() -> Self {
@@ -64,14 +70,14 @@ impl Authority {
 
     /// A certificate for these names and IP addresses, for servers and clients.
     pub fn issue(&self, names: &[&str]) -> Certificate {
-        self.sign(params(names))
+        self.sign(&params(names))
     }
 
     /// The same, but it ended long ago.
     pub fn issue_expired(&self, names: &[&str]) -> Certificate {
         let mut params = params(names);
         (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2020, 2, 1));
-        self.sign(params)
+        self.sign(&params)
     }
 
     /// A new certificate for these names, as files called `name`.
@@ -87,7 +93,7 @@ impl Authority {
         Files { cert: path("pem"), key: path("key") }
     }
 
-    fn sign(&self, params: CertificateParams) -> Certificate {
+    fn sign(&self, params: &CertificateParams) -> Certificate {
         let key = KeyPair::generate().expect("a key can be made");
         let cert = params.signed_by(&key, &self.issuer).expect("the authority signs");
         Certificate { cert: cert.pem(), key: key.serialize_pem() }

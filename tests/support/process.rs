@@ -124,11 +124,6 @@ impl Process {
         self.seen.split_off(first)
     }
 
-    /// All lines so far that were waited for.
-    pub fn seen(&self) -> &[Value] {
-        &self.seen
-    }
-
     /// Waits for the program to end by itself.
     ///
     /// # Panics

@@ -4,6 +4,7 @@ use futures_util::StreamExt;
 use tokio::time::{Instant, timeout};
 
 use super::*;
+use crate::error::Gone;
 use crate::etcd::{Cluster, parse_endpoints};
 use crate::format::Kitex;
 

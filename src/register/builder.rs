@@ -1,0 +1,252 @@
+//! The options of a registration, and what becomes of them.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::advertise::advertise;
+use super::drain::Drain;
+use super::holdings::{Holdings, Plan, random};
+use super::registrar::Registrar;
+use super::registration::{Registration, Shared, check_value};
+use super::status::RegistrationStatus;
+use super::task::Task;
+use super::upkeep::Upkeep;
+use super::wishes::{Desired, Health, Wishes};
+use crate::error::ConfigError;
+use crate::instance::{Instance, ServiceName};
+
+/// How long a lease lives without keepalives: an interval of 5 s + an answer within 2 s + a connect of 2 s + an election of
+/// 2 s + one retry of 2 s are 13 s, so a lost member never costs the registration.
+const DEFAULT_TTL: Duration = Duration::from_secs(15);
+
+/// Kitex's, which finds out about a lost lease by a look every 30 s.
+const KITEX_TTL: Duration = Duration::from_secs(60);
+
+/// How long a server goes on serving after its leave was announced, so that clients hear of it: a hundred times what a
+/// watch needs. Clients that poll need more.
+const DEFAULT_PROPAGATION_PAUSE: Duration = Duration::from_secs(1);
+
+/// Kitex's clients ask etcd every 5 s, and then need a moment.
+const KITEX_PROPAGATION_PAUSE: Duration = Duration::from_secs(6);
+
+/// How long calls in flight may take after that. With the deregistration (at most 3 s) and the pause it stays below the
+/// 30 s after which Kubernetes kills.
+const DEFAULT_DRAIN_LIMIT: Duration = Duration::from_secs(25);
+
+/// Kitex's variable for the TTL in seconds.
+const TTL_VARIABLE: &str = "KITEX_ETCD_REGISTRY_LEASE_TTL";
+
+/// The longest TTL: a day. A server that crashed would be listed for as long.
+const MAX_TTL: u64 = 86_400;
+
+/// What a registration is made of, before it is one. Made by [`Registry::register`](crate::Registry::register).
+#[derive(Debug)]
+#[must_use = "nothing is registered before build() and the server's start"]
+pub struct RegistrationBuilder {
+    registrar: Arc<Registrar>,
+    instance: Instance,
+    advertise: Option<String>,
+    ttl: Option<Duration>,
+    default_ttl: Duration,
+    propagation_pause: Duration,
+    drain_limit: Duration,
+    upkeep: Upkeep,
+    health: Option<Arc<dyn Health>>,
+}
+
+impl RegistrationBuilder {
+    pub(crate) fn new(registrar: Arc<Registrar>, instance: Instance) -> Self {
+        Self {
+            registrar,
+            instance,
+            advertise: None,
+            ttl: None,
+            default_ttl: DEFAULT_TTL,
+            propagation_pause: DEFAULT_PROPAGATION_PAUSE,
+            drain_limit: DEFAULT_DRAIN_LIMIT,
+            upkeep: Upkeep::DEFAULT,
+            health: None,
+        }
+    }
+
+    /// The `host:port` to publish instead of the instance's own address, for a server behind a port mapping.
+    ///
+    /// Without it, `KITEX_IP_TO_REGISTRY` and `KITEX_PORT_TO_REGISTRY` are honoured; without them, it is the instance's
+    /// address; and if that is unspecified (`0.0.0.0`, `::`), the first IPv4 address of an interface that is no loopback.
+    pub fn advertise(mut self, address: impl Into<String>) -> Self {
+        self.advertise = Some(address.into());
+        self
+    }
+
+    /// How long the registration outlives a crash: 1 s to a day, in whole seconds (rounded up). Defaults to
+    /// `KITEX_ETCD_REGISTRY_LEASE_TTL`, else 15 s.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// How long [`Registration::deregister_on`] goes on serving after the leave was announced. Defaults to 1 s.
+    pub fn propagation_pause(mut self, pause: Duration) -> Self {
+        self.propagation_pause = pause;
+        self
+    }
+
+    /// How long calls may take after that, before they are ended with UNAVAILABLE and their connections are closed.
+    /// Defaults to 25 s, so that a whole shutdown takes less than the 30 s that Kubernetes grants.
+    pub fn drain_limit(mut self, limit: Duration) -> Self {
+        self.drain_limit = limit;
+        self
+    }
+
+    /// The longest first wait after an attempt to register that failed; it doubles up to 2 s, or stays as it is if it is
+    /// longer. Each wait is drawn at random below that, so that many servers do not come at once. 1 ms to a day; defaults to
+    /// 250 ms. Where etcd answers and refuses, the next attempt comes after 10 s, or 30 s if credentials are the reason.
+    ///
+    /// Kitex calls this `RetryDelay`.
+    pub fn retry_delay(mut self, delay: Duration) -> Self {
+        self.upkeep.retry_delay = delay;
+        self
+    }
+
+    /// How many attempts to register may fail in a row, before the registration ends with
+    /// [`RegistrationStatus::GaveUp`] and a warning; the server serves on. Defaults to 0: it never gives up, as a server
+    /// that gave up is lost until somebody restarts it.
+    ///
+    /// An attempt is a grant of the lease or a claim of the key. While a lease lasts nothing is attempted: an etcd that is
+    /// away uses nothing up before it is back and has forgotten the lease.
+    ///
+    /// Kitex calls this `MaxAttemptTimes`.
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.upkeep.max_attempts = attempts;
+        self
+    }
+
+    /// How often the own key is read without any cause, give or take a fifth: 1 s to a day. Defaults to 60 s. A change of
+    /// the key is known at once without it, by a watch; this is for what a watch might not tell.
+    ///
+    /// Kitex calls this `ObserveDelay`, and notices nothing before.
+    pub fn check_interval(mut self, interval: Duration) -> Self {
+        self.upkeep.check_interval = interval;
+        self
+    }
+
+    /// Kitex's defaults, where ours differ: a TTL of 60 s, or what `KITEX_ETCD_REGISTRY_LEASE_TTL` says, a propagation pause
+    /// of 6 s, for Kitex clients that ask every 5 s, [`retry_delay`](Self::retry_delay) 10 s,
+    /// [`max_attempts`](Self::max_attempts) 5 and [`check_interval`](Self::check_interval) 30 s. It replaces these five;
+    /// options behind it count.
+    ///
+    /// [All of Kitex's options](crate::kitex) have a counterpart.
+    pub fn kitex(mut self) -> Self {
+        self.ttl = None;
+        self.default_ttl = KITEX_TTL;
+        self.propagation_pause = KITEX_PROPAGATION_PAUSE;
+        self.upkeep = Upkeep::KITEX;
+        self
+    }
+
+    /// Follows the health of `service`, as `reporter` is told of it: the key is in etcd only while that is SERVING. The
+    /// name is the one in `grpc.health.v1`, `echo.Echo` for instance, or empty for the whole server, which a new reporter
+    /// takes for SERVING.
+    ///
+    /// Until the service is SERVING for the first time, the registration is held back. When it is not any more (another status,
+    /// or it is cleared), the leave is announced and the key is deleted; the lease is kept, and with SERVING the key is put
+    /// back, at most once a second ([`RegistrationStatus::NotServing`]). [`Registration::pause`] is independent of it: the key
+    /// is there while the service is SERVING *and* the registration is not paused.
+    ///
+    /// [`Registration::deregister_on`] sets the service and the whole server to `NOT_SERVING` when its signal comes, before
+    /// anything else.
+    ///
+    /// ```no_run
+    /// use tonic_etcd::{Instance, Registry};
+    /// use tonic_health::ServingStatus;
+    /// use tonic_health::server::health_reporter;
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let address = "127.0.0.1:50051".parse::<std::net::SocketAddr>()?;
+    /// let (reporter, health_server) = health_reporter();
+    /// let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
+    /// let registration =
+    ///     registry.register(Instance::new("echo", address)).health(reporter.clone(), "echo.Echo").build()?;
+    /// // Server::builder().layer(registration.layer()).add_service(health_server)..
+    ///
+    /// // Once the caches are warm:
+    /// reporter.set_service_status("echo.Echo", ServingStatus::Serving).await;
+    /// # drop(health_server);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "health")]
+    pub fn health(mut self, reporter: tonic_health::server::HealthReporter, service: impl Into<String>) -> Self {
+        self.health = Some(super::health::reported(reporter, service.into()));
+        self
+    }
+
+    /// Checks everything and makes the registration. Nothing is registered yet, no I/O is done, and no runtime is needed.
+    ///
+    /// # Errors
+    ///
+    /// A bad service name, weight, TTL, advertised address or environment variable, or a time out of its range.
+    pub fn build(self) -> Result<Registration, ConfigError> {
+        let mut instance = self.instance;
+        let service: ServiceName = instance.service.parse()?;
+        let variable = |name: &str| std::env::var(name).ok();
+        let interfaces = || Ok(if_addrs::get_if_addrs()?.into_iter().map(|interface| interface.ip()).collect());
+        let advertised = advertise(self.advertise.as_deref(), &instance.address, variable, interfaces)?;
+        instance.address = advertised.address;
+        instance.check_publishable()?;
+        let format = self.registrar.format.clone();
+        check_value(&*format, &service, &instance)?;
+        let ttl = if let Some(ttl) = self.ttl {
+            check_ttl(ttl)?
+        } else {
+            let variable = std::env::var(TTL_VARIABLE).ok().filter(|value| !value.is_empty());
+            variable.map_or(Ok(self.default_ttl), ttl_in)?
+        };
+        self.upkeep.check()?;
+        let plan = Plan {
+            service: service.clone(),
+            ttl,
+            takes_over: advertised.is_bound,
+            id: u128::from(random()) << 64 | u128::from(random()),
+        };
+        let address = instance.address.clone();
+        let (desired, wanted) = watch::channel(Desired { instance, paused: false, leave: false });
+        let (publisher, status) = watch::channel(RegistrationStatus::Unregistered);
+        let wishes = Wishes::new(wanted, self.health.clone());
+        let task = Task::new(Holdings::new(self.registrar, plan), self.upkeep, wishes, publisher);
+        Ok(Registration::new(Shared {
+            address,
+            service,
+            format,
+            desired,
+            updates: Mutex::new(()),
+            status,
+            unstarted: Mutex::new(Some(task)),
+            drain: Drain::new(),
+            propagation_pause: self.propagation_pause,
+            drain_limit: self.drain_limit,
+            health: self.health,
+        }))
+    }
+}
+
+fn check_ttl(ttl: Duration) -> Result<Duration, ConfigError> {
+    let seconds = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0));
+    if (1..=MAX_TTL).contains(&seconds) {
+        Ok(Duration::from_secs(seconds))
+    } else {
+        Err(ConfigError::Option { option: "ttl", value: format!("{ttl:?}"), expected: "1 s to 86400 s" })
+    }
+}
+
+fn ttl_in(value: String) -> Result<Duration, ConfigError> {
+    let seconds = value.parse().ok().filter(|seconds| (1..=MAX_TTL).contains(seconds));
+    let expected = "whole seconds from 1 to 86400";
+    let error = ConfigError::Environment { variable: TTL_VARIABLE, value, expected };
+    seconds.map(Duration::from_secs).ok_or(error)
+}
+
+#[cfg(test)]
+mod tests;
