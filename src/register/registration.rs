@@ -29,7 +29,7 @@ use crate::instance::{Address, Instance, ServiceName};
 ///
 /// # Recovery
 ///
-/// Between the two it is put back for ever, unless [`max_attempts`](RegistrationBuilder::max_attempts) sets a limit,
+/// Between the two it is put back for ever, unless [`max_attempts`](crate::RegistrationBuilder::max_attempts) sets a limit,
 /// whatever happens: a dead lease, a deleted or overwritten key, an etcd that is
 /// away or was wiped. Only a key under another server's live lease is left alone, until that goes
 /// ([`RegistrationStatus::Conflict`]).
