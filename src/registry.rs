@@ -140,6 +140,9 @@ impl Registry {
     /// from the mark on, unless nobody else is left. A server that does not use this crate cannot obey and stays
     /// registered; for clients with this crate the mark counts all the same.
     ///
+    /// A server that is registered in several registries ([`Registrations`](crate::Registrations)) leaves this one alone, and
+    /// has to be told in each: to clients of several it is there while one of them has it.
+    ///
     /// It returns when the mark is in etcd, a few milliseconds before the server is gone. An instance that is marked
     /// already is no error.
     ///
@@ -245,7 +248,7 @@ impl RegistryBuilder {
     /// ```
     ///
     /// A slow provider is waited for by whatever needs the login, up to that one's own limit of 0.7 s to 5 s; its answer then
-    /// serves those who come later. One that fails is asked again after 1 s. Its errors are logged as warnings, at most once
+    /// serves those who come later. One that fails, or does not answer within 30 s, is asked again after 1 s. Its errors are logged as warnings, at most once
     /// a minute, so they must not show the password. What etcd refused is tried again after 30 s, anything else after 1 s:
     /// change a password in etcd first, and let the provider hand it out then.
     pub fn auth_with<P, F, E>(mut self, provider: P) -> Self

@@ -58,6 +58,8 @@ pub(super) struct HealthWatch {
     pub(super) events: mpsc::UnboundedSender<Event>,
     /// For the first answer.
     pub(super) limit: Duration,
+    /// What the control task knows.
+    pub(super) told: Option<Verdict>,
 }
 
 impl Health {
@@ -86,7 +88,7 @@ impl HealthWatch {
     }
 
     /// Ends when there is nothing to ask.
-    async fn run(self) {
+    async fn run(mut self) {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             let ended = self.listen(&mut backoff).await;
@@ -101,7 +103,7 @@ impl HealthWatch {
     }
 
     /// Tells each answer, until there are no more.
-    async fn listen(&self, backoff: &mut Backoff) -> Status {
+    async fn listen(&mut self, backoff: &mut Backoff) -> Status {
         let mut client = HealthClient::new(self.connection.clone());
         let request = HealthCheckRequest { service: self.service.to_string() };
         let late = |_| Status::deadline_exceeded(format!("no answer within {:?}", self.limit));
@@ -128,7 +130,11 @@ impl HealthWatch {
         }
     }
 
-    fn tell(&self, verdict: Verdict) {
+    fn tell(&mut self, verdict: Verdict) {
+        if self.told.as_ref() == Some(&verdict) {
+            return;
+        }
+        self.told = Some(verdict.clone());
         let (address, generation) = (self.address.clone(), self.generation);
         // Without a control task the channel is gone, and nobody asks any more.
         let _ = self.events.send(Event::Health { address, generation, verdict });

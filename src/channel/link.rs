@@ -95,6 +95,7 @@ pub(super) fn seat(
             generation,
             events: shared.events.clone(),
             limit: dial.options.connect_timeout,
+            told: None,
         }
         .spawn(),
         _ => Health::Unchecked,

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::membership::{Membership, segment};
 use super::watcher::Watchers;
 use crate::error::{ConfigError, EtcdError, EtcdErrorKind, RegistryError};
-use crate::etcd::{CALL_LIMIT, Claimed, Connection, Kv, Listing, Range, hex};
+use crate::etcd::{CALL_LIMIT, Claimed, Connection, Kv, Listing, MAX_VALUE, Range, hex};
 use crate::format::Decoded;
 use crate::instance::{Address, ServiceName};
 use crate::snapshot::Snapshot;
@@ -103,6 +103,10 @@ impl Watchers {
             let Some(marked) = format.mark_draining(&seen.value) else {
                 return Err(RegistryError::NoDrainingMark { format: format!("{format:?}") });
             };
+            if marked.len() > MAX_VALUE {
+                // Readers would not look at it.
+                return Err(RegistryError::NoDrainingMark { format: format!("{format:?}, in a value of this size") });
+            }
             let Kv { lease, mod_revision, .. } = seen;
             let (key, value) = (&key, &marked);
             let put = self

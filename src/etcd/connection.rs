@@ -109,7 +109,7 @@ impl Connection {
                 let mut error = self.failure(LOGIN, &credentials.user, error);
                 if error.kind == EtcdErrorKind::Denied {
                     error.kind = EtcdErrorKind::Login;
-                    logins.refused(credentials).await;
+                    logins.refused(credentials);
                 }
                 return Err(error);
             }

@@ -5,13 +5,14 @@ use std::fmt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use thiserror::Error;
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::error::chain;
 
@@ -102,19 +103,18 @@ impl fmt::Debug for Provider {
 }
 
 /// The logins of one cluster, on whichever member.
-#[derive(Debug)]
 pub(super) struct Logins {
     provider: Provider,
-    state: Mutex<State>,
+    /// A question that the provider has not answered yet, and when it was put. It outlives those who wait for it: a slow
+    /// provider may take longer than any of them has time.
+    asking: Mutex<Option<(Instant, Answer)>>,
+    state: StdMutex<State>,
     /// Whether the provider has yet to answer.
     waiting: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
-    /// A question that the provider has not answered yet. It outlives those who wait for it: a slow provider may take longer
-    /// than any of them has time.
-    asking: Option<Answer>,
     /// Nothing is asked before then.
     ask_at: Option<Instant>,
     /// What etcd refused, and when.
@@ -142,7 +142,7 @@ pub(super) enum NoCredentials {
 
 impl Logins {
     pub(super) fn new(provider: Provider) -> Self {
-        Self { provider, state: Mutex::default(), waiting: AtomicBool::new(false) }
+        Self { provider, asking: Mutex::default(), state: StdMutex::default(), waiting: AtomicBool::new(false) }
     }
 
     /// Whether the provider has yet to answer: then it, and no member, is what a login waits for.
@@ -156,14 +156,17 @@ impl Logins {
     ///
     /// Cancel safe: who comes next waits for the same answer.
     pub(super) async fn credentials(&self) -> Result<Credentials, NoCredentials> {
-        let mut state = self.state.lock().await;
-        if state.ask_at.is_some_and(|at| Instant::now() < at) {
+        let mut asking = self.asking.lock().await;
+        if self.state().ask_at.is_some_and(|at| Instant::now() < at) {
             return Err(NoCredentials::TooEarly);
         }
         self.waiting.store(true, Ordering::Relaxed);
-        let answer = state.asking.get_or_insert_with(|| self.provider.ask()).await;
+        let (asked_at, answer) = asking.get_or_insert_with(|| (Instant::now(), self.provider.ask()));
+        let answer = timeout_at(*asked_at + ANSWER_LIMIT, answer).await;
+        let answer = answer.unwrap_or_else(|_| Err(format!("it did not answer within {ANSWER_LIMIT:?}").into()));
         self.waiting.store(false, Ordering::Relaxed);
-        state.asking = None;
+        *asking = None;
+        let mut state = self.state();
         state.ask_at = None;
         match answer {
             Ok(credentials) if credentials.user.is_empty() => Err(state.failed("it gave a user without a name".into())),
@@ -173,12 +176,27 @@ impl Logins {
     }
 
     /// etcd refused these.
-    pub(super) async fn refused(&self, credentials: Credentials) {
-        let mut state = self.state.lock().await;
+    pub(super) fn refused(&self, credentials: Credentials) {
+        let mut state = self.state();
         let now = Instant::now();
         tracing::warn!(user = credentials.user, "etcd refused the credentials");
         state.refused = Some((credentials, now));
         state.ask_at = Some(now + ASK_PAUSE);
+    }
+}
+
+impl fmt::Debug for Logins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Logins")
+            .field("provider", &self.provider)
+            .field("state", &*self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Logins {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -203,6 +221,9 @@ impl State {
         NoCredentials::Failed(error)
     }
 }
+
+/// How long a provider may take: far longer than a vault does, and it is asked again where its connection was lost.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 const PANICKED: &str = "it panicked";
 
@@ -250,7 +271,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn refused_credentials_are_kept_from_etcd_for_half_a_minute_and_others_are_not() {
         let (logins, sender, asked) = logins(wrong());
-        logins.refused(wrong()).await;
+        logins.refused(wrong());
         let began = Instant::now();
         while began.elapsed() + SECOND < REFUSED_PAUSE {
             let none = logins.credentials().await.expect_err("the same ones again");
@@ -308,7 +329,27 @@ mod tests {
     #[tokio::test]
     async fn no_debug_shows_a_password() {
         let fixed = Logins::new(Provider::Fixed(Credentials::new("user", "canary")));
-        fixed.refused(Credentials::new("user", "canary")).await;
+        fixed.refused(Credentials::new("user", "canary"));
         assert!(!format!("{fixed:?}").contains("canary"), "{fixed:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_provider_that_never_answers_is_asked_again() {
+        let asked = Arc::<AtomicUsize>::default();
+        let counter = asked.clone();
+        let provider = Provider::asked(move || {
+            let first = counter.fetch_add(1, Ordering::Relaxed) == 0;
+            async move {
+                if first {
+                    std::future::pending::<()>().await;
+                }
+                Ok::<_, BoxError>(right())
+            }
+        });
+        let logins = Logins::new(provider);
+        let none = logins.credentials().await.expect_err("it does not answer");
+        assert!(matches!(none, NoCredentials::Failed(_)), "{none:?}");
+        advance(ASK_PAUSE).await;
+        assert_eq!(logins.credentials().await.expect("now it does"), right());
     }
 }

@@ -177,8 +177,11 @@ impl Holdings {
     pub(super) async fn claim(&mut self, key: &str, value: &[u8], lease: i64) -> Result<Outcome, EtcdError> {
         self.note_key(Written { key: key.to_owned(), lease, revision: None });
         let outcome = self.put(key, value, lease).await?;
-        if !matches!(outcome, Outcome::Contended) {
-            self.remove_former().await?;
+        // A failure costs nothing but time: they are tried again with the next claim, and end with their leases anyhow.
+        if !matches!(outcome, Outcome::Contended)
+            && let Err(error) = self.remove_former().await
+        {
+            tracing::debug!(error = chain(&error), "a former key could not be deleted");
         }
         Ok(outcome)
     }

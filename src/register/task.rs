@@ -55,6 +55,8 @@ pub(super) struct Task {
     backoff: Backoff,
     /// How many grants and claims have failed since the last one that came to something.
     failures: u32,
+    /// Whether the key was claimed under the present lease.
+    is_held: bool,
     /// When the key was put back the last time, or is to be.
     restored: Option<Instant>,
 }
@@ -127,7 +129,7 @@ impl Task {
         status: watch::Sender<RegistrationStatus>,
     ) -> Self {
         let backoff = Backoff::new(upkeep.retry_delay, upkeep.retry_delay.max(RETRY_MAX));
-        Self { holdings, upkeep, wishes, status, backoff, failures: 0, restored: None }
+        Self { holdings, upkeep, wishes, status, backoff, failures: 0, is_held: false, restored: None }
     }
 
     /// Keeps the instance registered until it is to leave, and then takes it out.
@@ -161,13 +163,13 @@ impl Task {
                 self.grant(unanswered).await
             }
             State::Claiming { lease, at, observer } => {
-                self.wait(at).await;
+                self.wait(at, false).await;
                 self.claim(lease, observer).await
             }
             State::Holding { lease, claim, observer } => self.hold(lease, claim, observer).await,
             State::Yielding { lease, observer } => self.give_way(lease, observer).await,
             State::Withdrawing { lease, at } => {
-                self.wait(at).await;
+                self.wait(at, true).await;
                 self.withdraw(lease).await
             }
             State::Absent { lease, observer } => self.stay_absent(lease, observer).await,
@@ -175,11 +177,11 @@ impl Task {
         }
     }
 
-    /// Waits, but not when the key is to be absent now and was not before, or the other way round.
-    async fn wait(&mut self, at: Instant) {
-        let is_absent = self.wishes.absence().is_some();
+    /// Waits for as long as the key is to be absent, or is not to be. What changed meanwhile, while the last attempt was under
+    /// way, counts as well.
+    async fn wait(&mut self, at: Instant, absent: bool) {
         let turned = async {
-            while self.wishes.absence().is_some() == is_absent {
+            while self.wishes.absence().is_some() == absent {
                 self.wishes.changed().await;
             }
         };
@@ -250,7 +252,7 @@ impl Task {
         match outcome {
             Outcome::Claimed(revision) => {
                 self.backoff.reset();
-                self.failures = 0;
+                (self.failures, self.is_held) = (0, true);
                 self.holdings.expect_drain(&instance, lease.id);
                 tracing::info!(key, lease = hex(lease.id), "registered");
                 self.report(RegistrationStatus::Registered { key: key.clone(), lease: lease.id });
@@ -388,6 +390,7 @@ impl Task {
 
     fn regrant(&mut self, lease: &Lease, pause: Duration) -> State {
         self.holdings.forget_lease(lease.id);
+        self.is_held = false;
         State::Granting { at: Instant::now() + pause + up_to(REGRANT_JITTER), unanswered: None }
     }
 
@@ -395,6 +398,8 @@ impl Task {
         match error.kind {
             // Nothing was attempted.
             EtcdErrorKind::Withheld => next,
+            // It is registered, and only its newest value is not there yet: that is no failure to register.
+            _ if self.is_held => next,
             _ => self.after_failure(chain(error), next),
         }
     }

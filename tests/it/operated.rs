@@ -190,3 +190,27 @@ async fn a_resume_while_etcd_is_away_says_that_the_registration_is_on_its_way() 
     registration.deregister().await;
     assert!(etcd.leases().await.is_empty(), "nothing is left behind");
 }
+
+#[tokio::test]
+async fn an_update_while_etcd_is_away_costs_no_registration_however_few_attempts_are_allowed() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::start(etcd.address()).await;
+    let registry = Registry::builder([proxy.url()]).build().expect("a good registry");
+    let builder = registry.register(Instance::new("echo", SocketAddr::from(([127, 0, 0, 1], 1001))));
+    let registration = builder.ttl(Duration::from_secs(300)).max_attempts(2).build().expect("a good instance");
+    registration.start();
+    reaches(&registration, "it is registered", |status| matches!(status, RegistrationStatus::Registered { .. })).await;
+
+    proxy.reset();
+    let before = proxy.accepted();
+    registration.update(|instance| instance.weight(77)).expect("a good weight");
+    eventually("it was tried far more than twice", LIMIT, async || proxy.accepted() > before + 6).await;
+    proxy.forward();
+    let instance = async || {
+        let changes = registry.instances("echo").await.ok()?;
+        changes.iter().any(|member| member.instance().weight == 77).then_some(())
+    };
+    eventually("the new weight is in etcd", LIMIT, instance).await;
+    assert!(matches!(registration.status(), RegistrationStatus::Registered { .. }), "{:?}", registration.status());
+    registration.deregister().await;
+}
