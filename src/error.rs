@@ -127,10 +127,18 @@ pub enum RegistryError {
     #[error(transparent)]
     Config(#[from] ConfigError),
 
-    /// No etcd member answered in time, over TLS where that is wanted. Trying again helps once one does.
+    /// No etcd member answered in time. Trying again helps once one does.
     #[error("etcd does not answer")]
     Unavailable {
         /// What the last member that was asked failed with.
+        source: BoxError,
+    },
+
+    /// No TLS session could be made with the last member that was asked: its certificate expired or is signed by nobody who
+    /// is trusted, for instance. Trying again helps once certificates or authorities change.
+    #[error("there is no TLS session with etcd")]
+    Tls {
+        /// Why the session could not be made.
         source: BoxError,
     },
 
@@ -178,7 +186,8 @@ impl From<EtcdError> for RegistryError {
         let kind = error.kind;
         let source = Box::new(error);
         match kind {
-            Unreachable | Unavailable | Deadline(_) | Tls => Self::Unavailable { source },
+            Unreachable | Unavailable | Deadline(_) => Self::Unavailable { source },
+            Tls => Self::Tls { source },
             Denied | Login | Withheld | Token => Self::Denied { source },
             _ => Self::Refused { source },
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use etcd_client::{Client, ConnectOptions, Permission, PermissionType};
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tonic_etcd::{Credentials, Instance, Registration, RegistrationStatus, Registry};
+use tonic_etcd::{Credentials, Instance, Registration, RegistrationStatus, Registry, RegistryError};
 
 use crate::support::changes::Changes;
 use crate::support::etcd::{Etcd, EtcdBuilder};
@@ -74,6 +74,9 @@ async fn wrong_credentials_wait_and_are_not_shown() {
         .await
         .expect_err("a wrong password registers nothing");
     assert_eq!(server.registration().status(), RegistrationStatus::Registering);
+    let asked = wrong.services().await;
+    assert!(matches!(asked, Err(RegistryError::Denied { .. })), "who asks is told by a type: {asked:?}");
+    assert!(!format!("{asked:?}").contains("canary"));
     let logins = started(&etcd, "Authenticate").await;
     assert_eq!(logins, 1, "refused credentials are not tried again at once");
     server.stop().await;

@@ -1,11 +1,14 @@
 //! One server in several registries, and one client of several: a service moves from one to the other without a flag day.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
+use tonic::Request;
 use tonic_etcd::{
-    BalancedChannel, EtcdNaming, Format, GoZero, Instance, Kitex, Kratos, Registries, Registry, WeightedRoundRobin,
+    BalancedChannel, Connectivity, EtcdNaming, Format, GoZero, Instance, Kitex, Kratos, Registries, Registry,
+    WeightedRoundRobin,
 };
 
 use crate::support::changes::Changes;
@@ -13,7 +16,12 @@ use crate::support::etcd::Etcd;
 use crate::support::load::{Load, failed};
 use crate::support::metrics::{started, watchers};
 use crate::support::server::EchoServer;
+use crate::support::server::proto::echo::EchoRequest;
+use crate::support::server::proto::echo::echo_client::EchoClient;
 use crate::support::{LIMIT, eventually};
+
+/// Calls a second: enough for some in each step, and few beside all that these tests run.
+const RATE: u32 = 50;
 
 fn registry(etcd: &Etcd, format: impl Format) -> Registry {
     Registry::builder([etcd.url()]).format(format).build().expect("a good registry")
@@ -24,16 +32,15 @@ fn channel(registries: &[&Registry]) -> BalancedChannel {
     registries.channel("echo").policy(WeightedRoundRobin::new()).build().expect("a good channel")
 }
 
-async fn knows(channel: &BalancedChannel, servers: &[&EchoServer]) {
-    let mut expected: Vec<String> = servers.iter().map(|server| server.address().to_string()).collect();
-    expected.sort();
-    let known = async || {
-        let mut known: Vec<String> =
-            channel.instances().iter().map(|status| status.instance().address.to_string()).collect();
-        known.sort();
-        known == expected
+/// Waits until the channel is connected to these servers and to no others.
+async fn is_over(channel: &BalancedChannel, servers: &[&EchoServer]) {
+    let expected: BTreeSet<String> = servers.iter().map(|server| server.address().to_string()).collect();
+    let ready = async || {
+        // Without those that are on the list alone: the last one that leaves go-zero's format is held for a minute.
+        let ready = channel.instances().into_iter().filter(|status| status.state() == Connectivity::Ready);
+        expected == ready.map(|status| status.instance().address.to_string()).collect()
     };
-    eventually("the channel knows these servers and no others", LIMIT, known).await;
+    eventually("the channel is connected to these servers and no others", LIMIT, ready).await;
 }
 
 #[tokio::test]
@@ -81,20 +88,20 @@ async fn each_registration_of_a_server_has_its_own_life() {
     let (kitex, go_zero) = (registry(&etcd, Kitex), registry(&etcd, GoZero));
     let server = EchoServer::registered_in(&[&kitex, &go_zero], "echo").await;
     let merged = channel(&[&kitex, &go_zero]);
-    let load = Load::start(&merged).await;
+    let load = Load::at_rate(RATE, &merged).await;
 
     server.registrations()[0].pause();
     let mut kitex_alone = Changes::of(&kitex, "echo");
     let gone = async || etcd.keys("kitex/").await.is_empty();
     eventually("it is paused in one", LIMIT, gone).await;
-    knows(&merged, &[&server]).await;
+    is_over(&merged, &[&server]).await;
     load.reaches(&server.address().to_string()).await;
     server.registrations()[0].resume();
     kitex_alone.expect_insert(server.address()).await;
 
     server.registrations()[1].deregister().await;
-    knows(&merged, &[&server]).await;
-    assert_eq!(etcd.keys("echo/").await.len(), 0, "it left one for good");
+    is_over(&merged, &[&server]).await;
+    eventually("it left one for good", LIMIT, async || etcd.keys("echo/").await.is_empty()).await;
     assert_eq!(etcd.keys("kitex/").await.len(), 1, "and stays in the other");
     let calls = load.finish().await;
     assert!(failed(&calls).is_empty(), "no call fails: {:?}", failed(&calls));
@@ -122,19 +129,19 @@ async fn a_channel_over_two_clusters_follows_both() {
     let (kitex, kratos) = (registry(&one, Kitex), registry(&two, Kratos::new()));
     let first = EchoServer::registered(&kitex, "echo").await;
     let merged = channel(&[&kitex, &kratos]);
-    let load = Load::start(&merged).await;
-    knows(&merged, &[&first]).await;
+    let load = Load::at_rate(RATE, &merged).await;
+    is_over(&merged, &[&first]).await;
 
     let second = EchoServer::registered(&kratos, "echo").await;
-    knows(&merged, &[&first, &second]).await;
+    is_over(&merged, &[&first, &second]).await;
     load.reaches(&second.address().to_string()).await;
     let third = EchoServer::registered(&kitex, "echo").await;
     load.reaches(&third.address().to_string()).await;
 
     first.stop().await;
-    knows(&merged, &[&second, &third]).await;
+    is_over(&merged, &[&second, &third]).await;
     second.stop().await;
-    knows(&merged, &[&third]).await;
+    is_over(&merged, &[&third]).await;
     let calls = load.finish().await;
     assert!(failed(&calls).is_empty(), "no call fails: {:?}", failed(&calls));
     third.stop().await;
@@ -148,7 +155,7 @@ async fn an_etcd_that_is_away_hides_nothing_of_the_other() {
     let server = EchoServer::registered(&there, "echo").await;
     let merged = channel(&[&away, &there]);
     // Waits for less than the 5 s for which calls wait for a list.
-    let load = Load::start(&merged).await;
+    let load = Load::at_rate(RATE, &merged).await;
 
     one.resume();
     let late = EchoServer::registered(&away, "echo").await;
@@ -156,7 +163,7 @@ async fn an_etcd_that_is_away_hides_nothing_of_the_other() {
     one.kill();
     let later = EchoServer::registered(&there, "echo").await;
     load.reaches(&later.address().to_string()).await;
-    knows(&merged, &[&server, &late, &later]).await;
+    is_over(&merged, &[&server, &late, &later]).await;
     let calls = load.finish().await;
     assert!(failed(&calls).is_empty(), "no call fails: {:?}", failed(&calls));
     one.restart().await;
@@ -218,46 +225,39 @@ async fn a_service_moves_from_one_cluster_to_another_without_a_failed_call() {
     }
 }
 
-/// Two servers in `old`; then in both, one after the other; then in `new` alone. Clients of the old, of both and of the
-/// new are called all the time, as long as there is somebody for them.
+/// Two servers in `old`; then in both, one after the other; then in `new` alone. A client of both is called all the time,
+/// one of the old and one of the new whenever there is somebody for them.
 async fn moves(old: &Registry, new: &Registry) {
     let mut servers =
         vec![EchoServer::registered_in(&[old], "echo").await, EchoServer::registered_in(&[old], "echo").await];
-    let (first, merged, last) = (channel(&[old]), channel(&[new, old]), channel(&[new]));
-    let (of_old, of_both) = (Load::start(&first).await, Load::start(&merged).await);
-
-    for _ in 0..2 {
-        roll(&mut servers, &[old, new]).await;
-    }
-    for load in [&of_old, &of_both] {
+    let (of_old, of_both, of_new) = (channel(&[old]), channel(&[new, old]), channel(&[new]));
+    let load = Load::at_rate(RATE, &of_both).await;
+    for (registries, others) in [(&[old, new][..], &[&of_old, &of_new][..]), (&[new], &[&of_new])] {
+        for _ in 0..2 {
+            servers.push(EchoServer::registered_in(registries, "echo").await);
+            servers.remove(0).stop().await;
+        }
         for server in &servers {
             load.reaches(&server.address().to_string()).await;
         }
-    }
-    knows(&merged, &servers.iter().collect::<Vec<_>>()).await;
-    let mut calls = of_old.finish().await;
-
-    // By now the last client was told to look in the new registry.
-    drop(first);
-    let of_new = Load::start(&last).await;
-    for _ in 0..2 {
-        roll(&mut servers, &[new]).await;
-    }
-    for load in [&of_new, &of_both] {
-        for server in &servers {
-            load.reaches(&server.address().to_string()).await;
+        let servers: Vec<&EchoServer> = servers.iter().collect();
+        is_over(&of_both, &servers).await;
+        for channel in others {
+            is_over(channel, &servers).await;
+            call(channel).await;
         }
     }
-    calls.extend(of_new.finish().await);
-    calls.extend(of_both.finish().await);
+    let calls = load.finish().await;
     assert!(failed(&calls).is_empty(), "of {} calls failed {:?}", calls.len(), failed(&calls));
     for server in servers {
         server.stop().await;
     }
 }
 
-/// Replaces the oldest server by one that is in these registries.
-async fn roll(servers: &mut Vec<EchoServer>, registries: &[&Registry]) {
-    servers.push(EchoServer::registered_in(registries, "echo").await);
-    servers.remove(0).stop().await;
+/// A call that is answered.
+async fn call(channel: &BalancedChannel) {
+    let mut request = Request::new(EchoRequest { message: "hi".into() });
+    request.set_timeout(LIMIT);
+    let answer = EchoClient::new(channel.clone()).unary_echo(request).await;
+    assert!(answer.is_ok(), "{channel:?} reaches a server: {answer:?}");
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout};
-use tonic_etcd::{ClientTls, Instance, RegistrationStatus, Registry, RegistryBuilder};
+use tonic_etcd::{ClientTls, Instance, RegistrationStatus, Registry, RegistryBuilder, RegistryError};
 
 use crate::support::changes::Changes;
 use crate::support::etcd::Etcd;
@@ -89,7 +89,10 @@ async fn an_etcd_that_wants_certificates_gets_ours_from_files_or_from_memory() {
 async fn an_etcd_that_cannot_show_a_good_certificate_is_refused_with_the_reason() {
     let authority = Authority::new();
     let etcd = Etcd::builder().tls(&authority.issue_files("etcd", HERE)).start().await;
-    refused_for(&registry(etcd.url(), trusting(Authority::new().file())), "invalid peer certificate").await;
+    let wrong = registry(etcd.url(), trusting(Authority::new().file()));
+    refused_for(&wrong, "invalid peer certificate").await;
+    let asked = wrong.services().await;
+    assert!(matches!(asked, Err(RegistryError::Tls { .. })), "who asks is told by a type: {asked:?}");
 
     let expired = authority.files("expired");
     authority.issue_expired(HERE).write(&expired);

@@ -23,27 +23,33 @@ pub struct Call {
     pub answer: Result<String, Status>,
 }
 
-/// Two hundred calls a second, until it is [finished](Self::finish) or dropped.
+/// Calls at a steady rate, until it is [finished](Self::finish) or dropped.
 #[derive(Debug)]
 pub struct Load {
+    rate: u32,
     ended: Arc<Mutex<Vec<Call>>>,
     task: JoinHandle<()>,
     stop: Arc<Notify>,
 }
 
 impl Load {
-    /// Starts to call, and waits until the first calls were answered.
+    /// Starts to call two hundred times a second, and waits until the first calls were answered.
     pub async fn start(channel: &BalancedChannel) -> Self {
+        Self::at_rate(CALLS_A_SECOND, channel).await
+    }
+
+    /// Starts to call that many times a second, and waits until the first calls were answered.
+    pub async fn at_rate(rate: u32, channel: &BalancedChannel) -> Self {
         let (ended, stop) = (Arc::default(), Arc::default());
-        let task = tokio::spawn(call_all(channel.clone(), Arc::clone(&ended), Arc::clone(&stop)));
-        let load = Self { ended, task, stop };
+        let task = tokio::spawn(call_all(rate, channel.clone(), Arc::clone(&ended), Arc::clone(&stop)));
+        let load = Self { rate, ended, task, stop };
         load.goes_on_for(Duration::from_millis(100)).await;
         load
     }
 
     /// Waits until as many calls more have been answered as fall due in `time`.
     pub async fn goes_on_for(&self, time: Duration) {
-        let (begin, more) = (Instant::now(), u128::from(CALLS_A_SECOND) * time.as_millis() / 1_000);
+        let (begin, more) = (Instant::now(), u128::from(self.rate) * time.as_millis() / 1_000);
         let answered = async || {
             let calls = self.ended();
             calls.iter().filter(|call| call.begin > begin && call.answer.is_ok()).count() as u128 > more
@@ -91,10 +97,10 @@ pub fn failed(calls: &[Call]) -> Vec<&Call> {
     calls.iter().filter(|call| call.answer.is_err()).collect()
 }
 
-async fn call_all(channel: BalancedChannel, ended: Arc<Mutex<Vec<Call>>>, stop: Arc<Notify>) {
+async fn call_all(rate: u32, channel: BalancedChannel, ended: Arc<Mutex<Vec<Call>>>, stop: Arc<Notify>) {
     let client = EchoClient::new(channel);
     let mut calls = JoinSet::new();
-    let mut due = time::interval(Duration::from_secs(1) / CALLS_A_SECOND);
+    let mut due = time::interval(Duration::from_secs(1) / rate);
     due.set_missed_tick_behavior(MissedTickBehavior::Burst);
     loop {
         tokio::select! {
