@@ -116,7 +116,12 @@ impl Stage {
     /// Starts the client: a channel that any generated client takes, and calls over it without end.
     pub(crate) fn start_client(&self) -> Result<(), Ending> {
         let channel = self.registry.channel(SERVICE).build()?;
-        tokio::spawn(load::run(channel, self.events.clone()));
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            // Before the first server is registered there is nobody to call.
+            channel.ready().await;
+            load::run(channel, events).await;
+        });
         Ok(())
     }
 
