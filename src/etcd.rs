@@ -8,6 +8,7 @@ mod connection;
 mod endpoint;
 mod login;
 mod range;
+mod scan;
 mod source;
 #[cfg(feature = "_tls")]
 mod tls;
@@ -23,7 +24,7 @@ use tokio::time::Instant;
 
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 
-pub(crate) use self::calls::{Claimed, Kv, Listing, MAX_VALUE, hex};
+pub(crate) use self::calls::{Claimed, Kv, MAX_VALUE, hex};
 pub(crate) use self::connection::Connection;
 use self::endpoint::Target;
 pub(crate) use self::endpoint::{Tls, parse_endpoints, without_user};
@@ -31,6 +32,7 @@ pub use self::login::Credentials;
 use self::login::Logins;
 pub(crate) use self::login::Provider;
 pub(crate) use self::range::Range;
+pub(crate) use self::scan::Scan;
 pub(crate) use self::source::{Source, Update};
 pub(crate) use self::watch::Event;
 use self::watch::{Watch, WatchMessage};

@@ -14,21 +14,27 @@
 //! An instance is in question while all of its keys are missing. While instances come back, the others are given the same
 //! two seconds again: what returns after a mass expiry returns over a while.
 
-use std::collections::{HashMap, HashSet};
+mod roster;
+
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use self::roster::{Key, Roster, footprint};
 use super::JUDGEMENT;
-use crate::etcd::{Event, Kv, Listing, MAX_VALUE};
+use crate::etcd::{Event, Kv, MAX_VALUE};
 use crate::format::{DecodeError, Decoded, Format};
-use crate::instance::{Address, Instance, MAX_TAGS, ServiceName};
+use crate::instance::{Instance, MAX_TAGS, ServiceName};
 use crate::snapshot::{Member, MemberState, Snapshot};
 
 /// The most keys of one service that are kept.
 const MAX_KEYS: usize = 10_000;
+
+/// About how much memory the instances of one service may take: room for the largest service with 30 tags an instance.
+const MAX_BYTES: usize = 32 * 1024 * 1024;
 
 /// How often one kind of trouble is logged at most.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -64,25 +70,25 @@ pub(super) struct Membership {
     layout: Layout,
     service: ServiceName,
     range: String,
-    /// By the last segment of the key.
-    keys: HashMap<String, Key>,
-    /// Keys that are gone without an announcement, and since when.
-    missing: HashMap<String, Instant>,
+    roster: Roster,
+    /// What a list that is under way showed so far.
+    listed: Listed,
     /// When an instance in question came back the last time.
     comeback: Option<Instant>,
     complaints: Complaints,
 }
 
+#[derive(Default)]
+struct Listed {
+    keys: HashMap<String, Key>,
+    /// How many of them were not known before, and what those take.
+    fresh: usize,
+    fresh_bytes: usize,
+}
+
 /// What was found wrong with keys, and when that was logged. Clones share it: one line a minute and kind for all.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Complaints(Arc<Mutex<HashMap<Trouble, Count>>>);
-
-struct Key {
-    instance: Arc<Instance>,
-    lease: i64,
-    mod_revision: i64,
-    draining: bool,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Trouble {
@@ -90,6 +96,7 @@ pub(super) enum Trouble {
     TooLarge,
     Malformed,
     TooManyKeys,
+    TooManyBytes,
     TooManyTags,
 }
 
@@ -102,27 +109,37 @@ struct Count {
 impl Membership {
     pub(super) fn new(layout: Layout, service: ServiceName, complaints: Complaints) -> Self {
         let range = layout.range(&service);
-        let (keys, missing) = (HashMap::new(), HashMap::new());
-        Self { layout, service, range, keys, missing, comeback: None, complaints }
+        let (roster, listed) = (Roster::default(), Listed::default());
+        Self { layout, service, range, roster, listed, comeback: None, complaints }
     }
 
-    /// Takes a list as the whole truth: what it does not show is gone.
-    pub(super) fn replace(&mut self, listing: Listing, now: Instant) {
-        let mut listed: Vec<(String, Kv)> = Vec::with_capacity(listing.kvs.len());
-        for kv in listing.kvs {
-            if let Some(segment) = self.segment(&kv.key, now) {
-                listed.push((segment, kv));
+    /// A list begins; one that was under way is void.
+    pub(super) fn begin_list(&mut self) {
+        self.listed = Listed::default();
+    }
+
+    /// Takes a key of a list, in the list's order: every client cuts off the same ones where there are too many.
+    pub(super) fn list(&mut self, kv: Kv, now: Instant) {
+        let Some(segment) = self.segment(&kv.key, now) else { return };
+        let Some(key) = self.read(&segment, &kv, now) else { return };
+        if self.roster.get(&segment).is_none() {
+            let (bytes, keys) = (self.listed.fresh_bytes + footprint(&key.instance), self.listed.fresh);
+            if self.is_too_much(bytes, keys, &kv.key, now) {
+                return;
             }
+            (self.listed.fresh_bytes, self.listed.fresh) = (bytes, keys + 1);
         }
-        let present: HashSet<&str> = listed.iter().map(|(segment, _)| segment.as_str()).collect();
-        let gone: Vec<String> =
-            self.keys.keys().filter(|segment| !present.contains(segment.as_str())).cloned().collect();
-        for segment in gone {
+        self.listed.keys.insert(segment, key);
+    }
+
+    /// The list is complete, and the whole truth: what it did not show is gone.
+    pub(super) fn listed(&mut self, now: Instant) {
+        let listed = std::mem::take(&mut self.listed).keys;
+        for segment in self.roster.present_but(&listed) {
             self.delete(&segment, now);
         }
-        // In the list's order, so that every client cuts off the same ones where there are too many.
-        for (segment, kv) in listed {
-            self.put(segment, &kv, now);
+        for (segment, key) in listed {
+            self.put(segment, key, now);
         }
         self.settle(now);
     }
@@ -132,8 +149,10 @@ impl Membership {
         for event in events {
             match event {
                 Event::Put(kv) => {
-                    if let Some(segment) = self.segment(&kv.key, now) {
-                        self.put(segment, &kv, now);
+                    if let Some(segment) = self.segment(&kv.key, now)
+                        && let Some(key) = self.read(&segment, &kv, now)
+                    {
+                        self.put(segment, key, now);
                     }
                 }
                 Event::Delete { key, .. } => {
@@ -146,82 +165,89 @@ impl Membership {
         self.settle(now);
     }
 
-    fn put(&mut self, segment: String, kv: &Kv, now: Instant) {
-        let mut decoded = match self.layout.decode(&segment, &kv.value) {
-            Ok(decoded) => decoded,
-            Err((trouble, detail)) => {
-                // A key that was good before keeps its last good value, under the lease that it has now.
-                let is_missing = self.missing.contains_key(&segment);
-                if let Some(key) = self.keys.get_mut(&segment).filter(|_| !is_missing) {
-                    key.lease = kv.lease;
-                    key.mod_revision = kv.mod_revision;
+    /// What is to be known of a key; `None` for nothing new. A key that was good before keeps its last good value, under
+    /// the lease that it has now.
+    fn read(&self, segment: &str, kv: &Kv, now: Instant) -> Option<Key> {
+        let known = self.roster.get(segment);
+        let (instance, draining) = match self.layout.decode(segment, &kv.value) {
+            Ok(decoded) => {
+                let draining = decoded.draining;
+                let instance = self.instance(decoded, &kv.key, now);
+                match known {
+                    Some(known) if *known.instance == instance => (known.instance.clone(), draining),
+                    Some(known) if self.grows_too_large(&known.instance, &instance, &kv.key, now) => {
+                        (known.instance.clone(), draining)
+                    }
+                    _ => (Arc::new(instance), draining),
                 }
+            }
+            Err((trouble, detail)) => {
                 self.trouble(trouble, &kv.key, &detail, now);
-                return;
+                let known = known.filter(|_| !self.roster.is_missing(segment))?;
+                (known.instance.clone(), known.draining)
             }
         };
-        if !self.keys.contains_key(&segment) && self.keys.len() >= MAX_KEYS {
-            self.trouble(Trouble::TooManyKeys, &kv.key, "the service has 10,000 keys", now);
-            return;
+        Some(Key { instance, lease: kv.lease, mod_revision: kv.mod_revision, draining })
+    }
+
+    fn grows_too_large(&self, known: &Instance, instance: &Instance, key: &[u8], now: Instant) -> bool {
+        let (before, after) = (footprint(known), footprint(instance));
+        let bytes = self.roster.bytes() - before + after;
+        after > before && self.is_too_much(bytes, 0, key, now)
+    }
+
+    /// Whether one more key would be too many, or `bytes` would be.
+    fn is_too_much(&self, bytes: usize, keys: usize, key: &[u8], now: Instant) -> bool {
+        if keys >= MAX_KEYS {
+            self.trouble(Trouble::TooManyKeys, key, "the service has 10,000 keys", now);
+        } else if bytes > MAX_BYTES {
+            self.trouble(Trouble::TooManyBytes, key, "the instances of the service have 32 MiB", now);
         }
-        if decoded.tags.len() > MAX_TAGS {
-            decoded.tags = decoded.tags.into_iter().take(MAX_TAGS).collect();
-            self.trouble(Trouble::TooManyTags, &kv.key, "all but 64 tags are left out", now);
+        keys >= MAX_KEYS || bytes > MAX_BYTES
+    }
+
+    fn put(&mut self, segment: String, key: Key, now: Instant) {
+        if self.roster.get(&segment).is_none() {
+            let (bytes, keys) = (self.roster.bytes() + footprint(&key.instance), self.roster.len());
+            if self.is_too_much(bytes, keys, segment.as_bytes(), now) {
+                return;
+            }
         }
-        if self.missing.remove(&segment).is_some() {
+        if self.roster.put(segment, key) {
             self.comeback = Some(now);
         }
-        let draining = decoded.draining;
-        let instance = Arc::new(self.instance(decoded));
-        self.keys.insert(segment, Key { instance, lease: kv.lease, mod_revision: kv.mod_revision, draining });
     }
 
     fn delete(&mut self, segment: &str, now: Instant) {
-        let Some(key) = self.keys.get(segment) else { return };
-        if self.missing.contains_key(segment) {
+        let Some(key) = self.roster.get(segment) else { return };
+        if self.roster.is_missing(segment) {
             return;
         }
         if key.draining || key.lease == 0 {
-            self.keys.remove(segment);
-        } else {
-            self.missing.insert(segment.to_owned(), now);
+            self.roster.remove(segment);
+        } else if !self.roster.lose(segment, now) {
+            self.comeback = Some(now);
         }
     }
 
     /// Judges what is in question, as far as its time has come.
     pub(super) fn settle(&mut self, now: Instant) {
-        let (returned, expired) = self.verdicts(now);
-        if !returned.is_empty() {
-            self.comeback = Some(now);
+        let most_are_missing = self.roster.most_are_missing();
+        while let Some(since) = self.roster.missing_since()
+            && now >= self.verdict_at(since, most_are_missing)
+        {
+            self.roster.remove_missing();
         }
-        for segment in returned.into_iter().chain(expired) {
-            self.keys.remove(&segment);
-            self.missing.remove(&segment);
-        }
-        if self.missing.is_empty() {
+        if self.roster.missing_since().is_none() {
             self.comeback = None;
         }
-    }
-
-    /// The missing keys whose address is registered under another key, and those whose time is up.
-    fn verdicts(&self, now: Instant) -> (Vec<String>, Vec<String>) {
-        if self.missing.is_empty() {
-            return (Vec::new(), Vec::new());
-        }
-        let present = self.present();
-        let is_present = |segment: &&String| present.contains(&self.keys[*segment].instance.address);
-        let (returned, gone): (Vec<&String>, Vec<&String>) = self.missing.keys().partition(is_present);
-        let most_are_missing = self.most_are_missing(&present);
-        let expired =
-            gone.into_iter().filter(|segment| now >= self.verdict_at(self.missing[*segment], most_are_missing));
-        (returned.into_iter().cloned().collect(), expired.cloned().collect())
     }
 
     /// When [`settle`](Self::settle) has something to do next, if nothing happens before.
     pub(super) fn deadline(&self) -> Option<Instant> {
         // The one that is missing for the longest time is judged first, whatever the judgement.
-        let since = *self.missing.values().min()?;
-        Some(self.verdict_at(since, self.most_are_missing(&self.present())))
+        let since = self.roster.missing_since()?;
+        Some(self.verdict_at(since, self.roster.most_are_missing()))
     }
 
     /// When a key that is missing since then is removed, as things stand.
@@ -231,30 +257,18 @@ impl Membership {
         if most_are_missing { held } else { judged.min(held) }
     }
 
-    /// Whether more than half of all known instances are in question.
-    fn most_are_missing(&self, present: &HashSet<&Address>) -> bool {
-        let missing = self.missing.keys().map(|segment| &self.keys[segment].instance.address);
-        missing.filter(|address| !present.contains(address)).collect::<HashSet<_>>().len() > present.len()
-    }
-
-    /// The addresses with a key that is there.
-    fn present(&self) -> HashSet<&Address> {
-        let present = self.keys.iter().filter(|(segment, _)| !self.missing.contains_key(*segment));
-        present.map(|(_, key)| &key.instance.address).collect()
-    }
-
     /// Every instance once: with the newest of its keys for weight and tags, and draining only if all of them are.
     pub(super) fn snapshot(&self, revision: i64) -> Snapshot {
-        let mut keys: Vec<(&String, &Key)> = self.keys.iter().collect();
-        keys.sort_unstable_by(|(_, a), (_, b)| {
+        let mut keys: Vec<(&Key, bool)> = self.roster.iter().collect();
+        keys.sort_unstable_by(|(a, _), (b, _)| {
             let newest_first = || b.mod_revision.cmp(&a.mod_revision);
             a.instance.address.cmp(&b.instance.address).then_with(newest_first)
         });
-        let members = keys.chunk_by(|(_, a), (_, b)| a.instance.address == b.instance.address).map(|keys| {
-            let (segment, newest) = keys[0];
-            let state = if self.missing.contains_key(segment) {
+        let members = keys.chunk_by(|(a, _), (b, _)| a.instance.address == b.instance.address).map(|keys| {
+            let (newest, is_missing) = keys[0];
+            let state = if is_missing {
                 MemberState::InQuestion
-            } else if keys.iter().all(|(_, key)| key.draining) {
+            } else if keys.iter().all(|(key, _)| key.draining) {
                 MemberState::Draining
             } else {
                 MemberState::Live
@@ -264,7 +278,11 @@ impl Membership {
         Snapshot::new(revision, members.collect())
     }
 
-    fn instance(&self, decoded: Decoded) -> Instance {
+    fn instance(&self, mut decoded: Decoded, key: &[u8], now: Instant) -> Instance {
+        if decoded.tags.len() > MAX_TAGS {
+            decoded.tags = decoded.tags.into_iter().take(MAX_TAGS).collect();
+            self.trouble(Trouble::TooManyTags, key, "all but 64 tags are left out", now);
+        }
         let weight = decoded.weight.filter(|weight| *weight > 0).unwrap_or(self.layout.default_weight);
         let mut instance = Instance::new(self.service.as_str(), decoded.address).weight(weight);
         instance.tags = decoded.tags;
@@ -272,7 +290,7 @@ impl Membership {
     }
 
     /// The last segment of a key, if the key is one of this service.
-    fn segment(&mut self, key: &[u8], now: Instant) -> Option<String> {
+    fn segment(&self, key: &[u8], now: Instant) -> Option<String> {
         let segment = segment(key, &self.range);
         if segment.is_none() {
             self.trouble(Trouble::ForeignKey, key, "it does not end in one segment of text", now);

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::membership::{Membership, segment};
 use super::watcher::Watchers;
 use crate::error::{ConfigError, EtcdError, EtcdErrorKind, RegistryError};
-use crate::etcd::{CALL_LIMIT, Claimed, Connection, Kv, Listing, MAX_VALUE, Range, hex};
+use crate::etcd::{CALL_LIMIT, Claimed, Connection, Kv, MAX_VALUE, Range, Scan, hex};
 use crate::format::Decoded;
 use crate::instance::{Address, ServiceName};
 use crate::snapshot::Snapshot;
@@ -55,12 +55,13 @@ impl Watchers {
             return Err(ConfigError::Prefix { prefix: String::new(), reason }.into());
         }
         let range = &Range::below(base.to_owned());
-        let take = |names: &mut Names, key: &[u8]| {
-            if let Some(service) = service_in(key, base) {
+        let take = |names: &mut Names, kv: Kv| {
+            if let Some(service) = service_in(&kv.key, base) {
                 names.add(service);
             }
         };
-        let names = self.ask(|member| async move { member.keys(range, CALL_LIMIT, take).await }).await?;
+        let (_, names) =
+            self.ask(|member| async move { member.list(range, Scan::keys_only, CALL_LIMIT, take).await }).await?;
         if names.cut_off > 0 {
             tracing::warn!(prefix = base, count = names.cut_off, "keys of all but 10,000 services are left out");
         }
@@ -69,10 +70,14 @@ impl Watchers {
 
     /// The instances of a service.
     pub(crate) async fn instances(&self, service: &ServiceName) -> Result<Snapshot, RegistryError> {
-        let listing = self.list(service).await?;
-        let revision = listing.revision;
-        let mut membership = Membership::new(self.layout.clone(), service.clone(), self.complaints.clone());
-        membership.replace(listing, Instant::now());
+        let now = Instant::now();
+        let read = |membership: &mut Option<Membership>, kv: Kv| {
+            let new = || Membership::new(self.layout.clone(), service.clone(), self.complaints.clone());
+            membership.get_or_insert_with(new).list(kv, now);
+        };
+        let (revision, membership) = self.list(service, read).await?;
+        let Some(mut membership) = membership else { return Ok(Snapshot::new(revision, [].into())) };
+        membership.listed(now);
         Ok(membership.snapshot(revision))
     }
 
@@ -129,9 +134,12 @@ impl Watchers {
 
     /// The keys whose values say this address.
     async fn keys_of(&self, service: &ServiceName, address: &Address) -> Result<Vec<Kv>, RegistryError> {
-        let mut kvs = self.list(service).await?.kvs;
-        kvs.retain(|kv| self.decode(service, kv).is_some_and(|decoded| decoded.address == *address));
-        Ok(kvs)
+        let keep = |kvs: &mut Vec<Kv>, kv: Kv| {
+            if self.decode(service, &kv).is_some_and(|decoded| decoded.address == *address) {
+                kvs.push(kv);
+            }
+        };
+        Ok(self.list(service, keep).await?.1)
     }
 
     /// What a key of the service says, if it can be read.
@@ -140,9 +148,13 @@ impl Watchers {
         self.layout.decode(segment, &kv.value).ok()
     }
 
-    async fn list(&self, service: &ServiceName) -> Result<Listing, RegistryError> {
-        let range = &Range::below(self.layout.range(service));
-        Ok(self.ask(|member| async move { member.list(range, CALL_LIMIT).await }).await?)
+    async fn list<T: Default>(
+        &self,
+        service: &ServiceName,
+        take: impl Fn(&mut T, Kv),
+    ) -> Result<(i64, T), RegistryError> {
+        let (range, take) = (&Range::below(self.layout.range(service)), &take);
+        Ok(self.ask(|member| async move { member.list(range, Scan::new, CALL_LIMIT, take).await }).await?)
     }
 
     /// Asks etcd, again where the token of the first call was not valid any more.

@@ -70,6 +70,10 @@ const RESUBSCRIBE_PAUSE: Duration = Duration::from_millis(100);
 /// How often a list verifies the watch without any cause: cheap insurance against what nobody thought of.
 const ANTI_ENTROPY: Duration = Duration::from_secs(300);
 
+/// How many updates that are there at the same moment go into one snapshot: leases that run out together are told one by
+/// one, and a snapshot of thousands for each of thousands would take minutes.
+const UPDATES_AT_ONCE: usize = 100;
+
 type Publisher = watch::Sender<Option<Arc<Snapshot>>>;
 
 /// The watchers of one registry.
@@ -163,6 +167,8 @@ impl Drop for Place {
 }
 
 async fn run(place: Place, mut source: Source, mut membership: Membership) {
+    // How many updates are in the membership and not in a snapshot yet: what comes at once is published at once.
+    let mut unpublished = 0;
     loop {
         let revision = source.revision();
         let mut next = pin!(source.next());
@@ -176,7 +182,11 @@ async fn run(place: Place, mut source: Source, mut membership: Membership) {
                         return;
                     }
                 }
-                update = &mut next => break update,
+                update = &mut next, if unpublished < UPDATES_AT_ONCE => break update,
+                () = std::future::ready(()), if unpublished > 0 => {
+                    place.publish(&membership, revision);
+                    unpublished = 0;
+                }
                 () = at(deadline) => {
                     membership.settle(Instant::now());
                     place.publish(&membership, revision);
@@ -184,12 +194,17 @@ async fn run(place: Place, mut source: Source, mut membership: Membership) {
             }
         };
         let now = Instant::now();
-        let revision = update.revision();
+        unpublished += usize::from(update.revision().is_some());
         match update {
-            Update::Listed(listing) => membership.replace(listing, now),
+            Update::Page { is_first, kvs } => {
+                if is_first {
+                    membership.begin_list();
+                }
+                kvs.into_iter().for_each(|kv| membership.list(kv, now));
+            }
+            Update::Listed(_) => membership.listed(now),
             Update::Events(_, events) => membership.apply(events, now),
         }
-        place.publish(&membership, revision);
     }
 }
 

@@ -7,11 +7,8 @@ use etcd_client::{
     Compare, CompareOp, GetOptions, LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp,
 };
 
-use super::{Connection, Range};
+use super::{Connection, Range, Scan};
 use crate::error::{EtcdError, EtcdErrorKind};
-
-/// How many keys a list asks for at once: 500 values of 2 KB are 1 MB.
-const PAGE: i64 = 500;
 
 /// The largest value that is looked at: an instance with 64 tags of 500 bytes fits twice.
 pub(crate) const MAX_VALUE: usize = 64 * 1024;
@@ -39,13 +36,6 @@ impl From<PbKeyValue> for Kv {
     }
 }
 
-/// All keys of a range at one revision.
-#[derive(Debug)]
-pub(crate) struct Listing {
-    pub(crate) revision: i64,
-    pub(crate) kvs: Vec<Kv>,
-}
-
 /// What a guarded write found.
 #[derive(Debug)]
 pub(crate) enum Claimed {
@@ -56,81 +46,29 @@ pub(crate) enum Claimed {
 }
 
 impl Connection {
-    /// Lists every key of `range` linearizably, in pages that all show the revision of the first. `limit` is for each page.
-    pub(crate) async fn list(&self, range: &Range, limit: Duration) -> Result<Listing, EtcdError> {
-        let take = |kvs: &mut Vec<Kv>, page: Vec<PbKeyValue>| kvs.extend(page.into_iter().map(Kv::from));
-        let (revision, kvs) = self.scan(range, &GetOptions::new(), limit, take).await?;
-        Ok(Listing { revision, kvs })
-    }
-
-    /// Shows `take` every key of `range` without its value, at one revision and page by page. `limit` is for each page.
-    pub(crate) async fn keys<T: Default>(
-        &self,
-        range: &Range,
-        limit: Duration,
-        take: impl Fn(&mut T, &[u8]),
-    ) -> Result<T, EtcdError> {
-        let take = |taken: &mut T, page: Vec<PbKeyValue>| page.iter().for_each(|kv| take(taken, &kv.key));
-        let (_, taken) = self.scan(range, &GetOptions::new().with_keys_only(), limit, take).await?;
-        Ok(taken)
-    }
-
+    /// Shows `take` every key of a list, page by page and at one revision. `limit` is for each page.
+    ///
     /// Starts over, with nothing taken, where the revision of the first page is compacted before the last one came.
-    async fn scan<T: Default>(
+    pub(crate) async fn list<T: Default>(
         &self,
         range: &Range,
-        options: &GetOptions,
+        scan: impl Fn(&Range) -> Scan,
         limit: Duration,
-        take: impl Fn(&mut T, Vec<PbKeyValue>),
+        take: impl Fn(&mut T, Kv),
     ) -> Result<(i64, T), EtcdError> {
         let mut attempt = 1;
-        loop {
-            match self.scan_once(range, options, limit, &take).await {
-                Err(error) if error.kind == EtcdErrorKind::Compacted && attempt < LIST_ATTEMPTS => attempt += 1,
-                result => return result,
+        let (mut pages, mut taken) = (scan(range), T::default());
+        while !pages.is_over() {
+            match pages.next(self, range, limit).await {
+                Ok(page) => page.into_iter().for_each(|kv| take(&mut taken, kv)),
+                Err(error) if error.kind == EtcdErrorKind::Compacted && attempt < LIST_ATTEMPTS => {
+                    attempt += 1;
+                    (pages, taken) = (scan(range), T::default());
+                }
+                Err(error) => return Err(error),
             }
         }
-    }
-
-    async fn scan_once<T: Default>(
-        &self,
-        range: &Range,
-        options: &GetOptions,
-        limit: Duration,
-        take: &impl Fn(&mut T, Vec<PbKeyValue>),
-    ) -> Result<(i64, T), EtcdError> {
-        let mut from = range.start().to_vec();
-        let mut size = PAGE;
-        let mut pinned: Option<i64> = None;
-        let mut taken = T::default();
-        loop {
-            let mut options = options.clone().with_range(range.end()).with_limit(size);
-            if let Some(revision) = pinned {
-                options = options.with_revision(revision);
-            }
-            let get = || {
-                let (mut kv, from, options) = (self.kv.clone(), from.clone(), options.clone());
-                async move { kv.get(from, Some(options)).await }
-            };
-            let page = self.limited("list", range.name(), limit, get).await;
-            let page = match page {
-                Err(error) if error.kind == EtcdErrorKind::TooLarge && size > 1 => {
-                    size = (size / 2).max(1);
-                    continue;
-                }
-                page => page?.0,
-            };
-            let revision = *pinned.get_or_insert(page.header.as_ref().map_or(0, |header| header.revision));
-            let last = page.kvs.last().map(|kv| kv.key.clone());
-            take(&mut taken, page.kvs);
-            match last {
-                Some(last) if page.more => {
-                    from = last;
-                    from.push(0);
-                }
-                _ => return Ok((revision, taken)),
-            }
-        }
+        Ok((pages.revision(), taken))
     }
 
     /// The store's present revision, linearizably.

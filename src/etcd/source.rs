@@ -1,6 +1,8 @@
 //! What etcd says of a range, without an end, for discovery and for a registration's own key: a list first, then events,
 //! and a list again whenever events may be missing.
 //!
+//! A list comes page by page, and a message of events in parts, so that what stands in etcd need never be in memory at once.
+//!
 //! ```text
 //!            +--------- compacted, cannot be decoded, store rolled back ----------+
 //!            v                                                                    |
@@ -21,7 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 
-use super::{CALL_LIMIT, Cluster, Connection, DENIED_PAUSE, Event, Listing, REFUSED_PAUSE, Range, Watch, WatchMessage};
+use super::{CALL_LIMIT, Cluster, Connection, DENIED_PAUSE, Event, Kv, REFUSED_PAUSE, Range, Scan, Watch, WatchMessage};
 
 /// The first wait before a member is asked again.
 const RECONNECT_FIRST: Duration = Duration::from_millis(100);
@@ -54,16 +56,20 @@ const LIST_INSTEAD_OF_PROBE: Duration = Duration::from_secs(60);
 /// News of the range.
 #[derive(Debug)]
 pub(crate) enum Update {
-    /// Everything in it.
-    Listed(Listing),
-    /// What happened up to this revision.
-    Events(i64, Vec<Event>),
+    /// A page of a list that may never be finished; the first page voids what came of the one before.
+    Page { is_first: bool, kvs: Vec<Kv> },
+    /// The list is complete: its pages are everything, at this revision.
+    Listed(i64),
+    /// What happened: all of it up to this revision, or a part while there is none.
+    Events(Option<i64>, Vec<Event>),
 }
 
 impl Update {
-    pub(crate) fn revision(&self) -> i64 {
+    /// The revision that it completes.
+    pub(crate) fn revision(&self) -> Option<i64> {
         match self {
-            Self::Listed(listing) => listing.revision,
+            Self::Page { .. } => None,
+            Self::Listed(revision) => Some(*revision),
             Self::Events(revision, _) => *revision,
         }
     }
@@ -84,12 +90,13 @@ pub(crate) struct Source {
     /// How often in a row an attempt failed for its token. Once or twice is normal: streams and calls can be on two
     /// connections with a token each.
     token_refusals: u32,
-    state: State,
+    /// `None` while it makes a step.
+    state: Option<State>,
 }
 
 enum State {
-    /// Everything is to be listed.
-    Listing,
+    /// Everything is listed.
+    Listing(Box<List>),
     /// A watch is to be opened right behind the revision.
     Connecting {
         /// Whether that revision was just listed.
@@ -106,6 +113,14 @@ enum State {
 enum Goal {
     List,
     Watch,
+}
+
+struct List {
+    scan: Scan,
+    /// Whom all its pages come from.
+    connection: Option<Arc<Connection>>,
+    /// What it verifies, which is not read meanwhile, so that the two never overlap.
+    stream: Option<Box<Stream>>,
 }
 
 struct Stream {
@@ -132,7 +147,7 @@ impl Source {
             backoff: Backoff::new(RECONNECT_FIRST, RECONNECT_MAX),
             has_failed: false,
             token_refusals: 0,
-            state: State::Listing,
+            state: None,
         }
     }
 
@@ -148,11 +163,11 @@ impl Source {
     /// Not cancel safe: a step that is dropped begins again with a list.
     pub(crate) async fn next(&mut self) -> Update {
         loop {
-            let state = std::mem::replace(&mut self.state, State::Listing);
+            let state = self.state.take().unwrap_or_else(|| self.listing());
             let (state, update) = self.step(state).await;
-            self.state = state;
+            self.state = Some(state);
             if let Some(update) = update {
-                self.revision = update.revision();
+                self.revision = update.revision().unwrap_or(self.revision);
                 return update;
             }
         }
@@ -163,15 +178,12 @@ impl Source {
             State::Waiting { until, then } => {
                 sleep_until(until).await;
                 let next = match then {
-                    Goal::List => State::Listing,
+                    Goal::List => self.listing(),
                     Goal::Watch => State::Connecting { listed: false },
                 };
                 (next, None)
             }
-            State::Listing => match self.list().await {
-                Ok(listing) => (State::Connecting { listed: true }, Some(Update::Listed(listing))),
-                Err(error) => (self.after(&error, Goal::List), None),
-            },
+            State::Listing(list) => self.list(list).await,
             State::Connecting { listed } => match self.connect(listed).await {
                 Ok(state) => (state, None),
                 Err(error) => (self.after(&error, Goal::Watch), None),
@@ -180,20 +192,63 @@ impl Source {
         }
     }
 
-    async fn list(&mut self) -> Result<Listing, EtcdError> {
-        // Where there are others, a member gets one second at first: a client that starts must not wait for a frozen one.
-        let is_first_try = self.cluster.len() > 1 && !self.has_failed;
-        let limit = if is_first_try { FIRST_TRY_LIMIT } else { CALL_LIMIT };
-        let connection = self.cluster.connection(self.member, limit).await?;
-        let listing = connection.list(&self.range, limit).await;
-        match &listing {
-            Ok(_) => {
-                self.cluster.answered(&connection);
-                self.succeeded();
-            }
-            Err(error) => self.cluster.after(&connection, error),
+    /// From the first page on.
+    fn listing(&self) -> State {
+        State::Listing(Box::new(List { scan: Scan::new(&self.range), connection: None, stream: None }))
+    }
+
+    /// From the first page on, before the stream is read on.
+    fn verifying(&self, stream: Box<Stream>) -> State {
+        let (scan, connection) = (Scan::new(&self.range), Some(stream.connection.clone()));
+        State::Listing(Box::new(List { scan, connection, stream: Some(stream) }))
+    }
+
+    async fn list(&mut self, mut list: Box<List>) -> (State, Option<Update>) {
+        if list.scan.is_over() {
+            let revision = list.scan.revision();
+            return (self.listed(revision, list.stream), Some(Update::Listed(revision)));
         }
-        listing
+        let is_first = !list.scan.has_begun();
+        match self.page(&mut list).await {
+            Ok(kvs) => (State::Listing(list), Some(Update::Page { is_first, kvs })),
+            Err(error) => {
+                if let Some(connection) = &list.connection {
+                    self.cluster.after(connection, &error);
+                }
+                let goal = if list.stream.is_some() { Goal::Watch } else { Goal::List };
+                (self.after(&error, goal), None)
+            }
+        }
+    }
+
+    async fn page(&mut self, list: &mut List) -> Result<Vec<Kv>, EtcdError> {
+        // Where there are others, a member gets one second at first: a client that starts must not wait for a frozen one.
+        let is_first_try = self.cluster.len() > 1 && !self.has_failed && list.stream.is_none();
+        let limit = if is_first_try { FIRST_TRY_LIMIT } else { CALL_LIMIT };
+        let connection = match &list.connection {
+            Some(connection) => connection,
+            None => list.connection.insert(self.cluster.connection(self.member, limit).await?),
+        };
+        let page = list.scan.next(connection, &self.range, limit).await?;
+        self.cluster.answered(connection);
+        Ok(page)
+    }
+
+    /// What follows a complete list.
+    fn listed(&mut self, revision: i64, stream: Option<Box<Stream>>) -> State {
+        self.succeeded();
+        match stream {
+            Some(_) if revision < self.revision => {
+                tracing::warn!(store = revision, seen = self.revision, "etcd was rolled back; its list counts");
+                State::Connecting { listed: true }
+            }
+            Some(mut stream) if stream.answers_probes => {
+                stream.list_at = Instant::now() + spread(self.interval, 0.2);
+                State::Streaming(stream)
+            }
+            // Whether such a watch tells everything cannot be known: a new one begins where the list ends.
+            _ => State::Connecting { listed: true },
+        }
     }
 
     async fn connect(&mut self, listed: bool) -> Result<State, EtcdError> {
@@ -218,13 +273,13 @@ impl Source {
                 let store = connection.revision(&self.range, CALL_LIMIT).await?;
                 if store < start - 1 {
                     tracing::warn!(store, seen = start - 1, "etcd was rolled back; everything is listed anew");
-                    return Ok(State::Listing);
+                    return Ok(self.listing());
                 }
             }
             WatchMessage::Created(_) => {}
             WatchMessage::Compacted => {
                 tracing::info!(revision = start, "revision is compacted; everything is listed anew");
-                return Ok(State::Listing);
+                return Ok(self.listing());
             }
             WatchMessage::Canceled(kind, reason) => {
                 return Err(connection.refusal("watch", self.range.name(), kind, reason));
@@ -251,7 +306,7 @@ impl Source {
         let message = tokio::select! {
             biased;
             // Before the messages, which may never pause.
-            () = sleep_until(stream.list_at) => return self.verify(stream).await,
+            () = sleep_until(stream.list_at) => return (self.verifying(stream), None),
             message = stream.watch.message() => message,
             () = sleep_until(silent_at), if stream.answers_probes => return (self.probe(stream).await, None),
         };
@@ -266,7 +321,7 @@ impl Source {
                 (State::Streaming(stream), update)
             }
             Ok(WatchMessage::Created(_) | WatchMessage::Progress) => (State::Streaming(stream), None),
-            Ok(WatchMessage::Compacted) => (State::Listing, None),
+            Ok(WatchMessage::Compacted) => (self.listing(), None),
             Ok(WatchMessage::Canceled(kind, reason)) => {
                 let error = stream.connection.refusal("watch", self.range.name(), kind, reason);
                 self.cluster.after(&stream.connection, &error);
@@ -274,30 +329,6 @@ impl Source {
             }
             // The same revision would come in the same message again.
             Err(error) if error.kind == EtcdErrorKind::TooLarge => (self.after(&error, Goal::List), None),
-            Err(error) => {
-                self.cluster.after(&stream.connection, &error);
-                (self.after(&error, Goal::Watch), None)
-            }
-        }
-    }
-
-    /// Lists while the stream is not read, so that the two never overlap.
-    async fn verify(&mut self, mut stream: Box<Stream>) -> (State, Option<Update>) {
-        match stream.connection.list(&self.range, CALL_LIMIT).await {
-            Ok(listing) if listing.revision < self.revision => {
-                tracing::warn!(store = listing.revision, seen = self.revision, "etcd was rolled back; its list counts");
-                (State::Connecting { listed: true }, Some(Update::Listed(listing)))
-            }
-            Ok(listing) => {
-                self.succeeded();
-                let now = Instant::now();
-                if !stream.answers_probes {
-                    // Whether such a watch tells everything cannot be known: a new one begins where the list ends.
-                    return (State::Connecting { listed: true }, Some(Update::Listed(listing)));
-                }
-                stream.list_at = now + spread(self.interval, 0.2);
-                (State::Streaming(stream), Some(Update::Listed(listing)))
-            }
             Err(error) => {
                 self.cluster.after(&stream.connection, &error);
                 (self.after(&error, Goal::Watch), None)

@@ -19,8 +19,8 @@ pub(crate) struct Watch {
     key: String,
     requests: WatchRequestSender,
     responses: WatchResponseStream,
-    /// Events of one revision that came in fragments, until the last one is there.
-    fragments: Vec<Event>,
+    /// The newest revision of the fragments of a message whose last one is not there.
+    begun: i64,
 }
 
 /// What a watch tells.
@@ -28,8 +28,8 @@ pub(crate) struct Watch {
 pub(crate) enum WatchMessage {
     /// The watch is in place; the store was at this revision.
     Created(i64),
-    /// All events up to this revision since the last message.
-    Events(i64, Vec<Event>),
+    /// What happened since the last message: all of it up to this revision, or a part while there is none.
+    Events(Option<i64>, Vec<Event>),
     /// Nothing happened, but the member is there.
     Progress,
     /// The revision to begin with is compacted away.
@@ -66,7 +66,7 @@ impl Connection {
         let stream = self.limited("watch", range.name(), limit, open).await?;
         let (requests, responses) = stream.split();
         let (member, key) = (self.name().to_owned(), range.name().to_owned());
-        Ok(Watch { member, key, requests, responses, fragments: Vec::new() })
+        Ok(Watch { member, key, requests, responses, begun: 0 })
     }
 }
 
@@ -83,43 +83,38 @@ impl Watch {
     ///
     /// Cancel safe: a message is lost neither by dropping the future nor by polling another one afterwards.
     pub(crate) async fn message(&mut self) -> Result<WatchMessage, EtcdError> {
-        loop {
-            let response = match self.responses.message().await {
-                Ok(Some(response)) => response,
-                Ok(None) => return Err(self.ended()),
-                Err(error) => return Err(failure(&self.member, "watch", &self.key, error)),
-            };
-            if let Some(message) = self.read(response) {
-                return Ok(message);
-            }
+        match self.responses.message().await {
+            Ok(Some(response)) => Ok(self.read(response)),
+            Ok(None) => Err(self.ended()),
+            Err(error) => Err(failure(&self.member, "watch", &self.key, error)),
         }
     }
 
-    fn read(&mut self, response: WatchResponse) -> Option<WatchMessage> {
+    fn read(&mut self, response: WatchResponse) -> WatchMessage {
         let response = response.0;
         let revision = response.header.as_ref().map_or(0, |header| header.revision);
         if response.compact_revision > 0 {
-            return Some(WatchMessage::Compacted);
+            return WatchMessage::Compacted;
         }
         // A refusal can come as `created` and `canceled` in one.
         if response.canceled {
             let kind = classify_status(Code::Unavailable, &response.cancel_reason);
-            return Some(WatchMessage::Canceled(kind, response.cancel_reason));
+            return WatchMessage::Canceled(kind, response.cancel_reason);
         }
         if response.created {
-            return Some(WatchMessage::Created(revision));
+            return WatchMessage::Created(revision);
         }
-        self.fragments.extend(response.events.into_iter().filter_map(read_event));
-        if response.fragment {
-            return None;
-        }
-        if self.fragments.is_empty() {
-            return Some(WatchMessage::Progress);
-        }
-        let events = std::mem::take(&mut self.fragments);
         // The header can be ahead of the events: a resumed watch gets its history in portions.
-        let revision = events.iter().map(Event::mod_revision).max().unwrap_or(0);
-        Some(WatchMessage::Events(revision, events))
+        let newest = response.events.iter().filter_map(|event| event.kv.as_ref()).map(|kv| kv.mod_revision).max();
+        self.begun = self.begun.max(newest.unwrap_or(0));
+        let events: Vec<_> = response.events.into_iter().filter_map(read_event).collect();
+        if response.fragment {
+            return WatchMessage::Events(None, events);
+        }
+        match std::mem::take(&mut self.begun) {
+            0 => WatchMessage::Progress,
+            revision => WatchMessage::Events(Some(revision), events),
+        }
     }
 
     fn ended(&self) -> EtcdError {

@@ -29,6 +29,7 @@ pub(super) fn observe(cluster: Arc<Cluster>, key: &str, interval: Duration) -> w
 }
 
 async fn run(mut source: Source, publisher: watch::Sender<OwnKey>) {
+    let mut listed = None;
     loop {
         let mut next = pin!(source.next());
         let update = tokio::select! {
@@ -36,23 +37,29 @@ async fn run(mut source: Source, publisher: watch::Sender<OwnKey>) {
             update = &mut next => update,
         };
         let revision = update.revision();
-        publisher.send_if_modified(|own_key| {
-            let before = own_key.clone();
-            if revision < own_key.revision {
-                own_key.rollbacks += 1;
-            }
-            own_key.revision = revision;
-            match update {
-                Update::Listed(listing) => own_key.kv = listing.kvs.into_iter().next(),
-                Update::Events(_, events) => {
-                    own_key.kv = match events.into_iter().next_back() {
-                        Some(Event::Put(kv)) => Some(kv),
-                        Some(Event::Delete { .. }) => None,
-                        None => own_key.kv.take(),
-                    }
+        let kv = match update {
+            Update::Page { is_first, kvs } => {
+                if is_first {
+                    listed = None;
                 }
+                listed = kvs.into_iter().next().or(listed);
+                continue;
             }
-            *own_key != before
+            Update::Listed(_) => listed.take(),
+            Update::Events(_, events) => match events.into_iter().next_back() {
+                Some(Event::Put(kv)) => Some(kv),
+                Some(Event::Delete { .. }) => None,
+                None => continue,
+            },
+        };
+        publisher.send_if_modified(|own_key| {
+            // Part of a message: more of the same revision follows.
+            let revision = revision.unwrap_or(own_key.revision);
+            let rollbacks = own_key.rollbacks + u64::from(revision < own_key.revision);
+            let now = OwnKey { rollbacks, revision, kv };
+            let is_news = *own_key != now;
+            *own_key = now;
+            is_news
         });
     }
 }

@@ -64,7 +64,13 @@ impl World {
     fn list(&mut self, addresses: &[&str]) {
         let value = |address: &&str| format!(r#"{{"address":"{address}","weight":1}}"#);
         let kvs = addresses.iter().map(|address| self.kv(address, &value(address), 7)).collect();
-        self.membership.replace(Listing { revision: self.revision, kvs }, self.now);
+        self.take_list(kvs);
+    }
+
+    fn take_list(&mut self, kvs: Vec<Kv>) {
+        self.membership.begin_list();
+        kvs.into_iter().for_each(|kv| self.membership.list(kv, self.now));
+        self.membership.listed(self.now);
     }
 
     /// Lets time pass as the watcher does: deadline by deadline.
@@ -283,9 +289,9 @@ fn limits_cut_off_and_do_not_fail() {
     for n in 0..MAX_KEYS + 10 {
         let address = format!("10.0.{}.{}:1", n / 250, n % 250);
         let kv = world.kv(&address, &format!(r#"{{"address":"{address}"}}"#), 7);
-        world.membership.put(address, &kv, world.now);
+        world.membership.apply(vec![Event::Put(kv)], world.now);
     }
-    assert_eq!(world.membership.keys.len(), MAX_KEYS);
+    assert_eq!(world.membership.roster.len(), MAX_KEYS);
 }
 
 #[test]
@@ -294,12 +300,12 @@ fn a_member_of_a_full_service_that_was_away_is_let_in_again() {
     for n in 0..MAX_KEYS {
         let address = format!("10.0.{}.{}:1", n / 250, n % 250);
         let kv = world.kv(&address, &format!(r#"{{"address":"{address}"}}"#), 7);
-        world.membership.put(address, &kv, world.now);
+        world.membership.apply(vec![Event::Put(kv)], world.now);
     }
     world.delete("10.0.0.0:1");
     world.put("10.0.0.0:1", 8);
     world.pass(61.0);
-    assert_eq!(world.membership.keys.len(), MAX_KEYS);
+    assert_eq!(world.membership.roster.len(), MAX_KEYS);
 }
 
 #[test]
@@ -308,7 +314,7 @@ fn a_mass_expiry_of_hundreds_is_judged_in_one_look_at_each() {
     let addresses: Vec<String> = (0..500).map(|n| format!("10.0.{}.{}:1", n / 250, n % 250)).collect();
     for address in &addresses {
         let kv = world.kv(address, &format!(r#"{{"address":"{address}"}}"#), 7);
-        world.membership.put(address.clone(), &kv, world.now);
+        world.membership.apply(vec![Event::Put(kv)], world.now);
     }
     // Quadratic it is, with a snapshot a response anyhow; it was cubic, and this took minutes.
     for address in &addresses {
@@ -324,7 +330,7 @@ fn a_list_of_another_history_counts_whatever_its_revisions() {
     let mut world = World::with(&["a:1"]);
     let mut kv = world.kv("a:1", r#"{"address":"a:1","weight":99}"#, 8);
     kv.mod_revision = 1;
-    world.membership.replace(Listing { revision: 1, kvs: vec![kv] }, world.now);
+    world.take_list(vec![kv]);
     let snapshot = world.membership.snapshot(1);
     let member = snapshot.iter().next().expect("it is there");
     assert_eq!((member.instance().weight, member.lease()), (99, 8));
@@ -356,6 +362,6 @@ proptest! {
         world.pass(61.0);
         prop_assert_eq!(world.shown(), ["a:1", "b:1"]);
         prop_assert_eq!(world.membership.deadline(), None);
-        prop_assert_eq!(world.membership.missing.len(), 0);
+        prop_assert_eq!(world.membership.roster.missing_since(), None);
     }
 }

@@ -1,0 +1,137 @@
+//! A list of a range, page by page: however much stands in it, one page is all that is in memory.
+
+use std::time::Duration;
+
+use etcd_client::GetOptions;
+use etcd_client::proto::PbKeyValue;
+
+use super::calls::{Kv, MAX_VALUE};
+use super::{Connection, Range};
+use crate::error::{EtcdError, EtcdErrorKind};
+
+/// How many keys the first page asks for: enough for most services, and not too much of the largest values for etcd.
+const FIRST_PAGE: i64 = 128;
+
+/// How many keys a page asks for at most: a service of 10,000 comes in eight pages.
+const LARGEST_PAGE: i64 = 4096;
+
+/// How large a page should be: pages of twice as many keys follow one of less than half of it, and of half as many one
+/// that is larger.
+const PAGE_BYTES: usize = 1024 * 1024;
+
+/// A list under way. All its pages show the revision of the first one.
+pub(crate) struct Scan {
+    /// Where the next page begins.
+    from: Vec<u8>,
+    end: Vec<u8>,
+    with_values: bool,
+    /// How many keys the next page asks for.
+    keys: i64,
+    revision: Option<i64>,
+    is_over: bool,
+}
+
+impl Scan {
+    /// Of keys and their values.
+    pub(crate) fn new(range: &Range) -> Self {
+        Self {
+            from: range.start().to_vec(),
+            end: range.end(),
+            with_values: true,
+            keys: FIRST_PAGE,
+            revision: None,
+            is_over: false,
+        }
+    }
+
+    /// Of keys with empty values.
+    pub(crate) fn keys_only(range: &Range) -> Self {
+        Self { with_values: false, ..Self::new(range) }
+    }
+
+    /// The revision that the list shows; 0 before its first page.
+    pub(crate) fn revision(&self) -> i64 {
+        self.revision.unwrap_or(0)
+    }
+
+    /// Whether its first page came.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.revision.is_some()
+    }
+
+    /// Whether there is no further page.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// The next page, linearizably. `limit` is for each request.
+    ///
+    /// A page that is too large to be read comes again with fewer keys, and a key whose value alone is too large comes with
+    /// a value that [`MAX_VALUE`] refuses.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the page comes again.
+    pub(crate) async fn next(
+        &mut self,
+        connection: &Connection,
+        range: &Range,
+        limit: Duration,
+    ) -> Result<Vec<Kv>, EtcdError> {
+        loop {
+            match self.page(self.with_values, connection, range, limit).await {
+                Err(error) if error.kind == EtcdErrorKind::TooLarge && self.keys > 1 => {
+                    self.keys = (self.keys / 4).max(1);
+                }
+                Err(error) if error.kind == EtcdErrorKind::TooLarge && self.with_values => {
+                    let mut page = self.page(false, connection, range, limit).await?;
+                    for kv in &mut page {
+                        kv.value = vec![0; MAX_VALUE + 1];
+                    }
+                    return Ok(page);
+                }
+                page => return page,
+            }
+        }
+    }
+
+    async fn page(
+        &mut self,
+        with_values: bool,
+        connection: &Connection,
+        range: &Range,
+        limit: Duration,
+    ) -> Result<Vec<Kv>, EtcdError> {
+        let mut options = GetOptions::new().with_range(self.end.clone()).with_limit(self.keys);
+        if !with_values {
+            options = options.with_keys_only();
+        }
+        if let Some(revision) = self.revision {
+            options = options.with_revision(revision);
+        }
+        let get = || {
+            let (mut kv, from, options) = (connection.kv.clone(), self.from.clone(), options.clone());
+            async move { kv.get(from, Some(options)).await }
+        };
+        let page = connection.limited("list", range.name(), limit, get).await?.0;
+        self.revision.get_or_insert(page.header.as_ref().map_or(0, |header| header.revision));
+        match page.kvs.last() {
+            Some(last) if page.more => {
+                self.from.clone_from(&last.key);
+                self.from.push(0);
+            }
+            _ => self.is_over = true,
+        }
+        let bytes = page.kvs.iter().map(size).sum::<usize>();
+        if bytes > PAGE_BYTES {
+            self.keys = (self.keys / 2).max(1);
+        } else if bytes < PAGE_BYTES / 2 {
+            self.keys = (self.keys * 2).min(LARGEST_PAGE);
+        }
+        Ok(page.kvs.into_iter().map(Kv::from).collect())
+    }
+}
+
+fn size(kv: &PbKeyValue) -> usize {
+    kv.key.len() + kv.value.len()
+}
