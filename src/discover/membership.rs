@@ -119,9 +119,9 @@ impl Membership {
     }
 
     /// Takes a key of a list, in the list's order: every client cuts off the same ones where there are too many.
-    pub(super) fn list(&mut self, kv: Kv, now: Instant) {
+    pub(super) fn list(&mut self, kv: &Kv, now: Instant) {
         let Some(segment) = self.segment(&kv.key, now) else { return };
-        let Some(key) = self.read(&segment, &kv, now) else { return };
+        let Some(key) = self.read(&segment, kv, now) else { return };
         if self.roster.get(&segment).is_none() {
             let (bytes, keys) = (self.listed.fresh_bytes + footprint(&key.instance), self.listed.fresh);
             if self.is_too_much(bytes, keys, &kv.key, now) {

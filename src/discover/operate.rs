@@ -73,7 +73,7 @@ impl Watchers {
         let now = Instant::now();
         let read = |membership: &mut Option<Membership>, kv: Kv| {
             let new = || Membership::new(self.layout.clone(), service.clone(), self.complaints.clone());
-            membership.get_or_insert_with(new).list(kv, now);
+            membership.get_or_insert_with(new).list(&kv, now);
         };
         let (revision, membership) = self.list(service, read).await?;
         let Some(mut membership) = membership else { return Ok(Snapshot::new(revision, [].into())) };

@@ -200,7 +200,9 @@ async fn run(place: Place, mut source: Source, mut membership: Membership) {
                 if is_first {
                     membership.begin_list();
                 }
-                kvs.into_iter().for_each(|kv| membership.list(kv, now));
+                for kv in kvs {
+                    membership.list(&kv, now);
+                }
             }
             Update::Listed(_) => membership.listed(now),
             Update::Events(_, events) => membership.apply(events, now),

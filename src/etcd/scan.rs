@@ -12,12 +12,12 @@ use crate::error::{EtcdError, EtcdErrorKind};
 /// How many keys the first page asks for: enough for most services, and not too much of the largest values for etcd.
 const FIRST_PAGE: i64 = 128;
 
-/// How many keys a page asks for at most: a service of 10,000 comes in eight pages.
-const LARGEST_PAGE: i64 = 4096;
+/// How many keys a page asks for at most: a service of 10,000 comes in four pages.
+const LARGEST_PAGE: i64 = 16_384;
 
-/// How large a page should be: pages of twice as many keys follow one of less than half of it, and of half as many one
-/// that is larger.
-const PAGE_BYTES: usize = 1024 * 1024;
+/// How large a page should be: four times as many keys follow after a page of less than a quarter of it, and half as many
+/// after one that is larger. Smaller pages cost etcd more, which looks at all that is left of the range for each of them.
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// A list under way. All its pages show the revision of the first one.
 pub(crate) struct Scan {
@@ -125,8 +125,8 @@ impl Scan {
         let bytes = page.kvs.iter().map(size).sum::<usize>();
         if bytes > PAGE_BYTES {
             self.keys = (self.keys / 2).max(1);
-        } else if bytes < PAGE_BYTES / 2 {
-            self.keys = (self.keys * 2).min(LARGEST_PAGE);
+        } else if bytes < PAGE_BYTES / 4 {
+            self.keys = (self.keys * 4).min(LARGEST_PAGE);
         }
         Ok(page.kvs.into_iter().map(Kv::from).collect())
     }

@@ -23,7 +23,9 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 
-use super::{CALL_LIMIT, Cluster, Connection, DENIED_PAUSE, Event, Kv, REFUSED_PAUSE, Range, Scan, Watch, WatchMessage};
+use super::{
+    CALL_LIMIT, Cluster, Connection, DENIED_PAUSE, Event, Kv, REFUSED_PAUSE, Range, Scan, Watch, WatchMessage,
+};
 
 /// The first wait before a member is asked again.
 const RECONNECT_FIRST: Duration = Duration::from_millis(100);

@@ -22,6 +22,7 @@ mod interop;
 mod kitex;
 mod leaves;
 mod operated;
+mod poison;
 mod put_back;
 mod registry_program;
 mod rig;

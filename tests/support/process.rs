@@ -140,6 +140,11 @@ impl Process {
         String::from_utf8_lossy(&log).into_owned()
     }
 
+    /// The process's id.
+    pub fn id(&self) -> u32 {
+        self.child.inner.id()
+    }
+
     /// Sends `signal`.
     ///
     /// # Panics

@@ -159,3 +159,56 @@ pub(super) fn footprint(instance: &Instance) -> usize {
     const AROUND: usize = 512;
     AROUND + instance.tags.iter().map(|(name, value)| EACH + name.len() + value.len()).sum::<usize>()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key(address: u16) -> Key {
+        let address = SocketAddr::from(([127, 0, 0, 1], address + 1));
+        Key { instance: Arc::new(Instance::new("echo", address)), lease: 7, mod_revision: 1, draining: false }
+    }
+
+    /// What is counted as it changes, counted anew.
+    fn assert_counts(roster: &Roster) {
+        let present: Vec<&Address> =
+            roster.iter().filter(|(_, is_missing)| !is_missing).map(|(key, _)| &key.instance.address).collect();
+        let mut missing: Vec<&Address> = roster.iter().map(|(key, _)| &key.instance.address).collect();
+        missing.retain(|address| !present.contains(address));
+        missing.sort();
+        missing.dedup();
+        let mut there = present.clone();
+        there.sort();
+        there.dedup();
+        assert_eq!(roster.addresses_missing, missing.len());
+        assert_eq!(roster.addresses.len(), missing.len() + there.len());
+        assert_eq!(roster.most_are_missing(), missing.len() > there.len());
+        assert_eq!(roster.missing.len(), roster.keys.len() - present.len());
+        assert_eq!(roster.bytes(), roster.iter().map(|(key, _)| footprint(&key.instance)).sum::<usize>());
+        for (key, is_missing) in roster.iter() {
+            assert!(!is_missing || !present.contains(&&key.instance.address), "{} is there", key.instance.address);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_counts_as_one_would(history in proptest::collection::vec((0..4u8, 0..8u16, 0..5u16), 0..100)) {
+            let (mut roster, begin) = (Roster::default(), Instant::now());
+            for (n, (act, segment, address)) in (0..).zip(history) {
+                let (segment, now) = (segment.to_string(), begin + Duration::from_secs(n));
+                match act {
+                    0 | 1 => _ = roster.put(segment, key(address)),
+                    2 if !roster.is_missing(&segment) => _ = roster.lose(&segment, now),
+                    2 => roster.remove_missing(),
+                    _ => roster.remove(&segment),
+                }
+                assert_counts(&roster);
+            }
+        }
+    }
+}

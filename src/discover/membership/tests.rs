@@ -69,7 +69,9 @@ impl World {
 
     fn take_list(&mut self, kvs: Vec<Kv>) {
         self.membership.begin_list();
-        kvs.into_iter().for_each(|kv| self.membership.list(kv, self.now));
+        for kv in kvs {
+            self.membership.list(&kv, self.now);
+        }
         self.membership.listed(self.now);
     }
 
@@ -309,20 +311,54 @@ fn a_member_of_a_full_service_that_was_away_is_let_in_again() {
 }
 
 #[test]
-fn a_mass_expiry_of_hundreds_is_judged_in_one_look_at_each() {
+fn a_mass_expiry_of_thousands_is_judged_in_one_look_at_each() {
     let mut world = World::new();
-    let addresses: Vec<String> = (0..500).map(|n| format!("10.0.{}.{}:1", n / 250, n % 250)).collect();
+    let addresses: Vec<String> = (0..MAX_KEYS).map(|n| format!("10.0.{}.{}:1", n / 250, n % 250)).collect();
     for address in &addresses {
-        let kv = world.kv(address, &format!(r#"{{"address":"{address}"}}"#), 7);
-        world.membership.apply(vec![Event::Put(kv)], world.now);
+        world.put(address, 7);
     }
-    // Quadratic it is, with a snapshot a response anyhow; it was cubic, and this took minutes.
+    // It was quadratic, and this took minutes.
     for address in &addresses {
         world.delete(address);
         assert!(world.membership.deadline().is_some(), "something is in question");
     }
     world.pass(30.0);
     assert_eq!(world.shown().len(), addresses.len(), "all are held");
+    world.pass(31.0);
+    assert_eq!(world.shown().len(), 0, "until the hold ends");
+}
+
+#[test]
+fn what_its_instances_take_is_limited_for_known_ones_too() {
+    let mut world = World::new();
+    let value =
+        |address: &str, size: usize| format!(r#"{{"address":"{address}","tags":{{"x":"{}"}}}}"#, "x".repeat(size));
+    let address = |n: usize| format!("10.0.{}.{}:1", n / 250, n % 250);
+    let all = MAX_BYTES / (MAX_VALUE - 1000);
+    for n in 0..all {
+        world.put_value(&address(n), &value(&address(n), 100), 7);
+    }
+    for n in 0..2 * all {
+        world.put_value(&address(n), &value(&address(n), MAX_VALUE - 100), 7);
+    }
+    assert!(world.membership.roster.bytes() <= MAX_BYTES, "{} bytes are kept", world.membership.roster.bytes());
+    assert!((all..=all + 10).contains(&world.shown().len()), "who was known stays, with the last value that fits");
+    world.put_value(&address(0), &value(&address(0), 0), 7);
+    let snapshot = world.membership.snapshot(0);
+    let first = snapshot.iter().find(|member| member.instance().address.to_string() == address(0));
+    assert_eq!(first.expect("it is known").instance().tags["x"], "", "to become smaller is always possible");
+}
+
+#[test]
+fn a_list_that_is_not_finished_changes_nothing() {
+    let mut world = World::with(&["a:1", "b:1"]);
+    let kv = world.kv("c:1", r#"{"address":"c:1"}"#, 7);
+    world.membership.begin_list();
+    world.membership.list(&kv, world.now);
+    world.pass(61.0);
+    assert_eq!(world.shown(), ["a:1", "b:1"]);
+    world.list(&["a:1", "b:1", "d:1"]);
+    assert_eq!(world.shown(), ["a:1", "b:1", "d:1"], "what the other one had shown is void");
 }
 
 #[test]
