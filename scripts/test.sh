@@ -35,6 +35,7 @@ main() {
         cargo clippy --locked --all-targets --all-features -- -D warnings
     step "docs" \
         env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
+    check_fuzz_targets
     check_minimum_rust
     build_neighbours
     # Most tests wait for etcd most of the time, so more of them than cores can run at once.
@@ -89,6 +90,15 @@ need_component() {
         echo "test: cargo $2 is missing: install the component $1 of your Rust toolchain" >&2
         exit 1
     fi
+}
+
+# To run them takes a nightly compiler and `cargo fuzz`; that they compile can be told without.
+check_fuzz_targets() {
+    local targets=${CARGO_TARGET_DIR:-target}
+    mkdir -p "$targets"
+    step "format of the fuzz targets" cargo fmt --manifest-path fuzz/Cargo.toml --check
+    step "fuzz targets" cargo clippy --locked --manifest-path fuzz/Cargo.toml --no-default-features \
+        --target-dir "$(cd "$targets" && pwd)" -- -D warnings
 }
 
 # tests/msrv.rs compares what the dependencies declare; only a compiler of that version can tell
