@@ -27,6 +27,7 @@ mod put_back;
 mod registry_program;
 mod rig;
 mod runtimes;
+mod secrets;
 mod several;
 mod shared;
 mod tls_to_etcd;
