@@ -156,6 +156,14 @@ pub enum RegistryError {
         source: BoxError,
     },
 
+    /// The URLs are those of more than one cluster: a server would register in the one, and clients look in the other. Trying
+    /// again helps once they are not.
+    #[error("the etcd members belong to different clusters")]
+    SplitCluster {
+        /// Which member belongs to which.
+        source: BoxError,
+    },
+
     /// Nobody is registered at the address. Trying again helps once somebody is.
     #[error("no instance of {service} is registered at {address}")]
     UnknownAddress {
@@ -182,12 +190,13 @@ pub enum RegistryError {
 
 impl From<EtcdError> for RegistryError {
     fn from(error: EtcdError) -> Self {
-        use EtcdErrorKind::{Deadline, Denied, Login, Tls, Token, Unavailable, Unreachable, Withheld};
+        use EtcdErrorKind::{Deadline, Denied, Login, Split, Tls, Token, Unavailable, Unreachable, Withheld};
         let kind = error.kind;
         let source = Box::new(error);
         match kind {
             Unreachable | Unavailable | Deadline(_) => Self::Unavailable { source },
             Tls => Self::Tls { source },
+            Split => Self::SplitCluster { source },
             Denied | Login | Withheld | Token => Self::Denied { source },
             _ => Self::Refused { source },
         }
@@ -234,6 +243,8 @@ pub(crate) enum EtcdErrorKind {
     Compacted,
     /// The response was larger than the limit, or could not be decoded.
     TooLarge,
+    /// Members answer that belong to different clusters. A retry helps after one of the URLs changes, or a member.
+    Split,
     /// etcd answered and refused (out of space, too many requests, a bad request). A retry may help much later.
     Refused,
 }
@@ -247,7 +258,7 @@ impl EtcdError {
 
     /// Whether etcd answered and said no, so that asking again soon is of no use.
     pub(crate) fn is_final(&self) -> bool {
-        matches!(self.kind, EtcdErrorKind::Denied | EtcdErrorKind::Refused)
+        matches!(self.kind, EtcdErrorKind::Denied | EtcdErrorKind::Refused | EtcdErrorKind::Split)
     }
 }
 
@@ -268,6 +279,7 @@ impl fmt::Display for EtcdError {
             EtcdErrorKind::AlreadyExists => f.write_str("failed: it exists already"),
             EtcdErrorKind::Compacted => f.write_str("failed: the revision is compacted"),
             EtcdErrorKind::TooLarge => f.write_str("failed: the response is too large or malformed"),
+            EtcdErrorKind::Split => f.write_str("failed: the members belong to different clusters"),
             EtcdErrorKind::Refused => f.write_str("was refused"),
         }
     }

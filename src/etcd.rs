@@ -12,6 +12,7 @@ mod scan;
 mod source;
 #[cfg(feature = "_tls")]
 mod tls;
+mod unity;
 mod watch;
 
 use std::fmt;
@@ -34,6 +35,7 @@ pub(crate) use self::login::Provider;
 pub(crate) use self::range::Range;
 pub(crate) use self::scan::Scan;
 pub(crate) use self::source::{Source, Update};
+use self::unity::Unity;
 pub(crate) use self::watch::Event;
 use self::watch::{Watch, WatchMessage};
 
@@ -53,6 +55,9 @@ pub(crate) const DENIED_PAUSE: Duration = Duration::from_secs(30);
 /// How long to leave etcd alone after it answered and refused, for instance because its disk is full.
 pub(crate) const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 
+/// How long to leave etcd alone while its members belong to different clusters: about as often as they are asked.
+pub(crate) const SPLIT_PAUSE: Duration = Duration::from_secs(5);
+
 /// How often a member that does not answer is logged.
 const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -62,6 +67,7 @@ pub(crate) struct Cluster {
     logins: Option<Arc<Logins>>,
     /// The member that answered last, asked first.
     preferred: AtomicUsize,
+    unity: Unity,
 }
 
 struct Member {
@@ -91,7 +97,8 @@ impl Cluster {
         let members: Vec<_> = members.collect();
         // Not the first for everybody: one member would carry the whole fleet.
         let preferred = AtomicUsize::new(fastrand::usize(..members.len()));
-        Self { members, logins: provider.map(|provider| Arc::new(Logins::new(provider))), preferred }
+        let logins = provider.map(|provider| Arc::new(Logins::new(provider)));
+        Self { members, logins, preferred, unity: Unity::default() }
     }
 
     /// The number of members.
@@ -147,7 +154,17 @@ impl Cluster {
     }
 
     /// Notes that a member answered.
-    pub(crate) fn answered(&self, connection: &Connection) {
+    ///
+    /// # Errors
+    ///
+    /// The answer does not count: members answer that belong to different clusters.
+    pub(crate) async fn answered(self: &Arc<Self>, connection: &Connection) -> Result<(), EtcdError> {
+        self.heard(connection);
+        self.is_one(connection).await
+    }
+
+    /// Notes that a member said something.
+    pub(crate) fn heard(&self, connection: &Connection) {
         self.preferred.store(connection.index(), Ordering::Relaxed);
         let mut outage = self.members[connection.index()].outage();
         let lasted = outage.since.take().map(|since| since.elapsed());
@@ -182,7 +199,7 @@ impl Cluster {
     /// # Errors
     ///
     /// The answer of the first member that gave one, or what the last one failed with.
-    pub(crate) async fn call<T, F, Fut>(&self, limit: Duration, call: F) -> Result<T, EtcdError>
+    pub(crate) async fn call<T, F, Fut>(self: &Arc<Self>, limit: Duration, call: F) -> Result<T, EtcdError>
     where
         F: Fn(Arc<Connection>) -> Fut,
         Fut: Future<Output = Result<T, EtcdError>>,
@@ -201,7 +218,7 @@ impl Cluster {
         }
     }
 
-    async fn call_on<T, F, Fut>(&self, index: usize, limit: Duration, call: &F) -> Result<T, EtcdError>
+    async fn call_on<T, F, Fut>(self: &Arc<Self>, index: usize, limit: Duration, call: &F) -> Result<T, EtcdError>
     where
         F: Fn(Arc<Connection>) -> Fut,
         Fut: Future<Output = Result<T, EtcdError>>,
@@ -209,7 +226,7 @@ impl Cluster {
         let connection = self.connection(index, limit).await?;
         let answer = call(connection.clone()).await;
         match &answer {
-            Ok(_) => self.answered(&connection),
+            Ok(_) => self.answered(&connection).await?,
             Err(error) => self.after(&connection, error),
         }
         answer

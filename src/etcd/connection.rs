@@ -4,7 +4,7 @@
 use std::error::Error as _;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, Error as ClientError, KvClient, WatchClient};
@@ -37,6 +37,8 @@ pub(crate) struct Connection {
     /// How often a login succeeded.
     tokens: AtomicU64,
     logins: Option<Arc<Logins>>,
+    /// Whether it is known of which cluster the member is, or somebody asks.
+    pub(super) is_known: AtomicBool,
 }
 
 /// Where the login on one connection stands.
@@ -68,6 +70,7 @@ impl Connection {
             login: Mutex::new(if logins.is_some() { Login::Needed } else { Login::Done }),
             tokens: AtomicU64::new(0),
             logins,
+            is_known: AtomicBool::new(false),
         })
     }
 

@@ -24,7 +24,8 @@ use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 
 use super::{
-    CALL_LIMIT, Cluster, Connection, DENIED_PAUSE, Event, Kv, REFUSED_PAUSE, Range, Scan, Watch, WatchMessage,
+    CALL_LIMIT, Cluster, Connection, DENIED_PAUSE, Event, Kv, REFUSED_PAUSE, Range, SPLIT_PAUSE, Scan, Watch,
+    WatchMessage,
 };
 
 /// The first wait before a member is asked again.
@@ -232,7 +233,7 @@ impl Source {
             None => list.connection.insert(self.cluster.connection(self.member, limit).await?),
         };
         let page = list.scan.next(connection, &self.range, limit).await?;
-        self.cluster.answered(connection);
+        self.cluster.answered(connection).await?;
         Ok(page)
     }
 
@@ -257,7 +258,7 @@ impl Source {
         let connection = self.cluster.connection(self.member, CALL_LIMIT).await?;
         let opened = self.open(&connection, listed).await;
         match &opened {
-            Ok(_) => self.cluster.answered(&connection),
+            Ok(_) => self.cluster.answered(&connection).await?,
             Err(error) => self.cluster.after(&connection, error),
         }
         opened
@@ -386,6 +387,7 @@ impl Source {
                 (DENIED_PAUSE, goal)
             }
             EtcdErrorKind::Refused => (spread(REFUSED_PAUSE, 0.1), goal),
+            EtcdErrorKind::Split => (spread(SPLIT_PAUSE, 0.1), Goal::List),
             _ => {
                 self.member = (self.member + 1) % self.cluster.len();
                 (self.backoff.next(), goal)

@@ -115,7 +115,7 @@ impl MemberStream {
         let connection = self.cluster.connection(self.index, REPLY_LIMIT).await?;
         match connection.keep_alive(lease, REPLY_LIMIT).await {
             Ok((keeper, responses)) => {
-                self.cluster.answered(&connection);
+                self.cluster.answered(&connection).await?;
                 Ok((connection, keeper, responses))
             }
             Err(error) => {
@@ -154,7 +154,7 @@ impl MemberStream {
                 }
                 response = responses.message() => match response {
                     Ok(Some(response)) => {
-                        self.cluster.answered(connection);
+                        self.cluster.heard(connection);
                         let answer = answer_in(&response);
                         for waiting in waiting.remove(&response.id()).into_iter().flatten() {
                             let _ = waiting.send(answer);

@@ -32,7 +32,7 @@ use super::upkeep::Upkeep;
 use super::wishes::Wishes;
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
-use crate::etcd::{DENIED_PAUSE, REFUSED_PAUSE, hex};
+use crate::etcd::{DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE, hex};
 
 /// The most that a grant waits after a lease was lost: 500 servers that lose theirs together come back spread.
 const REGRANT_JITTER: Duration = Duration::from_millis(250);
@@ -457,6 +457,7 @@ impl Task {
         let wait = match error.kind {
             EtcdErrorKind::Denied => DENIED_PAUSE,
             EtcdErrorKind::Refused => spread(REFUSED_PAUSE, 0.1),
+            EtcdErrorKind::Split => spread(SPLIT_PAUSE, 0.1),
             _ => self.backoff.next(),
         };
         if error.is_final() {

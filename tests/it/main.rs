@@ -21,6 +21,7 @@ mod inside;
 mod interop;
 mod kitex;
 mod leaves;
+mod members;
 mod operated;
 mod poison;
 mod put_back;

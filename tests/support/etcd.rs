@@ -1,10 +1,10 @@
 //! Real etcd processes: a test's puts and faults go in, keys, leases and revisions come out.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,6 +17,7 @@ use tonic::transport::Endpoint;
 
 use super::pki::{Authority, Files};
 use super::process::{Child, Signal};
+use super::proxy::Proxy;
 use super::{LIMIT, POLL_INTERVAL, eventually, init_tracing};
 
 /// One etcd process with its own folder and ports: alone, or a member of a [`Cluster`].
@@ -80,8 +81,13 @@ impl Etcd {
     /// it answers, for which a member of a cluster needs its majority: restart several members with
     /// `tokio::join!`.
     pub async fn restart(&self) {
+        self.restart_with(&[]).await;
+    }
+
+    async fn restart_with(&self, more: &[&str]) {
         self.kill();
-        *self.child() = spawn(&self.folder, &self.arguments);
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        *self.child() = spawn(&self.folder, &arguments);
         if let Err(failure) = self.answers().await {
             self.give_up(failure);
         }
@@ -92,6 +98,29 @@ impl Etcd {
     pub async fn wipe_and_restart(&self) {
         self.kill();
         fs::remove_dir_all(data(&self.folder)).expect("the data can be removed");
+        self.restart().await;
+    }
+
+    /// As [`wipe_and_restart`](Self::wipe_and_restart), and the cluster that it is gets another id.
+    pub async fn set_up_anew(&self) {
+        self.kill();
+        fs::remove_dir_all(data(&self.folder)).expect("the data can be removed");
+        self.restart_with(&["--initial-cluster-token=another"]).await;
+    }
+
+    /// Takes a copy of the data as they are now, for [`restore`](Self::restore). The process is killed for that and
+    /// restarted.
+    pub async fn save(&self) {
+        self.kill();
+        copy(&data(&self.folder), &saved(&self.folder));
+        self.restart().await;
+    }
+
+    /// As [`restart`](Self::restart), with the data that were [saved](Self::save): the revision goes back.
+    pub async fn restore(&self) {
+        self.kill();
+        fs::remove_dir_all(data(&self.folder)).expect("the data can be removed");
+        copy(&saved(&self.folder), &data(&self.folder));
         self.restart().await;
     }
 
@@ -163,8 +192,8 @@ impl Etcd {
         revision
     }
 
-    /// Starts a member of `cluster` (`name=peer-url,..`) without waiting for it.
-    fn launch(name: &str, ports: Ports, cluster: &str, builder: &EtcdBuilder) -> Self {
+    /// Starts a member of `cluster` (`name=peer-url,..`), which the others find at `peer`, without waiting for it.
+    fn launch(name: &str, ports: Ports, peer: &str, cluster: &str, builder: &EtcdBuilder) -> Self {
         init_tracing();
         let folder = tempfile::Builder::new().prefix("etcd-").tempdir().expect("the temporary folder takes a folder");
         let option = |name: &str, value: &str| format!("--{name}={value}");
@@ -174,7 +203,7 @@ impl Etcd {
             option("listen-client-urls", &ports.client_urls()),
             option("advertise-client-urls", &ports.client_url()),
             option("listen-peer-urls", &ports.peer_url()),
-            option("initial-advertise-peer-urls", &ports.peer_url()),
+            option("initial-advertise-peer-urls", peer),
             option("initial-cluster", cluster),
         ];
         if let Some(ttl) = builder.jwt {
@@ -308,7 +337,22 @@ impl EtcdBuilder {
 
     /// Starts a cluster of three members, and waits until each answers.
     pub async fn start_cluster(self) -> Cluster {
-        Cluster { members: self.launch(&["one", "two", "three"]).await }
+        Cluster { members: self.launch(&MEMBERS).await, links: Vec::new() }
+    }
+
+    /// The same, with members that can be [cut off](Cluster::cut_off).
+    pub async fn start_divisible_cluster(self) -> Cluster {
+        let ports = MEMBERS.map(|_| Ports::free(self.is_secure));
+        let mut links = Vec::new();
+        for ports in ports {
+            links.push(Proxy::start_between_members(format!("{}:{}", Ipv4Addr::LOCALHOST, ports.peer)).await);
+        }
+        let peers: Vec<String> = links.iter().map(Proxy::url).collect();
+        let members = self.launch_at(&MEMBERS, &ports, &peers);
+        if let Some((member, failure)) = first_failure(&members).await {
+            member.give_up(failure);
+        }
+        Cluster { members, links }
     }
 
     /// Starts one member a name. New ports are tried when another process was faster to listen.
@@ -326,10 +370,14 @@ impl EtcdBuilder {
 
     fn launch_once(&self, names: &[&str]) -> Vec<Etcd> {
         let ports: Vec<Ports> = names.iter().map(|_| Ports::free(self.is_secure)).collect();
-        let members: Vec<String> =
-            names.iter().zip(&ports).map(|(name, ports)| format!("{name}={}", ports.peer_url())).collect();
-        let cluster = members.join(",");
-        names.iter().zip(ports).map(|(name, ports)| Etcd::launch(name, ports, &cluster, self)).collect()
+        let peers: Vec<String> = ports.iter().map(|ports| ports.peer_url()).collect();
+        self.launch_at(names, &ports, &peers)
+    }
+
+    fn launch_at(&self, names: &[&str], ports: &[Ports], peers: &[String]) -> Vec<Etcd> {
+        let members: Vec<String> = names.iter().zip(peers).map(|(name, peer)| format!("{name}={peer}")).collect();
+        let (cluster, members) = (members.join(","), names.iter().zip(ports).zip(peers));
+        members.map(|((name, ports), peer)| Etcd::launch(name, *ports, peer, &cluster, self)).collect()
     }
 }
 
@@ -337,6 +385,8 @@ impl EtcdBuilder {
 #[derive(Debug)]
 pub struct Cluster {
     members: Vec<Etcd>,
+    /// What stands before each member, for the others, if they can be parted.
+    links: Vec<Proxy>,
 }
 
 impl Cluster {
@@ -353,6 +403,25 @@ impl Cluster {
     /// One of the members 0, 1 and 2.
     pub fn member(&self, index: usize) -> &Etcd {
         &self.members[index]
+    }
+
+    /// Parts a member from the others: no byte passes between them in either direction. Its clients still reach it.
+    ///
+    /// # Panics
+    ///
+    /// If the cluster is not a divisible one.
+    pub async fn cut_off(&self, index: usize) {
+        assert!(!self.links.is_empty(), "the members of this cluster cannot be parted");
+        let status = eventually("the member answers", LIMIT, async || self.members[index].status().await).await;
+        let id = status.header().expect(HEADER).member_id();
+        for (other, link) in self.links.iter().enumerate() {
+            if other == index { link.black_hole() } else { link.black_hole_from(id) }
+        }
+    }
+
+    /// Ends [`cut_off`](Self::cut_off).
+    pub fn reunite(&self) {
+        self.links.iter().for_each(Proxy::forward);
     }
 
     /// Waits until all members that answer, and at least two of them, follow one that answers too;
@@ -427,7 +496,7 @@ fn url(scheme: &str, port: u16) -> String {
     format!("{scheme}://{}:{port}", Ipv4Addr::LOCALHOST)
 }
 
-fn spawn(folder: &TempDir, arguments: &[String]) -> Child {
+fn spawn(folder: &TempDir, arguments: &[impl AsRef<OsStr>]) -> Child {
     let log =
         File::options().create(true).append(true).open(folder.path().join(LOG)).expect("etcd's folder takes a log");
     let stderr = log.try_clone().expect("the log can be shared");
@@ -437,6 +506,23 @@ fn spawn(folder: &TempDir, arguments: &[String]) -> Child {
 
 fn data(folder: &TempDir) -> PathBuf {
     folder.path().join("data")
+}
+
+fn saved(folder: &TempDir) -> PathBuf {
+    folder.path().join("saved")
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("the folder takes a folder");
+    for entry in fs::read_dir(from).expect("the folder can be read") {
+        let entry = entry.expect("the folder can be read").path();
+        let copied = to.join(entry.file_name().expect("an entry has a name"));
+        if entry.is_dir() {
+            copy(&entry, &copied);
+        } else {
+            fs::copy(&entry, &copied).expect("the file can be copied");
+        }
+    }
 }
 
 /// A port that nothing listens on, and that no other test of this process gets.
@@ -457,6 +543,8 @@ pub fn free_port() -> u16 {
         }
     }
 }
+
+const MEMBERS: [&str; 3] = ["one", "two", "three"];
 
 const FIRST_PORT: u16 = 20_000;
 const PORTS: u16 = 12_000;

@@ -26,12 +26,21 @@ pub struct Proxy {
 impl Proxy {
     /// Listens on a free port, and dials `target` (`host:port`) anew for each connection.
     pub async fn start(target: impl Into<String>) -> Self {
+        Self::start_any(target.into(), false).await
+    }
+
+    /// The same between members of an etcd cluster: it knows from whom each connection is.
+    pub async fn start_between_members(target: impl Into<String>) -> Self {
+        Self::start_any(target.into(), true).await
+    }
+
+    async fn start_any(target: String, between_members: bool) -> Self {
         let listener =
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("the loopback interface has a free port");
         let address = listener.local_addr().expect("a listener has an address");
         let (mode, changes) = watch::channel(Mode::Forward);
         let count = Arc::new(Count::default());
-        tokio::spawn(accept(listener, target.into(), changes, count.clone()));
+        tokio::spawn(accept(listener, target, between_members, changes, count.clone()));
         Self { address, mode, count }
     }
 
@@ -55,6 +64,15 @@ impl Proxy {
     /// direction: no byte, and no end of a connection.
     pub fn black_hole(&self) {
         self.mode.send_replace(Mode::BlackHole);
+    }
+
+    /// As a black hole, for what comes from this member of the cluster and what goes to it.
+    ///
+    /// # Panics
+    ///
+    /// If the proxy does not stand between members.
+    pub fn black_hole_from(&self, member: u64) {
+        self.mode.send_replace(Mode::BlackHoleFrom(member));
     }
 
     /// Resets every connection, and each new one as soon as it is accepted.
@@ -85,6 +103,8 @@ enum Mode {
     Forward,
     /// Bytes wait until the mode changes.
     BlackHole,
+    /// The same on connections of this member.
+    BlackHoleFrom(u64),
     /// No connection lives.
     Reset,
     /// Bytes pass, later.
@@ -98,7 +118,13 @@ struct Count {
 }
 
 /// Runs until the proxy is dropped.
-async fn accept(listener: TcpListener, target: String, mode: watch::Receiver<Mode>, count: Arc<Count>) {
+async fn accept(
+    listener: TcpListener,
+    target: String,
+    between_members: bool,
+    mode: watch::Receiver<Mode>,
+    count: Arc<Count>,
+) {
     let mut proxy = mode.clone();
     loop {
         let accepted = tokio::select! {
@@ -110,18 +136,56 @@ async fn accept(listener: TcpListener, target: String, mode: watch::Receiver<Mod
         count.open.fetch_add(1, Ordering::SeqCst);
         let (target, mode, count) = (target.clone(), mode.clone(), count.clone());
         tokio::spawn(async move {
-            carry(client, &target, mode).await;
+            let member = if between_members { member_in(&client).await } else { None };
+            carry(client, &target, &Gate { mode, member }).await;
             count.open.fetch_sub(1, Ordering::SeqCst);
         });
     }
 }
 
+/// The member that dials: its id is in the head of its first request.
+async fn member_in(client: &TcpStream) -> Option<u64> {
+    let mut head = [0; 4096];
+    loop {
+        let length = client.peek(&mut head).await.ok().filter(|length| *length > 0)?;
+        let text = String::from_utf8_lossy(&head[..length]).to_lowercase();
+        if let Some((head, _)) = text.split_once("\r\n\r\n") {
+            let line = head.lines().find_map(|line| line.strip_prefix("x-server-from:"))?;
+            return u64::from_str_radix(line.trim(), 16).ok();
+        }
+        // It has come in part, and peeking does not wait for more.
+        sleep_until(Instant::now() + Duration::from_millis(1)).await;
+    }
+}
+
+/// What one connection obeys.
+#[derive(Clone)]
+struct Gate {
+    mode: watch::Receiver<Mode>,
+    member: Option<u64>,
+}
+
+impl Gate {
+    fn holds_back(&self, mode: Mode) -> bool {
+        match mode {
+            Mode::BlackHole => true,
+            Mode::BlackHoleFrom(member) => self.member == Some(member),
+            _ => false,
+        }
+    }
+
+    /// Waits for the end of a black hole.
+    async fn passable(&self) {
+        _ = self.mode.clone().wait_for(|mode| !self.holds_back(*mode)).await;
+    }
+}
+
 /// One connection, from its first byte to its end.
-async fn carry(mut client: TcpStream, target: &str, mode: watch::Receiver<Mode>) {
+async fn carry(mut client: TcpStream, target: &str, gate: &Gate) {
     let dialled = tokio::select! {
         biased;
-        error = torn(mode.clone()) => Err(error),
-        dialled = dial(target, mode.clone()) => dialled,
+        error = torn(gate) => Err(error),
+        dialled = dial(target, gate) => dialled,
     };
     let Ok(mut server) = dialled else {
         reset_on_close(&client);
@@ -133,11 +197,11 @@ async fn carry(mut client: TcpStream, target: &str, mode: watch::Receiver<Mode>)
         let (from_server, to_server) = server.split();
         tokio::select! {
             biased;
-            error = torn(mode.clone()) => Err(error),
+            error = torn(gate) => Err(error),
             ended = async {
                 tokio::try_join!(
-                    pump(from_client, to_server, mode.clone()),
-                    pump(from_server, to_client, mode.clone()),
+                    pump(from_client, to_server, gate),
+                    pump(from_server, to_client, gate),
                 )
             } => ended,
         }
@@ -149,20 +213,20 @@ async fn carry(mut client: TcpStream, target: &str, mode: watch::Receiver<Mode>)
 }
 
 /// Resolves when connections must not live: the mode says so, or the proxy is gone.
-async fn torn(mut mode: watch::Receiver<Mode>) -> io::Error {
-    _ = mode.wait_for(|mode| *mode == Mode::Reset).await;
+async fn torn(gate: &Gate) -> io::Error {
+    _ = gate.mode.clone().wait_for(|mode| *mode == Mode::Reset).await;
     io::ErrorKind::ConnectionReset.into()
 }
 
-async fn dial(target: &str, mode: watch::Receiver<Mode>) -> io::Result<TcpStream> {
-    passable(mode).await;
+async fn dial(target: &str, gate: &Gate) -> io::Result<TcpStream> {
+    gate.passable().await;
     let server = TcpStream::connect(target).await?;
     server.set_nodelay(true)?;
     Ok(server)
 }
 
 /// Carries one direction: what comes is stamped with the time at which it may leave.
-async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mode: watch::Receiver<Mode>) -> io::Result<()> {
+async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, gate: &Gate) -> io::Result<()> {
     let (queue, mut queued) = mpsc::channel::<(Instant, Vec<u8>)>(QUEUE);
     let collect = async {
         let mut buffer = vec![0; CHUNK];
@@ -171,11 +235,11 @@ async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mode: watch::Receiv
                 Ok(0) => break,
                 Ok(length) => length,
                 Err(error) => {
-                    passable(mode.clone()).await;
+                    gate.passable().await;
                     return Err(error);
                 }
             };
-            let leaves = match *mode.borrow() {
+            let leaves = match *gate.mode.borrow() {
                 Mode::Delay(delay) => Instant::now() + delay,
                 _ => Instant::now(),
             };
@@ -190,19 +254,14 @@ async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mode: watch::Receiv
     let deliver = async {
         while let Some((leaves, chunk)) = queued.recv().await {
             sleep_until(leaves).await;
-            passable(mode.clone()).await;
+            gate.passable().await;
             to.write_all(&chunk).await?;
         }
-        passable(mode.clone()).await;
+        gate.passable().await;
         to.shutdown().await
     };
     tokio::try_join!(collect, deliver)?;
     Ok(())
-}
-
-/// Waits for the end of a black hole.
-async fn passable(mut mode: watch::Receiver<Mode>) {
-    _ = mode.wait_for(|mode| *mode != Mode::BlackHole).await;
 }
 
 /// Lets `stream` end with a RST when it is dropped. Fails only where it has ended already.

@@ -1,0 +1,177 @@
+//! Whether the members of a cluster are members of one: a URL of another cluster among them would have servers register in
+//! the one and clients look in the other.
+//!
+//! Every member that answers tells the id of its cluster. They are asked when one of them has answered for the first time
+//! and whenever a new connection has; who does not answer now says nothing. Where most of them are of one cluster, the others
+//! are passed over; where no cluster has most of them, nobody is used. One id that is another than before is a cluster that
+//! was set up anew, and that is fine.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::Instrument;
+
+use super::{Cluster, Connection, Member};
+use crate::error::{EtcdError, EtcdErrorKind, chain};
+
+/// How long a member may take to tell, and how long the first answer of all waits for that.
+const SURVEY_LIMIT: Duration = Duration::from_millis(500);
+
+/// How soon members that disagree are asked again, and how soon those are that did not answer.
+const SURVEY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What the members of a cluster said of it.
+pub(super) struct Unity {
+    verdict: watch::Sender<Verdict>,
+    /// When they are to be asked; `None` while they are being asked, and while there is no reason to.
+    due: Mutex<Option<Instant>>,
+}
+
+#[derive(Debug, Clone)]
+enum Verdict {
+    /// Nobody was asked yet.
+    Unknown,
+    /// Whoever answered was of one mind.
+    Agreed,
+    /// Who said what, and who of them is not used.
+    Split { reason: Arc<str>, refused: Arc<[usize]>, is_hopeless: bool },
+}
+
+impl Default for Unity {
+    fn default() -> Self {
+        Self { verdict: watch::Sender::new(Verdict::Unknown), due: Mutex::new(Some(Instant::now())) }
+    }
+}
+
+impl Unity {
+    /// There is a reason to ask, from `at` on.
+    fn ask(&self, at: Instant) {
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        *due = Some(due.map_or(at, |due| due.min(at)));
+    }
+
+    /// Whether they are to be asked now; then they are not any more.
+    fn begin(&self) -> bool {
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        due.take_if(|due| *due <= Instant::now()).is_some()
+    }
+}
+
+impl Cluster {
+    /// Whether the answer of a member counts: not while others answer that belong to another cluster, unless those are the
+    /// fewer. The first answer of all waits until that is known, for half a second at most.
+    pub(super) async fn is_one(self: &Arc<Self>, connection: &Connection) -> Result<(), EtcdError> {
+        if self.len() == 1 {
+            return Ok(());
+        }
+        if !connection.is_known.swap(true, Ordering::Relaxed) {
+            self.unity.ask(Instant::now());
+        }
+        if self.unity.begin() {
+            tokio::spawn(self.clone().survey().in_current_span());
+        }
+        let mut verdict = self.unity.verdict.subscribe();
+        if matches!(*verdict.borrow(), Verdict::Unknown) {
+            // Nobody to wait for is nobody who disagrees.
+            let known = verdict.wait_for(|verdict| !matches!(verdict, Verdict::Unknown));
+            let _ = timeout(SURVEY_LIMIT, known).await;
+        }
+        match &*verdict.borrow() {
+            Verdict::Unknown | Verdict::Agreed => Ok(()),
+            Verdict::Split { reason, refused, is_hopeless } => {
+                if !refused.contains(&connection.index()) {
+                    return Ok(());
+                }
+                // Another member may be one of the cluster.
+                let kind = if *is_hopeless { EtcdErrorKind::Split } else { EtcdErrorKind::Unavailable };
+                Err(connection.refusal("read cluster id", "the cluster", kind, reason.to_string()))
+            }
+        }
+    }
+
+    /// Asks all members, again and again while they disagree.
+    async fn survey(self: Arc<Self>) {
+        let unfinished = Unfinished(&self.unity);
+        loop {
+            let told = join_all((0..self.len()).map(|index| self.cluster_id(index))).await;
+            if told.iter().any(Option::is_none) {
+                // Who did not answer is asked when the others have something to say again.
+                self.unity.ask(Instant::now() + SURVEY_INTERVAL);
+            }
+            let was_one = !matches!(*self.unity.verdict.borrow(), Verdict::Split { .. });
+            let Some(split) = self.split(&told) else {
+                if !was_one {
+                    tracing::info!("etcd members are of one cluster again");
+                }
+                self.unity.verdict.send_replace(Verdict::Agreed);
+                unfinished.finish();
+                return;
+            };
+            if was_one && let Verdict::Split { reason, .. } = &split {
+                tracing::error!(%reason, "etcd members belong to different clusters");
+            }
+            self.unity.verdict.send_replace(split);
+            if Arc::strong_count(&self) == 1 {
+                // Nobody is left to be told.
+                return;
+            }
+            sleep(SURVEY_INTERVAL).await;
+        }
+    }
+
+    /// What is to be done about the ids that the members told, unless they are all the same.
+    fn split(&self, told: &[Option<u64>]) -> Option<Verdict> {
+        let answers = || told.iter().flatten();
+        let first = answers().next()?;
+        if answers().all(|id| id == first) {
+            return None;
+        }
+        let most = answers().find(|id| answers().filter(|other| other == id).count() * 2 > self.len());
+        let refused =
+            (0..self.len()).filter(|&index| most.is_none() || told[index].as_ref().is_some_and(|id| Some(id) != most));
+        let say = |(member, id): (&Member, &Option<u64>)| id.map(|id| format!("{} is of cluster {id:x}", member.name));
+        let reason: Vec<_> = self.members.iter().zip(told).filter_map(say).collect();
+        Some(Verdict::Split {
+            reason: reason.join(", ").into(),
+            refused: refused.collect(),
+            is_hopeless: most.is_none(),
+        })
+    }
+
+    /// The id of a member's cluster, if it tells now.
+    async fn cluster_id(self: &Arc<Self>, index: usize) -> Option<u64> {
+        let asked = async {
+            let connection = self.connection(index, SURVEY_LIMIT).await?;
+            let id = connection.cluster_id(SURVEY_LIMIT).await.inspect_err(|error| self.after(&connection, error))?;
+            connection.is_known.store(true, Ordering::Relaxed);
+            Ok::<_, EtcdError>(id)
+        };
+        match timeout(SURVEY_LIMIT, asked).await {
+            Ok(Ok(id)) => return Some(id),
+            Ok(Err(error)) => tracing::debug!(error = chain(&error), "etcd member does not tell its cluster"),
+            Err(_) => {
+                tracing::debug!(member = %self.members[index].name, "etcd member does not tell its cluster in time")
+            }
+        }
+        None
+    }
+}
+
+/// A survey that ended with its runtime is due again.
+struct Unfinished<'a>(&'a Unity);
+
+impl Unfinished<'_> {
+    fn finish(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        self.0.ask(Instant::now());
+    }
+}

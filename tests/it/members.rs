@@ -1,0 +1,236 @@
+//! Three members, one of which is lost, frozen or cut off; and members that are none.
+
+use std::time::{Duration, Instant};
+
+use tonic_etcd::{Instance, RegistrationStatus, Registry, RegistryError};
+
+use crate::support::changes::Changes;
+use crate::support::etcd::{Cluster, Etcd};
+use crate::support::metrics::{renewals, watchers};
+use crate::support::proxy::Proxy;
+use crate::support::server::EchoServer;
+use crate::support::{LIMIT, eventually};
+
+/// A TTL that keepalives through one silent member would not save.
+const TTL: Duration = Duration::from_secs(5);
+
+fn registry(urls: impl IntoIterator<Item = String>) -> Registry {
+    Registry::builder(urls).build().expect("a good registry")
+}
+
+fn server(registry: &Registry) -> EchoServer {
+    EchoServer::start(|address| registry.register(Instance::new("echo", address)).ttl(TTL))
+}
+
+/// The lease that it is registered under, now.
+fn lease(server: &EchoServer) -> i64 {
+    match server.registration().status() {
+        RegistrationStatus::Registered { lease, .. } => lease,
+        status => panic!("it is registered: {status}"),
+    }
+}
+
+/// A registered server and a stream which both talk to this member first, and know another one.
+async fn on(cluster: &Cluster, member: usize, other: usize) -> (EchoServer, Changes) {
+    let urls = [cluster.member(member).url(), cluster.member(other).url()];
+    // Which one is asked first is left to chance.
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        assert!(tries < 50, "chance favours no member");
+        let registry = registry(urls.clone());
+        let server = server(&registry);
+        server.registration().registered().await.expect("nobody takes it out");
+        let mut changes = Changes::of(&registry, "echo");
+        changes.expect_insert(server.address()).await;
+        // Its own key, and the service.
+        if watchers(cluster.member(member)).await == 2 {
+            return (server, changes);
+        }
+        server.stop().await;
+        eventually("its watches end", LIMIT, async || watchers(cluster.member(other)).await == 0).await;
+    }
+}
+
+/// Waits until the next change, which a test's own key makes, and says how long that took.
+async fn told(changes: &mut Changes, cluster: &Cluster, through: usize, since: Instant) -> Duration {
+    changes.expect_nothing_before(cluster.member(through), "127.0.0.1:1").await;
+    since.elapsed()
+}
+
+#[tokio::test]
+async fn a_lease_of_five_seconds_survives_a_frozen_leader() {
+    let cluster = Cluster::start().await;
+    let leader = cluster.leader().await;
+    let registry = registry(cluster.urls());
+    let servers = [server(&registry), server(&registry), server(&registry)];
+    let mut changes = Changes::of(&registry, "echo");
+    for server in &servers {
+        server.registration().registered().await.expect("nobody takes it out");
+        changes.next().await;
+    }
+    let leases: Vec<i64> = servers.iter().map(lease).collect();
+    cluster.member(leader).freeze();
+    let quiet = changes.is_quiet_for(TTL * 2).await;
+    assert!(quiet, "no instance is lost while the leader stands still");
+    let kept: Vec<i64> = servers.iter().map(lease).collect();
+    assert_eq!(kept, leases, "each is under the lease that it had");
+    let alive = cluster.member((leader + 1) % 3).leases().await;
+    assert!(leases.iter().all(|lease| alive.contains(lease)), "etcd has all of them");
+    // Which may revoke what it thinks has expired, and then it is put back.
+    cluster.member(leader).resume();
+    changes.expect_nothing_before(cluster.member((leader + 1) % 3), "127.0.0.1:1").await;
+    for server in servers {
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_watch_and_a_lease_move_off_a_member_that_is_cut_off_from_the_leader() {
+    let cluster = Etcd::builder().start_divisible_cluster().await;
+    let leader = cluster.leader().await;
+    let follower = (leader + 1) % 3;
+    let (server, mut changes) = on(&cluster, follower, leader).await;
+    let had = lease(&server);
+
+    let since = Instant::now();
+    cluster.cut_off(follower).await;
+    let took = told(&mut changes, &cluster, leader, since).await;
+    assert!(took <= Duration::from_secs(6), "the watch moved on after {took:?}");
+    assert!(changes.is_quiet_for(TTL * 2).await, "the instance is not lost");
+    assert_eq!(lease(&server), had, "and is under the lease that it had");
+    cluster.reunite();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_watch_and_a_lease_move_off_a_member_that_is_frozen() {
+    let cluster = Cluster::start().await;
+    let leader = cluster.leader().await;
+    let follower = (leader + 1) % 3;
+    let (server, mut changes) = on(&cluster, follower, leader).await;
+    let had = lease(&server);
+
+    let before = renewals(cluster.member(leader)).await;
+    let since = Instant::now();
+    cluster.member(follower).freeze();
+    eventually("the lease is renewed elsewhere", TTL, async || renewals(cluster.member(leader)).await > before).await;
+    let took = told(&mut changes, &cluster, leader, since).await;
+    assert!(took <= Duration::from_secs(20), "the watch moved on after {took:?}");
+    assert!(changes.is_quiet_for(TTL).await, "the instance is not lost");
+    assert_eq!(lease(&server), had, "and is under the lease that it had");
+    cluster.member(follower).resume();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn whichever_member_is_lost_no_change_is() {
+    let cluster = Cluster::start().await;
+    let mut discover = registry(cluster.urls()).discover("echo").expect("a good name");
+    discover.ready().await;
+    let key = |n: usize| format!("kitex/registry-etcd/echo/127.0.0.1:{}", 1000 + n);
+    let value = |n: usize, weight: usize| format!(r#"{{"address":"127.0.0.1:{}","weight":{weight}}}"#, 1000 + n);
+    for lost in 0..3 {
+        cluster.member(lost).kill();
+        // Nobody can write before.
+        cluster.leader().await;
+        let there = cluster.member((lost + 1) % 3);
+        for change in 1..=60 {
+            let n = fastrand::usize(..20);
+            if fastrand::bool() {
+                there.put(key(n), value(n, 100 * (lost + 1) + change)).await;
+            } else {
+                there.delete(key(n)).await;
+            }
+        }
+        // The last one, so that all that came before is known.
+        let mark = 1000 + lost;
+        there.put(key(20), value(20, mark)).await;
+        eventually("the last change is told", LIMIT, async || {
+            let snapshot = discover.snapshot().expect("the first list came");
+            snapshot.iter().any(|member| usize::from(member.instance().weight) == mark)
+        })
+        .await;
+        let snapshot = discover.snapshot().expect("the first list came");
+        let told: Vec<_> =
+            snapshot.iter().map(|member| (member.instance().address.to_string(), member.instance().weight)).collect();
+        let there = there.keys("kitex/registry-etcd/echo/").await;
+        let there: Vec<_> = there.iter().map(|(_, value, _)| read(value)).collect();
+        assert_eq!(told, there, "without member {lost}");
+        cluster.member(lost).restart().await;
+    }
+}
+
+fn read(value: &[u8]) -> (String, u16) {
+    let value: serde_json::Value = serde_json::from_slice(value).expect("the test's own value");
+    let weight = value["weight"].as_u64().and_then(|weight| weight.try_into().ok()).expect("a weight");
+    (value["address"].as_str().expect("an address").to_owned(), weight)
+}
+
+#[tokio::test]
+async fn members_of_two_clusters_are_refused_with_a_typed_error_until_they_are_one() {
+    let (one, other) = (Etcd::start().await, Etcd::builder().arg("--initial-cluster-token=other").start().await);
+    for _ in 0..4 {
+        let registry = registry([one.url(), other.url()]);
+        match registry.services().await {
+            Err(RegistryError::SplitCluster { source }) => {
+                let source = std::error::Error::source(&*source).expect("it says who is of which").to_string();
+                assert!(source.contains(&one.url()) && source.contains(&other.url()), "{source} names both");
+            }
+            answer => panic!("it is refused: {answer:?}"),
+        }
+        let mut discover = registry.discover("echo").expect("a good name");
+        let known = tokio::time::timeout(Duration::from_millis(300), discover.ready()).await;
+        assert!(known.is_err(), "a list of one of them is none");
+    }
+    let registry = registry([one.url(), other.url()]);
+    let registered = server(&registry);
+    let early = tokio::time::timeout(Duration::from_secs(2), registered.registration().registered()).await;
+    assert!(early.is_err(), "it is registered in neither");
+    assert!(one.keys("").await.is_empty() && other.keys("").await.is_empty(), "nothing was written");
+
+    other.kill();
+    let registration = registered.registration().registered();
+    tokio::time::timeout(LIMIT, registration).await.expect("one of them is left").expect("nobody takes it out");
+    assert_eq!(registry.services().await.expect("it is one cluster").len(), 1);
+    registered.stop().await;
+}
+
+#[tokio::test]
+async fn a_member_of_another_cluster_among_three_is_passed_over() {
+    let cluster = Cluster::start().await;
+    let stranger = Etcd::start().await;
+    let urls = [cluster.member(0).url(), stranger.url(), cluster.member(2).url()];
+    // Whoever is asked first.
+    for _ in 0..6 {
+        let registry = registry(urls.clone());
+        let server = EchoServer::registered(&registry, "echo").await;
+        let mut discover = registry.discover("echo").expect("a good name");
+        assert_eq!(discover.ready().await.len(), 1, "the server is found");
+        server.stop().await;
+    }
+    assert_eq!(stranger.revision().await, 1, "nothing was ever written there");
+}
+
+#[tokio::test]
+async fn a_cluster_that_was_set_up_anew_is_no_other_cluster() {
+    let etcd = Etcd::start().await;
+    let (one, two) = (Proxy::start(etcd.address()).await, Proxy::start(etcd.address()).await);
+    let registry = registry([one.url(), two.url()]);
+    let servers = [server(&registry), server(&registry)];
+    let mut changes = Changes::of(&registry, "echo");
+    for server in &servers {
+        server.registration().registered().await.expect("nobody takes it out");
+        changes.next().await;
+    }
+    etcd.set_up_anew().await;
+    let set_up = Instant::now();
+    let back = async || etcd.keys("").await.len() == 2;
+    eventually("both servers registered with the new etcd", LIMIT, back).await;
+    assert!(set_up.elapsed() <= Duration::from_secs(10), "it took {:?}", set_up.elapsed());
+    changes.expect_nothing_before(&etcd, "127.0.0.1:1").await;
+    assert!(set_up.elapsed() <= Duration::from_secs(10), "it took {:?}", set_up.elapsed());
+    for server in servers {
+        server.stop().await;
+    }
+}
