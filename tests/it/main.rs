@@ -17,10 +17,12 @@ mod formats;
 mod found;
 #[cfg(feature = "health")]
 mod health;
+mod herd;
 mod inside;
 mod interop;
 mod kitex;
 mod leaves;
+mod mass_expiry;
 mod members;
 mod operated;
 mod poison;
