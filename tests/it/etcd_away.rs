@@ -6,6 +6,7 @@ use tonic_etcd::{Instance, RegistrationStatus, Registry};
 
 use crate::support::changes::Changes;
 use crate::support::etcd::{Cluster, Etcd};
+use crate::support::load::{Load, failed};
 use crate::support::proxy::Proxy;
 use crate::support::server::EchoServer;
 use crate::support::server::proto::echo::EchoRequest;
@@ -97,6 +98,44 @@ async fn no_change_reaches_the_stream_when_etcd_comes_back_wiped() {
     let back = async || etcd.keys("").await.len() == 2;
     eventually("both servers registered with the new etcd", LIMIT, back).await;
     changes.expect_nothing_before(&etcd, "127.0.0.1:1").await;
+    for server in servers {
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn no_change_reaches_the_stream_and_no_call_fails_when_etcd_is_restored_from_a_copy() {
+    let etcd = Etcd::start().await;
+    let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
+    let start =
+        || EchoServer::start(|address| registry.register(Instance::new("echo", address)).ttl(Duration::from_secs(5)));
+    let mut servers = vec![start()];
+    let mut changes = Changes::of(&registry, "echo");
+    changes.expect_insert(servers[0].address()).await;
+    etcd.save().await;
+    // What the copy lacks.
+    servers.push(start());
+    changes.expect_insert(servers[1].address()).await;
+    for n in 1..=20 {
+        etcd.put("elsewhere", n.to_string()).await;
+    }
+    let channel = registry.channel("echo").build().expect("a good channel");
+    let load = Load::start(&channel).await;
+    let before = etcd.revision().await;
+
+    etcd.restore().await;
+    let restored = std::time::Instant::now();
+    assert!(etcd.revision().await < before, "the store went back");
+    let both = async || {
+        let keys = etcd.keys("kitex/registry-etcd/echo/").await;
+        servers.iter().all(|server| keys.iter().any(|(key, ..)| key.ends_with(&server.address().to_string())))
+    };
+    eventually("both servers are registered", LIMIT, both).await;
+    assert!(restored.elapsed() <= Duration::from_secs(10), "it took {:?}", restored.elapsed());
+    changes.expect_nothing_before(&etcd, "127.0.0.1:1").await;
+    assert!(restored.elapsed() <= Duration::from_secs(10), "the stream was right after {:?}", restored.elapsed());
+    let calls = load.finish().await;
+    assert!(failed(&calls).is_empty(), "of {} calls failed {:?}", calls.len(), failed(&calls));
     for server in servers {
         server.stop().await;
     }

@@ -15,6 +15,7 @@ mod etcd_away;
 mod flags;
 mod formats;
 mod found;
+mod half_open;
 #[cfg(feature = "health")]
 mod health;
 mod herd;
@@ -26,6 +27,7 @@ mod mass_expiry;
 mod members;
 mod operated;
 mod poison;
+mod processes;
 mod put_back;
 mod registry_program;
 mod rig;

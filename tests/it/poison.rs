@@ -34,7 +34,7 @@ async fn five_good_ones_among_a_hundred_thousand_bad_ones_are_in_use_within_thre
     expect(&mut early, 1).await;
     put_good(&etcd, 2).await;
     expect(&mut early, 2).await;
-    let before = peak(&early);
+    let before = early.memory().1;
 
     put_junk(&etcd).await;
     let put = Instant::now();
@@ -67,7 +67,7 @@ async fn five_good_ones_among_a_hundred_thousand_bad_ones_are_in_use_within_thre
     put_at(&etcd, "quiet", 1).await;
     expect(&mut quiet, 1).await;
     for (name, process) in [("early", &early), ("late", &late)] {
-        let growth = peak(process).saturating_sub(before.max(peak(&quiet)));
+        let growth = process.memory().1.saturating_sub(before.max(quiet.memory().1));
         assert!(growth <= GROWTH, "the memory of the {name} one grew by {growth} bytes");
         let log = process.log();
         let complaints = log.lines().filter(|line| line.contains("cannot be used")).count();
@@ -156,21 +156,6 @@ fn small(n: usize) -> Vec<u8> {
     }
 }
 
-/// The most memory that the process ever had.
-#[cfg(target_os = "linux")]
-fn peak(process: &Process) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("it has a peak");
-    let kilobytes = line.trim().trim_end_matches("kB").trim();
-    kilobytes.parse::<u64>().expect("a number") * 1024
-}
-
-/// Only Linux tells.
-#[cfg(not(target_os = "linux"))]
-fn peak(_: &Process) -> u64 {
-    0
-}
-
 #[tokio::test]
 async fn hostile_instances_are_neither_too_many_nor_too_large() {
     let etcd = Etcd::start().await;
@@ -178,7 +163,7 @@ async fn hostile_instances_are_neither_too_many_nor_too_large() {
     let mut process = watch(&etcd, "echo");
     put_good(&etcd, 1).await;
     expect(&mut process, 1).await;
-    let before = peak(&process);
+    let before = process.memory().1;
     // Good ones as far as can be told, each with 60 KB of tags: 120 MB.
     for n in 0..2_000 {
         let address = format!("10.{}.{}.1:80", n / 200, n % 200);
@@ -190,7 +175,7 @@ async fn hostile_instances_are_neither_too_many_nor_too_large() {
     etcd.put(format!("kitex/registry-etcd/echo/{}", address(1)), r#"{"address":"127.1.0.1:80","weight":99}"#).await;
     let is_changed = |line: &Value| line["address"] == address(1) && line["weight"] == 99;
     process.expect("the known one changes as before", LIMIT, is_changed).await;
-    let growth = peak(&process).saturating_sub(before);
+    let growth = process.memory().1.saturating_sub(before);
     assert!(growth <= 2 * GROWTH, "the memory grew by {growth} bytes");
     let kept = process.seen().len();
     assert!((400..=1_000).contains(&kept), "{kept} lines: 32 MiB of them are kept");

@@ -40,8 +40,13 @@ impl Load {
 
     /// Starts to call that many times a second, and waits until the first calls were answered.
     pub async fn at_rate(rate: u32, channel: &BalancedChannel) -> Self {
+        Self::with_deadlines(rate, LIMIT, channel).await
+    }
+
+    /// The same, each call with this deadline.
+    pub async fn with_deadlines(rate: u32, deadline: Duration, channel: &BalancedChannel) -> Self {
         let (ended, stop) = (Arc::default(), Arc::default());
-        let task = tokio::spawn(call_all(rate, channel.clone(), Arc::clone(&ended), Arc::clone(&stop)));
+        let task = tokio::spawn(call_all(rate, deadline, channel.clone(), Arc::clone(&ended), Arc::clone(&stop)));
         let load = Self { rate, ended, task, stop };
         load.goes_on_for(Duration::from_millis(100)).await;
         load
@@ -97,7 +102,13 @@ pub fn failed(calls: &[Call]) -> Vec<&Call> {
     calls.iter().filter(|call| call.answer.is_err()).collect()
 }
 
-async fn call_all(rate: u32, channel: BalancedChannel, ended: Arc<Mutex<Vec<Call>>>, stop: Arc<Notify>) {
+async fn call_all(
+    rate: u32,
+    deadline: Duration,
+    channel: BalancedChannel,
+    ended: Arc<Mutex<Vec<Call>>>,
+    stop: Arc<Notify>,
+) {
     let client = EchoClient::new(channel);
     let mut calls = JoinSet::new();
     let mut due = time::interval(Duration::from_secs(1) / rate);
@@ -115,7 +126,7 @@ async fn call_all(rate: u32, channel: BalancedChannel, ended: Arc<Mutex<Vec<Call
         calls.spawn(async move {
             let begin = Instant::now();
             let mut request = Request::new(EchoRequest { message: "hi".into() });
-            request.set_timeout(LIMIT);
+            request.set_timeout(deadline);
             let answer = client.unary_echo(request).await;
             Call { begin, answer: answer.map(|reply| reply.into_inner().address) }
         });

@@ -145,6 +145,24 @@ impl Process {
         self.child.inner.id()
     }
 
+    /// The memory that it has now, and the most that it ever had, in bytes; 0 where the system does not tell.
+    pub fn memory(&self) -> (u64, u64) {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap_or_default();
+        let read = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kilobytes = line.map_or(0, |line| line.trim().trim_end_matches("kB").trim().parse().unwrap_or(0));
+            kilobytes * 1024_u64
+        };
+        (read("VmRSS:"), read("VmHWM:"))
+    }
+
+    /// How many sockets it has open; 0 where the system does not tell.
+    pub fn sockets(&self) -> usize {
+        let Ok(files) = fs::read_dir(format!("/proc/{}/fd", self.id())) else { return 0 };
+        let target = |file: std::io::Result<fs::DirEntry>| fs::read_link(file.ok()?.path()).ok();
+        files.filter_map(target).filter(|target| target.to_string_lossy().starts_with("socket:")).count()
+    }
+
     /// Sends `signal`.
     ///
     /// # Panics

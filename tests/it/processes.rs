@@ -1,0 +1,168 @@
+//! Server processes that are stopped, signalled at the wrong moment and frozen, and a client process that idles.
+
+use std::time::{Duration, Instant};
+
+use tonic_etcd::{BalancedChannel, Connectivity, Registry};
+
+use crate::support::etcd::{Etcd, free_port};
+use crate::support::load::{Load, failed, is_by};
+use crate::support::process::{Process, Signal, example};
+use crate::support::{LIMIT, eventually};
+
+const PREFIX: &str = "kitex/registry-etcd/echo/";
+
+fn start(etcd: &Etcd, flags: &[&str]) -> Process {
+    Process::start(example("echo_server").args(["--etcd", &etcd.url()]).args(flags))
+}
+
+async fn address(server: &mut Process) -> String {
+    let listening = server.expect_event("listening", LIMIT).await;
+    server.expect_event("registered", LIMIT).await;
+    listening["address"].as_str().expect("an address").to_owned()
+}
+
+fn channel(etcd: &Etcd) -> BalancedChannel {
+    let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
+    registry.channel("echo").build().expect("a good channel")
+}
+
+async fn are_ready(channel: &BalancedChannel, count: usize) {
+    let ready = async || {
+        let instances = channel.instances();
+        let is_ready =
+            |status: &&tonic_etcd::InstanceStatus| status.state() == Connectivity::Ready && !status.is_ejected();
+        instances.iter().filter(is_ready).count() == count
+    };
+    eventually("they are READY", LIMIT, ready).await;
+}
+
+#[tokio::test]
+async fn a_server_that_was_paused_beyond_its_ttl_is_registered_again_within_a_second() {
+    let etcd = Etcd::start().await;
+    let mut server = start(&etcd, &["--ttl", "2"]);
+    address(&mut server).await;
+    for _ in 0..3 {
+        server.freeze();
+        eventually("its lease ends", LIMIT, async || etcd.keys(PREFIX).await.is_empty()).await;
+        server.resume();
+        let since = Instant::now();
+        eventually("it is registered again", LIMIT, async || etcd.keys(PREFIX).await.len() == 1).await;
+        assert!(since.elapsed() <= Duration::from_secs(1), "it took {:?}", since.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_told_to_end_at_any_moment_of_registering_leaves_nothing() {
+    let etcd = Etcd::start().await;
+    for moment in 0..16 {
+        let mut server = start(&etcd, &["--pause", "0"]);
+        server.expect_event("listening", LIMIT).await;
+        tokio::time::sleep(Duration::from_millis(moment)).await;
+        server.signal(Signal::TERM);
+        assert!(server.wait(LIMIT).await.success(), "it ends in order, after {moment} ms");
+        let nothing = async || etcd.keys(PREFIX).await.is_empty() && etcd.leases().await.is_empty();
+        eventually("nothing is left", Duration::from_secs(1), nothing).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_half_of_the_servers_freeze_calls_succeed_from_the_fourth_second_on_and_they_are_back_soon_after() {
+    let etcd = Etcd::start().await;
+    let mut servers: Vec<Process> = (0..4).map(|_| start(&etcd, &["--ttl", "60"])).collect();
+    let mut addresses = Vec::new();
+    for server in &mut servers {
+        addresses.push(address(server).await);
+    }
+    let channel = channel(&etcd);
+    are_ready(&channel, 4).await;
+    let load = Load::with_deadlines(200, Duration::from_secs(1), &channel).await;
+
+    let frozen = Instant::now();
+    servers[..2].iter_mut().for_each(Process::freeze);
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    servers[..2].iter_mut().for_each(Process::resume);
+    let resumed = Instant::now();
+    for address in &addresses {
+        load.reaches(address).await;
+    }
+    are_ready(&channel, 4).await;
+    assert!(resumed.elapsed() <= Duration::from_secs(30), "they were back after {:?}", resumed.elapsed());
+
+    let calls = load.finish().await;
+    let later: Vec<_> = calls.iter().filter(|call| call.begin >= frozen + Duration::from_secs(4)).cloned().collect();
+    let lost = failed(&later);
+    assert!(lost.len() * 1000 <= later.len(), "of {} calls failed {lost:?}", later.len());
+    let early = failed(&calls).len() - lost.len();
+    // Half of what is called until the first deadline is missed.
+    assert!(early <= 100, "{early} calls failed at first");
+}
+
+#[tokio::test]
+async fn an_idle_client_is_as_small_after_five_thousand_changes_and_calls_who_is_there() {
+    let etcd = Etcd::start().await;
+    let mut first = start(&etcd, &[]);
+    address(&mut first).await;
+    let mut client = Process::start(example("echo_client").args(["--etcd", &etcd.url(), "--rps", "1"]));
+    client.expect("calls that succeed", LIMIT, |line| line["ok"].as_u64() > Some(0)).await;
+
+    // Nobody listens on any of these, so that each of them is dialled.
+    let dead: Vec<u16> = (0..20).map(|_| free_port()).collect();
+    let mut etcd_client = etcd.client().await;
+    let mut change = async |n: usize| {
+        let address = format!("127.0.0.1:{}", dead[n % dead.len()]);
+        let key = format!("{PREFIX}{address}");
+        let value = format!(r#"{{"network":"tcp","address":"{address}","weight":{},"tags":null}}"#, 1 + n % 99);
+        if n % 3 == 2 {
+            etcd_client.delete(key, None).await.expect("a delete");
+        } else {
+            etcd_client.put(key, value, None).await.expect("a put");
+        }
+    };
+    for n in 0..1_000 {
+        change(n).await;
+    }
+    let (before, sockets) = (client.memory().0, client.sockets());
+    for n in 1_000..6_000 {
+        change(n).await;
+    }
+    for port in &dead {
+        etcd.delete(format!("{PREFIX}127.0.0.1:{port}")).await;
+    }
+    // The only other one that there is: who lags behind would call the first.
+    let mut second = start(&etcd, &[]);
+    let there = address(&mut second).await;
+    first.signal(Signal::TERM);
+    first.expect_event("deregistered", LIMIT).await;
+    let since = Instant::now();
+    let is_there = |line: &serde_json::Value| line["by_instance"].get(&there).is_some();
+    client.expect("calls to the second one", LIMIT, is_there).await;
+    assert!(since.elapsed() <= Duration::from_secs(3), "it was called after {:?}", since.elapsed());
+    let failures = client.seen().iter().filter(|line| line["failed"].as_u64() > Some(0)).count();
+    assert_eq!(failures, 0, "no call failed: {:?}", client.seen());
+    let grown = client.memory().0.saturating_sub(before);
+    assert!(grown <= 8 * 1024 * 1024, "its memory grew by {grown} bytes");
+    let nobody_else = async || client.sockets() <= sockets;
+    eventually("it keeps no other sockets than before", LIMIT, nobody_else).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_of_five_thousand_changes_is_known_within_a_second() {
+    let etcd = Etcd::start().await;
+    let mut server = start(&etcd, &[]);
+    let there = address(&mut server).await;
+    let channel = channel(&etcd);
+    are_ready(&channel, 1).await;
+    let mut client = etcd.client().await;
+    let dead = format!("127.0.0.1:{}", free_port());
+    for n in 0..5_000_u16 {
+        let value = format!(r#"{{"network":"tcp","address":"{dead}","weight":{},"tags":null}}"#, n + 1);
+        client.put(format!("{PREFIX}{dead}"), value, None).await.expect("a put");
+    }
+    let since = Instant::now();
+    let known = async || channel.instances().iter().any(|status| status.instance().weight == 5_000);
+    eventually("the last one is known", LIMIT, known).await;
+    assert!(since.elapsed() <= Duration::from_secs(1), "it took {:?}", since.elapsed());
+    let load = Load::start(&channel).await;
+    let calls = load.finish().await;
+    assert!(calls.iter().all(|call| is_by(call, &there)), "{:?}", failed(&calls));
+}
