@@ -117,13 +117,15 @@ async fn run(flags: Flags) -> Result<(), Failure> {
         calls: Arc::clone(&calls),
     };
 
+    // Handled from here on: who reads the next line may send one.
+    let shutdown = shutdown_signal();
     shared::print_line(&Event::Listening { address: bound })?;
     let changes = registrations.iter().map(Registration::status_changes);
     let events: Vec<_> = changes.map(|changes| tokio::spawn(report(changes))).collect();
     let served = Server::builder()
         .layer(registrations.layer())
         .add_service(EchoServer::new(echo))
-        .serve_with_incoming_shutdown(registrations.incoming(incoming), registrations.deregister_on(shutdown_signal()))
+        .serve_with_incoming_shutdown(registrations.incoming(incoming), registrations.deregister_on(shutdown))
         .await;
 
     // After a signal this is done already; where serving failed no key must stay behind.

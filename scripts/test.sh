@@ -8,19 +8,26 @@ export PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
 
 usage() {
     cat <<'USAGE'
-Usage: scripts/test.sh [--etcd PATH]
+Usage: scripts/test.sh [--etcd PATH] [--soak]
 
+  --soak        instead of everything else, the tests of faults again and again, then those that take minutes, then ten
+                minutes of random faults; ends in a table of promises and what they came to
+                (SOAK_RUNS=5, SOAK_SECONDS=600, SOAK_SEED=random)
   --etcd PATH   the etcd binary that the tests start (default: $ETCD, then etcd of the PATH)
   -h, --help    this text
 USAGE
 }
 
 main() {
-    local skipped=""
+    local skipped="" soak=""
     parse_options "$@"
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
     step "tools" scripts/setup.sh
+    if [ -n "$soak" ]; then
+        soak
+        return
+    fi
     need_component rustfmt fmt
     need_component clippy clippy
 
@@ -55,6 +62,10 @@ parse_options() {
                 ;;
             --etcd=*)
                 use_etcd "${1#--etcd=}"
+                shift
+                ;;
+            --soak)
+                soak=yes
                 shift
                 ;;
             -h | --help)
@@ -137,6 +148,49 @@ build_neighbours() {
         (cd "tests/interop/$program" && go build -buildvcs=false -o "$programs/$program")
     done
     echo "built: naming (grpc-go on etcd's naming), gozero (go-zero's discov)"
+}
+
+# Each test of a fault holds its own promise, and tells the figure in a line that begins with `figure`.
+soak() {
+    local runs=${SOAK_RUNS:-5} figures failed=0 run
+    local faults=(etcd_away half_open herd leaves mass_expiry members operated poison processes put_back secrets
+        channel_faults tls_)
+    step "build" cargo test --locked --all-features --no-run
+    figures=$(mktemp)
+    # shellcheck disable=SC2064
+    trap "rm -f '$figures'" EXIT
+    for ((run = 1; run <= runs; run++)); do
+        header "faults, run $run of $runs"
+        run_tests "$figures" --test-threads="${RUST_TEST_THREADS:-4}" "${faults[@]}" || failed=1
+    done
+    header "minutes, and random faults"
+    run_tests "$figures" --test-threads=1 --ignored soak:: || failed=1
+    header "promises"
+    table <"$figures"
+    if [ "$failed" -ne 0 ] || [ ! -s "$figures" ]; then
+        header "not everything held, after $SECONDS s"
+        exit 1
+    fi
+    header "all held, after $SECONDS s"
+}
+
+run_tests() {
+    local figures=$1
+    shift
+    cargo test --quiet --locked --all-features --test it -- --nocapture "$@" 2>&1 | tee >(grep -a '^figure' >>"$figures") |
+        grep -av '^figure'
+}
+
+table() {
+    awk -F '\t' '
+        { runs[$2]++; limit[$2] = $4; unit[$2] = $5; if ($3 > worst[$2]) worst[$2] = $3 }
+        END {
+            for (promise in runs)
+                printf "%s\t%d\t%g %s\t%g %s\t%s\n", promise, runs[promise], worst[promise], unit[promise],
+                    limit[promise], unit[promise], worst[promise] <= limit[promise] ? "held" : "NOT HELD"
+        }' | sort | awk -F '\t' '
+        BEGIN { printf "%-82s %5s %14s %14s  %s\n", "promise", "runs", "worst", "promised", "" }
+        { printf "%-82s %5s %14s %14s  %s\n", $1, $2, $3, $4, $5 }'
 }
 
 step() {

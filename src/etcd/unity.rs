@@ -154,7 +154,7 @@ impl Cluster {
             Ok(Ok(id)) => return Some(id),
             Ok(Err(error)) => tracing::debug!(error = chain(&error), "etcd member does not tell its cluster"),
             Err(_) => {
-                tracing::debug!(member = %self.members[index].name, "etcd member does not tell its cluster in time")
+                tracing::debug!(member = %self.members[index].name, "etcd member does not tell its cluster in time");
             }
         }
         None

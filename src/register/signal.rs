@@ -2,38 +2,74 @@
 
 /// Resolves with SIGTERM or ctrl-c: what an orchestrator sends and what a person types.
 ///
-/// The signals stay handled: a second one does not end the process by itself, only SIGKILL does.
+/// Called in a tokio runtime, it handles both from the call on, so that neither can end the process before the future is
+/// polled; called outside of one, from the first poll on. The signals stay handled: a second one does not end the process by
+/// itself, only SIGKILL does.
 ///
 /// Where the handler of one cannot be installed, the other one counts.
-pub async fn shutdown_signal() {
-    tokio::select! {
-        () = interrupt() => {}
-        () = terminate() => {}
-    }
-}
-
-async fn interrupt() {
-    if let Err(error) = tokio::signal::ctrl_c().await {
-        tracing::warn!(%error, "ctrl-c cannot be handled");
-        std::future::pending::<()>().await;
+pub fn shutdown_signal() -> impl Future<Output = ()> + Send + 'static {
+    let early = tokio::runtime::Handle::try_current().is_ok().then(Signals::handle);
+    async move {
+        early.unwrap_or_else(Signals::handle).any().await;
     }
 }
 
 #[cfg(unix)]
-async fn terminate() {
-    use tokio::signal::unix::{SignalKind, signal};
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminate) => {
-            terminate.recv().await;
+use unix::Signals;
+#[cfg(unix)]
+mod unix {
+    use std::future::pending;
+
+    use tokio::signal::unix::{Signal, SignalKind, signal};
+
+    /// What is handled; `None` where that is not possible.
+    pub(super) struct Signals {
+        interrupt: Option<Signal>,
+        terminate: Option<Signal>,
+    }
+
+    impl Signals {
+        pub(super) fn handle() -> Self {
+            Self {
+                interrupt: handle("ctrl-c", SignalKind::interrupt()),
+                terminate: handle("SIGTERM", SignalKind::terminate()),
+            }
         }
-        Err(error) => {
-            tracing::warn!(%error, "SIGTERM cannot be handled");
-            std::future::pending::<()>().await;
+
+        pub(super) async fn any(self) {
+            tokio::select! {
+                () = received(self.interrupt) => {}
+                () = received(self.terminate) => {}
+            }
+        }
+    }
+
+    fn handle(name: &str, kind: SignalKind) -> Option<Signal> {
+        signal(kind).inspect_err(|error| tracing::warn!(%error, "{name} cannot be handled")).ok()
+    }
+
+    async fn received(signal: Option<Signal>) {
+        match signal {
+            Some(mut signal) => {
+                signal.recv().await;
+            }
+            None => pending().await,
         }
     }
 }
 
 #[cfg(not(unix))]
-async fn terminate() {
-    std::future::pending::<()>().await;
+struct Signals;
+#[cfg(not(unix))]
+impl Signals {
+    fn handle() -> Self {
+        Self
+    }
+
+    async fn any(self) {
+        if let Err(error) = tokio::signal::ctrl_c().await {
+            tracing::warn!(%error, "ctrl-c cannot be handled");
+            std::future::pending::<()>().await;
+        }
+    }
 }

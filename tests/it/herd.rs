@@ -7,6 +7,7 @@ use etcd_client::{EventType, WatchOptions};
 use tonic_etcd::{Instance, Registration, Registry};
 
 use crate::support::etcd::Etcd;
+use crate::support::figures;
 use crate::support::metrics::{renewals, started};
 use crate::support::{LIMIT, eventually};
 
@@ -46,17 +47,16 @@ async fn five_hundred_that_lose_their_leases_are_back_within_ten_seconds_and_do_
         let is_put = |event: &&etcd_client::Event| event.event_type() == EventType::Put;
         puts.extend(response.events().iter().filter(is_put).map(|_| resumed.elapsed()));
     }
-    assert!(puts[HERD - 1] <= Duration::from_secs(10), "the last one was back after {:?}", puts[HERD - 1]);
-    let spread = puts[HERD * 9 / 10] - puts[HERD / 10];
+    figures::within("five hundred that lost their leases are back", puts[HERD - 1], Duration::from_secs(10));
+    let spread = puts[HERD * 9 / 10].saturating_sub(puts[HERD / 10]);
     assert!(spread >= Duration::from_millis(100), "most of them came within {spread:?}");
     eventually("each is registered", LIMIT, all).await;
     let left = etcd.leases().await;
     assert!(left.len() <= HERD + HERD / 10 && !left.iter().any(|lease| leases.contains(lease)), "under new leases");
     let grants = asked(&etcd, "LeaseGrant").await - grants;
     let claims = asked(&etcd, "Txn").await - claims;
-    assert!(grants <= 2 * HERD && claims <= 2 * HERD, "{grants} grants and {claims} claims for {HERD} are a storm");
-    let leaves: Vec<_> = herd.iter().map(|registration| registration.deregister()).collect();
-    futures_util::future::join_all(leaves).await;
+    figures::at_most("what five hundred ask etcd for to come back", grants.max(claims), 2 * HERD, "grants");
+    futures_util::future::join_all(herd.iter().map(Registration::deregister)).await;
     assert!(etcd.keys("").await.is_empty(), "all have left");
 }
 

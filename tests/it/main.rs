@@ -35,6 +35,7 @@ mod runtimes;
 mod secrets;
 mod several;
 mod shared;
+mod soak;
 mod tls_to_etcd;
 mod tls_to_instances;
 

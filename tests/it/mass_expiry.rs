@@ -7,6 +7,7 @@ use tonic_etcd::{BalancedChannel, Connectivity, Instance, Registry};
 
 use crate::support::changes::Changes;
 use crate::support::etcd::Etcd;
+use crate::support::figures;
 use crate::support::load::{Load, failed};
 use crate::support::server::EchoServer;
 use crate::support::{LIMIT, eventually};
@@ -61,11 +62,11 @@ async fn an_etcd_that_is_frozen_beyond_the_ttl_costs_services_of_one_two_and_fiv
         keys.len() == servers.len() && keys.iter().all(|(_, _, lease)| !before.contains(lease))
     };
     eventually("all are back under new leases", Duration::from_secs(3), back).await;
-    assert!(resumed.elapsed() <= Duration::from_secs(3), "they were back after {:?}", resumed.elapsed());
-    for (service, (mut changes, load)) in ["one", "two", "five"].into_iter().zip(clients) {
+    figures::within("leases that died together are replaced", resumed.elapsed(), Duration::from_secs(3));
+    for (mut changes, load) in clients {
         load.goes_on_for(Duration::from_secs(3)).await;
         let calls = load.finish().await;
-        assert!(failed(&calls).is_empty(), "of {} calls to {service} failed {:?}", calls.len(), failed(&calls));
+        figures::at_most("calls that fail when leases die together", failed(&calls).len(), 0, "calls");
         let marker = "127.0.0.1:1";
         changes.expect_nothing_before(&etcd, marker).await;
     }
@@ -176,7 +177,7 @@ async fn one_of_several_that_goes_without_a_word_is_told_within_two_seconds_and_
     };
     eventually("the channel has dropped it", LIMIT, is_out).await;
     changes.expect_remove(address).await;
-    assert!(since.elapsed() <= JUDGED, "it was told after {:?}", since.elapsed());
+    figures::within("one of several that goes without a word is told", since.elapsed(), JUDGED);
     let calls = load.finish().await;
     assert!(failed(&calls).is_empty(), "of {} calls failed {:?}", calls.len(), failed(&calls));
     for server in stays {
@@ -200,7 +201,7 @@ async fn a_rolling_replacement_under_new_addresses_holds_no_dead_instance() {
         changes.expect_insert(format!("127.0.0.1:{successor}")).await;
         etcd.revoke(lease).await;
         changes.expect_remove(format!("127.0.0.1:{port}")).await;
-        assert!(since.elapsed() <= JUDGED, "it was told after {:?}", since.elapsed());
+        figures::within("one of several that goes without a word is told", since.elapsed(), JUDGED);
     }
     let snapshot = changes.stream().snapshot().expect("the first list came");
     let left: Vec<_> = snapshot.iter().map(|member| member.instance().address.to_string()).collect();

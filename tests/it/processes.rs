@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tonic_etcd::{BalancedChannel, Connectivity, Registry};
 
 use crate::support::etcd::{Etcd, free_port};
+use crate::support::figures;
 use crate::support::load::{Load, failed, is_by};
 use crate::support::process::{Process, Signal, example};
 use crate::support::{LIMIT, eventually};
@@ -47,7 +48,7 @@ async fn a_server_that_was_paused_beyond_its_ttl_is_registered_again_within_a_se
         server.resume();
         let since = Instant::now();
         eventually("it is registered again", LIMIT, async || etcd.keys(PREFIX).await.len() == 1).await;
-        assert!(since.elapsed() <= Duration::from_secs(1), "it took {:?}", since.elapsed());
+        figures::within("a server that was paused is registered again", since.elapsed(), Duration::from_secs(1));
     }
 }
 
@@ -86,12 +87,13 @@ async fn when_half_of_the_servers_freeze_calls_succeed_from_the_fourth_second_on
         load.reaches(address).await;
     }
     are_ready(&channel, 4).await;
-    assert!(resumed.elapsed() <= Duration::from_secs(30), "they were back after {:?}", resumed.elapsed());
+    figures::within("instances that were frozen are back", resumed.elapsed(), Duration::from_secs(30));
 
     let calls = load.finish().await;
     let later: Vec<_> = calls.iter().filter(|call| call.begin >= frozen + Duration::from_secs(4)).cloned().collect();
     let lost = failed(&later);
-    assert!(lost.len() * 1000 <= later.len(), "of {} calls failed {lost:?}", later.len());
+    let promise = "calls that fail from the fourth second on, with half of the servers frozen";
+    figures::at_most(promise, lost.len(), later.len() / 1000, "calls");
     let early = failed(&calls).len() - lost.len();
     // Half of what is called until the first deadline is missed.
     assert!(early <= 100, "{early} calls failed at first");
@@ -140,7 +142,8 @@ async fn an_idle_client_is_as_small_after_five_thousand_changes_and_calls_who_is
     let failures = client.seen().iter().filter(|line| line["failed"].as_u64() > Some(0)).count();
     assert_eq!(failures, 0, "no call failed: {:?}", client.seen());
     let grown = client.memory().0.saturating_sub(before);
-    assert!(grown <= 8 * 1024 * 1024, "its memory grew by {grown} bytes");
+    let grown = usize::try_from(grown / 1024).expect("not that much");
+    figures::at_most("memory that 5,000 changes leave behind in an idle client", grown, 8 * 1024, "KiB");
     let nobody_else = async || client.sockets() <= sockets;
     eventually("it keeps no other sockets than before", LIMIT, nobody_else).await;
 }
@@ -161,7 +164,7 @@ async fn the_last_of_five_thousand_changes_is_known_within_a_second() {
     let since = Instant::now();
     let known = async || channel.instances().iter().any(|status| status.instance().weight == 5_000);
     eventually("the last one is known", LIMIT, known).await;
-    assert!(since.elapsed() <= Duration::from_secs(1), "it took {:?}", since.elapsed());
+    figures::within("the last of 5,000 changes is known", since.elapsed(), Duration::from_secs(1));
     let load = Load::start(&channel).await;
     let calls = load.finish().await;
     assert!(calls.iter().all(|call| is_by(call, &there)), "{:?}", failed(&calls));

@@ -12,11 +12,13 @@
 //! - [`proxy`]: a TCP proxy that goes silent, cuts connections or slows them down.
 //! - [`process`]: an example program as a child process, its events read from its output.
 //! - [`server`]: a tonic server in the test's own process, registered or not.
+//! - [`figures`]: what a promise came to, for the table of the soak runs.
 //! - [`load`]: calls without end over a balanced channel, and what became of each.
 //! - [`neighbour`]: Go programs on the same etcd, with grpc-go and go-zero.
 
 pub mod changes;
 pub mod etcd;
+pub mod figures;
 pub mod load;
 pub mod metrics;
 pub mod neighbour;
