@@ -15,6 +15,13 @@ pub async fn renewals(etcd: &Etcd) -> u64 {
     read(etcd, "etcd_debugging_lease_renewed_total").await
 }
 
+/// How many bytes of messages it has exchanged with its clients, in both directions.
+pub async fn traffic(etcd: &Etcd) -> u64 {
+    let (received, sent) =
+        ("etcd_network_client_grpc_received_bytes_total", "etcd_network_client_grpc_sent_bytes_total");
+    read(etcd, received).await + read(etcd, sent).await
+}
+
 /// How many streams of this kind of call were ever opened.
 pub async fn started(etcd: &Etcd, method: &str) -> u64 {
     let line = page(etcd).await;
@@ -31,7 +38,9 @@ async fn read(etcd: &Etcd, metric: &str) -> u64 {
 
 fn value(line: &str) -> u64 {
     let value = line.rsplit(' ').next().unwrap_or_default();
-    value.parse().unwrap_or_else(|_| panic!("{line} ends in a count"))
+    // Large ones are written as 1.234567e+06.
+    let value: f64 = value.parse().unwrap_or_else(|_| panic!("{line} ends in a count"));
+    format!("{value:.0}").parse().unwrap_or_else(|_| panic!("{line} ends in a count"))
 }
 
 async fn page(etcd: &Etcd) -> String {
