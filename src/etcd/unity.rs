@@ -18,8 +18,12 @@ use tracing::Instrument;
 use super::{Cluster, Connection, Member};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 
-/// How long a member may take to tell, and how long the first answer of all waits for that.
-const SURVEY_LIMIT: Duration = Duration::from_millis(500);
+/// How long a member may take to tell, and how long the first answer of all waits for that: as long as a member gets when
+/// it is asked for the first time.
+const SURVEY_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long it may take where it was one of those that disagreed: being slow is no change of mind.
+const SPLIT_LIMIT: Duration = Duration::from_secs(3);
 
 /// How soon members that disagree are asked again, and how soon those are that did not answer.
 const SURVEY_INTERVAL: Duration = Duration::from_secs(5);
@@ -63,7 +67,7 @@ impl Unity {
 
 impl Cluster {
     /// Whether the answer of a member counts: not while others answer that belong to another cluster, unless those are the
-    /// fewer. The first answer of all waits until that is known, for half a second at most.
+    /// fewer. The first answer of all waits until that is known, for a second at most.
     pub(super) async fn is_one(self: &Arc<Self>, connection: &Connection) -> Result<(), EtcdError> {
         if self.len() == 1 {
             return Ok(());
@@ -97,12 +101,13 @@ impl Cluster {
     async fn survey(self: Arc<Self>) {
         let unfinished = Unfinished(&self.unity);
         loop {
-            let told = join_all((0..self.len()).map(|index| self.cluster_id(index))).await;
+            let was_one = !matches!(*self.unity.verdict.borrow(), Verdict::Split { .. });
+            let limit = if was_one { SURVEY_LIMIT } else { SPLIT_LIMIT };
+            let told = join_all((0..self.len()).map(|index| self.cluster_id(index, limit))).await;
             if told.iter().any(Option::is_none) {
                 // Who did not answer is asked when the others have something to say again.
                 self.unity.ask(Instant::now() + SURVEY_INTERVAL);
             }
-            let was_one = !matches!(*self.unity.verdict.borrow(), Verdict::Split { .. });
             let Some(split) = self.split(&told) else {
                 if !was_one {
                     tracing::info!("etcd members are of one cluster again");
@@ -143,14 +148,14 @@ impl Cluster {
     }
 
     /// The id of a member's cluster, if it tells now.
-    async fn cluster_id(self: &Arc<Self>, index: usize) -> Option<u64> {
+    async fn cluster_id(self: &Arc<Self>, index: usize, limit: Duration) -> Option<u64> {
         let asked = async {
-            let connection = self.connection(index, SURVEY_LIMIT).await?;
-            let id = connection.cluster_id(SURVEY_LIMIT).await.inspect_err(|error| self.after(&connection, error))?;
+            let connection = self.connection(index, limit).await?;
+            let id = connection.cluster_id(limit).await.inspect_err(|error| self.after(&connection, error))?;
             connection.is_known.store(true, Ordering::Relaxed);
             Ok::<_, EtcdError>(id)
         };
-        match timeout(SURVEY_LIMIT, asked).await {
+        match timeout(limit, asked).await {
             Ok(Ok(id)) => return Some(id),
             Ok(Err(error)) => tracing::debug!(error = chain(&error), "etcd member does not tell its cluster"),
             Err(_) => {
