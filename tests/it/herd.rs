@@ -8,7 +8,7 @@ use tonic_etcd::{Instance, Registration, Registry};
 
 use crate::support::etcd::Etcd;
 use crate::support::figures;
-use crate::support::metrics::{renewals, started, traffic};
+use crate::support::metrics::{renewals, started, traffic, watchers};
 use crate::support::{LIMIT, eventually};
 
 const HERD: usize = 500;
@@ -25,6 +25,7 @@ async fn five_hundred_that_lose_their_leases_are_back_within_ten_seconds_and_do_
     let (leases, grants, claims) = (etcd.leases().await, asked(&etcd, "LeaseGrant").await, asked(&etcd, "Txn").await);
     assert_eq!((leases.len(), grants, claims), (HERD, HERD, HERD), "one grant and one claim each");
 
+    eventually("each watches its key", LIMIT, async || watchers(&etcd).await == HERD as u64).await;
     // What it costs to be registered: three keepalives a TTL each, and nothing else.
     let (since, before, bytes) = (Instant::now(), renewals(&etcd).await, traffic(&etcd).await);
     tokio::time::sleep(TTL).await;
