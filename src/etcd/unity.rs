@@ -7,7 +7,7 @@
 //! was set up anew, and that is fine.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -31,8 +31,15 @@ const SURVEY_INTERVAL: Duration = Duration::from_secs(5);
 /// What the members of a cluster said of it.
 pub(super) struct Unity {
     verdict: watch::Sender<Verdict>,
-    /// When they are to be asked; `None` while they are being asked, and while there is no reason to.
-    due: Mutex<Option<Instant>>,
+    agenda: Mutex<Agenda>,
+}
+
+/// When members are to be asked.
+struct Agenda {
+    /// From when on there is a reason to; `None` while there is none.
+    due: Option<Instant>,
+    /// Whether they are being asked: nobody else asks meanwhile.
+    is_running: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -47,21 +54,34 @@ enum Verdict {
 
 impl Default for Unity {
     fn default() -> Self {
-        Self { verdict: watch::Sender::new(Verdict::Unknown), due: Mutex::new(Some(Instant::now())) }
+        let agenda = Agenda { due: Some(Instant::now()), is_running: false };
+        Self { verdict: watch::Sender::new(Verdict::Unknown), agenda: Mutex::new(agenda) }
     }
 }
 
 impl Unity {
     /// There is a reason to ask, from `at` on.
     fn ask(&self, at: Instant) {
-        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        *due = Some(due.map_or(at, |due| due.min(at)));
+        let mut agenda = self.agenda();
+        agenda.due = Some(agenda.due.map_or(at, |due| due.min(at)));
     }
 
-    /// Whether they are to be asked now; then they are not any more.
+    /// Whether they are to be asked now, by whom this is told and until [`end`](Self::end).
     fn begin(&self) -> bool {
-        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        due.take_if(|due| *due <= Instant::now()).is_some()
+        let mut agenda = self.agenda();
+        let is_due = !agenda.is_running && agenda.due.is_some_and(|due| due <= Instant::now());
+        if is_due {
+            *agenda = Agenda { due: None, is_running: true };
+        }
+        is_due
+    }
+
+    fn end(&self) {
+        self.agenda().is_running = false;
+    }
+
+    fn agenda(&self) -> MutexGuard<'_, Agenda> {
+        self.agenda.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -76,7 +96,8 @@ impl Cluster {
             self.unity.ask(Instant::now());
         }
         if self.unity.begin() {
-            tokio::spawn(self.clone().survey().in_current_span());
+            let survey = Survey { cluster: self.clone(), is_done: false };
+            tokio::spawn(survey.run().in_current_span());
         }
         let mut verdict = self.unity.verdict.subscribe();
         if matches!(*verdict.borrow(), Verdict::Unknown) {
@@ -94,37 +115,6 @@ impl Cluster {
                 let kind = if *is_hopeless { EtcdErrorKind::Split } else { EtcdErrorKind::Unavailable };
                 Err(connection.refusal("read cluster id", "the cluster", kind, reason.to_string()))
             }
-        }
-    }
-
-    /// Asks all members, again and again while they disagree.
-    async fn survey(self: Arc<Self>) {
-        let unfinished = Unfinished(&self.unity);
-        loop {
-            let was_one = !matches!(*self.unity.verdict.borrow(), Verdict::Split { .. });
-            let limit = if was_one { SURVEY_LIMIT } else { SPLIT_LIMIT };
-            let told = join_all((0..self.len()).map(|index| self.cluster_id(index, limit))).await;
-            if told.iter().any(Option::is_none) {
-                // Who did not answer is asked when the others have something to say again.
-                self.unity.ask(Instant::now() + SURVEY_INTERVAL);
-            }
-            let Some(split) = self.split(&told) else {
-                if !was_one {
-                    tracing::info!("etcd members are of one cluster again");
-                }
-                self.unity.verdict.send_replace(Verdict::Agreed);
-                unfinished.finish();
-                return;
-            };
-            if was_one && let Verdict::Split { reason, .. } = &split {
-                tracing::error!(%reason, "etcd members belong to different clusters");
-            }
-            self.unity.verdict.send_replace(split);
-            if Arc::strong_count(&self) == 1 {
-                // Nobody is left to be told.
-                return;
-            }
-            sleep(SURVEY_INTERVAL).await;
         }
     }
 
@@ -166,17 +156,73 @@ impl Cluster {
     }
 }
 
-/// A survey that ended with its runtime is due again.
-struct Unfinished<'a>(&'a Unity);
+/// Asks all members, again and again while they disagree. One that ends with its runtime is due again.
+struct Survey {
+    cluster: Arc<Cluster>,
+    is_done: bool,
+}
 
-impl Unfinished<'_> {
-    fn finish(self) {
-        std::mem::forget(self);
+impl Survey {
+    async fn run(mut self) {
+        let cluster = self.cluster.clone();
+        let unity = &cluster.unity;
+        loop {
+            let was_one = !matches!(*unity.verdict.borrow(), Verdict::Split { .. });
+            let limit = if was_one { SURVEY_LIMIT } else { SPLIT_LIMIT };
+            let told = join_all((0..cluster.len()).map(|index| cluster.cluster_id(index, limit))).await;
+            let Some(split) = cluster.split(&told) else {
+                if !was_one {
+                    tracing::info!("etcd members are of one cluster again");
+                }
+                if told.iter().any(Option::is_none) {
+                    // Who did not answer is asked when the others have something to say again.
+                    unity.ask(Instant::now() + SURVEY_INTERVAL);
+                }
+                unity.verdict.send_replace(Verdict::Agreed);
+                self.is_done = true;
+                return;
+            };
+            if was_one && let Verdict::Split { reason, .. } = &split {
+                tracing::error!(%reason, "etcd members belong to different clusters");
+            }
+            unity.verdict.send_replace(split);
+            // This one's own two.
+            if Arc::strong_count(&cluster) == 2 {
+                return;
+            }
+            sleep(SURVEY_INTERVAL).await;
+        }
     }
 }
 
-impl Drop for Unfinished<'_> {
+impl Drop for Survey {
     fn drop(&mut self) {
-        self.0.ask(Instant::now());
+        let unity = &self.cluster.unity;
+        unity.end();
+        if !self.is_done {
+            unity.ask(Instant::now());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn members_are_asked_by_one_at_a_time_and_again_for_each_reason_that_comes_meanwhile() {
+        let unity = Unity::default();
+        assert!(unity.begin(), "nobody was asked yet");
+        unity.ask(Instant::now());
+        assert!(!unity.begin(), "somebody asks");
+        unity.end();
+        assert!(unity.begin(), "there was a reason meanwhile");
+        unity.end();
+        assert!(!unity.begin(), "there is none any more");
+        unity.ask(Instant::now() + SURVEY_INTERVAL);
+        unity.ask(Instant::now() + 2 * SURVEY_INTERVAL);
+        assert!(!unity.begin(), "it is not time");
+        tokio::time::advance(SURVEY_INTERVAL).await;
+        assert!(unity.begin(), "the earlier one counts");
     }
 }
