@@ -320,7 +320,9 @@ impl Source {
                 self.succeeded();
                 // A list was ahead of the stream.
                 events.retain(|event| event.mod_revision() > self.revision);
-                let update = (!events.is_empty()).then_some(Update::Events(revision, events));
+                // Its last part may hold nothing new, and still completes what came before.
+                let is_news = !events.is_empty() || revision.is_some_and(|revision| revision > self.revision);
+                let update = is_news.then_some(Update::Events(revision, events));
                 (State::Streaming(stream), update)
             }
             Ok(WatchMessage::Created(_) | WatchMessage::Progress) => (State::Streaming(stream), None),

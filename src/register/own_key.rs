@@ -37,7 +37,8 @@ async fn run(mut source: Source, publisher: watch::Sender<OwnKey>) {
             update = &mut next => update,
         };
         let revision = update.revision();
-        let kv = match update {
+        // `None` for no news of it.
+        let seen = match update {
             Update::Page { is_first, kvs } => {
                 if is_first {
                     listed = None;
@@ -45,17 +46,17 @@ async fn run(mut source: Source, publisher: watch::Sender<OwnKey>) {
                 listed = kvs.into_iter().next().or(listed);
                 continue;
             }
-            Update::Listed(_) => listed.take(),
-            Update::Events(_, events) => match events.into_iter().next_back() {
-                Some(Event::Put(kv)) => Some(kv),
-                Some(Event::Delete { .. }) => None,
-                None => continue,
-            },
+            Update::Listed(_) => Some(listed.take()),
+            Update::Events(_, events) => events.into_iter().next_back().map(|event| match event {
+                Event::Put(kv) => Some(kv),
+                Event::Delete { .. } => None,
+            }),
         };
         publisher.send_if_modified(|own_key| {
             // Part of a message: more of the same revision follows.
             let revision = revision.unwrap_or(own_key.revision);
             let rollbacks = own_key.rollbacks + u64::from(revision < own_key.revision);
+            let kv = seen.unwrap_or_else(|| own_key.kv.clone());
             let now = OwnKey { rollbacks, revision, kv };
             let is_news = *own_key != now;
             *own_key = now;
