@@ -80,10 +80,12 @@ pub(super) struct Membership {
 
 #[derive(Default)]
 struct Listed {
-    keys: HashMap<String, Key>,
-    /// How many of them were not known before, and what those take.
+    /// In the list's order, so that every client cuts off the same ones where there are too many.
+    keys: Vec<(String, Key)>,
+    /// How many of them were not known before.
     fresh: usize,
-    fresh_bytes: usize,
+    /// What those take that are not in the roster as they are.
+    bytes: usize,
 }
 
 /// What was found wrong with keys, and when that was logged. Clones share it: one line a minute and kind for all.
@@ -118,18 +120,22 @@ impl Membership {
         self.listed = Listed::default();
     }
 
-    /// Takes a key of a list, in the list's order: every client cuts off the same ones where there are too many.
+    /// Takes a key of a list.
     pub(super) fn list(&mut self, kv: &Kv, now: Instant) {
         let Some(segment) = self.segment(&kv.key, now) else { return };
-        let Some(key) = self.read(&segment, kv, now) else { return };
-        if self.roster.get(&segment).is_none() {
-            let (bytes, keys) = (self.listed.fresh_bytes + footprint(&key.instance), self.listed.fresh);
-            if self.is_too_much(bytes, keys, &kv.key, now) {
-                return;
+        let Some(mut key) = self.read(&segment, kv, now) else { return };
+        let known = self.roster.get(&segment).map(|known| &known.instance);
+        if !known.is_some_and(|known| Arc::ptr_eq(known, &key.instance)) {
+            let keys = if known.is_some() { 0 } else { self.listed.fresh };
+            let bytes = self.listed.bytes + footprint(&key.instance);
+            match known {
+                _ if !self.is_too_much(bytes, keys, &kv.key, now) => self.listed.bytes = bytes,
+                Some(known) => key.instance = known.clone(),
+                None => return,
             }
-            (self.listed.fresh_bytes, self.listed.fresh) = (bytes, keys + 1);
         }
-        self.listed.keys.insert(segment, key);
+        self.listed.fresh += usize::from(self.roster.get(&segment).is_none());
+        self.listed.keys.push((segment, key));
     }
 
     /// The list is complete, and the whole truth: what it did not show is gone.
@@ -173,13 +179,9 @@ impl Membership {
             Ok(decoded) => {
                 let draining = decoded.draining;
                 let instance = self.instance(decoded, &kv.key, now);
-                match known {
-                    Some(known) if *known.instance == instance => (known.instance.clone(), draining),
-                    Some(known) if self.grows_too_large(&known.instance, &instance, &kv.key, now) => {
-                        (known.instance.clone(), draining)
-                    }
-                    _ => (Arc::new(instance), draining),
-                }
+                // Whoever has it can tell by a look at the pointer that it is the same.
+                let same = known.filter(|known| *known.instance == instance);
+                (same.map_or_else(|| Arc::new(instance), |known| known.instance.clone()), draining)
             }
             Err((trouble, detail)) => {
                 self.trouble(trouble, &kv.key, &detail, now);
@@ -188,12 +190,6 @@ impl Membership {
             }
         };
         Some(Key { instance, lease: kv.lease, mod_revision: kv.mod_revision, draining })
-    }
-
-    fn grows_too_large(&self, known: &Instance, instance: &Instance, key: &[u8], now: Instant) -> bool {
-        let (before, after) = (footprint(known), footprint(instance));
-        let bytes = self.roster.bytes() - before + after;
-        after > before && self.is_too_much(bytes, 0, key, now)
     }
 
     /// Whether one more key would be too many, or `bytes` would be.
@@ -206,11 +202,16 @@ impl Membership {
         keys >= MAX_KEYS || bytes > MAX_BYTES
     }
 
-    fn put(&mut self, segment: String, key: Key, now: Instant) {
-        if self.roster.get(&segment).is_none() {
-            let (bytes, keys) = (self.roster.bytes() + footprint(&key.instance), self.roster.len());
-            if self.is_too_much(bytes, keys, segment.as_bytes(), now) {
-                return;
+    /// A known key for whose value there is no room keeps the one that it had.
+    fn put(&mut self, segment: String, mut key: Key, now: Instant) {
+        let known = self.roster.get(&segment).map(|known| &known.instance);
+        let (keys, before) = known.map_or((self.roster.len(), 0), |known| (0, footprint(known)));
+        let after = footprint(&key.instance);
+        let bytes = self.roster.bytes() - before + after;
+        if after > before && self.is_too_much(bytes, keys, segment.as_bytes(), now) {
+            match known {
+                Some(known) => key.instance = known.clone(),
+                None => return,
             }
         }
         if self.roster.put(segment, key) {

@@ -1,6 +1,6 @@
 //! The keys of a service, and which of them are missing: who is there, counted as it changes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -70,8 +70,9 @@ impl Roster {
     }
 
     /// The keys that are there and not among these.
-    pub(super) fn present_but(&self, others: &HashMap<String, Key>) -> Vec<String> {
-        let is_other = |(segment, place): &(&String, &Place)| place.missing.is_none() && !others.contains_key(*segment);
+    pub(super) fn present_but(&self, others: &[(String, Key)]) -> Vec<String> {
+        let others: HashSet<&String> = others.iter().map(|(segment, _)| segment).collect();
+        let is_other = |(segment, place): &(&String, &Place)| place.missing.is_none() && !others.contains(segment);
         self.keys.iter().filter(is_other).map(|(segment, _)| segment.clone()).collect()
     }
 

@@ -350,6 +350,30 @@ fn what_its_instances_take_is_limited_for_known_ones_too() {
 }
 
 #[test]
+fn a_list_in_which_all_have_grown_is_limited_too_and_cuts_off_its_last_ones() {
+    let mut world = World::new();
+    let address = |n: usize| format!("10.0.{}.{}:1", n / 250, n % 250);
+    let value =
+        |n: usize, size: usize| format!(r#"{{"address":"{}","tags":{{"x":"{}"}}}}"#, address(n), "x".repeat(size));
+    let all = 2 * MAX_BYTES / MAX_VALUE;
+    for n in 0..all {
+        world.put_value(&address(n), &value(n, 0), 7);
+    }
+    let kvs = (0..all + 5).map(|n| world.kv(&address(n), &value(n, MAX_VALUE - 100), 7)).collect();
+    world.take_list(kvs);
+    assert!(world.membership.roster.bytes() <= MAX_BYTES, "{} bytes are kept", world.membership.roster.bytes());
+    let snapshot = world.membership.snapshot(0);
+    assert_eq!(snapshot.len(), all, "who was known stays, and nobody else is let in");
+    let grown: Vec<bool> = (0..all)
+        .map(|n| {
+            let address = address(n).parse().expect("an address");
+            !snapshot.get(&address).expect("it is known").instance().tags["x"].is_empty()
+        })
+        .collect();
+    assert!(grown.is_sorted_by(|before, after| before >= after) && grown[0] && !grown[all - 1], "the first ones grew");
+}
+
+#[test]
 fn a_list_that_is_not_finished_changes_nothing() {
     let mut world = World::with(&["a:1", "b:1"]);
     let kv = world.kv("c:1", r#"{"address":"c:1"}"#, 7);
