@@ -128,6 +128,8 @@ async fn while_the_only_server_restarts_calls_fail_at_once_and_succeed_within_a_
     for signal in [Signal::TERM, Signal::KILL] {
         server.process.signal(signal);
         server.process.wait(LIMIT).await;
+        // The process is gone a moment before its connection is seen to end.
+        until_none(&channel, |status| status.state() == Connectivity::Ready).await;
         fails_at_once(&channel).await;
 
         server.start_again(&etcd).await;
@@ -226,6 +228,10 @@ fn names_the_place(status: &Status) {
     let place = format!("echo under {PREFIX}/: ");
     let reason = status.message().strip_prefix(&place);
     assert!(reason.is_some_and(|reason| !reason.is_empty()), "it says where it looked, and why: {status}");
+}
+
+async fn until_none(channel: &BalancedChannel, holds: impl Fn(&InstanceStatus) -> bool) {
+    eventually("it holds for no instance", LIMIT, async || !channel.instances().iter().any(&holds)).await;
 }
 
 async fn until_all(channel: &BalancedChannel, holds: impl Fn(&InstanceStatus) -> bool) {

@@ -19,7 +19,7 @@ use crate::support::changes::Changes;
 use crate::support::etcd::{Cluster, Etcd, free_port};
 use crate::support::figures;
 use crate::support::load::{Load, failed};
-use crate::support::process::{Process, Signal, example};
+use crate::support::process::{Process, Signal, example, memory_of};
 use crate::support::proxy::Proxy;
 use crate::support::server::EchoServer;
 use crate::support::server::proto::echo::EchoRequest;
@@ -332,13 +332,10 @@ struct Footprint {
 
 impl Footprint {
     fn now() -> Self {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kilobytes = line.map_or(0, |line| line.trim().trim_end_matches("kB").trim().parse().unwrap_or(0));
         Self {
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
             files: std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count),
-            bytes: kilobytes * 1024,
+            bytes: memory_of("self").0,
         }
     }
 }

@@ -36,6 +36,18 @@ pub fn example(name: &str) -> Command {
     Command::new(path)
 }
 
+/// The memory that a process has now, and the most that it ever had, in bytes; 0 where the system does not tell. `process`
+/// is its id, or `self`.
+pub fn memory_of(process: &str) -> (u64, u64) {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let read = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let kilobytes = line.map_or(0, |line| line.trim().trim_end_matches("kB").trim().parse().unwrap_or(0));
+        kilobytes * 1024_u64
+    };
+    (read("VmRSS:"), read("VmHWM:"))
+}
+
 /// A program that writes one JSON object a line to standard output, and its log to standard error.
 ///
 /// Killed when dropped. If that happens because the test panics, the log is printed first.
@@ -147,13 +159,7 @@ impl Process {
 
     /// The memory that it has now, and the most that it ever had, in bytes; 0 where the system does not tell.
     pub fn memory(&self) -> (u64, u64) {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap_or_default();
-        let read = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let kilobytes = line.map_or(0, |line| line.trim().trim_end_matches("kB").trim().parse().unwrap_or(0));
-            kilobytes * 1024_u64
-        };
-        (read("VmRSS:"), read("VmHWM:"))
+        memory_of(&self.id().to_string())
     }
 
     /// How many sockets it has open; 0 where the system does not tell.
