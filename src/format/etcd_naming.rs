@@ -23,7 +23,7 @@ use super::{DecodeError, Decoded, Entry, Format, WEIGHT, address, metadata, weig
 ///
 /// Weight and tags are in `Metadata`, and that is `null` unless there are tags or a weight other than
 /// [`DEFAULT_WEIGHT`](crate::DEFAULT_WEIGHT). **Set neither where old grpc-go clients read along:** with a version of etcd's
-/// package from before the fix of its [issue 19700](https://github.com/etcd-io/etcd/issues/19700) they panic on an object
+/// package from before [this fix](https://github.com/etcd-io/etcd/issues/19700) they panic on an object
 /// there ("comparing uncomparable type map"). A tag named `weight` cannot be told from the weight, and is not written.
 ///
 /// **Under a prefix a grpc-go client has to name an authority**, with `grpc.WithAuthority("echo")`. Left to itself it sends
