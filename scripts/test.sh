@@ -189,7 +189,7 @@ table() {
         END {
             for (promise in runs)
                 printf "%s\t%d\t%g %s\t%g %s\t%s\n", promise, runs[promise], worst[promise], unit[promise],
-                    limit[promise], unit[promise], broken[promise] ? "NOT HELD" : "held"
+                    limit[promise], unit[promise], (promise in broken) ? "NOT HELD" : "held"
             for (promise in broken) exit 1
         }' | sort | awk -F '\t' '
         BEGIN { printf "%-82s %5s %14s %14s  %s\n", "promise", "runs", "worst", "promised", "" }
