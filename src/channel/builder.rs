@@ -20,6 +20,7 @@ use super::link::Dial;
 use super::outlier::OutlierDetection;
 use super::policy::{LeastRequest, Policy};
 use super::shared::{Published, Settings, Shared};
+use super::spread::Spread;
 #[cfg(feature = "_tls")]
 use super::tls::TlsClient;
 use super::view::Connectivity;
@@ -62,6 +63,7 @@ pub struct ChannelBuilder {
     user_agent: Option<String>,
     origin: Option<Uri>,
     options: Options,
+    pub(super) spread: Spread,
     #[cfg(feature = "_tls")]
     tls: Option<ClientTls>,
     #[cfg(feature = "health")]
@@ -115,6 +117,7 @@ impl ChannelBuilder {
             user_agent: None,
             origin: None,
             options: Options::default(),
+            spread: Spread::default(),
             #[cfg(feature = "_tls")]
             tls: None,
             #[cfg(feature = "health")]
@@ -295,6 +298,7 @@ impl ChannelBuilder {
             return Err(ConfigError::Option { option: "max_waiting", value: "0".into(), expected: "at least 1" });
         }
         self.outliers.check()?;
+        self.spread.check()?;
         let settings = Settings {
             label: self.label.clone().into(),
             timeout: self.timeout,
@@ -324,7 +328,8 @@ impl ChannelBuilder {
             settings,
             events,
         });
-        let driver = Driver { shared: shared.clone(), policy: self.policy, dial, snapshots, events: received, changed };
+        let (policy, spread) = (self.policy, self.spread);
+        let driver = Driver { shared: shared.clone(), policy, spread, dial, snapshots, events: received, changed };
         let span = tracing::info_span!("channel", service = %self.label);
         runtime.spawn(driver.run(ended).instrument(span));
         Ok(BalancedChannel { owner: Arc::new(Owner { shared, changed: seen, _alive: alive }) })

@@ -19,11 +19,18 @@ use crate::instance::Instance;
 pub struct Candidate {
     seat: Arc<Seat>,
     instance: Arc<Instance>,
+    weight: u32,
 }
 
 impl Candidate {
     pub(super) fn new(seat: Arc<Seat>, instance: Arc<Instance>) -> Self {
-        Self { seat, instance }
+        let weight = full_weight(&instance);
+        Self { seat, instance, weight }
+    }
+
+    /// The same with this share of the load.
+    pub(super) fn with_weight(self, weight: u32) -> Self {
+        Self { weight, ..self }
     }
 
     /// The instance: its address, weight and tags.
@@ -32,10 +39,16 @@ impl Candidate {
         &self.instance
     }
 
-    /// Its share of the load against the other candidates' weights: 1 or more, even where an instance states 0.
+    /// Its share of the load against the other candidates' weights: 1 or more, even where an instance states 0. While
+    /// instances [start slowly](crate::ChannelBuilder::slow_start), a hundred times the weight that each has by now.
     #[must_use]
     pub fn weight(&self) -> u32 {
-        u32::from(self.instance.weight.max(1))
+        self.weight
+    }
+
+    /// The same for policies that instances do not start slowly with.
+    pub(super) fn full_weight(&self) -> u32 {
+        full_weight(&self.instance)
     }
 
     /// How many calls it has in flight, those of this channel only.
@@ -68,6 +81,11 @@ impl Candidate {
     pub(super) fn shared_instance(&self) -> &Arc<Instance> {
         &self.instance
     }
+}
+
+/// An instance's weight, also where it states none.
+fn full_weight(instance: &Instance) -> u32 {
+    u32::from(instance.weight.max(1))
 }
 
 impl fmt::Debug for Candidate {

@@ -16,6 +16,11 @@ impl Choice {
     /// What `policy` makes of these candidates. It is not asked when there are none.
     pub(super) fn new(candidates: Vec<Candidate>, policy: &dyn Policy) -> Self {
         let picker = if candidates.is_empty() { Box::new(Nothing) } else { policy.picker(&candidates) };
+        Self::of(candidates, picker)
+    }
+
+    /// What `picker`, which was made of these candidates, chooses among.
+    pub(super) fn of(candidates: Vec<Candidate>, picker: Box<dyn Picker>) -> Self {
         Self { candidates: candidates.into(), picker }
     }
 

@@ -5,6 +5,7 @@
 //! that is there at one moment is taken in before one choice is published.
 
 mod publish;
+mod subset;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future;
@@ -20,12 +21,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use self::subset::Ranked;
 use super::connection::Connection;
 use super::entry::{Entry, Phase};
 use super::link::{self, Dial};
 use super::outlier::{self, Interval};
 use super::policy::Policy;
 use super::shared::Shared;
+use super::spread::Spread;
 use super::subchannel::{Event, Record};
 use super::view::Connectivity;
 use crate::instance::Address;
@@ -41,6 +44,7 @@ const FIRST_LIST: Duration = Duration::from_secs(5);
 pub(super) struct Driver {
     pub(super) shared: Arc<Shared>,
     pub(super) policy: Arc<dyn Policy>,
+    pub(super) spread: Spread,
     pub(super) dial: Dial,
     pub(super) snapshots: BoxStream<'static, Arc<Snapshot>>,
     pub(super) events: mpsc::UnboundedReceiver<Event>,
@@ -53,6 +57,12 @@ struct State {
     /// One for each member of the last snapshot, in its order.
     entries: Vec<Entry>,
     records: Arc<[Arc<Record>]>,
+    /// The entries by their rank in the subset, and of which records that is the order.
+    ranked: Ranked,
+    /// Whether it was said that there are many instances.
+    said_many: bool,
+    /// Whether shares that grow are to be set anew.
+    grows: bool,
     /// What is known of the list of instances.
     list: List,
     /// Who waits for a turn to connect, with the generation of that wish.
@@ -72,6 +82,7 @@ type Attempt = (Address, u64, Result<Connection, Arc<str>>);
 struct Parts {
     shared: Arc<Shared>,
     policy: Arc<dyn Policy>,
+    spread: Spread,
     dial: Dial,
     changed: watch::Sender<()>,
 }
@@ -105,6 +116,8 @@ enum Timer {
     Probe(Address),
     /// The instances are compared.
     Sweep,
+    /// Shares have grown.
+    Growth,
     /// The first list is overdue.
     FirstList,
 }
@@ -112,8 +125,8 @@ enum Timer {
 impl Driver {
     /// Runs until `alive` says that the last clone of the channel is dropped.
     pub(super) async fn run(self, mut alive: mpsc::Receiver<std::convert::Infallible>) {
-        let Self { shared, policy, dial, mut snapshots, mut events, changed } = self;
-        let mut state = State::new(Parts { shared, policy, dial, changed });
+        let Self { shared, policy, spread, dial, mut snapshots, mut events, changed } = self;
+        let mut state = State::new(Parts { shared, policy, spread, dial, changed });
         loop {
             let timer = state.timers.first_key_value().map(|(&(at, _), _)| at);
             tokio::select! {
@@ -140,6 +153,7 @@ impl Driver {
                 }
                 () = at(timer) => state.tick(Instant::now()),
             }
+            state.choose_subset();
             state.connect();
             state.publish();
         }
@@ -159,6 +173,9 @@ impl State {
             driver,
             entries: Vec::new(),
             records: Arc::new([]),
+            ranked: Ranked::default(),
+            said_many: false,
+            grows: false,
             list: List::Awaited,
             queue: VecDeque::new(),
             connects: JoinSet::new(),
@@ -209,7 +226,7 @@ impl State {
             } else {
                 tracing::debug!(%address, "instance added");
                 let mut entry = Entry::new(member.clone());
-                self.enqueue(&mut entry);
+                self.admit(&mut entry);
                 merged.push(entry);
             }
         }
@@ -421,6 +438,10 @@ impl State {
                     });
                 }
                 Timer::Sweep => self.sweep(now),
+                Timer::Growth => {
+                    self.grows = false;
+                    self.mark(Dirty::Choice);
+                }
                 Timer::FirstList => {
                     if self.list == List::Awaited {
                         self.list = List::Overdue;
@@ -450,8 +471,8 @@ impl State {
 
     fn may_eject(&self) -> bool {
         let is_out = |entry: &&Entry| entry.ejection.is_out() || entry.ejection.is_on_probation();
-        let out = self.entries.iter().filter(is_out).count();
-        outlier::may_eject(out, self.entries.len(), self.outliers())
+        let used = || self.entries.iter().filter(|entry| !matches!(entry.phase, Phase::Aside));
+        outlier::may_eject(used().filter(is_out).count(), used().count(), self.outliers())
     }
 
     fn outliers(&self) -> &outlier::OutlierDetection {

@@ -11,11 +11,12 @@ use super::candidate::{Candidate, Seat};
 #[cfg(feature = "health")]
 use super::health::Health;
 use super::outlier::{Ejection, OutlierDetection};
+use super::slow_start::SlowStart;
 use super::subchannel::Record;
 use super::view::Connectivity;
 use crate::backoff::Backoff;
 use crate::instance::Address;
-use crate::snapshot::Member;
+use crate::snapshot::{Member, MemberState};
 
 /// The first wait after a failure to connect, and the longest: gRPC waits 1 s to 120 s, made for the internet; in a data
 /// centre a restarted server is wanted back at once, and a dead one is asked for often enough every 10 s.
@@ -29,6 +30,11 @@ pub(super) struct Entry {
     pub(super) phase: Phase,
     pub(super) ejection: Ejection,
     pub(super) backoff: Backoff,
+    /// Its rank in the subset, if there is one.
+    pub(super) rank: u64,
+    /// Since when it is READY as a new instance; `None` before it is, and `is_new` until then.
+    new_since: Option<Instant>,
+    is_new: bool,
     /// Its earlier connections, as far as they still have calls: a word to each gives its streams a limit.
     retired: Vec<oneshot::Sender<()>>,
 }
@@ -53,6 +59,8 @@ pub(super) enum Phase {
     Backoff { generation: u64 },
     /// It is ejected and lost its connection: the probe brings the next one.
     Benched,
+    /// It is not in the channel's subset.
+    Aside,
     /// It left the list without a word, or said that it leaves, and its connection ended.
     Gone,
 }
@@ -61,13 +69,16 @@ impl Entry {
     /// A new instance, which is nothing yet.
     pub(super) fn new(member: Member) -> Self {
         let record = Arc::new(Record::new(member.shared_instance().clone()));
-        record.draining.store(member.state() == crate::snapshot::MemberState::Draining, Ordering::Relaxed);
+        record.draining.store(member.state() == MemberState::Draining, Ordering::Relaxed);
         Self {
             member,
             record,
             phase: Phase::Gone,
             ejection: Ejection::default(),
             backoff: Backoff::new(FIRST_BACKOFF, MAX_BACKOFF),
+            rank: 0,
+            new_since: None,
+            is_new: true,
             retired: Vec::new(),
         }
     }
@@ -85,6 +96,25 @@ impl Entry {
             Phase::Ready { .. } => true,
             _ => false,
         }
+    }
+
+    /// Whether calls go to it, or will soon: it neither failed nor leaves.
+    pub(super) fn is_fit(&self) -> bool {
+        let is_live = self.member.state() == MemberState::Live;
+        let is_trusted = !self.ejection.is_out() && !self.ejection.is_on_probation();
+        let is_good = match self.phase {
+            Phase::Queued { .. } | Phase::Connecting { .. } => self.record.cause().is_none(),
+            _ => self.is_ready(),
+        };
+        is_live && is_trusted && is_good
+    }
+
+    /// Takes no more calls and wants no connection: others are in the channel's subset.
+    pub(super) fn set_aside(&mut self) {
+        self.unseat();
+        self.phase = Phase::Aside;
+        self.record.set_state(Connectivity::Idle);
+        self.record.set_cause(None);
     }
 
     fn is_connected(&self) -> bool {
@@ -105,6 +135,11 @@ impl Entry {
         self.member.state() == member.state()
             && self.member.lease() == member.lease()
             && (self.is_same(member) || self.member.instance() == member.instance())
+    }
+
+    /// What share of its weight it has by now, in percent.
+    pub(super) fn percent(&self, slow_start: SlowStart, now: Instant) -> u32 {
+        self.new_since.map_or(100, |since| slow_start.percent(since, now))
     }
 
     /// What a policy chooses from, if it is READY.
@@ -133,6 +168,9 @@ impl Entry {
             #[cfg(feature = "health")]
             health,
         };
+        if std::mem::take(&mut self.is_new) {
+            self.new_since = Some(Instant::now());
+        }
         self.record.set_state(if self.is_ready() { Connectivity::Ready } else { Connectivity::Connecting });
         self.record.set_cause(None);
     }
@@ -172,6 +210,8 @@ impl Entry {
 
     /// A new process stands at the address: what its predecessor did does not count.
     pub(super) fn forgive(&mut self) {
+        // Whose connection stands is the process that it was, with another lease.
+        self.is_new |= !self.is_connected();
         self.ejection.clear();
         self.backoff.reset();
         self.record.tally.reset();

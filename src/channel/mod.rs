@@ -19,9 +19,12 @@ mod pings;
 mod places;
 mod policy;
 mod shared;
+mod slow_start;
 mod socket;
+mod spread;
 mod status;
 mod subchannel;
+mod subset;
 mod sync;
 #[cfg(feature = "_tls")]
 mod tls;
@@ -29,6 +32,7 @@ mod trial;
 mod upload;
 mod view;
 mod waiting;
+mod zone;
 
 #[cfg(test)]
 mod tests;

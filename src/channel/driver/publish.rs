@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use super::{Dirty, FIRST_LIST, List, State};
+use tokio::time::Instant;
+
+use super::{Dirty, FIRST_LIST, List, State, Timer};
 use crate::channel::candidate::Candidate;
 use crate::channel::choice::Choice;
 use crate::channel::entry::{Entry, Phase};
 use crate::channel::shared::Published;
+use crate::channel::slow_start::SlowStart;
 use crate::channel::view::Connectivity;
 use crate::snapshot::MemberState;
 
@@ -20,7 +23,7 @@ impl State {
         let is_choice = self.dirty == Dirty::Choice || before.choice.is_none();
         if is_choice || !Arc::ptr_eq(&before.records, &self.records) {
             let candidates = self.candidates();
-            let choice = (!candidates.is_empty()).then(|| Choice::new(candidates, &*self.driver.policy));
+            let choice = (!candidates.is_empty()).then(|| self.choice(candidates));
             let (state, cause) = match choice {
                 Some(_) => (Connectivity::Ready, "".into()),
                 None => self.why_not(),
@@ -30,8 +33,51 @@ impl State {
         }
         drop(before);
         self.dirty = Dirty::No;
+        if is_choice {
+            self.grow();
+        }
+        let shared = &self.driver.shared;
         shared.serve();
         self.driver.changed.send_replace(());
+    }
+
+    /// What calls choose from.
+    fn choice(&self, mut candidates: Vec<Candidate>) -> Choice {
+        let policy = &*self.driver.policy;
+        match &self.driver.spread.zone {
+            Some(zone) => {
+                let is_known =
+                    |entry: &&Entry| entry.member.state() == MemberState::Live && !matches!(entry.phase, Phase::Aside);
+                let known = self.entries.iter().filter(is_known).map(|entry| entry.member.instance());
+                let zoned = zone.prefer(policy, &mut candidates, known);
+                let picker = zoned.picker(&candidates);
+                Choice::of(candidates, picker)
+            }
+            None => Choice::new(candidates, policy),
+        }
+    }
+
+    /// Sets shares anew after a while, if there is one that has to grow.
+    fn grow(&mut self) {
+        let Some(slow_start) = self.driver.spread.slow_start else { return };
+        let now = Instant::now();
+        let grows = |entry: &Entry| entry.is_ready() && entry.percent(slow_start, now) < 100;
+        if !self.grows && self.entries.iter().any(grows) {
+            self.grows = true;
+            self.timer(now + slow_start.step(), Timer::Growth);
+        }
+    }
+
+    /// A candidate with the share that it has by now, in hundredths of its weight, if any of all has less than its weight.
+    fn candidate(&self, entry: &Entry, shares: Option<(SlowStart, Instant)>) -> Option<Candidate> {
+        let candidate = entry.candidate()?;
+        Some(match shares {
+            Some((slow_start, now)) => {
+                let weight = candidate.full_weight() * entry.percent(slow_start, now);
+                candidate.with_weight(weight)
+            }
+            None => candidate,
+        })
     }
 
     /// READY instances that stay and are not ejected; without any, ejected ones; without any, those that leave.
@@ -39,7 +85,12 @@ impl State {
         let ready = |entry: &&Entry| entry.is_ready();
         let stays = |entry: &&Entry| entry.member.state() != MemberState::Draining;
         let wanted = |entry: &&Entry| !entry.ejection.is_out();
-        let of = |entries: Vec<&Entry>| entries.into_iter().filter_map(Entry::candidate).collect::<Vec<_>>();
+        let now = Instant::now();
+        let grows = |slow_start: &SlowStart| self.entries.iter().any(|entry| entry.percent(*slow_start, now) < 100);
+        let shares = self.driver.spread.slow_start.filter(grows).map(|slow_start| (slow_start, now));
+        let of = |entries: Vec<&Entry>| {
+            entries.into_iter().filter_map(|entry| self.candidate(entry, shares)).collect::<Vec<_>>()
+        };
         let best = of(self.entries.iter().filter(ready).filter(stays).filter(wanted).collect());
         if !best.is_empty() {
             return best;
@@ -61,7 +112,8 @@ impl State {
             }
             List::Known => {}
         }
-        let mut known = self.entries.iter().filter(|entry| !matches!(entry.phase, Phase::Gone)).peekable();
+        let mut known =
+            self.entries.iter().filter(|entry| !matches!(entry.phase, Phase::Gone | Phase::Aside)).peekable();
         if known.peek().is_none() {
             return (failing, "no instance is registered".into());
         }

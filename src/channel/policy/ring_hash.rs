@@ -105,11 +105,11 @@ struct Place {
 
 impl Ring {
     fn new(candidates: &[Candidate]) -> Self {
-        let shift = halvings(candidates.iter().map(|candidate| u64::from(candidate.weight())).sum());
+        let shift = halvings(candidates.iter().map(|candidate| u64::from(candidate.full_weight())).sum());
         let mut places = Vec::new();
         for (owner, candidate) in (0_u32..).zip(candidates) {
             let seed = xxh3_64(candidate.instance().address.to_string().as_bytes());
-            let count = (candidate.weight() * PLACES_A_WEIGHT).div_ceil(1 << shift);
+            let count = (candidate.full_weight() * PLACES_A_WEIGHT).div_ceil(1 << shift);
             places.extend((0..u64::from(count)).map(|number| Place { hash: mixed(seed, number), owner }));
         }
         // Ties are as good as impossible; the owner's order, which the address decides, settles them all the same.
