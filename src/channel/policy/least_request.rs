@@ -35,9 +35,7 @@ impl Policy for LeastRequest {
         let sampler = Sampler::new(candidates);
         let weights = match &sampler {
             Sampler::Uniform { .. } => None,
-            Sampler::Weighted { .. } => {
-                Some(candidates.iter().map(|candidate| candidate.instance().weight.max(1)).collect())
-            }
+            Sampler::Weighted { .. } => Some(candidates.iter().map(Candidate::weight).collect()),
         };
         Box::new(LeastRequestPicker { sampler, weights })
     }
@@ -46,7 +44,7 @@ impl Policy for LeastRequest {
 struct LeastRequestPicker {
     sampler: Sampler,
     /// A copy of the weights, side by side: those in the instances lie all over the memory. `None` where they are equal.
-    weights: Option<Box<[u16]>>,
+    weights: Option<Box<[u32]>>,
 }
 
 impl Picker for LeastRequestPicker {
@@ -150,6 +148,21 @@ mod tests {
                 let (calls, ideal) = (candidate.in_flight(), u32::from(weight) * 100);
                 assert!(calls.abs_diff(ideal) <= 10 + ideal / 20, "weight {weight} has {calls} of {ideal} in flight");
             }
+        }
+    }
+
+    #[test]
+    fn calls_that_stay_in_flight_spread_by_the_shares_that_instances_have_by_now() {
+        let shares = [1_000, 1_000, 100, 550];
+        let slowly =
+            candidates(&[10; 4]).into_iter().zip(shares).map(|(candidate, share)| candidate.with_weight(share));
+        let choice = Choice::new(slowly.collect(), &LeastRequest::new());
+        for _ in 0..2_650 {
+            choice.take(None, 0).expect("one has room");
+        }
+        for (candidate, ideal) in choice.candidates().iter().zip(shares) {
+            let calls = candidate.in_flight();
+            assert!(calls.abs_diff(ideal) <= 10 + ideal / 20, "a share of {ideal} has {calls} calls in flight");
         }
     }
 

@@ -14,6 +14,10 @@ use crate::channel::policy::{Picker, Policy};
 /// little about the next one, costs its instance load for seconds. Made for many short calls of one kind, over instances or
 /// networks that differ. linkerd and tower balance like this.
 ///
+/// Weights, and the shares of instances that [start slowly](crate::ChannelBuilder::slow_start), are exact for calls in flight:
+/// where each instance has some. While most have none, the sooner answer for its weight decides alone, and of equally fast
+/// ones a lighter one gets less than its share.
+///
 /// An instance that has answered nothing yet gets calls as one that answers at once, one at a time.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
@@ -53,13 +57,15 @@ impl Picker for PeakEwmaPicker {
             return if other.is_saturated() { first } else { second };
         }
         let now = Instant::now();
-        let promised = |seat: &Seat, index: usize| promise(seat, now) * u64::from(self.weights[index ^ first ^ second]);
+        let weight = |index: usize| u64::from(self.weights[index ^ first ^ second]);
+        let promised = |seat: &Seat, index: usize| promise(seat, now).saturating_mul(weight(index));
         // Each multiplied by the other's weight, instead of divided by its own. The first, drawn by weight, keeps a tie.
         if promised(other, second) < promised(one, first) { second } else { first }
     }
 }
 
-/// How long an answer would take here, in microseconds: below 2^47, so that weights fit on top.
+/// How long an answer would take here, in microseconds: below 2^47. With the largest weight, which has 23 bits while instances
+/// start slowly, two such numbers may be too large to compare; a minute with thousands of calls in flight is bad enough.
 fn promise(seat: &Seat, now: Instant) -> u64 {
     let waiting = u64::from(seat.load().min(MOST_WAITING));
     match seat.peak_micros(now) {
@@ -80,7 +86,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::channel::policy::tests::assert_shared_by_weight;
+    use crate::channel::choice::Choice;
+    use crate::channel::policy::tests::{assert_shared_by_weight, candidates};
     use crate::channel::trial::{Picked, Trial};
     use crate::instance::Instance;
 
@@ -147,6 +154,37 @@ mod tests {
         let failing = port(&failed);
         drop(failed);
         assert!((0..100).all(|_| port(&trial.pick().expect("both have room")) != failing), "it is passed over");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_that_stay_in_flight_spread_by_the_shares_that_instances_have_by_now() {
+        let shares = [1_000, 1_000, 100, 550];
+        let slowly =
+            candidates(&[10; 4]).into_iter().zip(shares).map(|(candidate, share)| candidate.with_weight(share));
+        let choice = Choice::new(slowly.collect(), &PeakEwma::new());
+        for candidate in choice.candidates() {
+            candidate.seat().measure_peaks();
+            candidate.seat().answered_at(Instant::now(), Duration::from_millis(1));
+        }
+        for _ in 0..2_650 {
+            choice.take(None, 0).expect("one has room");
+        }
+        for (candidate, ideal) in choice.candidates().iter().zip(shares) {
+            let calls = candidate.in_flight();
+            assert!(calls.abs_diff(ideal) <= 10 + ideal / 20, "a share of {ideal} has {calls} calls in flight");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_overflows_for_heavy_instances_that_are_very_slow_and_very_busy() {
+        let heaviest = candidates(&[u16::MAX; 2]).into_iter().map(|candidate| candidate.with_weight(6_553_500));
+        let candidates: Vec<_> = heaviest.collect();
+        for candidate in &candidates {
+            candidate.seat().measure_peaks();
+            candidate.seat().answered_at(Instant::now(), Duration::from_secs(4_000));
+            (0..MOST_WAITING).for_each(|_| assert!(candidate.seat().acquire(), "it has room"));
+        }
+        assert!(PeakEwma::new().picker(&candidates).pick(&candidates, 0) < 2);
     }
 
     #[tokio::test(start_paused = true)]
