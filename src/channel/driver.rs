@@ -4,6 +4,7 @@
 //! never waits for an instance: attempts to connect are tasks of their own, [`CONNECTS_AT_ONCE`] at once at most. All
 //! that is there at one moment is taken in before one choice is published.
 
+mod ejecting;
 mod publish;
 mod subset;
 
@@ -25,7 +26,6 @@ use self::subset::Ranked;
 use super::connection::Connection;
 use super::entry::{Entry, Phase};
 use super::link::{self, Dial};
-use super::outlier::{self, Interval};
 use super::policy::Policy;
 use super::shared::Shared;
 use super::spread::Spread;
@@ -336,15 +336,6 @@ impl State {
         }
     }
 
-    fn eject(&mut self, entry: &mut Entry) {
-        let now = Instant::now();
-        if let Some(until) = entry.eject(now, &self.driver.shared.settings.outliers) {
-            tracing::info!(address = %entry.address(), for_s = (until - now).as_secs(), "instance ejected");
-            self.timer(until, Timer::Probe(entry.address().clone()));
-            self.mark(Dirty::Choice);
-        }
-    }
-
     /// Wants a connection, in its turn.
     fn enqueue(&mut self, entry: &mut Entry) {
         self.generation += 1;
@@ -450,33 +441,6 @@ impl State {
                 }
             }
         }
-    }
-
-    /// Compares the instances by what their calls came to since the last time.
-    fn sweep(&mut self, now: Instant) {
-        let interval = |entry: &Entry| {
-            let (successes, failures) = entry.record.tally.take_interval();
-            Interval { successes, failures, is_out: entry.ejection.is_out() }
-        };
-        let intervals: Vec<Interval> = self.entries.iter().map(interval).collect();
-        for index in outlier::sweep(&intervals, self.outliers(), || fastrand::u8(0..100)) {
-            if self.may_eject() {
-                self.with(index, Self::eject);
-            }
-        }
-        if let Some(interval) = self.outliers().sweep_interval() {
-            self.timer(now + interval, Timer::Sweep);
-        }
-    }
-
-    fn may_eject(&self) -> bool {
-        let is_out = |entry: &&Entry| entry.ejection.is_out() || entry.ejection.is_on_probation();
-        let used = || self.entries.iter().filter(|entry| !matches!(entry.phase, Phase::Aside));
-        outlier::may_eject(used().filter(is_out).count(), used().count(), self.outliers())
-    }
-
-    fn outliers(&self) -> &outlier::OutlierDetection {
-        &self.driver.shared.settings.outliers
     }
 
     fn mark(&mut self, dirty: Dirty) {
