@@ -25,14 +25,14 @@ impl Zone {
     }
 
     /// Moves the candidates of the own zone to the front, and returns what prefers them. `known` are all instances, READY or
-    /// not: with those the fair share of a zone is all weights divided by the number of zones.
+    /// not: with those the fair share of a zone is all weights divided by the number of zones. Without any, all calls stay.
     pub(super) fn prefer<'a>(
         &self,
         policy: &'a dyn Policy,
         candidates: &mut [Candidate],
         known: impl Iterator<Item = &'a Instance>,
     ) -> Zoned<'a> {
-        candidates.sort_by_key(|candidate| !self.is_own(candidate.instance()));
+        candidates.sort_by_cached_key(|candidate| !self.is_own(candidate.instance()));
         let near = candidates.iter().take_while(|candidate| self.is_own(candidate.instance())).count();
         let weight = |instance: &Instance| u128::from(instance.weight.max(1));
         let ready: u128 = candidates[..near].iter().map(|candidate| weight(candidate.instance())).sum();
@@ -43,7 +43,7 @@ impl Zone {
             zones.insert(instance.tags.get(&self.tag));
         }
         // The part of a fair share that is READY, and of that as many tenths as are enough.
-        let share = (ready * zones.len() as u128 * WHOLE << 32) / (total * ENOUGH).max(1);
+        let share = (ready * zones.len() as u128 * WHOLE << 32).checked_div(total * ENOUGH).unwrap_or(1 << 32);
         Zoned { policy, near, share: share.min(1 << 32) }
     }
 }
@@ -103,7 +103,7 @@ mod tests {
 
     use super::*;
     use crate::channel::candidate::Seat;
-    use crate::channel::policy::{LeastRequest, RingHash, WeightedRandom, WeightedRoundRobin};
+    use crate::channel::policy::{LeastRequest, PickFirst, RingHash, WeightedRandom, WeightedRoundRobin};
 
     /// Of 40,000 calls, how many stay in zone `a`.
     fn stay(policy: &dyn Policy, ready: &[Instance], known: &[Instance]) -> f64 {
@@ -157,6 +157,30 @@ mod tests {
         let known = [own, b, none].concat();
         let seen = stay(&LeastRequest::new(), &known, &known);
         assert!(near(seen, 0.5 / 0.7), "{seen} stay");
+    }
+
+    #[test]
+    fn pick_first_keeps_its_choice_in_either_zone_while_a_part_spills() {
+        let known = [instances(Some("a"), 10, 10), instances(Some("b"), 10, 10)].concat();
+        let candidate = |index: usize| Candidate::new(Seat::new(u32::MAX, None), Arc::new(known[index].clone()));
+        let zone = Zone { tag: "zone".into(), own: "a".into() };
+        let policy = PickFirst::new();
+        let chosen = |ready: &[usize]| {
+            let mut candidates: Vec<Candidate> = ready.iter().copied().map(candidate).collect();
+            let picker = zone.prefer(&policy, &mut candidates, known.iter()).picker(&candidates);
+            let picks = (0..1_000).map(|_| candidates[picker.pick(&candidates, 0)].instance().address.clone());
+            picks.collect::<std::collections::BTreeSet<_>>()
+        };
+        let before = chosen(&[5, 6, 15, 16]);
+        assert_eq!(before, [5, 15].map(|index| known[index].address.clone()).into());
+        assert_eq!(chosen(&[4, 5, 6, 14, 15, 16]), before, "who comes before them changes nothing");
+        assert_eq!(chosen(&[4, 5, 14, 16]), [5, 14].map(|index| known[index].address.clone()).into());
+    }
+
+    #[test]
+    fn calls_stay_where_nothing_is_known_of_fair_shares() {
+        let ready = [instances(Some("a"), 2, 10), instances(Some("b"), 2, 10)].concat();
+        assert!(near(stay(&LeastRequest::new(), &ready, &[]), 1.0));
     }
 
     #[test]

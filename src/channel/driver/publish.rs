@@ -46,8 +46,9 @@ impl State {
         let policy = &*self.driver.policy;
         match &self.driver.spread.zone {
             Some(zone) => {
-                let is_known =
-                    |entry: &&Entry| entry.member.state() == MemberState::Live && !matches!(entry.phase, Phase::Aside);
+                let is_known = |entry: &&Entry| {
+                    entry.member.state() != MemberState::Draining && !matches!(entry.phase, Phase::Aside | Phase::Gone)
+                };
                 let known = self.entries.iter().filter(is_known).map(|entry| entry.member.instance());
                 let zoned = zone.prefer(policy, &mut candidates, known);
                 let picker = zoned.picker(&candidates);

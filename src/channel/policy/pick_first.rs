@@ -8,13 +8,17 @@ use crate::instance::Address;
 
 /// One instance for all calls: the first by address, and then that one until it is no longer READY.
 ///
+/// With a [preferred zone](crate::ChannelBuilder::prefer_zone) it is one in the own zone, and one elsewhere for calls that spill.
+/// Where both an earlier choice and others could follow the present one, it is the earlier choice.
+///
 /// For services with one active server, or where a warm cache matters more than an even load. Weights say nothing here.
 /// Calls beyond what the instance takes at once go to any other.
 ///
 /// A clone makes its own choice; an [`Arc`](std::sync::Arc) of one policy given to two channels is one choice for both.
 #[derive(Debug, Default)]
 pub struct PickFirst {
-    chosen: Mutex<Option<Address>>,
+    /// The latest one first.
+    chosen: Mutex<Vec<Address>>,
 }
 
 impl PickFirst {
@@ -34,13 +38,26 @@ impl Clone for PickFirst {
 impl Policy for PickFirst {
     fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
         let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
-        let address = |index: usize| &candidates[index].instance().address;
-        let stays = (0..candidates.len()).find(|&index| Some(address(index)) == chosen.as_ref());
-        let index = stays.or_else(|| (0..candidates.len()).min_by_key(|&index| address(index)));
-        *chosen = index.map(|index| address(index).clone());
-        Box::new(Always(index.unwrap_or_default()))
+        let place =
+            |address: &Address| candidates.iter().position(|candidate| candidate.instance().address == *address);
+        let first = || (0..candidates.len()).min_by_key(|&index| &candidates[index].instance().address);
+        let index = chosen.iter().find_map(place).or_else(first).unwrap_or_default();
+        if let Some(candidate) = candidates.get(index) {
+            let address = &candidate.instance().address;
+            chosen.retain(|earlier| earlier != address);
+            chosen.insert(0, address.clone());
+            chosen.truncate(REMEMBERED);
+        }
+        Box::new(Always(index))
+    }
+
+    fn starts_slowly(&self) -> bool {
+        false
     }
 }
+
+/// One choice in the own zone, and one elsewhere.
+const REMEMBERED: usize = 2;
 
 struct Always(usize);
 
