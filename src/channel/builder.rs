@@ -328,7 +328,8 @@ impl ChannelBuilder {
             settings,
             events,
         });
-        let (policy, spread) = (self.policy, self.spread);
+        let spread = self.spread.with(&*self.policy);
+        let policy = self.policy;
         let driver = Driver { shared: shared.clone(), policy, spread, dial, snapshots, events: received, changed };
         let span = tracing::info_span!("channel", service = %self.label);
         runtime.spawn(driver.run(ended).instrument(span));

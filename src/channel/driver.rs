@@ -248,6 +248,7 @@ impl State {
             return;
         }
         let restarted = entry.member.lease() != member.lease();
+        self.ranked.follow(entry.member.instance(), member.instance());
         entry.member = member.clone();
         entry.record.instance.store(member.shared_instance().clone());
         entry.record.draining.store(member.state() == MemberState::Draining, Ordering::Relaxed);
@@ -397,6 +398,7 @@ impl State {
             }
             Err(cause) => {
                 tracing::debug!(%cause, "cannot connect");
+                entry.found_nobody();
                 state.back_off(entry, cause);
             }
         });

@@ -100,13 +100,18 @@ impl Entry {
 
     /// Whether calls go to it, or will soon: it neither failed nor leaves.
     pub(super) fn is_fit(&self) -> bool {
-        let is_live = self.member.state() == MemberState::Live;
+        let stays = match self.member.state() {
+            MemberState::Live => true,
+            // It lives by its connection: an etcd that forgets everybody must not make each client dial all of them.
+            MemberState::InQuestion => self.is_ready(),
+            MemberState::Draining => false,
+        };
         let is_trusted = !self.ejection.is_out() && !self.ejection.is_on_probation();
         let is_good = match self.phase {
             Phase::Queued { .. } | Phase::Connecting { .. } => self.record.cause().is_none(),
             _ => self.is_ready(),
         };
-        is_live && is_trusted && is_good
+        stays && is_trusted && is_good
     }
 
     /// Takes no more calls and wants no connection: others are in the channel's subset.
@@ -148,6 +153,11 @@ impl Entry {
             Phase::Ready { seat, .. } => Some(Candidate::new(seat.clone(), self.member.shared_instance().clone())),
             _ => None,
         }
+    }
+
+    /// An attempt to connect failed. Who answers the next one is a new process, most likely: its key may tell so only later.
+    pub(super) fn found_nobody(&mut self) {
+        self.is_new = true;
     }
 
     /// A connection is there.

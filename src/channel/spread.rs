@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::builder::ChannelBuilder;
+use super::policy::Policy;
 use super::slow_start::SlowStart;
 use super::subset::Subset;
 use super::zone::Zone;
@@ -21,6 +22,11 @@ impl Spread {
         self.slow_start.map_or(Ok(()), SlowStart::check)?;
         self.subset.map_or(Ok(()), Subset::check)
     }
+
+    /// What of it there is with this policy.
+    pub(super) fn with(self, policy: &dyn Policy) -> Self {
+        Self { slow_start: self.slow_start.filter(|_| policy.starts_slowly()), ..self }
+    }
 }
 
 /// Which instances are used, and how much of each.
@@ -28,9 +34,11 @@ impl ChannelBuilder {
     /// Lets the share of a new instance grow from 10 % to 100 % of its weight, in a straight line over `window`: for servers
     /// that have to fill caches or compile first. Off unless given.
     ///
-    /// New is an instance that is READY for the first time since it was registered. Where all are new alike, as when the
-    /// channel starts, all have the same share. Shares are set anew after each percent, every 100 ms at most.
-    /// [`PickFirst`](crate::PickFirst) and [`RingHash`](crate::RingHash) do not know of it.
+    /// New is an instance that is READY for the first time since it was registered, or since it could not be reached: it is
+    /// another process then, most likely. One that only reconnects is not. Where all are new alike, as when the channel
+    /// starts, all have the same share. Shares are set anew after each percent, ninety times a window, and every 100 ms at
+    /// most. [`PickFirst`](crate::PickFirst) and [`RingHash`](crate::RingHash) do not know of it, and a channel with one of
+    /// them pays nothing; [`Policy::starts_slowly`](crate::Policy::starts_slowly) tells.
     pub fn slow_start(mut self, window: Duration) -> Self {
         self.spread.slow_start = Some(SlowStart::new(window));
         self

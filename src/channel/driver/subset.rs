@@ -8,6 +8,7 @@ use super::{Dirty, State};
 use crate::channel::entry::{Entry, Phase};
 use crate::channel::subchannel::Record;
 use crate::channel::subset::MANY;
+use crate::instance::Instance;
 
 /// The places of all entries, the one that is used first at first.
 #[derive(Default)]
@@ -15,6 +16,15 @@ pub(super) struct Ranked {
     /// Whose order it is.
     records: Option<Arc<[Arc<Record>]>>,
     order: Vec<usize>,
+}
+
+impl Ranked {
+    /// An instance has other tags now, so its zone may be another one.
+    pub(super) fn follow(&mut self, before: &Instance, after: &Instance) {
+        if before.tags != after.tags {
+            self.records = None;
+        }
+    }
 }
 
 impl State {

@@ -100,6 +100,15 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     fn measures_peaks(&self) -> bool {
         false
     }
+
+    /// Whether new instances [start slowly](crate::ChannelBuilder::slow_start) with this policy, if the channel is told so.
+    /// Defaults to `true`: then a picker is asked for after each percent by which a share has grown. `false` is for policies
+    /// that do not share calls by weight, or where calls have to find the same instance again.
+    ///
+    /// A policy around another one passes on what that one says.
+    fn starts_slowly(&self) -> bool {
+        true
+    }
 }
 
 /// Chooses among candidates that do not change.
@@ -124,6 +133,10 @@ impl<P: Policy + ?Sized> Policy for Box<P> {
     fn measures_peaks(&self) -> bool {
         (**self).measures_peaks()
     }
+
+    fn starts_slowly(&self) -> bool {
+        (**self).starts_slowly()
+    }
 }
 
 impl<P: Policy + ?Sized> Policy for Arc<P> {
@@ -137,6 +150,10 @@ impl<P: Policy + ?Sized> Policy for Arc<P> {
 
     fn measures_peaks(&self) -> bool {
         (**self).measures_peaks()
+    }
+
+    fn starts_slowly(&self) -> bool {
+        (**self).starts_slowly()
     }
 }
 

@@ -77,6 +77,10 @@ impl Policy for RingHash {
         };
         key.unwrap_or_else(|| fastrand::u64(..))
     }
+
+    fn starts_slowly(&self) -> bool {
+        false
+    }
 }
 
 impl fmt::Debug for RingHash {

@@ -16,3 +16,4 @@ mod peers;
 mod replays;
 mod rig;
 mod saturation;
+mod shares;

@@ -1,0 +1,159 @@
+//! Slow start, the own zone and a subset on bad days: restarts, and an etcd that forgets everybody.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::HeaderName;
+use tokio::time::sleep;
+
+use super::peers::{OnConnect, Peer};
+use super::rig::{Rig, SECOND, in_question, live, member, rest};
+use crate::channel::{Candidate, Connectivity, PickFirst, Picker, Policy, RingHash, WeightedRoundRobin};
+use crate::instance::Instance;
+use crate::snapshot::{Member, MemberState};
+
+const WINDOW: Duration = Duration::from_secs(90);
+
+async fn is_ready(rig: &Rig, peer: &Peer) {
+    rig.until_peer(peer, "it is READY", |status| status.state() == Connectivity::Ready).await;
+}
+
+async fn all_are_known(rig: &Rig, count: usize) {
+    rig.until("they are known", |all| all.len() == count).await;
+    rest().await;
+}
+
+fn in_zone(peer: &Peer, zone: &str, state: MemberState) -> Member {
+    Member::new(Arc::new(Instance::new("echo", peer.address()).tag("zone", zone)), 1, state)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_is_back_before_its_new_key_is_heard_of_starts_slowly_too() {
+    let rig = Rig::with(|builder| builder.policy(WeightedRoundRobin::new()).slow_start(WINDOW));
+    let [steady, restarted] = rig.network.peers(1);
+    rig.is_ready_with(&[&steady, &restarted]).await;
+    sleep(WINDOW + SECOND).await;
+    restarted.kill();
+    rig.until_peer(&restarted, "it is gone", |status| status.state() == Connectivity::TransientFailure).await;
+    restarted.on_connect(OnConnect::Accept);
+    is_ready(&rig, &restarted).await;
+    rig.list([live(&steady), member(&restarted, 2, MemberState::Live)]);
+    rest().await;
+    // 100 : 10, and a cycle of 11.
+    assert_eq!(rig.answers_of(&restarted, 110).await, 10, "a tenth at first");
+    sleep(45 * SECOND + SECOND / 2).await;
+    // 100 : 55, and a cycle of 31.
+    assert_eq!(rig.answers_of(&restarted, 310).await, 110, "half way");
+    sleep(45 * SECOND).await;
+    assert_eq!(rig.answers_of(&restarted, 100).await, 50, "all of it after the window");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_only_reconnects_keeps_its_share() {
+    let rig = Rig::with(|builder| builder.policy(WeightedRoundRobin::new()).slow_start(WINDOW));
+    let [steady, cut] = rig.network.peers(1);
+    rig.is_ready_with(&[&steady, &cut]).await;
+    sleep(WINDOW + SECOND).await;
+    cut.cut();
+    cut.attempted().reaches(2).await;
+    is_ready(&rig, &cut).await;
+    rest().await;
+    assert_eq!(rig.answers_of(&cut, 100).await, 50, "a new connection to the same process");
+}
+
+/// Counts how often it is asked for a picker.
+#[derive(Debug)]
+struct Counting<P> {
+    policy: P,
+    pickers: Arc<AtomicUsize>,
+}
+
+impl<P: Policy> Policy for Counting<P> {
+    fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
+        self.pickers.fetch_add(1, Ordering::Relaxed);
+        self.policy.picker(candidates)
+    }
+
+    fn starts_slowly(&self) -> bool {
+        self.policy.starts_slowly()
+    }
+}
+
+/// How many pickers a channel makes within the window after its instances are READY.
+async fn pickers_in_the_window(policy: impl Policy) -> usize {
+    let pickers = Arc::<AtomicUsize>::default();
+    let policy = Counting { policy, pickers: pickers.clone() };
+    let rig = Rig::with(|builder| builder.policy(policy).slow_start(WINDOW));
+    let peers: [Peer; 3] = rig.network.peers(1);
+    rig.is_ready_with(&peers.each_ref()).await;
+    rest().await;
+    let before = pickers.load(Ordering::Relaxed);
+    sleep(2 * WINDOW).await;
+    pickers.load(Ordering::Relaxed) - before
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_costs_ninety_pickers_and_none_with_a_policy_that_nobody_starts_slowly_with() {
+    let ring = RingHash::by_header(HeaderName::from_static("key"));
+    assert_eq!(pickers_in_the_window(PickFirst::new()).await, 0);
+    assert_eq!(pickers_in_the_window(ring).await, 0);
+    assert_eq!(pickers_in_the_window(WeightedRoundRobin::new()).await, 90, "one a percent, and none afterwards");
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_all_keys_go_a_subset_goes_on_and_dials_nobody_else() {
+    let rig = Rig::with(|builder| builder.subset_as(3, "client"));
+    let peers: [Peer; 10] = rig.network.peers(1);
+    let dialled = || peers.iter().map(|peer| peer.attempted().get()).sum::<usize>();
+    rig.list(peers.iter().map(live));
+    all_are_known(&rig, 10).await;
+    assert_eq!(dialled(), 3);
+    // One after the other, as leases end.
+    for gone in 1..=10 {
+        let (gone, there) = peers.split_at(gone);
+        rig.list(gone.iter().map(in_question).chain(there.iter().map(live)));
+        rest().await;
+        assert_eq!(dialled(), 3, "{} are gone", gone.len());
+    }
+    for _ in 0..60 {
+        rig.answer().await.expect("the subset still serves");
+        sleep(SECOND).await;
+    }
+    assert_eq!(dialled(), 3, "the herd stays at home");
+    rig.list(peers.iter().map(live));
+    sleep(SECOND).await;
+    rig.answer().await.expect("the subset still serves");
+    assert_eq!(dialled(), 3, "it is the same subset");
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_all_keys_are_gone_calls_stay_in_their_zone() {
+    let rig = Rig::with(|builder| builder.policy(WeightedRoundRobin::new()).prefer_zone("zone", "a"));
+    let [near, far] = rig.network.peers(1);
+    for state in [MemberState::Live, MemberState::InQuestion, MemberState::Live] {
+        rig.list([in_zone(&near, "a", state), in_zone(&far, "b", state)]);
+        rig.until("both are READY", |all| all.len() == 2 && all.iter().all(|one| one.state() == Connectivity::Ready))
+            .await;
+        rest().await;
+        assert_eq!(rig.answers_of(&near, 100).await, 100, "while they are {state:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subset_follows_an_instance_to_another_zone() {
+    let rig = Rig::with(|builder| builder.subset_as(2, "client").prefer_zone("zone", "a"));
+    let peers: [Peer; 4] = rig.network.peers(1);
+    let list = |own: [usize; 2]| {
+        let zone = |index: usize| if own.contains(&index) { "a" } else { "b" };
+        rig.list(peers.iter().enumerate().map(|(index, peer)| in_zone(peer, zone(index), MemberState::Live)));
+    };
+    list([0, 1]);
+    all_are_known(&rig, 4).await;
+    for own in [[0, 1], [1, 2], [2, 3]] {
+        list(own);
+        for (index, peer) in peers.iter().enumerate() {
+            peer.has_open(usize::from(own.contains(&index))).await;
+        }
+    }
+}
