@@ -8,15 +8,18 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 use hdrhistogram::Histogram;
+use http::HeaderName;
 use serde::Serialize;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time;
+use tonic::metadata::AsciiMetadataKey;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 use tonic_etcd::{
-    BalancedChannel, LeastRequest, PickFirst, Registries, WeightedRandom, WeightedRoundRobin, shutdown_signal,
+    BalancedChannel, ChannelBuilder, LeastRequest, PeakEwma, PickFirst, Registries, RingHash, WeightedRandom,
+    WeightedRoundRobin, shutdown_signal,
 };
 
 use proto::echo::echo_client::EchoClient;
@@ -48,6 +51,9 @@ struct Flags {
     /// --balancer tonic]
     #[arg(long, value_enum, value_name = "NAME")]
     policy: Option<Policy>,
+
+    #[command(flatten)]
+    spread: Spread,
 
     /// Calls a second, each begun at its own time whatever the others do; 0 is as many as --concurrency callers can
     /// make
@@ -86,6 +92,32 @@ enum Policy {
     WeightedRoundRobin,
     Random,
     PickFirst,
+    PeakEwma,
+    RingHash,
+}
+
+/// Which servers take how much; not for tonic's balancer.
+#[derive(Args)]
+struct Spread {
+    /// With --policy ring-hash: the header with a call's key, of which the calls have a thousand in turn
+    #[arg(long, value_name = "NAME", value_parser = header)]
+    hash_header: Option<AsciiMetadataKey>,
+
+    /// Prefers the servers of this zone
+    #[arg(long, value_name = "ZONE")]
+    zone: Option<String>,
+
+    /// The tag that names a server's zone
+    #[arg(long, value_name = "NAME", default_value = "zone", requires = "zone")]
+    zone_tag: String,
+
+    /// Uses, and connects to, this many servers only
+    #[arg(long, value_name = "N", value_parser = number(1..=usize::MAX))]
+    subset: Option<usize>,
+
+    /// The share of a new server grows from a tenth to all of it in this time
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    slow_start: Option<Duration>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -99,6 +131,10 @@ fn timeout(value: &str) -> Result<Duration, &'static str> {
         Duration::ZERO => Err("expected at least 1 millisecond"),
         timeout => Ok(timeout),
     }
+}
+
+fn header(value: &str) -> Result<AsciiMetadataKey, &'static str> {
+    value.parse().map_err(|_| "expected the name of a header that does not end with -bin, such as x-user")
 }
 
 #[tokio::main]
@@ -145,11 +181,23 @@ impl Flags {
             Some(Policy::WeightedRoundRobin) => channel.policy(WeightedRoundRobin::new()),
             Some(Policy::Random) => channel.policy(WeightedRandom::new()),
             Some(Policy::PickFirst) => channel.policy(PickFirst::new()),
+            Some(Policy::PeakEwma) => channel.policy(PeakEwma::new()),
+            Some(Policy::RingHash) => channel.policy(self.spread.ring()?),
         };
-        Ok(channel.build()?)
+        if self.spread.hash_header.is_some() && self.policy != Some(Policy::RingHash) {
+            return Err(Failure::Usage("--hash-header is for --policy ring-hash".into()));
+        }
+        Ok(self.spread.over(channel).build()?)
     }
 
     fn tonics_channel(&self) -> Result<Channel, Failure> {
+        let Spread { hash_header, zone, zone_tag: _, subset, slow_start } = &self.spread;
+        if hash_header.is_some() || zone.is_some() || subset.is_some() || slow_start.is_some() {
+            return Err(Failure::Usage(
+                "tonic's balancer knows no --hash-header, --zone, --subset and --slow-start: expected --balancer own"
+                    .into(),
+            ));
+        }
         if !matches!(self.policy, None | Some(Policy::Random)) {
             return Err(Failure::Usage(
                 "tonic's balancer has one policy: expected --policy random, or none with --balancer tonic".into(),
@@ -165,7 +213,7 @@ impl Flags {
         let at_once = self.concurrency.unwrap_or(if self.rps > 0 { OPEN_LOOP } else { CLOSED_LOOP });
         let turns = Arc::new(Semaphore::new(at_once as usize));
 
-        for _ in 0..self.count.unwrap_or(u64::MAX) {
+        for number in 0..self.count.unwrap_or(u64::MAX) {
             // The counting ends early only where standard output is closed.
             if outcomes.is_closed() {
                 return;
@@ -177,13 +225,46 @@ impl Flags {
             let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
             let due = due.unwrap_or_else(Instant::now);
             let (client, timeout, outcomes) = (client.clone(), self.timeout, outcomes.clone());
+            let request = self.spread.request(number, timeout);
             tokio::spawn(async move {
-                let answer = client.echo(timeout).await;
+                let answer = client.echo(request, timeout).await;
                 let latency = due.elapsed();
                 drop(turn);
                 let _ = outcomes.send(Outcome { answer, latency }).await;
             });
         }
+    }
+}
+
+impl Spread {
+    fn ring(&self) -> Result<RingHash, Failure> {
+        let header = self.hash_header.as_ref().and_then(|header| header.as_str().parse::<HeaderName>().ok());
+        header.map(RingHash::by_header).ok_or_else(|| Failure::Usage("--policy ring-hash needs --hash-header".into()))
+    }
+
+    fn over(&self, channel: ChannelBuilder) -> ChannelBuilder {
+        let channel = match self.slow_start {
+            Some(window) => channel.slow_start(window),
+            None => channel,
+        };
+        let channel = match &self.zone {
+            Some(zone) => channel.prefer_zone(&self.zone_tag, zone),
+            None => channel,
+        };
+        match self.subset {
+            Some(size) => channel.subset(size),
+            None => channel,
+        }
+    }
+
+    /// The call of this number.
+    fn request(&self, number: u64, timeout: Duration) -> Request<EchoRequest> {
+        let mut request = Request::new(EchoRequest { message: "hello".to_owned() });
+        request.set_timeout(timeout);
+        if let Some(header) = &self.hash_header {
+            request.metadata_mut().insert(header, (number % KEYS).into());
+        }
+        request
     }
 }
 
@@ -213,31 +294,29 @@ struct Outcome {
 /// A client over one of the two channels.
 trait Echo: Clone + Send + 'static {
     /// Makes a call, and tells the address of the server that answered.
-    fn echo(self, timeout: Duration) -> impl Future<Output = Result<String, Code>> + Send;
+    fn echo(
+        self,
+        request: Request<EchoRequest>,
+        timeout: Duration,
+    ) -> impl Future<Output = Result<String, Code>> + Send;
 }
 
 impl Echo for EchoClient<BalancedChannel> {
-    async fn echo(mut self, timeout: Duration) -> Result<String, Code> {
-        answer(self.unary_echo(request(timeout)).await)
+    async fn echo(mut self, request: Request<EchoRequest>, _: Duration) -> Result<String, Code> {
+        answer(self.unary_echo(request).await)
     }
 }
 
 impl Echo for EchoClient<Channel> {
-    async fn echo(mut self, timeout: Duration) -> Result<String, Code> {
+    async fn echo(mut self, request: Request<EchoRequest>, timeout: Duration) -> Result<String, Code> {
         // tonic's channel looks at the deadline only once it has chosen a server, and chooses none while there is none.
-        match time::timeout(timeout, self.unary_echo(request(timeout))).await {
+        match time::timeout(timeout, self.unary_echo(request)).await {
             // It reports a missed deadline as CANCELLED.
             Ok(Err(status)) if status.message() == "Timeout expired" => Err(Code::DeadlineExceeded),
             Ok(reply) => answer(reply),
             Err(_) => Err(Code::DeadlineExceeded),
         }
     }
-}
-
-fn request(timeout: Duration) -> Request<EchoRequest> {
-    let mut request = Request::new(EchoRequest { message: "hello".to_owned() });
-    request.set_timeout(timeout);
-    request
 }
 
 fn answer(reply: Result<Response<EchoReply>, Status>) -> Result<String, Code> {
@@ -375,6 +454,8 @@ fn name(code: Code) -> &'static str {
 const OPEN_LOOP: u32 = 1024;
 /// Callers in a closed loop: enough to keep a few cores busy.
 const CLOSED_LOOP: u32 = 64;
+/// Keys of calls for a ring: enough that each of a few dozen servers has some.
+const KEYS: u64 = 1_000;
 /// Moments and outcomes that may wait to be looked at.
 const OUTCOMES: usize = 1024;
 /// Significant digits of a latency: three tell 1.00 ms from 1.01 ms.

@@ -38,6 +38,17 @@ fn bad_flags_are_refused_with_what_was_expected() {
     refused("echo_server", &["--fail-percent", "101"]);
     refused("echo_client", &["--policy", "no-such-policy"]);
     refused("echo_client", &["--count", "1", "--duration", "1"]);
+    assert!(refused("echo_client", &["--policy", "ring-hash"]).contains("--hash-header"), "a ring needs keys");
+    refused("echo_client", &["--policy", "random", "--hash-header", "x-user"]);
+    refused("echo_client", &["--policy", "ring-hash", "--hash-header", "x user"]);
+    refused("echo_client", &["--policy", "ring-hash", "--hash-header", "x-user-bin"]);
+    refused("echo_client", &["--zone-tag", "rack"]);
+    refused("echo_client", &["--subset", "0"]);
+    refused("echo_client", &["--slow-start", "0"]);
+    for own in [["--zone", "a"], ["--subset", "2"], ["--slow-start", "30"]] {
+        let flags = ["--balancer", "tonic", own[0], own[1]];
+        assert!(refused("echo_client", &flags).contains(own[0]), "tonic's balancer has no such thing");
+    }
     let tonics = ["--balancer", "tonic", "--policy", "least-request"];
     assert!(refused("echo_client", &tonics).contains("random"), "tonic's balancer has one policy");
 }

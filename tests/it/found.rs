@@ -118,6 +118,7 @@ async fn the_example_programs_find_each_other() {
         ["--policy", "weighted-round-robin"],
         ["--policy", "random"],
         ["--policy", "pick-first"],
+        ["--policy", "peak-ewma"],
     ] {
         let flags = ["--etcd", &etcd.url(), "--count", "20", "--rps", "0"];
         let mut client = Process::start(example("echo_client").args(flags).args(balance));
@@ -129,11 +130,43 @@ async fn the_example_programs_find_each_other() {
 
     server.signal(Signal::INT);
     let stopped = server.expect_event("stopped", LIMIT).await;
-    assert_eq!(stopped["calls"], 100, "the server counted the calls of all clients");
+    assert_eq!(stopped["calls"], 120, "the server counted the calls of all clients");
     assert!(server.wait(LIMIT).await.success());
     watch.expect_event("remove", LIMIT).await;
     watch.signal(Signal::TERM);
     watch.wait(LIMIT).await;
+}
+
+#[tokio::test]
+async fn the_example_client_prefers_a_zone_uses_a_subset_and_calls_by_key_as_it_is_told() {
+    let etcd = Etcd::start().await;
+    let mut servers = Vec::new();
+    for zone in ["rack=a", "rack=a", "rack=b"] {
+        let mut server = Process::start(example("echo_server").args(["--etcd", &etcd.url(), "--tag", zone]));
+        let listening = server.expect_event("listening", LIMIT).await;
+        server.expect_event("registered", LIMIT).await;
+        servers.push((listening["address"].as_str().expect("an address").to_owned(), server));
+    }
+    let flags = ["--etcd", &etcd.url(), "--count", "200"];
+    let calls = async |own: &[&str]| {
+        let mut client = Process::start(example("echo_client").args(flags).args(own));
+        let summary = client.rest(LIMIT).await.pop().expect("the client ends with a summary");
+        assert!(client.wait(LIMIT).await.success(), "{own:?} is understood");
+        assert_eq!(summary["ok"], 200, "{own:?}: {summary}");
+        let of = |address: &String| summary["by_instance"][address].as_u64().unwrap_or(0);
+        servers.iter().map(|(address, _)| of(address)).collect::<Vec<_>>()
+    };
+
+    let zone = calls(&["--zone", "a", "--zone-tag", "rack", "--slow-start", "30"]).await;
+    // Until the servers of the zone are connected, the other one may be all that there is.
+    assert!(
+        zone[0] > 0 && zone[1] > 0 && zone[2] < 100,
+        "two of three are enough for all calls of their zone: {zone:?}"
+    );
+    let subset = calls(&["--subset", "1"]).await;
+    assert_eq!(subset.iter().filter(|calls| **calls > 0).count(), 1, "one is used: {subset:?}");
+    let ring = calls(&["--policy", "ring-hash", "--hash-header", "x-user"]).await;
+    assert!(ring.iter().all(|calls| *calls > 0), "keys spread over all: {ring:?}");
 }
 
 #[tokio::test]
