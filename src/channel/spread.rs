@@ -61,9 +61,13 @@ impl ChannelBuilder {
     ///
     /// Each client has others, chosen by rendezvous hashing: one that goes is replaced by one, one that comes replaces one at
     /// most, and nothing else changes. Clients know nothing of each other: with 1,000 of them and 20 instances of 200 each, an
-    /// instance has 100 clients with a standard deviation of 9.5. An instance that is not READY is stood in for until it is;
-    /// calls in flight on the stand-in then finish. With [`prefer_zone`](Self::prefer_zone), instances of the own zone come
-    /// first, and the shares of zones are those in the subset.
+    /// instance has 100 clients with a standard deviation of 9.5, and one of 150 is more than a quarter off.
+    ///
+    /// An instance that is not READY is stood in for until it is; calls in flight on the stand-in then finish. While keys are
+    /// gone from etcd without a word, those that are connected stay, and nobody stands in for them.
+    ///
+    /// With [`prefer_zone`](Self::prefer_zone), instances of the own zone come first, and the shares of zones are those in the
+    /// subset: an own zone of at least `size` instances takes all calls, also where it is a small part of the service.
     ///
     /// The choice is random for each channel; with [`subset_as`](Self::subset_as) it is the same after a restart.
     pub fn subset(mut self, size: usize) -> Self {
