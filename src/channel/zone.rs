@@ -43,7 +43,7 @@ impl Zone {
             zones.insert(instance.tags.get(&self.tag));
         }
         // The part of a fair share that is READY, and of that as many tenths as are enough.
-        let share = (ready * zones.len() as u128 * WHOLE << 32).checked_div(total * ENOUGH).unwrap_or(1 << 32);
+        let share = ((ready * zones.len() as u128 * WHOLE) << 32).checked_div(total * ENOUGH).unwrap_or(1 << 32);
         Zoned { policy, near, share: share.min(1 << 32) }
     }
 }

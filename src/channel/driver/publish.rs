@@ -69,18 +69,6 @@ impl State {
         }
     }
 
-    /// A candidate with the share that it has by now, in hundredths of its weight, if any of all has less than its weight.
-    fn candidate(&self, entry: &Entry, shares: Option<(SlowStart, Instant)>) -> Option<Candidate> {
-        let candidate = entry.candidate()?;
-        Some(match shares {
-            Some((slow_start, now)) => {
-                let weight = candidate.full_weight() * entry.percent(slow_start, now);
-                candidate.with_weight(weight)
-            }
-            None => candidate,
-        })
-    }
-
     /// READY instances that stay and are not ejected; without any, ejected ones; without any, those that leave.
     fn candidates(&self) -> Vec<Candidate> {
         let ready = |entry: &&Entry| entry.is_ready();
@@ -89,9 +77,8 @@ impl State {
         let now = Instant::now();
         let grows = |slow_start: &SlowStart| self.entries.iter().any(|entry| entry.percent(*slow_start, now) < 100);
         let shares = self.driver.spread.slow_start.filter(grows).map(|slow_start| (slow_start, now));
-        let of = |entries: Vec<&Entry>| {
-            entries.into_iter().filter_map(|entry| self.candidate(entry, shares)).collect::<Vec<_>>()
-        };
+        let of =
+            |entries: Vec<&Entry>| entries.into_iter().filter_map(|entry| candidate(entry, shares)).collect::<Vec<_>>();
         let best = of(self.entries.iter().filter(ready).filter(stays).filter(wanted).collect());
         if !best.is_empty() {
             return best;
@@ -137,6 +124,18 @@ impl State {
             entry.record.seat.store(None);
         }
     }
+}
+
+/// A candidate with the share that it has by now, in hundredths of its weight, if any of all has less than its weight.
+fn candidate(entry: &Entry, shares: Option<(SlowStart, Instant)>) -> Option<Candidate> {
+    let candidate = entry.candidate()?;
+    Some(match shares {
+        Some((slow_start, now)) => {
+            let weight = candidate.full_weight() * entry.percent(slow_start, now);
+            candidate.with_weight(weight)
+        }
+        None => candidate,
+    })
 }
 
 /// However it ends: its runtime may end under it, and a policy of the user's may panic.
