@@ -122,7 +122,8 @@ pub use tower::discover::Change;
 pub use self::channel::{
     BalancedChannel, Candidate, ChannelBuilder, Connectivity, Ending, FailurePercentage, InstanceChanges,
     InstanceStatus, LeastRequest, Outcome, OutlierDetection, PeakEwma, PickFirst, Picked, Picker, Policy, ResponseBody,
-    ResponseFuture, RingHash, SuccessRate, Trial, WaitForReady, WeightedRandom, WeightedRoundRobin,
+    ResponseFuture, RetryPolicy, RetryThrottling, RingHash, ServiceConfig, ServiceConfigError, SuccessRate, Trial,
+    WaitForReady, WeightedRandom, WeightedRoundRobin,
 };
 pub use self::discover::Discover;
 pub use self::error::{ConfigError, Gone, RegistryError};

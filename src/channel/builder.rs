@@ -19,6 +19,7 @@ use super::driver::Driver;
 use super::link::Dial;
 use super::outlier::OutlierDetection;
 use super::policy::{LeastRequest, Policy};
+use super::retry::Methods;
 use super::shared::{Published, Settings, Shared};
 use super::spread::Spread;
 #[cfg(feature = "_tls")]
@@ -64,6 +65,7 @@ pub struct ChannelBuilder {
     origin: Option<Uri>,
     options: Options,
     pub(super) spread: Spread,
+    pub(super) methods: Methods,
     #[cfg(feature = "_tls")]
     tls: Option<ClientTls>,
     #[cfg(feature = "health")]
@@ -118,6 +120,7 @@ impl ChannelBuilder {
             origin: None,
             options: Options::default(),
             spread: Spread::default(),
+            methods: Methods::default(),
             #[cfg(feature = "_tls")]
             tls: None,
             #[cfg(feature = "health")]
@@ -299,6 +302,7 @@ impl ChannelBuilder {
         }
         self.outliers.check()?;
         self.spread.check()?;
+        self.methods.check()?;
         let settings = Settings {
             label: self.label.clone().into(),
             timeout: self.timeout,
@@ -307,6 +311,8 @@ impl ChannelBuilder {
             user_agent: user_agent(self.user_agent)?,
             outliers: self.outliers,
             policy: self.policy.clone(),
+            budget: self.methods.budget().map(Arc::new),
+            methods: Some(self.methods).filter(|methods| !methods.is_empty()),
         };
         let dial = Dial {
             options: Arc::new(options),

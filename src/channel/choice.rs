@@ -1,7 +1,7 @@
 //! What the control task publishes and every call reads: the candidates and the picker over them.
 
 use std::panic::{self, AssertUnwindSafe};
-use std::ptr;
+use std::sync::Arc;
 
 use crate::channel::candidate::{Candidate, Seat};
 use crate::channel::policy::{Picker, Policy};
@@ -30,8 +30,8 @@ impl Choice {
 
     /// Picks a candidate and takes a call's place there, which the caller gives back by [`Seat::release`].
     ///
-    /// `avoid`, the one that just refused this call, is taken only while no other has room. `None`: none at all has room.
-    pub(super) fn take(&self, avoid: Option<&Seat>, key: u64) -> Option<&Candidate> {
+    /// Those to `avoid`, who just refused this call or failed it, are taken only while no other has room. `None`: none at all has room.
+    pub(super) fn take(&self, avoid: &[Arc<Seat>], key: u64) -> Option<&Candidate> {
         for _ in 0..WORDS {
             // Anybody can write a policy: one that panics or points beyond the candidates must not end whoever asks it, which
             // may be a call that just ended and serves those that wait.
@@ -46,7 +46,7 @@ impl Choice {
 
     /// Asks all of them, beginning anywhere, so that calls in a row do not crowd into the same one.
     #[cold]
-    fn scan(&self, avoid: Option<&Seat>) -> Option<&Candidate> {
+    fn scan(&self, avoid: &[Arc<Seat>]) -> Option<&Candidate> {
         let begin = fastrand::usize(..self.candidates.len().max(1));
         let (before, after) = self.candidates.split_at(begin);
         let all = || after.iter().chain(before);
@@ -56,8 +56,8 @@ impl Choice {
     }
 }
 
-fn is(candidate: &Candidate, seat: Option<&Seat>) -> bool {
-    seat.is_some_and(|seat| ptr::eq(seat, &raw const **candidate.seat()))
+fn is(candidate: &Candidate, seats: &[Arc<Seat>]) -> bool {
+    seats.iter().any(|seat| Arc::ptr_eq(seat, candidate.seat()))
 }
 
 /// The picker where there is nothing to pick.
@@ -115,9 +115,9 @@ mod tests {
                 }
             }
             for _ in 0..100 {
-                let taken = choice.take(None, 0).expect("the fourth has room");
-                assert!(ptr::eq(taken, &raw const choice.candidates()[3]), "{policy:?} took one without room");
-                assert!(choice.take(None, 0).is_none(), "{policy:?} took one while all are full");
+                let taken = choice.take(&[], 0).expect("the fourth has room");
+                assert!(std::ptr::eq(taken, &raw const choice.candidates()[3]), "{policy:?} took one without room");
+                assert!(choice.take(&[], 0).is_none(), "{policy:?} took one while all are full");
                 taken.seat().release();
             }
         }
@@ -127,13 +127,13 @@ mod tests {
     fn the_one_that_refused_is_taken_only_while_no_other_has_room() {
         for policy in policies() {
             let choice = Choice::new(candidates(&[65_535, 1]), &policy);
-            let refused = choice.candidates()[0].seat();
+            let refused = [choice.candidates()[0].seat().clone()];
             choice.candidates()[1].seat().set_limit(1);
             for _ in 0..100 {
-                let other = choice.take(Some(refused), 0).expect("the other has room");
-                assert!(!is(other, Some(refused)), "{policy:?} took the one to avoid");
-                let last = choice.take(Some(refused), 0).expect("the one to avoid has room");
-                assert!(is(last, Some(refused)), "{policy:?} took a full one");
+                let other = choice.take(&refused, 0).expect("the other has room");
+                assert!(!is(other, &refused), "{policy:?} took the one to avoid");
+                let last = choice.take(&refused, 0).expect("the one to avoid has room");
+                assert!(is(last, &refused), "{policy:?} took a full one");
                 other.seat().release();
                 last.seat().release();
             }
@@ -145,10 +145,10 @@ mod tests {
         for policy in policies() {
             let choice = Choice::new(candidates(&[7]), &policy);
             for calls in 1..=100 {
-                assert_eq!(choice.take(None, 0).map(Candidate::in_flight), Some(calls), "{policy:?} has only one");
+                assert_eq!(choice.take(&[], 0).map(Candidate::in_flight), Some(calls), "{policy:?} has only one");
             }
-            assert!(choice.take(Some(choice.candidates()[0].seat()), 0).is_some(), "{policy:?} has no other");
-            assert!(Choice::new(Vec::new(), &policy).take(None, 0).is_none(), "{policy:?} has none");
+            assert!(choice.take(&[choice.candidates()[0].seat().clone()], 0).is_some(), "{policy:?} has no other");
+            assert!(Choice::new(Vec::new(), &policy).take(&[], 0).is_none(), "{policy:?} has none");
         }
     }
 

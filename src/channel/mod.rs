@@ -18,6 +18,8 @@ mod outlier;
 mod pings;
 mod places;
 mod policy;
+mod retry;
+mod service_config;
 mod shared;
 mod slow_start;
 mod socket;
@@ -56,6 +58,8 @@ pub use self::outlier::{Ending, FailurePercentage, Outcome, OutlierDetection, Su
 pub use self::policy::{
     LeastRequest, PeakEwma, PickFirst, Picker, Policy, RingHash, WeightedRandom, WeightedRoundRobin,
 };
+pub use self::retry::{RetryPolicy, RetryThrottling};
+pub use self::service_config::{ServiceConfig, ServiceConfigError};
 pub use self::trial::{Picked, Trial};
 pub use self::view::{Connectivity, InstanceChanges, InstanceStatus};
 

@@ -14,6 +14,7 @@ use super::choice::Choice;
 use super::link::Link;
 use super::outlier::OutlierDetection;
 use super::policy::Policy;
+use super::retry::{Budget, Methods};
 use super::subchannel::{Event, Record};
 use super::view::{Connectivity, InstanceStatus};
 use super::waiting::{Line, Turn};
@@ -37,6 +38,9 @@ pub(super) struct Settings {
     pub(super) user_agent: HeaderValue,
     pub(super) outliers: OutlierDetection,
     pub(super) policy: Arc<dyn Policy>,
+    /// What is said of single methods, if anything is.
+    pub(super) methods: Option<Methods>,
+    pub(super) budget: Option<Arc<Budget>>,
 }
 
 /// What the control task publishes at each change.
@@ -53,8 +57,8 @@ pub(super) struct Published {
 /// A call in the line.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    /// Who refused it just now, if anybody did.
-    avoid: Option<Arc<Seat>>,
+    /// Who refused it just now or was tried before, if anybody was.
+    avoid: Vec<Arc<Seat>>,
     wait_for_ready: bool,
     key: u64,
     /// Taken with the answer.
@@ -81,7 +85,7 @@ impl Shared {
     /// Dropping the future leaves the line, and gives back a place that came too late.
     pub(super) async fn place(
         self: &Arc<Self>,
-        avoid: Option<Arc<Seat>>,
+        avoid: Vec<Arc<Seat>>,
         wait_for_ready: bool,
         key: u64,
     ) -> Result<Place, Status> {
@@ -102,7 +106,7 @@ impl Shared {
             return None;
         }
         let published = self.published.load();
-        let candidate = published.choice.as_ref()?.take(None, key)?.clone();
+        let candidate = published.choice.as_ref()?.take(&[], key)?.clone();
         Some(Place::new(candidate, self))
     }
 
@@ -125,7 +129,7 @@ impl Shared {
 
     fn turn(self: &Arc<Self>, published: &Published, waiting: &mut Waiting) -> Turn {
         let answer = match &published.choice {
-            Some(choice) => match choice.take(waiting.avoid.as_deref(), waiting.key) {
+            Some(choice) => match choice.take(&waiting.avoid, waiting.key) {
                 Some(candidate) => Ok(Place::new(candidate.clone(), self)),
                 None => return Turn::Closed,
             },

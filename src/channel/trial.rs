@@ -62,7 +62,7 @@ impl Trial {
     }
 
     fn take(&self, key: u64) -> Option<Picked> {
-        let candidate = self.choice.load().take(None, key)?.clone();
+        let candidate = self.choice.load().take(&[], key)?.clone();
         Some(Picked { candidate })
     }
 }

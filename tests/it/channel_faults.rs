@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tonic::{Code, Request, Status};
-use tonic_etcd::{BalancedChannel, Connectivity, InstanceStatus, Registry};
+use tonic_etcd::{BalancedChannel, Connectivity, InstanceStatus, Registry, RetryPolicy};
 
 use crate::support::etcd::{Etcd, free_port};
 use crate::support::load::{Load, failed, is_by};
@@ -93,6 +93,30 @@ async fn a_killed_server_costs_the_calls_in_flight_on_it_and_no_later_one() {
     let late = failed.iter().filter(|call| call.begin > killed + Duration::from_millis(250)).count();
     assert_eq!(late, 0, "no call goes to a server whose connection ended: {failed:?}");
     assert!(failed.iter().all(|call| code(&call.answer) == Some(Code::Unavailable)), "{failed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_server_costs_no_call_where_calls_are_retried() {
+    let etcd = Etcd::start().await;
+    let registry = registry(&etcd);
+    let mut servers = [Server::start(&etcd).await, Server::start(&etcd).await, Server::start(&etcd).await];
+    let channel = registry.channel("echo").retry(RetryPolicy::new([Code::Unavailable])).build();
+    let channel = channel.expect("a good channel");
+    let load = Load::start(&channel).await;
+
+    for server in &mut servers {
+        load.reaches(&server.address).await;
+        let on_it = |status: &InstanceStatus| status.instance().address.to_string() == server.address;
+        let busy = || channel.instances().iter().any(|status| on_it(status) && status.in_flight() > 0);
+        eventually("it has a call in flight", LIMIT, async || busy()).await;
+        server.process.kill();
+        load.goes_on_for(Duration::from_secs(1)).await;
+        server.start_again(&etcd).await;
+        load.reaches(&server.address).await;
+    }
+
+    let calls = load.finish().await;
+    assert!(failed(&calls).is_empty(), "of {} calls failed {:?}", calls.len(), failed(&calls));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

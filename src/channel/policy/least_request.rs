@@ -142,7 +142,7 @@ mod tests {
             let choice = Choice::new(candidates(&weights), &LeastRequest::new());
             let total: u32 = weights.iter().map(|&weight| u32::from(weight)).sum();
             for _ in 0..total * 100 {
-                choice.take(None, 0).expect("one has room");
+                choice.take(&[], 0).expect("one has room");
             }
             for (candidate, &weight) in choice.candidates().iter().zip(&weights) {
                 let (calls, ideal) = (candidate.in_flight(), u32::from(weight) * 100);
@@ -158,7 +158,7 @@ mod tests {
             candidates(&[10; 4]).into_iter().zip(shares).map(|(candidate, share)| candidate.with_weight(share));
         let choice = Choice::new(slowly.collect(), &LeastRequest::new());
         for _ in 0..2_650 {
-            choice.take(None, 0).expect("one has room");
+            choice.take(&[], 0).expect("one has room");
         }
         for (candidate, ideal) in choice.candidates().iter().zip(shares) {
             let calls = candidate.in_flight();
@@ -172,7 +172,7 @@ mod tests {
         both[0].seat().acquire();
         let choice = Choice::new(both, &LeastRequest::new());
         for _ in 0..100 {
-            let taken = choice.take(None, 0).expect("one has room");
+            let taken = choice.take(&[], 0).expect("one has room");
             assert_eq!(taken.instance().address.port(), 2, "the first has a call in flight");
             taken.seat().release();
         }
@@ -239,7 +239,7 @@ mod tests {
                 open.remove(0);
             }
             tokio::time::advance(next.duration_since(Instant::now())).await;
-            let taken = choice.take(None, 0).expect("one has room");
+            let taken = choice.take(&[], 0).expect("one has room");
             let is_slow = taken.instance().address.port() == 1;
             let latency = Duration::from_millis(if is_slow { 50 } else { 1 });
             open.push((next + latency, latency, taken));
@@ -266,7 +266,7 @@ mod tests {
         both[1].seat().answered_at(Instant::now(), Duration::from_millis(1));
         let choice = Choice::new(both, &LeastRequest::new());
         let call = || {
-            let taken = choice.take(None, 0).expect("one has room");
+            let taken = choice.take(&[], 0).expect("one has room");
             taken.seat().answered_at(Instant::now(), Duration::from_millis(1));
             taken.seat().release();
             taken.instance().address.port()
@@ -296,7 +296,7 @@ mod tests {
                 candidate.seat().release();
             }
             tokio::time::advance(next.duration_since(Instant::now())).await;
-            let taken = if next < joined { &before } else { &after }.take(None, 0).expect("all have room");
+            let taken = if next < joined { &before } else { &after }.take(&[], 0).expect("all have room");
             open.push((next + Duration::from_secs_f64(mean * (0.5 + fastrand::f64())), next, taken));
             let tenths = seen.len();
             if next

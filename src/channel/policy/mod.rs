@@ -180,7 +180,7 @@ pub(super) mod tests {
     pub(in crate::channel) fn share(choice: &Choice, calls: u32) -> Vec<u32> {
         let mut shares = vec![0; choice.candidates().len()];
         for _ in 0..calls {
-            let taken = choice.take(None, 0).expect("one has room");
+            let taken = choice.take(&[], 0).expect("one has room");
             taken.seat().release();
             shares[usize::from(taken.instance().address.port()) - 1] += 1;
         }

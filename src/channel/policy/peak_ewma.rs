@@ -167,7 +167,7 @@ mod tests {
             candidate.seat().answered_at(Instant::now(), Duration::from_millis(1));
         }
         for _ in 0..2_650 {
-            choice.take(None, 0).expect("one has room");
+            choice.take(&[], 0).expect("one has room");
         }
         for (candidate, ideal) in choice.candidates().iter().zip(shares) {
             let calls = candidate.in_flight();

@@ -14,6 +14,8 @@ mod health;
 mod leaving;
 mod peers;
 mod replays;
+mod retrying;
 mod rig;
 mod saturation;
 mod shares;
+mod spreading;

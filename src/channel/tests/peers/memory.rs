@@ -56,6 +56,8 @@ pub(crate) enum Reply {
     Hold,
     /// It ends with this code.
     Fail(Code),
+    /// It is answered as a proxy does that has no server: with a page, under HTTP's status 503.
+    NoServer,
 }
 
 #[derive(Debug)]
@@ -253,7 +255,9 @@ impl Peer {
         self.0.calls.add_one();
         // All of it: an answer before its end would reset it.
         let mut body = request.into_body();
-        while let Some(Ok(_)) = body.data().await {}
+        while let Some(Ok(data)) = body.data().await {
+            _ = body.flow_control().release_capacity(data.len());
+        }
         sleep(delay).await;
         if reply == Reply::Hold {
             tokio::select! {
@@ -272,6 +276,11 @@ impl Peer {
             head.headers_mut().insert("grpc-status", HeaderValue::from(code as i32));
             respond.send_response(head, true)?;
             return Ok(());
+        }
+        if reply == Reply::NoServer {
+            *head.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+            head.headers_mut().insert("content-type", HeaderValue::from_static("text/html"));
+            return respond.send_response(head, false)?.send_data("<p>no server</p>".into(), true);
         }
         let reply = EchoReply { message: String::new(), address: self.address().to_string() }.encode_to_vec();
         let size = u32::try_from(reply.len()).expect("an address is short").to_be_bytes();

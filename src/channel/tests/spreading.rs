@@ -1,0 +1,252 @@
+//! Which instances take how much: new ones that start slowly, the own zone, and a subset.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::peers::{Peer, Reply};
+use super::rig::{Rig, SECOND, ends, live, member, rest};
+use crate::channel::{Connectivity, InstanceStatus, LeastRequest, PickFirst, Policy, WeightedRoundRobin};
+use crate::instance::Instance;
+use crate::snapshot::{Member, MemberState};
+
+const WINDOW: Duration = Duration::from_secs(90);
+
+fn slowly(policy: impl Policy) -> Rig {
+    Rig::with(|builder| builder.policy(policy).slow_start(WINDOW))
+}
+
+async fn is_ready(rig: &Rig, peer: &Peer) {
+    rig.until_peer(peer, "it is READY", |status| status.state() == Connectivity::Ready).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_share_of_a_new_instance_grows_from_a_tenth_to_all_of_it_over_the_window() {
+    let rig = slowly(WeightedRoundRobin::new());
+    let [one, two, new] = rig.network.peers(1);
+    rig.is_ready_with(&[&one, &two]).await;
+    assert_eq!(rig.answers_of(&one, 100).await, 50, "all are new alike");
+    sleep(WINDOW).await;
+    rig.list([live(&one), live(&two), live(&new)]);
+    is_ready(&rig, &new).await;
+    // 100 : 100 : 10, and a cycle of 21.
+    assert_eq!(rig.answers_of(&new, 210).await, 10, "a tenth at first");
+    sleep(45 * SECOND + SECOND / 2).await;
+    // 100 : 100 : 55, and a cycle of 51.
+    assert_eq!(rig.answers_of(&new, 510).await, 110, "half way");
+    sleep(45 * SECOND).await;
+    assert_eq!(rig.answers_of(&new, 300).await, 100, "all of it after the window");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_is_registered_anew_starts_slowly_again_and_one_that_only_reconnects_does_not() {
+    let rig = slowly(WeightedRoundRobin::new());
+    let [steady, restarted] = rig.network.peers(1);
+    rig.is_ready_with(&[&steady, &restarted]).await;
+    sleep(WINDOW + SECOND).await;
+    restarted.cut();
+    restarted.attempted().reaches(2).await;
+    is_ready(&rig, &restarted).await;
+    assert_eq!(rig.answers_of(&restarted, 100).await, 50, "a new connection to the same process");
+    restarted.kill();
+    rig.until_peer(&restarted, "it is gone", |status| status.state() != Connectivity::Ready).await;
+    restarted.on_connect(super::peers::OnConnect::Accept);
+    rig.list([live(&steady), member(&restarted, 2, MemberState::Live)]);
+    is_ready(&rig, &restarted).await;
+    assert_eq!(rig.answers_of(&restarted, 110).await, 10, "a new process");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_policy_but_pick_first_and_ring_hash_lets_instances_start_slowly() {
+    let header = || crate::channel::RingHash::by(|_| Some(fastrand::u64(..)));
+    let policies: [(Box<dyn Policy>, bool); 6] = [
+        (Box::new(LeastRequest::new()), true),
+        (Box::new(crate::channel::PeakEwma::new()), true),
+        (Box::new(crate::channel::WeightedRandom::new()), true),
+        (Box::new(WeightedRoundRobin::new()), true),
+        (Box::new(PickFirst::new()), false),
+        (Box::new(header()), false),
+    ];
+    for (policy, slow) in policies {
+        let name = format!("{policy:?}");
+        let rig = slowly(policy);
+        let [old, new] = rig.network.peers(1);
+        rig.is_ready_with(&[&old]).await;
+        sleep(WINDOW + SECOND).await;
+        rig.list([live(&old), live(&new)]);
+        is_ready(&rig, &new).await;
+        let calls = rig.answers_of(&new, 600).await;
+        // Of eleven calls one, in the mean. The ring shares by its places, which are even within a third.
+        let is_slow = if name.contains("PeakEwma") { calls < 130 } else { (15..130).contains(&calls) };
+        assert!(is_slow || !slow, "{name}: {calls} of 600 calls");
+        assert!(name.contains("PickFirst") || slow || calls > 150, "{name}: {calls} of 600 calls");
+    }
+}
+
+fn in_zone(peer: &Peer, zone: &str) -> Member {
+    let instance = Instance::new("echo", peer.address()).tag("zone", zone);
+    Member::new(Arc::new(instance), 1, MemberState::Live)
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_stay_in_the_own_zone_spill_when_it_fails_and_come_back_with_it() {
+    let rig = Rig::with(|builder| builder.policy(WeightedRoundRobin::new()).prefer_zone("zone", "a"));
+    let [near, also_near, far] = rig.network.peers(1);
+    rig.list([in_zone(&near, "a"), in_zone(&also_near, "a"), in_zone(&far, "b")]);
+    rig.until("all are READY", |all| all.iter().all(|status| status.state() == Connectivity::Ready)).await;
+    assert_eq!(rig.answers_of(&far, 200).await, 0, "two of three are more than the zone's fair share");
+    near.kill();
+    rig.until_peer(&near, "it is gone", |status| status.state() != Connectivity::Ready).await;
+    // Of a fair share of one and a half, one is 67 %: of calls, 95 % stay.
+    let spilt = rig.answers_of(&far, 2_000).await;
+    assert!((50..160).contains(&spilt), "{spilt} of 2,000 calls go elsewhere");
+    also_near.kill();
+    rig.until_peer(&also_near, "it is gone", |status| status.state() != Connectivity::Ready).await;
+    assert_eq!(rig.answers_of(&far, 200).await, 200, "nobody else is left");
+    for peer in [&near, &also_near] {
+        peer.on_connect(super::peers::OnConnect::Accept);
+        is_ready(&rig, peer).await;
+    }
+    assert_eq!(rig.answers_of(&far, 200).await, 0, "everything is back");
+}
+
+fn used(peers: &[Peer]) -> Vec<usize> {
+    (0..peers.len()).filter(|index| peers[*index].open() > 0).collect()
+}
+
+async fn has_ready(rig: &Rig, count: usize) {
+    let ready = |status: &&InstanceStatus| status.state() == Connectivity::Ready;
+    rig.until("so many are READY", |all| all.iter().filter(ready).count() == count).await;
+    rest().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subset_is_all_that_is_connected_and_one_that_fails_is_stood_in_for_until_it_is_back() {
+    let rig = Rig::with(|builder| builder.policy(LeastRequest::new()).subset_as(3, "client"));
+    let peers: [Peer; 10] = rig.network.peers(1);
+    rig.list(peers.iter().map(live));
+    has_ready(&rig, 3).await;
+    let chosen = used(&peers);
+    assert_eq!(chosen.len(), 3, "connections are held to the subset only");
+    let attempted: usize = peers.iter().map(|peer| peer.attempted().get()).sum();
+    assert_eq!(attempted, 3, "nobody else was dialled");
+
+    let failing = &peers[chosen[0]];
+    failing.kill();
+    rig.until_peer(failing, "it failed", |status| status.state() == Connectivity::TransientFailure).await;
+    has_ready(&rig, 3).await;
+    let now = used(&peers);
+    let stand_in: Vec<usize> = now.iter().copied().filter(|index| !chosen.contains(index)).collect();
+    assert_eq!(stand_in.len(), 1, "one stands in: {chosen:?} became {now:?}");
+    let stand_in = &peers[stand_in[0]];
+    stand_in.reply(Reply::Hold);
+    let held = loop {
+        let call = rig.call();
+        rest().await;
+        if stand_in.inside() > 0 {
+            break call;
+        }
+        ends(call).await.expect("the others answer");
+    };
+
+    failing.on_connect(super::peers::OnConnect::Accept);
+    is_ready(&rig, failing).await;
+    rig.until_peer(stand_in, "it is let go", |status| status.state() == Connectivity::Idle).await;
+    rest().await;
+    assert!(!held.is_finished() && stand_in.open() == 1, "its call goes on");
+    stand_in.release();
+    assert_eq!(ends(held).await.expect("it finishes"), stand_in.address());
+    stand_in.has_open(0).await;
+    assert_eq!(used(&peers), chosen, "the subset is what it was");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_leaves_the_subset_is_replaced_by_one_and_one_that_joins_replaces_one_at_most() {
+    let rig = Rig::with(|builder| builder.subset_as(3, "client"));
+    let peers: [Peer; 12] = rig.network.peers(1);
+    rig.list(peers[..10].iter().map(live));
+    has_ready(&rig, 3).await;
+    let before = used(&peers);
+    let without = |gone: usize| peers[..10].iter().enumerate().filter(move |(index, _)| *index != gone);
+    rig.list(without(before[0]).map(|(_, peer)| live(peer)));
+    rig.until("one is gone", |all| all.len() == 9).await;
+    has_ready(&rig, 3).await;
+    peers[before[0]].has_open(0).await;
+    let after = used(&peers);
+    assert_eq!(after.iter().filter(|index| before.contains(index)).count(), 2, "{before:?} became {after:?}");
+    rig.list(peers.iter().map(live));
+    rig.until("all are there", |all| all.len() == 12).await;
+    has_ready(&rig, 3).await;
+    sleep(SECOND).await;
+    let last = used(&peers);
+    let new = last.iter().filter(|index| !before.contains(index)).count();
+    assert!(last.len() == 3 && new <= 2, "two joined, and one is back: {before:?} became {last:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subset_begins_with_the_own_zone() {
+    let rig = Rig::with(|builder| builder.subset_as(3, "client").prefer_zone("zone", "a"));
+    let peers: [Peer; 10] = rig.network.peers(1);
+    let zone = |index: usize| if index < 3 { "a" } else { "b" };
+    rig.list(peers.iter().enumerate().map(|(index, peer)| in_zone(peer, zone(index))));
+    has_ready(&rig, 3).await;
+    assert_eq!(used(&peers), [0, 1, 2]);
+    peers[1].kill();
+    rig.until_peer(&peers[1], "it failed", |status| status.state() == Connectivity::TransientFailure).await;
+    has_ready(&rig, 3).await;
+    let now = used(&peers);
+    assert!(now.len() == 3 && now[0] == 0 && now[1] == 2 && now[2] > 2, "{now:?}: another zone stands in");
+}
+
+/// A log that the test reads.
+#[derive(Debug, Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn count(&self, text: &str) -> usize {
+        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).matches(text).count()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(line)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Log {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_channel_without_a_subset_says_once_that_a_thousand_instances_are_many() {
+    let instance = |port: u16| {
+        let instance = Instance::new("echo", std::net::SocketAddr::from(([127, 0, 0, 1], port)));
+        Member::new(Arc::new(instance), 1, MemberState::Live)
+    };
+    for (subset, first, warnings) in [(None, 990, 0), (None, 1_000, 1), (Some(20), 1_000, 0)] {
+        let log = Log::default();
+        let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let rig = Rig::with(|builder| match subset {
+            Some(size) => builder.subset(size),
+            None => builder,
+        });
+        for count in first..first + 3 {
+            rig.list((1..=count).map(instance));
+            rig.until("they are known", |all| all.len() == usize::from(count)).await;
+        }
+        assert_eq!(log.count("ChannelBuilder::subset"), warnings, "{first} instances, subset of {subset:?}");
+    }
+}
