@@ -45,7 +45,22 @@ fn bad_flags_are_refused_with_what_was_expected() {
     refused("echo_client", &["--zone-tag", "rack"]);
     refused("echo_client", &["--subset", "0"]);
     refused("echo_client", &["--slow-start", "0"]);
-    for own in [["--zone", "a"], ["--subset", "2"], ["--slow-start", "30"]] {
+    refused("echo_client", &["--retry", "OK"]);
+    refused("echo_client", &["--retry", "UNAVAILABLE,SOMETIMES"]);
+    assert!(refused("echo_client", &["--service-config", "/no/such/file"]).contains("/no/such/file"));
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let config = folder.path().join("service-config.json");
+    std::fs::write(&config, r#"{"methodConfig":[{"name":[{}],"hedgingPolicy":{}}]}"#).expect("it is a file of ours");
+    let file = config.to_str().expect("a plain name");
+    let said = refused("echo_client", &["--service-config", file]);
+    assert!(said.contains(file) && said.contains("methodConfig[0].hedgingPolicy: not supported"), "{said}");
+    for own in [
+        ["--zone", "a"],
+        ["--subset", "2"],
+        ["--slow-start", "30"],
+        ["--retry", "UNAVAILABLE"],
+        ["--service-config", "/no/such/file"],
+    ] {
         let flags = ["--balancer", "tonic", own[0], own[1]];
         assert!(refused("echo_client", &flags).contains(own[0]), "tonic's balancer has no such thing");
     }

@@ -170,6 +170,45 @@ async fn the_example_client_prefers_a_zone_uses_a_subset_and_calls_by_key_as_it_
 }
 
 #[tokio::test]
+async fn the_example_client_retries_as_it_is_told_by_a_flag_or_a_service_config() {
+    let etcd = Etcd::start().await;
+    let mut servers = Vec::new();
+    for percent in ["50", "0"] {
+        let flags = ["--etcd", &etcd.url(), "--fail-percent", percent];
+        let mut server = Process::start(example("echo_server").args(flags));
+        server.expect_event("registered", LIMIT).await;
+        servers.push(server);
+    }
+    let flags = ["--etcd", &etcd.url(), "--count", "200", "--policy", "weighted-round-robin"];
+    let failed = async |own: &[&str]| {
+        let mut client = Process::start(example("echo_client").args(flags).args(own));
+        let summary = client.rest(LIMIT).await.pop().expect("the client ends with a summary");
+        assert!(client.wait(LIMIT).await.success(), "{own:?} is understood");
+        200 - summary["ok"].as_u64().expect("a number")
+    };
+    assert!(failed(&[]).await > 0, "one server fails half of its calls");
+    assert_eq!(failed(&["--retry", "unavailable,aborted"]).await, 0, "the other one fails none");
+
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let config = folder.path().join("service-config.json");
+    let text = r#"{
+        "methodConfig": [{
+            "name": [{"service": "echo.Echo"}],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.01s",
+                "maxBackoff": "0.1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE", "ABORTED"]
+            }
+        }]
+    }"#;
+    std::fs::write(&config, text).expect("it is a file of ours");
+    let config = config.to_str().expect("a plain name");
+    assert_eq!(failed(&["--service-config", config]).await, 0, "the same, from a file");
+}
+
+#[tokio::test]
 async fn a_client_fails_at_once_while_nobody_is_there_unless_it_is_told_to_wait() {
     let etcd = Etcd::start().await;
     let flags = ["--etcd", &etcd.url(), "--count", "3", "--timeout", "200"];
