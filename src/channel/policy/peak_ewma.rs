@@ -14,9 +14,9 @@ use crate::channel::policy::{Picker, Policy};
 /// little about the next one, costs its instance load for seconds. Made for many short calls of one kind, over instances or
 /// networks that differ. linkerd and tower balance like this.
 ///
-/// Weights, and the shares of instances that [start slowly](crate::ChannelBuilder::slow_start), are exact for calls in flight:
-/// where each instance has some. While most have none, the sooner answer for its weight decides alone, and of equally fast
-/// ones a lighter one gets less than its share.
+/// Calls in flight count for the heavier of the two less than for the lighter one, as much as their weights differ. So equally
+/// fast instances share by weight, also those that [start slowly](crate::ChannelBuilder::slow_start), whether each has many
+/// calls in flight or hardly one.
 ///
 /// An instance that has answered nothing yet gets calls as one that answers at once, one at a time.
 #[derive(Clone, Copy, Debug, Default)]
@@ -56,29 +56,27 @@ impl Picker for PeakEwmaPicker {
         if one.is_saturated() || other.is_saturated() {
             return if other.is_saturated() { first } else { second };
         }
-        let now = Instant::now();
-        let weight = |index: usize| u64::from(self.weights[index ^ first ^ second]);
-        let promised = |seat: &Seat, index: usize| promise(seat, now).saturating_mul(weight(index));
-        // Each multiplied by the other's weight, instead of divided by its own. The first, drawn by weight, keeps a tie.
-        if promised(other, second) < promised(one, first) { second } else { first }
+        let (weight, other_weight) = (f64::from(self.weights[first]), f64::from(self.weights[second]));
+        // Each multiplied by both weights, instead of divided by its own: where both are idle, the sooner answer decides alone.
+        let (both, heavier, now) = (weight * other_weight, weight.max(other_weight), Instant::now());
+        let promised = |seat, other_weight| promise(seat, both, heavier * other_weight, now);
+        // The first, drawn by weight, keeps a tie.
+        if promised(other, weight) < promised(one, other_weight) { second } else { first }
     }
 }
 
-/// How long an answer would take here, in microseconds: below 2^47. With the largest weight, which has 23 bits while instances
-/// start slowly, two such numbers may be too large to compare; a minute with thousands of calls in flight is bad enough.
-fn promise(seat: &Seat, now: Instant) -> u64 {
-    let waiting = u64::from(seat.load().min(MOST_WAITING));
+/// How long an answer would take here, in microseconds times `both`, if each call in flight weighs `each`.
+fn promise(seat: &Seat, both: f64, each: f64, now: Instant) -> f64 {
+    let waiting = f64::from(seat.load()) * each;
     match seat.peak_micros(now) {
         // Nothing is known: the first call is to find out, the next ones wait for that.
         0 => waiting * UNKNOWN,
-        micros => u64::from(micros) * (waiting + 1),
+        micros => f64::from(micros) * (both + waiting),
     }
 }
 
-/// Beyond so many calls in flight all are equally busy.
-const MOST_WAITING: u32 = (1 << 15) - 1;
 /// What a second call to an instance of which nothing is known is taken to take: a second, in microseconds.
-const UNKNOWN: u64 = 1_000_000;
+const UNKNOWN: f64 = 1_000_000.0;
 
 #[cfg(test)]
 mod tests {
@@ -176,15 +174,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nothing_overflows_for_heavy_instances_that_are_very_slow_and_very_busy() {
-        let heaviest = candidates(&[u16::MAX; 2]).into_iter().map(|candidate| candidate.with_weight(6_553_500));
-        let candidates: Vec<_> = heaviest.collect();
-        for candidate in &candidates {
-            candidate.seat().measure_peaks();
-            candidate.seat().answered_at(Instant::now(), Duration::from_secs(4_000));
-            (0..MOST_WAITING).for_each(|_| assert!(candidate.seat().acquire(), "it has room"));
-        }
-        assert!(PeakEwma::new().picker(&candidates).pick(&candidates, 0) < 2);
+    async fn equally_fast_instances_share_single_calls_by_weight() {
+        let trial = trial([10, 100]);
+        warmed_up(&trial, 1);
+        let light = (0..11_000)
+            .filter(|_| {
+                let call = trial.pick().expect("both have room");
+                call.answered(Duration::from_millis(1));
+                port(&call) == 1
+            })
+            .count();
+        assert!((850..1_150).contains(&light), "of 11,000 calls it has {light}");
     }
 
     #[tokio::test(start_paused = true)]
