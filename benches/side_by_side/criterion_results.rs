@@ -13,85 +13,100 @@ use crate::subject::TONIC_ETCD;
 
 /// Adds the rows of all microbenchmarks that have a goal, read from criterion's folder.
 pub(crate) fn report(folder: &Path, results: &mut Results) {
-    let mut found = BTreeMap::new();
+    let mut found = Found::new();
     collect(folder, &mut found);
     for goal in GOALS {
-        let (Some(ours), Some(theirs)) = (found.get(goal.ours), found.get(goal.theirs)) else {
-            results.row(Row::missing(goal.name, format!("`{}` or `{}` did not run", goal.ours, goal.theirs)));
-            continue;
-        };
-        for (case, subject, figures) in [(goal.ours, goal.subjects[0], ours), (goal.theirs, goal.subjects[1], theirs)] {
-            results.line(&Line { case, subject, median_ns: Some(rounded(figures.median)), ..Line::default() });
+        for (case, subject) in goal.benchmarks() {
+            if let Some(figures) = found.get(case) {
+                results.line(&Line { case, subject, median_ns: Some(rounded(figures.median)), ..Line::default() });
+            }
         }
-        let (measured, unit) = match goal.compared {
-            Compared::Quotient => (quotient(ours, theirs), Unit::Ratio),
-            Compared::Difference => (difference(ours, theirs), Unit::Nanoseconds),
-        };
-        results.row(Row::at_most(goal.name, measured, goal.at_most, unit));
+        results.row(match goal.measured(&found) {
+            Ok((measured, unit)) => Row::at_most(goal.name, measured, goal.at_most, unit),
+            Err(name) => Row::missing(goal.name, format!("`{name}` did not run")),
+        });
     }
 }
 
 struct Goal {
     name: &'static str,
     ours: &'static str,
-    theirs: &'static str,
-    subjects: [&'static str; 2],
     compared: Compared,
     at_most: f64,
 }
 
+/// With which benchmark, and whose it is.
 enum Compared {
-    Quotient,
-    Difference,
+    Quotient((&'static str, &'static str)),
+    Difference((&'static str, &'static str)),
+    Alone,
 }
 
-const GOALS: [Goal; 6] = [
+type Found = BTreeMap<String, Estimate>;
+
+impl Goal {
+    /// The benchmarks behind it, and whose they are.
+    fn benchmarks(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let theirs = match self.compared {
+            Compared::Quotient(theirs) | Compared::Difference(theirs) => Some(theirs),
+            Compared::Alone => None,
+        };
+        [(self.ours, TONIC_ETCD)].into_iter().chain(theirs)
+    }
+
+    /// What they say together; or the one that did not run.
+    fn measured(&self, found: &Found) -> Result<(Estimate, Unit), &'static str> {
+        let estimate = |name| found.get(name).ok_or(name);
+        let ours = estimate(self.ours)?;
+        Ok(match self.compared {
+            Compared::Quotient((theirs, _)) => (quotient(ours, estimate(theirs)?), Unit::Ratio),
+            Compared::Difference((theirs, _)) => (difference(ours, estimate(theirs)?), Unit::Nanoseconds),
+            Compared::Alone => (in_milliseconds(ours), Unit::Milliseconds),
+        })
+    }
+}
+
+const GOALS: [Goal; 7] = [
     Goal {
         name: "pick, least request, 100 instances / tower's Buffer over p2c",
         ours: "pick/least_request/100",
-        theirs: "pick/buffer_p2c/100",
-        subjects: [TONIC_ETCD, "tower"],
-        compared: Compared::Quotient,
+        compared: Compared::Quotient(("pick/buffer_p2c/100", "tower")),
         at_most: 0.15,
     },
     Goal {
         name: "pick, least request, 10,000 instances / 10 instances",
         ours: "pick/least_request/10000",
-        theirs: "pick/least_request/10",
-        subjects: [TONIC_ETCD, TONIC_ETCD],
-        compared: Compared::Quotient,
+        compared: Compared::Quotient(("pick/least_request/10", TONIC_ETCD)),
         at_most: 1.8,
     },
     Goal {
         name: "pick, weighted round robin / least request, 1,000 instances",
         ours: "pick/weighted_round_robin/1000",
-        theirs: "pick/least_request/1000",
-        subjects: [TONIC_ETCD, TONIC_ETCD],
-        compared: Compared::Quotient,
+        compared: Compared::Quotient(("pick/least_request/1000", TONIC_ETCD)),
         at_most: 2.0,
     },
     Goal {
         name: "pick, peak EWMA / least request, 1,000 instances",
         ours: "pick/peak_ewma/1000",
-        theirs: "pick/least_request/1000",
-        subjects: [TONIC_ETCD, TONIC_ETCD],
-        compared: Compared::Quotient,
+        compared: Compared::Quotient(("pick/least_request/1000", TONIC_ETCD)),
         at_most: 2.0,
     },
     Goal {
         name: "pick, ring hash / least request, 1,000 instances",
         ours: "pick/ring_hash/1000",
-        theirs: "pick/least_request/1000",
-        subjects: [TONIC_ETCD, TONIC_ETCD],
-        compared: Compared::Quotient,
+        compared: Compared::Quotient(("pick/least_request/1000", TONIC_ETCD)),
         at_most: 3.0,
+    },
+    Goal {
+        name: "ring hash, 10,000 instances: a new ring",
+        ours: "pick/ring_of/10000",
+        compared: Compared::Alone,
+        at_most: 50.0,
     },
     Goal {
         name: "the server's registration layer, a call",
         ours: "call/counted",
-        theirs: "call/bare",
-        subjects: [TONIC_ETCD, "bare"],
-        compared: Compared::Difference,
+        compared: Compared::Difference(("call/bare", "bare")),
         at_most: 150.0,
     },
 ];
@@ -106,8 +121,13 @@ fn difference(ours: &Estimate, theirs: &Estimate) -> Estimate {
     Estimate { median: ours.median - theirs.median, low: ours.low - theirs.high, high: ours.high - theirs.low }
 }
 
+fn in_milliseconds(ours: &Estimate) -> Estimate {
+    let millis = |nanos: f64| nanos / 1_000_000.0;
+    Estimate { median: millis(ours.median), low: millis(ours.low), high: millis(ours.high) }
+}
+
 /// Reads the newest estimate of each benchmark below `folder`, by its full name.
-fn collect(folder: &Path, found: &mut BTreeMap<String, Estimate>) {
+fn collect(folder: &Path, found: &mut Found) {
     let read = |name: &str| fs::read_to_string(folder.join("new").join(name)).ok();
     if let (Some(benchmark), Some(estimates)) = (read("benchmark.json"), read("estimates.json")) {
         let name =
