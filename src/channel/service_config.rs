@@ -1,15 +1,17 @@
 //! What gRPC calls a service config, in JSON: what is said of methods, and how to balance.
 
+mod json;
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::HeaderName;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use thiserror::Error;
 use tonic::Code;
 
+use self::json::{At, Read, Strict};
 use super::builder::ChannelBuilder;
 use super::policy::{LeastRequest, PeakEwma, PickFirst, Policy, RingHash, WeightedRandom, WeightedRoundRobin};
 use super::retry::{Method, RetryPolicy, RetryThrottling};
@@ -65,7 +67,7 @@ pub struct ServiceConfigError {
 }
 
 impl ServiceConfigError {
-    /// Where: `methodConfig[0].retryPolicy.maxAttempts` for instance. Empty where the text is no JSON.
+    /// Where: `methodConfig[0].retryPolicy.maxAttempts` for instance. Empty where the text is no JSON, or names a field twice.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
@@ -120,8 +122,8 @@ impl FromStr for ServiceConfig {
     type Err = ServiceConfigError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let value: Value = serde_json::from_str(text)
-            .map_err(|error| ServiceConfigError { path: String::new(), problem: format!("not JSON: {error}") })?;
+        let Strict(value) = serde_json::from_str(text)
+            .map_err(|error| ServiceConfigError { path: String::new(), problem: format!("not read: {error}") })?;
         let root = At::root(&value);
         let mut config = Self { methods: Vec::new(), throttling: None, policy: None };
         for (name, field) in root.fields()? {
@@ -129,7 +131,12 @@ impl FromStr for ServiceConfig {
                 "loadBalancingConfig" => config.policy = Some(policy(&field)?),
                 "methodConfig" => {
                     for method in field.items()? {
-                        config.methods.extend(methods(&method)?);
+                        for (name, said) in methods(&method)? {
+                            if config.methods.iter().any(|(known, _)| *known == name) {
+                                return method.refuse(format!("names {name:?}, of which something was said before"));
+                            }
+                            config.methods.push((name, said));
+                        }
                     }
                 }
                 "retryThrottling" => config.throttling = Some(throttling(&field)?),
@@ -140,75 +147,7 @@ impl FromStr for ServiceConfig {
     }
 }
 
-/// A value, and where it stands.
-struct At<'a> {
-    path: String,
-    value: &'a Value,
-}
-
-type Read<T> = Result<T, ServiceConfigError>;
-
-impl<'a> At<'a> {
-    fn root(value: &'a Value) -> Self {
-        Self { path: String::new(), value }
-    }
-
-    fn refuse<T>(&self, problem: impl Into<String>) -> Read<T> {
-        Err(ServiceConfigError { path: self.path.clone(), problem: problem.into() })
-    }
-
-    fn expected<T>(&self, what: &str) -> Read<T> {
-        let shown: String = self.value.to_string().chars().take(64).collect();
-        self.refuse(format!("{shown} is not {what}"))
-    }
-
-    fn fields(&self) -> Read<Vec<(&'a str, Self)>> {
-        let Value::Object(fields) = self.value else { return self.expected("an object") };
-        Ok(self.fields_of(fields))
-    }
-
-    fn fields_of(&self, fields: &'a Map<String, Value>) -> Vec<(&'a str, Self)> {
-        let dot = if self.path.is_empty() { "" } else { "." };
-        let at = |name: &String| format!("{}{dot}{}", self.path, name.escape_debug());
-        fields.iter().map(|(name, value)| (name.as_str(), Self { path: at(name), value })).collect()
-    }
-
-    fn items(&self) -> Read<Vec<Self>> {
-        let Value::Array(items) = self.value else { return self.expected("an array") };
-        Ok((0..).zip(items).map(|(n, value): (usize, _)| Self { path: format!("{}[{n}]", self.path), value }).collect())
-    }
-
-    fn text(&self) -> Read<&'a str> {
-        self.value.as_str().map_or_else(|| self.expected("a string"), Ok)
-    }
-
-    fn flag(&self) -> Read<bool> {
-        self.value.as_bool().map_or_else(|| self.expected("true or false"), Ok)
-    }
-
-    fn number(&self) -> Read<f64> {
-        self.value.as_f64().map_or_else(|| self.expected("a number"), Ok)
-    }
-
-    fn whole(&self) -> Read<u32> {
-        let whole = self.value.as_u64().and_then(|number| u32::try_from(number).ok());
-        whole.map_or_else(|| self.expected("a whole number"), Ok)
-    }
-
-    /// As protobuf writes it in JSON: seconds with up to nine decimals, and an `s`.
-    fn duration(&self) -> Read<Duration> {
-        let read = |text: &str| {
-            let text = text.strip_suffix('s')?;
-            let (seconds, decimals) = text.split_once('.').unwrap_or((text, "0"));
-            let are_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-            if !are_digits(seconds) || !are_digits(decimals) || decimals.len() > 9 {
-                return None;
-            }
-            Some(Duration::new(seconds.parse().ok()?, format!("{decimals:0<9}").parse().ok()?))
-        };
-        self.value.as_str().and_then(read).map_or_else(|| self.expected("a duration such as \"1.5s\""), Ok)
-    }
-
+impl At<'_> {
     fn code(&self) -> Read<Code> {
         let number = match self.value {
             Value::String(name) => NAMES.iter().position(|known| known == name),
@@ -253,6 +192,7 @@ fn methods(at: &At<'_>) -> Read<Vec<(String, Method)>> {
         }
     }
     match names {
+        Some(names) if names.is_empty() => at.refuse("names no method"),
         Some(names) => Ok(names.into_iter().map(|name| (name, method.clone())).collect()),
         None => at.refuse("has no name"),
     }
@@ -384,6 +324,8 @@ const NAMED: [&str; 9] = [
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -426,11 +368,20 @@ mod tests {
     #[test]
     fn what_is_not_supported_or_wrong_is_named_with_its_place() {
         for (text, message) in [
-            ("{", "not JSON: EOF while parsing an object at line 1 column 1"),
+            ("{", "not read: EOF while parsing an object at line 1 column 1"),
             ("[]", "[] is not an object"),
             (r#"{"healthCheckConfig":{}}"#, "healthCheckConfig: not supported"),
             (r#"{"loadBalancingPolicy":"ROUND_ROBIN"}"#, "loadBalancingPolicy: not supported"),
             (r#"{"methodConfig":{}}"#, "methodConfig: {} is not an array"),
+            (
+                r#"{"methodConfig":[{"name":[{}],"timeout":"1s","timeout":"2s"}]}"#,
+                r#"not read: the field "timeout" stands twice at line 1 column 60"#,
+            ),
+            (
+                r#"{"methodConfig":[{"name":[{"service":"a.B"}]},{"name":[{"service":"a.B"}],"timeout":"1s"}]}"#,
+                r#"methodConfig[1]: names "a.B", of which something was said before"#,
+            ),
+            (r#"{"methodConfig":[{"name":[]}]}"#, "methodConfig[0]: names no method"),
             (r#"{"methodConfig":[{"timeout":"1s"}]}"#, "methodConfig[0]: has no name"),
             (
                 r#"{"methodConfig":[{"name":[{"method":"C"}]}]}"#,
@@ -441,11 +392,11 @@ mod tests {
                 "methodConfig[1].maxRequestMessageBytes: not supported",
             ),
             (
-                r#"{"methodConfig":[{"name":[],"timeout":"1"}]}"#,
+                r#"{"methodConfig":[{"name":[{}],"timeout":"1"}]}"#,
                 r#"methodConfig[0].timeout: "1" is not a duration such as "1.5s""#,
             ),
             (
-                r#"{"methodConfig":[{"name":[],"waitForReady":1}]}"#,
+                r#"{"methodConfig":[{"name":[{}],"waitForReady":1}]}"#,
                 "methodConfig[0].waitForReady: 1 is not true or false",
             ),
             (r#"{"retryThrottling":{"maxTokens":10}}"#, "retryThrottling: has not both of maxTokens and tokenRatio"),
