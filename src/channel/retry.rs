@@ -101,8 +101,9 @@ impl RetryPolicy {
 
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let refuse = |value: String, expected| Err(ConfigError::Option { option: "retry", value, expected });
-        if self.codes & !bit(Code::Ok) == 0 || self.codes & bit(Code::Ok) != 0 {
-            return refuse("these status codes".into(), "at least one code, and not OK");
+        if self.codes == 0 || self.codes & bit(Code::Ok) != 0 {
+            let value = if self.codes == 0 { "on no status code" } else { "on OK" };
+            return refuse(value.into(), "codes of failures, at least one");
         }
         if self.max_attempts < 2 {
             return refuse(format!("{} attempts", self.max_attempts), "at least 2 attempts");
@@ -247,7 +248,8 @@ impl Methods {
             let parts = path.split('/').count();
             let has_parts = path.is_empty() || parts == 3 && !path.starts_with("//");
             if !has_parts {
-                let value = path.trim_matches('/').to_owned();
+                let name = path.strip_prefix('/').unwrap_or(path);
+                let value = format!("{:?}", name.strip_suffix('/').unwrap_or(name));
                 let expected = "package.Service or package.Service/Method";
                 return Err(ConfigError::Option { option: "retry_for", value, expected });
             }
