@@ -50,7 +50,8 @@ pub(crate) struct Balancing {
     #[arg(long, value_name = "CODES", value_delimiter = ',', value_parser = code)]
     retry: Vec<Code>,
 
-    /// Takes retries, timeouts and the policy from a gRPC service config in JSON; other flags count more
+    /// Takes retries, timeouts and the policy from a gRPC service config in JSON; --policy and --retry
+    /// count more
     #[arg(long, value_name = "FILE")]
     service_config: Option<PathBuf>,
 }

@@ -19,7 +19,8 @@ use super::driver::Driver;
 use super::link::Dial;
 use super::outlier::OutlierDetection;
 use super::policy::{LeastRequest, Policy};
-use super::retry::Methods;
+use super::retry::{Budget, Methods, RetryThrottling};
+use super::service_config::ServiceConfig;
 use super::shared::{Published, Settings, Shared};
 use super::spread::Spread;
 #[cfg(feature = "_tls")]
@@ -55,7 +56,7 @@ const USER_AGENT: &str = concat!("tonic-etcd/", env!("CARGO_PKG_VERSION"));
 pub struct ChannelBuilder {
     label: String,
     source: Source,
-    policy: Arc<dyn Policy>,
+    policy: Option<Arc<dyn Policy>>,
     outliers: OutlierDetection,
     timeout: Option<Duration>,
     wait_for_ready: bool,
@@ -66,6 +67,8 @@ pub struct ChannelBuilder {
     options: Options,
     pub(super) spread: Spread,
     pub(super) methods: Methods,
+    pub(super) throttling: Option<RetryThrottling>,
+    pub(super) config: Option<ServiceConfig>,
     #[cfg(feature = "_tls")]
     tls: Option<ClientTls>,
     #[cfg(feature = "health")]
@@ -110,7 +113,7 @@ impl ChannelBuilder {
         Self {
             label,
             source: Box::new(source),
-            policy: Arc::new(LeastRequest::default()),
+            policy: None,
             outliers: OutlierDetection::default(),
             timeout: None,
             wait_for_ready: false,
@@ -121,6 +124,8 @@ impl ChannelBuilder {
             options: Options::default(),
             spread: Spread::default(),
             methods: Methods::default(),
+            throttling: None,
+            config: None,
             #[cfg(feature = "_tls")]
             tls: None,
             #[cfg(feature = "health")]
@@ -130,7 +135,7 @@ impl ChannelBuilder {
 
     /// How an instance is chosen for each call. Defaults to [`LeastRequest`].
     pub fn policy(mut self, policy: impl Policy) -> Self {
-        self.policy = Arc::new(policy);
+        self.policy = Some(Arc::new(policy));
         self
     }
 
@@ -303,6 +308,17 @@ impl ChannelBuilder {
         self.outliers.check()?;
         self.spread.check()?;
         self.methods.check()?;
+        self.throttling.map_or(Ok(()), |throttling| throttling.check())?;
+        let mut methods = self.methods;
+        let (mut policy, mut throttling) = (self.policy, self.throttling);
+        if let Some(config) = self.config {
+            policy = policy.or(config.policy);
+            throttling = throttling.or(config.throttling);
+            for (name, method) in config.methods {
+                methods.config.insert(&name, method);
+            }
+        }
+        let policy = policy.unwrap_or_else(|| Arc::new(LeastRequest::default()));
         let settings = Settings {
             label: self.label.clone().into(),
             timeout: self.timeout,
@@ -310,9 +326,9 @@ impl ChannelBuilder {
             max_waiting: self.max_waiting,
             user_agent: user_agent(self.user_agent)?,
             outliers: self.outliers,
-            policy: self.policy.clone(),
-            budget: self.methods.budget().map(Arc::new),
-            methods: Some(self.methods).filter(|methods| !methods.is_empty()),
+            policy: policy.clone(),
+            budget: throttling.map(|throttling| Arc::new(Budget::new(throttling))),
+            methods: Some(methods).filter(|methods| !methods.is_empty()),
         };
         let dial = Dial {
             options: Arc::new(options),
@@ -334,8 +350,7 @@ impl ChannelBuilder {
             settings,
             events,
         });
-        let spread = self.spread.with(&*self.policy);
-        let policy = self.policy;
+        let spread = self.spread.with(&*policy);
         let driver = Driver { shared: shared.clone(), policy, spread, dial, snapshots, events: received, changed };
         let span = tracing::info_span!("channel", service = %self.label);
         runtime.spawn(driver.run(ended).instrument(span));

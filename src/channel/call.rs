@@ -27,20 +27,20 @@ use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use self::flight::{Failed, Failure, Refused};
+use self::flight::{Failed, FailedAttempt, Failure};
 use self::head::Head;
 use super::Owner;
 use super::body::ResponseBody;
-use super::candidate::Seat;
 use super::deadline::{Deadline, timeout_of};
 use super::retry::{Pushback, Retry};
 use super::shared::Place;
 use super::status;
 use super::upload::Upload;
+use crate::instance::Instance;
 
 pub(super) use self::flight::Flight;
 
-/// How often one call is tried in all. Each attempt that reached nobody came from an instance that will be READY no more or
+/// How often one call is tried in all without a word. Each attempt that reached nobody came from an instance that will be READY no more or
 /// refuses now, so a call that meets ten of them in a row has better news to bring than an eleventh try.
 const ATTEMPTS: u32 = 10;
 
@@ -108,14 +108,13 @@ impl Call {
         let settings = &owner.shared.settings;
         let (head, body) = request.into_parts();
         let key = settings.policy.key(&head);
-        let method = settings.methods.as_ref().and_then(|methods| methods.of(head.uri.path()));
-        let waits = method.and_then(|method| method.wait_for_ready).unwrap_or(settings.wait_for_ready);
+        let said = settings.methods.as_ref().map(|methods| methods.of(head.uri.path())).unwrap_or_default();
+        let waits = said.wait_for_ready.unwrap_or(settings.wait_for_ready);
         let wait_for_ready = head.extensions.get().map_or(waits, |WaitForReady(wait)| *wait);
         let own = timeout_of(&head.headers);
-        let timeout = method.and_then(|method| method.timeout).or(settings.timeout);
+        let timeout = said.timeout.into_iter().chain(settings.timeout).min();
         let deadline = Deadline::new(own, timeout, started);
-        let retry = method.and_then(|method| method.retry.clone());
-        let retry = retry.map(|policy| Box::new(Retry::new(policy, settings.budget.clone())));
+        let retry = said.retry.map(|policy| Box::new(Retry::new(policy.clone(), settings.budget.clone())));
         let mut head = Head::new(head.method, &head.uri, head.headers, &settings.user_agent);
         // The server is told what is left; the caller's own header says it for as long as nothing was waited for.
         if deadline.at() != own.map(|own| started + own) {
@@ -129,81 +128,96 @@ impl Call {
     #[expect(clippy::manual_async_fn, reason = "the arguments of an async function have two places in its future")]
     fn run(mut self) -> impl Future<Output = Result<http::Response<ResponseBody>, Status>> + Send {
         async move {
-            let mut refused: Option<Box<Refused>> = None;
+            let mut last: Option<Box<FailedAttempt>> = None;
             let mut left = ATTEMPTS;
-            while left > 0 {
-                left -= 1;
-                let (place, at) = if let Some(place) = self.place.take() {
-                    (place, self.started)
-                } else {
-                    let avoid = self.avoid(refused.as_deref());
-                    let placing = Box::pin(self.owner.shared.place(avoid, self.wait_for_ready, self.key));
-                    let placed = within(&mut self.deadline, placing).await;
-                    let now = Instant::now();
-                    self.head.tell(&self.deadline, now);
-                    match placed {
-                        Some(Ok(place)) => (place, now),
-                        // What the last instance said is closer to the cause than that there is none left.
-                        Some(Err(status)) => return Err(refused.map_or(status, |refused| refused.status)),
-                        None => return Err(status::deadline_exceeded("an instance that can take the call")),
-                    }
-                };
-                if let Some(retry) = &mut self.retry {
-                    retry.begin(at);
-                }
-                let mut flight = Flight::new(place, at, self.deadline.at().is_some());
-                let begun = poll_fn(|cx| Poll::Ready(flight.begin(&mut self.head, &mut self.upload, cx))).await;
-                let failure = match begun {
-                    Ok(mut exchange) => {
-                        let (upload, retry) = (&mut self.upload, &mut self.retry);
-                        let answer = pin!(poll_fn(|cx| match (exchange.poll(upload, cx), &mut *retry) {
-                            (Poll::Pending, Some(retry)) => retry.poll_too_slow(cx).map(|()| Err(Failure::TooSlow)),
-                            (answer, _) => answer,
-                        }));
-                        match within(&mut self.deadline, answer).await {
-                            Some(Ok(response)) => {
-                                let (mut head, incoming) = response.into_parts();
-                                let code = flight.hear(&mut head);
-                                if let Some(pause) = self.pause_after_answer(code, &head, flight.seat()) {
-                                    drop((flight, incoming, exchange));
-                                    self.pause(pause).await;
-                                    (left, refused) = (ATTEMPTS, None);
-                                    continue;
+            loop {
+                let pause = 'attempt: {
+                    let (place, at) = if let Some(place) = self.place.take() {
+                        (place, self.started)
+                    } else {
+                        let avoid = self.avoid(last.as_deref());
+                        let placing = Box::pin(self.owner.shared.place(avoid, self.wait_for_ready, self.key));
+                        let placed = within(&mut self.deadline, placing).await;
+                        let now = Instant::now();
+                        self.head.tell(&self.deadline, now);
+                        match placed {
+                            Some(Ok(place)) => (place, now),
+                            Some(Err(status)) => {
+                                if let Some(pause) = self.pause_after(status.code(), Pushback::Nothing, None) {
+                                    break 'attempt Some(pause);
                                 }
-                                return Ok(flight.begun(head, incoming, self.upload, exchange.stream, self.deadline));
+                                // What the last instance said is closer to the cause than that there is none left.
+                                return Err(last.map_or(status, |last| last.status));
                             }
-                            Some(Err(failure)) => failure,
-                            None => {
-                                flight.missed();
-                                return Err(status::deadline_exceeded(&format!("{} to answer", flight.address())));
+                            None => return Err(status::deadline_exceeded("an instance that can take the call")),
+                        }
+                    };
+                    if let Some(retry) = &mut self.retry {
+                        retry.begin(at);
+                    }
+                    let mut flight = Flight::new(place, at, self.deadline.at().is_some());
+                    let begun = poll_fn(|cx| Poll::Ready(flight.begin(&mut self.head, &mut self.upload, cx))).await;
+                    let failure = match begun {
+                        Ok(mut exchange) => {
+                            let (upload, retry) = (&mut self.upload, &mut self.retry);
+                            let answer = pin!(poll_fn(|cx| match (exchange.poll(upload, cx), &mut *retry) {
+                                (Poll::Pending, Some(retry)) => {
+                                    retry.poll_too_slow(cx).map(|()| Err(Failure::TooSlow))
+                                }
+                                (answer, _) => answer,
+                            }));
+                            match within(&mut self.deadline, answer).await {
+                                Some(Ok(response)) => {
+                                    let (mut head, incoming) = response.into_parts();
+                                    let code = flight.hear(&mut head);
+                                    if let Some(pause) = self.pause_after_answer(code, &head, flight.instance()) {
+                                        last = Some(Box::new(flight.refused(&head)));
+                                        break 'attempt Some(pause);
+                                    }
+                                    let Self { upload, deadline, .. } = self;
+                                    return Ok(flight.begun(head, incoming, upload, exchange.stream, deadline));
+                                }
+                                Some(Err(failure)) => failure,
+                                None => {
+                                    flight.missed();
+                                    let waiting_for = format!("{} to answer", flight.address());
+                                    return Err(status::deadline_exceeded(&waiting_for));
+                                }
                             }
                         }
+                        Err(failure) => failure,
+                    };
+                    match flight.failed(failure) {
+                        Failed::Caller(status) => return Err(status),
+                        // Without its body it gets no second attempt, so it must not wait for a place either.
+                        Failed::Nobody(attempt) if !self.upload.is_whole() => return Err(attempt.status),
+                        Failed::Nobody(attempt) if left > 1 => {
+                            left -= 1;
+                            last = Some(Box::new(attempt));
+                            None
+                        }
+                        Failed::Nobody(attempt) | Failed::Instance(attempt) => {
+                            let code = attempt.status.code();
+                            let Some(pause) = self.pause_after(code, Pushback::Nothing, Some(&attempt.by)) else {
+                                return Err(attempt.status);
+                            };
+                            last = Some(Box::new(attempt));
+                            Some(pause)
+                        }
                     }
-                    Err(failure) => failure,
                 };
-                match flight.failed(failure) {
-                    // Without its body it gets no second attempt, so it must not wait for a place either.
-                    Failed::Nobody(refusal) if !self.upload.is_whole() => return Err(refusal.status),
-                    Failed::Nobody(refusal) => refused = Some(Box::new(refusal)),
-                    Failed::Instance(status) => {
-                        let Some(pause) = self.pause_after(status.code(), Pushback::Nothing, flight.seat()) else {
-                            return Err(status);
-                        };
-                        drop(flight);
-                        self.pause(pause).await;
-                        (left, refused) = (ATTEMPTS, None);
-                    }
-                    Failed::Caller(status) => return Err(status),
+                if let Some(pause) = pause {
+                    self.pause(pause).await;
+                    left = ATTEMPTS;
                 }
             }
-            Err(refused.map_or_else(unplaced, |refused| refused.status))
         }
     }
 
     /// Who is asked again only while there is nobody else.
-    fn avoid(&self, refused: Option<&Refused>) -> Vec<Arc<Seat>> {
+    fn avoid(&self, last: Option<&FailedAttempt>) -> Vec<Arc<Instance>> {
         let tried = self.retry.iter().flat_map(|retry| retry.tried());
-        refused.map(|refused| &refused.by).into_iter().chain(tried).cloned().collect()
+        last.map(|last| &last.by).into_iter().chain(tried).cloned().collect()
     }
 
     /// How long to wait before the next attempt, if there is to be one although this one was answered: with a status alone.
@@ -211,22 +225,17 @@ impl Call {
         &mut self,
         code: Option<Code>,
         head: &http::response::Parts,
-        seat: &Arc<Seat>,
+        by: &Arc<Instance>,
     ) -> Option<Duration> {
-        let retry = self.retry.as_mut()?;
-        match code {
-            Some(code) if code != Code::Ok => self.pause_after(code, Pushback::of(&head.headers), seat),
-            _ => {
-                retry.succeeded();
-                None
-            }
-        }
+        let code = code.filter(|code| *code != Code::Ok)?;
+        self.pause_after(code, Pushback::of(&head.headers), Some(by))
     }
 
-    /// The same for an attempt that failed. A wait that the call's time does not outlast is none.
-    fn pause_after(&mut self, code: Code, pushback: Pushback, seat: &Arc<Seat>) -> Option<Duration> {
+    /// The same for an attempt that failed, `by` an instance if it found one. A wait that would outlast the call's time is not
+    /// begun.
+    fn pause_after(&mut self, code: Code, pushback: Pushback, by: Option<&Arc<Instance>>) -> Option<Duration> {
         let retry = self.retry.as_mut().filter(|_| self.upload.is_whole())?;
-        let pause = retry.after(code, pushback, seat)?;
+        let pause = retry.after(code, pushback, by)?;
         let end = Instant::now().checked_add(pause)?;
         self.deadline.at().is_none_or(|at| end < at).then_some(pause)
     }
@@ -239,11 +248,6 @@ impl Call {
             self.head.is_attempt(retry.failed());
         }
     }
-}
-
-/// A call that nobody refused and that got no attempt: cannot happen, but must not panic.
-fn unplaced() -> Status {
-    Status::internal("the request could not be sent")
 }
 
 /// What `future` ends with; `None` where the deadline comes first.

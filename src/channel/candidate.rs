@@ -24,7 +24,7 @@ pub struct Candidate {
 
 impl Candidate {
     pub(super) fn new(seat: Arc<Seat>, instance: Arc<Instance>) -> Self {
-        let weight = full_weight(&instance);
+        let weight = Self::full_weight_of(&instance);
         Self { seat, instance, weight }
     }
 
@@ -48,7 +48,12 @@ impl Candidate {
 
     /// The same for policies that instances do not start slowly with.
     pub(super) fn full_weight(&self) -> u32 {
-        full_weight(&self.instance)
+        Self::full_weight_of(&self.instance)
+    }
+
+    /// An instance's weight, also where it states none.
+    pub(super) fn full_weight_of(instance: &Instance) -> u32 {
+        u32::from(instance.weight.max(1))
     }
 
     /// How many calls it has in flight, those of this channel only.
@@ -81,11 +86,6 @@ impl Candidate {
     pub(super) fn shared_instance(&self) -> &Arc<Instance> {
         &self.instance
     }
-}
-
-/// An instance's weight, also where it states none.
-fn full_weight(instance: &Instance) -> u32 {
-    u32::from(instance.weight.max(1))
 }
 
 impl fmt::Debug for Candidate {

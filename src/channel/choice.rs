@@ -3,25 +3,29 @@
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 
-use crate::channel::candidate::{Candidate, Seat};
+use crate::channel::candidate::Candidate;
 use crate::channel::policy::{Picker, Policy};
+use crate::instance::Instance;
 
 /// The candidates of the moment, and what chooses among them.
 pub(super) struct Choice {
     candidates: Box<[Candidate]>,
     picker: Box<dyn Picker>,
+    /// So many of the first ones are preferred: those of the own zone.
+    near: usize,
 }
 
 impl Choice {
     /// What `policy` makes of these candidates. It is not asked when there are none.
     pub(super) fn new(candidates: Vec<Candidate>, policy: &dyn Policy) -> Self {
         let picker = if candidates.is_empty() { Box::new(Nothing) } else { policy.picker(&candidates) };
-        Self::of(candidates, picker)
+        Self::of(candidates, picker, 0)
     }
 
-    /// What `picker`, which was made of these candidates, chooses among.
-    pub(super) fn of(candidates: Vec<Candidate>, picker: Box<dyn Picker>) -> Self {
-        Self { candidates: candidates.into(), picker }
+    /// What `picker`, which was made of these candidates, chooses among. Where it finds no room, the first `near` of them are
+    /// asked before the others.
+    pub(super) fn of(candidates: Vec<Candidate>, picker: Box<dyn Picker>, near: usize) -> Self {
+        Self { candidates: candidates.into(), picker, near }
     }
 
     pub(super) fn candidates(&self) -> &[Candidate] {
@@ -30,8 +34,9 @@ impl Choice {
 
     /// Picks a candidate and takes a call's place there, which the caller gives back by [`Seat::release`].
     ///
-    /// Those to `avoid`, who just refused this call or failed it, are taken only while no other has room. `None`: none at all has room.
-    pub(super) fn take(&self, avoid: &[Arc<Seat>], key: u64) -> Option<&Candidate> {
+    /// Those to `avoid`, who just refused this call or failed it, are taken only while no other has room, on whatever
+    /// connection. `None`: none at all has room.
+    pub(super) fn take(&self, avoid: &[Arc<Instance>], key: u64) -> Option<&Candidate> {
         for _ in 0..WORDS {
             // Anybody can write a policy: one that panics or points beyond the candidates must not end whoever asks it, which
             // may be a call that just ended and serves those that wait.
@@ -46,18 +51,22 @@ impl Choice {
 
     /// Asks all of them, beginning anywhere, so that calls in a row do not crowd into the same one.
     #[cold]
-    fn scan(&self, avoid: &[Arc<Seat>]) -> Option<&Candidate> {
-        let begin = fastrand::usize(..self.candidates.len().max(1));
-        let (before, after) = self.candidates.split_at(begin);
-        let all = || after.iter().chain(before);
+    fn scan(&self, avoid: &[Arc<Instance>]) -> Option<&Candidate> {
+        let (near, far) = self.candidates.split_at(self.near.min(self.candidates.len()));
+        let all = || from_anywhere(near).chain(from_anywhere(far));
         let others = all().filter(|candidate| !is(candidate, avoid));
         let avoided = all().filter(|candidate| is(candidate, avoid));
         others.chain(avoided).find(|candidate| candidate.seat().acquire())
     }
 }
 
-fn is(candidate: &Candidate, seats: &[Arc<Seat>]) -> bool {
-    seats.iter().any(|seat| Arc::ptr_eq(seat, candidate.seat()))
+fn from_anywhere(candidates: &[Candidate]) -> impl Iterator<Item = &Candidate> {
+    let (before, after) = candidates.split_at(fastrand::usize(..candidates.len().max(1)));
+    after.iter().chain(before)
+}
+
+fn is(candidate: &Candidate, instances: &[Arc<Instance>]) -> bool {
+    instances.iter().any(|instance| instance.address == candidate.instance().address)
 }
 
 /// The picker where there is nothing to pick.
@@ -127,7 +136,7 @@ mod tests {
     fn the_one_that_refused_is_taken_only_while_no_other_has_room() {
         for policy in policies() {
             let choice = Choice::new(candidates(&[65_535, 1]), &policy);
-            let refused = [choice.candidates()[0].seat().clone()];
+            let refused = [choice.candidates()[0].shared_instance().clone()];
             choice.candidates()[1].seat().set_limit(1);
             for _ in 0..100 {
                 let other = choice.take(&refused, 0).expect("the other has room");
@@ -141,13 +150,35 @@ mod tests {
     }
 
     #[test]
+    fn whoever_finds_no_room_where_the_policy_sends_it_stays_near_while_somebody_there_has_some() {
+        let candidates = candidates(&[1; 10]);
+        let picker = PickFirst::new().picker(&candidates);
+        let choice = Choice::of(candidates, picker, 3);
+        let refused = [choice.candidates()[0].shared_instance().clone()];
+        let place = |taken: &Candidate| choice.candidates().iter().position(|it| std::ptr::eq(it, taken));
+        for _ in 0..100 {
+            let taken = choice.take(&refused, 0).expect("nine have room");
+            assert!(matches!(place(taken), Some(1 | 2)), "it stays near");
+            taken.seat().release();
+        }
+        choice.candidates()[1..3].iter().for_each(|candidate| candidate.seat().close());
+        assert!(
+            place(choice.take(&refused, 0).expect("seven have room")) > Some(2),
+            "others are better than who refused"
+        );
+    }
+
+    #[test]
     fn a_choice_of_one_takes_it_and_a_choice_of_none_takes_nothing() {
         for policy in policies() {
             let choice = Choice::new(candidates(&[7]), &policy);
             for calls in 1..=100 {
                 assert_eq!(choice.take(&[], 0).map(Candidate::in_flight), Some(calls), "{policy:?} has only one");
             }
-            assert!(choice.take(&[choice.candidates()[0].seat().clone()], 0).is_some(), "{policy:?} has no other");
+            assert!(
+                choice.take(&[choice.candidates()[0].shared_instance().clone()], 0).is_some(),
+                "{policy:?} has no other"
+            );
             assert!(Choice::new(Vec::new(), &policy).take(&[], 0).is_none(), "{policy:?} has none");
         }
     }

@@ -61,8 +61,11 @@ struct State {
     ranked: Ranked,
     /// Whether it was said that there are many instances.
     said_many: bool,
-    /// Whether shares that grow are to be set anew.
+    /// Whether shares that grow are to be set anew, and whether now.
     grows: bool,
+    grew: bool,
+    /// When it is to be seen whether stand-ins may be let go.
+    settles: Option<Instant>,
     /// What is known of the list of instances.
     list: List,
     /// Who waits for a turn to connect, with the generation of that wish.
@@ -118,6 +121,8 @@ enum Timer {
     Sweep,
     /// Shares have grown.
     Growth,
+    /// An instance that came back stands long enough to need no stand-in.
+    Settled,
     /// The first list is overdue.
     FirstList,
 }
@@ -176,6 +181,8 @@ impl State {
             ranked: Ranked::default(),
             said_many: false,
             grows: false,
+            grew: false,
+            settles: None,
             list: List::Awaited,
             queue: VecDeque::new(),
             connects: JoinSet::new(),
@@ -433,8 +440,9 @@ impl State {
                 Timer::Sweep => self.sweep(now),
                 Timer::Growth => {
                     self.grows = false;
-                    self.mark(Dirty::Choice);
+                    self.grew = true;
                 }
+                Timer::Settled => self.mark(Dirty::Seen),
                 Timer::FirstList => {
                     if self.list == List::Awaited {
                         self.list = List::Overdue;

@@ -1,5 +1,6 @@
 //! One instance's state in the control task.
 
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -23,6 +24,15 @@ use crate::snapshot::{Member, MemberState};
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
+/// How long an instance that failed must stand, unless it answers a call, before nobody stands in for it: several times longer
+/// than a server takes that accepts and then ends.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// Whether a connection is a good one: it answered a call, or stands for so long.
+fn is_proven(seat: &Seat, since: Instant, long: Duration) -> bool {
+    since.elapsed() >= long || seat.link().is_some_and(|link| link.report.answered() > 0)
+}
+
 /// One instance's state in the control task.
 pub(super) struct Entry {
     pub(super) member: Member,
@@ -32,9 +42,11 @@ pub(super) struct Entry {
     pub(super) backoff: Backoff,
     /// Its rank in the subset, if there is one.
     pub(super) rank: u64,
-    /// Since when it is READY as a new instance; `None` before it is, and `is_new` until then.
+    /// Since when it is READY as a new instance, and until then whether it is one.
     new_since: Option<Instant>,
     is_new: bool,
+    /// Whether an attempt to connect or a connection of it failed before the present one.
+    is_back: bool,
     /// Its earlier connections, as far as they still have calls: a word to each gives its streams a limit.
     retired: Vec<oneshot::Sender<()>>,
 }
@@ -79,6 +91,7 @@ impl Entry {
             rank: 0,
             new_since: None,
             is_new: true,
+            is_back: false,
             retired: Vec::new(),
         }
     }
@@ -107,16 +120,31 @@ impl Entry {
             MemberState::Draining => false,
         };
         let is_trusted = !self.ejection.is_out() && !self.ejection.is_on_probation();
-        let is_good = match self.phase {
+        let is_good = match &self.phase {
+            // A server that has not yet said how it is will soon.
             Phase::Queued { .. } | Phase::Connecting { .. } => self.record.cause().is_none(),
-            _ => self.is_ready(),
+            Phase::Ready { seat, since, .. } => {
+                let is_settled = !self.is_back || is_proven(seat, *since, SETTLED);
+                is_settled && (self.is_ready() || self.record.cause().is_none())
+            }
+            _ => false,
         };
         stays && is_trusted && is_good
+    }
+
+    /// When a connection that stands in for nobody any more may be let go, if that is not now: an instance that comes back
+    /// only to go again would let its stand-in come and go as often.
+    pub(super) fn settles_at(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Ready { since, .. } if self.is_back => Some(*since + SETTLED),
+            _ => None,
+        }
     }
 
     /// Takes no more calls and wants no connection: others are in the channel's subset.
     pub(super) fn set_aside(&mut self) {
         self.unseat();
+        self.is_back = false;
         self.phase = Phase::Aside;
         self.record.set_state(Connectivity::Idle);
         self.record.set_cause(None);
@@ -158,6 +186,14 @@ impl Entry {
     /// An attempt to connect failed. Who answers the next one is a new process, most likely: its key may tell so only later.
     pub(super) fn found_nobody(&mut self) {
         self.is_new = true;
+        self.is_back = true;
+    }
+
+    /// Who is READY for the first time begins slowly now.
+    fn begin(&mut self) {
+        if self.is_ready() && mem::take(&mut self.is_new) {
+            self.new_since = Some(Instant::now());
+        }
     }
 
     /// A connection is there.
@@ -178,9 +214,7 @@ impl Entry {
             #[cfg(feature = "health")]
             health,
         };
-        if std::mem::take(&mut self.is_new) {
-            self.new_since = Some(Instant::now());
-        }
+        self.begin();
         self.record.set_state(if self.is_ready() { Connectivity::Ready } else { Connectivity::Connecting });
         self.record.set_cause(None);
     }
@@ -192,18 +226,21 @@ impl Entry {
         health.set(verdict.is_ok());
         self.record.set_state(if verdict.is_ok() { Connectivity::Ready } else { Connectivity::TransientFailure });
         self.record.set_cause(verdict.err());
+        self.begin();
     }
 
     /// Takes no more calls on the present connection, whose streams go on. Tells whether it was a good one: it answered a
     /// call, or stood for longer than anybody backs off.
     pub(super) fn unseat(&mut self) -> bool {
         self.record.seat.store(None);
-        match std::mem::replace(&mut self.phase, Phase::Gone) {
+        match mem::replace(&mut self.phase, Phase::Gone) {
             Phase::Ready { seat, since, retire, .. } => {
                 seat.close();
                 self.retired.retain(|retire| !retire.is_closed());
                 self.retired.push(retire);
-                since.elapsed() > MAX_BACKOFF || seat.link().is_some_and(|link| link.report.answered() > 0)
+                let is_good = is_proven(&seat, since, MAX_BACKOFF);
+                self.is_back = !is_good;
+                is_good
             }
             _ => false,
         }
@@ -280,5 +317,32 @@ impl Entry {
         {
             seat.set_limit(link.peer_limit.load(Ordering::Relaxed));
         }
+    }
+}
+
+#[cfg(all(test, feature = "health"))]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    use crate::instance::Instance;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_starts_slowly_from_the_moment_at_which_its_server_says_that_it_serves() {
+        let instance = Instance::new("echo", SocketAddr::from(([127, 0, 0, 1], 1)));
+        let mut entry = Entry::new(Member::new(Arc::new(instance), 1, MemberState::Live));
+        let slow_start = SlowStart::new(Duration::from_secs(90));
+        let (watch, _watched) = oneshot::channel();
+        let (retire, _retired) = oneshot::channel();
+        let asking = Health::Watched { is_serving: false, _watch: watch };
+        entry.take_seat(Seat::new(1, None), 1, retire, asking);
+        tokio::time::advance(Duration::from_secs(900)).await;
+        entry.hear_health(Err("it warms up".into()));
+        tokio::time::advance(Duration::from_secs(900)).await;
+        entry.hear_health(Ok(()));
+        assert_eq!(entry.percent(slow_start, Instant::now()), 10);
+        tokio::time::advance(Duration::from_secs(45)).await;
+        entry.hear_health(Ok(()));
+        assert_eq!(entry.percent(slow_start, Instant::now()), 55, "it does not begin anew");
     }
 }

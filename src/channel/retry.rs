@@ -13,9 +13,9 @@ use http::{HeaderMap, HeaderName};
 use tokio::time::Instant;
 use tonic::Code;
 
-use super::candidate::Seat;
 use super::deadline::Deadline;
 use crate::error::ConfigError;
+use crate::instance::Instance;
 
 /// How many attempts one call gets at most, whatever is asked for: A6 says so.
 const MOST_ATTEMPTS: u32 = 5;
@@ -139,8 +139,9 @@ fn bit(code: Code) -> u32 {
 
 /// A limit for the retries of all calls of a channel together: while too many fail, nothing is tried twice.
 ///
-/// There are `max_tokens` at first. Each failure with a code that is retried, or that the server does not want to see again,
-/// takes one; each call that succeeds gives back `token_ratio` of one. There are retries while more than half of them are
+/// There are `max_tokens` at first. Each failure of a call that could be made again, with a code that is retried or where the
+/// server wants no other attempt, takes one; each call of the channel whose response is read up to OK gives back `token_ratio`
+/// of one. There are retries while more than half of them are
 /// left.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RetryThrottling {
@@ -193,7 +194,8 @@ impl Budget {
         self.change(|tokens| tokens.saturating_sub(TOKEN));
     }
 
-    fn succeeded(&self) {
+    /// A call was answered to its end.
+    pub(super) fn succeeded(&self) {
         self.change(|tokens| tokens.saturating_add(self.gain).min(self.max));
     }
 
@@ -206,7 +208,7 @@ impl Budget {
     }
 }
 
-/// What is said of the calls of a method.
+/// What a service config says of the calls of a method.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Method {
     pub(super) timeout: Option<Duration>,
@@ -214,56 +216,83 @@ pub(super) struct Method {
     pub(super) retry: Option<Arc<RetryPolicy>>,
 }
 
-/// What is said of methods, by their paths.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Methods {
-    /// By `/package.Service/Method`, by `/package.Service/` and, for all others, by nothing.
-    by_name: HashMap<String, Method>,
-    throttling: Option<RetryThrottling>,
+/// What counts for one call.
+#[derive(Default)]
+pub(super) struct Said<'a> {
+    pub(super) timeout: Option<Duration>,
+    pub(super) wait_for_ready: Option<bool>,
+    pub(super) retry: Option<&'a Arc<RetryPolicy>>,
 }
 
-impl Methods {
-    /// What is said of a name: `package.Service/Method`, `package.Service`, or nothing for all others.
-    pub(super) fn entry(&mut self, name: &str) -> &mut Method {
+/// Something for methods, by their paths: `/package.Service/Method`, `/package.Service/` or, for all others, nothing.
+#[derive(Debug, Clone)]
+pub(super) struct ByMethod<T>(HashMap<String, T>);
+
+impl<T> Default for ByMethod<T> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<T> ByMethod<T> {
+    /// By a name: `package.Service/Method`, `package.Service`, or nothing for all others.
+    pub(super) fn insert(&mut self, name: &str, what: T) {
         let path = match name.split_once('/') {
             _ if name.is_empty() => String::new(),
             Some(_) => format!("/{name}"),
             None => format!("/{name}/"),
         };
-        self.by_name.entry(path).or_default()
+        self.0.insert(path, what);
     }
 
-    pub(super) fn throttle(&mut self, throttling: RetryThrottling) {
-        self.throttling = Some(throttling);
+    /// What there is for the method of this path: by its exact name, or by its service's, or else what is for all others.
+    fn of(&self, path: &str) -> Option<&T> {
+        let service = || path.rfind('/').and_then(|end| self.0.get(&path[..=end]));
+        self.0.get(path).or_else(service).or_else(|| self.0.get(""))
     }
 
-    /// What is said of the method of this path: the exact name counts before the service's, and that before all others'.
-    pub(super) fn of(&self, path: &str) -> Option<&Method> {
-        let service = || path.rfind('/').and_then(|end| self.by_name.get(&path[..=end]));
-        self.by_name.get(path).or_else(service).or_else(|| self.by_name.get(""))
-    }
-
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
-        for (path, method) in &self.by_name {
-            let parts = path.split('/').count();
-            let has_parts = path.is_empty() || parts == 3 && !path.starts_with("//");
-            if !has_parts {
+    fn check_names(&self) -> Result<(), ConfigError> {
+        let is_bad = |path: &&String| !path.is_empty() && (path.split('/').count() != 3 || path.starts_with("//"));
+        match self.0.keys().find(is_bad) {
+            None => Ok(()),
+            Some(path) => {
                 let name = path.strip_prefix('/').unwrap_or(path);
                 let value = format!("{:?}", name.strip_suffix('/').unwrap_or(name));
                 let expected = "package.Service or package.Service/Method";
-                return Err(ConfigError::Option { option: "retry_for", value, expected });
+                Err(ConfigError::Option { option: "retry_for", value, expected })
             }
-            method.retry.as_ref().map_or(Ok(()), |retry| retry.check())?;
         }
-        self.throttling.map_or(Ok(()), |throttling| throttling.check())
+    }
+}
+
+/// What is said of methods.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Methods {
+    /// By the channel's own options.
+    pub(super) retries: ByMethod<Arc<RetryPolicy>>,
+    /// By a service config.
+    pub(super) config: ByMethod<Method>,
+}
+
+impl Methods {
+    /// What counts for the method of this path: of retries what the channel's own options say, and if they say nothing, what
+    /// the service config does.
+    pub(super) fn of(&self, path: &str) -> Said<'_> {
+        let config = self.config.of(path);
+        Said {
+            timeout: config.and_then(|method| method.timeout),
+            wait_for_ready: config.and_then(|method| method.wait_for_ready),
+            retry: self.retries.of(path).or_else(|| config?.retry.as_ref()),
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        self.retries.check_names()?;
+        self.retries.0.values().try_for_each(|retry| retry.check())
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.by_name.is_empty()
-    }
-
-    pub(super) fn budget(&self) -> Option<Budget> {
-        self.throttling.map(Budget::new)
+        self.retries.0.is_empty() && self.config.0.is_empty()
     }
 }
 
@@ -276,7 +305,7 @@ pub(super) struct Retry {
     failed: u32,
     /// How many waits were our own, since the server last said when to come.
     waits: u32,
-    tried: Vec<Arc<Seat>>,
+    tried: Vec<Arc<Instance>>,
     /// When the present attempt has taken too long.
     too_slow: Deadline,
 }
@@ -314,7 +343,7 @@ impl Retry {
     }
 
     /// Who was tried.
-    pub(super) fn tried(&self) -> &[Arc<Seat>] {
+    pub(super) fn tried(&self) -> &[Arc<Instance>] {
         &self.tried
     }
 
@@ -323,15 +352,8 @@ impl Retry {
         self.failed
     }
 
-    /// A response has begun that is not to be retried.
-    pub(super) fn succeeded(&self) {
-        if let Some(budget) = &self.budget {
-            budget.succeeded();
-        }
-    }
-
-    /// An attempt on `seat` ended with `code`: how long to wait before the next one, if there is to be one.
-    pub(super) fn after(&mut self, code: Code, pushback: Pushback, seat: &Arc<Seat>) -> Option<Duration> {
+    /// An attempt ended with `code`, `by` an instance if it found one: how long to wait before the next one, if there is to be one.
+    pub(super) fn after(&mut self, code: Code, pushback: Pushback, by: Option<&Arc<Instance>>) -> Option<Duration> {
         let is_wanted = self.policy.wants(code);
         if let Some(budget) = &self.budget
             && (is_wanted || pushback == Pushback::Never)
@@ -346,7 +368,7 @@ impl Retry {
         if !may {
             return None;
         }
-        self.tried.push(seat.clone());
+        self.tried.extend(by.cloned());
         if let Pushback::After(wait) = pushback {
             self.waits = 0;
             return Some(wait);
@@ -360,8 +382,9 @@ impl Retry {
 mod tests {
     use super::*;
 
-    fn seat() -> Arc<Seat> {
-        Seat::new(1, None)
+    fn after(retry: &mut Retry, code: Code, pushback: Pushback) -> Option<Duration> {
+        let instance = Instance::new("echo", std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
+        retry.after(code, pushback, Some(&Arc::new(instance)))
     }
 
     fn millis(millis: u64) -> Duration {
@@ -384,12 +407,12 @@ mod tests {
             let policy = Arc::new(RetryPolicy::new([Code::Unavailable, Code::Aborted]).max_attempts(asked));
             let mut retry = Retry::new(policy.clone(), None);
             let mut attempts = 1;
-            while retry.after(Code::Aborted, Pushback::Nothing, &seat()).is_some() {
+            while after(&mut retry, Code::Aborted, Pushback::Nothing).is_some() {
                 attempts += 1;
             }
             assert_eq!(attempts, made, "of {asked}");
             assert_eq!(retry.tried.len(), made - 1, "each is remembered");
-            assert_eq!(Retry::new(policy, None).after(Code::Internal, Pushback::Nothing, &seat()), None);
+            assert_eq!(after(&mut Retry::new(policy, None), Code::Internal, Pushback::Nothing), None);
         }
     }
 
@@ -397,7 +420,7 @@ mod tests {
     fn the_server_says_when_and_whether_and_the_waits_begin_anew_then() {
         let policy = RetryPolicy::new([Code::Unavailable]).max_attempts(5).backoff(millis(100), millis(10_000), 10.0);
         let mut retry = Retry::new(Arc::new(policy), None);
-        let wait = |retry: &mut Retry, pushback| retry.after(Code::Unavailable, pushback, &seat());
+        let wait = |retry: &mut Retry, pushback| after(retry, Code::Unavailable, pushback);
         let own = wait(&mut retry, Pushback::Nothing).expect("a retry");
         assert!((millis(80)..=millis(120)).contains(&own), "{own:?}");
         assert_eq!(wait(&mut retry, Pushback::After(millis(7))), Some(millis(7)), "exactly");
@@ -423,34 +446,50 @@ mod tests {
         let policy = Arc::new(RetryPolicy::new([Code::Unavailable]).max_attempts(2));
         let budget = Arc::new(Budget::new(RetryThrottling::new(10, 0.5)));
         let retries =
-            |code, pushback| Retry::new(policy.clone(), Some(budget.clone())).after(code, pushback, &seat()).is_some();
+            |code, pushback| after(&mut Retry::new(policy.clone(), Some(budget.clone())), code, pushback).is_some();
         for failure in 1..=4 {
             assert!(retries(Code::Unavailable, Pushback::Nothing), "{failure} of ten tokens are gone");
         }
         assert!(!retries(Code::Unavailable, Pushback::Nothing), "half of them are gone");
-        let success = || Retry::new(policy.clone(), Some(budget.clone())).succeeded();
-        (0..3).for_each(|_| success());
+        (0..3).for_each(|_| budget.succeeded());
         // 6.5 of ten, of which this takes one.
         assert!(retries(Code::Unavailable, Pushback::Nothing), "three successes are worth one and a half");
         assert!(!retries(Code::Internal, Pushback::Nothing), "what is not retried");
         assert!(!retries(Code::Internal, Pushback::Never), "takes one only if the server does not want it");
         assert!(!retries(Code::Unavailable, Pushback::Nothing), "that was one");
-        (0..1_000).for_each(|_| success());
+        (0..1_000).for_each(|_| budget.succeeded());
         assert_eq!(budget.tokens.load(Ordering::Relaxed), 10_000, "there are never more than at first");
         (0..1_000).for_each(|_| _ = retries(Code::Unavailable, Pushback::Nothing));
         assert_eq!(budget.tokens.load(Ordering::Relaxed), 0, "and never less than none");
     }
 
     #[test]
-    fn the_most_exact_name_counts() {
+    fn the_most_exact_name_counts_and_the_channels_own_retries_before_those_of_a_service_config() {
         let mut methods = Methods::default();
-        for (name, seconds) in [("a.B/C", 1), ("a.B", 2), ("", 3)] {
-            methods.entry(name).timeout = Some(Duration::from_secs(seconds));
+        for (name, attempts) in [("a.B/C", 2), ("a.B", 3), ("", 4)] {
+            let retry = Some(Arc::new(RetryPolicy::new([Code::Aborted]).max_attempts(attempts)));
+            let timeout = Some(Duration::from_secs(attempts.into()));
+            methods.config.insert(name, Method { timeout, retry, wait_for_ready: None });
         }
-        let of = |path| methods.of(path).and_then(|method| method.timeout).map(|timeout| timeout.as_secs());
-        assert_eq!((of("/a.B/C"), of("/a.B/D"), of("/a.E/C")), (Some(1), Some(2), Some(3)));
-        methods.by_name.remove("");
-        assert!(methods.of("/a.E/C").is_none() && methods.of("*").is_none() && methods.of("").is_none());
+        // A whole entry counts or not: one without retries is meant that way.
+        methods.config.insert("a.B/D", Method::default());
+        let of = |methods: &Methods, path| {
+            let said = methods.of(path);
+            (said.timeout.map(|timeout| timeout.as_secs()), said.retry.map(|retry| retry.max_attempts))
+        };
+        assert_eq!(of(&methods, "/a.B/C"), (Some(2), Some(2)));
+        assert_eq!(of(&methods, "/a.B/D"), (None, None));
+        assert_eq!(of(&methods, "/a.B/E"), (Some(3), Some(3)));
+        assert_eq!(of(&methods, "/a.F/C"), (Some(4), Some(4)));
+        let own = |attempts| Arc::new(RetryPolicy::new([Code::Unavailable]).max_attempts(attempts));
+        methods.retries.insert("a.B/C", own(5));
+        assert_eq!(of(&methods, "/a.B/C"), (Some(2), Some(5)), "the timeout stays");
+        assert_eq!(of(&methods, "/a.B/E"), (Some(3), Some(3)), "others stay what they are");
+        methods.retries.insert("", own(5));
+        assert_eq!(of(&methods, "/a.B/D"), (None, Some(5)));
+        for path in ["", "*", "/"] {
+            assert_eq!(of(&methods, path), (Some(4), Some(5)), "{path:?}");
+        }
     }
 
     #[test]
@@ -475,7 +514,7 @@ mod tests {
         }
         for name in ["/a", "a/b/c", "/", "a//b"] {
             let mut methods = Methods::default();
-            methods.entry(name).wait_for_ready = Some(true);
+            methods.retries.insert(name, Arc::new(good()));
             assert!(methods.check().is_err(), "{name:?}");
         }
     }

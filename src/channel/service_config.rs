@@ -11,7 +11,7 @@ use serde_json::Value;
 use thiserror::Error;
 use tonic::Code;
 
-use self::json::{At, Read, Strict};
+use self::json::{At, NoFieldTwice, Read};
 use super::builder::ChannelBuilder;
 use super::policy::{LeastRequest, PeakEwma, PickFirst, Policy, RingHash, WeightedRandom, WeightedRoundRobin};
 use super::retry::{Method, RetryPolicy, RetryThrottling};
@@ -54,9 +54,9 @@ use crate::error::ConfigError;
 /// [service config]: https://github.com/grpc/grpc/blob/master/doc/service_config.md
 #[derive(Debug, Clone)]
 pub struct ServiceConfig {
-    methods: Vec<(String, Method)>,
-    throttling: Option<RetryThrottling>,
-    policy: Option<Arc<dyn Policy>>,
+    pub(super) methods: Vec<(String, Method)>,
+    pub(super) throttling: Option<RetryThrottling>,
+    pub(super) policy: Option<Arc<dyn Policy>>,
 }
 
 /// What is wrong with a service config, and where.
@@ -92,29 +92,25 @@ impl ChannelBuilder {
     /// The same for the calls of one method, `package.Service/Method`, or of one service, `package.Service`. The exact name
     /// counts before the service's.
     pub fn retry_for(mut self, name: &str, policy: RetryPolicy) -> Self {
-        self.methods.entry(name).retry = Some(Arc::new(policy));
+        self.methods.retries.insert(name, Arc::new(policy));
         self
     }
 
     /// Limits the retries of all calls together. Defaults to none.
     pub fn retry_throttling(mut self, throttling: RetryThrottling) -> Self {
-        self.methods.throttle(throttling);
+        self.throttling = Some(throttling);
         self
     }
 
-    /// Takes over what a gRPC service config says: of methods, of retries, and how to balance. What is set after it counts
-    /// more, what was set before it less.
+    /// Takes over what a gRPC service config says: of methods, of retries, and how to balance. Another one takes its place.
+    ///
+    /// Whatever the order, [`policy`](Self::policy), [`retry_throttling`](Self::retry_throttling) and, for calls that they name,
+    /// [`retry`](Self::retry) and [`retry_for`](Self::retry_for) count more. Of timeouts the shortest counts: the call's own,
+    /// the method's and the [channel's](Self::timeout). A method's `waitForReady` counts more than the
+    /// [channel's](Self::wait_for_ready), and [`WaitForReady`](crate::WaitForReady) more than both.
     pub fn service_config(mut self, config: ServiceConfig) -> Self {
-        for (name, method) in config.methods {
-            *self.methods.entry(&name) = method;
-        }
-        if let Some(throttling) = config.throttling {
-            self.methods.throttle(throttling);
-        }
-        match config.policy {
-            Some(policy) => self.policy(policy),
-            None => self,
-        }
+        self.config = Some(config);
+        self
     }
 }
 
@@ -122,8 +118,12 @@ impl FromStr for ServiceConfig {
     type Err = ServiceConfigError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let Strict(value) = serde_json::from_str(text)
-            .map_err(|error| ServiceConfigError { path: String::new(), problem: format!("not read: {error}") })?;
+        let unread = |error: serde_json::Error| ServiceConfigError {
+            path: String::new(),
+            problem: format!("cannot be read: {error}"),
+        };
+        let _: NoFieldTwice = serde_json::from_str(text).map_err(unread)?;
+        let value: Value = serde_json::from_str(text).map_err(unread)?;
         let root = At::root(&value);
         let mut config = Self { methods: Vec::new(), throttling: None, policy: None };
         for (name, field) in root.fields()? {
@@ -368,14 +368,14 @@ mod tests {
     #[test]
     fn what_is_not_supported_or_wrong_is_named_with_its_place() {
         for (text, message) in [
-            ("{", "not read: EOF while parsing an object at line 1 column 1"),
+            ("{", "cannot be read: EOF while parsing an object at line 1 column 1"),
             ("[]", "[] is not an object"),
             (r#"{"healthCheckConfig":{}}"#, "healthCheckConfig: not supported"),
             (r#"{"loadBalancingPolicy":"ROUND_ROBIN"}"#, "loadBalancingPolicy: not supported"),
             (r#"{"methodConfig":{}}"#, "methodConfig: {} is not an array"),
             (
                 r#"{"methodConfig":[{"name":[{}],"timeout":"1s","timeout":"2s"}]}"#,
-                r#"not read: the field "timeout" stands twice at line 1 column 60"#,
+                r#"cannot be read: the field "timeout" stands twice at line 1 column 60"#,
             ),
             (
                 r#"{"methodConfig":[{"name":[{"service":"a.B"}]},{"name":[{"service":"a.B"}],"timeout":"1s"}]}"#,
@@ -418,6 +418,21 @@ mod tests {
             assert_eq!(read(text).map(|_| ()), Err(message.to_owned()), "{text}");
         }
         assert!(read(r#"{"loadBalancingConfig":[{"grpclb":{}}]}"#).is_err_and(|error| error.contains("is known here")));
+    }
+
+    #[test]
+    fn durations_are_seconds_with_up_to_nine_decimals() {
+        let timeout = |text: &str| {
+            let config = read(&format!(r#"{{"methodConfig":[{{"name":[{{}}],"timeout":"{text}"}}]}}"#));
+            config.ok().and_then(|config| config.methods[0].1.timeout)
+        };
+        for (text, nanos) in [("1s", 1_000_000_000), (".1s", 100_000_000), ("1.s", 1_000_000_000), ("0.000000001s", 1)]
+        {
+            assert_eq!(timeout(text), Some(Duration::from_nanos(nanos)), "{text}");
+        }
+        for text in ["", "s", ".s", "1", "1ms", "-1s", "+1s", "1.0000000001s", "1,5s", "99999999999999999999s"] {
+            assert_eq!(timeout(text), None, "{text}");
+        }
     }
 
     #[test]

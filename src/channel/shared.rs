@@ -9,7 +9,7 @@ use http::HeaderValue;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
-use super::candidate::{Candidate, Seat};
+use super::candidate::Candidate;
 use super::choice::Choice;
 use super::link::Link;
 use super::outlier::OutlierDetection;
@@ -18,6 +18,7 @@ use super::retry::{Budget, Methods};
 use super::subchannel::{Event, Record};
 use super::view::{Connectivity, InstanceStatus};
 use super::waiting::{Line, Turn};
+use crate::instance::Instance;
 
 /// What a channel's clones, its calls and its control task share.
 pub(super) struct Shared {
@@ -58,7 +59,7 @@ pub(super) struct Published {
 #[derive(Debug)]
 pub(super) struct Waiting {
     /// Who refused it just now or was tried before, if anybody was.
-    avoid: Vec<Arc<Seat>>,
+    avoid: Vec<Arc<Instance>>,
     wait_for_ready: bool,
     key: u64,
     /// Taken with the answer.
@@ -85,7 +86,7 @@ impl Shared {
     /// Dropping the future leaves the line, and gives back a place that came too late.
     pub(super) async fn place(
         self: &Arc<Self>,
-        avoid: Vec<Arc<Seat>>,
+        avoid: Vec<Arc<Instance>>,
         wait_for_ready: bool,
         key: u64,
     ) -> Result<Place, Status> {

@@ -25,20 +25,20 @@ impl Zone {
     }
 
     /// Moves the candidates of the own zone to the front, and returns what prefers them. `known` are all instances, READY or
-    /// not: with those the fair share of a zone is all weights divided by the number of zones. Without any, all calls stay.
+    /// not, each with a weight as candidates have it: the fair share of a zone is all weights divided by the number of zones.
+    /// Without any, all calls stay.
     pub(super) fn prefer<'a>(
         &self,
         policy: &'a dyn Policy,
         candidates: &mut [Candidate],
-        known: impl Iterator<Item = &'a Instance>,
+        known: impl Iterator<Item = (&'a Instance, u32)>,
     ) -> Zoned<'a> {
         candidates.sort_by_cached_key(|candidate| !self.is_own(candidate.instance()));
         let near = candidates.iter().take_while(|candidate| self.is_own(candidate.instance())).count();
-        let weight = |instance: &Instance| u128::from(instance.weight.max(1));
-        let ready: u128 = candidates[..near].iter().map(|candidate| weight(candidate.instance())).sum();
-        let (mut total, mut zones) = (0, HashSet::new());
-        for instance in known {
-            total += weight(instance);
+        let ready: u128 = candidates[..near].iter().map(|candidate| u128::from(candidate.weight())).sum();
+        let (mut total, mut zones) = (0_u128, HashSet::new());
+        for (instance, weight) in known {
+            total += u128::from(weight);
             // Those that name no zone are one of their own.
             zones.insert(instance.tags.get(&self.tag));
         }
@@ -58,6 +58,11 @@ pub(super) struct Zoned<'a> {
 }
 
 impl Zoned<'_> {
+    /// How many candidates are in the own zone.
+    pub(super) fn near(&self) -> usize {
+        self.near
+    }
+
     pub(super) fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
         let (near, far) = candidates.split_at(self.near);
         match (near, far) {
@@ -110,7 +115,7 @@ mod tests {
         let candidate = |instance: &Instance| Candidate::new(Seat::new(u32::MAX, None), Arc::new(instance.clone()));
         let mut candidates: Vec<Candidate> = ready.iter().map(candidate).collect();
         let zone = Zone { tag: "zone".into(), own: "a".into() };
-        let picker = zone.prefer(policy, &mut candidates, known.iter()).picker(&candidates);
+        let picker = zone.prefer(policy, &mut candidates, known.iter().map(weighed)).picker(&candidates);
         let stays = |call: &u64| zone.is_own(candidates[picker.pick(&candidates, *call)].instance());
         let count = (1..=40_000).filter(|call| stays(&if *call % 2 == 0 { 0 } else { *call })).count();
         f64::from(u32::try_from(count).expect("few")) / 40_000.0
@@ -123,6 +128,10 @@ mod tests {
             zone.map_or(instance.clone(), |zone| instance.tag("zone", zone))
         };
         (1..=count).map(instance).collect()
+    }
+
+    fn weighed(instance: &Instance) -> (&Instance, u32) {
+        (instance, Candidate::full_weight_of(instance))
     }
 
     fn near(seen: f64, expected: f64) -> bool {
@@ -167,7 +176,7 @@ mod tests {
         let policy = PickFirst::new();
         let chosen = |ready: &[usize]| {
             let mut candidates: Vec<Candidate> = ready.iter().copied().map(candidate).collect();
-            let picker = zone.prefer(&policy, &mut candidates, known.iter()).picker(&candidates);
+            let picker = zone.prefer(&policy, &mut candidates, known.iter().map(weighed)).picker(&candidates);
             let picks = (0..1_000).map(|_| candidates[picker.pick(&candidates, 0)].instance().address.clone());
             picks.collect::<std::collections::BTreeSet<_>>()
         };
@@ -191,7 +200,7 @@ mod tests {
         let mut candidates: Vec<Candidate> = ready.iter().map(candidate).collect();
         let zone = Zone { tag: "zone".into(), own: "a".into() };
         let policy = RingHash::by_header(http::HeaderName::from_static("key"));
-        let picker = zone.prefer(&policy, &mut candidates, known.iter()).picker(&candidates);
+        let picker = zone.prefer(&policy, &mut candidates, known.iter().map(weighed)).picker(&candidates);
         for key in 1..1_000 {
             assert_eq!(picker.pick(&candidates, key), picker.pick(&candidates, key));
         }

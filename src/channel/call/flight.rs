@@ -19,20 +19,20 @@ use crate::channel::outlier::{Ending, Outcome};
 use crate::channel::shared::Place;
 use crate::channel::status::{self, Reached};
 use crate::channel::upload::{Rest, Upload};
-use crate::instance::Address;
+use crate::instance::{Address, Instance};
 
-/// An attempt that reached nobody.
-pub(super) struct Refused {
-    pub(super) by: Arc<Seat>,
+/// An attempt that failed, with what its call would fail with.
+pub(super) struct FailedAttempt {
+    pub(super) by: Arc<Instance>,
     pub(super) status: Status,
 }
 
 /// What an attempt without a response comes to.
 pub(super) enum Failed {
     /// It reached nobody.
-    Nobody(Refused),
+    Nobody(FailedAttempt),
     /// It may have reached the instance.
-    Instance(Status),
+    Instance(FailedAttempt),
     /// The caller's own request is what failed.
     Caller(Status),
 }
@@ -96,7 +96,21 @@ impl Flight {
         self.link().report.address()
     }
 
-    pub(super) fn seat(&self) -> &Arc<Seat> {
+    pub(super) fn instance(&self) -> &Arc<Instance> {
+        self.place.candidate().shared_instance()
+    }
+
+    /// It was answered with a status alone.
+    pub(super) fn refused(&self, head: &http::response::Parts) -> FailedAttempt {
+        let of_http = || Status::unavailable(format!("{} answers with HTTP status {}", self.address(), head.status));
+        self.failed_with(Status::from_header_map(&head.headers).unwrap_or_else(of_http))
+    }
+
+    fn failed_with(&self, status: Status) -> FailedAttempt {
+        FailedAttempt { by: self.instance().clone(), status }
+    }
+
+    fn seat(&self) -> &Arc<Seat> {
         self.place.candidate().seat()
     }
 
@@ -122,7 +136,7 @@ impl Flight {
 
     /// The head of the response is here: the status in it, if there is one.
     pub(super) fn hear(&mut self, head: &mut http::response::Parts) -> Option<Code> {
-        head.extensions.insert(self.place.candidate().shared_instance().clone());
+        head.extensions.insert(self.instance().clone());
         let timed_out = self.own_timeout(&mut head.headers);
         let now = Instant::now();
         if !timed_out {
@@ -173,7 +187,7 @@ impl Flight {
             Failure::TooSlow => {
                 self.missed();
                 let waited = format!("{} to answer one attempt", self.address());
-                return Failed::Instance(status::deadline_exceeded(&waited));
+                return Failed::Instance(self.failed_with(status::deadline_exceeded(&waited)));
             }
             Failure::Unsent(error) => (true, error),
             // The connection ended with the call still in its queue.
@@ -190,10 +204,10 @@ impl Flight {
             }
         }
         if unsent || status::reached(&error) == Reached::Nobody {
-            return Failed::Nobody(Refused { by: seat.clone(), status });
+            return Failed::Nobody(self.failed_with(status));
         }
         self.broke(&error, status.code());
-        Failed::Instance(status)
+        Failed::Instance(self.failed_with(status))
     }
 
     /// The connection or the stream broke.
@@ -203,6 +217,12 @@ impl Flight {
 
     /// The server has answered, with this code in the end.
     pub(in crate::channel) fn ended(&self, code: Code) {
+        if code == Code::Ok
+            && !self.is_told
+            && let Some(budget) = &self.place.shared().settings.budget
+        {
+            budget.succeeded();
+        }
         self.tell(code, Ending::Answered);
     }
 

@@ -1,5 +1,6 @@
 //! From the states of all instances to what calls choose from, or to why there is nothing.
 
+use std::mem;
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -15,15 +16,17 @@ use crate::snapshot::MemberState;
 
 impl State {
     pub(super) fn publish(&mut self) {
-        if self.dirty == Dirty::No {
+        let grew = mem::take(&mut self.grew);
+        if self.dirty == Dirty::No && !grew {
             return;
         }
         let shared = &self.driver.shared;
         let before = shared.published.load();
-        let is_choice = self.dirty == Dirty::Choice || before.choice.is_none();
+        let is_choice = self.dirty == Dirty::Choice || grew || before.choice.is_none();
         if is_choice || !Arc::ptr_eq(&before.records, &self.records) {
-            let candidates = self.candidates();
-            let choice = (!candidates.is_empty()).then(|| self.choice(candidates));
+            let growth = self.growth();
+            let candidates = self.candidates(growth);
+            let choice = (!candidates.is_empty()).then(|| self.choice(candidates, growth));
             let (state, cause) = match choice {
                 Some(_) => (Connectivity::Ready, "".into()),
                 None => self.why_not(),
@@ -32,27 +35,33 @@ impl State {
             shared.published.store(Arc::new(Published { choice, state, cause, records }));
         }
         drop(before);
-        self.dirty = Dirty::No;
+        let is_news = mem::replace(&mut self.dirty, Dirty::No) != Dirty::No;
         if is_choice {
             self.grow();
         }
         let shared = &self.driver.shared;
         shared.serve();
-        self.driver.changed.send_replace(());
+        // That shares grew concerns calls alone.
+        if is_news {
+            self.driver.changed.send_replace(());
+        }
     }
 
     /// What calls choose from.
-    fn choice(&self, mut candidates: Vec<Candidate>) -> Choice {
+    fn choice(&self, mut candidates: Vec<Candidate>, growth: Option<Growth>) -> Choice {
         let policy = &*self.driver.policy;
         match &self.driver.spread.zone {
             Some(zone) => {
                 let is_known = |entry: &&Entry| {
                     entry.member.state() != MemberState::Draining && !matches!(entry.phase, Phase::Aside | Phase::Gone)
                 };
-                let known = self.entries.iter().filter(is_known).map(|entry| entry.member.instance());
+                let known = self.entries.iter().filter(is_known).map(|entry| {
+                    let instance = entry.member.instance();
+                    (instance, Candidate::full_weight_of(instance) * growth.map_or(1, |growth| growth.most))
+                });
                 let zoned = zone.prefer(policy, &mut candidates, known);
-                let picker = zoned.picker(&candidates);
-                Choice::of(candidates, picker)
+                let (picker, near) = (zoned.picker(&candidates), zoned.near());
+                Choice::of(candidates, picker, near)
             }
             None => Choice::new(candidates, policy),
         }
@@ -69,16 +78,22 @@ impl State {
         }
     }
 
+    /// If any instance has less than its weight by now.
+    fn growth(&self) -> Option<Growth> {
+        let (slow_start, now) = (self.driver.spread.slow_start?, Instant::now());
+        let grows = |entry: &Entry| entry.percent(slow_start, now) < 100;
+        let ready = self.entries.iter().filter(|entry| entry.is_ready());
+        let most = ready.map(|entry| entry.percent(slow_start, now)).max().unwrap_or(100);
+        self.entries.iter().any(grows).then_some(Growth { slow_start, now, most })
+    }
+
     /// READY instances that stay and are not ejected; without any, ejected ones; without any, those that leave.
-    fn candidates(&self) -> Vec<Candidate> {
+    fn candidates(&self, growth: Option<Growth>) -> Vec<Candidate> {
         let ready = |entry: &&Entry| entry.is_ready();
         let stays = |entry: &&Entry| entry.member.state() != MemberState::Draining;
         let wanted = |entry: &&Entry| !entry.ejection.is_out();
-        let now = Instant::now();
-        let grows = |slow_start: &SlowStart| self.entries.iter().any(|entry| entry.percent(*slow_start, now) < 100);
-        let shares = self.driver.spread.slow_start.filter(grows).map(|slow_start| (slow_start, now));
         let of =
-            |entries: Vec<&Entry>| entries.into_iter().filter_map(|entry| candidate(entry, shares)).collect::<Vec<_>>();
+            |entries: Vec<&Entry>| entries.into_iter().filter_map(|entry| candidate(entry, growth)).collect::<Vec<_>>();
         let best = of(self.entries.iter().filter(ready).filter(stays).filter(wanted).collect());
         if !best.is_empty() {
             return best;
@@ -126,13 +141,22 @@ impl State {
     }
 }
 
-/// A candidate with the share that it has by now, in hundredths of its weight, if any of all has less than its weight.
-fn candidate(entry: &Entry, shares: Option<(SlowStart, Instant)>) -> Option<Candidate> {
+/// How instances start slowly: weights are hundredths then.
+#[derive(Clone, Copy)]
+struct Growth {
+    slow_start: SlowStart,
+    now: Instant,
+    /// What the READY instance that has most of its weight has of it, in percent.
+    most: u32,
+}
+
+/// A candidate with the share that it has by now.
+fn candidate(entry: &Entry, growth: Option<Growth>) -> Option<Candidate> {
     let candidate = entry.candidate()?;
-    Some(match shares {
-        Some((slow_start, now)) => {
-            let weight = candidate.full_weight() * entry.percent(slow_start, now);
-            candidate.with_weight(weight)
+    Some(match growth {
+        Some(Growth { slow_start, now, .. }) => {
+            let share = candidate.full_weight() * entry.percent(slow_start, now);
+            candidate.with_weight(share)
         }
         None => candidate,
     })

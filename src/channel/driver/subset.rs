@@ -4,11 +4,14 @@ use std::cmp::Reverse;
 use std::mem;
 use std::sync::Arc;
 
-use super::{Dirty, State};
+use tokio::time::Instant;
+
+use super::{Dirty, State, Timer};
 use crate::channel::entry::{Entry, Phase};
 use crate::channel::subchannel::Record;
 use crate::channel::subset::MANY;
 use crate::instance::Instance;
+use crate::snapshot::MemberState;
 
 /// The places of all entries, the one that is used first at first.
 #[derive(Default)]
@@ -50,12 +53,22 @@ impl State {
         }
         let order = mem::take(&mut self.ranked.order);
         let mut fit = 0;
+        let now = Instant::now();
         for &index in &order {
             let is_wanted = fit < subset.size();
             self.with(index, |state, entry| {
                 let is_aside = matches!(entry.phase, Phase::Aside);
+                if let Some(at) = entry.settles_at().filter(|at| is_wanted && *at > now)
+                    && state.settles.is_none_or(|settles| settles <= now)
+                {
+                    state.settles = Some(at);
+                    state.timer(at, Timer::Settled);
+                }
                 if is_wanted && is_aside {
-                    state.enqueue(entry);
+                    // Whoever leaves is no stand-in, and whose key is gone lives by its connection alone.
+                    if entry.member.state() == MemberState::Live {
+                        state.enqueue(entry);
+                    }
                 } else if !is_wanted && !is_aside {
                     entry.set_aside();
                     state.mark(Dirty::Choice);

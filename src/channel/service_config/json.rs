@@ -1,72 +1,67 @@
 //! JSON that is read strictly: nothing in it is passed over, and an error says where it stands.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 
 use super::ServiceConfigError;
 
-/// A value in which no field stands twice: a plain [`Value`] keeps the last of them without a word.
-pub(super) struct Strict(pub(super) Value);
+/// JSON in which no field stands twice. A [`Value`] would keep the last of them without a word.
+pub(super) struct NoFieldTwice;
 
-impl<'de> Deserialize<'de> for Strict {
+impl<'de> Deserialize<'de> for NoFieldTwice {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Fields).map(Self)
+        deserializer.deserialize_any(Self)
     }
 }
 
-struct Fields;
-
-impl<'de> Visitor<'de> for Fields {
-    type Value = Value;
+impl<'de> Visitor<'de> for NoFieldTwice {
+    type Value = Self;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("JSON")
     }
 
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(self)
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(self)
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(self)
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
+        Ok(self)
     }
 
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(Number::from_f64(value).into())
+    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
+        Ok(self)
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(self)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let mut array = Vec::new();
-        while let Some(Strict(item)) = items.next_element()? {
-            array.push(item);
-        }
-        Ok(array.into())
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self, A::Error> {
+        while items.next_element::<Self>()?.is_some() {}
+        Ok(self)
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
-        let mut object = Map::new();
-        while let Some((name, Strict(value))) = fields.next_entry::<String, Strict>()? {
-            if object.contains_key(&name) {
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Self, A::Error> {
+        let mut names = HashSet::new();
+        while let Some((name, Self)) = fields.next_entry::<String, Self>()? {
+            if let Some(name) = names.replace(name) {
                 return Err(A::Error::custom(format!("the field {name:?} stands twice")));
             }
-            object.insert(name, value);
         }
-        Ok(object.into())
+        Ok(self)
     }
 }
 
@@ -129,12 +124,13 @@ impl<'a> At<'a> {
     pub(super) fn duration(&self) -> Read<Duration> {
         let read = |text: &str| {
             let text = text.strip_suffix('s')?;
-            let (seconds, decimals) = text.split_once('.').unwrap_or((text, "0"));
+            let (seconds, decimals) = text.split_once('.').unwrap_or((text, ""));
             let are_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-            if !are_digits(seconds) || !are_digits(decimals) || decimals.len() > 9 {
+            if !are_digits(&format!("{seconds}{decimals}")) || decimals.len() > 9 {
                 return None;
             }
-            Some(Duration::new(seconds.parse().ok()?, format!("{decimals:0<9}").parse().ok()?))
+            // Either side of the point may be empty: `.1s` is common.
+            Some(Duration::new(format!("0{seconds}").parse().ok()?, format!("{decimals:0<9}").parse().ok()?))
         };
         self.value.as_str().and_then(read).map_or_else(|| self.expected("a duration such as \"1.5s\""), Ok)
     }

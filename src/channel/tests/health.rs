@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use futures_util::StreamExt;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -14,7 +15,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_health::server::{HealthReporter, health_reporter};
 
 use super::client::over;
-use super::peers::{Echo, LIMIT, Scripted};
+use super::peers::{Count, Echo, LIMIT, Scripted};
 use crate::channel::{BalancedChannel, ChannelBuilder, Connectivity, InstanceStatus};
 use crate::instance::Instance;
 
@@ -22,6 +23,7 @@ use crate::instance::Instance;
 struct Patient {
     address: SocketAddr,
     reporter: HealthReporter,
+    connections: Arc<Count>,
 }
 
 impl Patient {
@@ -31,8 +33,11 @@ impl Patient {
         reporter.set_service_status("echo", status).await;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
-        tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
-        Self { address, reporter }
+        let connections = Arc::<Count>::default();
+        let counted = connections.clone();
+        let incoming = TcpListenerStream::new(listener).inspect(move |_| counted.add_one());
+        tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
+        Self { address, reporter, connections }
     }
 
     async fn says(&self, status: ServingStatus) {
@@ -60,6 +65,23 @@ async fn answerer(channel: &BalancedChannel) -> Result<SocketAddr, Status> {
     let answer = HealthClient::new(channel.clone()).check(HealthCheckRequest { service: String::new() }).await?;
     let chosen = answer.extensions().get::<Arc<Instance>>().expect("the instance is told");
     Ok(chosen.address.to_string().parse().expect("an IP address"))
+}
+
+#[tokio::test]
+async fn nobody_stands_in_for_a_server_that_has_not_yet_said_how_it_is() {
+    let patients: [Patient; 6] = futures_util::future::join_all((0..6).map(|_| Patient::start(ServingStatus::Serving)))
+        .await
+        .try_into()
+        .unwrap_or_else(|_| unreachable!("there are six"));
+    let builder = over(patients.each_ref().map(|patient| patient.address));
+    let channel = asking(builder.subset_as(2, "client"));
+    let ready = |all: &[InstanceStatus]| all.iter().filter(|one| one.state() == Connectivity::Ready).count() == 2;
+    until(&channel, ready).await;
+    for _ in 0..100 {
+        answerer(&channel).await.expect("both serve");
+    }
+    let dialled: usize = patients.iter().map(|patient| patient.connections.get()).sum();
+    assert_eq!(dialled, 2, "the subset alone");
 }
 
 #[tokio::test]

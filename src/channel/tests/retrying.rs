@@ -8,10 +8,11 @@ use tower::Service;
 
 use super::peers::proto::EchoRequest;
 use super::peers::proto::echo_client::EchoClient;
-use super::peers::{Echo, Peer, Reply};
+use super::peers::{Echo, OnConnect, Peer, Reply};
 use super::rig::{Rig, SECOND, ends, rest};
 use crate::channel::{
-    BalancedChannel, ChannelBuilder, OutlierDetection, PickFirst, RetryPolicy, RetryThrottling, ServiceConfig,
+    BalancedChannel, ChannelBuilder, Connectivity, OutlierDetection, PickFirst, RetryPolicy, RetryThrottling,
+    ServiceConfig,
 };
 use crate::instance::Instance;
 
@@ -164,6 +165,81 @@ async fn a_request_that_is_too_large_to_be_kept_is_not_made_again() {
         let answer = client.unary_echo(EchoRequest { message: "x".repeat(size) }).await;
         assert_eq!(answer.expect_err("it fails").code(), Code::Unavailable);
         assert_eq!(peer.calls().get() - before, attempts, "{size} bytes");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_comes_back_within_the_attempts_answers_in_the_end() {
+    let rig = retrying(RetryPolicy::new([Code::Unavailable]).max_attempts(5).backoff(millis(200), 5 * SECOND, 2.0));
+    let peer = rig.network.peer(1);
+    peer.reply(Reply::Hold);
+    rig.is_ready_with(&[&peer]).await;
+    let call = rig.call();
+    peer.calls().reaches(1).await;
+    peer.kill();
+    sleep(SECOND).await;
+    assert!(!call.is_finished(), "nobody is there, and attempts are left");
+    peer.reply(Reply::Answer);
+    peer.on_connect(OnConnect::Accept);
+    assert_eq!(ends(call).await.expect("it answers"), peer.address());
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nobody_is_left_to_try_a_call_fails_with_what_the_last_one_said() {
+    let rig = retrying(RetryPolicy::new([Code::Aborted]).backoff(SECOND, SECOND, 1.0));
+    let peer = rig.network.peer(1);
+    peer.reply(Reply::Fail(Code::Aborted));
+    rig.is_ready_with(&[&peer]).await;
+    let call = rig.call();
+    peer.calls().reaches(1).await;
+    rest().await;
+    peer.kill();
+    assert_eq!(ends(call).await.expect_err("nobody is there").code(), Code::Aborted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_connection_to_an_instance_that_was_tried_is_no_other_instance() {
+    let rig = with(|builder| builder.policy(PickFirst::new()).retry(on_unavailable()));
+    let peers: [Peer; 2] = rig.network.peers(1);
+    rig.is_ready_with(&[&peers[0], &peers[1]]).await;
+    let first = rig.answer().await.expect("it answers");
+    let (tried, other) = if first == peers[0].address() { (&peers[0], &peers[1]) } else { (&peers[1], &peers[0]) };
+    tried.reply(Reply::Hold);
+    let call = rig.call();
+    tried.calls().reaches(2).await;
+    tried.reply(Reply::Answer);
+    tried.cut();
+    assert_eq!(ends(call).await.expect("it answers"), other.address());
+    assert_eq!(rig.state(tried), Connectivity::Ready, "it was connected again meanwhile");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_channel_s_own_options_count_more_than_a_service_config_whatever_the_order() {
+    let config = r#"{"loadBalancingConfig":[{"round_robin":{}}],"methodConfig":[{"name":[{}],"timeout":"30s"}]}"#;
+    let config: ServiceConfig = config.parse().expect("it is a good one");
+    for is_first in [true, false] {
+        let rig = with(|builder| {
+            let own =
+                |builder: ChannelBuilder| builder.policy(PickFirst::new()).timeout(SECOND).retry(on_unavailable());
+            if is_first {
+                own(builder).service_config(config.clone())
+            } else {
+                own(builder.service_config(config.clone()))
+            }
+        });
+        let [one, two] = rig.network.peers(1);
+        rig.is_ready_with(&[&one, &two]).await;
+        assert!([0, 20].contains(&rig.answers_of(&one, 20).await), "the policy is the channel's");
+        one.reply(Reply::Fail(Code::Unavailable));
+        two.reply(Reply::Fail(Code::Unavailable));
+        let before = calls(&[&one, &two]);
+        rig.answer().await.expect_err("it fails");
+        assert_eq!(calls(&[&one, &two]) - before, 3, "the retries are the channel's");
+        one.reply(Reply::Hold);
+        two.reply(Reply::Hold);
+        let begin = Instant::now();
+        assert_eq!(rig.answer().await.expect_err("its time is over").code(), Code::DeadlineExceeded);
+        assert_eq!(begin.elapsed().as_secs(), 1, "the shortest timeout counts");
     }
 }
 

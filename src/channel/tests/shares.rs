@@ -121,10 +121,62 @@ async fn while_all_keys_go_a_subset_goes_on_and_dials_nobody_else() {
         sleep(SECOND).await;
     }
     assert_eq!(dialled(), 3, "the herd stays at home");
+    let lost = peers.iter().find(|peer| peer.open() > 0).expect("three are connected");
+    lost.cut();
+    lost.has_open(0).await;
+    sleep(60 * SECOND).await;
+    rig.answer().await.expect("two still serve");
+    assert_eq!(dialled(), 3, "whose connection ends is gone, and nobody stands in for it");
     rig.list(peers.iter().map(live));
     sleep(SECOND).await;
     rig.answer().await.expect("the subset still serves");
-    assert_eq!(dialled(), 3, "it is the same subset");
+    assert_eq!((dialled(), lost.open()), (4, 1), "it is the same subset");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_comes_back_only_to_go_again_keeps_its_stand_in() {
+    let rig = Rig::with(|builder| builder.subset_as(1, "client"));
+    let peers: [Peer; 2] = rig.network.peers(1);
+    rig.list(peers.iter().map(live));
+    rig.answer().await.expect("one is used");
+    let (chosen, stand_in) = if peers[0].open() > 0 { (&peers[0], &peers[1]) } else { (&peers[1], &peers[0]) };
+    chosen.kill();
+    stand_in.has_open(1).await;
+    let before = chosen.attempted().get();
+    chosen.on_connect(OnConnect::HangUp);
+    sleep(120 * SECOND).await;
+    assert!(chosen.attempted().get() > before + 5, "it came back and went again");
+    assert_eq!(stand_in.attempted().get(), 1, "the stand-in stayed");
+    chosen.on_connect(OnConnect::Accept);
+    stand_in.has_open(0).await;
+    assert_eq!(rig.answer().await.expect("one is used"), chosen.address());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_zone_whose_instances_start_slowly_gets_its_calls_back_as_they_grow() {
+    let rig = Rig::with(|builder| {
+        builder.policy(WeightedRoundRobin::new()).prefer_zone("zone", "a").slow_start(Duration::from_secs(90))
+    });
+    let [near, back, far, farther] = rig.network.peers(1);
+    let all = [(&near, "a"), (&back, "a"), (&far, "b"), (&farther, "b")];
+    rig.list(all.map(|(peer, zone)| in_zone(peer, zone, MemberState::Live)));
+    all_are_known(&rig, 4).await;
+    rig.until("all are READY", |all| all.iter().all(|one| one.state() == Connectivity::Ready)).await;
+    assert_eq!(rig.answers_of(&near, 100).await, 50, "all are new alike: calls stay in their zone");
+    sleep(91 * SECOND).await;
+    back.kill();
+    rig.until_peer(&back, "it is gone", |status| status.state() == Connectivity::TransientFailure).await;
+    back.on_connect(OnConnect::Accept);
+    rig.until_peer(&back, "it is back", |status| status.state() == Connectivity::Ready).await;
+    // 110 of a fair share of 200 is 55 %, of which 70 % would be enough.
+    let mut stay = 0;
+    for _ in 0..2_000 {
+        let by = rig.answer().await.expect("no call fails");
+        stay += usize::from(by == near.address() || by == back.address());
+    }
+    assert!((1_480..1_660).contains(&stay), "of 2,000 calls {stay} stay");
+    sleep(91 * SECOND).await;
+    assert_eq!(rig.answers_of(&back, 200).await, 100, "it is what it was");
 }
 
 #[tokio::test(start_paused = true)]
