@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use self::roster::{Key, Roster, footprint};
 use super::JUDGEMENT;
-use crate::etcd::{Event, Kv, MAX_VALUE};
+use crate::etcd::{Event, Kv, MAX_SEGMENT, MAX_VALUE};
 use crate::format::{DecodeError, Decoded, Format};
 use crate::instance::{Instance, MAX_TAGS, ServiceName};
 use crate::snapshot::{Member, MemberState, Snapshot};
@@ -58,6 +58,9 @@ impl Layout {
     pub(super) fn decode(&self, segment: &str, value: &[u8]) -> Result<Decoded, (Trouble, String)> {
         if value.len() > MAX_VALUE {
             return Err((Trouble::TooLarge, format!("more than {MAX_VALUE} bytes")));
+        }
+        if segment.len() > MAX_SEGMENT {
+            return Err((Trouble::TooLarge, format!("its key ends in more than {MAX_SEGMENT} bytes")));
         }
         let malformed = |error: DecodeError| (Trouble::Malformed, error.to_string());
         let decoded = self.format.decode(segment, value).map_err(malformed)?;

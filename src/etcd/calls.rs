@@ -13,6 +13,9 @@ use crate::error::{EtcdError, EtcdErrorKind};
 /// The largest value that is looked at: an instance with 64 tags of 500 bytes fits twice.
 pub(crate) const MAX_VALUE: usize = 64 * 1024;
 
+/// The longest end of a key, behind its service's name, that is looked at: twice what the longest address takes.
+pub(crate) const MAX_SEGMENT: usize = 512;
+
 /// How often a list starts over because its revision was compacted under it.
 const LIST_ATTEMPTS: usize = 3;
 

@@ -12,8 +12,8 @@ use crate::error::{EtcdError, EtcdErrorKind};
 /// How many keys the first page asks for: enough for most services, and not too much of the largest values for etcd.
 const FIRST_PAGE: i64 = 128;
 
-/// How many keys a page asks for at most: a service of 10,000 comes in four pages.
-const LARGEST_PAGE: i64 = 16_384;
+/// How many keys a page asks for at most: a service of 10,000 comes in five pages.
+const LARGEST_PAGE: i64 = 4_096;
 
 /// How large a page should be: four times as many keys follow after a page of less than a quarter of it, and half as many
 /// after one that is larger. Smaller pages cost etcd more, which looks at all that is left of the range for each of them.
@@ -27,6 +27,8 @@ pub(crate) struct Scan {
     with_values: bool,
     /// How many keys the next page asks for.
     keys: i64,
+    /// How many it may ask for: after a page that was too large never as many again.
+    most: i64,
     revision: Option<i64>,
     is_over: bool,
 }
@@ -39,6 +41,7 @@ impl Scan {
             end: range.end(),
             with_values: true,
             keys: FIRST_PAGE,
+            most: LARGEST_PAGE,
             revision: None,
             is_over: false,
         }
@@ -82,6 +85,7 @@ impl Scan {
             match self.page(self.with_values, connection, range, limit).await {
                 Err(error) if error.kind == EtcdErrorKind::TooLarge && self.keys > 1 => {
                     self.keys = (self.keys / 4).max(1);
+                    self.most = self.keys;
                 }
                 Err(error) if error.kind == EtcdErrorKind::TooLarge && self.with_values => {
                     let mut page = self.page(false, connection, range, limit).await?;
@@ -126,7 +130,7 @@ impl Scan {
         if bytes > PAGE_BYTES {
             self.keys = (self.keys / 2).max(1);
         } else if bytes < PAGE_BYTES / 4 {
-            self.keys = (self.keys * 4).min(LARGEST_PAGE);
+            self.keys = (self.keys * 4).min(self.most);
         }
         Ok(page.kvs.into_iter().map(Kv::from).collect())
     }

@@ -65,7 +65,7 @@ pub trait Format: fmt::Debug + Send + Sync + 'static {
     /// The prefix of all keys where the registry sets none; empty for none at all.
     fn default_prefix(&self) -> &str;
 
-    /// The last segment of an instance's key. It must not be empty and must not hold a `/`, which `build()` refuses.
+    /// The last segment of an instance's key: at most 512 bytes, not empty, and without a `/`; `build()` refuses others.
     ///
     /// It may change with the lease or with an update of the instance: the new key is put, and then the old one is deleted.
     fn segment(&self, entry: &Entry<'_>) -> String;

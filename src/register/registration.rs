@@ -17,7 +17,7 @@ use super::status::{RegistrationStatus, StatusChanges};
 use super::task::Task;
 use super::wishes::{Desired, Health};
 use crate::error::{ConfigError, Gone};
-use crate::etcd::MAX_VALUE;
+use crate::etcd::{MAX_SEGMENT, MAX_VALUE};
 use crate::format::{Entry, Format};
 use crate::instance::{Address, Instance, ServiceName};
 
@@ -239,13 +239,17 @@ impl Registration {
     }
 }
 
-/// Readers do not look at larger values, nor at keys with more or fewer slashes.
+/// Readers do not look at larger values, nor at longer keys and such with more or fewer slashes.
 pub(super) fn check_value(format: &dyn Format, service: &ServiceName, instance: &Instance) -> Result<(), ConfigError> {
     let entry = Entry::new(service, instance, i64::MAX, u128::MAX).draining(true);
     let segment = format.segment(&entry);
     if segment.is_empty() || segment.contains('/') {
         let value = format!("that ends a key in {segment:?}");
         return Err(ConfigError::Option { option: "format", value, expected: "one segment without a slash" });
+    }
+    if segment.len() > MAX_SEGMENT {
+        let value = format!("that ends a key in {} bytes", segment.len());
+        return Err(ConfigError::Option { option: "format", value, expected: "at most 512" });
     }
     let value = format.encode(&entry);
     if value.len() <= MAX_VALUE {

@@ -2,8 +2,8 @@
 
 /// Resolves with SIGTERM or ctrl-c: what an orchestrator sends and what a person types.
 ///
-/// Called in a tokio runtime, it handles both from the call on, so that neither can end the process before the future is
-/// polled; called outside of one, from the first poll on. The signals stay handled: a second one does not end the process by
+/// On Unix, called in a tokio runtime, it handles both from the call on, so that neither can end the process before the future
+/// is polled; called outside of one, or elsewhere, from the first poll on. The signals stay handled: a second one does not end the process by
 /// itself, only SIGKILL does.
 ///
 /// Where the handler of one cannot be installed, the other one counts.

@@ -154,7 +154,8 @@ impl Roster {
     }
 }
 
-/// About how much memory an instance takes: its strings, what the allocator and the map add to each, and its keys'.
+/// About how much memory an instance takes: its strings, what the allocator and the map add to each, and its keys', which are
+/// not long.
 pub(super) fn footprint(instance: &Instance) -> usize {
     const EACH: usize = 96;
     const AROUND: usize = 512;

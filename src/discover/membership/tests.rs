@@ -261,6 +261,7 @@ fn what_cannot_be_used_is_skipped_alone() {
         ("x", "no json"),
         ("x", r#"{"address":"0.0.0.0:1"}"#),
         ("x", r#"{"address":"[::ffff:169.254.1.1]:1"}"#),
+        (&"x".repeat(crate::etcd::MAX_SEGMENT + 1), r#"{"address":"x:1"}"#),
         ("deeper/x", r#"{"address":"x:1"}"#),
         ("", r#"{"address":"x:1"}"#),
     ] {
