@@ -18,7 +18,12 @@ impl Backoff {
 
     /// The next waiting time: anything from zero to the present ceiling, which then doubles.
     pub(crate) fn next(&mut self) -> Duration {
-        let wait = up_to(self.ceiling);
+        up_to(self.longest())
+    }
+
+    /// The present ceiling, which then doubles: for who waits alone.
+    pub(crate) fn longest(&mut self) -> Duration {
+        let wait = self.ceiling;
         self.ceiling = (self.ceiling * 2).min(self.max);
         wait
     }

@@ -25,8 +25,9 @@ use tokio::time::Instant;
 
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 
-pub(crate) use self::calls::{Claimed, Kv, MAX_VALUE, hex};
+pub(crate) use self::calls::{Claimed, Kv, MAX_SEGMENT, MAX_VALUE, hex};
 pub(crate) use self::connection::Connection;
+use self::connection::LoginFor;
 use self::endpoint::Target;
 pub(crate) use self::endpoint::{Tls, parse_endpoints, without_user};
 pub use self::login::Credentials;
@@ -98,7 +99,8 @@ impl Cluster {
         // Not the first for everybody: one member would carry the whole fleet.
         let preferred = AtomicUsize::new(fastrand::usize(..members.len()));
         let logins = provider.map(|provider| Arc::new(Logins::new(provider)));
-        Self { members, logins, preferred, unity: Unity::default() }
+        let unity = Unity::new(members.len());
+        Self { members, logins, preferred, unity }
     }
 
     /// The number of members.
@@ -124,15 +126,24 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// What became of the login, if one is configured.
-    pub(crate) async fn connection(&self, index: usize, limit: Duration) -> Result<Arc<Connection>, EtcdError> {
-        let deadline = Instant::now() + limit;
+    /// What became of the login, if one is configured. The member is known to be of another cluster.
+    pub(crate) async fn connection(
+        self: &Arc<Self>,
+        index: usize,
+        limit: Duration,
+    ) -> Result<Arc<Connection>, EtcdError> {
         let index = index % self.members.len();
+        self.is_usable(index).await.inspect_err(|_| self.avoid(index))?;
+        self.connected(index, limit, LoginFor::Use).await
+    }
+
+    async fn connected(&self, index: usize, limit: Duration, purpose: LoginFor) -> Result<Arc<Connection>, EtcdError> {
+        let deadline = Instant::now() + limit;
         let connection = match self.existing(index) {
             Some(connection) => connection,
             None => self.open(index).await?,
         };
-        let login = connection.log_in(deadline, limit).await;
+        let login = connection.log_in(deadline, limit, purpose).await;
         login.inspect_err(|error| self.after(&connection, error))?;
         Ok(connection)
     }
@@ -153,14 +164,25 @@ impl Cluster {
         }
     }
 
-    /// Notes that a member answered.
+    /// Takes in what a member answered, or that it did not.
     ///
     /// # Errors
     ///
-    /// The answer does not count: members answer that belong to different clusters.
-    pub(crate) async fn answered(self: &Arc<Self>, connection: &Connection) -> Result<(), EtcdError> {
-        self.heard(connection);
-        self.is_one(connection).await
+    /// The answer's own. That the answer does not count, whatever it is: the member is of another cluster.
+    pub(crate) async fn took<T>(
+        self: &Arc<Self>,
+        connection: &Arc<Connection>,
+        answer: Result<T, EtcdError>,
+    ) -> Result<T, EtcdError> {
+        // A refusal is an answer, too: that a lease does not exist for instance.
+        if answer.as_ref().err().is_none_or(|error| !error.is_worth_another_member()) {
+            self.is_one(connection).await.inspect_err(|_| self.avoid(connection.index()))?;
+        }
+        match &answer {
+            Ok(_) => self.heard(connection),
+            Err(error) => self.after(connection, error),
+        }
+        answer
     }
 
     /// Notes that a member said something.
@@ -225,11 +247,7 @@ impl Cluster {
     {
         let connection = self.connection(index, limit).await?;
         let answer = call(connection.clone()).await;
-        match &answer {
-            Ok(_) => self.answered(&connection).await?,
-            Err(error) => self.after(&connection, error),
-        }
-        answer
+        self.took(&connection, answer).await
     }
 
     /// Draws the conclusions for a connection from an error that was seen on it.

@@ -47,6 +47,15 @@ enum Login {
     Done,
 }
 
+/// What a login is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LoginFor {
+    /// Calls.
+    Use,
+    /// To find out of which cluster a member is. If it is of another one, that it refuses the credentials says nothing.
+    Survey,
+}
+
 impl Connection {
     /// Opens it lazily: nothing is dialled before the first call.
     pub(super) async fn open(
@@ -86,7 +95,7 @@ impl Connection {
 
     /// Logs in, if that is due. Who comes while another one logs in waits for that, each until its own deadline, so that a
     /// silent member costs everybody one limit and not one after the other.
-    pub(super) async fn log_in(&self, deadline: Instant, limit: Duration) -> Result<(), EtcdError> {
+    pub(super) async fn log_in(&self, deadline: Instant, limit: Duration, purpose: LoginFor) -> Result<(), EtcdError> {
         let Some(logins) = &self.logins else { return Ok(()) };
         let late = || {
             if !logins.are_waiting() {
@@ -112,7 +121,9 @@ impl Connection {
                 let mut error = self.failure(LOGIN, &credentials.user, error);
                 if error.kind == EtcdErrorKind::Denied {
                     error.kind = EtcdErrorKind::Login;
-                    logins.refused(credentials);
+                    if purpose == LoginFor::Use {
+                        logins.refused(credentials);
+                    }
                 }
                 return Err(error);
             }
@@ -172,7 +183,7 @@ impl Connection {
         if self.tokens.load(Ordering::Relaxed) == token {
             self.log_in_again();
         }
-        self.log_in(deadline, limit).await?;
+        self.log_in(deadline, limit, LoginFor::Use).await?;
         run().await
     }
 

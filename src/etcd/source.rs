@@ -215,9 +215,6 @@ impl Source {
         match self.page(&mut list).await {
             Ok(kvs) => (State::Listing(list), Some(Update::Page { is_first, kvs })),
             Err(error) => {
-                if let Some(connection) = &list.connection {
-                    self.cluster.after(connection, &error);
-                }
                 let goal = if list.stream.is_some() { Goal::Watch } else { Goal::List };
                 (self.after(&error, goal), None)
             }
@@ -232,9 +229,8 @@ impl Source {
             Some(connection) => connection,
             None => list.connection.insert(self.cluster.connection(self.member, limit).await?),
         };
-        let page = list.scan.next(connection, &self.range, limit).await?;
-        self.cluster.answered(connection).await?;
-        Ok(page)
+        let page = list.scan.next(connection, &self.range, limit).await;
+        self.cluster.took(connection, page).await
     }
 
     /// What follows a complete list.
@@ -257,11 +253,7 @@ impl Source {
     async fn connect(&mut self, listed: bool) -> Result<State, EtcdError> {
         let connection = self.cluster.connection(self.member, CALL_LIMIT).await?;
         let opened = self.open(&connection, listed).await;
-        match &opened {
-            Ok(_) => self.cluster.answered(&connection).await?,
-            Err(error) => self.cluster.after(&connection, error),
-        }
-        opened
+        self.cluster.took(&connection, opened).await
     }
 
     async fn open(&mut self, connection: &Arc<Connection>, listed: bool) -> Result<State, EtcdError> {
@@ -310,6 +302,7 @@ impl Source {
             biased;
             // Before the messages, which may never pause.
             () = sleep_until(stream.list_at) => return (self.verifying(stream), None),
+            error = self.cluster.refuses(stream.connection.index()) => return (self.after(&error, Goal::List), None),
             message = stream.watch.message() => message,
             () = sleep_until(silent_at), if stream.answers_probes => return (self.probe(stream).await, None),
         };

@@ -113,16 +113,9 @@ impl MemberStream {
 
     async fn open(&self, lease: i64) -> Result<(Arc<Connection>, LeaseKeeper, LeaseKeepAliveStream), EtcdError> {
         let connection = self.cluster.connection(self.index, REPLY_LIMIT).await?;
-        match connection.keep_alive(lease, REPLY_LIMIT).await {
-            Ok((keeper, responses)) => {
-                self.cluster.answered(&connection).await?;
-                Ok((connection, keeper, responses))
-            }
-            Err(error) => {
-                self.cluster.after(&connection, &error);
-                Err(error)
-            }
-        }
+        let opened = connection.keep_alive(lease, REPLY_LIMIT).await;
+        let (keeper, responses) = self.cluster.took(&connection, opened).await?;
+        Ok((connection, keeper, responses))
     }
 
     /// Passes keepalives on until the stream breaks, stalls or idles. Who still waits then finds its answer cancelled.
@@ -167,6 +160,7 @@ impl MemberStream {
                         return;
                     }
                 },
+                _ = self.cluster.refuses(self.index) => return,
                 () = sleep_until(give_up_at) => {
                     if owing.is_some() {
                         tracing::debug!("member does not answer keepalives");

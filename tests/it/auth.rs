@@ -70,6 +70,30 @@ async fn a_role_for_the_prefix_is_enough_to_register_and_to_be_found() {
 }
 
 #[tokio::test]
+async fn a_stranger_that_refuses_the_credentials_does_not_keep_them_from_the_others() {
+    let (etcd, stranger) = (with_auth().await, with_auth().await);
+    let mut client = admin(&stranger).await;
+    client.user_change_password("server", "another").await.expect("root may do that");
+    let (one, two) = (Proxy::start(etcd.address()).await, Proxy::start(etcd.address()).await);
+    let registry = Registry::builder([one.url(), stranger.url(), two.url()]).auth("server", PASSWORD);
+    let registry = registry.build().expect("a good registry");
+    let mut discover = registry.discover("echo").expect("a good name");
+    // Whichever was asked first, the stranger has been asked when this is known.
+    timeout(LIMIT, discover.ready()).await.expect("two of them take the credentials");
+    let begin = Instant::now();
+    let server = EchoServer::registered(&registry, "echo").await;
+    for proxy in [&one, &two] {
+        // The next connections log in anew.
+        proxy.reset();
+        proxy.forward();
+    }
+    server.stop().await;
+    let gone = async || discover.snapshot().is_some_and(|snapshot| snapshot.is_empty());
+    eventually("its leave is seen", LIMIT, gone).await;
+    assert!(begin.elapsed() < Duration::from_secs(20), "nobody waited for the 30 s: {:?}", begin.elapsed());
+}
+
+#[tokio::test]
 async fn wrong_credentials_wait_and_are_not_shown() {
     let etcd = with_auth().await;
     let wrong = Registry::builder([etcd.url()]).auth("server", "canary").build().expect("a good registry");

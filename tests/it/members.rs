@@ -216,6 +216,59 @@ async fn a_member_of_another_cluster_among_three_is_passed_over() {
 }
 
 #[tokio::test]
+async fn a_stranger_among_three_costs_no_lease_while_a_member_is_lost_and_comes_back() {
+    let cluster = Cluster::start().await;
+    let stranger = Etcd::start().await;
+    let registry = registry([cluster.member(0).url(), stranger.url(), cluster.member(2).url()]);
+    let servers = [server(&registry), server(&registry), server(&registry)];
+    let mut changes = Changes::of(&registry, "echo");
+    for server in &servers {
+        server.registration().registered().await.expect("nobody takes it out");
+        changes.next().await;
+    }
+    let leases: Vec<i64> = servers.iter().map(lease).collect();
+    let strange = stranger.leases().await;
+    for (lost, other) in [(0, 2), (2, 0)] {
+        cluster.member(lost).kill();
+        assert!(changes.is_quiet_for(TTL).await, "no instance is lost while member {lost} is");
+        let alive = cluster.member(other).leases().await;
+        assert!(leases.iter().all(|lease| alive.contains(lease)), "all are renewed without member {lost}");
+        cluster.member(lost).restart().await;
+        assert!(changes.is_quiet_for(TTL / 2).await, "nor when it is back");
+    }
+    assert_eq!(servers.iter().map(lease).collect::<Vec<_>>(), leases, "each is under the lease that it had");
+    assert!(stranger.keys("").await.is_empty(), "no key was put there");
+    assert!(stranger.leases().await.iter().all(|lease| strange.contains(lease)), "nor a lease, once it was known");
+    for server in servers {
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stranger_is_not_believed_while_a_member_is_silent() {
+    let cluster = Cluster::start().await;
+    let stranger = Etcd::start().await;
+    let registered = EchoServer::registered(&registry(cluster.urls()), "echo").await;
+    let silent = (cluster.leader().await + 1) % 3;
+    let urls = [cluster.member(silent).url(), stranger.url(), cluster.member((silent + 1) % 3).url()];
+    cluster.member(silent).freeze();
+    let mut early = Vec::new();
+    // Whoever is asked first.
+    for _ in 0..6 {
+        let mut discover = registry(urls.clone()).discover("echo").expect("a good name");
+        let known = tokio::time::timeout(Duration::from_secs(4), discover.ready()).await;
+        assert!(known.is_err(), "one says this and one says that");
+        early.push(discover);
+    }
+    cluster.member(silent).resume();
+    for mut discover in early {
+        let known = tokio::time::timeout(LIMIT, discover.ready()).await.expect("most of them are one cluster");
+        assert_eq!(known.len(), 1, "the server is found");
+    }
+    registered.stop().await;
+}
+
+#[tokio::test]
 async fn a_cluster_that_was_set_up_anew_is_no_other_cluster() {
     let etcd = Etcd::start().await;
     let (one, two) = (Proxy::start(etcd.address()).await, Proxy::start(etcd.address()).await);
