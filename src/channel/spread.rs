@@ -59,9 +59,10 @@ impl ChannelBuilder {
     /// Uses, and connects to, `size` instances only. Off unless given; from 1,000 instances on a warning recommends it: a
     /// thousand clients of a thousand servers hold a million connections.
     ///
-    /// Each client has others, chosen by rendezvous hashing: one that goes is replaced by one, one that comes replaces one at
-    /// most, and nothing else changes. Clients know nothing of each other: with 1,000 of them and 20 instances of 200 each, an
-    /// instance has 100 clients with a standard deviation of 9.5, and one of 150 is more than a quarter off.
+    /// Each client has others, chosen by hashing: one that goes is replaced by one, one that comes replaces one at most, and
+    /// nothing else changes. Clients know nothing of each other: with 1,000 of them and 20 instances of 200 each, an instance has
+    /// 100 clients with a standard deviation of 9.5, and one of 150 is more than a quarter off. With
+    /// [`subset_as`](Self::subset_as) and numbers, clients spread more evenly.
     ///
     /// An instance that is not READY is stood in for until it is; calls in flight on the stand-in then finish. While keys are
     /// gone from etcd without a word, those that are connected stay, and nobody stands in for them.
@@ -77,6 +78,9 @@ impl ChannelBuilder {
 
     /// As [`subset`](Self::subset), for the client of this name, which no other one should have: a pod's name for instance.
     /// The same client gets the same instances again.
+    ///
+    /// Clients whose names differ only in the number at the end, such as `web-0`, `web-1` and so on, as pods of a `StatefulSet`
+    /// have them, spread evenly: of 1,000 with 20 instances of 200 each, every instance has 75 to 125.
     pub fn subset_as(mut self, size: usize, client: &str) -> Self {
         self.spread.subset = Some(Subset::of(size, client));
         self

@@ -9,22 +9,40 @@ use crate::instance::Address;
 /// From so many instances on, each client of a service that is connected to all of them costs too many connections.
 pub(super) const MANY: usize = 1_000;
 
+/// Among how many orders clients with numbers take turns: with one, where instances happen to lie close together each has few
+/// clients; with many, few clients share one and spread evenly over it.
+const ORDERS: u64 = 32;
+
+/// The golden part of the whole: steps of it spread evenly over a circle, however many there are.
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
 /// How many instances a client uses, and what it ranks them by.
+///
+/// Each seed lays the instances on a circle, and the client uses those that follow its start.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Subset {
     size: usize,
     seed: u64,
+    start: u64,
 }
 
 impl Subset {
     /// Of a client that nobody gave a name.
     pub(super) fn anonymous(size: usize) -> Self {
-        Self { size, seed: fastrand::u64(..) }
+        Self { size, seed: fastrand::u64(..), start: 0 }
     }
 
-    /// Of the client of this name.
+    /// Of the client of this name. Clients whose names differ in the number at the end alone share circles, and start on each
+    /// at even distances; all others have circles of their own.
     pub(super) fn of(size: usize, client: &str) -> Self {
-        Self { size, seed: xxh3_64(client.as_bytes()) }
+        let name = client.trim_end_matches(|char: char| char.is_ascii_digit());
+        match client[name.len()..].parse::<u64>() {
+            Ok(number) => {
+                let start = (number / ORDERS).wrapping_mul(GOLDEN);
+                Self { size, seed: xxh3_64_with_seed(name.as_bytes(), number % ORDERS), start }
+            }
+            Err(_) => Self { size, seed: xxh3_64(client.as_bytes()), start: 0 },
+        }
     }
 
     pub(super) fn check(self) -> Result<(), ConfigError> {
@@ -41,7 +59,7 @@ impl Subset {
     /// The rank of an instance for this client: the highest ones are used. It follows from both names alone, so nothing that
     /// happens to one instance changes the order of the others.
     pub(super) fn rank(self, address: &Address) -> u64 {
-        xxh3_64_with_seed(address.to_string().as_bytes(), self.seed)
+        !xxh3_64_with_seed(address.to_string().as_bytes(), self.seed).wrapping_sub(self.start)
     }
 }
 
@@ -66,7 +84,7 @@ mod tests {
     proptest! {
         #[test]
         fn one_that_goes_is_replaced_by_one_and_one_that_comes_replaces_one_at_most(
-            client in ".{1,12}",
+            client in prop_oneof![".{1,12}", "[a-z]{1,3}-[0-9]{1,25}"],
             size in 1..30_usize,
             there in prop::collection::btree_set(0..500_u16, 1..200),
             one in 0..500_u16,
@@ -83,19 +101,32 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_thousand_clients_spread_evenly_over_two_hundred_instances() {
+    /// The fewest and the most clients that one of 200 instances has.
+    fn extremes(clients: impl Iterator<Item = String>) -> (u32, u32) {
         let there: BTreeSet<u16> = (0..200).collect();
-        let mut clients: BTreeMap<u16, u32> = BTreeMap::new();
-        for client in 0..1_000 {
-            for instance in chosen(Subset::of(20, &format!("client-{client}")), &there) {
-                *clients.entry(instance).or_default() += 1;
+        let mut used: BTreeMap<u16, u32> = there.iter().map(|instance| (*instance, 0)).collect();
+        for client in clients {
+            for instance in chosen(Subset::of(20, &client), &there) {
+                *used.entry(instance).or_default() += 1;
             }
         }
-        // Clients know nothing of each other, so the counts are binomial, with a standard deviation of 9.5 around 100.
-        let (least, most) = (clients.values().min().expect("some"), clients.values().max().expect("some"));
-        assert_eq!(clients.len(), 200, "everybody is used");
-        assert!((65..=135).contains(least) && (65..=135).contains(most), "between {least} and {most} clients each");
+        (*used.values().min().expect("some"), *used.values().max().expect("some"))
+    }
+
+    #[test]
+    fn each_instance_has_about_as_many_of_a_thousand_clients_with_numbers() {
+        for name in ["client-", "", "pod-7-"] {
+            let (least, most) = extremes((0..1_000).map(|number| format!("{name}{number}")));
+            assert!(least >= 75 && most <= 125, "{name}: from {least} to {most} clients, and 100 are the mean");
+        }
+    }
+
+    #[test]
+    fn clients_with_other_names_spread_as_by_chance() {
+        // Counts are binomial then, with a standard deviation of 9.5 around 100.
+        let clients = (0..1_000_u32).map(|number| format!("{:x}-x", xxh3_64(&number.to_le_bytes())));
+        let (least, most) = extremes(clients);
+        assert!(least >= 60 && most <= 145, "from {least} to {most} clients");
     }
 
     #[test]
