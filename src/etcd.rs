@@ -27,7 +27,6 @@ use crate::error::{EtcdError, EtcdErrorKind, chain};
 
 pub(crate) use self::calls::{Claimed, Kv, MAX_SEGMENT, MAX_VALUE, hex};
 pub(crate) use self::connection::Connection;
-use self::connection::LoginFor;
 use self::endpoint::Target;
 pub(crate) use self::endpoint::{Tls, parse_endpoints, without_user};
 pub use self::login::Credentials;
@@ -36,6 +35,7 @@ pub(crate) use self::login::Provider;
 pub(crate) use self::range::Range;
 pub(crate) use self::scan::Scan;
 pub(crate) use self::source::{Source, Update};
+pub(crate) use self::unity::Eye;
 use self::unity::Unity;
 pub(crate) use self::watch::Event;
 use self::watch::{Watch, WatchMessage};
@@ -98,7 +98,7 @@ impl Cluster {
         let members: Vec<_> = members.collect();
         // Not the first for everybody: one member would carry the whole fleet.
         let preferred = AtomicUsize::new(fastrand::usize(..members.len()));
-        let logins = provider.map(|provider| Arc::new(Logins::new(provider)));
+        let logins = provider.map(|provider| Arc::new(Logins::new(provider, members.len())));
         let unity = Unity::new(members.len());
         Self { members, logins, preferred, unity }
     }
@@ -126,24 +126,30 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// What became of the login, if one is configured. The member is known to be of another cluster.
+    /// What became of the login, if one is configured; and the member is known to be of another cluster.
     pub(crate) async fn connection(
         self: &Arc<Self>,
         index: usize,
         limit: Duration,
     ) -> Result<Arc<Connection>, EtcdError> {
         let index = index % self.members.len();
-        self.is_usable(index).await.inspect_err(|_| self.avoid(index))?;
-        self.connected(index, limit, LoginFor::Use).await
+        self.admit(index)?;
+        match self.reach(index, limit).await {
+            Err(error) if matches!(error.kind, EtcdErrorKind::Login | EtcdErrorKind::Withheld) => {
+                Err(self.without_login(index, error).await)
+            }
+            reached => reached,
+        }
     }
 
-    async fn connected(&self, index: usize, limit: Duration, purpose: LoginFor) -> Result<Arc<Connection>, EtcdError> {
+    /// The connection to member `index`, whatever cluster it is of.
+    async fn reach(&self, index: usize, limit: Duration) -> Result<Arc<Connection>, EtcdError> {
         let deadline = Instant::now() + limit;
         let connection = match self.existing(index) {
             Some(connection) => connection,
             None => self.open(index).await?,
         };
-        let login = connection.log_in(deadline, limit, purpose).await;
+        let login = connection.log_in(deadline, limit).await;
         login.inspect_err(|error| self.after(&connection, error))?;
         Ok(connection)
     }
@@ -164,19 +170,18 @@ impl Cluster {
         }
     }
 
-    /// Takes in what a member answered, or that it did not.
+    /// Draws the conclusions from how a call on a connection ended.
     ///
     /// # Errors
     ///
-    /// The answer's own. That the answer does not count, whatever it is: the member is of another cluster.
-    pub(crate) async fn took<T>(
+    /// The call's own, and that its answer does not count since the member is of another cluster.
+    pub(crate) async fn conclude<T>(
         self: &Arc<Self>,
         connection: &Arc<Connection>,
         answer: Result<T, EtcdError>,
     ) -> Result<T, EtcdError> {
-        // A refusal is an answer, too: that a lease does not exist for instance.
         if answer.as_ref().err().is_none_or(|error| !error.is_worth_another_member()) {
-            self.is_one(connection).await.inspect_err(|_| self.avoid(connection.index()))?;
+            self.accept(connection, answer.is_err()).await?;
         }
         match &answer {
             Ok(_) => self.heard(connection),
@@ -247,7 +252,7 @@ impl Cluster {
     {
         let connection = self.connection(index, limit).await?;
         let answer = call(connection.clone()).await;
-        self.took(&connection, answer).await
+        self.conclude(&connection, answer).await
     }
 
     /// Draws the conclusions for a connection from an error that was seen on it.

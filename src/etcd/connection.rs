@@ -4,11 +4,11 @@
 use std::error::Error as _;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, Error as ClientError, KvClient, WatchClient};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OnceCell};
 use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Status};
 
@@ -37,23 +37,14 @@ pub(crate) struct Connection {
     /// How often a login succeeded.
     tokens: AtomicU64,
     logins: Option<Arc<Logins>>,
-    /// Whether it is known of which cluster the member is, or somebody asks.
-    pub(super) is_known: AtomicBool,
+    /// Set once the member was asked for its cluster, because it answered something else.
+    pub(super) was_asked: OnceCell<()>,
 }
 
 /// Where the login on one connection stands.
 enum Login {
     Needed,
     Done,
-}
-
-/// What a login is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LoginFor {
-    /// Calls.
-    Use,
-    /// To find out of which cluster a member is. If it is of another one, that it refuses the credentials says nothing.
-    Survey,
 }
 
 impl Connection {
@@ -79,7 +70,7 @@ impl Connection {
             login: Mutex::new(if logins.is_some() { Login::Needed } else { Login::Done }),
             tokens: AtomicU64::new(0),
             logins,
-            is_known: AtomicBool::new(false),
+            was_asked: OnceCell::new(),
         })
     }
 
@@ -95,7 +86,7 @@ impl Connection {
 
     /// Logs in, if that is due. Who comes while another one logs in waits for that, each until its own deadline, so that a
     /// silent member costs everybody one limit and not one after the other.
-    pub(super) async fn log_in(&self, deadline: Instant, limit: Duration, purpose: LoginFor) -> Result<(), EtcdError> {
+    pub(super) async fn log_in(&self, deadline: Instant, limit: Duration) -> Result<(), EtcdError> {
         let Some(logins) = &self.logins else { return Ok(()) };
         let late = || {
             if !logins.are_waiting() {
@@ -108,7 +99,7 @@ impl Connection {
         if matches!(*login, Login::Done) {
             return Ok(());
         }
-        let credentials = timeout_at(deadline, logins.credentials()).await.map_err(|_| late())?;
+        let credentials = timeout_at(deadline, logins.credentials(self.index)).await.map_err(|_| late())?;
         let credentials = credentials.map_err(|none| self.no_credentials(none))?;
         let Credentials { user, password } = credentials.clone();
         let mut client = self.client.clone();
@@ -121,9 +112,7 @@ impl Connection {
                 let mut error = self.failure(LOGIN, &credentials.user, error);
                 if error.kind == EtcdErrorKind::Denied {
                     error.kind = EtcdErrorKind::Login;
-                    if purpose == LoginFor::Use {
-                        logins.refused(credentials);
-                    }
+                    logins.refused(self.index, &self.name, credentials);
                 }
                 return Err(error);
             }
@@ -183,7 +172,7 @@ impl Connection {
         if self.tokens.load(Ordering::Relaxed) == token {
             self.log_in_again();
         }
-        self.log_in(deadline, limit, LoginFor::Use).await?;
+        self.log_in(deadline, limit).await?;
         run().await
     }
 

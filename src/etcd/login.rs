@@ -18,7 +18,7 @@ use crate::error::chain;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// How long etcd is not asked to take credentials that it refused: an operator may have a limit on failed logins, and a
+/// How long a member is not asked to take credentials that it refused: an operator may have a limit on failed logins, and a
 /// password that was just changed is found out by the provider, not by etcd.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
@@ -113,14 +113,21 @@ pub(super) struct Logins {
     waiting: AtomicBool,
 }
 
-#[derive(Default)]
 struct State {
     /// Nothing is asked before then.
     ask_at: Option<Instant>,
-    /// What etcd refused, and when.
-    refused: Option<(Credentials, Instant)>,
+    /// What each member refused: one of another cluster may refuse what the others take.
+    refused: Vec<Option<Refused>>,
     /// When a provider that fails was logged the last time.
     logged: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Refused {
+    credentials: Credentials,
+    at: Instant,
+    /// The provider is not asked for others before then.
+    ask_at: Instant,
 }
 
 impl fmt::Debug for State {
@@ -141,8 +148,10 @@ pub(super) enum NoCredentials {
 }
 
 impl Logins {
-    pub(super) fn new(provider: Provider) -> Self {
-        Self { provider, asking: Mutex::default(), state: StdMutex::default(), waiting: AtomicBool::new(false) }
+    pub(super) fn new(provider: Provider, members: usize) -> Self {
+        let refused = std::iter::repeat_with(|| None).take(members).collect();
+        let state = StdMutex::new(State { ask_at: None, refused, logged: None });
+        Self { provider, asking: Mutex::default(), state, waiting: AtomicBool::new(false) }
     }
 
     /// Whether the provider has yet to answer: then it, and no member, is what a login waits for.
@@ -150,14 +159,14 @@ impl Logins {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// The credentials to log in with now.
+    /// The credentials to log in to this member with now.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: who comes next waits for the same answer.
-    pub(super) async fn credentials(&self) -> Result<Credentials, NoCredentials> {
+    pub(super) async fn credentials(&self, member: usize) -> Result<Credentials, NoCredentials> {
         let mut asking = self.asking.lock().await;
-        if self.state().ask_at.is_some_and(|at| Instant::now() < at) {
+        if self.state().ask_at(member).is_some_and(|at| Instant::now() < at) {
             return Err(NoCredentials::TooEarly);
         }
         self.waiting.store(true, Ordering::Relaxed);
@@ -170,18 +179,16 @@ impl Logins {
         state.ask_at = None;
         match answer {
             Ok(credentials) if credentials.user.is_empty() => Err(state.failed("it gave a user without a name".into())),
-            Ok(credentials) => state.unless_refused(credentials),
+            Ok(credentials) => state.unless_refused(member, credentials),
             Err(error) => Err(state.failed(error)),
         }
     }
 
-    /// etcd refused these.
-    pub(super) fn refused(&self, credentials: Credentials) {
-        let mut state = self.state();
+    /// This member refused these.
+    pub(super) fn refused(&self, member: usize, name: &str, credentials: Credentials) {
         let now = Instant::now();
-        tracing::warn!(user = credentials.user, "etcd refused the credentials");
-        state.refused = Some((credentials, now));
-        state.ask_at = Some(now + ASK_PAUSE);
+        tracing::warn!(member = name, user = credentials.user, "etcd refused the credentials");
+        self.state().refused[member] = Some(Refused { credentials, at: now, ask_at: now + ASK_PAUSE });
     }
 }
 
@@ -201,10 +208,15 @@ impl Logins {
 }
 
 impl State {
-    fn unless_refused(&mut self, credentials: Credentials) -> Result<Credentials, NoCredentials> {
-        match &self.refused {
-            Some((refused, at)) if *refused == credentials && at.elapsed() < REFUSED_PAUSE => {
-                self.ask_at = Some(Instant::now() + ASK_PAUSE);
+    /// Before when nothing is asked for this member.
+    fn ask_at(&self, member: usize) -> Option<Instant> {
+        self.ask_at.max(self.refused[member].as_ref().map(|refused| refused.ask_at))
+    }
+
+    fn unless_refused(&mut self, member: usize, credentials: Credentials) -> Result<Credentials, NoCredentials> {
+        match &mut self.refused[member] {
+            Some(refused) if refused.credentials == credentials && refused.at.elapsed() < REFUSED_PAUSE => {
+                refused.ask_at = Instant::now() + ASK_PAUSE;
                 Err(NoCredentials::TooEarly)
             }
             _ => Ok(credentials),
@@ -256,80 +268,90 @@ mod tests {
             counter.fetch_add(1, Ordering::Relaxed);
             std::future::ready(Ok::<_, BoxError>(given.borrow().clone()))
         });
-        (Logins::new(provider), sender, asked)
+        (Logins::new(provider, 2), sender, asked)
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_provider_is_asked_for_each_login() {
         let (logins, sender, asked) = logins(wrong());
-        assert_eq!(logins.credentials().await.expect("it has some"), wrong());
+        assert_eq!(logins.credentials(0).await.expect("it has some"), wrong());
         sender.send_replace(right());
-        assert_eq!(logins.credentials().await.expect("it has some"), right(), "the newest count");
+        assert_eq!(logins.credentials(0).await.expect("it has some"), right(), "the newest count");
         assert_eq!(asked.load(Ordering::Relaxed), 2);
     }
 
     #[tokio::test(start_paused = true)]
     async fn refused_credentials_are_kept_from_etcd_for_half_a_minute_and_others_are_not() {
         let (logins, sender, asked) = logins(wrong());
-        logins.refused(wrong());
+        logins.refused(0, "one", wrong());
         let began = Instant::now();
         while began.elapsed() + SECOND < REFUSED_PAUSE {
-            let none = logins.credentials().await.expect_err("the same ones again");
+            let none = logins.credentials(0).await.expect_err("the same ones again");
             assert!(matches!(none, NoCredentials::TooEarly), "{none:?}");
             advance(SECOND / 10).await;
         }
         assert!(asked.load(Ordering::Relaxed) <= 30, "the provider is asked once a second at most");
         sender.send_replace(right());
         advance(SECOND).await;
-        assert_eq!(logins.credentials().await.expect("these were never refused"), right());
+        assert_eq!(logins.credentials(0).await.expect("these were never refused"), right());
 
         sender.send_replace(wrong());
         advance(REFUSED_PAUSE).await;
-        assert_eq!(logins.credentials().await.expect("time enough"), wrong(), "etcd may take them by now");
+        assert_eq!(logins.credentials(0).await.expect("time enough"), wrong(), "etcd may take them by now");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_one_member_refuses_is_not_kept_from_another() {
+        let (logins, _sender, _) = logins(right());
+        logins.refused(1, "one of another cluster", right());
+        logins.credentials(1).await.expect_err("it refused them");
+        assert_eq!(logins.credentials(0).await.expect("this one did not"), right());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_provider_is_waited_for_by_one_caller_after_the_other() {
         let (send, receive) = oneshot::channel();
         let receive = std::sync::Mutex::new(Some(receive));
-        let logins = Logins::new(Provider::asked(move || {
+        let provider = Provider::asked(move || {
             let receive = receive.lock().expect("no test panics here").take();
             async move { receive.ok_or("asked twice")?.await.map_err(|_| "no answer") }
-        }));
+        });
+        let logins = Logins::new(provider, 1);
         for _ in 0..3 {
-            assert!(timeout(SECOND, logins.credentials()).await.is_err(), "it has not answered yet");
+            assert!(timeout(SECOND, logins.credentials(0)).await.is_err(), "it has not answered yet");
             assert!(logins.are_waiting(), "and that is known to be its fault");
         }
         send.send(right()).expect("somebody waits still");
-        assert_eq!(logins.credentials().await.expect("the answer to the first question"), right());
+        assert_eq!(logins.credentials(0).await.expect("the answer to the first question"), right());
         assert!(!logins.are_waiting());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_provider_that_fails_or_panics_is_an_error_and_is_asked_again_after_a_second() {
         let count = AtomicUsize::new(0);
-        let logins = Logins::new(Provider::asked(move || {
+        let provider = Provider::asked(move || {
             let count = count.fetch_add(1, Ordering::Relaxed);
             assert_ne!(count, 1, "the provider's own panic");
             async move {
                 assert_ne!(count, 2, "the panic of its future");
                 if count == 0 { Err("the vault is locked") } else { Ok(right()) }
             }
-        }));
+        });
+        let logins = Logins::new(provider, 1);
         for cause in ["the vault is locked", PANICKED, PANICKED] {
-            let error = logins.credentials().await.expect_err("it has none");
+            let error = logins.credentials(0).await.expect_err("it has none");
             assert_eq!(chain(&error), format!("the provider of credentials failed: {cause}"));
-            let soon = logins.credentials().await.expect_err("it is too early");
+            let soon = logins.credentials(0).await.expect_err("it is too early");
             assert!(matches!(soon, NoCredentials::TooEarly), "{soon:?}");
             advance(SECOND).await;
         }
-        assert_eq!(logins.credentials().await.expect("it has some now"), right());
+        assert_eq!(logins.credentials(0).await.expect("it has some now"), right());
     }
 
     #[tokio::test]
     async fn no_debug_shows_a_password() {
-        let fixed = Logins::new(Provider::Fixed(Credentials::new("user", "canary")));
-        fixed.refused(Credentials::new("user", "canary"));
+        let fixed = Logins::new(Provider::Fixed(Credentials::new("user", "canary")), 1);
+        fixed.refused(0, "one", Credentials::new("user", "canary"));
         assert!(!format!("{fixed:?}").contains("canary"), "{fixed:?}");
     }
 
@@ -346,10 +368,10 @@ mod tests {
                 Ok::<_, BoxError>(right())
             }
         });
-        let logins = Logins::new(provider);
-        let none = logins.credentials().await.expect_err("it does not answer");
+        let logins = Logins::new(provider, 1);
+        let none = logins.credentials(0).await.expect_err("it does not answer");
         assert!(matches!(none, NoCredentials::Failed(_)), "{none:?}");
         advance(ASK_PAUSE).await;
-        assert_eq!(logins.credentials().await.expect("now it does"), right());
+        assert_eq!(logins.credentials(0).await.expect("now it does"), right());
     }
 }

@@ -24,7 +24,7 @@ use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 
 use super::{
-    CALL_LIMIT, Cluster, Connection, DENIED_PAUSE, Event, Kv, REFUSED_PAUSE, Range, SPLIT_PAUSE, Scan, Watch,
+    CALL_LIMIT, Cluster, Connection, DENIED_PAUSE, Event, Eye, Kv, REFUSED_PAUSE, Range, SPLIT_PAUSE, Scan, Watch,
     WatchMessage,
 };
 
@@ -128,6 +128,8 @@ struct List {
 
 struct Stream {
     connection: Arc<Connection>,
+    /// Tells when that member is refused.
+    eye: Eye,
     watch: Watch,
     /// When the next list is due.
     list_at: Instant,
@@ -230,7 +232,7 @@ impl Source {
             None => list.connection.insert(self.cluster.connection(self.member, limit).await?),
         };
         let page = list.scan.next(connection, &self.range, limit).await;
-        self.cluster.took(connection, page).await
+        self.cluster.conclude(connection, page).await
     }
 
     /// What follows a complete list.
@@ -253,7 +255,7 @@ impl Source {
     async fn connect(&mut self, listed: bool) -> Result<State, EtcdError> {
         let connection = self.cluster.connection(self.member, CALL_LIMIT).await?;
         let opened = self.open(&connection, listed).await;
-        self.cluster.took(&connection, opened).await
+        self.cluster.conclude(&connection, opened).await
     }
 
     async fn open(&mut self, connection: &Arc<Connection>, listed: bool) -> Result<State, EtcdError> {
@@ -288,6 +290,7 @@ impl Source {
         let now = Instant::now();
         Ok(State::Streaming(Box::new(Stream {
             connection: connection.clone(),
+            eye: self.cluster.eye(),
             watch,
             list_at: now + if listed { spread(self.interval, 0.2) } else { up_to(VERIFY_WITHIN) },
             heard: now,
@@ -300,9 +303,12 @@ impl Source {
         let silent_at = stream.heard + if stream.asked { IDLE + PROBE_LIMIT } else { IDLE };
         let message = tokio::select! {
             biased;
-            // Before the messages, which may never pause.
+            // These before the messages, which may never pause. What another cluster told is of no use here.
+            () = stream.eye.refused(&stream.connection) => {
+                self.member = self.cluster.preferred();
+                return (self.listing(), None);
+            }
             () = sleep_until(stream.list_at) => return (self.verifying(stream), None),
-            error = self.cluster.refuses(stream.connection.index()) => return (self.after(&error, Goal::List), None),
             message = stream.watch.message() => message,
             () = sleep_until(silent_at), if stream.answers_probes => return (self.probe(stream).await, None),
         };

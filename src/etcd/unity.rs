@@ -1,366 +1,401 @@
 //! Whether the members of a cluster are members of one: a URL of another cluster among them would have servers register in
 //! the one and clients look in the other.
 //!
-//! Every member that answers tells the id of its cluster. One task asks them all: when one of them has answered for the first
-//! time, whenever a new connection has, and again and again while one is silent or they disagree.
+//! Every member can tell the id of its cluster. What each told last is kept, and nothing but another id from the member
+//! itself replaces it: silence changes no mind. A member's word:
 //!
-//! | verdict | when | who may be used |
-//! | --- | --- | --- |
-//! | unknown | nobody was asked yet | everybody; the first answer waits for a verdict, for a moment |
-//! | agreed | whoever answers is of one cluster | everybody, but who is silent and was of another one has to tell first |
-//! | split | members are of different clusters | those of the cluster that most of all are of; if there is none, nobody, but streams that are open go on |
+//! ```text
+//!             told                   asked in vain
+//! Unheard ----------> Told(id) <------------------> Silent(id, if it ever told one)
+//!    ^  |                |      told                  ^ |
+//!    |  +----------------|------asked in vain---------+ |
+//!    +-------------------+------------------------------+
+//!      another member that told the same id tells another one now: that cluster was set up anew
+//! ```
 //!
-//! A member that is silent is still taken to be what it was a minute ago. If nobody answers, nothing changes. One id that is
-//! another than before is a cluster that was set up anew, and that is fine.
+//! The words make the verdict:
+//!
+//! - An id that more than half of the members told is the cluster's; who told another one is refused.
+//! - Without such an id nothing is known before each of them was asked, which takes a second at most. Then those count that
+//!   speak now. If they are of one mind, who told another id before they fell silent is refused. If they are not, everybody
+//!   is.
+//! - While nobody speaks, the verdict stays.
+//!
+//! Who is refused is not asked for anything but its cluster. Open streams leave it where there is somebody to go to; where
+//! everybody is refused they go on, since what they know and keep alive is right for one side.
+//!
+//! An answer counts once its member was asked over the same connection and the verdict is known. Errors are answers, too:
+//! another cluster knows none of our leases. They do not count either where most members told an id and this one never did,
+//! since those with another authentication cannot.
+//!
+//! Two ask. Whoever has an answer of a connection asks that one, once: it is the word of a member that comes back, or of
+//! another one behind the same URL. And one survey at a time, a task, asks all where they disagree, or else who never told;
+//! it ends when everybody has told the same id, and with the cluster. Whoever has an answer or is refused sees to it that it
+//! runs while there is something to ask.
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep, timeout};
+use futures_util::future::join_all;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 use tracing::Instrument;
 
-use super::{Cluster, Connection, LoginFor};
+use super::{Cluster, Connection, Member};
 use crate::backoff::Backoff;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 
 /// How long a member may take to tell: as long as a member gets when it is asked for the first time.
 const SURVEY_LIMIT: Duration = Duration::from_secs(1);
 
-/// How long it may take where they disagreed: being slow is no change of mind.
+/// How long it may take while they disagree: being slow is no change of mind.
 const SPLIT_LIMIT: Duration = Duration::from_secs(3);
 
-/// How long an answer waits for a verdict: a little longer than one takes where a member is silent.
-const VERDICT_LIMIT: Duration = Duration::from_millis(1_250);
+/// How long an answer waits for the verdict: clearly longer than it takes to ask everybody.
+const VERDICT_LIMIT: Duration = SURVEY_LIMIT.saturating_add(Duration::from_millis(250));
 
-/// How soon members that disagree are asked again, and how soon those are that did not answer.
-const SURVEY_INTERVAL: Duration = Duration::from_secs(5);
+/// How soon members that disagree are asked again.
+const SPLIT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How rarely those are asked in the end that do not answer.
-const SILENT_INTERVAL: Duration = Duration::from_secs(60);
-
-/// For how long what a member told counts while it is silent: longer than a freeze or a restart, and not for ever, since a
-/// cluster can be restored with one of its members alone.
-const REMEMBERED: Duration = Duration::from_secs(60);
+/// How soon members that never told are asked again at first, and how rarely in the end.
+const SILENCE_FIRST: Duration = Duration::from_secs(5);
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// What the members of a cluster said of it.
 pub(super) struct Unity {
     verdict: watch::Sender<Verdict>,
-    /// Of each member the id that it told last, and when.
-    told: Mutex<Vec<Option<(u64, Instant)>>>,
-    agenda: Mutex<Agenda>,
-    /// There is something new on the agenda.
-    news: Notify,
+    state: Mutex<State>,
 }
 
-/// Whether members are to be asked.
-struct Agenda {
-    /// There is a reason that nobody looked into yet.
-    is_wanted: bool,
-    /// A survey is under way, and looks into it.
-    is_running: bool,
+struct State {
+    words: Vec<Word>,
+    /// Whether a survey is under way.
+    is_surveyed: bool,
+}
+
+/// What is known of one member's cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    /// It was not asked since its cluster was set up anew, or ever.
+    Unheard,
+    /// It told this when it was asked last.
+    Told(u64),
+    /// It did not tell when it was asked last, and told this before.
+    Silent(Option<u64>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Verdict {
+    /// It depends on members that were not asked yet.
     Unknown,
-    /// `doubted` are silent and were of another cluster.
-    Agreed {
-        doubted: Arc<[usize]>,
-    },
-    /// Who said what, and who of them is not used.
-    Split {
-        reason: Arc<str>,
-        refused: Arc<[usize]>,
-        is_hopeless: bool,
-    },
+    Known(Arc<Standing>),
 }
 
-impl Verdict {
-    fn is_split(&self) -> bool {
-        matches!(self, Self::Split { .. })
-    }
+/// Who is used and who is not.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Standing {
+    refused: Vec<usize>,
+    /// Who never told an id, while most told the same.
+    mute: Vec<usize>,
+    /// Whether everybody is refused.
+    is_hopeless: bool,
+    /// Who told what.
+    reason: String,
+}
 
-    fn doubts(&self, index: usize) -> bool {
-        matches!(self, Self::Agreed { doubted } if doubted.contains(&index))
-    }
-
-    fn refuses(&self, index: usize) -> bool {
-        matches!(self, Self::Split { refused, .. } if refused.contains(&index))
+impl Word {
+    /// What it told last.
+    fn id(self) -> Option<u64> {
+        match self {
+            Self::Unheard => None,
+            Self::Told(id) => Some(id),
+            Self::Silent(id) => id,
+        }
     }
 }
 
 impl Unity {
     pub(super) fn new(members: usize) -> Self {
-        Self {
-            verdict: watch::Sender::new(Verdict::Unknown),
-            told: Mutex::new(vec![None; members]),
-            agenda: Mutex::new(Agenda { is_wanted: true, is_running: false }),
-            news: Notify::new(),
+        let state = State { words: vec![Word::Unheard; members], is_surveyed: false };
+        Self { verdict: watch::Sender::new(Verdict::Unknown), state: Mutex::new(state) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a member told, or that it was asked in vain.
+    fn note(&self, members: &[Member], index: usize, told: Option<u64>) {
+        let mut state = self.state();
+        state.note(index, told);
+        // Under the lock, so that the newest verdict is the last one.
+        self.verdict.send_if_modified(|verdict| {
+            let next = judge(&state.words, verdict, |index| &members[index].name);
+            let (was, is) = (verdict.refused(), next.refused());
+            if !is.is_empty() && was != is {
+                tracing::error!(reason = next.reason(), "etcd members belong to different clusters");
+            } else if !was.is_empty() && is.is_empty() {
+                tracing::info!("etcd members are of one cluster again");
+            }
+            let is_news = *verdict != next;
+            *verdict = next;
+            is_news
+        });
+    }
+}
+
+impl State {
+    fn note(&mut self, index: usize, told: Option<u64>) {
+        let before = self.words[index].id();
+        self.words[index] = told.map_or(Word::Silent(before), Word::Told);
+        if told.is_some() && before.is_some() && told != before {
+            // Nobody else can have moved with it, except where it was set up anew.
+            self.words.iter_mut().filter(|word| word.id() == before).for_each(|word| *word = Word::Unheard);
         }
     }
 
-    /// There is a reason to ask.
-    fn want(&self) {
-        self.agenda().is_wanted = true;
-        self.news.notify_one();
+    fn disagrees(&self) -> bool {
+        let mut ids = self.words.iter().filter_map(|word| word.id());
+        let first = ids.next();
+        ids.any(|id| Some(id) != first)
     }
 
-    /// Whether whoever asks this is to begin a survey.
-    fn begin(&self) -> bool {
-        let mut agenda = self.agenda();
-        let begins = agenda.is_wanted && !agenda.is_running;
-        agenda.is_running |= begins;
+    /// Who is to be asked.
+    fn agenda(&self) -> Vec<usize> {
+        let disagrees = self.disagrees();
+        (0..self.words.len()).filter(|&index| disagrees || self.words[index].id().is_none()).collect()
+    }
+
+    /// Whether there is something to ask and nobody does.
+    fn begin(&mut self) -> bool {
+        let begins = !self.is_surveyed && !self.agenda().is_empty();
+        self.is_surveyed |= begins;
         begins
     }
+}
 
-    /// The survey takes note of all reasons up to now.
-    fn note(&self) {
-        self.agenda().is_wanted = false;
+/// What the words come to.
+fn judge<'a>(words: &[Word], before: &Verdict, name: impl Fn(usize) -> &'a str) -> Verdict {
+    let ids = || words.iter().filter_map(|word| word.id());
+    let most = ids().find(|id| ids().filter(|other| other == id).count() * 2 > words.len());
+    if most.is_none() && words.contains(&Word::Unheard) {
+        return Verdict::Unknown;
     }
-
-    /// Whether the survey may end: not where there is a new reason.
-    fn end(&self) -> bool {
-        let mut agenda = self.agenda();
-        agenda.is_running = agenda.is_wanted;
-        !agenda.is_running
+    let speaks = |word: &&Word| matches!(word, Word::Told(_));
+    let is_silence = !words.iter().any(|word| speaks(&word));
+    if most.is_none() && is_silence && *before != Verdict::Unknown {
+        return before.clone();
     }
-
-    fn agenda(&self) -> MutexGuard<'_, Agenda> {
-        self.agenda.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn told(&self) -> MutexGuard<'_, Vec<Option<(u64, Instant)>>> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What follows from the answers of a round, or of a part of it, and what was told before; `None` where that is nothing.
-    fn judge(&self, names: &[&str], answers: &[Option<u64>]) -> Option<Verdict> {
-        let now = Instant::now();
-        let told = &*self.told().clone();
-        let votes = || told.iter().flatten().filter(|(_, at)| now.duration_since(*at) < REMEMBERED).map(|(id, _)| *id);
-        let first = answers.iter().flatten().next()?;
-        let most = votes().find(|id| votes().filter(|other| other == id).count() * 2 > told.len());
-        let others = |id: u64| (0..told.len()).filter(move |&index| told_other(told[index], id));
-        let agree = answers.iter().flatten().all(|id| id == first);
-        if agree && most.is_none_or(|most| most == *first) {
-            return Some(Verdict::Agreed { doubted: others(*first).collect() });
+    let mut voices = words.iter().filter(|word| is_silence || speaks(word)).filter_map(|word| word.id());
+    let first = voices.next();
+    let is_hopeless = most.is_none() && voices.any(|id| Some(id) != first);
+    let ours = most.or(first);
+    let mut standing = Standing { is_hopeless, ..Standing::default() };
+    for (index, word) in words.iter().enumerate() {
+        match word.id() {
+            id if is_hopeless || (id.is_some() && id != ours) => standing.refused.push(index),
+            None if most.is_some() => standing.mute.push(index),
+            _ => {}
         }
-        let say =
-            |(name, told): (&&str, &Option<(u64, Instant)>)| told.map(|(id, _)| format!("{name} is of cluster {id:x}"));
-        let reason: Vec<_> = names.iter().zip(told).filter_map(say).collect();
-        Some(Verdict::Split {
-            reason: reason.join(", ").into(),
-            refused: most.map_or_else(|| (0..told.len()).collect(), |most| others(most).collect()),
-            is_hopeless: most.is_none(),
-        })
+        if let Some(id) = word.id() {
+            let comma = if standing.reason.is_empty() { "" } else { ", " };
+            let _ = write!(standing.reason, "{comma}{} is of cluster {id:x}", name(index));
+        }
+    }
+    Verdict::Known(standing.into())
+}
+
+impl Verdict {
+    fn standing(&self) -> Option<&Standing> {
+        match self {
+            Self::Unknown => None,
+            Self::Known(standing) => Some(standing),
+        }
+    }
+
+    fn refused(&self) -> &[usize] {
+        self.standing().map_or(&[], |standing| &standing.refused)
+    }
+
+    fn reason(&self) -> &str {
+        self.standing().map_or("it is not known yet of which cluster the members are", |standing| &standing.reason)
+    }
+
+    fn refuses(&self, index: usize) -> bool {
+        self.refused().contains(&index)
+    }
+
+    /// Whether a member is refused and others are not.
+    fn is_stranger(&self, index: usize) -> bool {
+        self.refuses(index) && self.standing().is_some_and(|standing| !standing.is_hopeless)
+    }
+
+    /// Whether most members told an id, and this one never did.
+    fn is_mute(&self, index: usize) -> bool {
+        self.standing().is_some_and(|standing| standing.mute.contains(&index))
+    }
+
+    /// Why a member is not used.
+    fn refusal(&self, member: &Member) -> EtcdError {
+        // Another member may be one of the cluster.
+        let is_hopeless = self.standing().is_some_and(|standing| standing.is_hopeless);
+        EtcdError {
+            kind: if is_hopeless { EtcdErrorKind::Split } else { EtcdErrorKind::Unavailable },
+            member: member.name.to_string(),
+            operation: "read cluster id",
+            key: "the cluster".to_owned(),
+            source: Some(self.reason().into()),
+        }
     }
 }
 
-fn told_other(told: Option<(u64, Instant)>, id: u64) -> bool {
-    told.is_some_and(|(told, _)| told != id)
-}
+/// Tells when a member turns out to be of another cluster than ours.
+pub(crate) struct Eye(watch::Receiver<Verdict>);
 
-impl Cluster {
-    /// Whether a member that answered is one of this cluster. The first answer of all waits until that is known, for a moment.
-    ///
-    /// # Errors
-    ///
-    /// `Unavailable` where another member may be of the cluster, `Split` where none is.
-    pub(super) async fn is_one(self: &Arc<Self>, connection: &Connection) -> Result<(), EtcdError> {
-        if self.len() == 1 {
-            return Ok(());
-        }
-        if !connection.is_known.swap(true, Ordering::Relaxed) {
-            self.unity.want();
-        }
-        let index = connection.index();
-        self.verdict(index, |verdict| *verdict == Verdict::Unknown || verdict.doubts(index)).await
-    }
-
-    /// Whether a member may be asked at all: not where it is known to be of another cluster.
-    ///
-    /// # Errors
-    ///
-    /// As with [`is_one`](Self::is_one).
-    pub(super) async fn is_usable(self: &Arc<Self>, index: usize) -> Result<(), EtcdError> {
-        if self.len() == 1 {
-            return Ok(());
-        }
-        if self.unity.verdict.borrow().doubts(index) {
-            self.unity.want();
-        }
-        self.verdict(index, |verdict| verdict.doubts(index)).await
-    }
-
-    /// Resolves when a member turns out to be of another cluster than most.
+impl Eye {
+    /// Resolves once the member is refused and others are not.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
-    pub(crate) async fn refuses(&self, index: usize) -> EtcdError {
-        let mut verdict = self.unity.verdict.subscribe();
-        loop {
-            match self.judged(index, &verdict.borrow_and_update()) {
-                Err(error) if error.kind != EtcdErrorKind::Split => return error,
-                _ => {}
-            }
-            if verdict.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
+    pub(crate) async fn refused(&mut self, connection: &Connection) {
+        if self.0.wait_for(|verdict| verdict.is_stranger(connection.index())).await.is_err() {
+            // The cluster is gone, and nobody else tells.
+            std::future::pending::<()>().await;
         }
-    }
-
-    /// What is known of a member, after a while if that is open.
-    async fn verdict(self: &Arc<Self>, index: usize, is_open: impl Fn(&Verdict) -> bool) -> Result<(), EtcdError> {
-        if self.unity.begin() {
-            let survey = Survey { cluster: self.clone(), is_over: false };
-            tokio::spawn(survey.run().in_current_span());
-        }
-        let mut verdict = self.unity.verdict.subscribe();
-        if is_open(&verdict.borrow()) {
-            // Nobody to wait for is nobody who disagrees.
-            let _ = timeout(VERDICT_LIMIT, verdict.wait_for(|verdict| !is_open(verdict))).await;
-        }
-        let verdict = verdict.borrow();
-        if verdict.doubts(index) {
-            return Err(self.refusal(index, EtcdErrorKind::Unavailable, "it was of another cluster".to_owned()));
-        }
-        self.judged(index, &verdict)
-    }
-
-    fn judged(&self, index: usize, verdict: &Verdict) -> Result<(), EtcdError> {
-        match verdict {
-            Verdict::Split { reason, is_hopeless, .. } if verdict.refuses(index) => {
-                // Another member may be one of the cluster.
-                let kind = if *is_hopeless { EtcdErrorKind::Split } else { EtcdErrorKind::Unavailable };
-                Err(self.refusal(index, kind, reason.to_string()))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn refusal(&self, index: usize, kind: EtcdErrorKind, reason: String) -> EtcdError {
-        let member = self.members[index].name.to_string();
-        EtcdError {
-            kind,
-            member,
-            operation: "read cluster id",
-            key: "the cluster".to_owned(),
-            source: Some(reason.into()),
-        }
-    }
-
-    /// The id of a member's cluster, if it tells now.
-    async fn cluster_id(self: &Arc<Self>, index: usize, limit: Duration) -> Option<u64> {
-        let asked = async {
-            let connection = self.connected(index, limit, LoginFor::Survey).await?;
-            let id = connection.cluster_id(limit).await.inspect_err(|error| self.after(&connection, error))?;
-            connection.is_known.store(true, Ordering::Relaxed);
-            Ok::<_, EtcdError>(id)
-        };
-        match timeout(limit, asked).await {
-            Ok(Ok(id)) => return Some(id),
-            Ok(Err(error)) => tracing::debug!(error = chain(&error), "etcd member does not tell its cluster"),
-            Err(_) => {
-                tracing::debug!(member = %self.members[index].name, "etcd member does not tell its cluster in time");
-            }
-        }
-        None
     }
 }
 
-/// Asks all members, again and again while there is a reason. One that ends with its runtime is due again.
+impl Cluster {
+    /// An eye on who is refused.
+    pub(crate) fn eye(&self) -> Eye {
+        Eye(self.unity.verdict.subscribe())
+    }
+
+    /// Nothing is asked of a member that is refused.
+    pub(super) fn admit(self: &Arc<Self>, index: usize) -> Result<(), EtcdError> {
+        let verdict = self.unity.verdict.borrow().clone();
+        if !verdict.refuses(index) {
+            return Ok(());
+        }
+        self.survey();
+        self.avoid(index);
+        Err(verdict.refusal(&self.members[index]))
+    }
+
+    /// Whether the answer of a member counts, an error or not.
+    pub(super) async fn accept(self: &Arc<Self>, connection: &Connection, is_error: bool) -> Result<(), EtcdError> {
+        if self.len() == 1 {
+            return Ok(());
+        }
+        self.survey();
+        let known = async {
+            let ask = async || self.note_answer(connection.index(), self.ask(connection, SURVEY_LIMIT).await);
+            connection.was_asked.get_or_init(ask).await;
+            self.survey();
+            self.known().await;
+        };
+        let _ = timeout(VERDICT_LIMIT, known).await;
+        let verdict = self.unity.verdict.borrow().clone();
+        let index = connection.index();
+        if verdict == Verdict::Unknown || verdict.refuses(index) || (is_error && verdict.is_mute(index)) {
+            self.avoid(index);
+            return Err(verdict.refusal(&self.members[index]));
+        }
+        Ok(())
+    }
+
+    /// What it means that nobody could log in to a member: nothing where most told an id and this one never did.
+    pub(super) async fn without_login(self: &Arc<Self>, index: usize, error: EtcdError) -> EtcdError {
+        if self.len() == 1 {
+            return error;
+        }
+        self.survey();
+        self.avoid(index);
+        let _ = timeout(VERDICT_LIMIT, self.known()).await;
+        let verdict = self.unity.verdict.borrow().clone();
+        if verdict.is_mute(index) { verdict.refusal(&self.members[index]) } else { error }
+    }
+
+    /// Waits for the verdict.
+    async fn known(&self) {
+        let mut verdict = self.unity.verdict.subscribe();
+        let _ = verdict.wait_for(|verdict| *verdict != Verdict::Unknown).await;
+    }
+
+    /// Sees to it that a survey is under way, if there is something to ask.
+    fn survey(self: &Arc<Self>) {
+        if self.unity.state().begin() {
+            let survey = Survey { cluster: Arc::downgrade(self) };
+            tokio::spawn(survey.run(self.unity.verdict.subscribe()).in_current_span());
+        }
+    }
+
+    fn note_answer(&self, index: usize, answer: Result<u64, EtcdError>) {
+        let told =
+            answer.inspect_err(|error| tracing::debug!(error = chain(error), "etcd member does not tell its cluster"));
+        self.unity.note(&self.members, index, told.ok());
+    }
+
+    async fn ask(self: &Arc<Self>, connection: &Connection, limit: Duration) -> Result<u64, EtcdError> {
+        let asking = timeout(limit, connection.cluster_id(limit)).await;
+        asking.unwrap_or_else(|_| Err(connection.deadline("read cluster id", "the cluster", limit)))
+    }
+
+    /// Asks a member for the id of its cluster, over the connection that the next call uses.
+    async fn ask_member(self: &Arc<Self>, index: usize, limit: Duration) {
+        let asked = async {
+            let connection = self.reach(index, limit).await?;
+            self.ask(&connection, limit).await.inspect_err(|error| self.after(&connection, error))
+        };
+        self.note_answer(index, asked.await);
+    }
+}
+
+/// Asks until everybody has told the same id. It keeps no cluster alive. One that ends with its runtime is replaced.
 struct Survey {
-    cluster: Arc<Cluster>,
-    is_over: bool,
+    cluster: Weak<Cluster>,
 }
 
 impl Survey {
-    async fn run(mut self) {
-        let cluster = self.cluster.clone();
-        let unity = &cluster.unity;
-        let mut backoff = Backoff::new(SURVEY_INTERVAL, SILENT_INTERVAL);
-        loop {
-            unity.note();
-            let all_told = self.round().await;
-            let is_split = unity.verdict.borrow().is_split();
-            if all_told && !is_split {
-                self.is_over = unity.end();
-                if self.is_over {
+    async fn run(mut self, mut verdict: watch::Receiver<Verdict>) {
+        let mut silence = Backoff::new(SILENCE_FIRST, SILENCE_MAX);
+        while let Some(cluster) = self.cluster.upgrade() {
+            let (agenda, disagrees) = {
+                let mut state = cluster.unity.state();
+                let agenda = state.agenda();
+                if agenda.is_empty() {
+                    state.is_surveyed = false;
+                    // The next one's is none of its business.
+                    self.cluster = Weak::new();
                     return;
                 }
-                continue;
-            }
-            // This one's own two.
-            if Arc::strong_count(&cluster) == 2 {
-                return;
-            }
-            let wait = if is_split { SURVEY_INTERVAL } else { backoff.longest() };
+                (agenda, state.disagrees())
+            };
+            let limit = if disagrees { SPLIT_LIMIT } else { SURVEY_LIMIT };
+            join_all(agenda.into_iter().map(|index| cluster.ask_member(index, limit))).await;
+            let pause = {
+                let state = cluster.unity.state();
+                if state.agenda().is_empty() || *verdict.borrow_and_update() == Verdict::Unknown {
+                    continue;
+                }
+                if state.disagrees() { SPLIT_INTERVAL } else { silence.longest() }
+            };
+            drop(cluster);
             tokio::select! {
-                () = sleep(wait) => {}
-                () = unity.news.notified() => {}
+                () = sleep(pause) => {}
+                // The newest word is not this one's.
+                changed = verdict.changed() => if changed.is_err() { return },
             }
         }
-    }
-
-    /// Asks everybody once. Tells whether all have told.
-    async fn round(&self) -> bool {
-        let (cluster, unity) = (&self.cluster, &self.cluster.unity);
-        let is_calm = match &*unity.verdict.borrow() {
-            Verdict::Unknown => true,
-            Verdict::Agreed { doubted } => doubted.is_empty(),
-            Verdict::Split { .. } => false,
-        };
-        let limit = if is_calm { SURVEY_LIMIT } else { SPLIT_LIMIT };
-        let ask = |index| async move { (index, cluster.cluster_id(index, limit).await) };
-        let mut asked: FuturesUnordered<_> = (0..cluster.len()).map(ask).collect();
-        let names: Vec<_> = cluster.members.iter().map(|member| &*member.name).collect();
-        let mut answers = vec![None; cluster.len()];
-        while let Some((index, id)) = asked.next().await {
-            let Some(id) = id else { continue };
-            answers[index] = Some(id);
-            unity.told()[index] = Some((id, Instant::now()));
-            // What most of them say need not wait for who is silent.
-            let said = answers.iter().filter(|answer| **answer == Some(id)).count();
-            if said * 2 > answers.len() {
-                unity.publish(unity.judge(&names, &answers));
-            }
-        }
-        let verdict = unity.judge(&names, &answers);
-        // Who hears nobody at first has heard nobody who disagrees.
-        let is_first = *unity.verdict.borrow() == Verdict::Unknown;
-        unity.publish(verdict.or_else(|| is_first.then(|| Verdict::Agreed { doubted: Arc::new([]) })));
-        answers.iter().all(Option::is_some)
-    }
-}
-
-impl Unity {
-    fn publish(&self, verdict: Option<Verdict>) {
-        let Some(verdict) = verdict else { return };
-        let was_split = self.verdict.borrow().is_split();
-        match &verdict {
-            Verdict::Split { reason, .. } if !was_split => {
-                tracing::error!(%reason, "etcd members belong to different clusters");
-            }
-            Verdict::Agreed { .. } if was_split => tracing::info!("etcd members are of one cluster again"),
-            _ => {}
-        }
-        self.verdict.send_if_modified(|present| {
-            let is_new = *present != verdict;
-            *present = verdict;
-            is_new
-        });
     }
 }
 
 impl Drop for Survey {
     fn drop(&mut self) {
-        if !self.is_over {
-            let mut agenda = self.cluster.unity.agenda();
-            *agenda = Agenda { is_wanted: true, is_running: false };
+        if let Some(cluster) = self.cluster.upgrade() {
+            cluster.unity.state().is_surveyed = false;
         }
     }
 }
@@ -369,76 +404,126 @@ impl Drop for Survey {
 mod tests {
     use super::*;
 
-    const NAMES: [&str; 3] = ["a", "b", "c"];
+    const NONE: &[usize] = &[];
 
-    /// What follows if these answer, and others are silent.
-    fn heard(unity: &Unity, answers: [u64; 3]) -> Option<Verdict> {
-        let answers = answers.map(|id| (id > 0).then_some(id));
-        for (told, id) in unity.told().iter_mut().zip(answers) {
-            *told = id.map(|id| (id, Instant::now())).or(*told);
+    /// What members told and how it was judged.
+    struct Panel {
+        state: State,
+        verdict: Verdict,
+    }
+
+    impl Panel {
+        fn of(members: usize) -> Self {
+            let state = State { words: vec![Word::Unheard; members], is_surveyed: false };
+            Self { state, verdict: Verdict::Unknown }
         }
-        unity.judge(&NAMES, &answers)
-    }
 
-    fn agreed(doubted: &[usize]) -> Verdict {
-        Verdict::Agreed { doubted: doubted.into() }
-    }
+        fn hear(&mut self, index: usize, told: Option<u64>) -> &Verdict {
+            self.state.note(index, told);
+            self.verdict = judge(&self.state.words, &self.verdict, |index| ["a", "b", "c"][index]);
+            &self.verdict
+        }
 
-    fn refused(verdict: Option<Verdict>) -> Vec<usize> {
-        match verdict {
-            Some(Verdict::Split { refused, is_hopeless, .. }) => {
-                assert_eq!(is_hopeless, refused.len() == 3);
-                refused.to_vec()
+        /// All were asked.
+        fn hear_all<const N: usize>(told: [Option<u64>; N]) -> Self {
+            let mut panel = Self::of(N);
+            for (index, told) in told.into_iter().enumerate() {
+                panel.hear(index, told);
             }
-            other => panic!("they disagree: {other:?}"),
+            panel
+        }
+
+        fn is_hopeless(&self) -> bool {
+            self.verdict.standing().expect("it is known").is_hopeless
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn reasons_to_ask_are_looked_into_by_one_survey_and_none_is_lost() {
-        let unity = Unity::new(2);
-        assert!(unity.begin(), "nobody was asked yet");
-        unity.note();
-        unity.want();
-        assert!(!unity.begin(), "somebody asks");
-        assert!(!unity.end(), "there was a reason meanwhile");
-        unity.note();
-        assert!(unity.end() && !unity.begin(), "there is none any more");
-        unity.want();
-        assert!(unity.begin());
+    #[test]
+    fn a_majority_is_known_without_the_others() {
+        let mut panel = Panel::of(3);
+        assert_eq!(panel.hear(0, Some(1)), &Verdict::Unknown, "the others may be of one mind");
+        assert_eq!(panel.hear(2, Some(1)).refused(), NONE, "two of three are");
+        assert_ne!(panel.verdict, Verdict::Unknown);
+        assert_eq!(panel.hear(1, Some(2)).refused(), [1]);
+        assert_eq!(panel.verdict.reason(), "a is of cluster 1, b is of cluster 2, c is of cluster 1");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn whoever_is_of_the_cluster_of_most_is_used() {
-        let unity = Unity::new(3);
-        assert_eq!(heard(&unity, [0, 0, 0]), None, "nobody says anything");
-        assert_eq!(heard(&unity, [1, 0, 0]), Some(agreed(&[])));
-        assert_eq!(refused(heard(&unity, [1, 0, 2])), [0, 1, 2], "one and one of three");
-        assert_eq!(refused(heard(&unity, [1, 1, 2])), [2]);
-        assert_eq!(heard(&unity, [1, 1, 1]), Some(agreed(&[])));
-        assert_eq!(heard(&unity, [2, 2, 2]), Some(agreed(&[])), "it was set up anew");
+    #[test]
+    fn nobody_is_let_through_while_one_who_was_not_asked_could_decide() {
+        let mut panel = Panel::of(3);
+        panel.hear(0, Some(1));
+        assert_eq!(panel.hear(2, Some(2)), &Verdict::Unknown);
+        assert_eq!(panel.hear(1, None).refused(), [0, 1, 2], "it does not tell");
+        assert!(panel.is_hopeless());
+        assert_eq!(panel.hear(1, Some(1)).refused(), [2], "now it does");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn who_is_silent_is_for_a_minute_what_it_was_and_has_to_tell_before_it_is_used_again() {
-        let unity = Unity::new(3);
-        heard(&unity, [1, 1, 2]);
-        assert_eq!(heard(&unity, [0, 0, 0]), None, "nothing changes");
-        assert_eq!(refused(heard(&unity, [1, 0, 2])), [2], "the second is still of the first cluster");
-        assert_eq!(refused(heard(&unity, [0, 0, 2])), [2], "both are");
-        assert_eq!(heard(&unity, [1, 1, 0]), Some(agreed(&[2])), "nobody who answers disagrees");
-        tokio::time::advance(2 * REMEMBERED).await;
-        assert_eq!(heard(&unity, [1, 0, 0]), Some(agreed(&[2])), "it was of another one, however long ago");
-        tokio::time::advance(2 * REMEMBERED).await;
-        assert_eq!(heard(&unity, [0, 0, 2]), Some(agreed(&[0, 1])), "the others are gone for good");
+    #[test]
+    fn silence_changes_no_mind() {
+        let mut panel = Panel::hear_all([Some(1), Some(1), Some(2)]);
+        for silent in [2, 1, 0] {
+            assert_eq!(panel.hear(silent, None).refused(), [2], "{silent} has said all that is to be said");
+        }
+        for back in [2, 0, 1] {
+            assert_eq!(panel.hear(back, Some(if back == 2 { 2 } else { 1 })).refused(), [2]);
+        }
+        assert_eq!(panel.hear(2, Some(1)).refused(), NONE, "only another word does");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn of_two_that_disagree_one_that_dies_frees_the_other() {
-        let unity = Unity::new(2);
-        unity.told().clone_from(&vec![Some((1, Instant::now())), Some((2, Instant::now()))]);
-        let judge = |answers: [Option<u64>; 2]| unity.judge(&NAMES[..2], &answers);
-        assert!(judge([Some(1), Some(2)]).is_some_and(|verdict| verdict.refuses(0) && verdict.refuses(1)));
-        assert_eq!(judge([Some(1), None]), Some(agreed(&[1])));
+    #[test]
+    fn of_two_that_disagree_the_one_that_is_left_is_used_and_the_other_not_before_it_tells() {
+        let mut panel = Panel::hear_all([Some(1), Some(2)]);
+        assert_eq!(panel.verdict.refused(), [0, 1]);
+        assert_eq!(panel.hear(1, None).refused(), [1]);
+        assert!(!panel.is_hopeless());
+        assert_eq!(panel.hear(0, None).refused(), [1], "nobody speaks, so nothing changes");
+        assert_eq!(panel.hear(0, Some(1)).refused(), [1]);
+        assert_eq!(panel.hear(1, Some(2)).refused(), [0, 1], "it is back");
+        assert!(panel.is_hopeless());
+    }
+
+    #[test]
+    fn a_cluster_that_is_set_up_anew_is_not_split() {
+        let mut panel = Panel::hear_all([Some(1), Some(1), Some(1)]);
+        assert_eq!(panel.hear(1, Some(2)), &Verdict::Unknown, "what the others told is void");
+        assert_eq!(panel.hear(0, Some(2)).refused(), NONE);
+        assert_eq!(panel.hear(2, Some(2)).refused(), NONE);
+
+        let mut only_one = Panel::hear_all([Some(1), Some(1), Some(1)]);
+        only_one.hear(1, Some(2));
+        assert_eq!(only_one.hear(0, Some(1)), &Verdict::Unknown);
+        assert_eq!(only_one.hear(2, Some(1)).refused(), [1], "only one moved");
+
+        let mut one_left = Panel::hear_all([Some(1), Some(1), Some(1)]);
+        one_left.hear(1, Some(2));
+        one_left.hear(0, None);
+        assert_eq!(one_left.hear(2, None).refused(), NONE, "it was set up from that one");
+    }
+
+    #[test]
+    fn who_never_tells_is_mute_where_most_have_told() {
+        let panel = Panel::hear_all([Some(1), None, Some(1)]);
+        assert!(panel.verdict.is_mute(1) && !panel.verdict.is_mute(0));
+        assert_eq!(panel.verdict.refused(), NONE, "it may yet tell");
+        let nobody = Panel::hear_all([None, None, None]);
+        assert_ne!(nobody.verdict, Verdict::Unknown, "nobody is left to wait for");
+        assert!(!nobody.verdict.is_mute(0) && nobody.verdict.refused().is_empty());
+    }
+
+    #[test]
+    fn one_survey_at_a_time_asks_who_never_told_and_all_where_they_disagree() {
+        let mut panel = Panel::of(3);
+        assert!(panel.state.begin(), "nobody was asked yet");
+        assert!(!panel.state.begin(), "somebody asks");
+        panel.state.is_surveyed = false;
+        panel.hear(0, Some(1));
+        panel.hear(1, None);
+        assert_eq!(panel.state.agenda(), [1, 2]);
+        panel.hear(2, Some(2));
+        assert_eq!(panel.state.agenda(), [0, 1, 2]);
+        panel.hear(2, Some(1));
+        panel.hear(1, Some(1));
+        panel.hear(1, None);
+        assert!(!panel.state.begin(), "all have told the same");
     }
 }

@@ -114,11 +114,11 @@ impl MemberStream {
     async fn open(&self, lease: i64) -> Result<(Arc<Connection>, LeaseKeeper, LeaseKeepAliveStream), EtcdError> {
         let connection = self.cluster.connection(self.index, REPLY_LIMIT).await?;
         let opened = connection.keep_alive(lease, REPLY_LIMIT).await;
-        let (keeper, responses) = self.cluster.took(&connection, opened).await?;
+        let (keeper, responses) = self.cluster.conclude(&connection, opened).await?;
         Ok((connection, keeper, responses))
     }
 
-    /// Passes keepalives on until the stream breaks, stalls or idles. Who still waits then finds its answer cancelled.
+    /// Passes keepalives on until the stream breaks, stalls or idles, or its member is refused. Who still waits then finds its answer cancelled.
     async fn serve(
         &mut self,
         connection: &Arc<Connection>,
@@ -129,22 +129,12 @@ impl MemberStream {
         // Since when the member owes an answer; who asked may have given up by now.
         let mut owing: Option<Instant> = None;
         let mut used = Instant::now();
+        let mut eye = self.cluster.eye();
         loop {
             let give_up_at = owing.map_or(used + STREAM_IDLE, |since| since + REPLY_LIMIT);
             tokio::select! {
-                ask = self.asks.recv() => {
-                    let Some(Ask { lease, answer }) = ask else { return };
-                    used = Instant::now();
-                    owing.get_or_insert(used);
-                    waiting.retain(|_, answers| answers.iter().any(|answer| !answer.is_closed()));
-                    waiting.entry(lease).or_default().push(answer);
-                    // The stream takes any lease; only etcd-client's handle has one.
-                    keeper.id = lease;
-                    if !matches!(timeout(REPLY_LIMIT, keeper.keep_alive()).await, Ok(Ok(()))) {
-                        self.cluster.forget(connection);
-                        return;
-                    }
-                }
+                biased;
+                () = eye.refused(connection) => return,
                 response = responses.message() => match response {
                     Ok(Some(response)) => {
                         self.cluster.heard(connection);
@@ -160,7 +150,19 @@ impl MemberStream {
                         return;
                     }
                 },
-                _ = self.cluster.refuses(self.index) => return,
+                ask = self.asks.recv() => {
+                    let Some(Ask { lease, answer }) = ask else { return };
+                    used = Instant::now();
+                    owing.get_or_insert(used);
+                    waiting.retain(|_, answers| answers.iter().any(|answer| !answer.is_closed()));
+                    waiting.entry(lease).or_default().push(answer);
+                    // The stream takes any lease; only etcd-client's handle has one.
+                    keeper.id = lease;
+                    if !matches!(timeout(REPLY_LIMIT, keeper.keep_alive()).await, Ok(Ok(()))) {
+                        self.cluster.forget(connection);
+                        return;
+                    }
+                }
                 () = sleep_until(give_up_at) => {
                     if owing.is_some() {
                         tracing::debug!("member does not answer keepalives");

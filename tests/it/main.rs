@@ -36,6 +36,7 @@ mod secrets;
 mod several;
 mod shared;
 mod soak;
+mod strangers;
 mod tls_to_etcd;
 mod tls_to_instances;
 
