@@ -300,6 +300,10 @@ impl Cluster {
         let verdict = self.unity.verdict.borrow().clone();
         let index = connection.index();
         if verdict == Verdict::Unknown || verdict.refuses(index) || (is_error && verdict.is_mute(index)) {
+            if verdict == Verdict::Unknown {
+                // Its survey may have been left behind on a runtime that stands still.
+                self.unity.state().is_surveyed = false;
+            }
             self.avoid(index);
             return Err(verdict.refusal(&self.members[index]));
         }
@@ -403,6 +407,7 @@ impl Drop for Survey {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::etcd::parse_endpoints;
 
     const NONE: &[usize] = &[];
 
@@ -525,5 +530,35 @@ mod tests {
         panel.hear(1, Some(1));
         panel.hear(1, None);
         assert!(!panel.state.begin(), "all have told the same");
+    }
+
+    /// Two members of whom neither answers.
+    fn silent() -> Arc<Cluster> {
+        let urls = ["http://127.0.0.1:1".to_owned(), "http://127.0.0.1:2".to_owned()];
+        Arc::new(Cluster::new(parse_endpoints(&urls, None, SURVEY_LIMIT).expect("good URLs"), None))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_waits_for_a_survey_that_stands_still_once_and_is_none_until_then() {
+        let cluster = silent();
+        let connection = cluster.reach(0, SURVEY_LIMIT).await.expect("it is opened lazily");
+        // As one that was left behind by its runtime.
+        cluster.unity.state().is_surveyed = true;
+        let error = cluster.accept(&connection, false).await.expect_err("the other one may be of another cluster");
+        assert_eq!(error.kind, EtcdErrorKind::Unavailable);
+        cluster.accept(&connection, false).await.expect("nobody disagrees");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_survey_that_hears_nobody_goes_on_and_keeps_no_cluster_alive() {
+        let cluster = silent();
+        cluster.survey();
+        timeout(VERDICT_LIMIT, cluster.known()).await.expect("known before anybody's patience ends");
+        sleep(SILENCE_MAX * 3).await;
+        assert!(cluster.unity.state().is_surveyed, "somebody may yet tell");
+        let mut verdict = cluster.unity.verdict.subscribe();
+        drop(cluster);
+        let gone = async { while verdict.changed().await.is_ok() {} };
+        timeout(SURVEY_LIMIT * 2, gone).await.expect("nobody waits for its next round");
     }
 }
