@@ -229,7 +229,7 @@ async fn simple_tokens_that_expire_are_replaced_unnoticed() {
 
 #[tokio::test]
 async fn jwt_that_expire_are_replaced_unnoticed() {
-    expires_unnoticed(with_auth_on(Etcd::builder().jwt(Duration::from_secs(1))).await).await;
+    expires_unnoticed(with_auth_on(Etcd::builder().jwt(Duration::from_secs(2))).await).await;
 }
 
 #[tokio::test]
