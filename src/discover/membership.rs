@@ -33,7 +33,7 @@ use crate::snapshot::{Member, MemberState, Snapshot};
 /// The most keys of one service that are kept.
 const MAX_KEYS: usize = 10_000;
 
-/// About how much memory the instances of one service may take: room for the largest service with 30 tags an instance.
+/// About how much memory the instances of one service may take with their keys: room for the largest service with 30 tags an instance.
 const MAX_BYTES: usize = 32 * 1024 * 1024;
 
 /// How often one kind of trouble is logged at most.
@@ -130,7 +130,7 @@ impl Membership {
         let known = self.roster.get(&segment).map(|known| &known.instance);
         if !known.is_some_and(|known| Arc::ptr_eq(known, &key.instance)) {
             let keys = if known.is_some() { 0 } else { self.listed.fresh };
-            let bytes = self.listed.bytes + footprint(&key.instance);
+            let bytes = self.listed.bytes + footprint(&segment, &key.instance);
             match known {
                 _ if !self.is_too_much(bytes, keys, &kv.key, now) => self.listed.bytes = bytes,
                 Some(known) => key.instance = known.clone(),
@@ -208,8 +208,8 @@ impl Membership {
     /// A known key for whose value there is no room keeps the one that it had.
     fn put(&mut self, segment: String, mut key: Key, now: Instant) {
         let known = self.roster.get(&segment).map(|known| &known.instance);
-        let (keys, before) = known.map_or((self.roster.len(), 0), |known| (0, footprint(known)));
-        let after = footprint(&key.instance);
+        let (keys, before) = known.map_or((self.roster.len(), 0), |known| (0, footprint(&segment, known)));
+        let after = footprint(&segment, &key.instance);
         let bytes = self.roster.bytes() - before + after;
         if after > before && self.is_too_much(bytes, keys, segment.as_bytes(), now) {
             match known {

@@ -118,7 +118,8 @@ impl MemberStream {
         Ok((connection, keeper, responses))
     }
 
-    /// Passes keepalives on until the stream breaks, stalls or idles, or its member is refused. Who still waits then finds its answer cancelled.
+    /// Passes keepalives on until the stream breaks, stalls or idles, or its member turns out to be of another cluster. Who
+    /// still waits then finds its answer cancelled.
     async fn serve(
         &mut self,
         connection: &Arc<Connection>,

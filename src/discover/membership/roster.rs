@@ -52,7 +52,7 @@ impl Roster {
         self.keys.len()
     }
 
-    /// About how much memory their instances take.
+    /// About how much memory they and their instances take.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -105,7 +105,7 @@ impl Roster {
         for segment in &past {
             self.forget(segment);
         }
-        self.bytes += footprint(&key.instance);
+        self.bytes += footprint(&segment, &key.instance);
         self.keys.insert(segment, Place { key, missing: None });
         was_missing || !past.is_empty()
     }
@@ -146,20 +146,21 @@ impl Roster {
     /// Without its address.
     fn forget(&mut self, segment: &str) -> Option<Place> {
         let (segment, place) = self.keys.remove_entry(segment)?;
+        self.bytes -= footprint(&segment, &place.key.instance);
         if let Some(since) = place.missing {
             self.missing.remove(&(since, segment));
         }
-        self.bytes -= footprint(&place.key.instance);
         Some(place)
     }
 }
 
-/// About how much memory an instance takes: its strings, what the allocator and the map add to each, and its keys', which are
-/// not long.
-pub(super) fn footprint(instance: &Instance) -> usize {
+/// About how much memory an instance and its key take: their strings, what the allocator and the maps add to each, and those
+/// of the key twice more, since it is kept three times while it is missing.
+pub(super) fn footprint(segment: &str, instance: &Instance) -> usize {
     const EACH: usize = 96;
     const AROUND: usize = 512;
-    AROUND + instance.tags.iter().map(|(name, value)| EACH + name.len() + value.len()).sum::<usize>()
+    let tags = instance.tags.iter().map(|(name, value)| EACH + name.len() + value.len());
+    AROUND + 3 * segment.len() + tags.sum::<usize>()
 }
 
 #[cfg(test)]
@@ -191,7 +192,10 @@ mod tests {
         assert_eq!(roster.addresses.len(), missing.len() + there.len());
         assert_eq!(roster.most_are_missing(), missing.len() > there.len());
         assert_eq!(roster.missing.len(), roster.keys.len() - present.len());
-        assert_eq!(roster.bytes(), roster.iter().map(|(key, _)| footprint(&key.instance)).sum::<usize>());
+        assert_eq!(
+            roster.bytes(),
+            roster.keys.iter().map(|(segment, place)| footprint(segment, &place.key.instance)).sum::<usize>()
+        );
         for (key, is_missing) in roster.iter() {
             assert!(!is_missing || !present.contains(&&key.instance.address), "{} is there", key.instance.address);
         }

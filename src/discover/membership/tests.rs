@@ -351,6 +351,23 @@ fn what_its_instances_take_is_limited_for_known_ones_too() {
 }
 
 #[test]
+fn keys_count_among_what_the_instances_of_a_service_take() {
+    let bytes_under = |segment: &str| {
+        let mut world = World::new();
+        world.put_value(segment, r#"{"address":"a:1"}"#, 7);
+        world.put_value("other", r#"{"address":"b:1"}"#, 7);
+        let kept = world.membership.roster.bytes();
+        world.delete(segment);
+        assert_eq!(world.membership.roster.bytes(), kept, "while it is in question it is there");
+        world.pass(61.0);
+        assert!(world.membership.roster.bytes() < kept, "and nothing is left of it");
+        kept
+    };
+    let long = "x".repeat(MAX_SEGMENT);
+    assert_eq!(bytes_under(&long) - bytes_under("x"), 3 * (MAX_SEGMENT - 1));
+}
+
+#[test]
 fn a_list_in_which_all_have_grown_is_limited_too_and_cuts_off_its_last_ones() {
     let mut world = World::new();
     let address = |n: usize| format!("10.0.{}.{}:1", n / 250, n % 250);

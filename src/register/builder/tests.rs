@@ -5,13 +5,17 @@ use tokio::time::{Instant, timeout};
 
 use super::*;
 use crate::error::Gone;
-use crate::etcd::{Cluster, parse_endpoints};
-use crate::format::Kitex;
+use crate::etcd::{Cluster, MAX_SEGMENT, parse_endpoints};
+use crate::format::{DecodeError, Decoded, Entry, Format, Kitex};
 
 /// An instance that registers where nobody listens.
 fn builder() -> RegistrationBuilder {
+    builder_for(Arc::new(Kitex))
+}
+
+fn builder_for(format: Arc<dyn Format>) -> RegistrationBuilder {
     let members = parse_endpoints(&["http://127.0.0.1:1".into()], None, Duration::from_secs(1)).expect("a good URL");
-    let registrar = Registrar::new(Arc::new(Cluster::new(members, None)), "prefix/".into(), Arc::new(Kitex));
+    let registrar = Registrar::new(Arc::new(Cluster::new(members, None)), "prefix/".into(), format);
     RegistrationBuilder::new(registrar, Instance::new("echo", std::net::SocketAddr::from(([127, 0, 0, 1], 1001))))
 }
 
@@ -89,4 +93,37 @@ fn times_out_of_their_range_are_refused_by_name() {
         let error = builder.build().expect_err("it is out of range").to_string();
         assert!(error.contains(option), "{error} names {option}");
     }
+}
+
+/// Keys that end in so many bytes.
+#[derive(Debug)]
+struct Long(usize);
+
+impl Format for Long {
+    fn default_prefix(&self) -> &'static str {
+        "long"
+    }
+
+    fn segment(&self, _: &Entry<'_>) -> String {
+        "x".repeat(self.0)
+    }
+
+    fn encode(&self, _: &Entry<'_>) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn decode(&self, _: &str, _: &[u8]) -> Result<Decoded, DecodeError> {
+        Err(DecodeError::new("it is only written"))
+    }
+
+    fn carries_draining(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_key_that_readers_would_not_look_at_is_refused() {
+    builder_for(Arc::new(Long(MAX_SEGMENT))).build().expect("just short enough");
+    let error = builder_for(Arc::new(Long(MAX_SEGMENT + 1))).build().expect_err("too long");
+    assert_eq!(error.to_string(), "bad format that ends a key in 513 bytes: expected at most 512");
 }
