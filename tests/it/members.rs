@@ -31,6 +31,18 @@ fn lease(server: &EchoServer) -> i64 {
     }
 }
 
+/// Three registered servers, a stream that has told them, and their leases.
+async fn three(registry: &Registry) -> ([EchoServer; 3], Changes, Vec<i64>) {
+    let servers = [server(registry), server(registry), server(registry)];
+    let mut changes = Changes::of(registry, "echo");
+    for server in &servers {
+        server.registration().registered().await.expect("nobody takes it out");
+        changes.next().await;
+    }
+    let leases = servers.iter().map(lease).collect();
+    (servers, changes, leases)
+}
+
 /// A registered server and a stream which both talk to this member first, and know another one.
 async fn on(cluster: &Cluster, member: usize, other: usize) -> (EchoServer, Changes) {
     let urls = [cluster.member(member).url(), cluster.member(other).url()];
@@ -66,13 +78,7 @@ async fn a_lease_of_five_seconds_survives_a_frozen_leader() {
     let cluster = Cluster::start().await;
     let leader = cluster.leader().await;
     let registry = registry(cluster.urls());
-    let servers = [server(&registry), server(&registry), server(&registry)];
-    let mut changes = Changes::of(&registry, "echo");
-    for server in &servers {
-        server.registration().registered().await.expect("nobody takes it out");
-        changes.next().await;
-    }
-    let leases: Vec<i64> = servers.iter().map(lease).collect();
+    let (servers, mut changes, leases) = three(&registry).await;
     cluster.member(leader).freeze();
     let quiet = changes.is_quiet_for(TTL * 2).await;
     assert!(quiet, "no instance is lost while the leader stands still");
@@ -220,13 +226,7 @@ async fn a_stranger_among_three_costs_no_lease_while_a_member_is_lost_and_comes_
     let cluster = Cluster::start().await;
     let stranger = Etcd::start().await;
     let registry = registry([cluster.member(0).url(), stranger.url(), cluster.member(2).url()]);
-    let servers = [server(&registry), server(&registry), server(&registry)];
-    let mut changes = Changes::of(&registry, "echo");
-    for server in &servers {
-        server.registration().registered().await.expect("nobody takes it out");
-        changes.next().await;
-    }
-    let leases: Vec<i64> = servers.iter().map(lease).collect();
+    let (servers, mut changes, leases) = three(&registry).await;
     let strange = stranger.leases().await;
     for (lost, other) in [(0, 2), (2, 0)] {
         cluster.member(lost).kill();
