@@ -40,8 +40,8 @@ use crate::instance::Instance;
 
 pub(super) use self::flight::Flight;
 
-/// How often one call is tried in all without a word. Each attempt that reached nobody came from an instance that will be READY no more or
-/// refuses now, so a call that meets ten of them in a row has better news to bring than an eleventh try.
+/// How often one call is tried in all without a word. Each attempt that reached nobody came from an instance that will be
+/// READY no more or refuses now, so a call that meets ten of them in a row has better news to bring than an eleventh try.
 const ATTEMPTS: u32 = 10;
 
 /// For one call: whether it waits while nothing is READY, whatever the channel does otherwise. Put into the request's

@@ -14,7 +14,7 @@ pub(super) struct Head {
     method: Method,
     path: PathAndQuery,
     /// Empty while they are on their way.
-    pub(super) headers: HeaderMap,
+    headers: HeaderMap,
     /// What is on its way, as a list: a copy costs half of what a map's does.
     sent: Vec<(HeaderName, HeaderValue)>,
 }

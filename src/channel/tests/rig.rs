@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 use super::peers::proto::EchoRequest;
 use super::peers::proto::echo_client::EchoClient;
 use super::peers::{LIMIT, Network, Peer};
-use crate::channel::{BalancedChannel, ChannelBuilder, Connectivity, InstanceStatus};
+use crate::channel::{BalancedChannel, ChannelBuilder, Connectivity, InstanceStatus, Policy};
 use crate::instance::Instance;
 use crate::snapshot::{Member, MemberState, Snapshot};
 
@@ -64,6 +64,16 @@ impl Rig {
             all.len() == peers.len() && all.iter().all(|status| status.state() == Connectivity::Ready)
         })
         .await;
+    }
+
+    /// A channel whose new instances start slowly, over [`WINDOW`].
+    pub(super) fn slowly(policy: impl Policy) -> Self {
+        Self::with(|builder| builder.policy(policy).slow_start(WINDOW))
+    }
+
+    /// Waits until a peer is READY.
+    pub(super) async fn is_ready(&self, peer: &Peer) {
+        self.until_peer(peer, "it is READY", |status| status.state() == Connectivity::Ready).await;
     }
 
     /// What is known of a peer.
@@ -155,9 +165,17 @@ pub(super) fn member(peer: &Peer, lease: i64, state: MemberState) -> Member {
     Member::new(Arc::new(Instance::new("echo", peer.address())), lease, state)
 }
 
+/// A peer as it is registered in a zone.
+pub(super) fn in_zone(peer: &Peer, zone: &str, state: MemberState) -> Member {
+    Member::new(Arc::new(Instance::new("echo", peer.address()).tag("zone", zone)), 1, state)
+}
+
 pub(super) fn weighing(peer: &Peer, weight: u16) -> Member {
     Member::new(Arc::new(Instance::new("echo", peer.address()).weight(weight)), 1, MemberState::Live)
 }
+
+/// In what time new instances come up to their weights: ninety seconds, a percent each.
+pub(super) const WINDOW: Duration = Duration::from_secs(90);
 
 /// A second, the unit of most tests.
 pub(super) const SECOND: Duration = Duration::from_secs(1);

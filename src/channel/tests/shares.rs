@@ -8,36 +8,25 @@ use http::HeaderName;
 use tokio::time::sleep;
 
 use super::peers::{OnConnect, Peer};
-use super::rig::{Rig, SECOND, in_question, live, member, rest};
+use super::rig::{Rig, SECOND, WINDOW, in_question, in_zone, live, member, rest};
 use crate::channel::{Candidate, Connectivity, PickFirst, Picker, Policy, RingHash, WeightedRoundRobin};
-use crate::instance::Instance;
-use crate::snapshot::{Member, MemberState};
-
-const WINDOW: Duration = Duration::from_secs(90);
-
-async fn is_ready(rig: &Rig, peer: &Peer) {
-    rig.until_peer(peer, "it is READY", |status| status.state() == Connectivity::Ready).await;
-}
+use crate::snapshot::MemberState;
 
 async fn all_are_known(rig: &Rig, count: usize) {
     rig.until("they are known", |all| all.len() == count).await;
     rest().await;
 }
 
-fn in_zone(peer: &Peer, zone: &str, state: MemberState) -> Member {
-    Member::new(Arc::new(Instance::new("echo", peer.address()).tag("zone", zone)), 1, state)
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_process_that_is_back_before_its_new_key_is_heard_of_starts_slowly_too() {
-    let rig = Rig::with(|builder| builder.policy(WeightedRoundRobin::new()).slow_start(WINDOW));
+    let rig = Rig::slowly(WeightedRoundRobin::new());
     let [steady, restarted] = rig.network.peers(1);
     rig.is_ready_with(&[&steady, &restarted]).await;
     sleep(WINDOW + SECOND).await;
     restarted.kill();
     rig.until_peer(&restarted, "it is gone", |status| status.state() == Connectivity::TransientFailure).await;
     restarted.on_connect(OnConnect::Accept);
-    is_ready(&rig, &restarted).await;
+    rig.is_ready(&restarted).await;
     rig.list([live(&steady), member(&restarted, 2, MemberState::Live)]);
     rest().await;
     // 100 : 10, and a cycle of 11.
@@ -51,13 +40,13 @@ async fn a_process_that_is_back_before_its_new_key_is_heard_of_starts_slowly_too
 
 #[tokio::test(start_paused = true)]
 async fn one_that_only_reconnects_keeps_its_share() {
-    let rig = Rig::with(|builder| builder.policy(WeightedRoundRobin::new()).slow_start(WINDOW));
+    let rig = Rig::slowly(WeightedRoundRobin::new());
     let [steady, cut] = rig.network.peers(1);
     rig.is_ready_with(&[&steady, &cut]).await;
     sleep(WINDOW + SECOND).await;
     cut.cut();
     cut.attempted().reaches(2).await;
-    is_ready(&rig, &cut).await;
+    rig.is_ready(&cut).await;
     rest().await;
     assert_eq!(rig.answers_of(&cut, 100).await, 50, "a new connection to the same process");
 }

@@ -2,36 +2,25 @@
 
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use tokio::time::sleep;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::peers::{Peer, Reply};
-use super::rig::{Rig, SECOND, ends, live, member, rest};
+use super::rig::{Rig, SECOND, WINDOW, ends, in_zone, live, member, rest};
 use crate::channel::{Connectivity, InstanceStatus, LeastRequest, PickFirst, Policy, WeightedRoundRobin};
 use crate::instance::Instance;
 use crate::snapshot::{Member, MemberState};
 
-const WINDOW: Duration = Duration::from_secs(90);
-
-fn slowly(policy: impl Policy) -> Rig {
-    Rig::with(|builder| builder.policy(policy).slow_start(WINDOW))
-}
-
-async fn is_ready(rig: &Rig, peer: &Peer) {
-    rig.until_peer(peer, "it is READY", |status| status.state() == Connectivity::Ready).await;
-}
-
 #[tokio::test(start_paused = true)]
 async fn the_share_of_a_new_instance_grows_from_a_tenth_to_all_of_it_over_the_window() {
-    let rig = slowly(WeightedRoundRobin::new());
+    let rig = Rig::slowly(WeightedRoundRobin::new());
     let [one, two, new] = rig.network.peers(1);
     rig.is_ready_with(&[&one, &two]).await;
     assert_eq!(rig.answers_of(&one, 100).await, 50, "all are new alike");
     sleep(WINDOW).await;
     rig.list([live(&one), live(&two), live(&new)]);
-    is_ready(&rig, &new).await;
+    rig.is_ready(&new).await;
     // 100 : 100 : 10, and a cycle of 21.
     assert_eq!(rig.answers_of(&new, 210).await, 10, "a tenth at first");
     sleep(45 * SECOND + SECOND / 2).await;
@@ -43,19 +32,19 @@ async fn the_share_of_a_new_instance_grows_from_a_tenth_to_all_of_it_over_the_wi
 
 #[tokio::test(start_paused = true)]
 async fn an_instance_that_is_registered_anew_starts_slowly_again_and_one_that_only_reconnects_does_not() {
-    let rig = slowly(WeightedRoundRobin::new());
+    let rig = Rig::slowly(WeightedRoundRobin::new());
     let [steady, restarted] = rig.network.peers(1);
     rig.is_ready_with(&[&steady, &restarted]).await;
     sleep(WINDOW + SECOND).await;
     restarted.cut();
     restarted.attempted().reaches(2).await;
-    is_ready(&rig, &restarted).await;
+    rig.is_ready(&restarted).await;
     assert_eq!(rig.answers_of(&restarted, 100).await, 50, "a new connection to the same process");
     restarted.kill();
     rig.until_peer(&restarted, "it is gone", |status| status.state() != Connectivity::Ready).await;
     restarted.on_connect(super::peers::OnConnect::Accept);
     rig.list([live(&steady), member(&restarted, 2, MemberState::Live)]);
-    is_ready(&rig, &restarted).await;
+    rig.is_ready(&restarted).await;
     assert_eq!(rig.answers_of(&restarted, 110).await, 10, "a new process");
 }
 
@@ -72,12 +61,12 @@ async fn every_policy_but_pick_first_and_ring_hash_lets_instances_start_slowly()
     ];
     for (policy, slow) in policies {
         let name = format!("{policy:?}");
-        let rig = slowly(policy);
+        let rig = Rig::slowly(policy);
         let [old, new] = rig.network.peers(1);
         rig.is_ready_with(&[&old]).await;
         sleep(WINDOW + SECOND).await;
         rig.list([live(&old), live(&new)]);
-        is_ready(&rig, &new).await;
+        rig.is_ready(&new).await;
         let calls = rig.answers_of(&new, 600).await;
         // Of eleven calls one, in the mean. The ring shares by its places, which are even within a third.
         let is_slow = (15..130).contains(&calls);
@@ -86,16 +75,15 @@ async fn every_policy_but_pick_first_and_ring_hash_lets_instances_start_slowly()
     }
 }
 
-fn in_zone(peer: &Peer, zone: &str) -> Member {
-    let instance = Instance::new("echo", peer.address()).tag("zone", zone);
-    Member::new(Arc::new(instance), 1, MemberState::Live)
-}
-
 #[tokio::test(start_paused = true)]
 async fn calls_stay_in_the_own_zone_spill_when_it_fails_and_come_back_with_it() {
     let rig = Rig::with(|builder| builder.policy(WeightedRoundRobin::new()).prefer_zone("zone", "a"));
     let [near, also_near, far] = rig.network.peers(1);
-    rig.list([in_zone(&near, "a"), in_zone(&also_near, "a"), in_zone(&far, "b")]);
+    rig.list([
+        in_zone(&near, "a", MemberState::Live),
+        in_zone(&also_near, "a", MemberState::Live),
+        in_zone(&far, "b", MemberState::Live),
+    ]);
     rig.until("all are READY", |all| all.iter().all(|status| status.state() == Connectivity::Ready)).await;
     assert_eq!(rig.answers_of(&far, 200).await, 0, "two of three are more than the zone's fair share");
     near.kill();
@@ -108,7 +96,7 @@ async fn calls_stay_in_the_own_zone_spill_when_it_fails_and_come_back_with_it() 
     assert_eq!(rig.answers_of(&far, 200).await, 200, "nobody else is left");
     for peer in [&near, &also_near] {
         peer.on_connect(super::peers::OnConnect::Accept);
-        is_ready(&rig, peer).await;
+        rig.is_ready(peer).await;
     }
     assert_eq!(rig.answers_of(&far, 200).await, 0, "everything is back");
 }
@@ -153,7 +141,7 @@ async fn a_subset_is_all_that_is_connected_and_one_that_fails_is_stood_in_for_un
     };
 
     failing.on_connect(super::peers::OnConnect::Accept);
-    is_ready(&rig, failing).await;
+    rig.is_ready(failing).await;
     rig.until_peer(stand_in, "it is let go", |status| status.state() == Connectivity::Idle).await;
     rest().await;
     assert!(!held.is_finished() && stand_in.open() == 1, "its call goes on");
@@ -191,7 +179,7 @@ async fn a_subset_begins_with_the_own_zone() {
     let rig = Rig::with(|builder| builder.subset_as(3, "client").prefer_zone("zone", "a"));
     let peers: [Peer; 10] = rig.network.peers(1);
     let zone = |index: usize| if index < 3 { "a" } else { "b" };
-    rig.list(peers.iter().enumerate().map(|(index, peer)| in_zone(peer, zone(index))));
+    rig.list(peers.iter().enumerate().map(|(index, peer)| in_zone(peer, zone(index), MemberState::Live)));
     has_ready(&rig, 3).await;
     assert_eq!(used(&peers), [0, 1, 2]);
     peers[1].kill();
