@@ -132,8 +132,8 @@ impl Entry {
         stays && is_trusted && is_good
     }
 
-    /// When a connection that stands in for nobody any more may be let go, if that is not now: an instance that comes back
-    /// only to go again would let its stand-in come and go as often.
+    /// When an instance that came back stands long enough to need no stand-in: one that comes back only to go again would let
+    /// that come and go as often.
     pub(super) fn settles_at(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Ready { since, .. } if self.is_back => Some(*since + SETTLED),
