@@ -2,22 +2,24 @@
 //! on loom's primitives.
 
 // The crate uses more of these files than the tests do.
-#[path = "../src/channel/places.rs"]
+#[path = "../src/channel/policy/quota.rs"]
 #[expect(dead_code, reason = "the crate uses the rest")]
 mod places;
-#[path = "../src/channel/waiting.rs"]
+#[path = "../src/channel/picks/wait_queue.rs"]
 #[expect(dead_code, reason = "the crate uses the rest")]
 mod waiting;
 
 /// What the two files name their primitives through.
-mod sync {
-    pub(super) use std::sync::PoisonError;
+mod channel {
+    pub(crate) mod sync {
+        pub(crate) use std::sync::PoisonError;
 
-    pub(super) use loom::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
-    pub(super) use loom::sync::{Mutex, MutexGuard};
+        pub(crate) use loom::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
+        pub(crate) use loom::sync::{Mutex, MutexGuard};
 
-    pub(super) fn in_order() {
-        loom::sync::atomic::fence(Ordering::SeqCst);
+        pub(crate) fn in_order() {
+            loom::sync::atomic::fence(Ordering::SeqCst);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use crate::channel::candidate::{Candidate, Seat};
+use crate::channel::policy::candidate::{Candidate, Seat};
 use crate::channel::policy::sampler::Sampler;
 use crate::channel::policy::{Picker, Policy};
 
@@ -126,7 +126,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::channel::choice::Choice;
+    use crate::channel::picks::ready_set::Choice;
     use crate::channel::policy::tests::{assert_shared_by_weight, candidates};
 
     #[test]

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use crate::channel::candidate::{Candidate, Seat};
+use crate::channel::policy::candidate::{Candidate, Seat};
 use crate::channel::policy::sampler::Sampler;
 use crate::channel::policy::{Picker, Policy};
 
@@ -84,9 +84,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::channel::choice::Choice;
+    use crate::channel::picks::ready_set::Choice;
+    use crate::channel::picks::tester::{Picked, Trial};
     use crate::channel::policy::tests::{assert_shared_by_weight, candidates};
-    use crate::channel::trial::{Picked, Trial};
     use crate::instance::Instance;
 
     fn trial<const N: usize>(weights: [u16; N]) -> Trial {
