@@ -26,7 +26,7 @@ pub(crate) use self::memory::{Network, OnConnect, Peer, Reply};
 pub(crate) use self::scripted::{OnCall, Scripted};
 
 /// The generated client, server and messages.
-#[path = "../../../examples/proto/echo.rs"]
+#[path = "../../../../examples/proto/echo.rs"]
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
 #[rustfmt::skip]
 pub(crate) mod proto;
