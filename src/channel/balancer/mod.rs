@@ -403,7 +403,7 @@ impl State {
         self.with(index, |state, entry| match connection {
             Ok(connection) => {
                 tracing::debug!(address = %entry.address(), streams = connection.streams, "connected");
-                match link::seat(entry, connection, generation, &state.driver.shared, &state.driver.dial) {
+                match link::load(entry, connection, generation, &state.driver.shared, &state.driver.dial) {
                     Ok(()) => state.mark(Dirty::Choice),
                     Err(error) => state.back_off(entry, format!("{}: {error}", entry.address()).into()),
                 }

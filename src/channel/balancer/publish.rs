@@ -135,8 +135,8 @@ impl State {
         self.driver.shared.published.store(Arc::new(nothing));
         self.driver.shared.serve();
         for entry in &self.entries {
-            // A seat and its record know each other: neither would be dropped.
-            entry.record.seat.store(None);
+            // A load and its record know each other: neither would be dropped.
+            entry.record.load.store(None);
         }
     }
 }

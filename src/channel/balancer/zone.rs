@@ -107,12 +107,12 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::channel::policy::candidate::Seat;
+    use crate::channel::policy::candidate::Load;
     use crate::channel::policy::{LeastRequest, PickFirst, RingHash, WeightedRandom, WeightedRoundRobin};
 
     /// Of 40,000 calls, how many stay in zone `a`.
     fn stay(policy: &dyn Policy, ready: &[Instance], known: &[Instance]) -> f64 {
-        let candidate = |instance: &Instance| Candidate::new(Seat::new(u32::MAX, None), Arc::new(instance.clone()));
+        let candidate = |instance: &Instance| Candidate::new(Load::new(u32::MAX, None), Arc::new(instance.clone()));
         let mut candidates: Vec<Candidate> = ready.iter().map(candidate).collect();
         let zone = Zone { tag: "zone".into(), own: "a".into() };
         let picker = zone.prefer(policy, &mut candidates, known.iter().map(weighed)).picker(&candidates);
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn pick_first_keeps_its_choice_in_either_zone_while_a_part_spills() {
         let known = [instances(Some("a"), 10, 10), instances(Some("b"), 10, 10)].concat();
-        let candidate = |index: usize| Candidate::new(Seat::new(u32::MAX, None), Arc::new(known[index].clone()));
+        let candidate = |index: usize| Candidate::new(Load::new(u32::MAX, None), Arc::new(known[index].clone()));
         let zone = Zone { tag: "zone".into(), own: "a".into() };
         let policy = PickFirst::new();
         let chosen = |ready: &[usize]| {
@@ -196,7 +196,7 @@ mod tests {
     fn a_key_finds_the_same_instance_also_while_a_part_spills() {
         let known = [instances(Some("a"), 10, 10), instances(Some("b"), 10, 10)].concat();
         let ready: Vec<Instance> = known[6..].to_vec();
-        let candidate = |instance: &Instance| Candidate::new(Seat::new(u32::MAX, None), Arc::new(instance.clone()));
+        let candidate = |instance: &Instance| Candidate::new(Load::new(u32::MAX, None), Arc::new(instance.clone()));
         let mut candidates: Vec<Candidate> = ready.iter().map(candidate).collect();
         let zone = Zone { tag: "zone".into(), own: "a".into() };
         let policy = RingHash::by_header(http::HeaderName::from_static("key"));

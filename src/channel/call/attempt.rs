@@ -15,7 +15,7 @@ use crate::channel::call::response_body::ResponseBody;
 use crate::channel::deadline::Deadline;
 use crate::channel::outlier::{Ending, Outcome};
 use crate::channel::picks::pick_queue::Place;
-use crate::channel::policy::candidate::Seat;
+use crate::channel::policy::candidate::Load;
 use crate::channel::subchannel::connection::Link;
 use crate::channel::transport::request_body::{Rest, Upload};
 use crate::channel::transport::status::{self, Reached};
@@ -110,8 +110,8 @@ impl Flight {
         FailedAttempt { by: self.instance().clone(), status }
     }
 
-    fn seat(&self) -> &Arc<Seat> {
-        self.place.candidate().seat()
+    fn load(&self) -> &Arc<Load> {
+        self.place.candidate().load()
     }
 
     fn link(&self) -> &Link {
@@ -141,14 +141,14 @@ impl Flight {
         let now = Instant::now();
         if !timed_out {
             self.link().report.answer();
-            self.seat().is_alive(now);
+            self.load().is_alive(now);
         }
         // A head with a status decides, whatever follows; so does one that failed in HTTP.
         let code = status::code_of(&head.headers).or_else(|| status::code_of_http(head.status));
         self.is_told = timed_out;
         // Who fails at once is not fast.
         if code.is_none_or(|code| code == Code::Ok) {
-            self.seat().answered_at(now, now - self.at);
+            self.load().answered_at(now, now - self.at);
         }
         if let Some(code) = code
             && !timed_out
@@ -174,7 +174,7 @@ impl Flight {
             }
             return http::Response::from_parts(head, ResponseBody::default());
         }
-        self.seat().begin();
+        self.load().begin();
         self.has_begun = true;
         let rest = Rest::of(upload, stream);
         http::Response::from_parts(head, ResponseBody::new(incoming, self, rest, deadline))
@@ -195,10 +195,10 @@ impl Flight {
         };
         let status = status::transport(self.address(), &error);
         tracing::debug!(address = %self.address(), unsent, %error, "attempt failed");
-        let seat = self.seat();
+        let load = self.load();
         if unsent {
             // Its task is about to say that it ends, unless it has only used up its streams' numbers.
-            seat.close();
+            load.close();
             if !error.is_go_away() && !error.is_io() {
                 self.link().report.ended(format!("{}: {error}", self.address()).into());
             }
@@ -229,7 +229,7 @@ impl Flight {
     /// The deadline came first. That says something about the instance only if it answered nobody since.
     pub(crate) fn missed(&self) {
         if self.link().report.is_silent_since(self.answered) {
-            self.seat().missed_one();
+            self.load().missed_one();
             self.tell(Code::DeadlineExceeded, Ending::Missed);
         }
     }
@@ -251,7 +251,7 @@ impl Flight {
         }
         let (outcome, outliers) = (Outcome::new(code, ending), &self.place.shared().settings.outliers);
         if self.link().report.outcome(outcome, outliers) {
-            self.seat().failed_at(Instant::now());
+            self.load().failed_at(Instant::now());
         }
     }
 }
@@ -259,7 +259,7 @@ impl Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         if self.has_begun {
-            self.seat().finish();
+            self.load().finish();
         }
     }
 }

@@ -164,13 +164,13 @@ impl Place {
 
     /// The connection. Seats of a channel have one.
     pub(crate) fn link(&self) -> &Link {
-        self.candidate.seat().link().expect("a channel's seats have a link")
+        self.candidate.load().link().expect("a channel's loads have a link")
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.candidate.seat().release();
+        self.candidate.load().release();
         if self.serves {
             self.shared.serve();
         }

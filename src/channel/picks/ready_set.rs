@@ -32,7 +32,7 @@ impl Choice {
         &self.candidates
     }
 
-    /// Picks a candidate and takes a call's place there, which the caller gives back by [`Seat::release`].
+    /// Picks a candidate and takes a call's place there, which the caller gives back by [`Load::release`].
     ///
     /// Those to `avoid`, who just refused this call or failed it, are taken only while no other has room, on whatever
     /// connection. `None`: none at all has room.
@@ -42,7 +42,7 @@ impl Choice {
             // may be a call that just ended and serves those that wait.
             let picked = panic::catch_unwind(AssertUnwindSafe(|| self.picker.pick(&self.candidates, key)));
             let Some(candidate) = picked.ok().and_then(|index| self.candidates.get(index)) else { break };
-            if !is(candidate, avoid) && candidate.seat().acquire() {
+            if !is(candidate, avoid) && candidate.load().acquire() {
                 return Some(candidate);
             }
         }
@@ -56,7 +56,7 @@ impl Choice {
         let all = || from_anywhere(near).chain(from_anywhere(far));
         let others = all().filter(|candidate| !is(candidate, avoid));
         let avoided = all().filter(|candidate| is(candidate, avoid));
-        others.chain(avoided).find(|candidate| candidate.seat().acquire())
+        others.chain(avoided).find(|candidate| candidate.load().acquire())
     }
 }
 
@@ -118,16 +118,16 @@ mod tests {
             let choice = Choice::new(candidates(&[1, 2, 65_535, 4, 5, 6]), &policy);
             for (index, candidate) in choice.candidates().iter().enumerate() {
                 match index {
-                    1 => candidate.seat().close(),
-                    3 => candidate.seat().set_limit(1),
-                    _ => candidate.seat().set_limit(0),
+                    1 => candidate.load().close(),
+                    3 => candidate.load().set_limit(1),
+                    _ => candidate.load().set_limit(0),
                 }
             }
             for _ in 0..100 {
                 let taken = choice.take(&[], 0).expect("the fourth has room");
                 assert!(std::ptr::eq(taken, &raw const choice.candidates()[3]), "{policy:?} took one without room");
                 assert!(choice.take(&[], 0).is_none(), "{policy:?} took one while all are full");
-                taken.seat().release();
+                taken.load().release();
             }
         }
     }
@@ -137,14 +137,14 @@ mod tests {
         for policy in policies() {
             let choice = Choice::new(candidates(&[65_535, 1]), &policy);
             let refused = [choice.candidates()[0].shared_instance().clone()];
-            choice.candidates()[1].seat().set_limit(1);
+            choice.candidates()[1].load().set_limit(1);
             for _ in 0..100 {
                 let other = choice.take(&refused, 0).expect("the other has room");
                 assert!(!is(other, &refused), "{policy:?} took the one to avoid");
                 let last = choice.take(&refused, 0).expect("the one to avoid has room");
                 assert!(is(last, &refused), "{policy:?} took a full one");
-                other.seat().release();
-                last.seat().release();
+                other.load().release();
+                last.load().release();
             }
         }
     }
@@ -159,9 +159,9 @@ mod tests {
         for _ in 0..100 {
             let taken = choice.take(&refused, 0).expect("nine have room");
             assert!(matches!(place(taken), Some(1 | 2)), "it stays near");
-            taken.seat().release();
+            taken.load().release();
         }
-        choice.candidates()[1..3].iter().for_each(|candidate| candidate.seat().close());
+        choice.candidates()[1..3].iter().for_each(|candidate| candidate.load().close());
         assert!(
             place(choice.take(&refused, 0).expect("seven have room")) > Some(2),
             "others are better than who refused"
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn calls_that_find_their_choice_full_spread_over_the_others() {
         let choice = Choice::new(candidates(&[1; 10]), &PickFirst::new());
-        choice.candidates()[0].seat().close();
+        choice.candidates()[0].load().close();
         let shares = share(&choice, 9_000);
         assert_eq!(shares[0], 0, "the closed one takes none");
         assert!(shares[1..].iter().all(|&calls| calls > 500), "the others take some each: {shares:?}");

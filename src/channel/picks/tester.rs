@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::channel::picks::ready_set::Choice;
 use crate::channel::policy::Policy;
-use crate::channel::policy::candidate::{Candidate, Seat};
+use crate::channel::policy::candidate::{Candidate, Load};
 use crate::instance::Instance;
 
 /// Picks by a policy among instances that are all READY, without connecting to any: for tests and measurements of policies.
@@ -36,15 +36,15 @@ impl Trial {
     /// A trial of `policy` with these instances, each with room for any number of calls.
     pub fn new(policy: impl Policy, instances: impl IntoIterator<Item = Instance>) -> Self {
         let instances: Vec<Instance> = instances.into_iter().collect();
-        // All seats first: they come to lie side by side, as a pick likes it.
-        let seats: Vec<Arc<Seat>> = instances.iter().map(|_| Seat::new(u32::MAX, None)).collect();
+        // All loads first: they come to lie side by side, as a pick likes it.
+        let loads: Vec<Arc<Load>> = instances.iter().map(|_| Load::new(u32::MAX, None)).collect();
         if policy.measures_peaks() {
-            for seat in &seats {
-                seat.measure_peaks();
+            for load in &loads {
+                load.measure_peaks();
             }
         }
-        let candidate = |(seat, instance)| Candidate::new(seat, Arc::new(instance));
-        let candidates = seats.into_iter().zip(instances).map(candidate).collect();
+        let candidate = |(load, instance)| Candidate::new(load, Arc::new(instance));
+        let candidates = loads.into_iter().zip(instances).map(candidate).collect();
         let choice = ArcSwap::from_pointee(Choice::new(candidates, &policy));
         Self { policy: Box::new(policy), choice }
     }
@@ -90,19 +90,19 @@ impl Picked {
     /// Says that the response began `after` the call was sent.
     pub fn answered(&self, after: Duration) {
         let now = Instant::now();
-        self.candidate.seat().is_alive(now);
-        self.candidate.seat().answered_at(now, after);
+        self.candidate.load().is_alive(now);
+        self.candidate.load().answered_at(now, after);
     }
 
     /// Says that the call failed.
     pub fn failed(&self) {
-        self.candidate.seat().failed_at(Instant::now());
+        self.candidate.load().failed_at(Instant::now());
     }
 }
 
 impl Drop for Picked {
     fn drop(&mut self) {
-        self.candidate.seat().release();
+        self.candidate.load().release();
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::channel::policy::quota::Places;
+use crate::channel::policy::quota::StreamQuota;
 use crate::channel::subchannel::connection::Link;
 use crate::instance::Instance;
 
@@ -17,15 +17,15 @@ use crate::instance::Instance;
 /// says of itself (weight, tags) is as it was when the picker was built.
 #[derive(Clone)]
 pub struct Candidate {
-    seat: Arc<Seat>,
+    load: Arc<Load>,
     instance: Arc<Instance>,
     weight: u32,
 }
 
 impl Candidate {
-    pub(crate) fn new(seat: Arc<Seat>, instance: Arc<Instance>) -> Self {
+    pub(crate) fn new(load: Arc<Load>, instance: Arc<Instance>) -> Self {
         let weight = Self::full_weight_of(&instance);
-        Self { seat, instance, weight }
+        Self { load, instance, weight }
     }
 
     /// The same with this share of the load.
@@ -59,13 +59,13 @@ impl Candidate {
     /// How many calls it has in flight, those of this channel only.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
-        self.seat.in_flight()
+        self.load.in_flight()
     }
 
     /// How long it takes until a response begins: a moving average, in microseconds' precision. `None` before the first.
     #[must_use]
     pub fn latency(&self) -> Option<Duration> {
-        self.seat.latency()
+        self.load.latency()
     }
 
     /// How long it takes until a response begins, at its worst of late: a slower answer counts at once and in full, and less
@@ -73,14 +73,14 @@ impl Candidate {
     /// answer, and for policies that do not [ask for it](crate::Policy::measures_peaks).
     #[must_use]
     pub fn peak_latency(&self) -> Option<Duration> {
-        match self.seat.peak_micros(Instant::now()) {
+        match self.load.peak_micros(Instant::now()) {
             0 => None,
             micros => Some(Duration::from_micros(u64::from(micros))),
         }
     }
 
-    pub(crate) fn seat(&self) -> &Arc<Seat> {
-        &self.seat
+    pub(crate) fn load(&self) -> &Arc<Load> {
+        &self.load
     }
 
     pub(crate) fn shared_instance(&self) -> &Arc<Instance> {
@@ -102,8 +102,8 @@ impl fmt::Debug for Candidate {
 ///
 /// Every pick reads two of them and writes one, so it is small: with the counts of its [`Arc`] it takes 40 bytes, and ten
 /// thousand of them stay in a core's cache. Whatever a pick does not need lies behind the link.
-pub(crate) struct Seat {
-    places: Places,
+pub(crate) struct Load {
+    quota: StreamQuota,
     /// The moving average in microseconds; 0 before the first answer.
     latency: AtomicU32,
     /// When that was updated, see [`millis`].
@@ -123,11 +123,11 @@ pub(crate) struct Seat {
     link: Option<Box<Link>>,
 }
 
-impl Seat {
+impl Load {
     /// A place for at most `limit` calls at once over `link`.
     pub(crate) fn new(limit: u32, link: Option<Box<Link>>) -> Arc<Self> {
         Arc::new(Self {
-            places: Places::new(limit),
+            quota: StreamQuota::new(limit),
             latency: AtomicU32::new(0),
             answered: AtomicU32::new(0),
             missed: AtomicU32::new(0),
@@ -151,21 +151,21 @@ impl Seat {
 
     /// Takes one call's place, and tells whether there was one.
     pub(crate) fn acquire(&self) -> bool {
-        self.places.acquire()
+        self.quota.acquire()
     }
 
     /// Gives one acquired place back.
     pub(crate) fn release(&self) {
-        self.places.release();
+        self.quota.release();
     }
 
     /// How many calls are in flight.
     pub(crate) fn in_flight(&self) -> u32 {
-        self.places.in_flight()
+        self.quota.in_flight()
     }
 
     /// How busy it is: the calls in flight, and those that it left without an answer a moment ago.
-    pub(crate) fn load(&self) -> u32 {
+    pub(crate) fn outstanding(&self) -> u32 {
         let missed = match self.missed.load(Ordering::Relaxed) {
             0 => 0,
             _ if has_passed(self.missed_at.load(Ordering::Relaxed), Instant::now()) => 0,
@@ -190,17 +190,17 @@ impl Seat {
 
     /// Whether it has no room for another call: full or closed.
     pub(crate) fn is_saturated(&self) -> bool {
-        self.places.is_saturated()
+        self.quota.is_saturated()
     }
 
     /// Lets no further call in, whatever limit is set later.
     pub(crate) fn close(&self) {
-        self.places.close();
+        self.quota.close();
     }
 
     /// Changes how many calls it may have at once, unless it is closed.
     pub(crate) fn set_limit(&self, limit: u32) {
-        self.places.set_limit(limit);
+        self.quota.set_limit(limit);
     }
 
     /// Takes into the average that a response began `now`, `after` its call was sent.
@@ -306,9 +306,9 @@ impl Seat {
     }
 }
 
-impl fmt::Debug for Seat {
+impl fmt::Debug for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Seat").field("places", &self.places).field("latency", &self.latency()).finish_non_exhaustive()
+        f.debug_struct("Load").field("quota", &self.quota).field("latency", &self.latency()).finish_non_exhaustive()
     }
 }
 
@@ -361,36 +361,36 @@ mod tests {
 
     #[test]
     fn no_more_calls_than_the_limit_are_ever_let_in() {
-        let seat = Seat::new(3, None);
+        let load = Load::new(3, None);
         let most = AtomicU32::new(0);
         let inside = AtomicU32::new(0);
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..50_000 {
-                        if seat.acquire() {
+                        if load.acquire() {
                             most.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                             inside.fetch_sub(1, Ordering::SeqCst);
-                            seat.release();
+                            load.release();
                         }
                     }
                 });
             }
         });
         assert!(most.load(Ordering::SeqCst) <= 3, "three places were taken by {most:?} calls at once");
-        assert_eq!(seat.in_flight(), 0, "every place was given back");
+        assert_eq!(load.in_flight(), 0, "every place was given back");
     }
 
     #[test]
     fn a_refusal_means_that_all_places_are_taken() {
         // Two threads share two places, each holds at most one: nobody may ever be refused.
-        let seat = Seat::new(2, None);
+        let load = Load::new(2, None);
         thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
                     for _ in 0..100_000 {
-                        assert!(seat.acquire(), "the other thread holds one place, so one was free");
-                        seat.release();
+                        assert!(load.acquire(), "the other thread holds one place, so one was free");
+                        load.release();
                     }
                 });
             }
@@ -399,41 +399,41 @@ mod tests {
 
     #[test]
     fn the_limit_follows_the_peer_until_the_seat_is_closed() {
-        let seat = Seat::new(1, None);
-        assert!(seat.acquire() && !seat.acquire(), "one place");
-        seat.set_limit(2);
-        assert!(seat.acquire() && !seat.acquire(), "two places");
-        seat.set_limit(0);
-        assert!(seat.is_saturated(), "a peer may allow no calls for a while");
-        seat.set_limit(u32::MAX);
-        assert!(seat.acquire(), "and all of them afterwards");
-        seat.close();
-        seat.set_limit(100);
-        assert!(seat.is_saturated() && !seat.acquire(), "closed is for good");
-        assert_eq!(seat.in_flight(), 3, "calls in flight stay counted");
+        let load = Load::new(1, None);
+        assert!(load.acquire() && !load.acquire(), "one place");
+        load.set_limit(2);
+        assert!(load.acquire() && !load.acquire(), "two places");
+        load.set_limit(0);
+        assert!(load.is_saturated(), "a peer may allow no calls for a while");
+        load.set_limit(u32::MAX);
+        assert!(load.acquire(), "and all of them afterwards");
+        load.close();
+        load.set_limit(100);
+        assert!(load.is_saturated() && !load.acquire(), "closed is for good");
+        assert_eq!(load.in_flight(), 3, "calls in flight stay counted");
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_average_follows_what_is_seen_and_forgets_in_a_second() {
-        let seat = Seat::new(1, None);
+        let load = Load::new(1, None);
         let begin = Instant::now();
         let answer =
-            |at: u64, micros| seat.answered_at(begin + Duration::from_millis(at), Duration::from_micros(micros));
-        assert_eq!(seat.latency_micros(), 0, "nothing is known before the first answer");
+            |at: u64, micros| load.answered_at(begin + Duration::from_millis(at), Duration::from_micros(micros));
+        assert_eq!(load.latency_micros(), 0, "nothing is known before the first answer");
         answer(0, 8_000);
-        assert_eq!(seat.latency_micros(), 8_000, "the first answer is all that is known");
+        assert_eq!(load.latency_micros(), 8_000, "the first answer is all that is known");
         answer(1, 16_000);
-        assert_eq!(seat.latency_micros(), 9_000, "an answer in a row counts for an eighth");
+        assert_eq!(load.latency_micros(), 9_000, "an answer in a row counts for an eighth");
         answer(513, 1_000);
-        assert_eq!(seat.latency_micros(), 5_000, "an answer after half a second counts for a half");
-        assert!(!seat.is_forgotten(begin + Duration::from_millis(1_500)), "a second has not passed");
-        assert!(seat.is_forgotten(begin + Duration::from_millis(1_600)), "a second has passed");
+        assert_eq!(load.latency_micros(), 5_000, "an answer after half a second counts for a half");
+        assert!(!load.is_forgotten(begin + Duration::from_millis(1_500)), "a second has not passed");
+        assert!(load.is_forgotten(begin + Duration::from_millis(1_600)), "a second has passed");
         answer(2_000, 100);
-        assert_eq!(seat.latency_micros(), 100, "what is older than a second counts for nothing");
+        assert_eq!(load.latency_micros(), 100, "what is older than a second counts for nothing");
         answer(3_100, u64::MAX);
-        assert_eq!(seat.latency_micros(), u32::MAX, "what does not fit is as long as fits");
+        assert_eq!(load.latency_micros(), u32::MAX, "what does not fit is as long as fits");
         answer(4_200, 0);
-        assert_eq!(seat.latency_micros(), 1, "an answer is never taken for none");
+        assert_eq!(load.latency_micros(), 1, "an answer is never taken for none");
     }
 
     #[tokio::test(start_paused = true)]
@@ -447,6 +447,6 @@ mod tests {
 
     #[test]
     fn a_seat_is_small() {
-        assert!(size_of::<Seat>() <= 48, "with the counts of its Arc it must fit into one cache line");
+        assert!(size_of::<Load>() <= 48, "with the counts of its Arc it must fit into one cache line");
     }
 }

@@ -68,7 +68,7 @@ pub use self::round_robin::WeightedRoundRobin;
 ///
 /// impl Picker for InZone {
 ///     fn pick(&self, _: &[Candidate], key: u64) -> usize {
-///         self.places[self.picker.pick(&self.near, key)]
+///         self.quota[self.picker.pick(&self.near, key)]
 ///     }
 /// }
 ///
@@ -165,7 +165,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::channel::picks::ready_set::Choice;
-    use crate::channel::policy::candidate::Seat;
+    use crate::channel::policy::candidate::Load;
     use crate::instance::Instance;
 
     /// Candidates of these weights with room for any number of calls, on ports 1, 2, 3, ...
@@ -173,7 +173,7 @@ pub(crate) mod tests {
         let candidate = |(port, &weight)| {
             let address = SocketAddr::from(([127, 0, 0, 1], port));
             let instance = Instance::new("echo", address).weight(weight);
-            Candidate::new(Seat::new(u32::MAX, None), Arc::new(instance))
+            Candidate::new(Load::new(u32::MAX, None), Arc::new(instance))
         };
         (1..).zip(weights).map(candidate).collect()
     }
@@ -183,7 +183,7 @@ pub(crate) mod tests {
         let mut shares = vec![0; choice.candidates().len()];
         for _ in 0..calls {
             let taken = choice.take(&[], 0).expect("one has room");
-            taken.seat().release();
+            taken.load().release();
             shares[usize::from(taken.instance().address.port()) - 1] += 1;
         }
         shares

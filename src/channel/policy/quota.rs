@@ -7,14 +7,14 @@ use crate::channel::sync::{AtomicI32, AtomicU32, Ordering::SeqCst};
 
 /// The places for calls on one connection.
 #[derive(Debug)]
-pub(crate) struct Places {
+pub(crate) struct StreamQuota {
     in_flight: AtomicU32,
     /// How many calls it may have at once; negative once it is closed, so that one comparison refuses both.
     limit: AtomicI32,
 }
 
-impl Places {
-    /// Places for at most `limit` calls at once.
+impl StreamQuota {
+    /// StreamQuota for at most `limit` calls at once.
     pub(crate) fn new(limit: u32) -> Self {
         Self { in_flight: AtomicU32::new(0), limit: AtomicI32::new(to_signed(limit)) }
     }

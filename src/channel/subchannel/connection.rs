@@ -1,4 +1,4 @@
-//! A connection that came up: its seat in the picker, and the task that drives it to its end.
+//! A connection that came up: its load in the picker, and the task that drives it to its end.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,7 +14,7 @@ use tracing::Instrument;
 #[cfg(feature = "health")]
 use crate::channel::balancer::health::{Direct, Health, HealthWatch};
 use crate::channel::picks::pick_queue::Shared;
-use crate::channel::policy::candidate::Seat;
+use crate::channel::policy::candidate::Load;
 use crate::channel::subchannel::Entry;
 use crate::channel::subchannel::shared::Report;
 use crate::channel::transport::connect::Options;
@@ -42,7 +42,7 @@ pub(crate) struct Link {
     pub(crate) scheme: Scheme,
     pub(crate) authority: Authority,
     pub(crate) report: Report,
-    /// The peer's `MAX_CONCURRENT_STREAMS`; its seat allows less while the instance is on probation.
+    /// The peer's `MAX_CONCURRENT_STREAMS`; its load allows less while the instance is on probation.
     pub(crate) peer_limit: AtomicU32,
 }
 
@@ -52,12 +52,12 @@ impl fmt::Debug for Link {
     }
 }
 
-/// Gives a new connection its seat, and its task.
+/// Gives a new connection its load, and its task.
 ///
 /// # Errors
 ///
 /// An address that cannot stand in a request.
-pub(crate) fn seat(
+pub(crate) fn load(
     entry: &mut Entry,
     connection: Connection,
     generation: u64,
@@ -74,16 +74,16 @@ pub(crate) fn seat(
     let report = Report::new(entry.address().clone(), generation, entry.record.clone(), shared.events.clone());
     let link = Link { send, wire, scheme, authority, report, peer_limit: AtomicU32::new(streams) };
     let limit = if entry.ejection.is_on_probation() { streams.min(ON_PROBATION) } else { streams };
-    let seat = Seat::new(limit, Some(Box::new(link)));
+    let load = Load::new(limit, Some(Box::new(link)));
     if shared.settings.policy.measures_peaks() {
-        seat.measure_peaks();
+        load.measure_peaks();
     }
     let (retire, retired) = oneshot::channel();
-    let watch = Watch { seat: Arc::downgrade(&seat), shared: shared.clone(), is_watched };
+    let watch = Watch { load: Arc::downgrade(&load), shared: shared.clone(), is_watched };
     let span = tracing::debug_span!("connection", address = %entry.address());
     tokio::spawn(drive(driver, watch, retired, dial.drain_limit).instrument(span));
     #[cfg(feature = "health")]
-    let health = match (&dial.health, seat.link()) {
+    let health = match (&dial.health, load.link()) {
         (Some(service), Some(link)) if is_watched => HealthWatch {
             service: service.clone(),
             connection: Direct {
@@ -101,7 +101,7 @@ pub(crate) fn seat(
         _ => Health::Unchecked,
     };
     entry.take_seat(
-        seat,
+        load,
         generation,
         retire,
         #[cfg(feature = "health")]
@@ -130,8 +130,8 @@ const ON_PROBATION: u32 = 1;
 /// Lives as long as the connection: until its last call ended and nobody can choose it any more, or until the peer or the
 /// limit of a removed instance ends it.
 async fn drive(driver: ConnectionDriver, watch: Watch, retired: oneshot::Receiver<()>, limit: Duration) {
-    let seat = watch.seat.clone();
-    let _close = CloseOnDrop(seat.clone());
+    let load = watch.load.clone();
+    let _close = CloseOnDrop(load.clone());
     let cutter = driver.cutter();
     let over = async {
         // Without a word the channel itself is gone, and the streams that are left belong to their callers.
@@ -149,11 +149,11 @@ async fn drive(driver: ConnectionDriver, watch: Watch, retired: oneshot::Receive
             running.await
         }
     };
-    close(&seat, &chain(&ended));
+    close(&load, &chain(&ended));
 }
 
-/// Whatever ends the task that drives a connection, its seat must not stay.
-struct CloseOnDrop(Weak<Seat>);
+/// Whatever ends the task that drives a connection, its load must not stay.
+struct CloseOnDrop(Weak<Load>);
 
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
@@ -163,7 +163,7 @@ impl Drop for CloseOnDrop {
 
 /// What the connection tells while it lives.
 struct Watch {
-    seat: Weak<Seat>,
+    load: Weak<Load>,
     shared: Arc<Shared>,
     /// Whether one of the peer's streams is taken by the question for its health.
     is_watched: bool,
@@ -171,33 +171,33 @@ struct Watch {
 
 impl Watcher for Watch {
     fn streams(&self, limit: u32) {
-        let Some(seat) = self.seat.upgrade() else { return };
-        let Some(link) = seat.link() else { return };
+        let Some(load) = self.load.upgrade() else { return };
+        let Some(link) = load.link() else { return };
         let limit = limit.saturating_sub(u32::from(self.is_watched));
         link.peer_limit.store(limit, Ordering::Relaxed);
         let on_probation = link.report.is_on_probation();
-        seat.set_limit(if on_probation { limit.min(ON_PROBATION) } else { limit });
-        // Proved meanwhile: the control task may have opened the seat just before it was narrowed.
+        load.set_limit(if on_probation { limit.min(ON_PROBATION) } else { limit });
+        // Proved meanwhile: the control task may have opened the load just before it was narrowed.
         if on_probation && !link.report.is_on_probation() {
-            seat.set_limit(limit);
+            load.set_limit(limit);
         }
         self.shared.serve();
     }
 
     fn going_away(&self, said: bool) {
-        close(&self.seat, if said { "the server is going away" } else { "the connection ended" });
+        close(&self.load, if said { "the server is going away" } else { "the connection ended" });
     }
 
     fn calls(&self) -> u32 {
-        self.seat.upgrade().map_or(0, |seat| seat.in_flight())
+        self.load.upgrade().map_or(0, |load| load.in_flight())
     }
 }
 
 /// Takes no more calls, from this moment on, and says so to the control task.
-fn close(seat: &Weak<Seat>, cause: &str) {
-    let Some(seat) = seat.upgrade() else { return };
-    seat.close();
-    if let Some(link) = seat.link() {
+fn close(load: &Weak<Load>, cause: &str) {
+    let Some(load) = load.upgrade() else { return };
+    load.close();
+    if let Some(link) = load.link() {
         link.report.ended(format!("{}: {cause}", link.report.address()).into());
     }
 }

@@ -17,7 +17,7 @@ use crate::backoff::Backoff;
 use crate::channel::balancer::health::Health;
 use crate::channel::balancer::slow_start::SlowStart;
 use crate::channel::outlier::{Ejection, OutlierDetection};
-use crate::channel::policy::candidate::{Candidate, Seat};
+use crate::channel::policy::candidate::{Candidate, Load};
 use crate::channel::subchannel::shared::Record;
 use crate::channel::subchannel::status::Connectivity;
 use crate::instance::Address;
@@ -33,8 +33,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(10);
 const SETTLED: Duration = Duration::from_secs(1);
 
 /// Whether a connection is a good one: it answered a call, or stands for so long.
-fn is_proven(seat: &Seat, since: Instant, long: Duration) -> bool {
-    since.elapsed() >= long || seat.link().is_some_and(|link| link.report.answered() > 0)
+fn is_proven(load: &Load, since: Instant, long: Duration) -> bool {
+    since.elapsed() >= long || load.link().is_some_and(|link| link.report.answered() > 0)
 }
 
 /// One instance's state in the control task.
@@ -62,9 +62,9 @@ pub(crate) enum Phase {
     Queued { generation: u64 },
     /// An attempt is under way.
     Connecting { generation: u64 },
-    /// Connected; calls are chosen for `seat`. A word through `retire` gives its streams a limit.
+    /// Connected; calls are chosen for `load`. A word through `retire` gives its streams a limit.
     Ready {
-        seat: Arc<Seat>,
+        load: Arc<Load>,
         generation: u64,
         since: Instant,
         retire: oneshot::Sender<()>,
@@ -127,8 +127,8 @@ impl Entry {
         let is_good = match &self.phase {
             // A server that has not yet said how it is will soon.
             Phase::Queued { .. } | Phase::Connecting { .. } => self.record.cause().is_none(),
-            Phase::Ready { seat, since, .. } => {
-                let is_settled = !self.is_back || is_proven(seat, *since, SETTLED);
+            Phase::Ready { load, since, .. } => {
+                let is_settled = !self.is_back || is_proven(load, *since, SETTLED);
                 is_settled && (self.is_ready() || self.record.cause().is_none())
             }
             _ => false,
@@ -160,7 +160,7 @@ impl Entry {
 
     /// Whether calls are chosen for the connection of this generation.
     pub(crate) fn is_seated_by(&self, generation: u64) -> bool {
-        matches!(self.phase, Phase::Ready { generation: seat, .. } if seat == generation)
+        matches!(self.phase, Phase::Ready { generation: load, .. } if load == generation)
     }
 
     /// Whether both are about the very same registration, as a look at the pointers tells.
@@ -182,7 +182,7 @@ impl Entry {
     /// What a policy chooses from, if it is READY.
     pub(crate) fn candidate(&self) -> Option<Candidate> {
         match &self.phase {
-            Phase::Ready { seat, .. } => Some(Candidate::new(seat.clone(), self.member.shared_instance().clone())),
+            Phase::Ready { load, .. } => Some(Candidate::new(load.clone(), self.member.shared_instance().clone())),
             _ => None,
         }
     }
@@ -203,15 +203,15 @@ impl Entry {
     /// A connection is there.
     pub(crate) fn take_seat(
         &mut self,
-        seat: Arc<Seat>,
+        load: Arc<Load>,
         generation: u64,
         retire: oneshot::Sender<()>,
         #[cfg(feature = "health")] health: Health,
     ) {
-        self.record.seat.store(Some(seat.clone()));
+        self.record.load.store(Some(load.clone()));
         self.record.generation.store(generation, Ordering::Relaxed);
         self.phase = Phase::Ready {
-            seat,
+            load,
             generation,
             since: Instant::now(),
             retire,
@@ -236,13 +236,13 @@ impl Entry {
     /// Takes no more calls on the present connection, whose streams go on. Tells whether it was a good one: it answered a
     /// call, or stood for longer than anybody backs off.
     pub(crate) fn unseat(&mut self) -> bool {
-        self.record.seat.store(None);
+        self.record.load.store(None);
         match mem::replace(&mut self.phase, Phase::Gone) {
-            Phase::Ready { seat, since, retire, .. } => {
-                seat.close();
+            Phase::Ready { load, since, retire, .. } => {
+                load.close();
                 self.retired.retain(|retire| !retire.is_closed());
                 self.retired.push(retire);
-                let is_good = is_proven(&seat, since, MAX_BACKOFF);
+                let is_good = is_proven(&load, since, MAX_BACKOFF);
                 self.is_back = !is_good;
                 is_good
             }
@@ -316,10 +316,10 @@ impl Entry {
 
     /// As many calls may come as the peer allows.
     fn open_seat(&self) {
-        if let Phase::Ready { seat, .. } = &self.phase
-            && let Some(link) = seat.link()
+        if let Phase::Ready { load, .. } = &self.phase
+            && let Some(link) = load.link()
         {
-            seat.set_limit(link.peer_limit.load(Ordering::Relaxed));
+            load.set_limit(link.peer_limit.load(Ordering::Relaxed));
         }
     }
 }
@@ -339,7 +339,7 @@ mod tests {
         let (watch, _watched) = oneshot::channel();
         let (retire, _retired) = oneshot::channel();
         let asking = Health::Watched { is_serving: false, _watch: watch };
-        entry.take_seat(Seat::new(1, None), 1, retire, asking);
+        entry.take_seat(Load::new(1, None), 1, retire, asking);
         tokio::time::advance(Duration::from_secs(900)).await;
         entry.hear_health(Err("it warms up".into()));
         tokio::time::advance(Duration::from_secs(900)).await;

@@ -7,7 +7,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::mpsc;
 
 use crate::channel::outlier::{Outcome, OutlierDetection, Tally, Verdict};
-use crate::channel::policy::candidate::Seat;
+use crate::channel::policy::candidate::Load;
 use crate::channel::subchannel::status::{Connectivity, InstanceStatus};
 use crate::instance::{Address, Instance};
 
@@ -21,7 +21,7 @@ pub(crate) struct Record {
     pub(crate) draining: AtomicBool,
     pub(crate) tally: Tally,
     /// Its present connection, and the generation of that.
-    pub(crate) seat: ArcSwapOption<Seat>,
+    pub(crate) load: ArcSwapOption<Load>,
     pub(crate) generation: AtomicU64,
     /// Why it is not READY.
     cause: Mutex<Option<Arc<str>>>,
@@ -36,7 +36,7 @@ impl Record {
             ejected: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             tally: Tally::default(),
-            seat: ArcSwapOption::const_empty(),
+            load: ArcSwapOption::const_empty(),
             generation: AtomicU64::new(0),
             cause: Mutex::new(None),
         }
@@ -44,12 +44,12 @@ impl Record {
 
     /// Where it stands, for people.
     pub(crate) fn status(&self) -> InstanceStatus {
-        let seat = self.seat.load();
+        let load = self.load.load();
         InstanceStatus::new(
             self.instance.load_full(),
             self.state(),
-            seat.as_ref().map_or(0, |seat| seat.in_flight()),
-            seat.as_ref().and_then(|seat| seat.latency()),
+            load.as_ref().map_or(0, |load| load.in_flight()),
+            load.as_ref().and_then(|load| load.latency()),
             self.ejected.load(Ordering::Relaxed),
             self.draining.load(Ordering::Relaxed),
             self.cause(),
@@ -120,8 +120,8 @@ impl Report {
     /// Whether the instance has answered nobody since its connection had answered that many: neither there, nor on the
     /// connection that took its place.
     pub(crate) fn is_silent_since(&self, answered: u64) -> bool {
-        let seat = self.record.seat.load();
-        let present = seat.as_ref().and_then(|seat| seat.link()).map(|link| &link.report);
+        let load = self.record.load.load();
+        let present = load.as_ref().and_then(|load| load.link()).map(|link| &link.report);
         let successor = present.filter(|report| report.generation != self.generation);
         self.answered() == answered && successor.is_none_or(|report| report.answered() == 0)
     }
