@@ -33,7 +33,7 @@ use tower::Service;
 use crate::backoff::Backoff;
 use crate::channel::call::response_body::ResponseBody;
 use crate::channel::subchannel::shared::Event;
-use crate::channel::transport::request_body::Upload;
+use crate::channel::transport::request_body::RequestBody;
 use crate::instance::Address;
 
 /// What is known of the health of the server behind a connection.
@@ -171,11 +171,11 @@ impl Direct {
         parts.path_and_query = head.uri.path_and_query().cloned();
         head.uri = Uri::from_parts(parts).map_err(|error| Status::internal(error.to_string()))?;
         head.version = Version::HTTP_2;
-        let mut upload = Upload::new(body);
-        let is_all = poll_fn(|cx| Poll::Ready(upload.begin(cx))).await?;
+        let mut body = RequestBody::new(body);
+        let is_all = poll_fn(|cx| Poll::Ready(body.begin(cx))).await?;
         let sent = self.send.send_request(http::Request::from_parts(head, ()), is_all);
         let (mut response, mut stream) = sent.map_err(|error| Status::unavailable(error.to_string()))?;
-        let answered = poll_fn(|cx| match upload.poll_send(&mut stream, cx) {
+        let answered = poll_fn(|cx| match body.poll_send(&mut stream, cx) {
             Poll::Ready(Err(status)) => Poll::Ready(Err(status)),
             _ => Pin::new(&mut response).poll(cx).map_err(|error| Status::unavailable(error.to_string())),
         });

@@ -26,7 +26,7 @@ use crate::channel::policy::{LeastRequest, Policy};
 use crate::channel::service_config::ServiceConfig;
 use crate::channel::subchannel::connection::Dial;
 use crate::channel::subchannel::status::Connectivity;
-use crate::channel::transport::connect::{Connector, Options};
+use crate::channel::transport::connect::{Connector, TransportConfig};
 #[cfg(feature = "_tls")]
 use crate::channel::transport::tls::TlsClient;
 use crate::channel::{BalancedChannel, Owner};
@@ -66,7 +66,7 @@ pub struct ChannelBuilder {
     drain_limit: Duration,
     user_agent: Option<String>,
     origin: Option<Uri>,
-    options: Options,
+    options: TransportConfig,
     pub(crate) spread: Spread,
     pub(crate) methods: Methods,
     pub(crate) throttling: Option<RetryThrottling>,
@@ -123,7 +123,7 @@ impl ChannelBuilder {
             drain_limit: DRAIN_LIMIT,
             user_agent: None,
             origin: None,
-            options: Options::default(),
+            options: TransportConfig::default(),
             spread: Spread::default(),
             methods: Methods::default(),
             throttling: None,
@@ -301,7 +301,7 @@ impl ChannelBuilder {
         let runtime = Handle::try_current().map_err(|_| ConfigError::NoRuntime { call: "build" })?;
         self.options.check()?;
         #[cfg(feature = "_tls")]
-        let options = Options { tls: self.tls.as_ref().map(TlsClient::new).transpose()?, ..self.options };
+        let options = TransportConfig { tls: self.tls.as_ref().map(TlsClient::new).transpose()?, ..self.options };
         #[cfg(not(feature = "_tls"))]
         let options = self.options;
         if self.max_waiting == 0 {

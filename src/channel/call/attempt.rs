@@ -17,7 +17,7 @@ use crate::channel::outlier::{Ending, Outcome};
 use crate::channel::picks::pick_queue::Place;
 use crate::channel::policy::candidate::Load;
 use crate::channel::subchannel::connection::Link;
-use crate::channel::transport::request_body::{Rest, Upload};
+use crate::channel::transport::request_body::{BodySender, RequestBody};
 use crate::channel::transport::status::{self, Reached};
 use crate::instance::{Address, Instance};
 
@@ -47,11 +47,11 @@ impl Exchange {
     /// Sends on, and looks for the head of the response.
     pub(crate) fn poll(
         &mut self,
-        upload: &mut Upload,
+        body: &mut RequestBody,
         cx: &mut Context<'_>,
     ) -> Poll<Result<http::Response<RecvStream>, Failure>> {
         // Where the server takes no more of it, the response tells why.
-        if let Poll::Ready(Err(status)) = upload.poll_send(&mut self.stream, cx) {
+        if let Poll::Ready(Err(status)) = body.poll_send(&mut self.stream, cx) {
             return Poll::Ready(Err(Failure::Caller(status)));
         }
         Pin::new(&mut self.response)
@@ -122,11 +122,11 @@ impl Flight {
     pub(crate) fn begin(
         &self,
         head: &mut Head,
-        upload: &mut Upload,
+        body: &mut RequestBody,
         cx: &mut Context<'_>,
     ) -> Result<Exchange, Failure> {
         // First what there is of the body, so that it goes out in one write with the head.
-        let is_all = upload.begin(cx).map_err(Failure::Caller)?;
+        let is_all = body.begin(cx).map_err(Failure::Caller)?;
         let request = head.request(self.link()).map_err(Failure::Caller)?;
         // A clone each: h2 has every clone wait for the stream that it opened last.
         let sent = self.link().send.clone().send_request(request, is_all);
@@ -164,19 +164,19 @@ impl Flight {
         mut self,
         head: http::response::Parts,
         incoming: RecvStream,
-        upload: Upload,
+        body: RequestBody,
         mut stream: SendStream<Bytes>,
         deadline: Deadline,
     ) -> http::Response<ResponseBody> {
         if incoming.is_end_stream() {
-            if !upload.is_ended() {
+            if !body.is_ended() {
                 stream.send_reset(h2::Reason::CANCEL);
             }
             return http::Response::from_parts(head, ResponseBody::default());
         }
         self.load().begin();
         self.has_begun = true;
-        let rest = Rest::of(upload, stream);
+        let rest = BodySender::of(body, stream);
         http::Response::from_parts(head, ResponseBody::new(incoming, self, rest, deadline))
     }
 
@@ -191,7 +191,7 @@ impl Flight {
             }
             Failure::Unsent(error) => (true, error),
             // The connection ended with the call still in its queue.
-            Failure::Transport(error, stream) => (error.is_io() && self.link().wire.is_unwritten(stream), error),
+            Failure::Transport(error, stream) => (error.is_io() && self.link().peer.is_unwritten(stream), error),
         };
         let status = status::transport(self.address(), &error);
         tracing::debug!(address = %self.address(), unsent, %error, "attempt failed");

@@ -35,7 +35,7 @@ use crate::channel::call::response_body::ResponseBody;
 use crate::channel::config::retry::{Pushback, Retry};
 use crate::channel::deadline::{Deadline, timeout_of};
 use crate::channel::picks::pick_queue::Place;
-use crate::channel::transport::request_body::Upload;
+use crate::channel::transport::request_body::RequestBody;
 use crate::channel::transport::status;
 use crate::instance::Instance;
 
@@ -92,7 +92,7 @@ impl fmt::Debug for ResponseFuture {
 struct Call {
     owner: Arc<Owner>,
     head: Head,
-    upload: Upload,
+    body: RequestBody,
     deadline: Deadline,
     wait_for_ready: bool,
     /// What the policy makes of it.
@@ -122,7 +122,7 @@ impl Call {
             head.tell(&deadline, started);
         }
         let place = owner.shared.place_now(key);
-        Self { owner, head, upload: Upload::new(body), deadline, wait_for_ready, key, started, place, retry }
+        Self { owner, head, body: RequestBody::new(body), deadline, wait_for_ready, key, started, place, retry }
     }
 
     /// Makes the attempts.
@@ -157,11 +157,11 @@ impl Call {
                         retry.begin(at);
                     }
                     let mut flight = Flight::new(place, at, self.deadline.at().is_some());
-                    let begun = poll_fn(|cx| Poll::Ready(flight.begin(&mut self.head, &mut self.upload, cx))).await;
+                    let begun = poll_fn(|cx| Poll::Ready(flight.begin(&mut self.head, &mut self.body, cx))).await;
                     let failure = match begun {
                         Ok(mut exchange) => {
-                            let (upload, retry) = (&mut self.upload, &mut self.retry);
-                            let answer = pin!(poll_fn(|cx| match (exchange.poll(upload, cx), &mut *retry) {
+                            let (body, retry) = (&mut self.body, &mut self.retry);
+                            let answer = pin!(poll_fn(|cx| match (exchange.poll(body, cx), &mut *retry) {
                                 (Poll::Pending, Some(retry)) => {
                                     retry.poll_too_slow(cx).map(|()| Err(Failure::TooSlow))
                                 }
@@ -175,8 +175,8 @@ impl Call {
                                         last = Some(Box::new(flight.refused(&head)));
                                         break 'attempt Some(pause);
                                     }
-                                    let Self { upload, deadline, .. } = self;
-                                    return Ok(flight.begun(head, incoming, upload, exchange.stream, deadline));
+                                    let Self { body, deadline, .. } = self;
+                                    return Ok(flight.begun(head, incoming, body, exchange.stream, deadline));
                                 }
                                 Some(Err(failure)) => failure,
                                 None => {
@@ -191,7 +191,7 @@ impl Call {
                     match flight.failed(failure) {
                         Failed::Caller(status) => return Err(status),
                         // Without its body it gets no second attempt, so it must not wait for a place either.
-                        Failed::Nobody(attempt) if !self.upload.is_whole() => return Err(attempt.status),
+                        Failed::Nobody(attempt) if !self.body.is_whole() => return Err(attempt.status),
                         Failed::Nobody(attempt) if left > 1 => {
                             left -= 1;
                             last = Some(Box::new(attempt));
@@ -235,7 +235,7 @@ impl Call {
     /// The same for an attempt that failed, `by` an instance if it found one. A wait that would outlast the call's time is not
     /// begun.
     fn pause_after(&mut self, code: Code, pushback: Pushback, by: Option<&Arc<Instance>>) -> Option<Duration> {
-        let retry = self.retry.as_mut().filter(|_| self.upload.is_whole())?;
+        let retry = self.retry.as_mut().filter(|_| self.body.is_whole())?;
         let pause = retry.after(code, pushback, by)?;
         let end = Instant::now().checked_add(pause)?;
         self.deadline.at().is_none_or(|at| end < at).then_some(pause)

@@ -9,7 +9,7 @@ use crate::channel::config::retry::PREVIOUS_ATTEMPTS;
 use crate::channel::deadline::{Deadline, GRPC_TIMEOUT, timeout_header};
 use crate::channel::subchannel::connection::Link;
 
-/// A call's head, kept for another attempt: everything but the extensions, which nobody on the wire sees.
+/// A call's head, kept for another attempt: everything but the extensions, which nobody on the peer sees.
 pub(crate) struct Head {
     method: Method,
     path: PathAndQuery,

@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 
 use crate::channel::call::Flight;
 use crate::channel::deadline::Deadline;
-use crate::channel::transport::request_body::Rest;
+use crate::channel::transport::request_body::BodySender;
 use crate::channel::transport::status;
 
 /// The body of a response. Dropping it before its end cancels the call at the server.
@@ -27,14 +27,14 @@ pub struct ResponseBody {
 struct Call {
     flight: Flight,
     /// What is still being sent.
-    rest: Rest,
+    rest: BodySender,
     deadline: Deadline,
     /// How many messages came so far, up to two.
     messages: u8,
 }
 
 impl ResponseBody {
-    pub(crate) fn new(incoming: RecvStream, flight: Flight, rest: Rest, deadline: Deadline) -> Self {
+    pub(crate) fn new(incoming: RecvStream, flight: Flight, rest: BodySender, deadline: Deadline) -> Self {
         let call = Call { flight, rest, deadline, messages: 0 };
         Self { incoming: Some(incoming), is_data_over: false, call: Some(call) }
     }

@@ -17,15 +17,15 @@ use crate::channel::picks::pick_queue::Shared;
 use crate::channel::policy::candidate::Load;
 use crate::channel::subchannel::Entry;
 use crate::channel::subchannel::shared::Report;
-use crate::channel::transport::connect::Options;
+use crate::channel::transport::connect::TransportConfig;
 use crate::channel::transport::connection::{Connection, ConnectionDriver, Watcher};
-use crate::channel::transport::socket::Wire;
+use crate::channel::transport::socket::PeerState;
 use crate::error::chain;
 
 /// How instances are dialled, and what is said on their connections.
 #[derive(Clone)]
 pub(crate) struct Dial {
-    pub(crate) options: Arc<Options>,
+    pub(crate) options: Arc<TransportConfig>,
     /// What requests name instead of the instance's address.
     pub(crate) origin: Option<(Scheme, Authority)>,
     /// How long the streams of a removed instance may go on.
@@ -38,7 +38,7 @@ pub(crate) struct Dial {
 /// What a connection is to the calls on it.
 pub(crate) struct Link {
     pub(crate) send: SendRequest<Bytes>,
-    pub(crate) wire: Arc<Wire>,
+    pub(crate) peer: Arc<PeerState>,
     pub(crate) scheme: Scheme,
     pub(crate) authority: Authority,
     pub(crate) report: Report,
@@ -64,7 +64,7 @@ pub(crate) fn load(
     shared: &Arc<Shared>,
     dial: &Dial,
 ) -> Result<(), http::uri::InvalidUri> {
-    let Connection { send, streams, driver, wire } = connection;
+    let Connection { send, streams, driver, peer } = connection;
     let is_watched = dial.is_watched() && streams > 1;
     let streams = streams - u32::from(is_watched);
     let (scheme, authority) = match &dial.origin {
@@ -72,7 +72,7 @@ pub(crate) fn load(
         None => (dial.options.scheme(), entry.address().to_string().parse()?),
     };
     let report = Report::new(entry.address().clone(), generation, entry.record.clone(), shared.events.clone());
-    let link = Link { send, wire, scheme, authority, report, peer_limit: AtomicU32::new(streams) };
+    let link = Link { send, peer, scheme, authority, report, peer_limit: AtomicU32::new(streams) };
     let limit = if entry.ejection.is_on_probation() { streams.min(ON_PROBATION) } else { streams };
     let load = Load::new(limit, Some(Box::new(link)));
     if shared.settings.policy.measures_peaks() {
@@ -132,7 +132,7 @@ const ON_PROBATION: u32 = 1;
 async fn drive(driver: ConnectionDriver, watch: Watch, retired: oneshot::Receiver<()>, limit: Duration) {
     let load = watch.load.clone();
     let _close = CloseOnDrop(load.clone());
-    let cutter = driver.cutter();
+    let abort_handle = driver.abort_handle();
     let over = async {
         // Without a word the channel itself is gone, and the streams that are left belong to their callers.
         match retired.await {
@@ -145,7 +145,7 @@ async fn drive(driver: ConnectionDriver, watch: Watch, retired: oneshot::Receive
         ended = &mut running => ended,
         () = over => {
             tracing::debug!("streams of a removed instance are cut at their limit");
-            cutter.cut();
+            abort_handle.cut();
             running.await
         }
     };

@@ -19,7 +19,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 use crate::channel::transport::connection::{Connection, ConnectionDriver, Ended};
-use crate::channel::transport::pings::{Pings, Rules};
+use crate::channel::transport::pings::{PingConfig, Pings};
 use crate::channel::transport::socket::{BoxIo, Socket};
 #[cfg(feature = "_tls")]
 use crate::channel::transport::tls::{TlsClient, TlsError};
@@ -30,7 +30,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// How to connect, for all connections of a channel.
 #[derive(Debug, Clone)]
-pub(crate) struct Options {
+pub(crate) struct TransportConfig {
     /// For all of it: the name, TCP, TLS, and HTTP/2 up to the server's SETTINGS.
     pub(crate) connect_timeout: Duration,
     pub(crate) tcp_nodelay: bool,
@@ -51,7 +51,7 @@ pub(crate) struct Options {
     pub(crate) tls: Option<TlsClient>,
 }
 
-impl Default for Options {
+impl Default for TransportConfig {
     fn default() -> Self {
         Self {
             connect_timeout: CONNECT_TIMEOUT,
@@ -73,7 +73,7 @@ impl Default for Options {
     }
 }
 
-impl Options {
+impl TransportConfig {
     /// Refuses what no connection can be made with.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let times = [
@@ -161,8 +161,8 @@ impl Options {
         builder
     }
 
-    fn pings(&self) -> Rules {
-        Rules {
+    fn pings(&self) -> PingConfig {
+        PingConfig {
             interval: self.http2_keep_alive_interval,
             timeout: self.keep_alive_timeout,
             while_idle: self.keep_alive_while_idle,
@@ -173,7 +173,7 @@ impl Options {
 
 /// One attempt at one instance.
 struct Attempt<'a> {
-    options: &'a Options,
+    options: &'a TransportConfig,
     address: &'a Address,
     started: Instant,
 }
@@ -227,13 +227,13 @@ impl Attempt<'_> {
 
     async fn http2(&self, limit: Duration, io: BoxIo) -> Result<Connection, ConnectError> {
         let io = self.secured(limit, io).await?;
-        let (socket, wire) = Socket::new(io);
+        let (socket, peer) = Socket::new(io);
         let ready = async {
             let (send, mut h2) = self.options.http2().handshake(socket).await.map_err(Ended::Broken)?;
             let pings = Pings::new(&mut h2, self.options.pings());
-            let mut driver = ConnectionDriver::new(h2, pings, wire.clone());
+            let mut driver = ConnectionDriver::new(h2, pings, peer.clone());
             let streams = driver.settings().await?;
-            Ok(Connection { send, streams, driver, wire })
+            Ok(Connection { send, streams, driver, peer })
         };
         match self.within(limit, Step::Settings, ready).await? {
             Ok(connection) => Ok(connection),

@@ -12,7 +12,7 @@ use h2::client::SendRequest;
 use thiserror::Error;
 
 use crate::channel::transport::pings::{Pings, Silent};
-use crate::channel::transport::socket::{Socket, Wire};
+use crate::channel::transport::socket::{PeerState, Socket};
 
 /// A connection whose server has sent its SETTINGS.
 pub(crate) struct Connection {
@@ -20,7 +20,7 @@ pub(crate) struct Connection {
     /// How many calls the peer lets be open at once, `u32::MAX` without a limit.
     pub(crate) streams: u32,
     pub(crate) driver: ConnectionDriver,
-    pub(crate) wire: Arc<Wire>,
+    pub(crate) peer: Arc<PeerState>,
 }
 
 /// Moves a connection on. Dropped, it closes the socket and ends the calls on it.
@@ -29,7 +29,7 @@ pub(crate) struct ConnectionDriver {
     pings: Pings,
     /// The limit of open calls that was told last.
     told: Option<u32>,
-    wire: Arc<Wire>,
+    peer: Arc<PeerState>,
 }
 
 /// Hears what a connection's server says about all of it, and tells what calls make of it.
@@ -46,13 +46,13 @@ pub(crate) trait Watcher: Send + Sync + 'static {
 }
 
 impl ConnectionDriver {
-    pub(crate) fn new(h2: h2::client::Connection<Socket, Bytes>, pings: Pings, wire: Arc<Wire>) -> Self {
-        Self { h2, pings, told: None, wire }
+    pub(crate) fn new(h2: h2::client::Connection<Socket, Bytes>, pings: Pings, peer: Arc<PeerState>) -> Self {
+        Self { h2, pings, told: None, peer }
     }
 
     /// What closes the socket from outside.
-    pub(crate) fn cutter(&self) -> Cutter {
-        Cutter { wire: self.wire.clone() }
+    pub(crate) fn abort_handle(&self) -> AbortHandle {
+        AbortHandle { peer: self.peer.clone() }
     }
 
     /// Drives the connection to its end, and tells why that was.
@@ -75,14 +75,14 @@ impl ConnectionDriver {
             }
             gathered = false;
             let ended = self.poll_end(calls > 0, cx);
-            let streams = self.wire.streams();
+            let streams = self.peer.streams();
             if let Some(limit) = streams
                 && streams != self.told
             {
                 self.told = streams;
                 watcher.streams(limit);
             }
-            let said = self.wire.goaway().is_some();
+            let said = self.peer.goaway().is_some();
             if !going && (said || ended.is_ready()) {
                 going = true;
                 watcher.going_away(said);
@@ -96,7 +96,7 @@ impl ConnectionDriver {
     pub(crate) async fn settings(&mut self) -> Result<u32, Ended> {
         poll_fn(|cx| {
             let ended = self.poll_end(false, cx);
-            self.told = self.wire.streams();
+            self.told = self.peer.streams();
             match self.told {
                 Some(limit) => Poll::Ready(Ok(limit)),
                 None => ended.map(Err),
@@ -106,14 +106,14 @@ impl ConnectionDriver {
     }
 
     fn poll_end(&mut self, has_calls: bool, cx: &mut Context<'_>) -> Poll<Ended> {
-        self.wire.follow(cx);
-        if self.wire.is_cut() {
+        self.peer.register(cx);
+        if self.peer.is_cut() {
             return Poll::Ready(Ended::Cut);
         }
         if let Poll::Ready(result) = Pin::new(&mut self.h2).poll(cx) {
             return Poll::Ready(self.ended(result.err()));
         }
-        match self.pings.poll(&mut self.h2, self.wire.take_read(), has_calls, cx) {
+        match self.pings.poll(&mut self.h2, self.peer.take_read(), has_calls, cx) {
             Ok(()) => Poll::Pending,
             Err(Silent) => Poll::Ready(Ended::Silent),
         }
@@ -121,9 +121,9 @@ impl ConnectionDriver {
 
     /// The first reason of all that show at the end of a connection.
     fn ended(&self, failure: Option<h2::Error>) -> Ended {
-        match (failure, self.wire.goaway()) {
+        match (failure, self.peer.goaway()) {
             (_, Some(reason)) => Ended::GoneAway(reason),
-            _ if self.wire.is_at_end() => Ended::Closed,
+            _ if self.peer.is_at_end() => Ended::Closed,
             (Some(failure), None) => Ended::Broken(failure),
             (None, None) => Ended::Unused,
         }
@@ -132,14 +132,14 @@ impl ConnectionDriver {
 
 /// Closes a connection's socket from outside.
 #[derive(Debug, Clone)]
-pub(crate) struct Cutter {
-    wire: Arc<Wire>,
+pub(crate) struct AbortHandle {
+    peer: Arc<PeerState>,
 }
 
-impl Cutter {
+impl AbortHandle {
     /// Closes the socket now and ends the calls on it. Once is enough.
     pub(crate) fn cut(&self) {
-        self.wire.cut();
+        self.peer.cut();
     }
 }
 

@@ -12,7 +12,7 @@ use crate::channel::transport::socket::Socket;
 
 /// What a connection is pinged for.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Rules {
+pub(crate) struct PingConfig {
     /// How long the peer may be silent before it is asked for a sign of life; `None` for ever.
     pub(crate) interval: Option<Duration>,
     /// How long that may take.
@@ -41,12 +41,12 @@ pub(crate) struct Silent;
 type Connection = h2::client::Connection<Socket, Bytes>;
 
 impl Pings {
-    pub(crate) fn new(connection: &mut Connection, rules: Rules) -> Self {
+    pub(crate) fn new(connection: &mut Connection, config: PingConfig) -> Self {
         Self {
             ping_pong: connection.ping_pong(),
             sent: None,
-            keep_alive: rules.interval.map(|interval| KeepAlive::new(interval, rules)),
-            window: rules.adaptive_window.map(Window::new),
+            keep_alive: config.interval.map(|interval| KeepAlive::new(interval, config)),
+            window: config.adaptive_window.map(Window::new),
             widen_to: None,
         }
     }
@@ -127,12 +127,12 @@ struct KeepAlive {
 }
 
 impl KeepAlive {
-    fn new(interval: Duration, rules: Rules) -> Self {
+    fn new(interval: Duration, config: PingConfig) -> Self {
         let heard = Instant::now();
         Self {
             interval,
-            timeout: rules.timeout,
-            while_idle: rules.while_idle,
+            timeout: config.timeout,
+            while_idle: config.while_idle,
             heard,
             is_asked: false,
             timer: Box::pin(sleep_until(heard + interval)),
@@ -220,7 +220,7 @@ impl Window {
         let sample = round_trip.as_secs_f64().max(1e-6);
         let average = self.round_trip.map_or(sample, |average| average + (sample - average) / 8.0);
         self.round_trip = Some(average);
-        // A ping that waited behind data took longer than the wire does.
+        // A ping that waited behind data took longer than the peer does.
         let rate = self.arrived as f64 / (average * 1.5);
         let arrived = u32::try_from(self.arrived).unwrap_or(u32::MAX);
         if rate <= self.best || arrived < self.width / 3 * 2 {
@@ -248,11 +248,11 @@ mod tests {
 
     use super::*;
 
-    const RULES: Rules =
-        Rules { interval: None, timeout: Duration::from_secs(5), while_idle: false, adaptive_window: None };
+    const CONFIG: PingConfig =
+        PingConfig { interval: None, timeout: Duration::from_secs(5), while_idle: false, adaptive_window: None };
 
     fn keep_alive(while_idle: bool) -> KeepAlive {
-        KeepAlive::new(Duration::from_secs(10), Rules { while_idle, ..RULES })
+        KeepAlive::new(Duration::from_secs(10), PingConfig { while_idle, ..CONFIG })
     }
 
     /// Polls it once, in `seconds`.

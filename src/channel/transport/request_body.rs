@@ -1,7 +1,7 @@
 //! The request body on its way to the server: kept for a replay until the response begins, and let go of with the call.
 //!
 //! Until the response begins the call itself polls the body, whenever it is polled. What is left of it then goes on in a task
-//! of its own, the [`Rest`], since a response may be read on another task or not at all.
+//! of its own, the [`BodySender`], since a response may be read on another task or not at all.
 
 use std::future::poll_fn;
 use std::mem;
@@ -31,7 +31,7 @@ const LARGEST_FRAME: usize = i32::MAX as usize;
 const FRAMES_A_POLL: usize = 32;
 
 /// A call's request body, and what is kept of it.
-pub(crate) struct Upload {
+pub(crate) struct RequestBody {
     source: Source,
     /// Frames that were read: all of them while a replay is possible, otherwise those that still have to be sent.
     frames: Frames,
@@ -61,7 +61,7 @@ enum Kept {
     /// Everything as yet: what is sent from now on is not kept.
     Unsent,
     /// Something is gone, so there can be none.
-    Rest,
+    Tail,
 }
 
 /// The caller's body.
@@ -80,7 +80,7 @@ struct Frames {
     bytes: usize,
 }
 
-impl Upload {
+impl RequestBody {
     pub(crate) fn new(body: Body) -> Self {
         let source = if body.is_end_stream() { Source::Ended } else { Source::Open(body) };
         Self { source, frames: Frames::default(), next: 0, progress: Progress::Unsent, kept: Kept::All, bytes: 0 }
@@ -152,7 +152,7 @@ impl Upload {
 
     /// Whether all that was read is kept for another attempt.
     pub(crate) fn is_whole(&self) -> bool {
-        self.kept != Kept::Rest
+        self.kept != Kept::Tail
     }
 
     /// The response has begun: nothing is kept any more.
@@ -201,7 +201,7 @@ impl Upload {
 
     fn forget_sent(&mut self) {
         if self.kept != Kept::All && self.next > 0 && self.next == self.frames.len() {
-            (self.frames, self.next, self.kept) = (Frames::default(), 0, Kept::Rest);
+            (self.frames, self.next, self.kept) = (Frames::default(), 0, Kept::Tail);
         }
     }
 }
@@ -247,7 +247,7 @@ fn poll_room(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<bool>
 }
 
 /// What is still to be sent when the response begins. Dropped, it ends, and so does the stream at the server.
-pub(crate) enum Rest {
+pub(crate) enum BodySender {
     /// The caller has more, which a task sends on.
     Going(Arc<Shared>),
     /// All of it is with h2, but the server may not have made room for it.
@@ -263,7 +263,7 @@ pub(crate) struct Shared {
     task: AtomicWaker,
 }
 
-/// Where the rest of an upload stands.
+/// Where the rest of an body stands.
 enum State {
     Going(Going),
     /// The caller's body failed, which nobody was told yet.
@@ -272,19 +272,19 @@ enum State {
 }
 
 struct Going {
-    upload: Upload,
+    body: RequestBody,
     stream: SendStream<Bytes>,
 }
 
-impl Rest {
-    /// What is left of an upload. Sends on in a task of its own, if there is more.
-    pub(crate) fn of(mut upload: Upload, stream: SendStream<Bytes>) -> Self {
-        upload.commit();
-        if upload.is_ended() {
-            return if upload.bytes > SMALL { Self::Buffered(stream) } else { Self::Over };
+impl BodySender {
+    /// What is left of an body. Sends on in a task of its own, if there is more.
+    pub(crate) fn of(mut body: RequestBody, stream: SendStream<Bytes>) -> Self {
+        body.commit();
+        if body.is_ended() {
+            return if body.bytes > SMALL { Self::Buffered(stream) } else { Self::Over };
         }
         let shared = Arc::new(Shared {
-            state: Mutex::new(State::Going(Going { upload, stream })),
+            state: Mutex::new(State::Going(Going { body, stream })),
             is_cancelled: AtomicBool::new(false),
             task: AtomicWaker::new(),
         });
@@ -306,7 +306,7 @@ impl Rest {
     }
 }
 
-impl Drop for Rest {
+impl Drop for BodySender {
     fn drop(&mut self) {
         match self {
             Self::Going(shared) => {
@@ -337,10 +337,10 @@ impl Shared {
         self.task.register(cx.waker());
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let polled = match &mut *state {
-            State::Going(Going { upload, stream }) => match stream.poll_reset(cx) {
+            State::Going(Going { body, stream }) => match stream.poll_reset(cx) {
                 // The server wants no more of it.
                 Poll::Ready(_) => Poll::Ready(Ok(())),
-                Poll::Pending => upload.poll_send(stream, cx),
+                Poll::Pending => body.poll_send(stream, cx),
             },
             State::Failed(_) | State::Over => return Poll::Ready(()),
         };
@@ -365,7 +365,7 @@ impl Shared {
 
 impl Drop for Going {
     fn drop(&mut self) {
-        if !self.upload.is_ended() {
+        if !self.body.is_ended() {
             self.stream.send_reset(Reason::CANCEL);
         }
     }

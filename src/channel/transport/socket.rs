@@ -23,12 +23,12 @@ pub(crate) struct Socket {
     inner: BoxIo,
     reader: FrameReader,
     writer: FrameWriter,
-    wire: Arc<Wire>,
+    peer: Arc<PeerState>,
 }
 
 /// What is known about a socket that h2 owns, and the order to close it.
 #[derive(Debug)]
-pub(crate) struct Wire {
+pub(crate) struct PeerState {
     /// The limit of open calls by the last SETTINGS, [`NONE`] before the first.
     streams: AtomicU64,
     /// The code of the last GOAWAY, [`NONE`] without one.
@@ -44,7 +44,7 @@ pub(crate) struct Wire {
     driver: AtomicWaker,
 }
 
-impl Wire {
+impl PeerState {
     /// The peer's limit of open calls; `None` before its first SETTINGS.
     pub(crate) fn streams(&self) -> Option<u32> {
         known(&self.streams)
@@ -81,7 +81,7 @@ impl Wire {
     }
 
     /// Has the current task woken by a cut. To be called before looking for one.
-    pub(crate) fn follow(&self, cx: &Context<'_>) {
+    pub(crate) fn register(&self, cx: &Context<'_>) {
         self.driver.register(cx.waker());
     }
 
@@ -107,8 +107,8 @@ fn known(value: &AtomicU64) -> Option<u32> {
 }
 
 impl Socket {
-    pub(crate) fn new(inner: BoxIo) -> (Self, Arc<Wire>) {
-        let wire = Arc::new(Wire {
+    pub(crate) fn new(inner: BoxIo) -> (Self, Arc<PeerState>) {
+        let peer = Arc::new(PeerState {
             streams: NONE.into(),
             goaway: NONE.into(),
             end_of_file: false.into(),
@@ -118,34 +118,34 @@ impl Socket {
             cut: false.into(),
             driver: AtomicWaker::new(),
         });
-        (Self { inner, reader: FrameReader::default(), writer: FrameWriter::default(), wire: wire.clone() }, wire)
+        (Self { inner, reader: FrameReader::default(), writer: FrameWriter::default(), peer: peer.clone() }, peer)
     }
 
     /// The socket has taken these bytes.
     fn wrote(&mut self, bytes: &[u8]) {
-        let Self { writer, wire, .. } = self;
+        let Self { writer, peer, .. } = self;
         writer.wrote(bytes, |stream| {
-            wire.written.fetch_max(stream, Ordering::Release);
+            peer.written.fetch_max(stream, Ordering::Release);
         });
     }
 }
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { inner, reader, wire, .. } = self.get_mut();
+        let Self { inner, reader, peer, .. } = self.get_mut();
         let before = buf.filled().len();
         let room = buf.remaining() > 0;
         let polled = Pin::new(inner).poll_read(cx, buf);
         if let Poll::Ready(Ok(())) = polled {
             let read = &buf.filled()[before..];
             if read.is_empty() && room {
-                wire.end_of_file.store(true, Ordering::Relaxed);
+                peer.end_of_file.store(true, Ordering::Relaxed);
             }
-            wire.read.fetch_add(read.len(), Ordering::Relaxed);
-            if let Err(error) = reader.read(read, |notice| wire.notice(notice)) {
+            peer.read.fetch_add(read.len(), Ordering::Relaxed);
+            if let Err(error) = reader.read(read, |notice| peer.notice(notice)) {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
             }
-            wire.data.fetch_add(reader.take_data(), Ordering::Relaxed);
+            peer.data.fetch_add(reader.take_data(), Ordering::Relaxed);
         }
         polled
     }

@@ -24,7 +24,7 @@ async fn an_attempt_that_is_given_up_closes_its_socket() {
 async fn a_refused_connect_says_so() {
     let (listener, address) = listen().await;
     drop(listener);
-    let error = refusal(&Options::default(), &address).await;
+    let error = refusal(&TransportConfig::default(), &address).await;
     assert_eq!(chain(&error), format!("{address}: connection refused"));
 }
 
@@ -50,7 +50,7 @@ async fn names_are_resolved_and_every_address_is_tried() {
     let (_server, address) = Server::tcp().await;
     // Where localhost is ::1 first, nothing listens there.
     let named = Address::new(Host::Name("localhost".into()), address.port());
-    let connection = connect(&Options::default(), &named).await.expect("it is resolved and connected");
+    let connection = connect(&TransportConfig::default(), &named).await.expect("it is resolved and connected");
     assert_eq!(connection.streams, 100, "the server's SETTINGS were read");
 }
 
@@ -58,7 +58,7 @@ async fn names_are_resolved_and_every_address_is_tried() {
 async fn a_mute_address_leaves_time_for_the_next_one() {
     let (mute, mute_address) = listen().await;
     let (_server, address) = Server::tcp().await;
-    let options = Options::default();
+    let options = TransportConfig::default();
     let attempt = Attempt { options: &options, address: &address, started: Instant::now() };
     let dialled = [&mute_address, &address].map(|address| match address.host() {
         Host::Ip(ip) => SocketAddr::new(*ip, address.port()),
@@ -93,7 +93,7 @@ async fn a_unix_socket_is_reached_through_a_connector_that_cannot_be_cloned() {
     let listener = tokio::net::UnixListener::bind(&path).expect("a socket");
     let _server = Server::serve(async move { Ok(listener.accept().await?.0) });
     let connector = Connector::new(Unix { path, _not_clone: Box::new(()) });
-    let options = Options { connector: Some(connector), ..Options::default() };
+    let options = TransportConfig { connector: Some(connector), ..TransportConfig::default() };
     assert_eq!(connect(&options, &nowhere()).await.expect("connected").streams, 100);
 }
 
@@ -103,21 +103,25 @@ async fn an_error_of_a_connector_is_the_cause() {
         pending::<()>().await;
         Ok::<TokioIo<DuplexStream>, BoxError>(TokioIo::new(duplex(1).0))
     }));
-    let timed = Options { connector: Some(connector), connect_timeout: Duration::from_millis(1), ..Options::default() };
+    let timed = TransportConfig {
+        connector: Some(connector),
+        connect_timeout: Duration::from_millis(1),
+        ..TransportConfig::default()
+    };
     assert_eq!(refusal(&timed, &nowhere()).await.to_string(), "127.0.0.1:1: not connected within 1ms");
     let connector =
         Connector::new(service_fn(|_: Uri| async { Err::<TokioIo<DuplexStream>, _>(io::Error::other("no route")) }));
-    let failing = Options { connector: Some(connector), ..Options::default() };
+    let failing = TransportConfig { connector: Some(connector), ..TransportConfig::default() };
     let error = refusal(&failing, &nowhere()).await;
     assert_eq!(chain(&error), "127.0.0.1:1: cannot connect: no route");
 }
 
 #[test]
 fn options_out_of_range_are_refused_by_name() {
-    assert!(Options::default().check().is_ok(), "the defaults are fine");
-    let no_time = Options { connect_timeout: Duration::ZERO, ..Options::default() };
-    let endless = Options { http2_keep_alive_interval: Some(Duration::MAX), ..Options::default() };
-    let wide = Options { initial_connection_window_size: Some(1 << 31), ..Options::default() };
+    assert!(TransportConfig::default().check().is_ok(), "the defaults are fine");
+    let no_time = TransportConfig { connect_timeout: Duration::ZERO, ..TransportConfig::default() };
+    let endless = TransportConfig { http2_keep_alive_interval: Some(Duration::MAX), ..TransportConfig::default() };
+    let wide = TransportConfig { initial_connection_window_size: Some(1 << 31), ..TransportConfig::default() };
     for (options, name) in
         [(no_time, "connect_timeout"), (endless, "http2_keep_alive_interval"), (wide, "initial_connection_window_size")]
     {

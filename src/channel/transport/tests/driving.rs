@@ -29,7 +29,7 @@ async fn without_a_limit_any_number_of_calls_may_be_open() {
 #[tokio::test]
 async fn a_goaway_is_told_at_once_and_open_calls_are_finished() {
     let (mut server, address) = Server::tcp().await;
-    let mut running = run(connect(&Options::default(), &address).await.expect("connected"));
+    let mut running = run(connect(&TransportConfig::default(), &address).await.expect("connected"));
     let answer = running.ask();
     let (_, mut respond) = server.call().await;
     server.goaway.send(()).expect("the server runs");
@@ -44,11 +44,11 @@ async fn a_goaway_is_told_at_once_and_open_calls_are_finished() {
 #[tokio::test]
 async fn a_cut_closes_the_socket_and_ends_open_calls() {
     let (mut server, address) = Server::tcp().await;
-    let running = run(connect(&Options::default(), &address).await.expect("connected"));
+    let running = run(connect(&TransportConfig::default(), &address).await.expect("connected"));
     let answer = running.ask();
     let _call = server.call().await;
-    running.cutter.cut();
-    running.cutter.cut();
+    running.abort_handle.cut();
+    running.abort_handle.cut();
     assert!(soon("the answer", answer).await.expect("no panic").is_err(), "the open call fails");
     let ended = soon("the end", running.driver).await.expect("no panic");
     assert!(matches!(ended, Ended::Cut), "{ended}");
@@ -64,13 +64,13 @@ async fn a_cut_ends_a_connection_whose_peer_does_not_read() {
         std::future::ready(near.map(TokioIo::new).ok_or("taken"))
     }));
     far.write_all(&settings(None)).await.expect("the pipe is open");
-    let options = Options { connector: Some(connector), ..Options::default() };
+    let options = TransportConfig { connector: Some(connector), ..TransportConfig::default() };
     let connection = soon("a connect", options.connect(&nowhere())).await.expect("SETTINGS came");
     let mut running = run(connection);
     let (answer, mut stream) = running.send.send_request(request(()), false).expect("the connection takes it");
     let answer = tokio::spawn(answer);
     stream.send_data(vec![7; 100_000].into(), true).expect("the call is open");
-    running.cutter.cut();
+    running.abort_handle.cut();
     let ended = soon("the end", running.driver).await.expect("no panic");
     assert!(matches!(ended, Ended::Cut), "{ended}");
     assert!(soon("the answer", answer).await.expect("no panic").is_err(), "the open call fails");
@@ -80,7 +80,7 @@ async fn a_cut_ends_a_connection_whose_peer_does_not_read() {
 async fn a_dropped_driver_leaves_no_socket_and_no_task() {
     let (mut server, address) = Server::tcp().await;
     let metrics = tokio::runtime::Handle::current().metrics();
-    let running = run(connect(&Options::default(), &address).await.expect("connected"));
+    let running = run(connect(&TransportConfig::default(), &address).await.expect("connected"));
     let answer = running.ask();
     let _call = server.call().await;
     running.driver.abort();
@@ -97,7 +97,7 @@ async fn a_dropped_driver_leaves_no_socket_and_no_task() {
 #[tokio::test]
 async fn a_connection_that_is_not_needed_any_more_ends_after_its_last_call() {
     let (mut server, address) = Server::tcp().await;
-    let mut running = run(connect(&Options::default(), &address).await.expect("connected"));
+    let mut running = run(connect(&TransportConfig::default(), &address).await.expect("connected"));
     let answer = running.ask();
     let (_, mut respond) = server.call().await;
     drop(running.send);
@@ -155,16 +155,16 @@ async fn an_idle_connection_is_not_pinged() {
 #[tokio::test]
 async fn the_rest_of_a_request_that_waits_for_room_is_reset_at_the_server_at_once() {
     let (mut server, address) = Server::tcp().await;
-    let mut running = run(connect(&Options::default(), &address).await.expect("connected"));
+    let mut running = run(connect(&TransportConfig::default(), &address).await.expect("connected"));
     let body = Endless::default();
     let held = body.0.clone();
     let (answer, stream) = running.send.send_request(request(()), false).expect("the connection takes it");
-    let rest = Rest::of(Upload::new(Body::new(body)), stream);
+    let rest = BodySender::of(RequestBody::new(Body::new(body)), stream);
     // The request stream is kept and never read.
     let (unread, mut respond) = server.call().await;
     let mut response = respond.send_response(Response::new(()), false).expect("the call is open");
     let answer = soon("the answer", answer).await.expect("it is answered");
-    assert!(Arc::strong_count(&held) > 1, "the upload waits for room");
+    assert!(Arc::strong_count(&held) > 1, "the body waits for room");
     drop((rest, answer));
     assert_eq!(Arc::strong_count(&held), 1, "the caller's body is dropped");
     let reason = soon("the reset", poll_fn(|cx| response.poll_reset(cx))).await.expect("the connection is open");
@@ -186,7 +186,7 @@ async fn calls_made_together_go_out_in_one_write() {
         let near = near.lock().expect("no test panics here").take();
         std::future::ready(near.map(TokioIo::new).ok_or("taken"))
     }));
-    let options = Options { connector: Some(connector), ..Options::default() };
+    let options = TransportConfig { connector: Some(connector), ..TransportConfig::default() };
     let running = run(connect(&options, &nowhere()).await.expect("SETTINGS came"));
     tokio::task::yield_now().await;
     running.calls.store(GATHERS_FROM, Ordering::Relaxed);

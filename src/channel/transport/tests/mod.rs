@@ -24,8 +24,8 @@ use tonic::body::Body;
 use tower::service_fn;
 
 use super::*;
-use crate::channel::transport::connection::{Cutter, GATHERS_FROM, Watcher};
-use crate::channel::transport::request_body::{Rest, Upload};
+use crate::channel::transport::connection::{AbortHandle, GATHERS_FROM, Watcher};
+use crate::channel::transport::request_body::{BodySender, RequestBody};
 
 /// A limit for what happens at once, on any machine.
 async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
@@ -57,7 +57,7 @@ impl Watcher for Ear {
 /// A connection whose driver runs.
 struct Running {
     send: SendRequest<Bytes>,
-    cutter: Cutter,
+    abort_handle: AbortHandle,
     told: UnboundedReceiver<Told>,
     /// As many are open as the test says.
     calls: Arc<AtomicU32>,
@@ -67,9 +67,9 @@ struct Running {
 fn run(connection: Connection) -> Running {
     let (tell, told) = unbounded_channel();
     let calls = Arc::<AtomicU32>::default();
-    let cutter = connection.driver.cutter();
+    let abort_handle = connection.driver.abort_handle();
     let driver = tokio::spawn(connection.driver.run(Ear(tell, calls.clone())));
-    Running { send: connection.send, cutter, told, calls, driver }
+    Running { send: connection.send, abort_handle, told, calls, driver }
 }
 
 impl Running {
@@ -135,12 +135,12 @@ fn request<B>(body: B) -> Request<B> {
     Request::post("http://127.0.0.1/echo").body(body).expect("a request")
 }
 
-async fn connect(options: &Options, address: &Address) -> Result<Connection, ConnectError> {
+async fn connect(options: &TransportConfig, address: &Address) -> Result<Connection, ConnectError> {
     soon("a connect", options.connect(address)).await
 }
 
 /// Why there is no connection.
-async fn refusal(options: &Options, address: &Address) -> ConnectError {
+async fn refusal(options: &TransportConfig, address: &Address) -> ConnectError {
     connect(options, address).await.err().expect("no connection comes about")
 }
 
@@ -148,15 +148,15 @@ fn nowhere() -> Address {
     "127.0.0.1:1".parse().expect("an address")
 }
 
-/// Options whose connector gives one end of a pipe, and the other end: no clock but tokio's has a say.
-fn piped() -> (Options, DuplexStream) {
+/// TransportConfig whose connector gives one end of a pipe, and the other end: no clock but tokio's has a say.
+fn piped() -> (TransportConfig, DuplexStream) {
     let (near, far) = duplex(1 << 20);
     let near = StdMutex::new(Some(near));
     let connector = Connector::new(service_fn(move |_: Uri| {
         let near = near.lock().expect("no test panics here").take();
         std::future::ready(near.map(TokioIo::new).ok_or("taken"))
     }));
-    (Options { connector: Some(connector), ..Options::default() }, far)
+    (TransportConfig { connector: Some(connector), ..TransportConfig::default() }, far)
 }
 
 /// SETTINGS, with a limit of open calls or without.

@@ -11,8 +11,8 @@ async fn serve(authority: &Authority, name: &str, alpn: &[&[u8]], clients: Optio
     (Server::serve(async move { acceptor.accept(listener.accept().await?.0).await }), address)
 }
 
-fn options(tls: &ClientTls) -> Options {
-    Options { tls: Some(TlsClient::new(tls).expect("it has roots")), ..Options::default() }
+fn options(tls: &ClientTls) -> TransportConfig {
+    TransportConfig { tls: Some(TlsClient::new(tls).expect("it has roots")), ..TransportConfig::default() }
 }
 
 fn trusting(authority: &Authority) -> ClientTls {
@@ -79,6 +79,6 @@ async fn nothing_falls_back_to_plaintext_on_either_side() {
     let error = refusal(&options(&trusting(&root)), &address).await;
     assert!(matches!(error, ConnectError::Tls { source: TlsError::Handshake(_), .. }), "{}", chain(&error));
     let (_secure, address) = serve(&root, "127.0.0.1", &[b"h2"], None).await;
-    let error = refusal(&Options::default(), &address).await;
+    let error = refusal(&TransportConfig::default(), &address).await;
     assert!(matches!(error, ConnectError::Http2 { .. }), "{}", chain(&error));
 }

@@ -5,14 +5,14 @@ use super::*;
 #[tokio::test(start_paused = true)]
 async fn an_adaptive_window_is_measured_only_by_data() {
     let (options, mut far) = piped();
-    let options = Options { http2_adaptive_window: Some(true), ..options };
+    let options = TransportConfig { http2_adaptive_window: Some(true), ..options };
     far.write_all(&settings(None)).await.expect("the pipe is open");
     let mut running = run(connect(&options, &nowhere()).await.expect("SETTINGS came"));
     running.calls.store(1, Ordering::Relaxed);
     let (_answer, mut stream) = running.send.send_request(request(()), false).expect("the connection takes it");
     let mut skip = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
     let mut pings = Vec::new();
-    // An upload: the peer only ever takes it in. It answers pings.
+    // An body: the peer only ever takes it in. It answers pings.
     for second in 0..100 {
         let _ = stream.send_data(vec![7; 1_000].into(), false);
         let frames = seen(&mut far, std::mem::take(&mut skip)).await;
@@ -59,7 +59,7 @@ async fn late_answers_to_calls_given_up_do_not_end_the_connection() {
 async fn a_reader_that_lags_behind_small_messages_does_not_end_the_connection() {
     for (adaptive, messages) in [(None, 20_000), (Some(true), 2_000)] {
         let (options, mut far) = piped();
-        let options = Options { http2_adaptive_window: adaptive, ..options };
+        let options = TransportConfig { http2_adaptive_window: adaptive, ..options };
         far.write_all(&settings(None)).await.expect("the pipe is open");
         let mut running = run(connect(&options, &nowhere()).await.expect("SETTINGS came"));
         let (answer, _stream) = running.send.send_request(request(()), true).expect("the connection takes it");
