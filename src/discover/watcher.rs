@@ -15,6 +15,7 @@ use crate::error::ConfigError;
 use crate::etcd::{Cluster, Range, Source, Update};
 use crate::instance::ServiceName;
 use crate::snapshot::Snapshot;
+use crate::time::sleep_until;
 
 /// One who listens to the watcher of a service.
 #[derive(Debug, Clone)]
@@ -187,7 +188,7 @@ async fn run(place: Place, mut source: Source, mut membership: Membership) {
                     place.publish(&membership, revision);
                     unpublished = 0;
                 }
-                () = at(deadline) => {
+                () = sleep_until(deadline) => {
                     membership.settle(Instant::now());
                     place.publish(&membership, revision);
                 }
@@ -207,13 +208,6 @@ async fn run(place: Place, mut source: Source, mut membership: Membership) {
             Update::Listed(_) => membership.listed(now),
             Update::Events(_, events) => membership.apply(events, now),
         }
-    }
-}
-
-async fn at(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
     }
 }
 
