@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-type BoxError = Box<dyn StdError + Send + Sync>;
+/// An error of any type, as a cause.
+pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// Configuration that was refused.
 ///

@@ -14,9 +14,7 @@ use tonic::{Code, Status};
 
 use super::endpoint::Target;
 use super::login::{Credentials, Logins, NoCredentials};
-use crate::error::{EtcdError, EtcdErrorKind, chain};
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+use crate::error::{BoxError, EtcdError, EtcdErrorKind, chain};
 
 /// The largest message that is read: a lease with 100,000 keys ends in one of 5 MB, and etcd's default limit for
 /// requests is 1.5 MB.

@@ -14,9 +14,7 @@ use thiserror::Error;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
-use crate::error::chain;
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+use crate::error::{BoxError, chain};
 
 /// How long a member is not asked to take credentials that it refused: an operator may have a limit on failed logins, and a
 /// password that was just changed is found out by the provider, not by etcd.
