@@ -8,7 +8,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::error::ConfigError;
+use crate::error::{BoxError, ConfigError};
 
 /// PEM that was given for one purpose, as a file or as bytes. `Debug` shows no content.
 #[derive(Clone)]
@@ -68,7 +68,7 @@ impl PemFile {
         PrivateKeyDer::from_pem_slice(&self.bytes).map_err(|_| self.refused("it holds no private key"))
     }
 
-    pub(crate) fn refused(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ConfigError {
+    pub(crate) fn refused(&self, source: impl Into<BoxError>) -> ConfigError {
         ConfigError::Tls { what: self.what, path: self.path.clone(), source: source.into() }
     }
 }

@@ -11,9 +11,8 @@ use tonic::transport::{Channel, Endpoint};
 use tracing::Instrument;
 
 use super::snapshots::Snapshots;
-use super::stream::{is_open, open};
 use crate::instance::{Address, Instance, ServiceName};
-use crate::snapshot::{Member, Snapshot};
+use crate::snapshot::{Difference, Snapshot, diff, open};
 
 /// How many changes tonic takes before its next call: it applies all that it finds then.
 const QUEUE: usize = 1024;
@@ -56,7 +55,7 @@ where
     loop {
         tokio::select! {
             () = changes.closed() => return,
-            snapshot = snapshots.next() => waiting = difference(&told, &snapshot),
+            snapshot = snapshots.next() => waiting = steps(&told, &snapshot),
             place = changes.reserve(), if !waiting.is_empty() => {
                 let Ok(place) = place else { return };
                 match waiting.pop_front() {
@@ -83,10 +82,16 @@ enum Step {
     Remove(Address),
 }
 
-/// Joins first, so that the set is not empty in between.
-fn difference(told: &BTreeSet<Address>, snapshot: &Snapshot) -> VecDeque<Step> {
-    let joined = open(snapshot).map(Member::instance).filter(|instance| !told.contains(&instance.address));
-    let stays = |address: &Address| snapshot.get(address).is_some_and(is_open);
-    let left = told.iter().filter(|address| !stays(address));
-    joined.cloned().map(Step::Insert).chain(left.cloned().map(Step::Remove)).collect()
+/// What leads from the addresses that were handed over to a snapshot: joins first, so that the set is not empty in between.
+fn steps(told: &BTreeSet<Address>, snapshot: &Snapshot) -> VecDeque<Step> {
+    let (mut joins, mut removals) = (VecDeque::new(), Vec::new());
+    for difference in diff(told, open(snapshot)) {
+        match difference {
+            Difference::Joined(member) => joins.push_back(Step::Insert(member.instance().clone())),
+            Difference::Left(address) => removals.push(Step::Remove(address.clone())),
+            Difference::Kept(..) => {}
+        }
+    }
+    joins.extend(removals);
+    joins
 }

@@ -1,6 +1,5 @@
 //! The public stream: the difference between one snapshot and the next, pulled by whoever polls.
 
-use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
@@ -15,7 +14,7 @@ use tower::discover::Change;
 use super::feeder;
 use super::snapshots::Snapshots;
 use crate::instance::{Address, Instance, ServiceName};
-use crate::snapshot::{Member, MemberState, Snapshot};
+use crate::snapshot::{Difference, Member, Snapshot, diff, open};
 
 /// The instances of a service, as a tower [`Discover`](tower::discover::Discover): a stream of changes that never ends.
 ///
@@ -129,7 +128,7 @@ impl Stream for Discover {
             }
             // `newer` never ends.
             if let Some(snapshot) = ready!(self.newer.poll_next_unpin(cx)) {
-                self.changes = difference(&self.told, &snapshot);
+                self.changes = changes(&self.told, &snapshot);
                 self.told = snapshot;
             }
         }
@@ -142,38 +141,17 @@ impl fmt::Debug for Discover {
     }
 }
 
-/// Whether new calls may go to a member, as far as the registry knows.
-pub(super) fn is_open(member: &Member) -> bool {
-    member.state() != MemberState::Draining
-}
-
-pub(super) fn open(snapshot: &Snapshot) -> impl Iterator<Item = &Member> {
-    snapshot.iter().filter(|member| is_open(member))
-}
-
-/// What turns one snapshot into the other: a walk along both, since both are ordered by address.
-fn difference(old: &Snapshot, new: &Snapshot) -> VecDeque<Change<Address, Instance>> {
-    let (mut old, mut new) = (open(old).peekable(), open(new).peekable());
-    let mut changes = VecDeque::new();
-    loop {
-        let order = match (old.peek(), new.peek()) {
-            (None, None) => return changes,
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (Some(old), Some(new)) => old.instance().address.cmp(&new.instance().address),
-        };
-        let left = old.next_if(|_| order.is_le());
-        let joined = new.next_if(|_| order.is_ge());
-        match (left, joined) {
-            (Some(left), None) => changes.push_back(Change::Remove(left.instance().address.clone())),
-            (Some(old), Some(new)) if old.instance() == new.instance() => {}
-            (_, Some(joined)) => {
-                let instance = joined.instance().clone();
-                changes.push_back(Change::Insert(instance.address.clone(), instance));
-            }
-            (None, None) => return changes,
+/// What turns one snapshot into the other.
+fn changes(old: &Snapshot, new: &Snapshot) -> VecDeque<Change<Address, Instance>> {
+    let change = |difference: Difference<&Member, &Member>| match difference {
+        Difference::Left(left) => Some(Change::Remove(left.instance().address.clone())),
+        Difference::Kept(old, new) if old.instance() == new.instance() => None,
+        Difference::Joined(member) | Difference::Kept(_, member) => {
+            let instance = member.instance().clone();
+            Some(Change::Insert(instance.address.clone(), instance))
         }
-    }
+    };
+    diff(open(old), open(new)).filter_map(change).collect()
 }
 
 #[cfg(test)]
@@ -183,6 +161,7 @@ mod tests {
 
     use super::*;
     use crate::discover::watcher::tests::published;
+    use crate::snapshot::MemberState;
 
     fn member(address: &str, weight: u16, state: MemberState) -> Member {
         let address: Address = address.parse().expect("an address");
