@@ -14,7 +14,7 @@
 //! An instance is in question while all of its keys are missing. While instances come back, the others are given the same
 //! two seconds again: what returns after a mass expiry returns over a while.
 
-mod roster;
+mod key_index;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use self::roster::{Key, Roster, footprint};
+use self::key_index::{Key, Roster, footprint};
 use super::JUDGEMENT;
 use crate::etcd::{Event, Kv, MAX_SEGMENT, MAX_VALUE};
 use crate::format::{DecodeError, Decoded, Format};

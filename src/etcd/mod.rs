@@ -4,6 +4,7 @@
 //! retry need to know whom they talk to.
 
 mod calls;
+mod cluster_id;
 mod connection;
 mod endpoint;
 mod login;
@@ -12,7 +13,6 @@ mod scan;
 mod source;
 #[cfg(feature = "_tls")]
 mod tls;
-mod unity;
 mod watch;
 
 use std::fmt;
@@ -26,6 +26,8 @@ use tokio::time::Instant;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 
 pub(crate) use self::calls::{Claimed, Kv, MAX_SEGMENT, MAX_VALUE, hex};
+pub(crate) use self::cluster_id::Eye;
+use self::cluster_id::Unity;
 pub(crate) use self::connection::Connection;
 use self::endpoint::Target;
 pub(crate) use self::endpoint::{Tls, parse_endpoints, without_user};
@@ -35,8 +37,6 @@ pub(crate) use self::login::Provider;
 pub(crate) use self::range::Range;
 pub(crate) use self::scan::Scan;
 pub(crate) use self::source::{Source, Update};
-pub(crate) use self::unity::Eye;
-use self::unity::Unity;
 pub(crate) use self::watch::Event;
 use self::watch::{Watch, WatchMessage};
 
