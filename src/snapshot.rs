@@ -217,9 +217,9 @@ mod tests {
     #[test]
     fn each_address_of_either_set_is_told_once_and_in_order() {
         let (old, new) = (set(&[10, 11, 13]), set(&[11, 12, 13, 14]));
-        let [a, b, c, d, e] = [10, 11, 12, 13, 14].map(address);
+        let at = [10, 11, 12, 13, 14].map(address);
         let told: Vec<_> = diff(&old, &new).collect();
-        assert_eq!(told, [Left(&a), Kept(&b, &b), Joined(&c), Kept(&d, &d), Joined(&e)]);
+        assert_eq!(told, [Left(&at[0]), Kept(&at[1], &at[1]), Joined(&at[2]), Kept(&at[3], &at[3]), Joined(&at[4])]);
     }
 
     #[test]
