@@ -7,6 +7,8 @@ mod calls;
 mod cluster_id;
 mod connection;
 mod endpoint;
+mod kv;
+mod limits;
 mod login;
 mod range;
 mod scan;
@@ -25,12 +27,14 @@ use tokio::time::Instant;
 
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 
-pub(crate) use self::calls::{Claimed, Kv, MAX_SEGMENT, MAX_VALUE, hex};
+pub(crate) use self::calls::{Claimed, hex};
 pub(crate) use self::cluster_id::Eye;
 use self::cluster_id::Unity;
 pub(crate) use self::connection::Connection;
 use self::endpoint::Target;
 pub(crate) use self::endpoint::{Tls, parse_endpoints, without_user};
+pub(crate) use self::kv::{Kv, MAX_SEGMENT, MAX_VALUE};
+pub(crate) use self::limits::{CALL_LIMIT, CLAIM_LIMIT, DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE};
 pub use self::login::Credentials;
 use self::login::Logins;
 pub(crate) use self::login::Provider;
@@ -40,24 +44,8 @@ pub(crate) use self::source::{Source, Update};
 pub(crate) use self::watch::Event;
 use self::watch::{Watch, WatchMessage};
 
-/// How long a unary call, and the first answer of a stream, may take: well above a slow disk's fsync, well below what an
-/// operator takes for a hang.
-pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long a grant or a claim may take: shorter, since a server waits for it to be found.
-pub(crate) const CLAIM_LIMIT: Duration = Duration::from_secs(3);
-
 /// How long a member must have been silent to count as one that does not answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// How long to leave etcd alone after it said that we may not do this.
-pub(crate) const DENIED_PAUSE: Duration = Duration::from_secs(30);
-
-/// How long to leave etcd alone after it answered and refused, for instance because its disk is full.
-pub(crate) const REFUSED_PAUSE: Duration = Duration::from_secs(10);
-
-/// How long to leave etcd alone while its members belong to different clusters: about as often as they are asked.
-pub(crate) const SPLIT_PAUSE: Duration = Duration::from_secs(5);
 
 /// How often a member that does not answer is logged.
 const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(60);
