@@ -114,7 +114,8 @@ impl Connection {
         }
     }
 
-    /// The id of the member's cluster, which comes with every answer: here with one that nothing but a login is needed for.
+    /// The id of the member's cluster, which comes with every answer: here with one that nothing but a login is needed
+    /// for.
     pub(super) async fn cluster_id(&self, limit: Duration) -> Result<u64, EtcdError> {
         const NOBODYS: i64 = 1;
         let read = || {

@@ -1,9 +1,10 @@
-//! How long etcd may take, and how long it is left alone after a refusal: the times that discovery and registration share.
+//! How long etcd may take, and how long it is left alone after a refusal: the times that discovery and registration
+//! share.
 
 use std::time::Duration;
 
-/// How long a unary call, and the first answer of a stream, may take: well above a slow disk's fsync, well below what an
-/// operator takes for a hang.
+/// How long a unary call, and the first answer of a stream, may take: well above a slow disk's fsync, well below what
+/// an operator takes for a hang.
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long a grant or a claim may take: shorter, since a server waits for it to be found.

@@ -60,8 +60,9 @@ impl Scan {
 
     /// The next page, linearizably. `limit` is for each request.
     ///
-    /// A page that is too large to be read, or larger than the first one and not there in time, comes again with fewer keys,
-    /// and none that follows has more. A key whose value alone is too large comes with a value that [`MAX_VALUE`] refuses.
+    /// A page that is too large to be read, or larger than the first one and not there in time, comes again with fewer
+    /// keys, and none that follows has more. A key whose value alone is too large comes with a value that [`MAX_VALUE`]
+    /// refuses.
     ///
     /// # Cancel safety
     ///
@@ -173,13 +174,14 @@ fn size(kv: &PbKeyValue) -> usize {
 /// How many keys the first page asks for: enough for most services, and not too much of the largest values for etcd.
 const FIRST_PAGE: i64 = 128;
 
-/// How many keys a page asks for at most. etcd puts a page together before it is known that the values are too large, so
-/// fewer would spare it more where junk lies in wait; but with a quarter of it, a list among 100,000 bad keys takes half as
-/// long again.
+/// How many keys a page asks for at most. etcd puts a page together before it is known that the values are too large,
+/// so fewer would spare it more where junk lies in wait; but with a quarter of it, a list among 100,000 bad keys takes
+/// half as long again.
 const LARGEST_PAGE: i64 = 4_096;
 
-/// How large a page should be: four times as many keys follow after a page of less than a quarter of it, and half as many
-/// after one that is larger. Smaller pages cost etcd more, which looks at all that is left of the range for each of them.
+/// How large a page should be: four times as many keys follow after a page of less than a quarter of it, and half as
+/// many after one that is larger. Smaller pages cost etcd more, which looks at all that is left of the range for each
+/// of them.
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// How often a list starts over because its revision was compacted under it.

@@ -284,7 +284,7 @@ impl RegistryBuilder {
             let (option, value) = ("dial_timeout", format!("{:?}", self.dial_timeout));
             return Err(ConfigError::Option { option, value, expected: "more than zero" });
         }
-        if self.provider.as_ref().is_some_and(Provider::names_nobody) {
+        if self.provider.as_ref().is_some_and(Provider::has_no_user) {
             let (option, value) = ("auth", "with an empty user".to_owned());
             return Err(ConfigError::Option { option, value, expected: "a user's name" });
         }
