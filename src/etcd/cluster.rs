@@ -7,7 +7,7 @@
 //! each response and each error themselves:
 //!
 //! ```text
-//! before a call   connection ---> Surveys::before_call ------> refused, if the member is known to be of another cluster
+//! before a call   connection ---> Surveys::before_call ------> refused, if the member is of another cluster
 //!                            \--> Members::connect ----------> on_login_failure
 //! after a call    on_answer ----> Surveys::before_answer ----> refused, if the answer does not count
 //!                           |---> on_response ---------------> its outage is over, it is asked first

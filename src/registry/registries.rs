@@ -63,7 +63,7 @@ impl Registries {
 pub(super) fn channel(registries: Arc<[Registry]>, service: &str) -> ChannelBuilder {
     let mut places: Vec<&str> = Vec::new();
     for registry in &*registries {
-        let place = registry.watchers.place();
+        let place = registry.watchers.prefix();
         if !place.is_empty() && !places.contains(&place) {
             places.push(place);
         }

@@ -1,4 +1,4 @@
-//! The keys of a service, and which of them are missing: who is there, counted as it changes.
+//! The keys of a service, by segment and by address, and which of them are missing; counted as they change.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -7,46 +7,46 @@ use tokio::time::Instant;
 
 use crate::instance::{Address, Instance};
 
-/// What stands in one key.
+/// What is known of one key.
 #[derive(Debug, Clone)]
-pub(super) struct Key {
+pub(super) struct KnownKey {
     pub(super) instance: Arc<Instance>,
     pub(super) lease: i64,
     pub(super) mod_revision: i64,
     pub(super) draining: bool,
 }
 
-/// All keys, by their last segment. A key that is missing keeps what stood in it.
+/// All keys, by their last segment. A missing key keeps what is known of it.
 #[derive(Default)]
-pub(super) struct Roster {
-    keys: HashMap<String, Place>,
-    /// Those that are missing, the longest first.
+pub(super) struct KeyIndex {
+    keys: HashMap<String, IndexedKey>,
+    /// The missing keys, the one that is missing for the longest time first.
     missing: BTreeSet<(Instant, String)>,
-    addresses: HashMap<Address, Standing>,
+    addresses: HashMap<Address, AddressKeys>,
     /// How many addresses have missing keys only.
     addresses_missing: usize,
     bytes: usize,
 }
 
-struct Place {
-    key: Key,
+struct IndexedKey {
+    key: KnownKey,
     missing: Option<Instant>,
 }
 
 /// The keys of one address.
 #[derive(Default)]
-struct Standing {
+struct AddressKeys {
     present: usize,
     missing: Vec<String>,
 }
 
-impl Standing {
+impl AddressKeys {
     fn is_missing(&self) -> bool {
         self.present == 0 && !self.missing.is_empty()
     }
 }
 
-impl Roster {
+impl KeyIndex {
     /// How many keys there are, missing ones included.
     pub(super) fn len(&self) -> usize {
         self.keys.len()
@@ -57,22 +57,23 @@ impl Roster {
         self.bytes
     }
 
-    pub(super) fn get(&self, segment: &str) -> Option<&Key> {
-        self.keys.get(segment).map(|place| &place.key)
+    pub(super) fn get(&self, segment: &str) -> Option<&KnownKey> {
+        self.keys.get(segment).map(|indexed| &indexed.key)
     }
 
     pub(super) fn is_missing(&self, segment: &str) -> bool {
-        self.keys.get(segment).is_some_and(|place| place.missing.is_some())
+        self.keys.get(segment).is_some_and(|indexed| indexed.missing.is_some())
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&Key, bool)> {
-        self.keys.values().map(|place| (&place.key, place.missing.is_some()))
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&KnownKey, bool)> {
+        self.keys.values().map(|indexed| (&indexed.key, indexed.missing.is_some()))
     }
 
-    /// The keys that are there and not among these.
-    pub(super) fn present_but(&self, others: &[(String, Key)]) -> Vec<String> {
+    /// The segments of keys that are present and not among `others`.
+    pub(super) fn present_but(&self, others: &[(String, KnownKey)]) -> Vec<String> {
         let others: HashSet<&String> = others.iter().map(|(segment, _)| segment).collect();
-        let is_other = |(segment, place): &(&String, &Place)| place.missing.is_none() && !others.contains(segment);
+        let is_other =
+            |(segment, indexed): &(&String, &IndexedKey)| indexed.missing.is_none() && !others.contains(segment);
         self.keys.iter().filter(is_other).map(|(segment, _)| segment.clone()).collect()
     }
 
@@ -82,7 +83,7 @@ impl Roster {
     }
 
     /// Removes the key that is missing for the longest time.
-    pub(super) fn remove_missing(&mut self) {
+    pub(super) fn remove_longest_missing(&mut self) {
         if let Some((_, segment)) = self.missing.first() {
             self.remove(&segment.clone());
         }
@@ -93,69 +94,69 @@ impl Roster {
         self.addresses_missing > self.addresses.len() - self.addresses_missing
     }
 
-    /// The key is there. Missing keys of its address are of the past then. Returns whether anything that was missing came
-    /// back with it.
-    pub(super) fn put(&mut self, segment: String, key: Key) -> bool {
+    /// The key is present, which removes the missing keys of its address. Returns whether anything that was missing
+    /// came back with it.
+    pub(super) fn put(&mut self, segment: String, key: KnownKey) -> bool {
         let was_missing = self.is_missing(&segment);
         self.remove(&segment);
-        let standing = self.addresses.entry(key.instance.address.clone()).or_default();
-        self.addresses_missing -= usize::from(standing.is_missing());
-        standing.present += 1;
-        let past = std::mem::take(&mut standing.missing);
+        let of_address = self.addresses.entry(key.instance.address.clone()).or_default();
+        self.addresses_missing -= usize::from(of_address.is_missing());
+        of_address.present += 1;
+        let past = std::mem::take(&mut of_address.missing);
         for segment in &past {
             self.forget(segment);
         }
         self.bytes += footprint(&segment, &key.instance);
-        self.keys.insert(segment, Place { key, missing: None });
+        self.keys.insert(segment, IndexedKey { key, missing: None });
         was_missing || !past.is_empty()
     }
 
-    /// The key is missing from now on; unless its address has another key that is there, in which case it is just removed.
-    /// Returns whether it is missing.
+    /// The key is missing from now on; or, where its address has another key that is present, removed. Returns whether
+    /// it is missing.
     pub(super) fn lose(&mut self, segment: &str, now: Instant) -> bool {
-        let Some(place) = self.keys.get_mut(segment) else { return false };
-        let Some(standing) = self.addresses.get_mut(&place.key.instance.address) else { return false };
-        if standing.present > 1 {
+        let Some(indexed) = self.keys.get_mut(segment) else { return false };
+        let Some(of_address) = self.addresses.get_mut(&indexed.key.instance.address) else { return false };
+        if of_address.present > 1 {
             self.remove(segment);
             return false;
         }
-        place.missing = Some(now);
-        standing.present = 0;
-        standing.missing.push(segment.to_owned());
+        indexed.missing = Some(now);
+        of_address.present = 0;
+        of_address.missing.push(segment.to_owned());
         self.addresses_missing += 1;
         self.missing.insert((now, segment.to_owned()));
         true
     }
 
     pub(super) fn remove(&mut self, segment: &str) {
-        let Some(place) = self.forget(segment) else { return };
-        let address = &place.key.instance.address;
-        let Some(standing) = self.addresses.get_mut(address) else { return };
-        self.addresses_missing -= usize::from(standing.is_missing());
-        if place.missing.is_some() {
-            standing.missing.retain(|missing| missing != segment);
+        let Some(indexed) = self.forget(segment) else { return };
+        let address = &indexed.key.instance.address;
+        let Some(of_address) = self.addresses.get_mut(address) else { return };
+        self.addresses_missing -= usize::from(of_address.is_missing());
+        if indexed.missing.is_some() {
+            of_address.missing.retain(|missing| missing != segment);
         } else {
-            standing.present -= 1;
+            of_address.present -= 1;
         }
-        self.addresses_missing += usize::from(standing.is_missing());
-        if standing.present == 0 && standing.missing.is_empty() {
+        self.addresses_missing += usize::from(of_address.is_missing());
+        if of_address.present == 0 && of_address.missing.is_empty() {
             self.addresses.remove(address);
         }
     }
 
-    /// Without its address.
-    fn forget(&mut self, segment: &str) -> Option<Place> {
-        let (segment, place) = self.keys.remove_entry(segment)?;
-        self.bytes -= footprint(&segment, &place.key.instance);
-        if let Some(since) = place.missing {
+    /// Removes the key and leaves what is counted of its address.
+    fn forget(&mut self, segment: &str) -> Option<IndexedKey> {
+        let (segment, indexed) = self.keys.remove_entry(segment)?;
+        self.bytes -= footprint(&segment, &indexed.key.instance);
+        if let Some(since) = indexed.missing {
             self.missing.remove(&(since, segment));
         }
-        Some(place)
+        Some(indexed)
     }
 }
 
-/// About how much memory an instance and its key take: their strings, what the allocator and the maps add to each, and those
-/// of the key twice more, since it is kept three times while it is missing.
+/// About how much memory an instance and its key take: their strings, what the allocator and the maps add to each, and
+/// those of the key twice more, since it is kept three times while it is missing.
 pub(super) fn footprint(segment: &str, instance: &Instance) -> usize {
     const EACH: usize = 96;
     const AROUND: usize = 512;
@@ -172,48 +173,48 @@ mod tests {
 
     use super::*;
 
-    fn key(address: u16) -> Key {
+    fn key(address: u16) -> KnownKey {
         let address = SocketAddr::from(([127, 0, 0, 1], address + 1));
-        Key { instance: Arc::new(Instance::new("echo", address)), lease: 7, mod_revision: 1, draining: false }
+        KnownKey { instance: Arc::new(Instance::new("echo", address)), lease: 7, mod_revision: 1, draining: false }
     }
 
-    /// What is counted as it changes, counted anew.
-    fn assert_counts(roster: &Roster) {
+    /// Counts everything anew and compares.
+    fn assert_counts(index: &KeyIndex) {
         let present: Vec<&Address> =
-            roster.iter().filter(|(_, is_missing)| !is_missing).map(|(key, _)| &key.instance.address).collect();
-        let mut missing: Vec<&Address> = roster.iter().map(|(key, _)| &key.instance.address).collect();
+            index.iter().filter(|(_, is_missing)| !is_missing).map(|(key, _)| &key.instance.address).collect();
+        let mut missing: Vec<&Address> = index.iter().map(|(key, _)| &key.instance.address).collect();
         missing.retain(|address| !present.contains(address));
         missing.sort();
         missing.dedup();
-        let mut there = present.clone();
-        there.sort();
-        there.dedup();
-        assert_eq!(roster.addresses_missing, missing.len());
-        assert_eq!(roster.addresses.len(), missing.len() + there.len());
-        assert_eq!(roster.most_are_missing(), missing.len() > there.len());
-        assert_eq!(roster.missing.len(), roster.keys.len() - present.len());
+        let mut with_keys = present.clone();
+        with_keys.sort();
+        with_keys.dedup();
+        assert_eq!(index.addresses_missing, missing.len());
+        assert_eq!(index.addresses.len(), missing.len() + with_keys.len());
+        assert_eq!(index.most_are_missing(), missing.len() > with_keys.len());
+        assert_eq!(index.missing.len(), index.keys.len() - present.len());
         assert_eq!(
-            roster.bytes(),
-            roster.keys.iter().map(|(segment, place)| footprint(segment, &place.key.instance)).sum::<usize>()
+            index.bytes(),
+            index.keys.iter().map(|(segment, indexed)| footprint(segment, &indexed.key.instance)).sum::<usize>()
         );
-        for (key, is_missing) in roster.iter() {
+        for (key, is_missing) in index.iter() {
             assert!(!is_missing || !present.contains(&&key.instance.address), "{} is there", key.instance.address);
         }
     }
 
     proptest! {
         #[test]
-        fn it_counts_as_one_would(history in proptest::collection::vec((0..4u8, 0..8u16, 0..5u16), 0..100)) {
-            let (mut roster, begin) = (Roster::default(), Instant::now());
+        fn its_counts_are_those_of_a_fresh_count(history in proptest::collection::vec((0..4u8, 0..8u16, 0..5u16), 0..100)) {
+            let (mut index, begin) = (KeyIndex::default(), Instant::now());
             for (n, (act, segment, address)) in (0..).zip(history) {
                 let (segment, now) = (segment.to_string(), begin + Duration::from_secs(n));
                 match act {
-                    0 | 1 => _ = roster.put(segment, key(address)),
-                    2 if !roster.is_missing(&segment) => _ = roster.lose(&segment, now),
-                    2 => roster.remove_missing(),
-                    _ => roster.remove(&segment),
+                    0 | 1 => _ = index.put(segment, key(address)),
+                    2 if !index.is_missing(&segment) => _ = index.lose(&segment, now),
+                    2 => index.remove_longest_missing(),
+                    _ => index.remove(&segment),
                 }
-                assert_counts(&roster);
+                assert_counts(&index);
             }
         }
     }
