@@ -1,40 +1,17 @@
 //! From requests to instances: the balanced channel. It knows instances, not where they come from.
 
-mod body;
+mod balancer;
 mod builder;
 mod call;
-mod candidate;
-mod choice;
-mod connect;
-mod connection;
+mod config;
 mod deadline;
-mod driver;
-mod entry;
-mod frames;
-#[cfg(feature = "health")]
-mod health;
-mod link;
 mod outlier;
-mod pings;
-mod places;
+mod picks;
 mod policy;
-mod retry;
 mod service_config;
-mod shared;
-mod slow_start;
-mod socket;
-mod spread;
-mod status;
 mod subchannel;
-mod subset;
 mod sync;
-#[cfg(feature = "_tls")]
-mod tls;
-mod trial;
-mod upload;
-mod view;
-mod waiting;
-mod zone;
+mod transport;
 
 #[cfg(test)]
 mod tests;
@@ -48,20 +25,20 @@ use tokio::sync::{mpsc, watch};
 use tonic::Status;
 use tonic::body::Body;
 
-use self::shared::Shared;
+use self::picks::pick_queue::Shared;
 
-pub use self::body::ResponseBody;
 pub use self::builder::ChannelBuilder;
+pub use self::call::response_body::ResponseBody;
 pub use self::call::{ResponseFuture, WaitForReady};
-pub use self::candidate::Candidate;
+pub use self::config::retry::{RetryPolicy, RetryThrottling};
 pub use self::outlier::{Ending, FailurePercentage, Outcome, OutlierDetection, SuccessRate};
+pub use self::picks::tester::{Picked, Trial};
+pub use self::policy::candidate::Candidate;
 pub use self::policy::{
     LeastRequest, PeakEwma, PickFirst, Picker, Policy, RingHash, WeightedRandom, WeightedRoundRobin,
 };
-pub use self::retry::{RetryPolicy, RetryThrottling};
 pub use self::service_config::{ServiceConfig, ServiceConfigError};
-pub use self::trial::{Picked, Trial};
-pub use self::view::{Connectivity, InstanceChanges, InstanceStatus};
+pub use self::subchannel::status::{Connectivity, InstanceChanges, InstanceStatus};
 
 /// A gRPC channel that balances over the instances of a service, for any generated client.
 ///
@@ -101,7 +78,7 @@ pub struct BalancedChannel {
 }
 
 /// What clones of a channel and calls that still look for a place hold: the channel lives as long as one of them.
-pub(in crate::channel) struct Owner {
+pub(crate) struct Owner {
     shared: Arc<Shared>,
     changed: watch::Receiver<()>,
     /// Its end tells the control task to end.

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use crate::channel::candidate::{Candidate, Seat};
+use crate::channel::policy::candidate::{Candidate, Load};
 use crate::channel::policy::sampler::Sampler;
 use crate::channel::policy::{Picker, Policy};
 
@@ -55,19 +55,19 @@ impl Picker for LeastRequestPicker {
             Some(weights) => (u64::from(weights[first]), u64::from(weights[second])),
             None => (1, 1),
         };
-        let (better, worse) = if is_better((other.seat(), weights.1), (one.seat(), weights.0)) {
+        let (better, worse) = if is_better((other.load(), weights.1), (one.load(), weights.0)) {
             (second, first)
         } else {
             (first, second)
         };
-        if is_stuck(candidates[better].seat(), candidates[worse].seat()) { worse } else { better }
+        if is_stuck(candidates[better].load(), candidates[worse].load()) { worse } else { better }
     }
 }
 
 /// Whether `chosen` may well be frozen, and `other` is not.
 ///
 /// Who answers nobody looks less and less busy beside others under load.
-fn is_stuck(chosen: &Seat, other: &Seat) -> bool {
+fn is_stuck(chosen: &Load, other: &Load) -> bool {
     let now = Instant::now();
     if !chosen.is_awaited() {
         // The call that is about to go there is the first that waits.
@@ -82,8 +82,8 @@ fn is_stuck(chosen: &Seat, other: &Seat) -> bool {
 /// It should if `other` would still be no busier for its weight than `one` is now. So `one`, which comes up as often as its
 /// weight says, keeps the call where both are idle, and a heavy instance with one call in flight does not lose the next to a
 /// light one.
-fn is_better((other, other_weight): (&Seat, u64), (one, weight): (&Seat, u64)) -> bool {
-    let (calls, other_calls) = (u64::from(one.load()), u64::from(other.load()));
+fn is_better((other, other_weight): (&Load, u64), (one, weight): (&Load, u64)) -> bool {
+    let (calls, other_calls) = (u64::from(one.outstanding()), u64::from(other.outstanding()));
     let plain = (other_calls + 1) * weight <= calls * other_weight;
     if one.is_saturated() || other.is_saturated() {
         return !other.is_saturated();
@@ -114,7 +114,7 @@ fn handicap(latency: u32, other: u32) -> u64 {
 ///
 /// Not each time that it is old: where a second brings only a few calls, a slow instance would get one of each few.
 /// The clock is read last, so most picks do without.
-fn is_overlooked(slower: &Seat) -> bool {
+fn is_overlooked(slower: &Load) -> bool {
     slower.in_flight() == 0 && fastrand::u32(..OVERLOOKED_OF) == 0 && slower.is_forgotten(Instant::now())
 }
 
@@ -126,7 +126,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::channel::choice::Choice;
+    use crate::channel::picks::ready_set::Choice;
     use crate::channel::policy::tests::{assert_shared_by_weight, candidates};
 
     #[test]
@@ -169,22 +169,22 @@ mod tests {
     #[test]
     fn of_two_the_less_busy_one_is_taken() {
         let both = candidates(&[1, 1]);
-        both[0].seat().acquire();
+        both[0].load().acquire();
         let choice = Choice::new(both, &LeastRequest::new());
         for _ in 0..100 {
             let taken = choice.take(&[], 0).expect("one has room");
             assert_eq!(taken.instance().address.port(), 2, "the first has a call in flight");
-            taken.seat().release();
+            taken.load().release();
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_that_answers_nobody_is_passed_over_until_it_does() {
         let both = candidates(&[1, 1]);
-        let (frozen, busy) = (both[0].seat().clone(), both[1].seat().clone());
-        let answers = |seat: &Seat| {
-            seat.is_alive(Instant::now());
-            seat.answered_at(Instant::now(), Duration::from_millis(1));
+        let (frozen, busy) = (both[0].load().clone(), both[1].load().clone());
+        let answers = |load: &Load| {
+            load.is_alive(Instant::now());
+            load.answered_at(Instant::now(), Duration::from_millis(1));
         };
         answers(&frozen);
         answers(&busy);
@@ -207,8 +207,8 @@ mod tests {
     #[test]
     fn a_full_one_is_passed_over_although_it_has_fewer_calls() {
         let both = candidates(&[1, 1]);
-        both[0].seat().set_limit(0);
-        both[1].seat().acquire();
+        both[0].load().set_limit(0);
+        both[1].load().acquire();
         let picker = LeastRequest::new().picker(&both);
         assert!((0..100).all(|_| picker.pick(&both, 0) == 1), "the first has no room");
     }
@@ -234,8 +234,8 @@ mod tests {
             open.sort_by_key(|&(end, ..)| end);
             while let Some(&(end, latency, candidate)) = open.first().filter(|&&(end, ..)| end <= next) {
                 tokio::time::advance(end.duration_since(Instant::now())).await;
-                candidate.seat().answered_at(Instant::now(), latency);
-                candidate.seat().release();
+                candidate.load().answered_at(Instant::now(), latency);
+                candidate.load().release();
                 open.remove(0);
             }
             tokio::time::advance(next.duration_since(Instant::now())).await;
@@ -262,13 +262,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_instance_that_has_become_faster_gets_its_share_again() {
         let both = candidates(&[1, 1]);
-        both[0].seat().answered_at(Instant::now(), Duration::from_millis(50));
-        both[1].seat().answered_at(Instant::now(), Duration::from_millis(1));
+        both[0].load().answered_at(Instant::now(), Duration::from_millis(50));
+        both[1].load().answered_at(Instant::now(), Duration::from_millis(1));
         let choice = Choice::new(both, &LeastRequest::new());
         let call = || {
             let taken = choice.take(&[], 0).expect("one has room");
-            taken.seat().answered_at(Instant::now(), Duration::from_millis(1));
-            taken.seat().release();
+            taken.load().answered_at(Instant::now(), Duration::from_millis(1));
+            taken.load().release();
             taken.instance().address.port()
         };
         assert!((0..500).all(|_| call() == 2), "what was measured within the second is held against it");
@@ -291,9 +291,9 @@ mod tests {
             open.sort_by_key(|&(end, ..)| std::cmp::Reverse(end));
             while let Some((end, at, candidate)) = open.pop_if(|&mut (end, ..)| end <= next) {
                 tokio::time::advance(end.duration_since(Instant::now())).await;
-                candidate.seat().is_alive(end);
-                candidate.seat().answered_at(end, end - at);
-                candidate.seat().release();
+                candidate.load().is_alive(end);
+                candidate.load().answered_at(end, end - at);
+                candidate.load().release();
             }
             tokio::time::advance(next.duration_since(Instant::now())).await;
             let taken = if next < joined { &before } else { &after }.take(&[], 0).expect("all have room");

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use crate::channel::candidate::{Candidate, Seat};
+use crate::channel::policy::candidate::{Candidate, Load};
 use crate::channel::policy::sampler::Sampler;
 use crate::channel::policy::{Picker, Policy};
 
@@ -52,23 +52,23 @@ impl Picker for PeakEwmaPicker {
     fn pick(&self, candidates: &[Candidate], _: u64) -> usize {
         let (first, second) = self.sampler.two();
         let (Some(one), Some(other)) = (candidates.get(first), candidates.get(second)) else { return first };
-        let (one, other) = (one.seat(), other.seat());
+        let (one, other) = (one.load(), other.load());
         if one.is_saturated() || other.is_saturated() {
             return if other.is_saturated() { first } else { second };
         }
         let (weight, other_weight) = (f64::from(self.weights[first]), f64::from(self.weights[second]));
         // Each multiplied by both weights, instead of divided by its own: where both are idle, the sooner answer decides alone.
         let (both, heavier, now) = (weight * other_weight, weight.max(other_weight), Instant::now());
-        let promised = |seat, other_weight| promise(seat, both, heavier * other_weight, now);
+        let promised = |load, other_weight| promise(load, both, heavier * other_weight, now);
         // The first, drawn by weight, keeps a tie.
         if promised(other, weight) < promised(one, other_weight) { second } else { first }
     }
 }
 
 /// How long an answer would take here, in microseconds times `both`, if each call in flight weighs `each`.
-fn promise(seat: &Seat, both: f64, each: f64, now: Instant) -> f64 {
-    let waiting = f64::from(seat.load()) * each;
-    match seat.peak_micros(now) {
+fn promise(load: &Load, both: f64, each: f64, now: Instant) -> f64 {
+    let waiting = f64::from(load.outstanding()) * each;
+    match load.peak_micros(now) {
         // Nothing is known: the first call is to find out, the next ones wait for that.
         0 => waiting * UNKNOWN,
         micros => f64::from(micros) * (both + waiting),
@@ -84,9 +84,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::channel::choice::Choice;
+    use crate::channel::picks::ready_set::Choice;
+    use crate::channel::picks::tester::{Picked, Trial};
     use crate::channel::policy::tests::{assert_shared_by_weight, candidates};
-    use crate::channel::trial::{Picked, Trial};
     use crate::instance::Instance;
 
     fn trial<const N: usize>(weights: [u16; N]) -> Trial {
@@ -161,8 +161,8 @@ mod tests {
             candidates(&[10; 4]).into_iter().zip(shares).map(|(candidate, share)| candidate.with_weight(share));
         let choice = Choice::new(slowly.collect(), &PeakEwma::new());
         for candidate in choice.candidates() {
-            candidate.seat().measure_peaks();
-            candidate.seat().answered_at(Instant::now(), Duration::from_millis(1));
+            candidate.load().measure_peaks();
+            candidate.load().answered_at(Instant::now(), Duration::from_millis(1));
         }
         for _ in 0..2_650 {
             choice.take(&[], 0).expect("one has room");

@@ -1,6 +1,6 @@
 //! Random by weight.
 
-use crate::channel::candidate::Candidate;
+use crate::channel::policy::candidate::Candidate;
 use crate::channel::policy::sampler::Sampler;
 use crate::channel::policy::{Picker, Policy};
 

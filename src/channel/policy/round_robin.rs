@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::channel::candidate::Candidate;
+use crate::channel::policy::candidate::Candidate;
 use crate::channel::policy::{Picker, Policy};
 
 /// Each instance in turn, as often in a cycle as its weight says.
@@ -188,7 +188,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::channel::choice::Choice;
+    use crate::channel::picks::ready_set::Choice;
     use crate::channel::policy::tests::{candidates, share};
 
     fn order(weights: &[u32]) -> Vec<usize> {

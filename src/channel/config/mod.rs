@@ -1,0 +1,3 @@
+//! What is configured for calls, method by method.
+
+pub(crate) mod retry;

@@ -1,0 +1,165 @@
+//! A connection from its server's SETTINGS to its end, and the reason for that.
+//!
+//! One task drives it: reads, writes, keepalive pings, and what the server says about all of it.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use thiserror::Error;
+
+use crate::channel::transport::pings::{Pings, Silent};
+use crate::channel::transport::socket::{PeerState, Socket};
+
+/// A connection whose server has sent its SETTINGS.
+pub(crate) struct Connection {
+    pub(crate) send: SendRequest<Bytes>,
+    /// How many calls the peer lets be open at once, `u32::MAX` without a limit.
+    pub(crate) streams: u32,
+    pub(crate) driver: ConnectionDriver,
+    pub(crate) peer: Arc<PeerState>,
+}
+
+/// Moves a connection on. Dropped, it closes the socket and ends the calls on it.
+pub(crate) struct ConnectionDriver {
+    h2: h2::client::Connection<Socket, Bytes>,
+    pings: Pings,
+    /// The limit of open calls that was told last.
+    told: Option<u32>,
+    peer: Arc<PeerState>,
+}
+
+/// Hears what a connection's server says about all of it, and tells what calls make of it.
+pub(crate) trait Watcher: Send + Sync + 'static {
+    /// The peer changed its limit of open calls.
+    fn streams(&self, limit: u32);
+
+    /// It takes no new calls, and ends with those it has. Told once: at once when the server says GOAWAY, which is what
+    /// `said` tells, and at the end of the connection at the latest.
+    fn going_away(&self, said: bool);
+
+    /// How many calls are open on it.
+    fn calls(&self) -> u32;
+}
+
+impl ConnectionDriver {
+    pub(crate) fn new(h2: h2::client::Connection<Socket, Bytes>, pings: Pings, peer: Arc<PeerState>) -> Self {
+        Self { h2, pings, told: None, peer }
+    }
+
+    /// What closes the socket from outside.
+    pub(crate) fn abort_handle(&self) -> AbortHandle {
+        AbortHandle { peer: self.peer.clone() }
+    }
+
+    /// Drives the connection to its end, and tells why that was.
+    ///
+    /// It goes on after the last `SendRequest` was dropped, and after a GOAWAY, until the calls on it are done.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the socket and ends the calls on it.
+    pub(crate) async fn run(mut self, watcher: impl Watcher) -> Ended {
+        let (mut gathered, mut going) = (false, false);
+        let ended = poll_fn(|cx| {
+            let calls = watcher.calls();
+            // Whoever makes a call wakes this task, which would run next and write that one call. After one turn at the end of
+            // the queue of tasks, the calls that others made meanwhile go out in the same write.
+            if !gathered && calls >= GATHERS_FROM {
+                gathered = true;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            gathered = false;
+            let ended = self.poll_end(calls > 0, cx);
+            let streams = self.peer.streams();
+            if let Some(limit) = streams
+                && streams != self.told
+            {
+                self.told = streams;
+                watcher.streams(limit);
+            }
+            let said = self.peer.goaway().is_some();
+            if !going && (said || ended.is_ready()) {
+                going = true;
+                watcher.going_away(said);
+            }
+            ended
+        });
+        ended.await
+    }
+
+    /// Drives the connection until the server's first SETTINGS.
+    pub(crate) async fn settings(&mut self) -> Result<u32, Ended> {
+        poll_fn(|cx| {
+            let ended = self.poll_end(false, cx);
+            self.told = self.peer.streams();
+            match self.told {
+                Some(limit) => Poll::Ready(Ok(limit)),
+                None => ended.map(Err),
+            }
+        })
+        .await
+    }
+
+    fn poll_end(&mut self, has_calls: bool, cx: &mut Context<'_>) -> Poll<Ended> {
+        self.peer.register(cx);
+        if self.peer.is_cut() {
+            return Poll::Ready(Ended::Cut);
+        }
+        if let Poll::Ready(result) = Pin::new(&mut self.h2).poll(cx) {
+            return Poll::Ready(self.ended(result.err()));
+        }
+        match self.pings.poll(&mut self.h2, self.peer.take_read(), has_calls, cx) {
+            Ok(()) => Poll::Pending,
+            Err(Silent) => Poll::Ready(Ended::Silent),
+        }
+    }
+
+    /// The first reason of all that show at the end of a connection.
+    fn ended(&self, failure: Option<h2::Error>) -> Ended {
+        match (failure, self.peer.goaway()) {
+            (_, Some(reason)) => Ended::GoneAway(reason),
+            _ if self.peer.is_at_end() => Ended::Closed,
+            (Some(failure), None) => Ended::Broken(failure),
+            (None, None) => Ended::Unused,
+        }
+    }
+}
+
+/// Closes a connection's socket from outside.
+#[derive(Debug, Clone)]
+pub(crate) struct AbortHandle {
+    peer: Arc<PeerState>,
+}
+
+impl AbortHandle {
+    /// Closes the socket now and ends the calls on it. Once is enough.
+    pub(crate) fn cut(&self) {
+        self.peer.cut();
+    }
+}
+
+/// Why a connection ended. As text with [`chain`](crate::error::chain): a broken one has its cause as the source.
+#[derive(Debug, Error)]
+pub(crate) enum Ended {
+    #[error("the connection was cut")]
+    Cut,
+    #[error("the server did not answer a keepalive ping")]
+    Silent,
+    #[error("the server said GOAWAY ({0})")]
+    GoneAway(h2::Reason),
+    #[error("the server closed the connection")]
+    Closed,
+    #[error("the connection broke")]
+    Broken(#[source] h2::Error),
+    #[error("the connection was not needed any more")]
+    Unused,
+}
+
+/// From how many open calls on it a connection lets others join a write. With fewer nobody is likely to, and a task that
+/// goes to the end of the queue wakes another thread for nothing.
+pub(crate) const GATHERS_FROM: u32 = 4;
