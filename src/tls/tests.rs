@@ -1,15 +1,19 @@
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 use tempfile::TempDir;
 use tokio::io::duplex;
 
+use super::config::ALPN_H2;
 use super::testing::{Authority, acceptor, authority, issue};
 use super::*;
 use crate::error::chain;
+use crate::instance::Host;
+use crate::pem::PemFile;
 
-/// Our files on disk, a server that wants our certificate, and who signs for both.
+/// Our files on disk, a server that wants our certificate, and the authorities of both.
 struct World {
     folder: TempDir,
     root: Authority,
