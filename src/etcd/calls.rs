@@ -117,10 +117,10 @@ impl Connection {
     /// The id of the member's cluster, which comes with every answer: here with one that nothing but a login is needed
     /// for.
     pub(super) async fn cluster_id(&self, limit: Duration) -> Result<u64, EtcdError> {
-        const NOBODYS: i64 = 1;
+        const NO_LEASE: i64 = 1;
         let read = || {
             let mut client = self.client.lease_client();
-            async move { client.time_to_live(NOBODYS, None).await }
+            async move { client.time_to_live(NO_LEASE, None).await }
         };
         let answer = self.limited("read cluster id", "", limit, read).await?;
         Ok(answer.header().map_or(0, etcd_client::ResponseHeader::cluster_id))

@@ -226,7 +226,7 @@ impl State {
 /// and a password that was just changed is found out by the provider, not by etcd.
 const CREDENTIALS_PAUSE: Duration = Duration::from_secs(30);
 
-/// How long a provider that failed, or whose answer was refused, is not asked again.
+/// How long a provider is not asked again after it failed, or its answer was refused.
 const ASK_PAUSE: Duration = Duration::from_secs(1);
 
 /// How often a provider that fails is logged.
@@ -319,7 +319,7 @@ mod tests {
             assert!(timeout(SECOND, logins.credentials(0)).await.is_err(), "it has not answered yet");
             assert!(logins.is_asking(), "and that is known to be its fault");
         }
-        send.send(right()).expect("somebody waits still");
+        send.send(right()).expect("the login waits still");
         assert_eq!(logins.credentials(0).await.expect("the answer to the first question"), right());
         assert!(!logins.is_asking());
     }

@@ -15,7 +15,7 @@ use crate::error::BoxError;
 use crate::instance::Host;
 use crate::tls::TlsClient;
 
-/// Connects to one member, and to nobody else: it goes by its own URL, and never without TLS.
+/// Connects to one member alone: by its own URL, and never without TLS.
 #[derive(Debug, Clone)]
 pub(super) struct SecureConnector {
     tcp: HttpConnector,

@@ -216,8 +216,8 @@ fn config(roots: RootCertStore, identity: Option<&Identity>) -> Result<ClientCon
     Ok(config)
 }
 
-/// The provider, not taken from the process: another one may be its default, or none. Who switches aws-lc on wants it,
-/// even where ring came with the default features.
+/// The provider, not taken from the process: another one may be its default, or none. With the feature for aws-lc it is
+/// used, even where ring came with the default features.
 pub(super) fn provider() -> CryptoProvider {
     #[cfg(feature = "tls-aws-lc")]
     return rustls::crypto::aws_lc_rs::default_provider();
