@@ -83,7 +83,7 @@
 //! | 2 | `discover`: etcd to snapshots to changes. `register`: an instance to etcd, and the layer around a server |
 //! | 2 | `channel`: calls to instances, wherever those are known from |
 //! | 1 | `etcd`: the cluster: a connection a member, deadlines, logins, lists and watches |
-//! | 0 | `instance`, `snapshot`, `format`, `backoff`, `error`: pure |
+//! | 0 | `instance`, `snapshot`, `format`, `backoff`, `time`, `error`: pure |
 //! | 0 | `tls`, `pem`: certificates from files and memory, and sessions over any bytes, for `etcd` and `channel` |
 //!
 //! # Features

@@ -30,8 +30,8 @@ pub enum MemberState {
     Live,
     /// It announced that it leaves; it gets no new calls while others can take them.
     Draining,
-    /// Its key went without an announcement. A lease that was revoked and one that ran out with all others, because etcd
-    /// itself stood still, look the same, so it stays known until that is clear.
+    /// Its key went without an announcement. A lease that was revoked and one that ran out with all others, because
+    /// etcd itself stood still, look the same, so it stays known until that is clear.
     InQuestion,
 }
 

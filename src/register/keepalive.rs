@@ -114,7 +114,7 @@ impl MemberStream {
     async fn open(&self, lease: i64) -> Result<(Arc<Connection>, LeaseKeeper, LeaseKeepAliveStream), EtcdError> {
         let connection = self.cluster.connection(self.index, REPLY_LIMIT).await?;
         let opened = connection.keep_alive(lease, REPLY_LIMIT).await;
-        let (keeper, responses) = self.cluster.conclude(&connection, opened).await?;
+        let (keeper, responses) = self.cluster.on_answer(&connection, opened).await?;
         Ok((connection, keeper, responses))
     }
 
@@ -130,15 +130,15 @@ impl MemberStream {
         // Since when the member owes an answer; who asked may have given up by now.
         let mut owing: Option<Instant> = None;
         let mut used = Instant::now();
-        let mut eye = self.cluster.eye();
+        let mut refusals = self.cluster.refusal_watch();
         loop {
             let give_up_at = owing.map_or(used + STREAM_IDLE, |since| since + REPLY_LIMIT);
             tokio::select! {
                 biased;
-                () = eye.refused(connection) => return,
+                () = refusals.refused(connection) => return,
                 response = responses.message() => match response {
                     Ok(Some(response)) => {
-                        self.cluster.heard(connection);
+                        self.cluster.on_response(connection);
                         let answer = answer_in(&response);
                         for waiting in waiting.remove(&response.id()).into_iter().flatten() {
                             let _ = waiting.send(answer);
@@ -168,7 +168,7 @@ impl MemberStream {
                     if owing.is_some() {
                         tracing::debug!("member does not answer keepalives");
                         self.cluster.forget(connection);
-                        self.cluster.avoid(self.index);
+                        self.cluster.prefer_another(self.index);
                     }
                     return;
                 }

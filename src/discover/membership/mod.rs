@@ -1,20 +1,20 @@
 //! What is known of a service: keys in, snapshots out. Pure: time comes in as an argument.
 //!
-//! Between the keys and the snapshot stands the removal policy. In a watch, a lease that was revoked and one that ran out
-//! look the same, and leases that run out together arrive one by one, so a DELETE alone does not tell whether a server
-//! left or etcd stood still. A key's way:
+//! Between the keys and the snapshot stands the removal policy. In a watch, a lease that was revoked and one that ran
+//! out look the same, and leases that run out together arrive one by one, so a DELETE alone does not tell whether a
+//! server left or etcd stood still. The states of a key:
 //!
 //! ```text
 //! present --DELETE, announced or without a lease--------------------------> removed
-//!    ^  |--DELETE, otherwise--> missing --judged after 2 s: few are-------> removed
-//!    |                            |  |--judged: most of the service is--> held --60 s--> removed
+//!    ^  |--DELETE, otherwise--> missing --after 2 s, few are missing-----> removed
+//!    |                            |  |--most of the service is missing--> held --60 s--> removed
 //!    |<-------put back------------+<-----------------------------------------+
 //! ```
 //!
-//! An instance is in question while all of its keys are missing. While instances come back, the others are given the same
-//! two seconds again: what returns after a mass expiry returns over a while.
+//! An instance is in question while all of its keys are missing. While instances come back, the others are given the
+//! same two seconds again: what returns after a mass expiry returns over a while.
 
-mod roster;
+mod key_index;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -23,23 +23,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use self::roster::{Key, Roster, footprint};
-use super::JUDGEMENT;
+use self::key_index::{KeyIndex, KnownKey, footprint};
 use crate::etcd::{Event, Kv, MAX_SEGMENT, MAX_VALUE};
 use crate::format::{DecodeError, Decoded, Format};
 use crate::instance::{Instance, MAX_TAGS, ServiceName};
 use crate::snapshot::{Member, MemberState, Snapshot};
 
-/// The most keys of one service that are kept.
-const MAX_KEYS: usize = 10_000;
-
-/// About how much memory the instances of one service may take with their keys: room for the largest service with 30 tags an instance.
-const MAX_BYTES: usize = 32 * 1024 * 1024;
-
-/// How often one kind of trouble is logged at most.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
-
-/// Where instances stand in etcd and how they are read.
+/// Where a registry keeps instances in etcd and how they are read.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     /// What stands before the service's name: empty, or ending in a slash.
@@ -69,25 +59,27 @@ impl Layout {
     }
 }
 
+/// The keys of one service, and what the removal policy makes of them.
 pub(super) struct Membership {
     layout: Layout,
     service: ServiceName,
     range: String,
-    roster: Roster,
-    /// What a list that is under way showed so far.
-    listed: Listed,
+    index: KeyIndex,
+    /// The list that is under way.
+    listed: PartialList,
     /// When an instance in question came back the last time.
-    comeback: Option<Instant>,
+    last_return: Option<Instant>,
     complaints: Complaints,
 }
 
+/// What a list has shown so far.
 #[derive(Default)]
-struct Listed {
-    /// In the list's order, so that every client cuts off the same ones where there are too many.
-    keys: Vec<(String, Key)>,
+struct PartialList {
+    /// In the list's order, so that every client cuts off the same keys where there are too many.
+    keys: Vec<(String, KnownKey)>,
     /// How many of them were not known before.
     fresh: usize,
-    /// What those take that are not in the roster as they are.
+    /// About how much memory those take that are not in the index as they are.
     bytes: usize,
 }
 
@@ -114,20 +106,20 @@ struct Count {
 impl Membership {
     pub(super) fn new(layout: Layout, service: ServiceName, complaints: Complaints) -> Self {
         let range = layout.range(&service);
-        let (roster, listed) = (Roster::default(), Listed::default());
-        Self { layout, service, range, roster, listed, comeback: None, complaints }
+        let (index, listed) = (KeyIndex::default(), PartialList::default());
+        Self { layout, service, range, index, listed, last_return: None, complaints }
     }
 
-    /// A list begins; one that was under way is void.
-    pub(super) fn begin_list(&mut self) {
-        self.listed = Listed::default();
+    /// A list starts; one that was under way is void.
+    pub(super) fn on_list_start(&mut self) {
+        self.listed = PartialList::default();
     }
 
-    /// Takes a key of a list.
-    pub(super) fn list(&mut self, kv: &Kv, now: Instant) {
+    /// The list that is under way shows a key.
+    pub(super) fn on_listed_key(&mut self, kv: &Kv, now: Instant) {
         let Some(segment) = self.segment(&kv.key, now) else { return };
         let Some(mut key) = self.read(&segment, kv, now) else { return };
-        let known = self.roster.get(&segment).map(|known| &known.instance);
+        let known = self.index.get(&segment).map(|known| &known.instance);
         if !known.is_some_and(|known| Arc::ptr_eq(known, &key.instance)) {
             let keys = if known.is_some() { 0 } else { self.listed.fresh };
             let bytes = self.listed.bytes + footprint(&segment, &key.instance);
@@ -137,62 +129,62 @@ impl Membership {
                 None => return,
             }
         }
-        self.listed.fresh += usize::from(self.roster.get(&segment).is_none());
+        self.listed.fresh += usize::from(self.index.get(&segment).is_none());
         self.listed.keys.push((segment, key));
     }
 
     /// The list is complete, and the whole truth: what it did not show is gone.
-    pub(super) fn listed(&mut self, now: Instant) {
+    pub(super) fn on_list_end(&mut self, now: Instant) {
         let listed = std::mem::take(&mut self.listed).keys;
-        for segment in self.roster.present_but(&listed) {
-            self.delete(&segment, now);
+        for segment in self.index.present_but(&listed) {
+            self.on_delete(&segment, now);
         }
         for (segment, key) in listed {
-            self.put(segment, key, now);
+            self.on_put(segment, key, now);
         }
-        self.settle(now);
+        self.on_deadline(now);
     }
 
-    /// Takes events in their order.
-    pub(super) fn apply(&mut self, events: Vec<Event>, now: Instant) {
+    /// Events come, in their order.
+    pub(super) fn on_events(&mut self, events: Vec<Event>, now: Instant) {
         for event in events {
             match event {
                 Event::Put(kv) => {
                     if let Some(segment) = self.segment(&kv.key, now)
                         && let Some(key) = self.read(&segment, &kv, now)
                     {
-                        self.put(segment, key, now);
+                        self.on_put(segment, key, now);
                     }
                 }
                 Event::Delete { key, .. } => {
                     if let Some(segment) = self.segment(&key, now) {
-                        self.delete(&segment, now);
+                        self.on_delete(&segment, now);
                     }
                 }
             }
         }
-        self.settle(now);
+        self.on_deadline(now);
     }
 
-    /// What is to be known of a key; `None` for nothing new. A key that was good before keeps its last good value, under
-    /// the lease that it has now.
-    fn read(&self, segment: &str, kv: &Kv, now: Instant) -> Option<Key> {
-        let known = self.roster.get(segment);
+    /// Decodes a key; `None` if nothing is to be known of it. A key that was good before keeps its last good value,
+    /// under the lease that it has now.
+    fn read(&self, segment: &str, kv: &Kv, now: Instant) -> Option<KnownKey> {
+        let known = self.index.get(segment);
         let (instance, draining) = match self.layout.decode(segment, &kv.value) {
             Ok(decoded) => {
                 let draining = decoded.draining;
                 let instance = self.instance(decoded, &kv.key, now);
-                // Whoever has it can tell by a look at the pointer that it is the same.
+                // Shared where it is equal, so that a look at the pointer tells readers so.
                 let same = known.filter(|known| *known.instance == instance);
                 (same.map_or_else(|| Arc::new(instance), |known| known.instance.clone()), draining)
             }
             Err((trouble, detail)) => {
                 self.trouble(trouble, &kv.key, &detail, now);
-                let known = known.filter(|_| !self.roster.is_missing(segment))?;
+                let known = known.filter(|_| !self.index.is_missing(segment))?;
                 (known.instance.clone(), known.draining)
             }
         };
-        Some(Key { instance, lease: kv.lease, mod_revision: kv.mod_revision, draining })
+        Some(KnownKey { instance, lease: kv.lease, mod_revision: kv.mod_revision, draining })
     }
 
     /// Whether one more key would be too many, or `bytes` would be.
@@ -205,65 +197,65 @@ impl Membership {
         keys >= MAX_KEYS || bytes > MAX_BYTES
     }
 
-    /// A known key for whose value there is no room keeps the one that it had.
-    fn put(&mut self, segment: String, mut key: Key, now: Instant) {
-        let known = self.roster.get(&segment).map(|known| &known.instance);
-        let (keys, before) = known.map_or((self.roster.len(), 0), |known| (0, footprint(&segment, known)));
+    /// A key is present. Where there is no room for its value, a known key keeps the one that it had.
+    fn on_put(&mut self, segment: String, mut key: KnownKey, now: Instant) {
+        let known = self.index.get(&segment).map(|known| &known.instance);
+        let (keys, before) = known.map_or((self.index.len(), 0), |known| (0, footprint(&segment, known)));
         let after = footprint(&segment, &key.instance);
-        let bytes = self.roster.bytes() - before + after;
+        let bytes = self.index.bytes() - before + after;
         if after > before && self.is_too_much(bytes, keys, segment.as_bytes(), now) {
             match known {
                 Some(known) => key.instance = known.clone(),
                 None => return,
             }
         }
-        if self.roster.put(segment, key) {
-            self.comeback = Some(now);
+        if self.index.put(segment, key) {
+            self.last_return = Some(now);
         }
     }
 
-    fn delete(&mut self, segment: &str, now: Instant) {
-        let Some(key) = self.roster.get(segment) else { return };
-        if self.roster.is_missing(segment) {
+    fn on_delete(&mut self, segment: &str, now: Instant) {
+        let Some(key) = self.index.get(segment) else { return };
+        if self.index.is_missing(segment) {
             return;
         }
         if key.draining || key.lease == 0 {
-            self.roster.remove(segment);
-        } else if !self.roster.lose(segment, now) {
-            self.comeback = Some(now);
+            self.index.remove(segment);
+        } else if !self.index.lose(segment, now) {
+            self.last_return = Some(now);
         }
     }
 
-    /// Judges what is in question, as far as its time has come.
-    pub(super) fn settle(&mut self, now: Instant) {
-        let most_are_missing = self.roster.most_are_missing();
-        while let Some(since) = self.roster.missing_since()
-            && now >= self.verdict_at(since, most_are_missing)
+    /// Removes missing keys whose time has come.
+    pub(super) fn on_deadline(&mut self, now: Instant) {
+        let most_are_missing = self.index.most_are_missing();
+        while let Some(since) = self.index.missing_since()
+            && now >= self.removal_at(since, most_are_missing)
         {
-            self.roster.remove_missing();
+            self.index.remove_longest_missing();
         }
-        if self.roster.missing_since().is_none() {
-            self.comeback = None;
+        if self.index.missing_since().is_none() {
+            self.last_return = None;
         }
     }
 
-    /// When [`settle`](Self::settle) has something to do next, if nothing happens before.
+    /// When [`on_deadline`](Self::on_deadline) has something to do next, if nothing happens before.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        // The one that is missing for the longest time is judged first, whatever the judgement.
-        let since = self.roster.missing_since()?;
-        Some(self.verdict_at(since, self.roster.most_are_missing()))
+        // The key that is missing for the longest time is removed first.
+        let since = self.index.missing_since()?;
+        Some(self.removal_at(since, self.index.most_are_missing()))
     }
 
-    /// When a key that is missing since then is removed, as things stand.
-    fn verdict_at(&self, since: Instant, most_are_missing: bool) -> Instant {
-        let judged = self.comeback.map_or(since, |comeback| comeback.max(since)) + JUDGEMENT;
-        let held = since + self.layout.hold.max(JUDGEMENT);
-        if most_are_missing { held } else { judged.min(held) }
+    /// When a key that is missing since `since` is removed, unless anything changes.
+    fn removal_at(&self, since: Instant, most_are_missing: bool) -> Instant {
+        let soonest = self.last_return.map_or(since, |last_return| last_return.max(since)) + REMOVAL_DELAY;
+        let held = since + self.layout.hold.max(REMOVAL_DELAY);
+        if most_are_missing { held } else { soonest.min(held) }
     }
 
     /// Every instance once: with the newest of its keys for weight and tags, and draining only if all of them are.
     pub(super) fn snapshot(&self, revision: i64) -> Snapshot {
-        let mut keys: Vec<(&Key, bool)> = self.roster.iter().collect();
+        let mut keys: Vec<(&KnownKey, bool)> = self.index.iter().collect();
         keys.sort_unstable_by(|(a, _), (b, _)| {
             let newest_first = || b.mod_revision.cmp(&a.mod_revision);
             a.instance.address.cmp(&b.instance.address).then_with(newest_first)
@@ -327,6 +319,24 @@ pub(super) fn segment<'a>(key: &'a [u8], range: &str) -> Option<&'a str> {
 fn cut(text: impl fmt::Display) -> String {
     text.to_string().chars().take(256).collect()
 }
+
+/// The most keys of one service that are kept.
+const MAX_KEYS: usize = 10_000;
+
+/// About how much memory the instances of one service may take with their keys: room for the largest service with 30
+/// tags an instance.
+const MAX_BYTES: usize = 32 * 1024 * 1024;
+
+/// How often one kind of trouble is logged at most.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long an instance whose key went without an announcement stays known before it is removed: longer than a server
+/// needs to notice that its lease is gone and to register again (a quarter of a second of jitter, a grant, a claim).
+const REMOVAL_DELAY: Duration = Duration::from_secs(2);
+
+/// How long instances are held when more than half of a service went without an announcement: long enough for servers
+/// that back off up to 10 s from an etcd that recovers, short enough that a dead service is called so within a minute.
+pub(crate) const DEFAULT_HOLD: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests;

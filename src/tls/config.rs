@@ -1,28 +1,19 @@
-//! TLS towards etcd and towards instances: whom we trust, what we show of ourselves, and the sessions made with that.
+//! What TLS trusts and shows: the user's options, as files, PEM and roots, to a configuration of rustls.
 
 use std::fmt;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{InvalidDnsNameError, ServerName};
+use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
-use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
-use self::reload::Reloaded;
 use crate::error::ConfigError;
-use crate::instance::Host;
 use crate::pem::PemFile;
 
-mod reload;
-
 /// TLS towards etcd ([`RegistryBuilder::tls`](crate::RegistryBuilder::tls)) or towards the instances of a service
-/// ([`ChannelBuilder::tls`](crate::ChannelBuilder::tls)): who may sign their certificates, under which name, and what we
-/// show of ourselves.
+/// ([`ChannelBuilder::tls`](crate::ChannelBuilder::tls)): the authorities that sign their certificates, the name in
+/// them, and our own certificate.
 ///
 /// Roots add up: each method that gives some trusts more. At least one is needed, and nothing is trusted by default.
 /// With TLS every connection uses it, TLS 1.2 or 1.3, and the server has to agree on HTTP/2 by ALPN; nothing ever falls
@@ -42,32 +33,33 @@ mod reload;
 ///
 /// # Rotation
 ///
-/// Files are read when they are named, so that a bad one is an error before any I/O on the network, and again before each
-/// new connection: a certificate that was replaced is used by the next one. Open connections keep the one that they began
-/// with. A file that cannot be read any more or makes no sense, or a key that is not its certificate's, is logged as a
-/// warning, at most once a minute, and the last good files go on being used: while two files are replaced one after the
-/// other, connections can still be made. To distrust an authority replace its file; removing it changes nothing.
+/// Files are read when they are named, so that a bad one is an error before any I/O on the network, and again before
+/// each new connection: a certificate that was replaced is used by the next one. Open connections keep the one that
+/// they began with. A file that cannot be read any more or makes no sense, or a key that is not its certificate's, is
+/// logged as a warning, at most once a minute, and the last good files go on being used: while two files are replaced
+/// one after the other, connections can still be made. To distrust an authority replace its file; removing it changes
+/// nothing.
 ///
 /// What was given as PEM, and the roots of the system and of Mozilla, stay as they are.
 #[derive(Clone)]
 #[must_use]
 pub struct ClientTls {
     authorities: Vec<PemFile>,
-    /// Those that came in other ways than as PEM.
+    /// Roots that came in other ways than as PEM.
     other_roots: RootCertStore,
-    identity: Option<Identity>,
+    pub(super) identity: Option<Identity>,
     server_name: Option<ServerName<'static>>,
 }
 
 /// Our certificate with its chain, and its key.
 #[derive(Clone)]
-struct Identity {
+pub(super) struct Identity {
     cert: PemFile,
-    key: PemFile,
+    pub(super) key: PemFile,
 }
 
 impl ClientTls {
-    /// TLS that trusts nobody yet.
+    /// TLS that trusts no authority yet.
     pub fn new() -> Self {
         Self { authorities: Vec::new(), other_roots: RootCertStore::empty(), identity: None, server_name: None }
     }
@@ -132,7 +124,7 @@ impl ClientTls {
     }
 
     /// The name, or IP address, that every server's certificate must be for. Without it, that is the host of the etcd
-    /// member's URL, or of the instance's address as it was found; what else an instance tells about itself has no say.
+    /// member's URL, or of the instance's address as it was found; nothing else that an instance says of itself counts.
     ///
     /// # Errors
     ///
@@ -145,14 +137,20 @@ impl ClientTls {
         Ok(self)
     }
 
-    /// What makes sessions. Refuses what can never verify a server.
-    pub(crate) fn build(&self) -> Result<TlsClient, ConfigError> {
+    /// # Errors
+    ///
+    /// Nothing is trusted, so that no server can ever be verified.
+    pub(super) fn check_roots(&self) -> Result<(), ConfigError> {
         if self.authorities.is_empty() && self.other_roots.is_empty() {
             let source = "there is none: give a file or PEM, or choose the system's or Mozilla's".into();
             return Err(ConfigError::Tls { what: AUTHORITY, path: None, source });
         }
-        let config = Arc::new(self.config()?);
-        Ok(TlsClient { server_name: self.server_name.clone(), reloaded: Reloaded::new(self.clone(), config) })
+        Ok(())
+    }
+
+    /// The name that every server's certificate must be for, if it is not that of its address.
+    pub(super) fn server_name_override(&self) -> Option<&ServerName<'static>> {
+        self.server_name.as_ref()
     }
 
     fn authority(mut self, pem: PemFile) -> Result<Self, ConfigError> {
@@ -168,7 +166,8 @@ impl ClientTls {
         Ok(Self { identity: Some(identity), ..self })
     }
 
-    fn config(&self) -> Result<ClientConfig, ConfigError> {
+    /// The configuration of sessions, from the PEM as it was read last.
+    pub(super) fn config(&self) -> Result<ClientConfig, ConfigError> {
         let mut roots = self.other_roots.clone();
         for authority in &self.authorities {
             roots.roots.extend(authority.roots()?.roots);
@@ -176,7 +175,8 @@ impl ClientTls {
         config(roots, self.identity.as_ref())
     }
 
-    fn pems(&mut self) -> impl Iterator<Item = &mut PemFile> {
+    /// Everything that came as PEM.
+    pub(super) fn pems(&mut self) -> impl Iterator<Item = &mut PemFile> {
         let identity = self.identity.iter_mut().flat_map(|Identity { cert, key }| [cert, key]);
         self.authorities.iter_mut().chain(identity)
     }
@@ -199,58 +199,6 @@ impl fmt::Debug for ClientTls {
     }
 }
 
-/// The client side of TLS, shared by all connections of a channel or of a cluster, so that they resume each other's
-/// sessions.
-#[derive(Clone)]
-pub(crate) struct TlsClient {
-    reloaded: Arc<Reloaded>,
-    server_name: Option<ServerName<'static>>,
-}
-
-impl fmt::Debug for TlsClient {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsClient").field("server_name", &self.server_name).finish_non_exhaustive()
-    }
-}
-
-/// Why there is no TLS session.
-#[derive(Debug, Error)]
-pub(crate) enum TlsError {
-    #[error("the TLS handshake failed")]
-    Handshake(#[source] io::Error),
-    #[error("the address's host is no name for TLS")]
-    Name(#[source] InvalidDnsNameError),
-    #[error("the server did not agree on HTTP/2 by ALPN")]
-    NoHttp2,
-}
-
-impl TlsError {
-    /// Whether an error came from one of these.
-    pub(crate) fn is_behind(error: &(dyn std::error::Error + 'static)) -> bool {
-        std::iter::successors(Some(error), |error| error.source()).any(<dyn std::error::Error>::is::<Self>)
-    }
-}
-
-impl TlsClient {
-    /// Makes a session with the server at `host`, with the certificates as they are on disk now.
-    pub(crate) async fn handshake<I>(&self, host: &Host, io: I) -> Result<TlsStream<I>, TlsError>
-    where
-        I: AsyncRead + AsyncWrite + Unpin,
-    {
-        let name = match (&self.server_name, host) {
-            (Some(name), _) => name.clone(),
-            (None, Host::Ip(ip)) => ServerName::from(ip.to_canonical()),
-            (None, Host::Name(name)) => ServerName::try_from(name.to_string()).map_err(TlsError::Name)?,
-        };
-        let connector = TlsConnector::from(self.reloaded.config().await);
-        let stream = connector.connect(name, io).await.map_err(TlsError::Handshake)?;
-        if stream.get_ref().1.alpn_protocol() != Some(ALPN_H2) {
-            return Err(TlsError::NoHttp2);
-        }
-        Ok(stream)
-    }
-}
-
 fn config(roots: RootCertStore, identity: Option<&Identity>) -> Result<ClientConfig, ConfigError> {
     let unusable =
         |error: rustls::Error| ConfigError::Tls { what: "the TLS configuration", path: None, source: error.into() };
@@ -268,21 +216,18 @@ fn config(roots: RootCertStore, identity: Option<&Identity>) -> Result<ClientCon
     Ok(config)
 }
 
-/// Named, not taken from the process: another provider may be its default, or none. Who switches aws-lc on wants it, even
-/// where ring came with the default features.
-fn provider() -> CryptoProvider {
+/// The provider, not taken from the process: another one may be its default, or none. With the feature for aws-lc it is
+/// used, even where ring came with the default features.
+pub(super) fn provider() -> CryptoProvider {
     #[cfg(feature = "tls-aws-lc")]
     return rustls::crypto::aws_lc_rs::default_provider();
     #[cfg(not(feature = "tls-aws-lc"))]
     return rustls::crypto::ring::default_provider();
 }
 
+/// The protocol that sessions offer and servers must agree on.
+pub(super) const ALPN_H2: &[u8] = b"h2";
+
 const AUTHORITY: &str = "the certificate authority";
 const CERTIFICATE: &str = "the client certificate";
 const KEY: &str = "the client key";
-const ALPN_H2: &[u8] = b"h2";
-
-#[cfg(test)]
-pub(crate) mod testing;
-#[cfg(test)]
-mod tests;

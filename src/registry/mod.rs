@@ -1,5 +1,14 @@
 //! The registry: an etcd cluster, a key prefix and a format, and the one place that ties the two sides together.
+//!
+//! # Layout
+//!
+//! | file | what flows through it |
+//! | --- | --- |
+//! | this file | options to a registry; a registry to registrations, channels and streams |
+//! | `registries` | several registries as one, for clients |
+//! | `lookup` | watchers to channels and streams, for one registry and for several |
 
+mod lookup;
 mod registries;
 
 use std::collections::BTreeMap;
@@ -22,15 +31,8 @@ use crate::tls::ClientTls;
 
 pub use self::registries::Registries;
 
-/// How long a TCP and TLS connection to etcd may take: ten round trips on a bad day, and still a quick move to the next
-/// member.
-const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The longest hold: a year stands for ever, and does not overflow a clock.
-const MAX_HOLD: Duration = Duration::from_secs(365 * 86_400);
-
-/// An etcd cluster, a key prefix and a format: where servers register and clients look. Clones share everything, and one
-/// is enough for a process.
+/// An etcd cluster, a key prefix and a format: where servers register and clients look. Clones share everything, and
+/// one is enough for a process.
 #[derive(Clone)]
 pub struct Registry {
     registrar: Arc<Registrar>,
@@ -81,30 +83,31 @@ impl Registry {
     /// All channels and streams of one registry and service share one watch in etcd. A bad service name is an error of
     /// [`build`](ChannelBuilder::build).
     pub fn channel(&self, service: impl AsRef<str>) -> ChannelBuilder {
-        registries::channel([self.clone()].into(), service.as_ref())
+        lookup::channel(vec![self.watchers.clone()], service.as_ref())
     }
 
     /// The instances of a service, as a stream of changes, for a balancer of your own or for tonic's
-    /// ([`Discover::balance_channel`]). The watch in etcd begins now and is shared by all who ask this
-    /// registry for the same service.
+    /// ([`Discover::balance_channel`]). The watch in etcd begins now and is shared by all channels and
+    /// streams of this registry and service.
     ///
     /// # Errors
     ///
-    /// A bad service name, or no tokio runtime on this thread. An etcd that is away is no error: the stream waits.
+    /// A bad service name, or no tokio runtime on this thread. An etcd that is unreachable is no error: the stream
+    /// waits.
     pub fn discover(&self, service: impl AsRef<str>) -> Result<Discover, ConfigError> {
-        registries::discover(slice::from_ref(self), service.as_ref())
+        lookup::discover(slice::from_ref(&self.watchers), service.as_ref())
     }
 
-    /// The services that are registered below the prefix right now, each with how many keys it has: one an instance, as a
-    /// rule.
+    /// The services that are registered below the prefix right now, each with how many keys it has: one an instance, as
+    /// a rule.
     ///
-    /// Keys are read without their values, 500 at a time, all at the revision of the first page. Keys that do not look like a
-    /// service's are passed over, and at most 10,000 services are listed.
+    /// Keys are read without their values, in pages of 128 to 4,096, all at the revision of the first page. Keys that
+    /// do not look like a service's are skipped, and at most 10,000 services are listed.
     ///
     /// # Errors
     ///
-    /// [`RegistryError::Config`] under an empty prefix, which would mean everything in etcd; otherwise what became of the
-    /// call. Every member is asked before it fails, for at most 5 s each, or 5 s a page.
+    /// [`RegistryError::Config`] under an empty prefix, which would mean everything in etcd; otherwise what the
+    /// call failed with. Every member is asked before it fails, for at most 5 s each, or 5 s a page.
     ///
     /// # Cancel safety
     ///
@@ -116,12 +119,13 @@ impl Registry {
     /// The instances of a service that are registered right now. Nothing is remembered and nothing watched: a program
     /// that wants to follow them uses [`discover`](Self::discover).
     ///
-    /// It reads as `discover` does, with the same limits: values that cannot be read are left out and logged, several keys
-    /// of one address are one instance, at most 10,000 keys count. A service without instances is an empty snapshot.
+    /// It reads as `discover` does, with the same limits: values that cannot be read are left out and logged, several
+    /// keys of one address are one instance, at most 10,000 keys count. A service without instances is an empty
+    /// snapshot.
     ///
     /// # Errors
     ///
-    /// [`RegistryError::Config`] for a bad service name; otherwise what became of the call. Every member is asked before it
+    /// [`RegistryError::Config`] for a bad service name; otherwise what the call failed with. Every member is asked before it
     /// fails, for at most 5 s each, or 5 s a page.
     ///
     /// # Cancel safety
@@ -132,16 +136,16 @@ impl Registry {
         self.watchers.instances(&service).await
     }
 
-    /// Tells an instance to leave: puts the draining mark on its key, under the lease that it has, if nothing about the key
-    /// changed meanwhile.
+    /// Tells an instance to leave: puts the draining mark on its key, under the lease that it has, if nothing about the
+    /// key changed meanwhile.
     ///
     /// The server obeys as if it had been signalled, but serves on: it revokes its lease, its status becomes
     /// [`RegistrationStatus::Drained`](crate::RegistrationStatus::Drained), and its calls in flight go on. Clients send it no new ones
-    /// from the mark on, unless nobody else is left. A server that does not use this crate cannot obey and stays
+    /// from the mark on, unless no other instance is left. A server that does not use this crate cannot obey and stays
     /// registered; for clients with this crate the mark counts all the same.
     ///
-    /// A server that is registered in several registries ([`Registrations`](crate::Registrations)) leaves this one alone, and
-    /// has to be told in each: to clients of several it is there while one of them has it.
+    /// A server that is registered in several registries ([`Registrations`](crate::Registrations)) leaves this one
+    /// alone, and has to be told in each: to clients of several it is there while one of them has it.
     ///
     /// It returns when the mark is in etcd, a few milliseconds before the server is gone. An instance that is marked
     /// already is no error.
@@ -149,7 +153,7 @@ impl Registry {
     /// # Errors
     ///
     /// [`RegistryError::UnknownAddress`]; [`RegistryError::NoDrainingMark`], where the format has no place for it; a bad
-    /// service name; otherwise what became of the calls.
+    /// service name; otherwise what a call failed with.
     ///
     /// # Cancel safety
     ///
@@ -180,7 +184,8 @@ pub struct RegistryBuilder {
 }
 
 impl RegistryBuilder {
-    /// What every key begins with. Defaults to the format's own: `kitex/registry-etcd` for [`Kitex`], `/microservices` for
+    /// What every key begins with. Defaults to the format's own: `kitex/registry-etcd` for [`Kitex`], `/microservices`
+    /// for
     /// [`Kratos`](crate::Kratos), nothing for [`EtcdNaming`](crate::EtcdNaming) and [`GoZero`](crate::GoZero).
     ///
     /// A slash at the end changes nothing, one at the beginning is kept.
@@ -211,27 +216,29 @@ impl RegistryBuilder {
     /// How long instances stay known when more than half of a service disappears without an announcement. Defaults to
     /// 60 s; zero switches it off.
     ///
-    /// A service whose servers all crash and one whose leases all ran out because etcd stood still look the same from
-    /// here, and taking down the second would be worse than calling the first a little longer. A service of one instance
-    /// that crashes counts: it is listed for its TTL and this time.
+    /// A crash of all servers and the end of all leases because etcd stood still look the same from here, and taking
+    /// down servers that are fine would be worse than calling dead ones a little longer. A service of one instance that
+    /// crashes counts: it is listed for its TTL and this time.
     pub fn removal_hold(mut self, hold: Duration) -> Self {
         self.removal_hold = hold;
         self
     }
 
-    /// User and password towards etcd, for simple tokens and JWT. A token that expired or is no longer valid is replaced by
-    /// another login, which nobody notices. Kitex calls this `WithAuthOpt`.
+    /// User and password towards etcd, for simple tokens and JWT. A token that expired or is no longer valid is
+    /// replaced by another login, unnoticed. Kitex calls this `WithAuthOpt`.
     ///
-    /// After credentials were refused, which is logged as a warning, etcd is not asked again for 30 s; meanwhile instances
-    /// stay known, and a registration lasts for as long as its keepalives need no login. For a password that changes while
-    /// the program runs there is [`auth_with`](Self::auth_with), which replaces this, as this replaces that.
+    /// After credentials were refused, which is logged as a warning, etcd is not asked again for 30 s; meanwhile
+    /// instances stay known, and a registration lasts for as long as its keepalives need no login. For a password that
+    /// changes while the program runs there is [`auth_with`](Self::auth_with), which replaces this, as this replaces
+    /// that.
     pub fn auth(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
         self.provider = Some(Provider::Fixed(Credentials::new(user, password)));
         self
     }
 
-    /// User and password towards etcd from `provider`, which is asked again for each login: with each new connection, after
-    /// a token expired, and after a password or a role was changed. So a password can be rotated while the program runs.
+    /// User and password towards etcd from `provider`, which is asked again for each login: with each new connection,
+    /// after a token expired, and after a password or a role was changed. So a password can be rotated while the
+    /// program runs.
     ///
     /// ```no_run
     /// use tonic_etcd::{Credentials, Registry};
@@ -247,10 +254,11 @@ impl RegistryBuilder {
     /// # }
     /// ```
     ///
-    /// A slow provider is waited for by whatever needs the login, up to that one's own limit of 0.7 s to 5 s; its answer then
-    /// serves those who come later. One that fails, or does not answer within 30 s, is asked again after 1 s. Its errors are logged as warnings, at most once
-    /// a minute, so they must not show the password. What etcd refused is tried again after 30 s, anything else after 1 s:
-    /// change a password in etcd first, and let the provider hand it out then.
+    /// A slow provider is waited for by whatever needs the login, up to that call's own limit of 0.7 s to 5 s; its
+    /// answer then serves later logins. One that fails, or does not answer within 30 s, is asked again after 1 s. Its
+    /// errors are logged as warnings, at most once a minute, so they must not show the password. What etcd refused is
+    /// tried again after 30 s, anything else after 1 s: change a password in etcd first, and let the provider hand it
+    /// out then.
     pub fn auth_with<P, F, E>(mut self, provider: P) -> Self
     where
         P: Fn() -> F + Send + Sync + 'static,
@@ -272,7 +280,7 @@ impl RegistryBuilder {
     ///
     /// # Errors
     ///
-    /// An empty list of endpoints, a bad URL, a bad prefix, an option out of its range, or TLS that trusts nobody.
+    /// An empty list of endpoints, a bad URL, a bad prefix, an option out of its range, or TLS without trusted roots.
     pub fn build(self) -> Result<Registry, ConfigError> {
         let prefix = self.prefix.unwrap_or_else(|| self.format.default_prefix().to_owned());
         let base = parse_prefix(&prefix)?;
@@ -284,7 +292,7 @@ impl RegistryBuilder {
             let (option, value) = ("dial_timeout", format!("{:?}", self.dial_timeout));
             return Err(ConfigError::Option { option, value, expected: "more than zero" });
         }
-        if self.provider.as_ref().is_some_and(Provider::names_nobody) {
+        if self.provider.as_ref().is_some_and(Provider::has_no_user) {
             let (option, value) = ("auth", "with an empty user".to_owned());
             return Err(ConfigError::Option { option, value, expected: "a user's name" });
         }
@@ -336,6 +344,13 @@ fn parse_prefix(prefix: &str) -> Result<String, ConfigError> {
     let slash = if prefix.ends_with('/') { "" } else { "/" };
     Ok(format!("{prefix}{slash}"))
 }
+
+/// How long a TCP and TLS connection to etcd may take: ten round trips on a bad day, and still a quick move to the next
+/// member.
+const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The longest hold: a year stands for ever, without overflowing a clock.
+const MAX_HOLD: Duration = Duration::from_secs(365 * 86_400);
 
 #[cfg(test)]
 mod tests {
