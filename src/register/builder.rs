@@ -6,14 +6,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::advertise::advertise;
-use super::drain::Drain;
-use super::holdings::{Holdings, Plan, random};
-use super::registrar::Registrar;
+use super::desired::{Desired, Health, Wishes};
+use super::lease::{Holdings, Plan, Registrar, Task, random};
 use super::registration::{Registration, Shared, check_value};
+use super::retry::Upkeep;
+use super::server::Drain;
 use super::status::RegistrationStatus;
-use super::task::Task;
-use super::upkeep::Upkeep;
-use super::wishes::{Desired, Health, Wishes};
 use crate::error::ConfigError;
 use crate::instance::{Instance, ServiceName};
 

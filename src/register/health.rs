@@ -12,7 +12,7 @@ use tonic_health::pb::health_check_response::ServingStatus as Answer;
 use tonic_health::pb::health_server::Health as _;
 use tonic_health::server::{HealthReporter, HealthService, WatchStream};
 
-use super::wishes::Health;
+use super::desired::Health;
 
 /// How often a service is looked for that the reporter does not know (yet): it does not say when it learns of one. Ten
 /// looks into a map a second cost nothing, and a server that starts is not held up.

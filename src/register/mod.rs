@@ -2,28 +2,21 @@
 
 mod advertise;
 mod builder;
-mod drain;
+mod desired;
 #[cfg(feature = "health")]
 mod health;
-mod holdings;
-mod incoming;
-mod keepalive;
-mod layer;
-mod own_key;
-mod registrar;
+mod lease;
 mod registration;
-mod registrations;
+mod retry;
+mod server;
+mod set;
 mod signal;
 mod status;
-mod task;
-mod upkeep;
-mod wishes;
 
 pub use self::builder::RegistrationBuilder;
-pub use self::incoming::{Incoming, Io};
-pub use self::layer::{RegistrationBody, RegistrationFuture, RegistrationLayer, RegistrationService};
-pub(crate) use self::registrar::Registrar;
+pub(crate) use self::lease::Registrar;
 pub use self::registration::Registration;
-pub use self::registrations::Registrations;
+pub use self::server::{Incoming, Io, RegistrationBody, RegistrationFuture, RegistrationLayer, RegistrationService};
+pub use self::set::Registrations;
 pub use self::signal::shutdown_signal;
 pub use self::status::{RegistrationStatus, StatusChanges};

@@ -9,13 +9,11 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::Instrument;
 
-use super::drain::Drain;
-use super::incoming::Incoming;
-use super::layer::RegistrationLayer;
-use super::registrations::Registrations;
+use super::desired::{Desired, Health};
+use super::lease::Task;
+use super::server::{Drain, Incoming, RegistrationLayer};
+use super::set::Registrations;
 use super::status::{RegistrationStatus, StatusChanges};
-use super::task::Task;
-use super::wishes::{Desired, Health};
 use crate::error::{ConfigError, Gone};
 use crate::etcd::{MAX_SEGMENT, MAX_VALUE};
 use crate::format::{Entry, Format};

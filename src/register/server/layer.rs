@@ -19,7 +19,7 @@ use tonic::body::Body;
 use tower::{BoxError, Layer, Service};
 
 use super::drain::{Drain, End, Seat};
-use super::registrations::Registrations;
+use crate::register::set::Registrations;
 
 /// Ties a server to its registration: starts it when the server starts to serve, counts the calls in flight and ends at the
 /// drain limit those that are left.
@@ -46,7 +46,7 @@ pub struct RegistrationLayer {
 }
 
 impl RegistrationLayer {
-    pub(super) fn new(registrations: Registrations) -> Self {
+    pub(in crate::register) fn new(registrations: Registrations) -> Self {
         Self { registrations, starts: true }
     }
 

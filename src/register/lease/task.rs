@@ -24,15 +24,15 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::holdings::{Granted, Holdings, Outcome};
+use super::claims::{Granted, Holdings, Outcome};
 use super::keepalive::{LeaseState, keep};
 use super::own_key::{OwnKey, observe};
-use super::status::RegistrationStatus;
-use super::upkeep::Upkeep;
-use super::wishes::Wishes;
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE, hex};
+use crate::register::desired::Wishes;
+use crate::register::retry::Upkeep;
+use crate::register::status::RegistrationStatus;
 
 /// The most that a grant waits after a lease was lost: 500 servers that lose theirs together come back spread.
 const REGRANT_JITTER: Duration = Duration::from_millis(250);
@@ -47,7 +47,7 @@ const RESTORE_INTERVAL: Duration = Duration::from_secs(1);
 const LEAVE_LIMIT: Duration = Duration::from_secs(3);
 
 /// A registration that was not started yet, or runs.
-pub(super) struct Task {
+pub(in crate::register) struct Task {
     holdings: Holdings,
     upkeep: Upkeep,
     wishes: Wishes,
@@ -122,7 +122,7 @@ enum Look {
 }
 
 impl Task {
-    pub(super) fn new(
+    pub(in crate::register) fn new(
         holdings: Holdings,
         upkeep: Upkeep,
         wishes: Wishes,
@@ -133,7 +133,7 @@ impl Task {
     }
 
     /// Keeps the instance registered until it is to leave, and then takes it out.
-    pub(super) async fn run(mut self) {
+    pub(in crate::register) async fn run(mut self) {
         self.report(RegistrationStatus::Registering);
         self.wishes.begin();
         let mut end = pin!(self.wishes.end());

@@ -9,10 +9,10 @@ use crate::format::Format;
 /// What all registrations of a registry share.
 #[derive(Debug)]
 pub(crate) struct Registrar {
-    pub(super) cluster: Arc<Cluster>,
+    pub(in crate::register) cluster: Arc<Cluster>,
     /// What stands before the service's name in keys: empty, or ending in a slash.
-    pub(super) base: String,
-    pub(super) format: Arc<dyn Format>,
+    pub(in crate::register) base: String,
+    pub(in crate::register) format: Arc<dyn Format>,
     keepalives: Mutex<Weak<Keepalives>>,
 }
 

@@ -6,10 +6,8 @@ use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
 
-use super::drain::Drain;
-use super::incoming::Incoming;
-use super::layer::RegistrationLayer;
 use super::registration::Registration;
+use super::server::{Drain, Incoming, RegistrationLayer};
 use super::status::RegistrationStatus;
 use crate::error::Gone;
 

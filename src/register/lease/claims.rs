@@ -45,19 +45,19 @@ const REVOKE_RETRY_MAX: Duration = Duration::from_millis(500);
 
 /// What does not change while a registration lives.
 #[derive(Debug)]
-pub(super) struct Plan {
-    pub(super) service: ServiceName,
-    pub(super) ttl: Duration,
+pub(in crate::register) struct Plan {
+    pub(in crate::register) service: ServiceName,
+    pub(in crate::register) ttl: Duration,
     /// Whether the first claim may take over a key whose owner still seems alive.
-    pub(super) takes_over: bool,
+    pub(in crate::register) takes_over: bool,
     /// The registration's own number, for formats that name keys so.
-    pub(super) id: u128,
+    pub(in crate::register) id: u128,
 }
 
 /// What of a registration may exist in etcd.
 #[derive(Debug)]
-pub(super) struct Holdings {
-    pub(super) registrar: Arc<Registrar>,
+pub(in crate::register) struct Holdings {
+    pub(in crate::register) registrar: Arc<Registrar>,
     plan: Plan,
     /// The newest last.
     leases: Vec<i64>,
@@ -83,7 +83,7 @@ struct Written {
 }
 
 /// What asking for a lease came to.
-pub(super) enum Granted {
+pub(in crate::register) enum Granted {
     /// It lives for this long without keepalives.
     Now(Duration),
     /// The same, but since an earlier attempt whose answer was lost: it wants a keepalive at once.
@@ -93,7 +93,7 @@ pub(super) enum Granted {
 }
 
 /// What a claim came to.
-pub(super) enum Outcome {
+pub(in crate::register) enum Outcome {
     /// The key holds our value since this revision.
     Claimed(i64),
     /// It is under this live lease of somebody else.
@@ -105,7 +105,7 @@ pub(super) enum Outcome {
 }
 
 impl Holdings {
-    pub(super) fn new(registrar: Arc<Registrar>, plan: Plan) -> Self {
+    pub(in crate::register) fn new(registrar: Arc<Registrar>, plan: Plan) -> Self {
         Self {
             registrar,
             plan,
@@ -118,12 +118,12 @@ impl Holdings {
         }
     }
 
-    pub(super) fn service(&self) -> &ServiceName {
+    pub(in crate::register) fn service(&self) -> &ServiceName {
         &self.plan.service
     }
 
     /// Our key and value under this lease.
-    pub(super) fn entry(&self, instance: &Instance, lease: i64, draining: bool) -> (String, Vec<u8>) {
+    pub(in crate::register) fn entry(&self, instance: &Instance, lease: i64, draining: bool) -> (String, Vec<u8>) {
         let Registrar { base, format, .. } = &*self.registrar;
         let Plan { service, id, .. } = &self.plan;
         let entry = Entry::new(service, instance, lease, *id).draining(draining);
@@ -131,14 +131,14 @@ impl Holdings {
     }
 
     /// An id for a lease that is about to be asked for.
-    pub(super) fn new_lease(&mut self) -> i64 {
+    pub(in crate::register) fn new_lease(&mut self) -> i64 {
         // Positive, since etcdctl and Kitex know no others.
         let id = i64::try_from(random() >> 1).unwrap_or(i64::MAX).max(1);
         self.leases.push(id);
         id
     }
 
-    pub(super) fn forget_lease(&mut self, lease: i64) {
+    pub(in crate::register) fn forget_lease(&mut self, lease: i64) {
         self.leases.retain(|known| *known != lease);
         self.retired.push_back(lease);
         if self.retired.len() > RETIRED {
@@ -146,12 +146,12 @@ impl Holdings {
         }
     }
 
-    pub(super) fn is_own_lease(&self, lease: i64) -> bool {
+    pub(in crate::register) fn is_own_lease(&self, lease: i64) -> bool {
         self.leases.contains(&lease) || self.retired.contains(&lease)
     }
 
     /// Asks for the lease. Asking again for the same id, when the answer was lost, cannot make two.
-    pub(super) async fn grant(&self, lease: i64) -> Result<Granted, EtcdError> {
+    pub(in crate::register) async fn grant(&self, lease: i64) -> Result<Granted, EtcdError> {
         let ttl = self.plan.ttl;
         let grant = self
             .registrar
@@ -174,7 +174,12 @@ impl Holdings {
     }
 
     /// Puts our value wherever that takes nothing from a server that is alive, and then deletes the keys that ours was before.
-    pub(super) async fn claim(&mut self, key: &str, value: &[u8], lease: i64) -> Result<Outcome, EtcdError> {
+    pub(in crate::register) async fn claim(
+        &mut self,
+        key: &str,
+        value: &[u8],
+        lease: i64,
+    ) -> Result<Outcome, EtcdError> {
         self.note_key(Written { key: key.to_owned(), lease, revision: None });
         let outcome = self.put(key, value, lease).await?;
         // A failure costs nothing but time: they are tried again with the next claim, and end with their leases anyhow.
@@ -216,7 +221,7 @@ impl Holdings {
     }
 
     /// Our value was seen in the key, at this revision, although no claim was answered.
-    pub(super) fn note_written(&mut self, key: String, lease: i64, revision: i64) {
+    pub(in crate::register) fn note_written(&mut self, key: String, lease: i64, revision: i64) {
         self.note_key(Written { key, lease, revision: Some(revision) });
     }
 
@@ -230,7 +235,7 @@ impl Holdings {
     }
 
     /// Whether a key may hold our value.
-    pub(super) fn is_written(&self) -> bool {
+    pub(in crate::register) fn is_written(&self) -> bool {
         self.written.is_some()
     }
 
@@ -243,13 +248,13 @@ impl Holdings {
     }
 
     /// From now on somebody may drain the instance that was claimed.
-    pub(super) fn expect_drain(&mut self, instance: &Instance, lease: i64) {
+    pub(in crate::register) fn expect_drain(&mut self, instance: &Instance, lease: i64) {
         let carries_draining = self.registrar.format.carries_draining();
         self.drained = carries_draining.then(|| self.entry(instance, lease, true).1);
     }
 
     /// Whether somebody put our own value under our own lease, with nothing but the draining mark.
-    pub(super) fn is_drained(&self, found: &Kv) -> bool {
+    pub(in crate::register) fn is_drained(&self, found: &Kv) -> bool {
         self.is_own_lease(found.lease) && self.drained.as_ref() == Some(&found.value)
     }
 
@@ -271,7 +276,7 @@ impl Holdings {
     }
 
     /// Announces that the instance leaves, and deletes its key. The lease stays.
-    pub(super) async fn withdraw(&mut self, instance: &Instance) -> Result<(), EtcdError> {
+    pub(in crate::register) async fn withdraw(&mut self, instance: &Instance) -> Result<(), EtcdError> {
         self.drained = None;
         if let Some(written) = &self.written {
             self.announce(instance, written).await;
@@ -282,7 +287,7 @@ impl Holdings {
     }
 
     /// Announces that the instance leaves, and revokes every lease that may exist. Whether nothing is left in etcd.
-    pub(super) async fn take_out(&mut self, instance: &Instance) -> bool {
+    pub(in crate::register) async fn take_out(&mut self, instance: &Instance) -> bool {
         if let Some(written) = &self.written {
             self.announce(instance, written).await;
         }
@@ -296,7 +301,7 @@ impl Holdings {
     }
 
     /// The leases that may still exist, as etcdctl shows them.
-    pub(super) fn left_over(&self) -> Vec<String> {
+    pub(in crate::register) fn left_over(&self) -> Vec<String> {
         self.leases.iter().copied().map(hex).collect()
     }
 
@@ -370,6 +375,6 @@ impl Holdings {
 }
 
 /// A number that no other process draws: hosts that boot together and clones of one machine share their clocks.
-pub(super) fn random() -> u64 {
+pub(in crate::register) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }

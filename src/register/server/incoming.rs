@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tonic::transport::server::Connected;
 
 use super::drain::{Drain, End, Seat};
-use super::registrations::Registrations;
+use crate::register::set::Registrations;
 
 pin_project! {
     /// A server's incoming connections, which close when its drain is over, whatever their clients do.
@@ -40,7 +40,7 @@ pin_project! {
 }
 
 impl<I> Incoming<I> {
-    pub(super) fn new(inner: I, registrations: Registrations) -> Self {
+    pub(in crate::register) fn new(inner: I, registrations: Registrations) -> Self {
         Self { inner, tcp_nodelay: true, registrations, started: false }
     }
 

@@ -78,20 +78,20 @@ impl Drain {
     }
 
     /// Whether calls are over. Cheap enough for every poll.
-    pub(super) fn ended(&self) -> bool {
+    pub(in crate::register) fn ended(&self) -> bool {
         self.0.passed.load(Ordering::Acquire) >= CALLS_ENDED
     }
 
     /// Whether sockets are over. Cheap enough for every poll.
-    pub(super) fn closed(&self) -> bool {
+    pub(in crate::register) fn closed(&self) -> bool {
         self.0.passed.load(Ordering::Acquire) >= SOCKETS_CLOSED
     }
 
-    pub(super) fn calls(&self) -> &Roster {
+    pub(in crate::register) fn calls(&self) -> &Roster {
         &self.0.calls
     }
 
-    pub(super) fn sockets(&self) -> &Roster {
+    pub(in crate::register) fn sockets(&self) -> &Roster {
         &self.0.sockets
     }
 }
@@ -109,20 +109,20 @@ impl fmt::Debug for Drain {
 /// Something open that can be ended by someone who does not own it.
 ///
 /// Whoever waits does so in this order, so that no wake-up is lost: look whether it is over, poll, leave the waker, look again.
-pub(super) trait End: Send + Sync + 'static {
+pub(in crate::register) trait End: Send + Sync + 'static {
     /// Releases what it holds and wakes whoever waits for it.
     fn end(&self);
 }
 
 /// The open things of one kind, spread over shards so that the cores that open and close them do not meet at one lock.
 #[derive(Default)]
-pub(super) struct Roster {
+pub(in crate::register) struct Roster {
     shards: [Shard; SHARDS],
 }
 
 /// Where in the roster an open thing is.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Seat {
+pub(in crate::register) struct Seat {
     shard: usize,
     index: usize,
 }
@@ -132,7 +132,7 @@ impl Roster {
     ///
     /// Look whether it is over *after* this: the walk of [`end_all`](Self::end_all) either meets the newcomer, or was
     /// before it in the shard, and then what was stored before the walk is visible here.
-    pub(super) fn enter<T: End>(&self, make: impl FnOnce(Seat) -> T) -> Arc<T> {
+    pub(in crate::register) fn enter<T: End>(&self, make: impl FnOnce(Seat) -> T) -> Arc<T> {
         let shard = shard_of_this_thread();
         let mut seats = self.shards[shard].lock();
         let index = seats.free.pop().unwrap_or(seats.taken.len());
@@ -146,7 +146,7 @@ impl Roster {
     }
 
     /// Gives the seat back. Each seat once.
-    pub(super) fn leave(&self, seat: Seat) {
+    pub(in crate::register) fn leave(&self, seat: Seat) {
         let mut seats = self.shards[seat.shard].lock();
         let left = seats.taken[seat.index].take();
         debug_assert!(left.is_some(), "a seat is left once");
@@ -274,7 +274,7 @@ const SOCKETS_CLOSED: u8 = 2;
 
 /// From the end of the calls to that of the sockets: a round trip across the world, for the answers to arrive and for
 /// well-behaved clients to close their connections themselves.
-pub(super) const SOCKET_GRACE: Duration = Duration::from_millis(250);
+pub(in crate::register) const SOCKET_GRACE: Duration = Duration::from_millis(250);
 
 /// As many locks as server cores may meet at; more would only cost memory (128 bytes each).
 const SHARDS: usize = 16;

@@ -1,0 +1,9 @@
+//! The server around a registration: its calls and connections, counted and drained.
+
+mod drain;
+mod incoming;
+mod layer;
+
+pub(super) use self::drain::Drain;
+pub use self::incoming::{Incoming, Io};
+pub use self::layer::{RegistrationBody, RegistrationFuture, RegistrationLayer, RegistrationService};
