@@ -131,8 +131,7 @@ pub use self::etcd::Credentials;
 pub use self::format::{DecodeError, Decoded, Entry, EtcdNaming, Format, GoZero, Kitex, Kratos};
 pub use self::instance::{Address, DEFAULT_WEIGHT, Host, Instance, ServiceName};
 pub use self::register::{
-    Incoming, Io, Registration, RegistrationBody, RegistrationBuilder, RegistrationFuture, RegistrationLayer,
-    RegistrationService, RegistrationStatus, Registrations, StatusChanges, shutdown_signal,
+    Registration, RegistrationBuilder, RegistrationStatus, Registrations, StatusChanges, server, shutdown_signal,
 };
 pub use self::registry::{Registries, Registry, RegistryBuilder};
 pub use self::snapshot::{Member, MemberState, Snapshot};

@@ -11,7 +11,7 @@ use tracing::Instrument;
 
 use super::desired::{Desired, Health};
 use super::lease::Task;
-use super::server::{Drain, Incoming, RegistrationLayer};
+use super::server::{Drain, DrainLayer, Incoming};
 use super::set::Registrations;
 use super::status::{RegistrationStatus, StatusChanges};
 use crate::error::{ConfigError, Gone};
@@ -66,7 +66,7 @@ impl Registration {
     /// From then on it counts calls from their beginning to the end of both of their bodies, and ends those that are left
     /// at the drain limit.
     #[must_use]
-    pub fn layer(&self) -> RegistrationLayer {
+    pub fn layer(&self) -> DrainLayer {
         self.alone().layer()
     }
 

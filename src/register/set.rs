@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::{join_all, try_join_all};
 
 use super::registration::Registration;
-use super::server::{Drain, Incoming, RegistrationLayer};
+use super::server::{Drain, DrainLayer, Incoming};
 use super::status::RegistrationStatus;
 use crate::error::Gone;
 
@@ -60,8 +60,8 @@ impl Registrations {
     /// The layer for `Server::builder().layer(..)`: starts all registrations, and is otherwise that of
     /// [one](Registration::layer).
     #[must_use]
-    pub fn layer(&self) -> RegistrationLayer {
-        RegistrationLayer::new(self.clone())
+    pub fn layer(&self) -> DrainLayer {
+        DrainLayer::new(self.clone())
     }
 
     /// Wraps a server's incoming connections, as [`Registration::incoming`] does.

@@ -56,7 +56,7 @@ where
     I: Stream<Item = Result<IO, E>>,
     IO: 'static,
 {
-    type Item = Result<Io<IO>, E>;
+    type Item = Result<IncomingIo<IO>, E>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.project();
@@ -70,7 +70,7 @@ where
                 if *this.tcp_nodelay {
                     set_nodelay(&io);
                 }
-                Io::new(io, this.registrations.drain())
+                IncomingIo::new(io, this.registrations.drain())
             })
         }))
     }
@@ -92,12 +92,12 @@ impl<I: fmt::Debug> fmt::Debug for Incoming<I> {
 /// A connection from [`Incoming`].
 ///
 /// Once the drain is over, reads fail with `ConnectionAborted` and writes with `BrokenPipe`; who waits for either is woken.
-pub struct Io<IO> {
+pub struct IncomingIo<IO> {
     inner: IO,
     socket: Arc<Socket>,
 }
 
-impl<IO> Io<IO> {
+impl<IO> IncomingIo<IO> {
     fn new(inner: IO, drain: &Drain) -> Self {
         let socket = drain.sockets().enter(|seat| Socket {
             drain: drain.clone(),
@@ -109,7 +109,7 @@ impl<IO> Io<IO> {
     }
 }
 
-impl<IO> Io<IO>
+impl<IO> IncomingIo<IO>
 where
     IO: AsyncWrite + Unpin,
 {
@@ -133,7 +133,7 @@ where
     }
 }
 
-impl<IO> AsyncRead for Io<IO>
+impl<IO> AsyncRead for IncomingIo<IO>
 where
     IO: AsyncRead + Unpin,
 {
@@ -153,7 +153,7 @@ where
     }
 }
 
-impl<IO> AsyncWrite for Io<IO>
+impl<IO> AsyncWrite for IncomingIo<IO>
 where
     IO: AsyncWrite + Unpin,
 {
@@ -187,7 +187,7 @@ where
     }
 }
 
-impl<IO: Connected> Connected for Io<IO> {
+impl<IO: Connected> Connected for IncomingIo<IO> {
     type ConnectInfo = IO::ConnectInfo;
 
     fn connect_info(&self) -> Self::ConnectInfo {
@@ -195,15 +195,15 @@ impl<IO: Connected> Connected for Io<IO> {
     }
 }
 
-impl<IO> Drop for Io<IO> {
+impl<IO> Drop for IncomingIo<IO> {
     fn drop(&mut self) {
         self.socket.drain.sockets().leave(self.socket.seat);
     }
 }
 
-impl<IO: fmt::Debug> fmt::Debug for Io<IO> {
+impl<IO: fmt::Debug> fmt::Debug for IncomingIo<IO> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Io").field("inner", &self.inner).finish_non_exhaustive()
+        f.debug_struct("IncomingIo").field("inner", &self.inner).finish_non_exhaustive()
     }
 }
 
@@ -247,9 +247,9 @@ mod tests {
     use super::super::drain::SOCKET_GRACE;
     use super::*;
 
-    fn connection(drain: &Drain) -> (Io<DuplexStream>, DuplexStream) {
+    fn connection(drain: &Drain) -> (IncomingIo<DuplexStream>, DuplexStream) {
         let (ours, theirs) = duplex(4);
-        (Io::new(ours, drain), theirs)
+        (IncomingIo::new(ours, drain), theirs)
     }
 
     async fn end(drain: &Drain) {

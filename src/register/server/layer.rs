@@ -38,14 +38,14 @@ use crate::register::set::Registrations;
 /// Requests that are not gRPC (gRPC-Web, which has no trailers, among them) get status 503, or a response that breaks off:
 /// it must not look complete.
 ///
-/// [`count_only`]: RegistrationLayer::count_only
+/// [`count_only`]: DrainLayer::count_only
 #[derive(Debug, Clone)]
-pub struct RegistrationLayer {
+pub struct DrainLayer {
     registrations: Registrations,
     starts: bool,
 }
 
-impl RegistrationLayer {
+impl DrainLayer {
     pub(in crate::register) fn new(registrations: Registrations) -> Self {
         Self { registrations, starts: true }
     }
@@ -57,27 +57,27 @@ impl RegistrationLayer {
     }
 }
 
-impl<S> Layer<S> for RegistrationLayer {
-    type Service = RegistrationService<S>;
+impl<S> Layer<S> for DrainLayer {
+    type Service = DrainService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
         if self.starts {
             self.registrations.start();
         }
-        RegistrationService { inner, drain: self.registrations.drain().clone() }
+        DrainService { inner, drain: self.registrations.drain().clone() }
     }
 }
 
-/// The service of [`RegistrationLayer`].
+/// The service of [`DrainLayer`].
 ///
 /// Not a handle of the registration: connections outlive a server that was aborted, and must not keep it in etcd.
 #[derive(Debug, Clone)]
-pub struct RegistrationService<S> {
+pub struct DrainService<S> {
     inner: S,
     drain: Drain,
 }
 
-impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for RegistrationService<S>
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for DrainService<S>
 where
     S: Service<Request<Body>, Response = Response<ResBody>>,
     ReqBody: http_body::Body<Data = Bytes> + Send + 'static,
@@ -85,9 +85,9 @@ where
     ResBody: http_body::Body,
     ResBody::Error: Into<BoxError>,
 {
-    type Response = Response<RegistrationBody<ResBody>>;
+    type Response = Response<DrainBody<ResBody>>;
     type Error = S::Error;
-    type Future = RegistrationFuture<S::Future>;
+    type Future = DrainFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
@@ -102,14 +102,14 @@ where
         } else {
             FutureState::Serving { future: self.inner.call(Request::from_parts(head, body)), half: Some(half) }
         };
-        RegistrationFuture { state, protocol }
+        DrainFuture { state, protocol }
     }
 }
 
 pin_project! {
-    /// The future of [`RegistrationService`].
+    /// The future of [`DrainService`].
     #[derive(Debug)]
-    pub struct RegistrationFuture<F> {
+    pub struct DrainFuture<F> {
         #[pin]
         state: FutureState<F>,
         protocol: Protocol,
@@ -127,12 +127,12 @@ pin_project! {
     }
 }
 
-impl<F, B, E> Future for RegistrationFuture<F>
+impl<F, B, E> Future for DrainFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
     B: http_body::Body,
 {
-    type Output = Result<Response<RegistrationBody<B>>, E>;
+    type Output = Result<Response<DrainBody<B>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
@@ -143,7 +143,7 @@ where
             if let Poll::Ready(result) = future.poll(cx) {
                 let half = half.take();
                 return Poll::Ready(
-                    result.map(|response| response.map(|body| RegistrationBody::streaming(body, half, protocol))),
+                    result.map(|response| response.map(|body| DrainBody::streaming(body, half, protocol))),
                 );
             }
             if !half.as_ref().is_some_and(|half| half.is_over_or_wakes(cx)) {
@@ -157,9 +157,9 @@ where
 }
 
 pin_project! {
-    /// The response body of [`RegistrationService`]: the inner one, with an end at the drain limit.
+    /// The response body of [`DrainService`]: the inner one, with an end at the drain limit.
     #[derive(Debug)]
-    pub struct RegistrationBody<B> {
+    pub struct DrainBody<B> {
         #[pin]
         state: BodyState<B>,
         protocol: Protocol,
@@ -177,7 +177,7 @@ pin_project! {
     }
 }
 
-impl<B: http_body::Body> RegistrationBody<B> {
+impl<B: http_body::Body> DrainBody<B> {
     fn streaming(body: B, half: Option<ResponseHalf>, protocol: Protocol) -> Self {
         let state = match half {
             Some(half) if !body.is_end_stream() => BodyState::Streaming { body, half },
@@ -187,7 +187,7 @@ impl<B: http_body::Body> RegistrationBody<B> {
     }
 }
 
-impl<B> http_body::Body for RegistrationBody<B>
+impl<B> http_body::Body for DrainBody<B>
 where
     B: http_body::Body,
     B::Error: Into<BoxError>,
@@ -250,7 +250,7 @@ impl Protocol {
     }
 
     /// The whole answer to a call that got none yet.
-    fn refusal<B>(self) -> Response<RegistrationBody<B>> {
+    fn refusal<B>(self) -> Response<DrainBody<B>> {
         let response = match self {
             Self::Grpc => limit_passed().into_http(),
             Self::Http => {
@@ -259,7 +259,7 @@ impl Protocol {
                 response
             }
         };
-        response.map(|()| RegistrationBody { state: BodyState::Done, protocol: self })
+        response.map(|()| DrainBody { state: BodyState::Done, protocol: self })
     }
 
     /// The last frame of a response under way.
@@ -493,9 +493,9 @@ mod tests {
         request("application/grpc", body)
     }
 
-    /// The layer around `handler`, as `RegistrationLayer` makes it.
-    fn counted<F>(drain: &Drain, handler: F) -> RegistrationService<ServiceFn<F>> {
-        RegistrationService { inner: service_fn(handler), drain: drain.clone() }
+    /// The layer around `handler`, as `DrainLayer` makes it.
+    fn counted<F>(drain: &Drain, handler: F) -> DrainService<ServiceFn<F>> {
+        DrainService { inner: service_fn(handler), drain: drain.clone() }
     }
 
     type Reply = Result<Response<Fed>, BoxError>;
@@ -736,7 +736,7 @@ mod tests {
     #[tokio::test]
     async fn an_empty_request_stays_empty() {
         let drain = Drain::new();
-        let mut service = RegistrationService {
+        let mut service = DrainService {
             inner: service_fn(async |request: Request<Body>| {
                 assert!(request.body().is_end_stream(), "nothing was wrapped");
                 Ok::<_, Infallible>(Response::new(Body::empty()))
@@ -753,9 +753,9 @@ mod tests {
     #[test]
     fn a_service_is_as_sendable_as_its_inner_one() {
         fn is_send_sync<T: Send + Sync>() {}
-        is_send_sync::<RegistrationLayer>();
-        is_send_sync::<RegistrationService<()>>();
-        is_send_sync::<RegistrationFuture<()>>();
-        is_send_sync::<RegistrationBody<()>>();
+        is_send_sync::<DrainLayer>();
+        is_send_sync::<DrainService<()>>();
+        is_send_sync::<DrainFuture<()>>();
+        is_send_sync::<DrainBody<()>>();
     }
 }

@@ -5,5 +5,5 @@ mod incoming;
 mod layer;
 
 pub(super) use self::drain::Drain;
-pub use self::incoming::{Incoming, Io};
-pub use self::layer::{RegistrationBody, RegistrationFuture, RegistrationLayer, RegistrationService};
+pub use self::incoming::{Incoming, IncomingIo};
+pub use self::layer::{DrainBody, DrainFuture, DrainLayer, DrainService};
