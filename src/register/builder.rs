@@ -10,7 +10,7 @@ use super::desired::{Desired, Health, Wishes};
 use super::lease::{Holdings, Plan, Registrar, Task, random};
 use super::registration::{Registration, Shared, check_value};
 use super::retry::Upkeep;
-use super::server::Drain;
+use super::server::DrainState;
 use super::status::RegistrationStatus;
 use crate::error::ConfigError;
 use crate::instance::{Instance, ServiceName};
@@ -222,7 +222,7 @@ impl RegistrationBuilder {
             updates: Mutex::new(()),
             status,
             unstarted: Mutex::new(Some(task)),
-            drain: Drain::new(),
+            drain: DrainState::new(),
             propagation_pause: self.propagation_pause,
             drain_limit: self.drain_limit,
             health: self.health,

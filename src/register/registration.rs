@@ -11,7 +11,7 @@ use tracing::Instrument;
 
 use super::desired::{Desired, Health};
 use super::lease::Task;
-use super::server::{Drain, DrainLayer, Incoming};
+use super::server::{DrainLayer, DrainState, Incoming};
 use super::set::Registrations;
 use super::status::{RegistrationStatus, StatusChanges};
 use crate::error::{ConfigError, Gone};
@@ -49,7 +49,7 @@ pub(super) struct Shared {
     pub(super) status: watch::Receiver<RegistrationStatus>,
     /// The task until it is started.
     pub(super) unstarted: Mutex<Option<Task>>,
-    pub(super) drain: Drain,
+    pub(super) drain: DrainState,
     pub(super) propagation_pause: Duration,
     pub(super) drain_limit: Duration,
     pub(super) health: Option<Arc<dyn Health>>,

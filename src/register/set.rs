@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::{join_all, try_join_all};
 
 use super::registration::Registration;
-use super::server::{Drain, DrainLayer, Incoming};
+use super::server::{DrainLayer, DrainState, Incoming};
 use super::status::RegistrationStatus;
 use crate::error::Gone;
 
@@ -40,7 +40,7 @@ use crate::error::Gone;
 #[derive(Debug, Clone)]
 pub struct Registrations {
     each: Arc<[Registration]>,
-    drain: Drain,
+    drain: DrainState,
 }
 
 impl Registrations {
@@ -49,11 +49,11 @@ impl Registrations {
     /// Use its [`layer`](Self::layer), [`incoming`](Self::incoming) and [`deregister_on`](Self::deregister_on) instead of
     /// those of each: calls are counted here.
     pub fn new(registrations: impl IntoIterator<Item = Registration>) -> Self {
-        Self { each: registrations.into_iter().collect(), drain: Drain::new() }
+        Self { each: registrations.into_iter().collect(), drain: DrainState::new() }
     }
 
     /// A registration as the only one, with the drain that is its own.
-    pub(super) fn of_one(registration: Registration, drain: Drain) -> Self {
+    pub(super) fn of_one(registration: Registration, drain: DrainState) -> Self {
         Self { each: [registration].into(), drain }
     }
 
@@ -150,7 +150,7 @@ impl Registrations {
         self.each.iter()
     }
 
-    pub(super) fn drain(&self) -> &Drain {
+    pub(super) fn drain(&self) -> &DrainState {
         &self.drain
     }
 }

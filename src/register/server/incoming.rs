@@ -14,7 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tonic::transport::server::Connected;
 
-use super::drain::{Drain, End, Seat};
+use super::open_set::{End, Slot};
+use super::state::DrainState;
 use crate::register::set::Registrations;
 
 pin_project! {
@@ -98,10 +99,10 @@ pub struct IncomingIo<IO> {
 }
 
 impl<IO> IncomingIo<IO> {
-    fn new(inner: IO, drain: &Drain) -> Self {
-        let socket = drain.sockets().enter(|seat| Socket {
+    fn new(inner: IO, drain: &DrainState) -> Self {
+        let socket = drain.sockets().enter(|slot| Socket {
             drain: drain.clone(),
-            seat,
+            slot,
             reader: AtomicWaker::new(),
             writer: AtomicWaker::new(),
         });
@@ -119,13 +120,13 @@ where
         cx: &mut Context<'_>,
         poll: impl FnOnce(Pin<&mut IO>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        if !self.socket.drain.closed() {
+        if !self.socket.drain.is_closed() {
             if let ready @ Poll::Ready(_) = poll(Pin::new(&mut self.inner), cx) {
                 return ready;
             }
             self.socket.writer.register(cx.waker());
             // Again, now that the waker is there: it may have come in between.
-            if !self.socket.drain.closed() {
+            if !self.socket.drain.is_closed() {
                 return Poll::Pending;
             }
         }
@@ -139,12 +140,12 @@ where
 {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         // First of all: a peer that always has more to say must not keep the connection.
-        if !self.socket.drain.closed() {
+        if !self.socket.drain.is_closed() {
             if let ready @ Poll::Ready(_) = Pin::new(&mut self.inner).poll_read(cx, buf) {
                 return ready;
             }
             self.socket.reader.register(cx.waker());
-            if !self.socket.drain.closed() {
+            if !self.socket.drain.is_closed() {
                 return Poll::Pending;
             }
         }
@@ -178,7 +179,7 @@ where
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.socket.drain.closed() {
+        if self.socket.drain.is_closed() {
             // The one thing left to do for the peer, tried once; dropping the connection does the rest.
             let _ = Pin::new(&mut self.inner).poll_shutdown(cx)?;
             return Poll::Ready(Ok(()));
@@ -197,7 +198,7 @@ impl<IO: Connected> Connected for IncomingIo<IO> {
 
 impl<IO> Drop for IncomingIo<IO> {
     fn drop(&mut self) {
-        self.socket.drain.sockets().leave(self.socket.seat);
+        self.socket.drain.sockets().leave(self.socket.slot);
     }
 }
 
@@ -209,8 +210,8 @@ impl<IO: fmt::Debug> fmt::Debug for IncomingIo<IO> {
 
 /// How an open connection is found and woken from outside. Two wakers: two tasks may share it, one a direction.
 struct Socket {
-    drain: Drain,
-    seat: Seat,
+    drain: DrainState,
+    slot: Slot,
     reader: AtomicWaker,
     writer: AtomicWaker,
 }
@@ -244,23 +245,23 @@ mod tests {
     use tokio::net::TcpListener;
     use tokio_test::{assert_pending, assert_ready, task};
 
-    use super::super::drain::SOCKET_GRACE;
+    use super::super::state::SOCKET_GRACE;
     use super::*;
 
-    fn connection(drain: &Drain) -> (IncomingIo<DuplexStream>, DuplexStream) {
+    fn connection(drain: &DrainState) -> (IncomingIo<DuplexStream>, DuplexStream) {
         let (ours, theirs) = duplex(4);
         (IncomingIo::new(ours, drain), theirs)
     }
 
-    async fn end(drain: &Drain) {
+    async fn end(drain: &DrainState) {
         drain.begin(Duration::ZERO);
         tokio::time::sleep(SOCKET_GRACE + Duration::from_millis(5)).await;
-        assert!(drain.closed(), "the grace passed");
+        assert!(drain.is_closed(), "the grace passed");
     }
 
     #[tokio::test]
     async fn a_connection_is_passed_on_as_it_is() {
-        let drain = Drain::new();
+        let drain = DrainState::new();
         let (mut io, mut peer) = connection(&drain);
         peer.write_all(b"ping").await.expect("the peer writes");
         let mut read = [0; 4];
@@ -276,7 +277,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_is_woken_at_the_end_on_both_sides() {
-        let drain = Drain::new();
+        let drain = DrainState::new();
         let (io, _peer) = connection(&drain);
         let (mut read_half, mut write_half) = tokio::io::split(io);
         let mut bytes = [0; 4];
@@ -295,7 +296,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_talks_on_is_closed_too() {
-        let drain = Drain::new();
+        let drain = DrainState::new();
         let (mut io, mut peer) = connection(&drain);
         peer.write_all(b"more").await.expect("the peer writes");
         end(&drain).await;
@@ -320,7 +321,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_dropped_connection_is_forgotten() {
-        let drain = Drain::new();
+        let drain = DrainState::new();
         let (io, _peer) = connection(&drain);
         assert!(format!("{drain:?}").contains("sockets: 1"), "{drain:?}");
         drop(io);

@@ -1,24 +1,21 @@
 //! Each call that a server takes: counted until its request and its response ended, answered UNAVAILABLE if that is not
 //! before the drain limit.
 
-use std::fmt;
-use std::mem;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
+#[cfg(doc)]
 use tonic::Status;
 use tonic::body::Body;
 use tower::{BoxError, Layer, Service};
 
-use super::drain::{Drain, End, Seat};
+use super::call::{self, ResponseHalf, is_last, limit_passed};
+use super::state::DrainState;
 use crate::register::set::Registrations;
 
 /// Ties a server to its registration: starts it when the server starts to serve, counts the calls in flight and ends at the
@@ -74,7 +71,7 @@ impl<S> Layer<S> for DrainLayer {
 #[derive(Debug, Clone)]
 pub struct DrainService<S> {
     inner: S,
-    drain: Drain,
+    drain: DrainState,
 }
 
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for DrainService<S>
@@ -96,7 +93,7 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let protocol = Protocol::of(request.headers());
         let (head, body) = request.into_parts();
-        let (body, half) = open(&self.drain, Body::new(body));
+        let (body, half) = call::open(&self.drain, Body::new(body));
         let state = if half.is_over() {
             FutureState::Refused
         } else {
@@ -146,7 +143,7 @@ where
                     result.map(|response| response.map(|body| DrainBody::streaming(body, half, protocol))),
                 );
             }
-            if !half.as_ref().is_some_and(|half| half.is_over_or_wakes(cx)) {
+            if !half.as_ref().is_some_and(|half| half.register(cx)) {
                 return Poll::Pending;
             }
         }
@@ -208,7 +205,7 @@ where
                 }
                 return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
             }
-            if !half.is_over_or_wakes(cx) {
+            if !half.register(cx) {
                 return Poll::Pending;
             }
         }
@@ -275,177 +272,6 @@ impl Protocol {
     }
 }
 
-/// A call in flight, shared by the two halves that it is over with and by the roster, which finds both from outside.
-struct Call {
-    drain: Drain,
-    seat: Seat,
-    /// How many of the two halves did not end yet.
-    halves: AtomicU8,
-    /// Wakes the task that waits for the response or its next frame.
-    response: AtomicWaker,
-    /// The lock has one user until the drain limit: the request's reader.
-    request: Mutex<RequestState>,
-}
-
-/// What a call's request came to.
-enum RequestState {
-    /// More may come. The waker is that of a reader who waits for it.
-    Reading { body: Body, waker: Option<Waker> },
-    /// The drain limit cut it, which the reader does not know yet.
-    Cut,
-    /// It ended, or nobody reads it.
-    Done,
-}
-
-/// Takes in a call; gives the request body for its handler and the half that its response holds.
-fn open(drain: &Drain, body: Body) -> (Body, ResponseHalf) {
-    let empty = http_body::Body::is_end_stream(&body);
-    let call = drain.calls().enter(|seat| Call {
-        drain: drain.clone(),
-        seat,
-        halves: AtomicU8::new(if empty { 1 } else { 2 }),
-        response: AtomicWaker::new(),
-        request: Mutex::new(if empty { RequestState::Done } else { RequestState::Reading { body, waker: None } }),
-    });
-    let body = if empty { Body::empty() } else { Body::new(RequestBody(Arc::clone(&call))) };
-    (body, ResponseHalf(call))
-}
-
-impl Call {
-    fn request(&self) -> MutexGuard<'_, RequestState> {
-        // A body that panicked while it was polled is no worse than one that failed.
-        self.request.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Lets go of what the request came from, unless it ended before. Returns who waited for it.
-    fn finish_request(&self, state: RequestState) -> Option<Waker> {
-        let mut request = self.request();
-        if !matches!(*request, RequestState::Reading { .. }) {
-            return None;
-        }
-        let finished = mem::replace(&mut *request, state);
-        // A body that is dropped may lock a connection, a waker run anything: not under our lock.
-        drop(request);
-        self.half_ended();
-        match finished {
-            RequestState::Reading { waker, .. } => waker,
-            RequestState::Cut | RequestState::Done => None,
-        }
-    }
-
-    fn half_ended(&self) {
-        if self.halves.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.drain.calls().leave(self.seat);
-        }
-    }
-}
-
-impl End for Call {
-    fn end(&self) {
-        self.response.wake();
-        if let Some(waker) = self.finish_request(RequestState::Cut) {
-            waker.wake();
-        }
-    }
-}
-
-/// A call's response, from the call to the last frame.
-struct ResponseHalf(Arc<Call>);
-
-impl ResponseHalf {
-    fn is_over(&self) -> bool {
-        self.0.drain.ended()
-    }
-
-    /// For who is about to wait: either it is over by now, or the task is woken when it will be.
-    fn is_over_or_wakes(&self, cx: &Context<'_>) -> bool {
-        self.0.response.register(cx.waker());
-        self.is_over()
-    }
-}
-
-impl Drop for ResponseHalf {
-    fn drop(&mut self) {
-        // A detached reader of the request may keep the call for long: not this task with it.
-        drop(self.0.response.take());
-        self.0.half_ended();
-    }
-}
-
-impl fmt::Debug for ResponseHalf {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseHalf").finish_non_exhaustive()
-    }
-}
-
-/// A call's request as its handler sees it. The real one is in the call, where the drain limit reaches it.
-struct RequestBody(Arc<Call>);
-
-impl http_body::Body for RequestBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let mut request = self.0.request();
-        let (body, waker) = match &mut *request {
-            RequestState::Reading { body, waker } => (body, waker),
-            RequestState::Cut => {
-                *request = RequestState::Done;
-                return Poll::Ready(Some(Err(limit_passed())));
-            }
-            RequestState::Done => return Poll::Ready(None),
-        };
-        let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
-            // Under the lock, so that the end either comes later and finds it, or came before and was found above.
-            match waker {
-                Some(waker) => waker.clone_from(cx.waker()),
-                None => *waker = Some(cx.waker().clone()),
-            }
-            return Poll::Pending;
-        };
-        let last = is_last(frame.as_ref(), body);
-        drop(request);
-        if last {
-            self.0.finish_request(RequestState::Done);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &*self.0.request() {
-            RequestState::Reading { body, .. } => body.is_end_stream(),
-            RequestState::Cut => false,
-            RequestState::Done => true,
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &*self.0.request() {
-            RequestState::Reading { body, .. } => body.size_hint(),
-            RequestState::Cut => SizeHint::default(),
-            RequestState::Done => SizeHint::with_exact(0),
-        }
-    }
-}
-
-impl Drop for RequestBody {
-    fn drop(&mut self) {
-        self.0.finish_request(RequestState::Done);
-    }
-}
-
-/// Whether nothing comes after this frame of `body`, so that there is no need to wait until it says so or is dropped.
-fn is_last<B: http_body::Body>(frame: Option<&Result<Frame<B::Data>, B::Error>>, body: &B) -> bool {
-    match frame {
-        Some(Ok(frame)) => frame.is_trailers() || body.is_end_stream(),
-        Some(Err(_)) | None => true,
-    }
-}
-
-fn limit_passed() -> Status {
-    Status::unavailable("the server is shutting down and its drain limit has passed")
-}
-
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
@@ -456,7 +282,7 @@ mod tests {
     use http_body::Body as _;
     use tokio::sync::mpsc;
     use tokio_test::{assert_pending, assert_ready, task};
-    use tonic::Code;
+    use tonic::{Code, Status};
     use tower::util::{ServiceExt as _, ServiceFn, service_fn};
 
     use super::*;
@@ -494,7 +320,7 @@ mod tests {
     }
 
     /// The layer around `handler`, as `DrainLayer` makes it.
-    fn counted<F>(drain: &Drain, handler: F) -> DrainService<ServiceFn<F>> {
+    fn counted<F>(drain: &DrainState, handler: F) -> DrainService<ServiceFn<F>> {
         DrainService { inner: service_fn(handler), drain: drain.clone() }
     }
 
@@ -509,10 +335,10 @@ mod tests {
     }
 
     /// The drain limit passes, and all that follows from it by itself.
-    async fn end(drain: &Drain) {
+    async fn end(drain: &DrainState) {
         drain.begin(Duration::ZERO);
         tokio::time::sleep(Duration::from_millis(1)).await;
-        assert!(drain.ended(), "the limit passed");
+        assert!(drain.has_ended(), "the limit passed");
     }
 
     async fn frame<B: http_body::Body + Unpin>(body: &mut B) -> Option<Result<Frame<B::Data>, B::Error>> {
@@ -526,7 +352,7 @@ mod tests {
     #[tokio::test]
     async fn a_call_counts_until_both_bodies_ended() {
         for response_first in [true, false] {
-            let drain = Drain::new();
+            let drain = DrainState::new();
             let (ask, question) = fed();
             let (reply, answer) = fed();
             let mut answer = Some(answer);
@@ -566,7 +392,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_call_that_is_dropped_fails_or_panics_does_not_count() {
-        let drain = Drain::new();
+        let drain = DrainState::new();
         let mut dropped = task::spawn(counted(&drain, never).call(grpc(fed().1)));
         assert_pending!(dropped.poll());
         assert_eq!(drain.in_flight(), 1, "the handler is at it");
@@ -590,7 +416,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_without_response_is_answered_unavailable_at_the_limit() {
-        let drain = Drain::new();
+        let drain = DrainState::new();
         let mut call = task::spawn(counted(&drain, never).call(grpc(fed().1)));
         assert_pending!(call.poll());
         end(&drain).await;
@@ -605,7 +431,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn no_handler_begins_after_the_limit() {
-        let drain = Drain::new();
+        let drain = DrainState::new();
         end(&drain).await;
         let response = counted(&drain, |_request| -> future::Ready<Reply> { unreachable!("the limit passed") })
             .oneshot(grpc(fed().1))
@@ -617,7 +443,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_response_under_way_ends_with_trailers_at_the_limit() {
-        let drain = Drain::new();
+        let drain = DrainState::new();
         let (reply, answer) = fed();
         let mut answer = Some(answer);
         let mut response = counted(&drain, |_request| respond(answer.take().expect("one call")))
@@ -648,7 +474,7 @@ mod tests {
                 Poll::Ready(Some(Ok(data("more"))))
             }
         }
-        let drain = Drain::new();
+        let drain = DrainState::new();
         let mut response = counted(&drain, |_request| respond(Endless))
             .oneshot(grpc(fed().1))
             .await
@@ -661,7 +487,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_waiting_reader_of_the_request_gets_a_status_at_the_limit() {
-        let drain = Drain::new();
+        let drain = DrainState::new();
         let (keep, mut kept) = mpsc::unbounded_channel();
         let (_ask, question) = fed();
         let call = counted(&drain, |request: Request<Body>| {
@@ -684,7 +510,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_request_that_nobody_reads_is_released_at_the_limit() {
-        let drain = Drain::new();
+        let drain = DrainState::new();
         let (ask, question) = fed();
         let (keep, mut kept) = mpsc::unbounded_channel();
         let mut call = task::spawn(
@@ -705,7 +531,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_not_grpc_gets_503_or_breaks_off() {
         for content_type in ["text/html", "application/grpc-web+proto", "application/grpcish"] {
-            let drain = Drain::new();
+            let drain = DrainState::new();
             let mut call = task::spawn(counted(&drain, never).call(request(content_type, fed().1)));
             assert_pending!(call.poll());
             let (_reply, answer) = fed();
@@ -735,7 +561,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_empty_request_stays_empty() {
-        let drain = Drain::new();
+        let drain = DrainState::new();
         let mut service = DrainService {
             inner: service_fn(async |request: Request<Body>| {
                 assert!(request.body().is_end_stream(), "nothing was wrapped");

@@ -1,9 +1,11 @@
 //! The server around a registration: its calls and connections, counted and drained.
 
-mod drain;
+mod call;
 mod incoming;
 mod layer;
+mod open_set;
+mod state;
 
-pub(super) use self::drain::Drain;
 pub use self::incoming::{Incoming, IncomingIo};
 pub use self::layer::{DrainBody, DrainFuture, DrainLayer, DrainService};
+pub(super) use self::state::DrainState;
