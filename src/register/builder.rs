@@ -10,7 +10,7 @@ use super::desired::{Desired, Health, Wishes};
 use super::lease::{Holdings, Plan, Registrar, Task, random};
 use super::registration::{Registration, Shared, check_value};
 use super::retry::Upkeep;
-use super::server::DrainState;
+use super::server::{DEFAULT_LIMIT, Drain};
 use super::status::RegistrationStatus;
 use crate::error::ConfigError;
 use crate::instance::{Instance, ServiceName};
@@ -28,10 +28,6 @@ const DEFAULT_PROPAGATION_PAUSE: Duration = Duration::from_secs(1);
 
 /// Kitex's clients ask etcd every 5 s, and then need a moment.
 const KITEX_PROPAGATION_PAUSE: Duration = Duration::from_secs(6);
-
-/// How long calls in flight may take after that. With the deregistration (at most 3 s) and the pause it stays below the
-/// 30 s after which Kubernetes kills.
-const DEFAULT_DRAIN_LIMIT: Duration = Duration::from_secs(25);
 
 /// Kitex's variable for the TTL in seconds.
 const TTL_VARIABLE: &str = "KITEX_ETCD_REGISTRY_LEASE_TTL";
@@ -63,7 +59,7 @@ impl RegistrationBuilder {
             ttl: None,
             default_ttl: DEFAULT_TTL,
             propagation_pause: DEFAULT_PROPAGATION_PAUSE,
-            drain_limit: DEFAULT_DRAIN_LIMIT,
+            drain_limit: DEFAULT_LIMIT,
             upkeep: Upkeep::DEFAULT,
             health: None,
         }
@@ -222,7 +218,7 @@ impl RegistrationBuilder {
             updates: Mutex::new(()),
             status,
             unstarted: Mutex::new(Some(task)),
-            drain: DrainState::new(),
+            drain: Drain::new().limit(self.drain_limit),
             propagation_pause: self.propagation_pause,
             drain_limit: self.drain_limit,
             health: self.health,

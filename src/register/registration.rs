@@ -5,14 +5,14 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::Instrument;
 
 use super::desired::{Desired, Health};
 use super::lease::Task;
-use super::server::{DrainLayer, DrainState, Incoming};
-use super::set::Registrations;
+use super::server::{Drain, DrainLayer, Incoming};
 use super::status::{RegistrationStatus, StatusChanges};
 use crate::error::{ConfigError, Gone};
 use crate::etcd::{MAX_SEGMENT, MAX_VALUE};
@@ -49,7 +49,7 @@ pub(super) struct Shared {
     pub(super) status: watch::Receiver<RegistrationStatus>,
     /// The task until it is started.
     pub(super) unstarted: Mutex<Option<Task>>,
-    pub(super) drain: DrainState,
+    pub(super) drain: Drain,
     pub(super) propagation_pause: Duration,
     pub(super) drain_limit: Duration,
     pub(super) health: Option<Arc<dyn Health>>,
@@ -67,7 +67,7 @@ impl Registration {
     /// at the drain limit.
     #[must_use]
     pub fn layer(&self) -> DrainLayer {
-        self.alone().layer()
+        self.server().layer()
     }
 
     /// Wraps a server's incoming connections, so that those still open after the drain limit are closed: tonic waits for
@@ -75,7 +75,7 @@ impl Registration {
     /// only where it binds itself: without it small messages can take 40 ms.
     #[must_use]
     pub fn incoming<I>(&self, incoming: I) -> Incoming<I> {
-        self.alone().incoming(incoming)
+        self.server().incoming(incoming)
     }
 
     /// The shutdown future for `serve_with_incoming_shutdown`: waits for `signal`, announces the leave and revokes the
@@ -90,7 +90,12 @@ impl Registration {
     where
         F: Future<Output = ()> + Send,
     {
-        self.alone().deregister_on(signal)
+        let registrations = [self.clone()];
+        let drain = self.shared.drain.clone();
+        self.shared.drain.on(async move {
+            signal.await;
+            Self::leave(&registrations, &drain).await;
+        })
     }
 
     /// Starts the registration, for servers without the layer or that apply a layer before they are bound. Does nothing
@@ -213,19 +218,34 @@ impl Registration {
         &self.shared.address
     }
 
-    /// Lets the health that is followed say that the server serves no more.
-    pub(super) async fn shut_down_health(&self) {
+    /// All that comes between the signal and the countdown of the drain, for all registrations of a server at once.
+    pub(super) async fn leave(registrations: &[Self], drain: &Drain) {
+        for registration in registrations {
+            if registration.status() == RegistrationStatus::Unregistered {
+                tracing::warn!(
+                    "the server was never registered: start() was not called, nor layer() or incoming() used"
+                );
+            }
+            let (service, address) = (registration.service(), registration.address());
+            tracing::info!(%service, %address, calls = drain.in_flight(), "shutting down");
+        }
+        join_all(registrations.iter().map(Self::shut_down_health)).await;
+        join_all(registrations.iter().map(Self::deregister)).await;
+        let pause = registrations.iter().map(|registration| registration.shared.propagation_pause).max();
+        tokio::time::sleep(pause.unwrap_or_default()).await;
+    }
+
+    /// Sets the followed health to `NOT_SERVING`.
+    async fn shut_down_health(&self) {
         if let Some(health) = &self.shared.health {
             health.shut_down().await;
         }
     }
 
-    fn alone(&self) -> Registrations {
-        Registrations::of_one(self.clone(), self.shared.drain.clone())
-    }
-
-    pub(super) fn propagation_pause(&self) -> Duration {
-        self.shared.propagation_pause
+    /// The drain, with the start of the registration.
+    fn server(&self) -> Drain {
+        let registration = self.clone();
+        self.shared.drain.with_start(move || registration.start())
     }
 
     pub(super) fn drain_limit(&self) -> Duration {

@@ -1,14 +1,11 @@
 //! The registrations of one server as one handle: started together, left together, with one drain.
 
-use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
 
 use super::registration::Registration;
-use super::server::{DrainLayer, DrainState, Incoming};
-use super::status::RegistrationStatus;
+use super::server::{Drain, DrainLayer, Incoming};
 use crate::error::Gone;
 
 /// The registrations of one server that has several: in more than one registry or format, or as more than one service. A
@@ -40,7 +37,7 @@ use crate::error::Gone;
 #[derive(Debug, Clone)]
 pub struct Registrations {
     each: Arc<[Registration]>,
-    drain: DrainState,
+    drain: Drain,
 }
 
 impl Registrations {
@@ -49,31 +46,32 @@ impl Registrations {
     /// Use its [`layer`](Self::layer), [`incoming`](Self::incoming) and [`deregister_on`](Self::deregister_on) instead of
     /// those of each: calls are counted here.
     pub fn new(registrations: impl IntoIterator<Item = Registration>) -> Self {
-        Self { each: registrations.into_iter().collect(), drain: DrainState::new() }
-    }
-
-    /// A registration as the only one, with the drain that is its own.
-    pub(super) fn of_one(registration: Registration, drain: DrainState) -> Self {
-        Self { each: [registration].into(), drain }
+        let each: Arc<[Registration]> = registrations.into_iter().collect();
+        let limit = each.iter().map(Registration::drain_limit).max().unwrap_or_default();
+        Self { each, drain: Drain::new().limit(limit) }
     }
 
     /// The layer for `Server::builder().layer(..)`: starts all registrations, and is otherwise that of
     /// [one](Registration::layer).
     #[must_use]
     pub fn layer(&self) -> DrainLayer {
-        DrainLayer::new(self.clone())
+        self.server().layer()
     }
 
     /// Wraps a server's incoming connections, as [`Registration::incoming`] does.
     #[must_use]
     pub fn incoming<I>(&self, incoming: I) -> Incoming<I> {
-        Incoming::new(incoming, self.clone())
+        self.server().incoming(incoming)
     }
 
     /// The shutdown future for `serve_with_incoming_shutdown`, as [`Registration::deregister_on`] makes one. All leaves are
     /// announced and all leases are revoked at once, at most 3 s for all of them together; all health that is followed turns
-    /// `NOT_SERVING` before. One propagation pause follows, the
-    /// longest of the registrations', and one drain, for at most the longest of their limits.
+    /// `NOT_SERVING` before. One propagation pause follows, the longest of the registrations', and one drain, for at most
+    /// the longest of their limits.
+    ///
+    /// # Panics
+    ///
+    /// When the signal comes, if the future is polled outside of a tokio runtime.
     ///
     /// # Cancel safety
     ///
@@ -82,29 +80,11 @@ impl Registrations {
     where
         F: Future<Output = ()> + Send,
     {
-        let registrations = self.clone();
-        async move {
+        let (registrations, drain) = (self.each.clone(), self.drain.clone());
+        self.drain.on(async move {
             signal.await;
-            registrations.shut_down().await;
-        }
-    }
-
-    async fn shut_down(&self) {
-        let Self { each, drain } = self;
-        for registration in self.iter() {
-            if registration.status() == RegistrationStatus::Unregistered {
-                tracing::warn!(
-                    "the server was never registered: start() was not called, nor layer() or incoming() used"
-                );
-            }
-            let (service, address) = (registration.service(), registration.address());
-            tracing::info!(%service, %address, calls = drain.in_flight(), "shutting down");
-        }
-        join_all(self.iter().map(Registration::shut_down_health)).await;
-        self.deregister().await;
-        let longest = |time: fn(&Registration) -> Duration| each.iter().map(time).max().unwrap_or_default();
-        tokio::time::sleep(longest(Registration::propagation_pause)).await;
-        drain.begin(longest(Registration::drain_limit));
+            Registration::leave(&registrations, &drain).await;
+        })
     }
 
     /// Starts all registrations, as [`Registration::start`] does.
@@ -150,7 +130,8 @@ impl Registrations {
         self.each.iter()
     }
 
-    pub(super) fn drain(&self) -> &DrainState {
-        &self.drain
+    fn server(&self) -> Drain {
+        let registrations = self.clone();
+        self.drain.with_start(move || registrations.start())
     }
 }

@@ -1,4 +1,4 @@
-//! The connections that a server accepts: passed on as they are, closed once the drain is over.
+//! The connections that a server accepts: passed on unchanged, and closed after the drain limit.
 
 use std::any::Any;
 use std::fmt;
@@ -14,38 +14,42 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tonic::transport::server::Connected;
 
+use super::handle::ServerHandle;
 use super::open_set::{End, Slot};
 use super::state::DrainState;
-use crate::register::set::Registrations;
 
 pin_project! {
-    /// A server's incoming connections, which close when its drain is over, whatever their clients do.
-    ///
-    /// It starts the registration when it is polled for the first time, which is when the server begins to accept.
+    /// A server's incoming connections, which close after the drain limit, whatever their clients do. Made by
+    /// [`Drain::incoming`](super::Drain::incoming) or [`Registration::incoming`](crate::Registration::incoming); the
+    /// latter starts the registration when it is polled for the first time, which is when the server begins to accept.
     ///
     /// For tonic's `serve_with_incoming_shutdown`: after the shutdown signal it waits for every open connection, without
     /// limit. A client that does not read, a peer that sends nothing and one that never answers a ping would keep it
-    /// for ever. At the drain limit the calls are ended, and 250 ms later, when the answers are with the clients, what is
-    /// still open reads and writes an error.
+    /// for ever. At the drain limit the calls are ended, and 250 ms later, when the answers have reached the clients, reads
+    /// and writes on the connections that are still open fail.
     ///
-    /// TCP streams get TCP_NODELAY (tonic sets it only where it binds the listener itself): without it small messages wait
-    /// up to 45 ms for an acknowledgement. [`tcp_nodelay`](Self::tcp_nodelay) switches that off.
+    /// TCP streams get TCP_NODELAY (tonic sets it only where it binds the listener itself): without it small messages can
+    /// wait 40 ms for an acknowledgement. [`tcp_nodelay`](Self::tcp_nodelay) switches that off.
+    ///
+    /// # Panics
+    ///
+    /// The first poll panics outside of a tokio runtime, if it starts a registration.
     pub struct Incoming<I> {
         #[pin]
         inner: I,
         tcp_nodelay: bool,
-        // Held as well as started: while a server accepts, it stays registered.
-        registrations: Registrations,
+        // Kept after the start: while a server accepts, it stays registered.
+        server: ServerHandle,
         started: bool,
     }
 }
 
 impl<I> Incoming<I> {
-    pub(in crate::register) fn new(inner: I, registrations: Registrations) -> Self {
-        Self { inner, tcp_nodelay: true, registrations, started: false }
+    pub(super) fn new(inner: I, server: ServerHandle) -> Self {
+        Self { inner, tcp_nodelay: true, server, started: false }
     }
 
-    /// Whether TCP streams get `TCP_NODELAY`: true unless said otherwise. With false they stay as the inner stream gave them.
+    /// Whether TCP streams get `TCP_NODELAY`. Defaults to true; with false the streams stay as the inner stream made them.
     #[must_use]
     pub fn tcp_nodelay(self, enabled: bool) -> Self {
         Self { tcp_nodelay: enabled, ..self }
@@ -63,7 +67,7 @@ where
         let this = self.project();
         if !*this.started {
             *this.started = true;
-            this.registrations.start();
+            this.server.start();
         }
         let accepted = ready!(this.inner.poll_next(cx));
         Poll::Ready(accepted.map(|accepted| {
@@ -71,7 +75,7 @@ where
                 if *this.tcp_nodelay {
                     set_nodelay(&io);
                 }
-                IncomingIo::new(io, this.registrations.drain())
+                IncomingIo::new(io, this.server.drain())
             })
         }))
     }
@@ -92,7 +96,8 @@ impl<I: fmt::Debug> fmt::Debug for Incoming<I> {
 
 /// A connection from [`Incoming`].
 ///
-/// Once the drain is over, reads fail with `ConnectionAborted` and writes with `BrokenPipe`; who waits for either is woken.
+/// After the drain limit reads fail with `ConnectionAborted` and writes with `BrokenPipe`; tasks that wait for either are
+/// woken.
 pub struct IncomingIo<IO> {
     inner: IO,
     socket: Arc<Socket>,
@@ -114,7 +119,7 @@ impl<IO> IncomingIo<IO>
 where
     IO: AsyncWrite + Unpin,
 {
-    /// One try at the write side. Every poll of it ends here.
+    /// Polls the write side, unless the limit has passed. All writes, flushes and shutdowns go through here.
     fn poll_writer<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -125,7 +130,7 @@ where
                 return ready;
             }
             self.socket.writer.register(cx.waker());
-            // Again, now that the waker is there: it may have come in between.
+            // Again, now that the waker is registered: the limit may have passed in between.
             if !self.socket.drain.is_closed() {
                 return Poll::Pending;
             }
@@ -139,7 +144,7 @@ where
     IO: AsyncRead + Unpin,
 {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        // First of all: a peer that always has more to say must not keep the connection.
+        // Before the read: a peer that always sends more must not keep the connection.
         if !self.socket.drain.is_closed() {
             if let ready @ Poll::Ready(_) = Pin::new(&mut self.inner).poll_read(cx, buf) {
                 return ready;
@@ -180,7 +185,7 @@ where
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.socket.drain.is_closed() {
-            // The one thing left to do for the peer, tried once; dropping the connection does the rest.
+            // Tells the peer, if that takes no waiting; dropping the connection does the rest.
             let _ = Pin::new(&mut self.inner).poll_shutdown(cx)?;
             return Poll::Ready(Ok(()));
         }
@@ -208,7 +213,7 @@ impl<IO: fmt::Debug> fmt::Debug for IncomingIo<IO> {
     }
 }
 
-/// How an open connection is found and woken from outside. Two wakers: two tasks may share it, one a direction.
+/// The part of an open connection that the drain wakes. Two wakers, since reader and writer may be two tasks.
 struct Socket {
     drain: DrainState,
     slot: Slot,
@@ -227,7 +232,7 @@ fn set_nodelay(io: &dyn Any) {
     let Some(stream) = io.downcast_ref::<TcpStream>() else {
         return;
     };
-    // No reason to refuse a connection; its first use will tell if the peer is gone already.
+    // No reason to refuse a connection: its first use will fail if the peer is gone already.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY not set");
     }
@@ -276,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_is_woken_at_the_end_on_both_sides() {
+    async fn a_reader_and_a_writer_that_wait_are_woken_at_the_end() {
         let drain = DrainState::new();
         let (io, _peer) = connection(&drain);
         let (mut read_half, mut write_half) = tokio::io::split(io);
@@ -291,7 +296,7 @@ mod tests {
         let read = assert_ready!(reader.poll()).expect_err("it is closed");
         assert_eq!(read.kind(), io::ErrorKind::ConnectionAborted, "not an end of file");
         let written = assert_ready!(writer.poll()).expect_err("it is closed");
-        assert_eq!(written.kind(), io::ErrorKind::BrokenPipe, "nobody gets it");
+        assert_eq!(written.kind(), io::ErrorKind::BrokenPipe, "the peer cannot get it");
     }
 
     #[tokio::test(start_paused = true)]

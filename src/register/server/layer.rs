@@ -1,5 +1,5 @@
-//! Each call that a server takes: counted until its request and its response ended, answered UNAVAILABLE if that is not
-//! before the drain limit.
+//! Each call that a server takes: counted until its request and its response ended, and answered UNAVAILABLE if the drain
+//! limit comes first.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -15,39 +15,40 @@ use tonic::body::Body;
 use tower::{BoxError, Layer, Service};
 
 use super::call::{self, ResponseHalf, is_last, limit_passed};
+use super::handle::ServerHandle;
 use super::state::DrainState;
-use crate::register::set::Registrations;
 
-/// Ties a server to its registration: starts it when the server starts to serve, counts the calls in flight and ends at the
-/// drain limit those that are left.
+/// Counts the calls of a server, and ends at the drain limit those that are left.
+///
+/// Made by [`Drain::layer`](super::Drain::layer), or by [`Registration::layer`](crate::Registration::layer): that one
+/// starts the registration, too, when it is applied.
 ///
 /// For `tonic::transport::Server::builder().layer(..)`, which applies a layer once the listener is bound. Other servers of
-/// tower services can use it too; those that apply layers earlier, as axum's `Router` does, take [`count_only`] and call
-/// `start()` themselves.
+/// tower services can use it too; those that apply layers earlier, as axum's `Router` does, take
+/// [`count_only`](Self::count_only).
 ///
 /// A call is in flight from its arrival until request *and* response ended or were dropped. At the drain limit
 ///
 /// - a call that has no response yet is answered UNAVAILABLE, and so is each that begins later,
 /// - a response under way ends with the trailer UNAVAILABLE,
-/// - the handler's request stream yields a [`Status`] UNAVAILABLE, and what was behind it is released, even where a
+/// - the handler's request stream yields a [`Status`] UNAVAILABLE, and the request's inner body is dropped, even where a
 ///   detached task keeps the stream and never reads it.
 ///
 /// Requests that are not gRPC (gRPC-Web, which has no trailers, among them) get status 503, or a response that breaks off:
 /// it must not look complete.
-///
-/// [`count_only`]: DrainLayer::count_only
 #[derive(Debug, Clone)]
 pub struct DrainLayer {
-    registrations: Registrations,
+    server: ServerHandle,
     starts: bool,
 }
 
 impl DrainLayer {
-    pub(in crate::register) fn new(registrations: Registrations) -> Self {
-        Self { registrations, starts: true }
+    pub(super) fn new(server: ServerHandle) -> Self {
+        Self { server, starts: true }
     }
 
-    /// Leaves the start of the registration to the caller, for servers that apply layers before they listen.
+    /// Leaves the start of the registration to its incoming connections or to its `start()`, for servers that apply layers
+    /// before they listen. The layer of a [`Drain`](super::Drain) without registration only counts anyhow.
     #[must_use]
     pub fn count_only(self) -> Self {
         Self { starts: false, ..self }
@@ -57,11 +58,14 @@ impl DrainLayer {
 impl<S> Layer<S> for DrainLayer {
     type Service = DrainService<S>;
 
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime, if it starts a registration.
     fn layer(&self, inner: S) -> Self::Service {
         if self.starts {
-            self.registrations.start();
+            self.server.start();
         }
-        DrainService { inner, drain: self.registrations.drain().clone() }
+        DrainService { inner, drain: self.server.drain().clone() }
     }
 }
 
@@ -117,9 +121,9 @@ pin_project! {
     #[project = FutureStateProj]
     #[derive(Debug)]
     enum FutureState<F> {
-        /// The handler is at it. Without its half once it answered.
+        /// The handler works on the call. `half` is taken when it answers.
         Serving { #[pin] future: F, half: Option<ResponseHalf> },
-        /// The limit passed before it answered, or before it was called.
+        /// The limit passed before the handler answered, or before it was called.
         Refused,
     }
 }
@@ -147,7 +151,7 @@ where
                 return Poll::Pending;
             }
         }
-        // Not waiting for the caller to drop us: it answers first, and the handler should know by then.
+        // Drops the handler now: the caller sends the response before it drops this future.
         this.state.set(FutureState::Refused);
         Poll::Ready(Ok(protocol.refusal()))
     }
@@ -167,9 +171,9 @@ pin_project! {
     #[project = BodyStateProj]
     #[derive(Debug)]
     enum BodyState<B> {
-        /// More may come.
+        /// More frames may come.
         Streaming { #[pin] body: B, half: ResponseHalf },
-        /// Nothing comes any more, and nothing is held.
+        /// No frame comes any more, and nothing is held.
         Done,
     }
 }
@@ -197,7 +201,7 @@ where
         let BodyStateProj::Streaming { mut body, half } = this.state.as_mut().project() else {
             return Poll::Ready(None);
         };
-        // Before the inner body is asked: one that always has more to say would never end.
+        // Before the inner body is polled: a body that always has a frame ready would never end.
         if !half.is_over() {
             if let Poll::Ready(frame) = body.as_mut().poll_frame(cx) {
                 if is_last(frame.as_ref(), &*body) {
@@ -228,7 +232,7 @@ where
     }
 }
 
-/// How a caller is told that the server goes away.
+/// How a caller learns that the server goes away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protocol {
     /// A status in headers or trailers.
@@ -246,7 +250,7 @@ impl Protocol {
         }
     }
 
-    /// The whole answer to a call that got none yet.
+    /// The response to a call that had none yet.
     fn refusal<B>(self) -> Response<DrainBody<B>> {
         let response = match self {
             Self::Grpc => limit_passed().into_http(),
@@ -319,7 +323,7 @@ mod tests {
         request("application/grpc", body)
     }
 
-    /// The layer around `handler`, as `DrainLayer` makes it.
+    /// The service that `DrainLayer` puts around `handler`.
     fn counted<F>(drain: &DrainState, handler: F) -> DrainService<ServiceFn<F>> {
         DrainService { inner: service_fn(handler), drain: drain.clone() }
     }
@@ -334,7 +338,7 @@ mod tests {
         future::ready(Ok(Response::new(body)))
     }
 
-    /// The drain limit passes, and all that follows from it by itself.
+    /// Lets the drain limit pass, and the countdown do its work.
     async fn end(drain: &DrainState) {
         drain.begin(Duration::ZERO);
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -395,7 +399,7 @@ mod tests {
         let drain = DrainState::new();
         let mut dropped = task::spawn(counted(&drain, never).call(grpc(fed().1)));
         assert_pending!(dropped.poll());
-        assert_eq!(drain.in_flight(), 1, "the handler is at it");
+        assert_eq!(drain.in_flight(), 1, "the handler works on it");
         drop(dropped);
         assert_eq!(drain.in_flight(), 0, "its caller left");
 
@@ -509,7 +513,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_nobody_reads_is_released_at_the_limit() {
+    async fn a_request_without_a_reader_is_released_at_the_limit() {
         let drain = DrainState::new();
         let (ask, question) = fed();
         let (keep, mut kept) = mpsc::unbounded_channel();
@@ -521,7 +525,7 @@ mod tests {
             .call(grpc(question)),
         );
         assert_pending!(call.poll());
-        let _detached = kept.try_recv().expect("someone keeps the request");
+        let _detached = kept.try_recv().expect("the handler passes it on");
         end(&drain).await;
         assert!(ask.is_closed(), "what was behind it is gone");
         assert!(assert_ready!(call.poll()).is_ok(), "the call is answered");
@@ -544,7 +548,7 @@ mod tests {
 
             end(&drain).await;
             let response = assert_ready!(call.poll()).expect("an answer, not an error");
-            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "HTTP's word for it");
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "503 is what HTTP has for it");
             let last = frame(&mut under_way).await.expect("not an end");
             assert!(last.is_err(), "half a page must not look like a whole one");
         }
@@ -578,10 +582,10 @@ mod tests {
 
     #[test]
     fn a_service_is_as_sendable_as_its_inner_one() {
-        fn is_send_sync<T: Send + Sync>() {}
-        is_send_sync::<DrainLayer>();
-        is_send_sync::<DrainService<()>>();
-        is_send_sync::<DrainFuture<()>>();
-        is_send_sync::<DrainBody<()>>();
+        fn assert_send_sync<T: Send + Sync>() {}
+        assert_send_sync::<DrainLayer>();
+        assert_send_sync::<DrainService<()>>();
+        assert_send_sync::<DrainFuture<()>>();
+        assert_send_sync::<DrainBody<()>>();
     }
 }

@@ -24,7 +24,7 @@ use super::open_set::OpenSet;
 /// with itself (an `AtomicWaker` of its own, never a shared list), and is found through an [`OpenSet`], which it enters
 /// and leaves once.
 #[derive(Clone)]
-pub(in crate::register) struct DrainState(Arc<Inner>);
+pub(super) struct DrainState(Arc<Inner>);
 
 /// How far a drain has come. It only moves forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub(super) enum Phase {
 }
 
 impl DrainState {
-    pub(in crate::register) fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(Arc::new(Inner {
             passed: AtomicU8::new(LIMIT_AHEAD),
             countdown: OnceLock::new(),
@@ -50,7 +50,7 @@ impl DrainState {
     }
 
     /// How many calls there are whose request or response has not ended yet.
-    pub(in crate::register) fn in_flight(&self) -> usize {
+    pub(super) fn in_flight(&self) -> usize {
         self.0.calls.len()
     }
 
@@ -61,7 +61,7 @@ impl DrainState {
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    pub(in crate::register) fn begin(&self, limit: Duration) {
+    pub(super) fn begin(&self, limit: Duration) {
         // First, so that a panic leaves the drain as it was.
         let runtime = Handle::current();
         let mut first = None;
