@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::registrar::Registrar;
+use super::keepalive::KeepalivePool;
 use crate::backoff::Backoff;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
-use crate::etcd::{CLAIM_LIMIT, Claimed, Kv, hex};
-use crate::format::Entry;
+use crate::etcd::{CLAIM_LIMIT, Claimed, Cluster, Kv, hex};
+use crate::format::{Entry, Format};
 use crate::instance::{Instance, ServiceName};
 
 /// How often one claim looks again because the key changed under it.
@@ -43,6 +43,23 @@ const REVOKE_RETRY_FIRST: Duration = Duration::from_millis(100);
 /// The longest such wait.
 const REVOKE_RETRY_MAX: Duration = Duration::from_millis(500);
 
+/// What all registrations of a registry share.
+#[derive(Debug)]
+pub(crate) struct Registrar {
+    pub(super) cluster: Arc<Cluster>,
+    /// What stands before the service's name in keys: empty, or ending in a slash.
+    base: String,
+    pub(in crate::register) format: Arc<dyn Format>,
+    pub(super) keepalives: Arc<KeepalivePool>,
+}
+
+impl Registrar {
+    pub(crate) fn new(cluster: Arc<Cluster>, base: String, format: Arc<dyn Format>) -> Arc<Self> {
+        let keepalives = Arc::new(KeepalivePool::new(cluster.clone()));
+        Arc::new(Self { cluster, base, format, keepalives })
+    }
+}
+
 /// What does not change while a registration lives.
 #[derive(Debug)]
 pub(in crate::register) struct Plan {
@@ -57,7 +74,7 @@ pub(in crate::register) struct Plan {
 /// What of a registration may exist in etcd.
 #[derive(Debug)]
 pub(in crate::register) struct Holdings {
-    pub(in crate::register) registrar: Arc<Registrar>,
+    pub(super) registrar: Arc<Registrar>,
     plan: Plan,
     /// The newest last.
     leases: Vec<i64>,
@@ -83,7 +100,7 @@ struct Written {
 }
 
 /// What asking for a lease came to.
-pub(in crate::register) enum Granted {
+pub(super) enum Granted {
     /// It lives for this long without keepalives.
     Now(Duration),
     /// The same, but since an earlier attempt whose answer was lost: it wants a keepalive at once.
@@ -93,7 +110,7 @@ pub(in crate::register) enum Granted {
 }
 
 /// What a claim came to.
-pub(in crate::register) enum Outcome {
+pub(super) enum Outcome {
     /// The key holds our value since this revision.
     Claimed(i64),
     /// It is under this live lease of somebody else.
@@ -118,12 +135,12 @@ impl Holdings {
         }
     }
 
-    pub(in crate::register) fn service(&self) -> &ServiceName {
+    pub(super) fn service(&self) -> &ServiceName {
         &self.plan.service
     }
 
     /// Our key and value under this lease.
-    pub(in crate::register) fn entry(&self, instance: &Instance, lease: i64, draining: bool) -> (String, Vec<u8>) {
+    pub(super) fn entry(&self, instance: &Instance, lease: i64, draining: bool) -> (String, Vec<u8>) {
         let Registrar { base, format, .. } = &*self.registrar;
         let Plan { service, id, .. } = &self.plan;
         let entry = Entry::new(service, instance, lease, *id).draining(draining);
@@ -131,14 +148,14 @@ impl Holdings {
     }
 
     /// An id for a lease that is about to be asked for.
-    pub(in crate::register) fn new_lease(&mut self) -> i64 {
+    pub(super) fn new_lease(&mut self) -> i64 {
         // Positive, since etcdctl and Kitex know no others.
         let id = i64::try_from(random() >> 1).unwrap_or(i64::MAX).max(1);
         self.leases.push(id);
         id
     }
 
-    pub(in crate::register) fn forget_lease(&mut self, lease: i64) {
+    pub(super) fn forget_lease(&mut self, lease: i64) {
         self.leases.retain(|known| *known != lease);
         self.retired.push_back(lease);
         if self.retired.len() > RETIRED {
@@ -146,12 +163,12 @@ impl Holdings {
         }
     }
 
-    pub(in crate::register) fn is_own_lease(&self, lease: i64) -> bool {
+    pub(super) fn is_own_lease(&self, lease: i64) -> bool {
         self.leases.contains(&lease) || self.retired.contains(&lease)
     }
 
     /// Asks for the lease. Asking again for the same id, when the answer was lost, cannot make two.
-    pub(in crate::register) async fn grant(&self, lease: i64) -> Result<Granted, EtcdError> {
+    pub(super) async fn grant(&self, lease: i64) -> Result<Granted, EtcdError> {
         let ttl = self.plan.ttl;
         let grant = self
             .registrar
@@ -174,12 +191,7 @@ impl Holdings {
     }
 
     /// Puts our value wherever that takes nothing from a server that is alive, and then deletes the keys that ours was before.
-    pub(in crate::register) async fn claim(
-        &mut self,
-        key: &str,
-        value: &[u8],
-        lease: i64,
-    ) -> Result<Outcome, EtcdError> {
+    pub(super) async fn claim(&mut self, key: &str, value: &[u8], lease: i64) -> Result<Outcome, EtcdError> {
         self.note_key(Written { key: key.to_owned(), lease, revision: None });
         let outcome = self.put(key, value, lease).await?;
         // A failure costs nothing but time: they are tried again with the next claim, and end with their leases anyhow.
@@ -221,7 +233,7 @@ impl Holdings {
     }
 
     /// Our value was seen in the key, at this revision, although no claim was answered.
-    pub(in crate::register) fn note_written(&mut self, key: String, lease: i64, revision: i64) {
+    pub(super) fn note_written(&mut self, key: String, lease: i64, revision: i64) {
         self.note_key(Written { key, lease, revision: Some(revision) });
     }
 
@@ -235,7 +247,7 @@ impl Holdings {
     }
 
     /// Whether a key may hold our value.
-    pub(in crate::register) fn is_written(&self) -> bool {
+    pub(super) fn is_written(&self) -> bool {
         self.written.is_some()
     }
 
@@ -248,13 +260,13 @@ impl Holdings {
     }
 
     /// From now on somebody may drain the instance that was claimed.
-    pub(in crate::register) fn expect_drain(&mut self, instance: &Instance, lease: i64) {
+    pub(super) fn expect_drain(&mut self, instance: &Instance, lease: i64) {
         let carries_draining = self.registrar.format.carries_draining();
         self.drained = carries_draining.then(|| self.entry(instance, lease, true).1);
     }
 
     /// Whether somebody put our own value under our own lease, with nothing but the draining mark.
-    pub(in crate::register) fn is_drained(&self, found: &Kv) -> bool {
+    pub(super) fn is_drained(&self, found: &Kv) -> bool {
         self.is_own_lease(found.lease) && self.drained.as_ref() == Some(&found.value)
     }
 
@@ -276,7 +288,7 @@ impl Holdings {
     }
 
     /// Announces that the instance leaves, and deletes its key. The lease stays.
-    pub(in crate::register) async fn withdraw(&mut self, instance: &Instance) -> Result<(), EtcdError> {
+    pub(super) async fn withdraw(&mut self, instance: &Instance) -> Result<(), EtcdError> {
         self.drained = None;
         if let Some(written) = &self.written {
             self.announce(instance, written).await;
@@ -287,7 +299,7 @@ impl Holdings {
     }
 
     /// Announces that the instance leaves, and revokes every lease that may exist. Whether nothing is left in etcd.
-    pub(in crate::register) async fn take_out(&mut self, instance: &Instance) -> bool {
+    pub(super) async fn take_out(&mut self, instance: &Instance) -> bool {
         if let Some(written) = &self.written {
             self.announce(instance, written).await;
         }
@@ -301,7 +313,7 @@ impl Holdings {
     }
 
     /// The leases that may still exist, as etcdctl shows them.
-    pub(in crate::register) fn left_over(&self) -> Vec<String> {
+    pub(super) fn left_over(&self) -> Vec<String> {
         self.leases.iter().copied().map(hex).collect()
     }
 

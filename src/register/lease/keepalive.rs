@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use etcd_client::{LeaseKeepAliveResponse, LeaseKeepAliveStream, LeaseKeeper};
@@ -12,7 +12,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::Instrument;
 
-use super::registrar::Registrar;
 use crate::backoff::{Backoff, spread};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{Cluster, Connection};
@@ -37,9 +36,34 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// The longest such wait, so that a lease is renewed within a second of etcd's return.
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
-/// The keepalive streams of one registry. They end with its last registration.
+/// The keepalive streams of one registry, for as long as one of its leases is kept.
 #[derive(Debug)]
-pub(super) struct Keepalives {
+pub(super) struct KeepalivePool {
+    cluster: Arc<Cluster>,
+    running: Mutex<Weak<KeepaliveStreams>>,
+}
+
+impl KeepalivePool {
+    pub(super) fn new(cluster: Arc<Cluster>) -> Self {
+        Self { cluster, running: Mutex::default() }
+    }
+
+    /// The running streams, or new ones: for the first lease, and after the runtime of the old ones has ended. Needs a
+    /// tokio runtime.
+    fn streams(&self) -> Arc<KeepaliveStreams> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(streams) = running.upgrade().filter(|streams| streams.is_running()) {
+            return streams;
+        }
+        let spawned = KeepaliveStreams::spawn(&self.cluster);
+        *running = Arc::downgrade(&spawned);
+        spawned
+    }
+}
+
+/// One stream for each member. They end when no lease is left that holds them.
+#[derive(Debug)]
+struct KeepaliveStreams {
     cluster: Arc<Cluster>,
     members: Vec<mpsc::Sender<Ask>>,
 }
@@ -57,8 +81,8 @@ enum Answer {
     Dead,
 }
 
-impl Keepalives {
-    pub(super) fn spawn(cluster: &Arc<Cluster>) -> Arc<Self> {
+impl KeepaliveStreams {
+    fn spawn(cluster: &Arc<Cluster>) -> Arc<Self> {
         let members = (0..cluster.len()).map(|index| {
             let (asks, receiver) = mpsc::channel(QUEUE);
             let span = tracing::info_span!(parent: None, "keepalive", member = index);
@@ -69,7 +93,7 @@ impl Keepalives {
     }
 
     /// False once the runtime that the streams ran on has ended.
-    pub(super) fn is_running(&self) -> bool {
+    fn is_running(&self) -> bool {
         self.members.iter().all(|member| !member.is_closed())
     }
 
@@ -193,7 +217,7 @@ pub(super) enum LeaseState {
 /// Keeps a lease alive for as long as the receiver lives or until etcd says that the lease is dead. The first keepalive is
 /// due at `first`, or like all others a third of the TTL after the one before.
 pub(super) fn keep(
-    registrar: Arc<Registrar>,
+    pool: Arc<KeepalivePool>,
     lease: i64,
     ttl: Duration,
     first: Option<Instant>,
@@ -202,7 +226,7 @@ pub(super) fn keep(
     let interval = move || Instant::now() + spread(ttl / 3, 0.1);
     let keeper = async move {
         // Held all the time: the streams live for as long as somebody holds them.
-        let mut keepalives = registrar.keepalives();
+        let mut streams = pool.streams();
         let mut due = first.unwrap_or_else(interval);
         loop {
             tokio::select! {
@@ -212,7 +236,7 @@ pub(super) fn keep(
             // A process that was stopped comes here late, and then asks at once.
             tokio::select! {
                 () = publisher.closed() => return,
-                answer = renew(&registrar, &mut keepalives, lease) => {
+                answer = renew(&pool, &mut streams, lease) => {
                     if answer == Answer::Dead {
                         publisher.send_replace(LeaseState::Dead);
                         return;
@@ -226,11 +250,11 @@ pub(super) fn keep(
 }
 
 /// Asks in rounds until a member answers.
-async fn renew(registrar: &Registrar, keepalives: &mut Arc<Keepalives>, lease: i64) -> Answer {
+async fn renew(pool: &KeepalivePool, streams: &mut Arc<KeepaliveStreams>, lease: i64) -> Answer {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
     loop {
-        *keepalives = registrar.keepalives();
-        if let Some(answer) = ask_around(keepalives, lease).await {
+        *streams = pool.streams();
+        if let Some(answer) = ask_around(streams, lease).await {
             return answer;
         }
         sleep(backoff.next()).await;
@@ -239,11 +263,11 @@ async fn renew(registrar: &Registrar, keepalives: &mut Arc<Keepalives>, lease: i
 
 /// Asks member after member, each as soon as the one before was silent for too long. Whose answer comes first does not
 /// matter.
-async fn ask_around(keepalives: &Keepalives, lease: i64) -> Option<Answer> {
-    let first = keepalives.cluster.preferred();
+async fn ask_around(streams: &KeepaliveStreams, lease: i64) -> Option<Answer> {
+    let first = streams.cluster.preferred();
     let mut asked = FuturesUnordered::new();
-    for member in first..first + keepalives.members.len() {
-        asked.push(keepalives.ask(lease, member));
+    for member in first..first + streams.members.len() {
+        asked.push(streams.ask(lease, member));
         let mut silent = pin!(sleep(REPLY_LIMIT));
         loop {
             tokio::select! {

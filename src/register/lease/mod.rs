@@ -3,9 +3,8 @@
 mod claims;
 mod keepalive;
 mod own_key;
-mod registrar;
 mod task;
 
+pub(crate) use self::claims::Registrar;
 pub(super) use self::claims::{Holdings, Plan, random};
-pub(crate) use self::registrar::Registrar;
 pub(super) use self::task::Task;

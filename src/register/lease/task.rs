@@ -225,7 +225,7 @@ impl Task {
             }
         };
         tracing::debug!(lease = hex(id), ?ttl, "lease granted");
-        claiming(Lease { id, state: keep(self.holdings.registrar.clone(), id, ttl, renew_at) }, None)
+        claiming(Lease { id, state: keep(self.holdings.registrar.keepalives.clone(), id, ttl, renew_at) }, None)
     }
 
     async fn claim(&mut self, lease: Lease, observer: Option<Observer>) -> State {
