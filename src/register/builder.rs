@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::advertise::advertise;
-use super::desired::{Desired, Health, Wishes};
-use super::lease::{Holdings, Plan, Registrar, Task, random};
+use super::desired::{DesiredState, HealthSource, Spec};
+use super::lease::{ClaimConfig, Claims, LeaseTask, Registrar, random};
 use super::registration::{Registration, Shared, check_value};
-use super::retry::Upkeep;
+use super::retry::RetryConfig;
 use super::server::{DEFAULT_LIMIT, Drain};
 use super::status::RegistrationStatus;
 use crate::error::ConfigError;
@@ -46,8 +46,8 @@ pub struct RegistrationBuilder {
     default_ttl: Duration,
     propagation_pause: Duration,
     drain_limit: Duration,
-    upkeep: Upkeep,
-    health: Option<Arc<dyn Health>>,
+    retry: RetryConfig,
+    health: Option<Arc<dyn HealthSource>>,
 }
 
 impl RegistrationBuilder {
@@ -60,7 +60,7 @@ impl RegistrationBuilder {
             default_ttl: DEFAULT_TTL,
             propagation_pause: DEFAULT_PROPAGATION_PAUSE,
             drain_limit: DEFAULT_LIMIT,
-            upkeep: Upkeep::DEFAULT,
+            retry: RetryConfig::DEFAULT,
             health: None,
         }
     }
@@ -100,7 +100,7 @@ impl RegistrationBuilder {
     ///
     /// Kitex calls this `RetryDelay`.
     pub fn retry_delay(mut self, delay: Duration) -> Self {
-        self.upkeep.retry_delay = delay;
+        self.retry.retry_delay = delay;
         self
     }
 
@@ -113,7 +113,7 @@ impl RegistrationBuilder {
     ///
     /// Kitex calls this `MaxAttemptTimes`.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
-        self.upkeep.max_attempts = attempts;
+        self.retry.max_attempts = attempts;
         self
     }
 
@@ -122,7 +122,7 @@ impl RegistrationBuilder {
     ///
     /// Kitex calls this `ObserveDelay`, and notices nothing before.
     pub fn check_interval(mut self, interval: Duration) -> Self {
-        self.upkeep.check_interval = interval;
+        self.retry.check_interval = interval;
         self
     }
 
@@ -136,7 +136,7 @@ impl RegistrationBuilder {
         self.ttl = None;
         self.default_ttl = KITEX_TTL;
         self.propagation_pause = KITEX_PROPAGATION_PAUSE;
-        self.upkeep = Upkeep::KITEX;
+        self.retry = RetryConfig::KITEX;
         self
     }
 
@@ -198,23 +198,23 @@ impl RegistrationBuilder {
             let variable = std::env::var(TTL_VARIABLE).ok().filter(|value| !value.is_empty());
             variable.map_or(Ok(self.default_ttl), ttl_in)?
         };
-        self.upkeep.check()?;
-        let plan = Plan {
+        self.retry.check()?;
+        let config = ClaimConfig {
             service: service.clone(),
             ttl,
             takes_over: advertised.is_bound,
             id: u128::from(random()) << 64 | u128::from(random()),
         };
         let address = instance.address.clone();
-        let (desired, wanted) = watch::channel(Desired { instance, paused: false, leave: false });
+        let (spec, specs) = watch::channel(Spec { instance, paused: false, leave: false });
         let (publisher, status) = watch::channel(RegistrationStatus::Unregistered);
-        let wishes = Wishes::new(wanted, self.health.clone());
-        let task = Task::new(Holdings::new(self.registrar, plan), self.upkeep, wishes, publisher);
+        let desired = DesiredState::new(specs, self.health.clone());
+        let task = LeaseTask::new(Claims::new(self.registrar, config), self.retry, desired, publisher);
         Ok(Registration::new(Shared {
             address,
             service,
             format,
-            desired,
+            spec,
             updates: Mutex::new(()),
             status,
             unstarted: Mutex::new(Some(task)),
@@ -321,11 +321,11 @@ mod tests {
             "a TTL of 60 s, unless the variable says otherwise"
         );
         assert_eq!(kitex.propagation_pause, seconds(6), "longer than Kitex clients take to look again");
-        assert_eq!(kitex.upkeep.max_attempts, 5, "MaxAttemptTimes");
-        assert_eq!(kitex.upkeep.check_interval, seconds(30), "ObserveDelay");
-        assert_eq!(kitex.upkeep.retry_delay, seconds(10), "RetryDelay");
+        assert_eq!(kitex.retry.max_attempts, 5, "MaxAttemptTimes");
+        assert_eq!(kitex.retry.check_interval, seconds(30), "ObserveDelay");
+        assert_eq!(kitex.retry.retry_delay, seconds(10), "RetryDelay");
         let own = kitex.ttl(seconds(20)).max_attempts(0);
-        assert_eq!((own.ttl, own.upkeep.max_attempts), (Some(seconds(20)), 0), "options behind it count");
+        assert_eq!((own.ttl, own.retry.max_attempts), (Some(seconds(20)), 0), "options behind it count");
     }
 
     #[test]

@@ -14,14 +14,14 @@ use crate::instance::Instance;
 
 /// What the handles want.
 #[derive(Debug, Clone)]
-pub(super) struct Desired {
+pub(super) struct Spec {
     pub(super) instance: Instance,
     pub(super) paused: bool,
     pub(super) leave: bool,
 }
 
 /// What a server says of its own health.
-pub(super) trait Health: fmt::Debug + Send + Sync {
+pub(super) trait HealthSource: fmt::Debug + Send + Sync {
     /// Whether it serves: now, and whenever that changes. Never ends.
     fn serving(&self) -> BoxStream<'static, bool>;
 
@@ -31,8 +31,8 @@ pub(super) trait Health: fmt::Debug + Send + Sync {
 
 /// All that a registration's task goes by. A pause and bad health are two reasons for the key to be absent: it is there
 /// while neither holds.
-pub(super) struct Wishes {
-    desired: watch::Receiver<Desired>,
+pub(super) struct DesiredState {
+    spec: watch::Receiver<Spec>,
     serving: Serving,
 }
 
@@ -41,36 +41,36 @@ enum Serving {
     /// Nobody is asked: always.
     Always,
     /// It is to be asked.
-    Unasked(Arc<dyn Health>),
+    Unfollowed(Arc<dyn HealthSource>),
     /// It said so, or not, the last time.
-    Asked(watch::Receiver<bool>),
+    Followed(watch::Receiver<bool>),
 }
 
-impl Wishes {
-    pub(super) fn new(desired: watch::Receiver<Desired>, health: Option<Arc<dyn Health>>) -> Self {
-        Self { desired, serving: health.map_or(Serving::Always, Serving::Unasked) }
+impl DesiredState {
+    pub(super) fn new(spec: watch::Receiver<Spec>, health: Option<Arc<dyn HealthSource>>) -> Self {
+        Self { spec, serving: health.map_or(Serving::Always, Serving::Unfollowed) }
     }
 
     /// Begins to follow the health, if any. Needs a tokio runtime.
-    pub(super) fn begin(&mut self) {
-        if let Serving::Unasked(health) = &self.serving {
-            self.serving = Serving::Asked(follow(health.serving()));
+    pub(super) fn follow_health(&mut self) {
+        if let Serving::Unfollowed(health) = &self.serving {
+            self.serving = Serving::Followed(follow(health.serving()));
         }
     }
 
     /// The instance as it is to be written.
     pub(super) fn instance(&self) -> Instance {
-        self.desired.borrow().instance.clone()
+        self.spec.borrow().instance.clone()
     }
 
     /// Why the key is to be absent, if it is.
     pub(super) fn absence(&self) -> Option<RegistrationStatus> {
         let is_serving = match &self.serving {
             Serving::Always => true,
-            Serving::Unasked(_) => false,
-            Serving::Asked(serving) => *serving.borrow(),
+            Serving::Unfollowed(_) => false,
+            Serving::Followed(serving) => *serving.borrow(),
         };
-        if self.desired.borrow().paused {
+        if self.spec.borrow().paused {
             Some(RegistrationStatus::Paused)
         } else if is_serving {
             None
@@ -87,12 +87,12 @@ impl Wishes {
     pub(super) async fn changed(&mut self) {
         let serving = async {
             match &mut self.serving {
-                Serving::Asked(serving) => serving.changed().await.is_ok(),
-                Serving::Always | Serving::Unasked(_) => false,
+                Serving::Followed(serving) => serving.changed().await.is_ok(),
+                Serving::Always | Serving::Unfollowed(_) => false,
             }
         };
         tokio::select! {
-            Ok(()) = self.desired.changed() => {}
+            Ok(()) = self.spec.changed() => {}
             true = serving => {}
             // The last handle is gone, which ends the task elsewhere.
             else => std::future::pending().await,
@@ -101,10 +101,10 @@ impl Wishes {
 
     /// Resolves when a handle wants the registration to end, or none is left.
     pub(super) fn end(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut desired = self.desired.clone();
+        let mut spec = self.spec.clone();
         async move {
             // An error means that the last handle is gone.
-            let _ = desired.wait_for(|desired| desired.leave).await;
+            let _ = spec.wait_for(|spec| spec.leave).await;
         }
     }
 }

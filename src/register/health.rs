@@ -12,7 +12,7 @@ use tonic_health::pb::health_check_response::ServingStatus as Answer;
 use tonic_health::pb::health_server::Health as _;
 use tonic_health::server::{HealthReporter, HealthService, WatchStream};
 
-use super::desired::Health;
+use super::desired::HealthSource;
 
 /// How often a service is looked for that the reporter does not know (yet): it does not say when it learns of one. Ten
 /// looks into a map a second cost nothing, and a server that starts is not held up.
@@ -29,11 +29,11 @@ struct Reported {
 }
 
 /// The health of `service`, as what `reporter` is told of it.
-pub(super) fn reported(reporter: HealthReporter, service: String) -> Arc<dyn Health> {
+pub(super) fn reported(reporter: HealthReporter, service: String) -> Arc<dyn HealthSource> {
     Arc::new(Reported { reporter, service })
 }
 
-impl Health for Reported {
+impl HealthSource for Reported {
     fn serving(&self) -> BoxStream<'static, bool> {
         // The reporter can be told, but not asked; the service that answers clients can.
         let service = HealthService::from_health_reporter(self.reporter.clone());

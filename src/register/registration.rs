@@ -10,8 +10,8 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::Instrument;
 
-use super::desired::{Desired, Health};
-use super::lease::Task;
+use super::desired::{HealthSource, Spec};
+use super::lease::LeaseTask;
 use super::server::{Drain, DrainLayer, Incoming};
 use super::status::{RegistrationStatus, StatusChanges};
 use crate::error::{ConfigError, Gone};
@@ -43,16 +43,16 @@ pub(super) struct Shared {
     pub(super) address: Address,
     pub(super) service: ServiceName,
     pub(super) format: Arc<dyn Format>,
-    pub(super) desired: watch::Sender<Desired>,
+    pub(super) spec: watch::Sender<Spec>,
     /// Held by whoever changes the instance.
     pub(super) updates: Mutex<()>,
     pub(super) status: watch::Receiver<RegistrationStatus>,
     /// The task until it is started.
-    pub(super) unstarted: Mutex<Option<Task>>,
+    pub(super) unstarted: Mutex<Option<LeaseTask>>,
     pub(super) drain: Drain,
     pub(super) propagation_pause: Duration,
     pub(super) drain_limit: Duration,
-    pub(super) health: Option<Arc<dyn Health>>,
+    pub(super) health: Option<Arc<dyn HealthSource>>,
 }
 
 impl Registration {
@@ -80,7 +80,7 @@ impl Registration {
 
     /// The shutdown future for `serve_with_incoming_shutdown`: waits for `signal`, announces the leave and revokes the
     /// lease (at most 3 s, if etcd is away), serves on for the propagation pause, and then resolves, so that the server
-    /// stops accepting and finishes the calls in flight, for at most the drain limit. Health that is followed
+    /// stops accepting and finishes the calls in flight, for at most the drain limit. HealthSource that is followed
     /// (`RegistrationBuilder::health`) turns `NOT_SERVING` first.
     ///
     /// # Cancel safety
@@ -144,7 +144,7 @@ impl Registration {
     pub async fn deregister(&self) {
         // A task that was never started has nothing to take out; dropping it says that it is gone.
         drop(self.take_unstarted());
-        self.shared.desired.send_modify(|desired| desired.leave = true);
+        self.shared.spec.send_modify(|spec| spec.leave = true);
         let mut status = self.shared.status.clone();
         // An error means that the task is gone as well.
         let _ = status.wait_for(RegistrationStatus::has_ended).await;
@@ -159,17 +159,17 @@ impl Registration {
     pub fn update(&self, change: impl FnOnce(Instance) -> Instance) -> Result<(), ConfigError> {
         // Not under the lock of the channel: the closure may look at the registration, though not update it.
         let _one_at_a_time = self.shared.updates.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = self.shared.desired.borrow().instance.clone();
+        let old = self.shared.spec.borrow().instance.clone();
         let new = change(old.clone());
         check_update(&old, &new)?;
         check_value(&*self.shared.format, &self.shared.service, &new)?;
         if new != old {
-            self.shared.desired.send_modify(|desired| desired.instance = new);
+            self.shared.spec.send_modify(|spec| spec.instance = new);
         }
         Ok(())
     }
 
-    /// Takes the instance out of etcd and keeps the lease, until [`resume`](Self::resume). The server serves on. Health that is
+    /// Takes the instance out of etcd and keeps the lease, until [`resume`](Self::resume). The server serves on. HealthSource that is
     /// followed is another reason for the key to be absent, and changes nothing about this one.
     pub fn pause(&self) {
         self.set_paused(true);
@@ -181,9 +181,9 @@ impl Registration {
     }
 
     fn set_paused(&self, paused: bool) {
-        self.shared.desired.send_if_modified(|desired| {
-            let is_news = desired.paused != paused;
-            desired.paused = paused;
+        self.shared.spec.send_if_modified(|spec| {
+            let is_news = spec.paused != paused;
+            spec.paused = paused;
             is_news
         });
     }
@@ -252,7 +252,7 @@ impl Registration {
         self.shared.drain_limit
     }
 
-    fn take_unstarted(&self) -> Option<Task> {
+    fn take_unstarted(&self) -> Option<LeaseTask> {
         self.shared.unstarted.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -292,7 +292,7 @@ fn check_update(old: &Instance, new: &Instance) -> Result<(), ConfigError> {
 impl fmt::Debug for Registration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Registration")
-            .field("instance", &self.shared.desired.borrow().instance)
+            .field("instance", &self.shared.spec.borrow().instance)
             .field("status", &*self.shared.status.borrow())
             .finish_non_exhaustive()
     }

@@ -6,7 +6,7 @@ use crate::error::ConfigError;
 
 /// How a registration is kept up.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Upkeep {
+pub(super) struct RetryConfig {
     /// The longest first wait after a failed grant or claim.
     pub(super) retry_delay: Duration,
     /// How many grants and claims may fail in a row; 0 for any number.
@@ -15,7 +15,7 @@ pub(super) struct Upkeep {
     pub(super) check_interval: Duration,
 }
 
-impl Upkeep {
+impl RetryConfig {
     /// The first wait is much longer than etcd needs for an answer, and short for a server that waits to be found. A watch
     /// tells of each change of the key, so the check is only for what nobody thought of.
     pub(super) const DEFAULT: Self =

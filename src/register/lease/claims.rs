@@ -62,7 +62,7 @@ impl Registrar {
 
 /// What does not change while a registration lives.
 #[derive(Debug)]
-pub(in crate::register) struct Plan {
+pub(in crate::register) struct ClaimConfig {
     pub(in crate::register) service: ServiceName,
     pub(in crate::register) ttl: Duration,
     /// Whether the first claim may take over a key whose owner still seems alive.
@@ -73,17 +73,17 @@ pub(in crate::register) struct Plan {
 
 /// What of a registration may exist in etcd.
 #[derive(Debug)]
-pub(in crate::register) struct Holdings {
+pub(in crate::register) struct Claims {
     pub(super) registrar: Arc<Registrar>,
-    plan: Plan,
+    config: ClaimConfig,
     /// The newest last.
     leases: Vec<i64>,
     /// Leases of ours that etcd called dead, the newest last: it may have been wrong, and a key under one of them is ours.
     retired: VecDeque<i64>,
     /// The key that may hold our value.
-    written: Option<Written>,
+    key: Option<ClaimedKey>,
     /// Keys that may hold it still, from before the key became another one: some formats name it after the lease.
-    former: VecDeque<Written>,
+    former: VecDeque<ClaimedKey>,
     /// What an operator makes of our value who drains us; `None` while we may have put that ourselves.
     drained: Option<Vec<u8>>,
     /// Whether the key was ours once.
@@ -92,7 +92,7 @@ pub(in crate::register) struct Holdings {
 
 /// A key that may hold our value.
 #[derive(Debug)]
-struct Written {
+struct ClaimedKey {
     key: String,
     lease: i64,
     /// When the value was put, if that was answered.
@@ -100,17 +100,17 @@ struct Written {
 }
 
 /// What asking for a lease came to.
-pub(super) enum Granted {
+pub(super) enum GrantOutcome {
     /// It lives for this long without keepalives.
-    Now(Duration),
+    New(Duration),
     /// The same, but since an earlier attempt whose answer was lost: it wants a keepalive at once.
-    Before(Duration),
+    Existing(Duration),
     /// The id was used and is dead.
     Dead,
 }
 
 /// What a claim came to.
-pub(super) enum Outcome {
+pub(super) enum ClaimOutcome {
     /// The key holds our value since this revision.
     Claimed(i64),
     /// It is under this live lease of somebody else.
@@ -121,14 +121,14 @@ pub(super) enum Outcome {
     Contended,
 }
 
-impl Holdings {
-    pub(in crate::register) fn new(registrar: Arc<Registrar>, plan: Plan) -> Self {
+impl Claims {
+    pub(in crate::register) fn new(registrar: Arc<Registrar>, config: ClaimConfig) -> Self {
         Self {
             registrar,
-            plan,
+            config,
             leases: Vec::new(),
             retired: VecDeque::new(),
-            written: None,
+            key: None,
             former: VecDeque::new(),
             drained: None,
             was_registered: false,
@@ -136,13 +136,13 @@ impl Holdings {
     }
 
     pub(super) fn service(&self) -> &ServiceName {
-        &self.plan.service
+        &self.config.service
     }
 
     /// Our key and value under this lease.
     pub(super) fn entry(&self, instance: &Instance, lease: i64, draining: bool) -> (String, Vec<u8>) {
         let Registrar { base, format, .. } = &*self.registrar;
-        let Plan { service, id, .. } = &self.plan;
+        let ClaimConfig { service, id, .. } = &self.config;
         let entry = Entry::new(service, instance, lease, *id).draining(draining);
         (format!("{base}{service}/{}", format.segment(&entry)), format.encode(&entry))
     }
@@ -155,7 +155,7 @@ impl Holdings {
         id
     }
 
-    pub(super) fn forget_lease(&mut self, lease: i64) {
+    pub(super) fn on_lease_dead(&mut self, lease: i64) {
         self.leases.retain(|known| *known != lease);
         self.retired.push_back(lease);
         if self.retired.len() > RETIRED {
@@ -168,16 +168,16 @@ impl Holdings {
     }
 
     /// Asks for the lease. Asking again for the same id, when the answer was lost, cannot make two.
-    pub(super) async fn grant(&self, lease: i64) -> Result<Granted, EtcdError> {
-        let ttl = self.plan.ttl;
+    pub(super) async fn grant(&self, lease: i64) -> Result<GrantOutcome, EtcdError> {
+        let ttl = self.config.ttl;
         let grant = self
             .registrar
             .cluster
             .call(CLAIM_LIMIT, |member| async move { member.grant(lease, ttl, CLAIM_LIMIT).await });
         match grant.await {
-            Ok(ttl) => Ok(Granted::Now(ttl)),
+            Ok(ttl) => Ok(GrantOutcome::New(ttl)),
             Err(error) if error.kind == EtcdErrorKind::AlreadyExists => {
-                Ok(if self.is_alive(lease).await? { Granted::Before(ttl) } else { Granted::Dead })
+                Ok(if self.is_alive(lease).await? { GrantOutcome::Existing(ttl) } else { GrantOutcome::Dead })
             }
             Err(error) => Err(error),
         }
@@ -191,11 +191,11 @@ impl Holdings {
     }
 
     /// Puts our value wherever that takes nothing from a server that is alive, and then deletes the keys that ours was before.
-    pub(super) async fn claim(&mut self, key: &str, value: &[u8], lease: i64) -> Result<Outcome, EtcdError> {
-        self.note_key(Written { key: key.to_owned(), lease, revision: None });
+    pub(super) async fn claim(&mut self, key: &str, value: &[u8], lease: i64) -> Result<ClaimOutcome, EtcdError> {
+        self.set_key(ClaimedKey { key: key.to_owned(), lease, revision: None });
         let outcome = self.put(key, value, lease).await?;
         // A failure costs nothing but time: they are tried again with the next claim, and end with their leases anyhow.
-        if !matches!(outcome, Outcome::Contended)
+        if !matches!(outcome, ClaimOutcome::Contended)
             && let Err(error) = self.remove_former().await
         {
             tracing::debug!(error = chain(&error), "a former key could not be deleted");
@@ -203,14 +203,14 @@ impl Holdings {
         Ok(outcome)
     }
 
-    async fn put(&mut self, key: &str, value: &[u8], lease: i64) -> Result<Outcome, EtcdError> {
+    async fn put(&mut self, key: &str, value: &[u8], lease: i64) -> Result<ClaimOutcome, EtcdError> {
         let mut seen = 0;
         for _ in 0..CLAIM_ATTEMPTS {
             let put = self.registrar.cluster.call(CLAIM_LIMIT, |member| async move {
                 member.put_if(key, value.to_vec(), lease, seen, CLAIM_LIMIT).await
             });
             let found = match put.await? {
-                Claimed::Done(revision) => return Ok(self.claimed(revision)),
+                Claimed::Done(revision) => return Ok(self.on_claimed(revision)),
                 Claimed::Found(None) => {
                     seen = 0;
                     continue;
@@ -218,45 +218,45 @@ impl Holdings {
                 Claimed::Found(Some(found)) => found,
             };
             if found.lease == lease && found.value == value {
-                return Ok(self.claimed(found.mod_revision));
+                return Ok(self.on_claimed(found.mod_revision));
             }
             if self.is_drained(&found) {
-                return Ok(Outcome::Drained);
+                return Ok(ClaimOutcome::Drained);
             }
             if !self.may_replace(&found).await? {
-                self.written = None;
-                return Ok(Outcome::Foreign(found.lease));
+                self.key = None;
+                return Ok(ClaimOutcome::Foreign(found.lease));
             }
             seen = found.mod_revision;
         }
-        Ok(Outcome::Contended)
+        Ok(ClaimOutcome::Contended)
     }
 
     /// Our value was seen in the key, at this revision, although no claim was answered.
-    pub(super) fn note_written(&mut self, key: String, lease: i64, revision: i64) {
-        self.note_key(Written { key, lease, revision: Some(revision) });
+    pub(super) fn on_key_seen(&mut self, key: String, lease: i64, revision: i64) {
+        self.set_key(ClaimedKey { key, lease, revision: Some(revision) });
     }
 
-    fn note_key(&mut self, written: Written) {
-        self.former.extend(self.written.take());
-        self.former.retain(|former| former.key != written.key);
+    fn set_key(&mut self, key: ClaimedKey) {
+        self.former.extend(self.key.take());
+        self.former.retain(|former| former.key != key.key);
         if self.former.len() > FORMER {
             self.former.pop_front();
         }
-        self.written = Some(written);
+        self.key = Some(key);
     }
 
     /// Whether a key may hold our value.
-    pub(super) fn is_written(&self) -> bool {
-        self.written.is_some()
+    pub(super) fn has_key(&self) -> bool {
+        self.key.is_some()
     }
 
-    fn claimed(&mut self, revision: i64) -> Outcome {
+    fn on_claimed(&mut self, revision: i64) -> ClaimOutcome {
         self.was_registered = true;
-        if let Some(written) = &mut self.written {
-            written.revision = Some(revision);
+        if let Some(key) = &mut self.key {
+            key.revision = Some(revision);
         }
-        Outcome::Claimed(revision)
+        ClaimOutcome::Claimed(revision)
     }
 
     /// From now on somebody may drain the instance that was claimed.
@@ -275,7 +275,7 @@ impl Holdings {
         if found.lease == 0 || self.is_own_lease(found.lease) {
             return Ok(true);
         }
-        Ok((self.plan.takes_over && !self.was_registered) || !self.is_alive(found.lease).await?)
+        Ok((self.config.takes_over && !self.was_registered) || !self.is_alive(found.lease).await?)
     }
 
     /// Deletes the keys that ours was before, as far as they are still there. They end with their leases anyhow.
@@ -290,18 +290,18 @@ impl Holdings {
     /// Announces that the instance leaves, and deletes its key. The lease stays.
     pub(super) async fn withdraw(&mut self, instance: &Instance) -> Result<(), EtcdError> {
         self.drained = None;
-        if let Some(written) = &self.written {
-            self.announce(instance, written).await;
-            self.delete(written).await?;
+        if let Some(key) = &self.key {
+            self.announce(instance, key).await;
+            self.delete(key).await?;
         }
-        self.written = None;
+        self.key = None;
         self.remove_former().await
     }
 
     /// Announces that the instance leaves, and revokes every lease that may exist. Whether nothing is left in etcd.
     pub(super) async fn take_out(&mut self, instance: &Instance) -> bool {
-        if let Some(written) = &self.written {
-            self.announce(instance, written).await;
+        if let Some(key) = &self.key {
+            self.announce(instance, key).await;
         }
         let mut is_out = true;
         while let Some(lease) = self.leases.last().copied() {
@@ -319,13 +319,13 @@ impl Holdings {
 
     /// Puts the draining mark on our key, as often as it takes in the time there is. A failure is no reason to wait longer:
     /// the mark is a courtesy.
-    async fn announce(&self, instance: &Instance, written: &Written) {
+    async fn announce(&self, instance: &Instance, claimed: &ClaimedKey) {
         if !self.registrar.format.carries_draining() {
             return;
         }
-        let value = self.entry(instance, written.lease, true).1;
+        let value = self.entry(instance, claimed.lease, true).1;
         let mark = async {
-            while let Err(error) = self.mark(&value, written).await {
+            while let Err(error) = self.mark(&value, claimed).await {
                 tracing::debug!(error = chain(&error), "leave could not be announced");
                 if error.is_final() || error.kind == EtcdErrorKind::NotFound {
                     return;
@@ -339,8 +339,8 @@ impl Holdings {
     }
 
     /// Always against the revision that is marked, so that a mark that arrives late cannot meet a newer claim.
-    async fn mark(&self, value: &[u8], written: &Written) -> Result<(), EtcdError> {
-        let Written { key, lease, revision } = written;
+    async fn mark(&self, value: &[u8], claimed: &ClaimedKey) -> Result<(), EtcdError> {
+        let ClaimedKey { key, lease, revision } = claimed;
         let mut seen = revision.unwrap_or(NO_REVISION);
         for _ in 0..CLAIM_ATTEMPTS {
             let put = self.registrar.cluster.call(LEAVE_CALL_LIMIT, |member| async move {
@@ -355,8 +355,8 @@ impl Holdings {
         Ok(())
     }
 
-    async fn delete(&self, written: &Written) -> Result<(), EtcdError> {
-        let Written { key, lease, .. } = written;
+    async fn delete(&self, claimed: &ClaimedKey) -> Result<(), EtcdError> {
+        let ClaimedKey { key, lease, .. } = claimed;
         let delete = self
             .registrar
             .cluster
@@ -376,8 +376,8 @@ impl Holdings {
             tracing::debug!(error = chain(&error), "lease could not be revoked");
             if error.is_final() {
                 // Some roles may touch keys, but no leases.
-                return match &self.written {
-                    Some(written) => self.delete(written).await.is_ok(),
+                return match &self.key {
+                    Some(key) => self.delete(key).await.is_ok(),
                     None => true,
                 };
             }

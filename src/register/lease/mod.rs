@@ -1,4 +1,4 @@
-//! From an instance to a key in etcd that stays.
+//! From an instance to a key in etcd that stays: a lease, a claim of the key, and their return whenever either is lost.
 
 mod claims;
 mod keepalive;
@@ -6,5 +6,5 @@ mod own_key;
 mod task;
 
 pub(crate) use self::claims::Registrar;
-pub(super) use self::claims::{Holdings, Plan, random};
-pub(super) use self::task::Task;
+pub(super) use self::claims::{ClaimConfig, Claims, random};
+pub(super) use self::task::LeaseTask;

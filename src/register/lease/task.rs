@@ -24,14 +24,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::claims::{Granted, Holdings, Outcome};
+use super::claims::{ClaimOutcome, Claims, GrantOutcome};
 use super::keepalive::{LeaseState, keep};
 use super::own_key::{OwnKey, observe};
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE, hex};
-use crate::register::desired::Wishes;
-use crate::register::retry::Upkeep;
+use crate::register::desired::DesiredState;
+use crate::register::retry::RetryConfig;
 use crate::register::status::RegistrationStatus;
 
 /// The most that a grant waits after a lease was lost: 500 servers that lose theirs together come back spread.
@@ -47,10 +47,10 @@ const RESTORE_INTERVAL: Duration = Duration::from_secs(1);
 const LEAVE_LIMIT: Duration = Duration::from_secs(3);
 
 /// A registration that was not started yet, or runs.
-pub(in crate::register) struct Task {
-    holdings: Holdings,
-    upkeep: Upkeep,
-    wishes: Wishes,
+pub(in crate::register) struct LeaseTask {
+    claims: Claims,
+    retry: RetryConfig,
+    desired: DesiredState,
     status: watch::Sender<RegistrationStatus>,
     backoff: Backoff,
     /// How many grants and claims have failed since the last one that came to something.
@@ -115,28 +115,28 @@ struct Observer {
 }
 
 /// What a look at the key shows.
-enum Look {
+enum KeyState {
     Ours,
     Drained,
     Touched(&'static str),
 }
 
-impl Task {
+impl LeaseTask {
     pub(in crate::register) fn new(
-        holdings: Holdings,
-        upkeep: Upkeep,
-        wishes: Wishes,
+        claims: Claims,
+        retry: RetryConfig,
+        desired: DesiredState,
         status: watch::Sender<RegistrationStatus>,
     ) -> Self {
-        let backoff = Backoff::new(upkeep.retry_delay, upkeep.retry_delay.max(RETRY_MAX));
-        Self { holdings, upkeep, wishes, status, backoff, failures: 0, is_held: false, restored: None }
+        let backoff = Backoff::new(retry.retry_delay, retry.retry_delay.max(RETRY_MAX));
+        Self { claims, retry, desired, status, backoff, failures: 0, is_held: false, restored: None }
     }
 
     /// Keeps the instance registered until it is to leave, and then takes it out.
     pub(in crate::register) async fn run(mut self) {
         self.report(RegistrationStatus::Registering);
-        self.wishes.begin();
-        let mut end = pin!(self.wishes.end());
+        self.desired.follow_health();
+        let mut end = pin!(self.desired.end());
         let mut state = State::Granting { at: Instant::now(), unanswered: None };
         let ending = loop {
             state = tokio::select! {
@@ -181,8 +181,8 @@ impl Task {
     /// way, counts as well.
     async fn wait(&mut self, at: Instant, absent: bool) {
         let turned = async {
-            while self.wishes.absence().is_some() == absent {
-                self.wishes.changed().await;
+            while self.desired.absence().is_some() == absent {
+                self.desired.changed().await;
             }
         };
         tokio::select! {
@@ -192,9 +192,9 @@ impl Task {
     }
 
     /// Says of a registration without a key why that is wished, or that it is on its way.
-    fn report_wish(&self) {
-        match self.wishes.absence() {
-            Some(absence) if !self.holdings.is_written() => self.report(absence),
+    fn report_absence(&self) {
+        match self.desired.absence() {
+            Some(absence) if !self.claims.has_key() => self.report(absence),
             None if self.status.borrow().is_absence() => self.report(RegistrationStatus::Registering),
             _ => {}
         }
@@ -210,94 +210,94 @@ impl Task {
     }
 
     async fn grant(&mut self, unanswered: Option<i64>) -> State {
-        self.report_wish();
-        let id = unanswered.unwrap_or_else(|| self.holdings.new_lease());
-        let (ttl, renew_at) = match self.holdings.grant(id).await {
-            Ok(Granted::Now(ttl)) => (ttl, None),
-            Ok(Granted::Before(ttl)) => (ttl, Some(Instant::now())),
-            Ok(Granted::Dead) => {
-                self.holdings.forget_lease(id);
+        self.report_absence();
+        let id = unanswered.unwrap_or_else(|| self.claims.new_lease());
+        let (ttl, renew_at) = match self.claims.grant(id).await {
+            Ok(GrantOutcome::New(ttl)) => (ttl, None),
+            Ok(GrantOutcome::Existing(ttl)) => (ttl, Some(Instant::now())),
+            Ok(GrantOutcome::Dead) => {
+                self.claims.on_lease_dead(id);
                 return State::Granting { at: Instant::now(), unanswered: None };
             }
             Err(error) => {
-                let at = self.pause_after(&error);
-                return self.after_error(&error, State::Granting { at, unanswered: Some(id) });
+                let at = self.retry_at(&error);
+                return self.on_error(&error, State::Granting { at, unanswered: Some(id) });
             }
         };
         tracing::debug!(lease = hex(id), ?ttl, "lease granted");
-        claiming(Lease { id, state: keep(self.holdings.registrar.keepalives.clone(), id, ttl, renew_at) }, None)
+        claiming(Lease { id, state: keep(self.claims.registrar.keepalives.clone(), id, ttl, renew_at) }, None)
     }
 
     async fn claim(&mut self, lease: Lease, observer: Option<Observer>) -> State {
-        let instance = self.wishes.instance();
-        if self.wishes.absence().is_some() {
+        let instance = self.desired.instance();
+        if self.desired.absence().is_some() {
             return State::Withdrawing { lease, at: Instant::now() };
         }
-        self.report_wish();
-        let (key, value) = self.holdings.entry(&instance, lease.id, false);
-        let outcome = match self.holdings.claim(&key, &value, lease.id).await {
+        self.report_absence();
+        let (key, value) = self.claims.entry(&instance, lease.id, false);
+        let outcome = match self.claims.claim(&key, &value, lease.id).await {
             Ok(outcome) => outcome,
             Err(error) if error.kind == EtcdErrorKind::NotFound => {
                 // With the back-off, since this may happen again and again: where two clusters hide behind one name.
                 let pause = self.backoff.next();
-                let next = self.lost(&lease, "the lease is gone", pause);
-                return self.after_error(&error, next);
+                let next = self.on_lease_lost(&lease, "the lease is gone", pause);
+                return self.on_error(&error, next);
             }
             Err(error) => {
-                let at = self.pause_after(&error);
-                return self.after_error(&error, State::Claiming { lease, at, observer });
+                let at = self.retry_at(&error);
+                return self.on_error(&error, State::Claiming { lease, at, observer });
             }
         };
         let same_key = observer.filter(|observer| observer.key == key);
         match outcome {
-            Outcome::Claimed(revision) => {
+            ClaimOutcome::Claimed(revision) => {
                 self.backoff.reset();
                 (self.failures, self.is_held) = (0, true);
-                self.holdings.expect_drain(&instance, lease.id);
+                self.claims.expect_drain(&instance, lease.id);
                 tracing::info!(key, lease = hex(lease.id), "registered");
                 self.report(RegistrationStatus::Registered { key: key.clone(), lease: lease.id });
                 let observer = same_key.unwrap_or_else(|| self.observe(key));
                 State::Holding { lease, claim: Claim { value, revision }, observer }
             }
-            Outcome::Foreign(other) => {
+            ClaimOutcome::Foreign(other) => {
                 self.failures = 0;
                 tracing::warn!(key, lease = hex(other), "address is registered by another server that is alive");
                 self.report(RegistrationStatus::Conflict { key: key.clone(), lease: other });
                 // A new eye: what the old one showed was from before the other server came.
                 State::Yielding { lease, observer: self.observe(key) }
             }
-            Outcome::Drained => State::Drained,
-            Outcome::Contended => {
+            ClaimOutcome::Drained => State::Drained,
+            ClaimOutcome::Contended => {
                 let at = Instant::now() + self.backoff.next();
                 let reason = format!("{key} was changed by others each time that it was claimed");
-                self.after_failure(reason, State::Claiming { lease, at, observer: same_key })
+                self.on_failure(reason, State::Claiming { lease, at, observer: same_key })
             }
         }
     }
 
     fn observe(&self, key: String) -> Observer {
-        let own_key = observe(self.holdings.registrar.cluster.clone(), &key, self.upkeep.check_interval);
+        let own_key = observe(self.claims.registrar.cluster.clone(), &key, self.retry.check_interval);
         Observer { key, own_key, rollbacks: 0 }
     }
 
     async fn hold(&mut self, mut lease: Lease, mut claim: Claim, mut observer: Observer) -> State {
         loop {
             tokio::select! {
-                () = self.wishes.changed() => {
-                    if self.wishes.absence().is_some() {
+                () = self.desired.changed() => {
+                    if self.desired.absence().is_some() {
                         return State::Withdrawing { lease, at: Instant::now() };
                     }
-                    let instance = self.wishes.instance();
-                    let (key, value) = self.holdings.entry(&instance, lease.id, false);
+                    let instance = self.desired.instance();
+                    let (key, value) = self.claims.entry(&instance, lease.id, false);
                     if key != observer.key || value != claim.value {
                         return claiming(lease, Some(observer));
                     }
                 }
-                () = died(&mut lease) => return self.lost(&lease, "the lease expired or was revoked", Duration::ZERO),
-                Ok(()) = observer.own_key.changed() => match self.look(&mut observer, &mut claim, lease.id) {
-                    Look::Ours => {}
-                    Look::Drained => return State::Drained,
-                    Look::Touched(reason) => {
+                () = died(&mut lease) => return self.on_lease_lost(&lease, "the lease expired or was revoked", Duration::ZERO),
+                Ok(()) = observer.own_key.changed() => match self.on_key_seen(&mut observer, &mut claim, lease.id) {
+                    KeyState::Ours => {}
+                    KeyState::Drained => return State::Drained,
+                    KeyState::Touched(reason) => {
                         tracing::warn!(key = observer.key, reason, "registration was lost; it is put back");
                         self.report(RegistrationStatus::Lost { reason: reason.into() });
                         return State::Claiming { lease, at: self.restore_at(), observer: Some(observer) };
@@ -307,34 +307,34 @@ impl Task {
         }
     }
 
-    fn look(&self, observer: &mut Observer, claim: &mut Claim, lease: i64) -> Look {
+    fn on_key_seen(&self, observer: &mut Observer, claim: &mut Claim, lease: i64) -> KeyState {
         let seen = observer.own_key.borrow_and_update();
         // What is older than our own write says nothing, except across a rollback.
         if seen.rollbacks == observer.rollbacks && seen.revision < claim.revision {
-            return Look::Ours;
+            return KeyState::Ours;
         }
         observer.rollbacks = seen.rollbacks;
         claim.revision = seen.revision;
         match &seen.kv {
-            None => Look::Touched("the key was deleted"),
-            Some(kv) if kv.lease == lease && kv.value == claim.value => Look::Ours,
-            Some(kv) if self.holdings.is_drained(kv) => Look::Drained,
-            Some(_) => Look::Touched("the key was overwritten"),
+            None => KeyState::Touched("the key was deleted"),
+            Some(kv) if kv.lease == lease && kv.value == claim.value => KeyState::Ours,
+            Some(kv) if self.claims.is_drained(kv) => KeyState::Drained,
+            Some(_) => KeyState::Touched("the key was overwritten"),
         }
     }
 
     async fn give_way(&mut self, mut lease: Lease, mut observer: Observer) -> State {
         loop {
             tokio::select! {
-                () = self.wishes.changed() => {
-                    if self.wishes.absence().is_some() {
+                () = self.desired.changed() => {
+                    if self.desired.absence().is_some() {
                         return State::Withdrawing { lease, at: Instant::now() };
                     }
                 }
                 () = died(&mut lease) => return self.regrant(&lease, Duration::ZERO),
                 Ok(()) = observer.own_key.changed() => {
                     let owner = observer.own_key.borrow_and_update().kv.as_ref().map_or(0, |kv| kv.lease);
-                    if owner == 0 || self.holdings.is_own_lease(owner) {
+                    if owner == 0 || self.claims.is_own_lease(owner) {
                         return claiming(lease, Some(observer));
                     }
                     self.report(RegistrationStatus::Conflict { key: observer.key.clone(), lease: owner });
@@ -344,37 +344,37 @@ impl Task {
     }
 
     async fn withdraw(&mut self, lease: Lease) -> State {
-        let instance = self.wishes.instance();
-        if self.wishes.absence().is_none() {
+        let instance = self.desired.instance();
+        if self.desired.absence().is_none() {
             // Whether the key is there still is not known.
             self.report(RegistrationStatus::Registering);
             return claiming(lease, None);
         }
-        match self.holdings.withdraw(&instance).await {
+        match self.claims.withdraw(&instance).await {
             Ok(()) => {
-                let (key, _) = self.holdings.entry(&instance, lease.id, false);
+                let (key, _) = self.claims.entry(&instance, lease.id, false);
                 State::Absent { lease, observer: self.observe(key) }
             }
-            Err(error) => State::Withdrawing { lease, at: self.pause_after(&error) },
+            Err(error) => State::Withdrawing { lease, at: self.retry_at(&error) },
         }
     }
 
     async fn stay_absent(&mut self, mut lease: Lease, mut observer: Observer) -> State {
         loop {
-            let Some(absence) = self.wishes.absence() else {
+            let Some(absence) = self.desired.absence() else {
                 self.report(RegistrationStatus::Registering);
                 // Not at once again and again, where health flutters.
                 return State::Claiming { lease, at: self.restore_at(), observer: None };
             };
             self.report(absence);
             tokio::select! {
-                () = self.wishes.changed() => {}
+                () = self.desired.changed() => {}
                 () = died(&mut lease) => return self.regrant(&lease, Duration::ZERO),
                 Ok(()) = observer.own_key.changed() => {
                     // A claim that was given up can still arrive.
                     let seen = observer.own_key.borrow_and_update().kv.clone();
-                    if let Some(kv) = seen.filter(|kv| self.holdings.is_own_lease(kv.lease)) {
-                        self.holdings.note_written(observer.key, kv.lease, kv.mod_revision);
+                    if let Some(kv) = seen.filter(|kv| self.claims.is_own_lease(kv.lease)) {
+                        self.claims.on_key_seen(observer.key, kv.lease, kv.mod_revision);
                         return State::Withdrawing { lease, at: Instant::now() };
                     }
                 }
@@ -382,32 +382,32 @@ impl Task {
         }
     }
 
-    fn lost(&mut self, lease: &Lease, reason: &str, pause: Duration) -> State {
+    fn on_lease_lost(&mut self, lease: &Lease, reason: &str, pause: Duration) -> State {
         tracing::warn!(lease = hex(lease.id), reason, "registration was lost; it is put back");
         self.report(RegistrationStatus::Lost { reason: reason.to_owned() });
         self.regrant(lease, pause)
     }
 
     fn regrant(&mut self, lease: &Lease, pause: Duration) -> State {
-        self.holdings.forget_lease(lease.id);
+        self.claims.on_lease_dead(lease.id);
         self.is_held = false;
         State::Granting { at: Instant::now() + pause + up_to(REGRANT_JITTER), unanswered: None }
     }
 
-    fn after_error(&mut self, error: &EtcdError, next: State) -> State {
+    fn on_error(&mut self, error: &EtcdError, next: State) -> State {
         match error.kind {
             // Nothing was attempted.
             EtcdErrorKind::Withheld => next,
             // It is registered, and only its newest value is not there yet: that is no failure to register.
             _ if self.is_held => next,
-            _ => self.after_failure(chain(error), next),
+            _ => self.on_failure(chain(error), next),
         }
     }
 
     /// Goes on with `next` after an attempt that failed, unless that was the last one.
-    fn after_failure(&mut self, reason: String, next: State) -> State {
+    fn on_failure(&mut self, reason: String, next: State) -> State {
         self.failures = self.failures.saturating_add(1);
-        let limit = self.upkeep.max_attempts;
+        let limit = self.retry.max_attempts;
         if limit > 0 && self.failures >= limit { State::Exhausted { reason } } else { next }
     }
 
@@ -420,20 +420,20 @@ impl Task {
 
     /// Takes out what the attempts may have left in etcd, and ends.
     async fn give_up(mut self, reason: String) {
-        let (service, attempts) = (self.holdings.service(), self.failures);
+        let (service, attempts) = (self.claims.service(), self.failures);
         tracing::warn!(%service, attempts, reason, "registration gave up: as many attempts failed as are allowed");
         self.take_out().await;
         self.report(RegistrationStatus::GaveUp { attempts, reason });
     }
 
     async fn take_out(&mut self) {
-        let instance = self.wishes.instance();
-        let service = self.holdings.service().clone();
-        match timeout(LEAVE_LIMIT, self.holdings.take_out(&instance)).await {
+        let instance = self.desired.instance();
+        let service = self.claims.service().clone();
+        match timeout(LEAVE_LIMIT, self.claims.take_out(&instance)).await {
             Ok(true) => tracing::info!(%service, address = %instance.address, "deregistered"),
             Ok(false) => tracing::warn!(%service, "etcd refused the deregistration; the lease will expire"),
             Err(_) => {
-                let leases = self.holdings.left_over();
+                let leases = self.claims.left_over();
                 tracing::warn!(%service, ?leases, "etcd did not take the deregistration in time; the leases will expire");
             }
         }
@@ -453,7 +453,7 @@ impl Task {
     }
 
     /// When to try again after a failure.
-    fn pause_after(&mut self, error: &EtcdError) -> Instant {
+    fn retry_at(&mut self, error: &EtcdError) -> Instant {
         let wait = match error.kind {
             EtcdErrorKind::Denied => DENIED_PAUSE,
             EtcdErrorKind::Refused => spread(REFUSED_PAUSE, 0.1),
@@ -469,7 +469,7 @@ impl Task {
     }
 }
 
-impl Drop for Task {
+impl Drop for LeaseTask {
     /// Also where the task was never started, or its runtime ends under it.
     fn drop(&mut self) {
         if !self.status.borrow().has_ended() {
