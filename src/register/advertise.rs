@@ -6,12 +6,6 @@ use std::net::IpAddr;
 use crate::error::ConfigError;
 use crate::instance::{Address, Host, parse_host};
 
-/// Kitex's variable for the published host.
-const IP_VARIABLE: &str = "KITEX_IP_TO_REGISTRY";
-
-/// Kitex's variable for the published port.
-const PORT_VARIABLE: &str = "KITEX_PORT_TO_REGISTRY";
-
 /// The address to publish.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Advertised {
@@ -83,6 +77,12 @@ fn first_reachable(interfaces: &[IpAddr]) -> Result<IpAddr, ConfigError> {
 fn interface_error(source: std::io::Error) -> ConfigError {
     ConfigError::Interfaces { source }
 }
+
+/// Kitex's variable for the published host.
+const IP_VARIABLE: &str = "KITEX_IP_TO_REGISTRY";
+
+/// Kitex's variable for the published port.
+const PORT_VARIABLE: &str = "KITEX_PORT_TO_REGISTRY";
 
 #[cfg(test)]
 mod tests {

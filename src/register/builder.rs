@@ -15,26 +15,6 @@ use super::status::RegistrationStatus;
 use crate::error::ConfigError;
 use crate::instance::{Instance, ServiceName};
 
-/// How long a lease lives without keepalives: an interval of 5 s + an answer within 2 s + a connect of 2 s + an election of
-/// 2 s + one retry of 2 s are 13 s, so a lost member never costs the registration.
-const DEFAULT_TTL: Duration = Duration::from_secs(15);
-
-/// Kitex's, which finds out about a lost lease by a look every 30 s.
-const KITEX_TTL: Duration = Duration::from_secs(60);
-
-/// How long a server goes on serving after its leave was announced, so that clients hear of it: a hundred times what a
-/// watch needs. Clients that poll need more.
-const DEFAULT_PROPAGATION_PAUSE: Duration = Duration::from_secs(1);
-
-/// Kitex's clients ask etcd every 5 s, and then need a moment.
-const KITEX_PROPAGATION_PAUSE: Duration = Duration::from_secs(6);
-
-/// Kitex's variable for the TTL in seconds.
-const TTL_VARIABLE: &str = "KITEX_ETCD_REGISTRY_LEASE_TTL";
-
-/// The longest TTL: a day. A server that crashed would be listed for as long.
-const MAX_TTL: u64 = 86_400;
-
 /// What a registration is made of, before it is one. Made by [`Registry::register`](crate::Registry::register).
 #[derive(Debug)]
 #[must_use = "nothing is registered before build() and the server's start"]
@@ -241,6 +221,26 @@ fn ttl_in(value: String) -> Result<Duration, ConfigError> {
     let error = ConfigError::Environment { variable: TTL_VARIABLE, value, expected };
     seconds.map(Duration::from_secs).ok_or(error)
 }
+
+/// How long a lease lives without keepalives: an interval of 5 s + an answer within 2 s + a connect of 2 s + an election of
+/// 2 s + one retry of 2 s are 13 s, so a lost member never costs the registration.
+const DEFAULT_TTL: Duration = Duration::from_secs(15);
+
+/// Kitex's, which finds out about a lost lease by a look every 30 s.
+const KITEX_TTL: Duration = Duration::from_secs(60);
+
+/// How long a server goes on serving after its leave was announced, so that clients hear of it: a hundred times what a
+/// watch needs. Clients that poll need more.
+const DEFAULT_PROPAGATION_PAUSE: Duration = Duration::from_secs(1);
+
+/// Kitex's clients ask etcd every 5 s, and then need a moment.
+const KITEX_PROPAGATION_PAUSE: Duration = Duration::from_secs(6);
+
+/// Kitex's variable for the TTL in seconds.
+const TTL_VARIABLE: &str = "KITEX_ETCD_REGISTRY_LEASE_TTL";
+
+/// The longest TTL: a day. A server that crashed would be listed for as long.
+const MAX_TTL: u64 = 86_400;
 
 #[cfg(test)]
 mod tests {

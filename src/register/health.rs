@@ -14,13 +14,6 @@ use tonic_health::server::{HealthReporter, HealthService, WatchStream};
 
 use super::desired::HealthSource;
 
-/// How often a service is looked for that the reporter does not know (yet): it does not say when it learns of one. Ten
-/// looks into a map a second cost nothing, and a server that starts is not held up.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-
-/// The name under which `grpc.health.v1` tells of the whole server.
-const WHOLE_SERVER: &str = "";
-
 /// One service of one reporter.
 #[derive(Debug)]
 struct Reported {
@@ -78,6 +71,13 @@ impl Watched {
         }
     }
 }
+
+/// How often a service is looked for that the reporter does not know (yet): it does not say when it learns of one. Ten
+/// looks into a map a second cost nothing, and a server that starts is not held up.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The name under which `grpc.health.v1` tells of the whole server.
+const WHOLE_SERVER: &str = "";
 
 #[cfg(test)]
 mod tests {

@@ -15,34 +15,6 @@ use crate::etcd::{CLAIM_LIMIT, Claimed, Cluster, Kv, hex};
 use crate::format::{Entry, Format};
 use crate::instance::{Instance, ServiceName};
 
-/// How often one claim looks again because the key changed under it.
-const CLAIM_ATTEMPTS: usize = 8;
-
-/// How long a member may take with a call of a server that leaves: three members fit into the three seconds that a
-/// process has for that.
-const LEAVE_CALL_LIMIT: Duration = Duration::from_millis(700);
-
-/// How much time the announcement may take: the revocation matters more.
-const ANNOUNCE_LIMIT: Duration = Duration::from_secs(1);
-
-/// The wait before an announcement is tried again.
-const ANNOUNCE_RETRY: Duration = Duration::from_millis(50);
-
-/// What no key has as its revision: asking for it shows what the key holds.
-const NO_REVISION: i64 = -1;
-
-/// How many dead leases of our own are remembered.
-const RETIRED: usize = 8;
-
-/// How many keys are remembered that ours was before.
-const FORMER: usize = 8;
-
-/// The first wait before a revocation is tried again.
-const REVOKE_RETRY_FIRST: Duration = Duration::from_millis(100);
-
-/// The longest such wait.
-const REVOKE_RETRY_MAX: Duration = Duration::from_millis(500);
-
 /// What all registrations of a registry share.
 #[derive(Debug)]
 pub(crate) struct Registrar {
@@ -390,3 +362,31 @@ impl Claims {
 pub(in crate::register) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
+
+/// How often one claim looks again because the key changed under it.
+const CLAIM_ATTEMPTS: usize = 8;
+
+/// How long a member may take with a call of a server that leaves: three members fit into the three seconds that a
+/// process has for that.
+const LEAVE_CALL_LIMIT: Duration = Duration::from_millis(700);
+
+/// How much time the announcement may take: the revocation matters more.
+const ANNOUNCE_LIMIT: Duration = Duration::from_secs(1);
+
+/// The wait before an announcement is tried again.
+const ANNOUNCE_RETRY: Duration = Duration::from_millis(50);
+
+/// What no key has as its revision: asking for it shows what the key holds.
+const NO_REVISION: i64 = -1;
+
+/// How many dead leases of our own are remembered.
+const RETIRED: usize = 8;
+
+/// How many keys are remembered that ours was before.
+const FORMER: usize = 8;
+
+/// The first wait before a revocation is tried again.
+const REVOKE_RETRY_FIRST: Duration = Duration::from_millis(100);
+
+/// The longest such wait.
+const REVOKE_RETRY_MAX: Duration = Duration::from_millis(500);

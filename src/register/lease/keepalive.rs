@@ -16,26 +16,6 @@ use crate::backoff::{Backoff, spread};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{Cluster, Connection};
 
-/// How long a member may take to answer a keepalive before another one is asked: a TTL of 15 s then survives a member
-/// that freezes (interval 5 s + this 2 s + connect 2 s + an election 2 s + one retry 2 s = 13 s).
-const REPLY_LIMIT: Duration = Duration::from_secs(2);
-
-/// How long a stream without keepalives stays open, after a hedge for instance.
-const STREAM_IDLE: Duration = Duration::from_secs(60);
-
-/// How many keepalives may wait for a member's stream to open. More than that fail at once and are tried elsewhere.
-const QUEUE: usize = 1024;
-
-/// How long a member whose stream could not be opened is left alone, whoever asks: many leases are no reason to dial a
-/// dead member more often.
-const REOPEN_PAUSE: Duration = Duration::from_millis(100);
-
-/// The first wait after all members were asked in vain.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-
-/// The longest such wait, so that a lease is renewed within a second of etcd's return.
-const RETRY_MAX: Duration = Duration::from_secs(1);
-
 /// The keepalive streams of one registry, for as long as one of its leases is kept.
 #[derive(Debug)]
 pub(super) struct KeepalivePool {
@@ -283,3 +263,23 @@ async fn ask_around(streams: &KeepaliveStreams, lease: i64) -> Option<Answer> {
     }
     None
 }
+
+/// How long a member may take to answer a keepalive before another one is asked: a TTL of 15 s then survives a member
+/// that freezes (interval 5 s + this 2 s + connect 2 s + an election 2 s + one retry 2 s = 13 s).
+const REPLY_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long a stream without keepalives stays open, after a hedge for instance.
+const STREAM_IDLE: Duration = Duration::from_secs(60);
+
+/// How many keepalives may wait for a member's stream to open. More than that fail at once and are tried elsewhere.
+const QUEUE: usize = 1024;
+
+/// How long a member whose stream could not be opened is left alone, whoever asks: many leases are no reason to dial a
+/// dead member more often.
+const REOPEN_PAUSE: Duration = Duration::from_millis(100);
+
+/// The first wait after all members were asked in vain.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+
+/// The longest such wait, so that a lease is renewed within a second of etcd's return.
+const RETRY_MAX: Duration = Duration::from_secs(1);

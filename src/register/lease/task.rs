@@ -34,18 +34,6 @@ use crate::register::desired::DesiredState;
 use crate::register::retry::RetryConfig;
 use crate::register::status::RegistrationStatus;
 
-/// The most that a grant waits after a lease was lost: 500 servers that lose theirs together come back spread.
-const REGRANT_JITTER: Duration = Duration::from_millis(250);
-
-/// The longest wait after a failed grant or claim, unless the first one is longer: a server is back within 3 s of etcd.
-const RETRY_MAX: Duration = Duration::from_secs(2);
-
-/// How often a key is put back at most, when something keeps on removing it or health flutters.
-const RESTORE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How much time leaving may take while etcd is away: a process must end.
-const LEAVE_LIMIT: Duration = Duration::from_secs(3);
-
 /// A registration that was not started yet, or runs.
 pub(in crate::register) struct LeaseTask {
     claims: Claims,
@@ -489,3 +477,15 @@ async fn died(lease: &mut Lease) {
         std::future::pending::<()>().await;
     }
 }
+
+/// The most that a grant waits after a lease was lost: 500 servers that lose theirs together come back spread.
+const REGRANT_JITTER: Duration = Duration::from_millis(250);
+
+/// The longest wait after a failed grant or claim, unless the first one is longer: a server is back within 3 s of etcd.
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// How often a key is put back at most, when something keeps on removing it or health flutters.
+const RESTORE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How much time leaving may take while etcd is away: a process must end.
+const LEAVE_LIMIT: Duration = Duration::from_secs(3);
