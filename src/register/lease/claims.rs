@@ -1,5 +1,5 @@
-//! What of a registration may exist in etcd, and the calls that make and unmake it. Everything is noted before it is asked
-//! for, since an answer can be lost: leaving then finds it.
+//! The leases and keys of a registration that may exist in etcd, and the calls that make and unmake them. Each is
+//! recorded before the call that makes it, since an answer can be lost: the leave then finds it.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -19,7 +19,7 @@ use crate::instance::{Instance, ServiceName};
 #[derive(Debug)]
 pub(crate) struct Registrar {
     pub(super) cluster: Arc<Cluster>,
-    /// What stands before the service's name in keys: empty, or ending in a slash.
+    /// The part of keys before the service's name: empty, or ending in a slash.
     base: String,
     pub(in crate::register) format: Arc<dyn Format>,
     pub(super) keepalives: Arc<KeepalivePool>,
@@ -37,28 +37,29 @@ impl Registrar {
 pub(in crate::register) struct ClaimConfig {
     pub(in crate::register) service: ServiceName,
     pub(in crate::register) ttl: Duration,
-    /// Whether the first claim may take over a key whose owner still seems alive.
+    /// Whether the first claim may take over a key although its owner seems alive.
     pub(in crate::register) takes_over: bool,
     /// The registration's own number, for formats that name keys so.
     pub(in crate::register) id: u128,
 }
 
-/// What of a registration may exist in etcd.
+/// All of one registration that may exist in etcd.
 #[derive(Debug)]
 pub(in crate::register) struct Claims {
     pub(super) registrar: Arc<Registrar>,
     config: ClaimConfig,
     /// The newest last.
     leases: Vec<i64>,
-    /// Leases of ours that etcd called dead, the newest last: it may have been wrong, and a key under one of them is ours.
+    /// Own leases that etcd reported dead, the newest last. The report may have been wrong, and a key under one of them
+    /// is ours.
     retired: VecDeque<i64>,
     /// The key that may hold our value.
     key: Option<ClaimedKey>,
-    /// Keys that may hold it still, from before the key became another one: some formats name it after the lease.
+    /// Keys that may still hold an older value, from before the key changed: some formats name it after the lease.
     former: VecDeque<ClaimedKey>,
-    /// What an operator makes of our value who drains us; `None` while we may have put that ourselves.
+    /// Our value with an operator's draining mark; `None` while the mark may be our own.
     drained: Option<Vec<u8>>,
-    /// Whether the key was ours once.
+    /// Whether any claim has succeeded.
     was_registered: bool,
 }
 
@@ -67,29 +68,29 @@ pub(in crate::register) struct Claims {
 struct ClaimedKey {
     key: String,
     lease: i64,
-    /// When the value was put, if that was answered.
+    /// The revision of our write, if it was answered.
     revision: Option<i64>,
 }
 
-/// What asking for a lease came to.
+/// The result of a grant.
 pub(super) enum GrantOutcome {
-    /// It lives for this long without keepalives.
+    /// The lease lives for this long without keepalives.
     New(Duration),
-    /// The same, but since an earlier attempt whose answer was lost: it wants a keepalive at once.
+    /// The lease exists since an earlier attempt, whose answer was lost, and needs a keepalive at once.
     Existing(Duration),
-    /// The id was used and is dead.
+    /// The id belongs to a lease that is dead.
     Dead,
 }
 
-/// What a claim came to.
+/// The result of a claim.
 pub(super) enum ClaimOutcome {
     /// The key holds our value since this revision.
     Claimed(i64),
-    /// It is under this live lease of somebody else.
+    /// The key is under this lease of another server, and the lease is alive.
     Foreign(i64),
-    /// An operator put the draining mark on what was ours.
+    /// An operator put the draining mark on our value.
     Drained,
-    /// It changed each time that we looked.
+    /// The key changed under each attempt.
     Contended,
 }
 
@@ -119,9 +120,9 @@ impl Claims {
         (format!("{base}{service}/{}", format.segment(&entry)), format.encode(&entry))
     }
 
-    /// An id for a lease that is about to be asked for.
+    /// A new id, for a grant that follows.
     pub(super) fn new_lease(&mut self) -> i64 {
-        // Positive, since etcdctl and Kitex know no others.
+        // Positive: etcdctl and Kitex take no other ids.
         let id = i64::try_from(random() >> 1).unwrap_or(i64::MAX).max(1);
         self.leases.push(id);
         id
@@ -139,7 +140,7 @@ impl Claims {
         self.leases.contains(&lease) || self.retired.contains(&lease)
     }
 
-    /// Asks for the lease. Asking again for the same id, when the answer was lost, cannot make two.
+    /// Grants the lease. A second grant of the same id, after a lost answer, cannot make two.
     pub(super) async fn grant(&self, lease: i64) -> Result<GrantOutcome, EtcdError> {
         let ttl = self.config.ttl;
         let grant = self
@@ -162,11 +163,11 @@ impl Claims {
             .await
     }
 
-    /// Puts our value wherever that takes nothing from a server that is alive, and then deletes the keys that ours was before.
+    /// Puts our value, unless the key belongs to another server that is alive, and then deletes former keys.
     pub(super) async fn claim(&mut self, key: &str, value: &[u8], lease: i64) -> Result<ClaimOutcome, EtcdError> {
         self.set_key(ClaimedKey { key: key.to_owned(), lease, revision: None });
         let outcome = self.put(key, value, lease).await?;
-        // A failure costs nothing but time: they are tried again with the next claim, and end with their leases anyhow.
+        // A failure costs only time: the next claim deletes them, or they end with their leases.
         if !matches!(outcome, ClaimOutcome::Contended)
             && let Err(error) = self.remove_former().await
         {
@@ -204,7 +205,7 @@ impl Claims {
         Ok(ClaimOutcome::Contended)
     }
 
-    /// Our value was seen in the key, at this revision, although no claim was answered.
+    /// The key holds our value, at this revision, although no claim was answered.
     pub(super) fn on_key_seen(&mut self, key: String, lease: i64, revision: i64) {
         self.set_key(ClaimedKey { key, lease, revision: Some(revision) });
     }
@@ -231,18 +232,18 @@ impl Claims {
         ClaimOutcome::Claimed(revision)
     }
 
-    /// From now on somebody may drain the instance that was claimed.
+    /// Recognizes from now on an operator's draining mark on the claimed instance.
     pub(super) fn expect_drain(&mut self, instance: &Instance, lease: i64) {
         let carries_draining = self.registrar.format.carries_draining();
         self.drained = carries_draining.then(|| self.entry(instance, lease, true).1);
     }
 
-    /// Whether somebody put our own value under our own lease, with nothing but the draining mark.
+    /// Whether the key holds our own value under our own lease, changed by nothing but the draining mark.
     pub(super) fn is_drained(&self, found: &Kv) -> bool {
         self.is_own_lease(found.lease) && self.drained.as_ref() == Some(&found.value)
     }
 
-    /// Whether the key's owner is us, nobody, dead, or cannot be listening on our address any more.
+    /// Whether the key is ours, has no lease or a dead one, or its owner cannot be listening on our address any more.
     async fn may_replace(&self, found: &Kv) -> Result<bool, EtcdError> {
         if found.lease == 0 || self.is_own_lease(found.lease) {
             return Ok(true);
@@ -250,7 +251,7 @@ impl Claims {
         Ok((self.config.takes_over && !self.was_registered) || !self.is_alive(found.lease).await?)
     }
 
-    /// Deletes the keys that ours was before, as far as they are still there. They end with their leases anyhow.
+    /// Deletes the former keys that still exist. Without it they end with their leases.
     async fn remove_former(&mut self) -> Result<(), EtcdError> {
         while let Some(former) = self.former.back() {
             self.delete(former).await?;
@@ -270,7 +271,8 @@ impl Claims {
         self.remove_former().await
     }
 
-    /// Announces that the instance leaves, and revokes every lease that may exist. Whether nothing is left in etcd.
+    /// Announces that the instance leaves, and revokes every lease that may exist. Returns whether nothing is left in
+    /// etcd.
     pub(super) async fn take_out(&mut self, instance: &Instance) -> bool {
         if let Some(key) = &self.key {
             self.announce(instance, key).await;
@@ -280,7 +282,7 @@ impl Claims {
             is_out &= self.revoke(lease).await;
             self.leases.pop();
         }
-        // Most of them ended with a lease.
+        // Most former keys ended with a lease.
         is_out && self.remove_former().await.is_ok()
     }
 
@@ -289,8 +291,8 @@ impl Claims {
         self.leases.iter().copied().map(hex).collect()
     }
 
-    /// Puts the draining mark on our key, as often as it takes in the time there is. A failure is no reason to wait longer:
-    /// the mark is a courtesy.
+    /// Puts the draining mark on our key, with retries until the time is up. Leaving goes on without it: the mark is a
+    /// courtesy.
     async fn announce(&self, instance: &Instance, claimed: &ClaimedKey) {
         if !self.registrar.format.carries_draining() {
             return;
@@ -310,7 +312,7 @@ impl Claims {
         }
     }
 
-    /// Always against the revision that is marked, so that a mark that arrives late cannot meet a newer claim.
+    /// Compares with the revision that is marked, so that a mark that arrives late cannot overwrite a newer claim.
     async fn mark(&self, value: &[u8], claimed: &ClaimedKey) -> Result<(), EtcdError> {
         let ClaimedKey { key, lease, revision } = claimed;
         let mut seen = revision.unwrap_or(NO_REVISION);
@@ -320,7 +322,7 @@ impl Claims {
             });
             match put.await? {
                 Claimed::Found(Some(kv)) if kv.lease == *lease && kv.value != value => seen = kv.mod_revision,
-                // Marked, or not ours any more.
+                // Marked, or no longer ours.
                 Claimed::Done(_) | Claimed::Found(_) => return Ok(()),
             }
         }
@@ -336,7 +338,7 @@ impl Claims {
         delete.await.map(drop)
     }
 
-    /// Revokes until etcd says that the lease is gone, or will not have it. Whether our key is gone with it.
+    /// Revokes until etcd confirms that the lease is gone, or refuses. Returns whether our key is gone with it.
     async fn revoke(&self, lease: i64) -> bool {
         let mut backoff = Backoff::new(REVOKE_RETRY_FIRST, REVOKE_RETRY_MAX);
         loop {
@@ -347,7 +349,7 @@ impl Claims {
             let Err(error) = revoke.await else { return true };
             tracing::debug!(error = chain(&error), "lease could not be revoked");
             if error.is_final() {
-                // Some roles may touch keys, but no leases.
+                // Some roles may change keys, but not leases.
                 return match &self.key {
                     Some(key) => self.delete(key).await.is_ok(),
                     None => true,
@@ -358,16 +360,16 @@ impl Claims {
     }
 }
 
-/// A number that no other process draws: hosts that boot together and clones of one machine share their clocks.
+/// A number that no other process draws. Not from the clock, which hosts that boot together and clones of one machine
+/// share.
 pub(in crate::register) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-/// How often one claim looks again because the key changed under it.
+/// How often one claim reads the key again because it changed.
 const CLAIM_ATTEMPTS: usize = 8;
 
-/// How long a member may take with a call of a server that leaves: three members fit into the three seconds that a
-/// process has for that.
+/// How long a member may take for a call of a server that leaves: three members fit into the 3 s that a leave may take.
 const LEAVE_CALL_LIMIT: Duration = Duration::from_millis(700);
 
 /// How much time the announcement may take: the revocation matters more.
@@ -376,17 +378,17 @@ const ANNOUNCE_LIMIT: Duration = Duration::from_secs(1);
 /// The wait before an announcement is tried again.
 const ANNOUNCE_RETRY: Duration = Duration::from_millis(50);
 
-/// What no key has as its revision: asking for it shows what the key holds.
+/// A revision that no key has: a put compared with it fails and returns the key.
 const NO_REVISION: i64 = -1;
 
-/// How many dead leases of our own are remembered.
+/// How many of our dead leases are remembered.
 const RETIRED: usize = 8;
 
-/// How many keys are remembered that ours was before.
+/// How many former keys are remembered.
 const FORMER: usize = 8;
 
 /// The first wait before a revocation is tried again.
 const REVOKE_RETRY_FIRST: Duration = Duration::from_millis(100);
 
-/// The longest such wait.
+/// The longest wait before a revocation is tried again.
 const REVOKE_RETRY_MAX: Duration = Duration::from_millis(500);

@@ -1,5 +1,5 @@
-//! Keepalives: one stream a member for all registrations of a registry, and for each lease a keeper that asks in time,
-//! asks another member when one is silent, and says when the lease is gone.
+//! Keepalives: one stream per member for all registrations of a registry, and for each lease a keeper that renews it in
+//! time, asks another member when one is silent, and reports the end of the lease.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -72,12 +72,12 @@ impl KeepaliveStreams {
         Arc::new(Self { members: members.collect(), cluster: cluster.clone() })
     }
 
-    /// False once the runtime that the streams ran on has ended.
+    /// False once the runtime of the streams has ended.
     fn is_running(&self) -> bool {
         self.members.iter().all(|member| !member.is_closed())
     }
 
-    /// One keepalive through one member. `None`: its stream broke, or it has too many waiting.
+    /// One keepalive through one member. `None`: its stream broke, or its queue is full.
     async fn ask(&self, lease: i64, member: usize) -> Option<Answer> {
         let (answer, answered) = oneshot::channel();
         self.members[member % self.members.len()].try_send(Ask { lease, answer }).ok()?;
@@ -85,7 +85,7 @@ impl KeepaliveStreams {
     }
 }
 
-/// The stream to one member, opened when it is needed.
+/// The stream to one member, opened on demand.
 struct MemberStream {
     cluster: Arc<Cluster>,
     index: usize,
@@ -122,8 +122,8 @@ impl MemberStream {
         Ok((connection, keeper, responses))
     }
 
-    /// Passes keepalives on until the stream breaks, stalls or idles, or its member turns out to be of another cluster. Who
-    /// still waits then finds its answer cancelled.
+    /// Passes keepalives on until the stream breaks, stalls or idles, or its member turns out to be of another cluster.
+    /// Pending keepalives are cancelled then.
     async fn serve(
         &mut self,
         connection: &Arc<Connection>,
@@ -131,7 +131,7 @@ impl MemberStream {
         mut responses: LeaseKeepAliveStream,
     ) {
         let mut waiting: HashMap<i64, Vec<oneshot::Sender<Answer>>> = HashMap::new();
-        // Since when the member owes an answer; who asked may have given up by now.
+        // Since when the member owes an answer, even if its keeper has given up by now.
         let mut owing: Option<Instant> = None;
         let mut used = Instant::now();
         let mut eye = self.cluster.eye();
@@ -161,7 +161,7 @@ impl MemberStream {
                     owing.get_or_insert(used);
                     waiting.retain(|_, answers| answers.iter().any(|answer| !answer.is_closed()));
                     waiting.entry(lease).or_default().push(answer);
-                    // The stream takes any lease; only etcd-client's handle has one.
+                    // The stream takes any lease; only etcd-client's handle is bound to one.
                     keeper.id = lease;
                     if !matches!(timeout(REPLY_LIMIT, keeper.keep_alive()).await, Ok(Ok(()))) {
                         self.cluster.forget(connection);
@@ -185,17 +185,17 @@ fn answer_in(response: &LeaseKeepAliveResponse) -> Answer {
     if response.ttl() > 0 { Answer::Renewed } else { Answer::Dead }
 }
 
-/// What the keeper knows of its lease.
+/// The state of a lease, as far as its keeper knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LeaseState {
-    /// It is kept alive, or nobody could tell otherwise.
+    /// The lease is kept alive, or no member could be asked.
     Kept,
-    /// etcd says that it does not exist.
+    /// etcd reported that the lease does not exist.
     Dead,
 }
 
-/// Keeps a lease alive for as long as the receiver lives or until etcd says that the lease is dead. The first keepalive is
-/// due at `first`, or like all others a third of the TTL after the one before.
+/// Keeps a lease alive until the receiver is dropped or etcd reports the lease dead. The first keepalive is due at
+/// `first`, and each other one a third of the TTL after the one before.
 pub(super) fn keep(
     pool: Arc<KeepalivePool>,
     lease: i64,
@@ -205,7 +205,7 @@ pub(super) fn keep(
     let (publisher, state) = watch::channel(LeaseState::Kept);
     let interval = move || Instant::now() + spread(ttl / 3, 0.1);
     let keeper = async move {
-        // Held all the time: the streams live for as long as somebody holds them.
+        // Held between keepalives as well: the streams end with their last handle.
         let mut streams = pool.streams();
         let mut due = first.unwrap_or_else(interval);
         loop {
@@ -213,7 +213,7 @@ pub(super) fn keep(
                 () = publisher.closed() => return,
                 () = sleep_until(due) => due = interval(),
             }
-            // A process that was stopped comes here late, and then asks at once.
+            // Late after the process was stopped, and then renewed at once.
             tokio::select! {
                 () = publisher.closed() => return,
                 answer = renew(&pool, &mut streams, lease) => {
@@ -241,8 +241,8 @@ async fn renew(pool: &KeepalivePool, streams: &mut Arc<KeepaliveStreams>, lease:
     }
 }
 
-/// Asks member after member, each as soon as the one before was silent for too long. Whose answer comes first does not
-/// matter.
+/// Asks member after member, each as soon as the one before was silent for too long. The first answer counts, from
+/// whichever member.
 async fn ask_around(streams: &KeepaliveStreams, lease: i64) -> Option<Answer> {
     let first = streams.cluster.preferred();
     let mut asked = FuturesUnordered::new();
@@ -274,12 +274,12 @@ const STREAM_IDLE: Duration = Duration::from_secs(60);
 /// How many keepalives may wait for a member's stream to open. More than that fail at once and are tried elsewhere.
 const QUEUE: usize = 1024;
 
-/// How long a member whose stream could not be opened is left alone, whoever asks: many leases are no reason to dial a
-/// dead member more often.
+/// How long a member is left alone after its stream could not be opened: many leases are no reason to dial a dead
+/// member more often.
 const REOPEN_PAUSE: Duration = Duration::from_millis(100);
 
-/// The first wait after all members were asked in vain.
+/// The first wait after no member answered.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 
-/// The longest such wait, so that a lease is renewed within a second of etcd's return.
+/// The longest wait after no member answered: a lease is renewed within a second of etcd's return.
 const RETRY_MAX: Duration = Duration::from_secs(1);

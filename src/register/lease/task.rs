@@ -14,7 +14,7 @@
 //! Granting or Claiming --too many failures in a row, where there is a limit--> give up: revoke, end
 //! ```
 //!
-//! Who is paused or not serving when the lease is granted goes from Claiming to Absent without a key.
+//! A registration that is paused or not serving when its lease is granted goes from Claiming to Absent without a key.
 //!
 //! Any step can be abandoned at any await, which is how leaving interrupts it.
 
@@ -34,18 +34,18 @@ use crate::register::desired::DesiredState;
 use crate::register::retry::RetryConfig;
 use crate::register::status::RegistrationStatus;
 
-/// A registration that was not started yet, or runs.
+/// One registration, before its start and while it runs.
 pub(in crate::register) struct LeaseTask {
     claims: Claims,
     retry: RetryConfig,
     desired: DesiredState,
     status: watch::Sender<RegistrationStatus>,
     backoff: Backoff,
-    /// How many grants and claims have failed since the last one that came to something.
+    /// How many grants and claims have failed in a row.
     failures: u32,
     /// Whether the key was claimed under the present lease.
     is_held: bool,
-    /// When the key was put back the last time, or is to be.
+    /// When the key was last put back, or is to be.
     restored: Option<Instant>,
 }
 
@@ -54,7 +54,7 @@ enum State {
     Granting {
         /// Not before then.
         at: Instant,
-        /// An id that was asked for without an answer.
+        /// The id of a grant without an answer.
         unanswered: Option<i64>,
     },
     /// The key is to be claimed.
@@ -66,19 +66,19 @@ enum State {
     },
     /// The key is ours.
     Holding { lease: Lease, claim: Claim, observer: Observer },
-    /// The key is under somebody else's live lease.
+    /// The key is under the live lease of another server.
     Yielding { lease: Lease, observer: Observer },
-    /// The key is to go; the lease is kept for the return.
+    /// The key is to be deleted; the lease is kept for the return.
     Withdrawing {
         lease: Lease,
         /// Not before then.
         at: Instant,
     },
-    /// The key is not there, as is wished.
+    /// The key is absent, as desired.
     Absent { lease: Lease, observer: Observer },
     /// An operator put the draining mark on the key.
     Drained,
-    /// The last attempt that was allowed failed.
+    /// The last of the allowed attempts failed.
     Exhausted { reason: String },
 }
 
@@ -88,13 +88,13 @@ struct Lease {
     state: watch::Receiver<LeaseState>,
 }
 
-/// What was put into the key, and the newest revision at which it was seen there.
+/// The claimed value, and the newest revision at which the key held it.
 struct Claim {
     value: Vec<u8>,
     revision: i64,
 }
 
-/// An eye on the key.
+/// A watch of the key.
 struct Observer {
     key: String,
     own_key: watch::Receiver<OwnKey>,
@@ -102,7 +102,7 @@ struct Observer {
     rollbacks: u64,
 }
 
-/// What a look at the key shows.
+/// The state of a key that we claimed.
 enum KeyState {
     Ours,
     Drained,
@@ -165,8 +165,8 @@ impl LeaseTask {
         }
     }
 
-    /// Waits for as long as the key is to be absent, or is not to be. What changed meanwhile, while the last attempt was under
-    /// way, counts as well.
+    /// Waits until `at`, or until the desired absence of the key differs from `absent`. A change that came during the last
+    /// attempt counts as well.
     async fn wait(&mut self, at: Instant, absent: bool) {
         let turned = async {
             while self.desired.absence().is_some() == absent {
@@ -179,7 +179,7 @@ impl LeaseTask {
         }
     }
 
-    /// Says of a registration without a key why that is wished, or that it is on its way.
+    /// Reports why a registration has no key, or that it is on its way again.
     fn report_absence(&self) {
         match self.desired.absence() {
             Some(absence) if !self.claims.has_key() => self.report(absence),
@@ -188,7 +188,7 @@ impl LeaseTask {
         }
     }
 
-    /// Says where the registration stands, if that is news.
+    /// Publishes the status, if it changed.
     fn report(&self, status: RegistrationStatus) {
         self.status.send_if_modified(|reported| {
             let is_news = *reported != status;
@@ -226,7 +226,7 @@ impl LeaseTask {
         let outcome = match self.claims.claim(&key, &value, lease.id).await {
             Ok(outcome) => outcome,
             Err(error) if error.kind == EtcdErrorKind::NotFound => {
-                // With the back-off, since this may happen again and again: where two clusters hide behind one name.
+                // With back-off, since it repeats where two clusters are behind one name.
                 let pause = self.backoff.next();
                 let next = self.on_lease_lost(&lease, "the lease is gone", pause);
                 return self.on_error(&error, next);
@@ -251,7 +251,7 @@ impl LeaseTask {
                 self.failures = 0;
                 tracing::warn!(key, lease = hex(other), "address is registered by another server that is alive");
                 self.report(RegistrationStatus::Conflict { key: key.clone(), lease: other });
-                // A new eye: what the old one showed was from before the other server came.
+                // A new watch: the old one shows the key from before the other server's claim.
                 State::Yielding { lease, observer: self.observe(key) }
             }
             ClaimOutcome::Drained => State::Drained,
@@ -281,7 +281,9 @@ impl LeaseTask {
                         return claiming(lease, Some(observer));
                     }
                 }
-                () = died(&mut lease) => return self.on_lease_lost(&lease, "the lease expired or was revoked", Duration::ZERO),
+                () = died(&mut lease) => {
+                    return self.on_lease_lost(&lease, "the lease expired or was revoked", Duration::ZERO);
+                }
                 Ok(()) = observer.own_key.changed() => match self.on_key_seen(&mut observer, &mut claim, lease.id) {
                     KeyState::Ours => {}
                     KeyState::Drained => return State::Drained,
@@ -297,7 +299,7 @@ impl LeaseTask {
 
     fn on_key_seen(&self, observer: &mut Observer, claim: &mut Claim, lease: i64) -> KeyState {
         let seen = observer.own_key.borrow_and_update();
-        // What is older than our own write says nothing, except across a rollback.
+        // A revision older than our own write proves nothing, except after a rollback.
         if seen.rollbacks == observer.rollbacks && seen.revision < claim.revision {
             return KeyState::Ours;
         }
@@ -334,7 +336,7 @@ impl LeaseTask {
     async fn withdraw(&mut self, lease: Lease) -> State {
         let instance = self.desired.instance();
         if self.desired.absence().is_none() {
-            // Whether the key is there still is not known.
+            // The key may still exist, or not.
             self.report(RegistrationStatus::Registering);
             return claiming(lease, None);
         }
@@ -351,7 +353,7 @@ impl LeaseTask {
         loop {
             let Some(absence) = self.desired.absence() else {
                 self.report(RegistrationStatus::Registering);
-                // Not at once again and again, where health flutters.
+                // At a limited rate, where health flutters.
                 return State::Claiming { lease, at: self.restore_at(), observer: None };
             };
             self.report(absence);
@@ -359,7 +361,7 @@ impl LeaseTask {
                 () = self.desired.changed() => {}
                 () = died(&mut lease) => return self.regrant(&lease, Duration::ZERO),
                 Ok(()) = observer.own_key.changed() => {
-                    // A claim that was given up can still arrive.
+                    // An abandoned claim can still arrive.
                     let seen = observer.own_key.borrow_and_update().kv.clone();
                     if let Some(kv) = seen.filter(|kv| self.claims.is_own_lease(kv.lease)) {
                         self.claims.on_key_seen(observer.key, kv.lease, kv.mod_revision);
@@ -386,27 +388,27 @@ impl LeaseTask {
         match error.kind {
             // Nothing was attempted.
             EtcdErrorKind::Withheld => next,
-            // It is registered, and only its newest value is not there yet: that is no failure to register.
+            // The key is registered, only with an older value: that is no failure to register.
             _ if self.is_held => next,
             _ => self.on_failure(chain(error), next),
         }
     }
 
-    /// Goes on with `next` after an attempt that failed, unless that was the last one.
+    /// Counts a failed attempt, and goes on with `next` unless it was the last one allowed.
     fn on_failure(&mut self, reason: String, next: State) -> State {
         self.failures = self.failures.saturating_add(1);
         let limit = self.retry.max_attempts;
         if limit > 0 && self.failures >= limit { State::Exhausted { reason } } else { next }
     }
 
-    /// Announces, revokes, ends. There is no way back.
+    /// Announces the leave, revokes the lease and ends. There is no way back.
     async fn leave(mut self, ending: RegistrationStatus) {
         self.report(RegistrationStatus::Draining);
         self.take_out().await;
         self.report(ending);
     }
 
-    /// Takes out what the attempts may have left in etcd, and ends.
+    /// Takes out what failed attempts may have left in etcd, and ends.
     async fn give_up(mut self, reason: String) {
         let (service, attempts) = (self.claims.service(), self.failures);
         tracing::warn!(%service, attempts, reason, "registration gave up: as many attempts failed as are allowed");
@@ -422,7 +424,11 @@ impl LeaseTask {
             Ok(false) => tracing::warn!(%service, "etcd refused the deregistration; the lease will expire"),
             Err(_) => {
                 let leases = self.claims.left_over();
-                tracing::warn!(%service, ?leases, "etcd did not take the deregistration in time; the leases will expire");
+                tracing::warn!(
+                    %service,
+                    ?leases,
+                    "etcd did not take the deregistration in time; the leases will expire"
+                );
             }
         }
     }
@@ -431,7 +437,7 @@ impl LeaseTask {
     fn restore_at(&mut self) -> Instant {
         let now = Instant::now();
         let at = match self.restored {
-            // It was to be put back then, and was not.
+            // The planned time is still ahead.
             Some(planned) if planned > now => planned,
             Some(restored) => now.max(restored + RESTORE_INTERVAL),
             None => now,
@@ -458,7 +464,7 @@ impl LeaseTask {
 }
 
 impl Drop for LeaseTask {
-    /// Also where the task was never started, or its runtime ends under it.
+    /// Also if the task was never started, or its runtime ended.
     fn drop(&mut self) {
         if !self.status.borrow().has_ended() {
             self.report(RegistrationStatus::Gone);
@@ -473,19 +479,19 @@ fn claiming(lease: Lease, observer: Option<Observer>) -> State {
 /// Resolves when the lease is dead.
 async fn died(lease: &mut Lease) {
     if lease.state.wait_for(|state| *state == LeaseState::Dead).await.is_err() {
-        // The keeper ended without a word: its runtime is going down, and this task with it.
+        // The keeper ended silently: its runtime is shutting down, and this task with it.
         std::future::pending::<()>().await;
     }
 }
 
-/// The most that a grant waits after a lease was lost: 500 servers that lose theirs together come back spread.
+/// The longest delay of a grant after a lease was lost: 500 servers that lose their leases together come back spread.
 const REGRANT_JITTER: Duration = Duration::from_millis(250);
 
 /// The longest wait after a failed grant or claim, unless the first one is longer: a server is back within 3 s of etcd.
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
-/// How often a key is put back at most, when something keeps on removing it or health flutters.
+/// The least time between two returns of a key that is removed again and again, or whose health flutters.
 const RESTORE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How much time leaving may take while etcd is away: a process must end.
+/// The longest that a leave may take while etcd is unreachable: a process must end.
 const LEAVE_LIMIT: Duration = Duration::from_secs(3);
