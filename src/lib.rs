@@ -80,7 +80,7 @@
 //! | --- | --- |
 //! | 4 | this file: words, examples, re-exports |
 //! | 3 | `registry`: the builder, and the one place that ties both sides together |
-//! | 2 | `discover`: etcd to snapshots to changes. `register`: an instance to etcd, and the layer around a server |
+//! | 2 | `discover`: etcd to snapshots to changes. `register`: an instance to etcd, and the drain of a server |
 //! | 2 | `channel`: calls to instances, wherever those are known from |
 //! | 1 | `etcd`: the cluster: a connection a member, deadlines, logins, lists and watches |
 //! | 0 | `instance`, `snapshot`, `format`, `backoff`, `error`: pure |

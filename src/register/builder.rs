@@ -1,4 +1,4 @@
-//! The options of a registration, and what becomes of them.
+//! The options of a registration, and the registration that is built of them.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::status::RegistrationStatus;
 use crate::error::ConfigError;
 use crate::instance::{Instance, ServiceName};
 
-/// What a registration is made of, before it is one. Made by [`Registry::register`](crate::Registry::register).
+/// The options of a [`Registration`]. Made by [`Registry::register`](crate::Registry::register).
 #[derive(Debug)]
 #[must_use = "nothing is registered before build() and the server's start"]
 pub struct RegistrationBuilder {
@@ -47,15 +47,16 @@ impl RegistrationBuilder {
 
     /// The `host:port` to publish instead of the instance's own address, for a server behind a port mapping.
     ///
-    /// Without it, `KITEX_IP_TO_REGISTRY` and `KITEX_PORT_TO_REGISTRY` are honoured; without them, it is the instance's
-    /// address; and if that is unspecified (`0.0.0.0`, `::`), the first IPv4 address of an interface that is no loopback.
+    /// Defaults to `KITEX_IP_TO_REGISTRY` and `KITEX_PORT_TO_REGISTRY`, which count for every format, or else to the
+    /// instance's address. Where that is unspecified (`0.0.0.0`, `::`), the host is the first IPv4 address of an
+    /// interface that is neither loopback nor link-local, or the first such IPv6 address on a host without one.
     pub fn advertise(mut self, address: impl Into<String>) -> Self {
         self.advertise = Some(address.into());
         self
     }
 
     /// How long the registration outlives a crash: 1 s to a day, in whole seconds (rounded up). Defaults to
-    /// `KITEX_ETCD_REGISTRY_LEASE_TTL`, else 15 s.
+    /// `KITEX_ETCD_REGISTRY_LEASE_TTL`, which counts for every format, or else to 15 s.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self
@@ -67,16 +68,19 @@ impl RegistrationBuilder {
         self
     }
 
-    /// How long calls may take after that, before they are ended with UNAVAILABLE and their connections are closed.
-    /// Defaults to 25 s, so that a whole shutdown takes less than the 30 s that Kubernetes grants.
+    /// How long calls may take after the propagation pause, before they are ended with UNAVAILABLE; their connections
+    /// are closed 250 ms later. Defaults to 25 s: with the deregistration (at most 3 s) and a pause of 1 s a whole
+    /// shutdown takes less than the 30 s that Kubernetes grants. A longer pause, such as [`kitex`](Self::kitex) sets,
+    /// wants a shorter limit or a longer grace period.
     pub fn drain_limit(mut self, limit: Duration) -> Self {
         self.drain_limit = limit;
         self
     }
 
-    /// The longest first wait after an attempt to register that failed; it doubles up to 2 s, or stays as it is if it is
-    /// longer. Each wait is drawn at random below that, so that many servers do not come at once. 1 ms to a day; defaults to
-    /// 250 ms. Where etcd answers and refuses, the next attempt comes after 10 s, or 30 s if credentials are the reason.
+    /// The longest first wait after a failed attempt to register; it doubles up to 2 s, or stays as it is if it is
+    /// longer. Each wait is drawn at random from zero to that, so that many servers do not come at once. 1 ms to a
+    /// day; defaults to 250 ms. Where etcd answers and refuses, the next attempt comes after 10 s, or 30 s if
+    /// credentials are the reason.
     ///
     /// Kitex calls this `RetryDelay`.
     pub fn retry_delay(mut self, delay: Duration) -> Self {
@@ -85,11 +89,11 @@ impl RegistrationBuilder {
     }
 
     /// How many attempts to register may fail in a row, before the registration ends with
-    /// [`RegistrationStatus::GaveUp`] and a warning; the server serves on. Defaults to 0: it never gives up, as a server
-    /// that gave up is lost until somebody restarts it.
+    /// [`RegistrationStatus::GaveUp`] and a warning; the server serves on. Defaults to 0, for no limit, as a server
+    /// that gave up is lost until its next start.
     ///
-    /// An attempt is a grant of the lease or a claim of the key. While a lease lasts nothing is attempted: an etcd that is
-    /// away uses nothing up before it is back and has forgotten the lease.
+    /// An attempt is a grant of the lease or a claim of the key. While a registration stands nothing is attempted: an
+    /// unreachable etcd costs no attempts before it is back and has forgotten the lease.
     ///
     /// Kitex calls this `MaxAttemptTimes`.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
@@ -97,19 +101,22 @@ impl RegistrationBuilder {
         self
     }
 
-    /// How often the own key is read without any cause, give or take a fifth: 1 s to a day. Defaults to 60 s. A change of
-    /// the key is known at once without it, by a watch; this is for what a watch might not tell.
+    /// How often the own key is read although nothing happened, give or take a fifth: 1 s to a day. Defaults to 60 s.
+    /// A watch reports each change of the key at once; the check is for what a watch might miss.
     ///
-    /// Kitex calls this `ObserveDelay`, and notices nothing before.
+    /// Kitex calls this `ObserveDelay`, and has no watch.
     pub fn check_interval(mut self, interval: Duration) -> Self {
         self.retry.check_interval = interval;
         self
     }
 
-    /// Kitex's defaults, where ours differ: a TTL of 60 s, or what `KITEX_ETCD_REGISTRY_LEASE_TTL` says, a propagation pause
-    /// of 6 s, for Kitex clients that ask every 5 s, [`retry_delay`](Self::retry_delay) 10 s,
-    /// [`max_attempts`](Self::max_attempts) 5 and [`check_interval`](Self::check_interval) 30 s. It replaces these five;
-    /// options behind it count.
+    /// Kitex's defaults, where ours differ: a TTL of 60 s, or what `KITEX_ETCD_REGISTRY_LEASE_TTL` says, a
+    /// propagation pause of 6 s, for Kitex clients that ask every 5 s, [`retry_delay`](Self::retry_delay) 10 s,
+    /// [`max_attempts`](Self::max_attempts) 5 and [`check_interval`](Self::check_interval) 30 s. It replaces these
+    /// five options; set others after it.
+    ///
+    /// The pause makes a shutdown last up to 34.25 s (3 + 6 + 25 + 0.25 s), longer than the 30 s that Kubernetes
+    /// grants: set a [`drain_limit`](Self::drain_limit) of 19 s with it, or a longer grace period.
     ///
     /// [All of Kitex's options](crate::kitex) have a counterpart.
     pub fn kitex(mut self) -> Self {
@@ -120,17 +127,17 @@ impl RegistrationBuilder {
         self
     }
 
-    /// Follows the health of `service`, as `reporter` is told of it: the key is in etcd only while that is SERVING. The
-    /// name is the one in `grpc.health.v1`, `echo.Echo` for instance, or empty for the whole server, which a new reporter
-    /// takes for SERVING.
+    /// Follows the health of `service` as it is set at `reporter`: the key is in etcd only while the service is
+    /// SERVING. The name is the one in `grpc.health.v1`, `echo.Echo` for instance, or empty for the whole server,
+    /// which is SERVING at a new reporter.
     ///
-    /// Until the service is SERVING for the first time, the registration is held back. When it is not any more (another status,
-    /// or it is cleared), the leave is announced and the key is deleted; the lease is kept, and with SERVING the key is put
-    /// back, at most once a second ([`RegistrationStatus::NotServing`]). [`Registration::pause`] is independent of it: the key
-    /// is there while the service is SERVING *and* the registration is not paused.
+    /// Until the service is SERVING for the first time, the registration is held back. When its status changes or is
+    /// cleared, the leave is announced and the key is deleted; the lease is kept, and with SERVING the key is put
+    /// back, at most once a second ([`RegistrationStatus::NotServing`]). [`Registration::pause`] is independent of
+    /// it: the key is present while the service is SERVING *and* the registration is not paused.
     ///
-    /// [`Registration::deregister_on`] sets the service and the whole server to `NOT_SERVING` when its signal comes, before
-    /// anything else.
+    /// [`Registration::deregister_on`] sets the service and the whole server to `NOT_SERVING` when its signal comes,
+    /// before anything else.
     ///
     /// ```no_run
     /// use tonic_etcd::{Instance, Registry};
@@ -157,7 +164,8 @@ impl RegistrationBuilder {
         self
     }
 
-    /// Checks everything and makes the registration. Nothing is registered yet, no I/O is done, and no runtime is needed.
+    /// Checks all options and makes the registration. Nothing is registered yet, no I/O is done, and no runtime is
+    /// needed.
     ///
     /// # Errors
     ///
@@ -222,14 +230,14 @@ fn ttl_in(value: String) -> Result<Duration, ConfigError> {
     seconds.map(Duration::from_secs).ok_or(error)
 }
 
-/// How long a lease lives without keepalives: an interval of 5 s + an answer within 2 s + a connect of 2 s + an election of
-/// 2 s + one retry of 2 s are 13 s, so a lost member never costs the registration.
+/// How long a lease lives without keepalives: an interval of 5 s + an answer within 2 s + a connect of 2 s + an
+/// election of 2 s + one retry of 2 s are 13 s, so the loss of one member never costs the registration.
 const DEFAULT_TTL: Duration = Duration::from_secs(15);
 
-/// Kitex's, which finds out about a lost lease by a look every 30 s.
+/// Kitex's default, for a client that notices a lost lease with a check every 30 s.
 const KITEX_TTL: Duration = Duration::from_secs(60);
 
-/// How long a server goes on serving after its leave was announced, so that clients hear of it: a hundred times what a
+/// How long a server goes on serving after its leave was announced, so that clients can follow: a hundred times what a
 /// watch needs. Clients that poll need more.
 const DEFAULT_PROPAGATION_PAUSE: Duration = Duration::from_secs(1);
 
@@ -254,7 +262,7 @@ mod tests {
     use crate::etcd::{Cluster, MAX_SEGMENT, parse_endpoints};
     use crate::format::{DecodeError, Decoded, Entry, Format, Kitex};
 
-    /// An instance that registers where nobody listens.
+    /// An instance whose etcd is not there.
     fn builder() -> RegistrationBuilder {
         builder_for(Arc::new(Kitex))
     }
@@ -280,7 +288,7 @@ mod tests {
         let registration = builder().max_attempts(3).build().expect("a good instance");
         let changes = registration.status_changes();
         registration.start();
-        assert_eq!(registration.registered().await, Err(Gone), "who waits for it is told");
+        assert_eq!(registration.registered().await, Err(Gone), "the wait for it ends");
         let RegistrationStatus::GaveUp { attempts, reason } = registration.status() else {
             panic!("the status says what became of it: {:?}", registration.status());
         };
@@ -289,7 +297,7 @@ mod tests {
         let seen: Vec<RegistrationStatus> = changes.collect().await;
         assert!(seen.last().is_some_and(RegistrationStatus::has_ended), "the stream of statuses ends: {seen:?}");
         registration.deregister().await;
-        assert!(matches!(registration.status(), RegistrationStatus::GaveUp { .. }), "that stays its last word");
+        assert!(matches!(registration.status(), RegistrationStatus::GaveUp { .. }), "the status stays");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! What is wanted of a registration: what its handles say, and what its server says of its own health.
+//! The desired state of a registration: what its handles ask for, and whether its server is healthy.
 
 use std::fmt;
 use std::future::Future;
@@ -12,7 +12,7 @@ use tracing::Instrument;
 use super::status::RegistrationStatus;
 use crate::instance::Instance;
 
-/// What the handles want.
+/// What the handles of a registration ask for.
 #[derive(Debug, Clone)]
 pub(super) struct Spec {
     pub(super) instance: Instance,
@@ -20,17 +20,17 @@ pub(super) struct Spec {
     pub(super) leave: bool,
 }
 
-/// What a server says of its own health.
+/// The health of a server, as the server itself reports it.
 pub(super) trait HealthSource: fmt::Debug + Send + Sync {
-    /// Whether it serves: now, and whenever that changes. Never ends.
+    /// Whether the server serves: now, and after each change. The stream never ends.
     fn serving(&self) -> BoxStream<'static, bool>;
 
-    /// Lets it say that it serves no more.
+    /// Lets the server report that it serves no more.
     fn shut_down(&self) -> BoxFuture<'_, ()>;
 }
 
-/// All that a registration's task goes by. A pause and bad health are two reasons for the key to be absent: it is there
-/// while neither holds.
+/// The key is present while the registration is not paused and the server serves. A pause and bad health are
+/// independent reasons for its absence.
 pub(super) struct DesiredState {
     spec: watch::Receiver<Spec>,
     serving: Serving,
@@ -38,11 +38,11 @@ pub(super) struct DesiredState {
 
 /// Whether the server serves.
 enum Serving {
-    /// Nobody is asked: always.
+    /// No health is followed.
     Always,
-    /// It is to be asked.
+    /// The health is to be followed once the registration starts.
     Unfollowed(Arc<dyn HealthSource>),
-    /// It said so, or not, the last time.
+    /// The latest report.
     Followed(watch::Receiver<bool>),
 }
 
@@ -51,19 +51,19 @@ impl DesiredState {
         Self { spec, serving: health.map_or(Serving::Always, Serving::Unfollowed) }
     }
 
-    /// Begins to follow the health, if any. Needs a tokio runtime.
+    /// Begins to follow the health, if there is any. Needs a tokio runtime.
     pub(super) fn follow_health(&mut self) {
         if let Serving::Unfollowed(health) = &self.serving {
             self.serving = Serving::Followed(follow(health.serving()));
         }
     }
 
-    /// The instance as it is to be written.
+    /// The instance to be written.
     pub(super) fn instance(&self) -> Instance {
         self.spec.borrow().instance.clone()
     }
 
-    /// Why the key is to be absent, if it is.
+    /// Why the key is to be absent; `None` if it is to be present.
     pub(super) fn absence(&self) -> Option<RegistrationStatus> {
         let is_serving = match &self.serving {
             Serving::Always => true,
@@ -79,11 +79,11 @@ impl DesiredState {
         }
     }
 
-    /// Waits for news of any of it.
+    /// Waits for a change of what the handles ask for, or of the health.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: what was not returned counts as not seen.
+    /// Cancel safe: a change is only consumed by the call that returns it.
     pub(super) async fn changed(&mut self) {
         let serving = async {
             match &mut self.serving {
@@ -94,30 +94,31 @@ impl DesiredState {
         tokio::select! {
             Ok(()) = self.spec.changed() => {}
             true = serving => {}
-            // The last handle is gone, which ends the task elsewhere.
+            // The last handle was dropped, which `end` reports.
             else => std::future::pending().await,
         }
     }
 
-    /// Resolves when a handle wants the registration to end, or none is left.
+    /// Resolves when a handle asks for the end of the registration, or none is left.
     pub(super) fn end(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut spec = self.spec.clone();
         async move {
-            // An error means that the last handle is gone.
+            // An error means that the last handle was dropped.
             let _ = spec.wait_for(|spec| spec.leave).await;
         }
     }
 }
 
-/// Passes on what the server says for as long as the receiver lives. Until it says something, it does not serve.
-fn follow(mut said: BoxStream<'static, bool>) -> watch::Receiver<bool> {
+/// Publishes the server's reports until the receiver is dropped. Before its first report the server counts as not
+/// serving.
+fn follow(mut reports: BoxStream<'static, bool>) -> watch::Receiver<bool> {
     let (publisher, serving) = watch::channel(false);
     let follower = async move {
         loop {
             tokio::select! {
                 () = publisher.closed() => return,
-                Some(is_serving) = said.next() => {
-                    publisher.send_if_modified(|said| std::mem::replace(said, is_serving) != is_serving);
+                Some(is_serving) = reports.next() => {
+                    publisher.send_if_modified(|latest| std::mem::replace(latest, is_serving) != is_serving);
                 }
             }
         }

@@ -22,15 +22,16 @@ use crate::instance::{Address, Instance, ServiceName};
 /// One instance that is kept in etcd. A cheap handle; clones are the same registration.
 ///
 /// A registration begins when a server with its [`layer`](Self::layer) or its [`incoming`](Self::incoming) starts to
-/// serve, or with [`start`](Self::start). It ends with [`deregister`](Self::deregister), [`deregister_on`](Self::deregister_on), or when
-/// its last handle is dropped; the layer, the incoming connections and the shutdown future are handles as well.
+/// serve, or with [`start`](Self::start). It ends with [`deregister`](Self::deregister),
+/// [`deregister_on`](Self::deregister_on), or when its last handle is dropped; the layer, the incoming connections
+/// and the shutdown future are handles as well.
 ///
 /// # Recovery
 ///
-/// Between the two it is put back for ever, unless [`max_attempts`](crate::RegistrationBuilder::max_attempts) sets a limit,
-/// whatever happens: a dead lease, a deleted or overwritten key, an etcd that is
-/// away or was wiped. Only a key under another server's live lease is left alone, until that goes
-/// ([`RegistrationStatus::Conflict`]).
+/// While the registration lasts, it is put back after any loss: a dead lease, a deleted or overwritten key, an etcd
+/// that was unreachable or wiped. It never gives up, unless
+/// [`max_attempts`](crate::RegistrationBuilder::max_attempts) sets a limit. Only a key under another server's live
+/// lease is left alone, until that lease ends ([`RegistrationStatus::Conflict`]).
 ///
 /// The [crate's first page](crate#a-server) shows it around a server.
 #[derive(Clone)]
@@ -38,16 +39,16 @@ pub struct Registration {
     shared: Arc<Shared>,
 }
 
-/// What all handles of a registration share.
+/// Shared by all handles of a registration.
 pub(super) struct Shared {
     pub(super) address: Address,
     pub(super) service: ServiceName,
     pub(super) format: Arc<dyn Format>,
     pub(super) spec: watch::Sender<Spec>,
-    /// Held by whoever changes the instance.
+    /// Held while the instance is changed, so that updates come one after the other.
     pub(super) updates: Mutex<()>,
     pub(super) status: watch::Receiver<RegistrationStatus>,
-    /// The task until it is started.
+    /// The task, until the start.
     pub(super) unstarted: Mutex<Option<LeaseTask>>,
     pub(super) drain: Drain,
     pub(super) propagation_pause: Duration,
@@ -62,30 +63,40 @@ impl Registration {
 
     /// The layer for `Server::builder().layer(..)`.
     ///
-    /// It starts the registration when it is applied, which tonic does when it starts to serve, with the listener bound.
-    /// From then on it counts calls from their beginning to the end of both of their bodies, and ends those that are left
-    /// at the drain limit.
+    /// It starts the registration when it is applied, which tonic does when it starts to serve, with the listener
+    /// bound. From then on it counts calls until both of their bodies have ended, and ends those that are left at the
+    /// drain limit.
+    ///
+    /// Layer, connections and shutdown future of one server come from one handle: those of several registrations from
+    /// [`Registrations`](crate::Registrations), or calls are counted in one drain and another one is ended.
     #[must_use]
     pub fn layer(&self) -> DrainLayer {
         self.server().layer()
     }
 
-    /// Wraps a server's incoming connections, so that those still open after the drain limit are closed: tonic waits for
-    /// every connection without a limit, whatever its client does. Sets `TCP_NODELAY` on TCP connections, which tonic does
-    /// only where it binds itself: without it small messages can take 40 ms.
+    /// Wraps a server's incoming connections, so that those still open after the drain limit are closed: tonic waits
+    /// for every connection without a limit, whatever its client does. Sets `TCP_NODELAY` on TCP connections, which
+    /// tonic does only where it binds itself: without it small messages can wait 40 ms for an acknowledgement.
+    ///
+    /// Starts the registration when it is polled for the first time.
     #[must_use]
     pub fn incoming<I>(&self, incoming: I) -> Incoming<I> {
         self.server().incoming(incoming)
     }
 
     /// The shutdown future for `serve_with_incoming_shutdown`: waits for `signal`, announces the leave and revokes the
-    /// lease (at most 3 s, if etcd is away), serves on for the propagation pause, and then resolves, so that the server
-    /// stops accepting and finishes the calls in flight, for at most the drain limit. HealthSource that is followed
+    /// lease (at most 3 s, if etcd is unreachable), serves on for the propagation pause, and then resolves, so that the
+    /// server stops accepting and finishes the calls in flight, for at most the drain limit. Followed health
     /// (`RegistrationBuilder::health`) turns `NOT_SERVING` first.
+    ///
+    /// # Panics
+    ///
+    /// When the signal comes, if the future is polled outside of a tokio runtime.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before the signal, it does nothing. Dropped after it, the deregistration goes on.
+    /// Dropped before the signal, the future does nothing. Dropped after the signal, it lets a deregistration that has
+    /// begun go on.
     pub fn deregister_on<F>(&self, signal: F) -> impl Future<Output = ()> + Send + use<F>
     where
         F: Future<Output = ()> + Send,
@@ -99,7 +110,7 @@ impl Registration {
     }
 
     /// Starts the registration, for servers without the layer or that apply a layer before they are bound. Does nothing
-    /// if it was started before.
+    /// after the first time.
     ///
     /// # Panics
     ///
@@ -113,18 +124,18 @@ impl Registration {
         }
     }
 
-    /// Waits until the key is in etcd under our lease, once the registration was started.
+    /// Waits until the key is in etcd under our lease.
     ///
-    /// A server that had rather fail than run unknown calls [`start`](Self::start), waits for this with a time-out, and then
-    /// serves.
+    /// A server that is to fail rather than serve unregistered calls [`start`](Self::start), waits for this with a
+    /// timeout, and then serves. Without a start this waits for ever.
     ///
     /// # Errors
     ///
-    /// [`Gone`], if the registration has ended; [`status`](Self::status) says whether it gave up.
+    /// [`Gone`], if the registration has ended; [`status`](Self::status) says why.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: it only looks.
+    /// Cancel safe: it only watches the status.
     pub async fn registered(&self) -> Result<(), Gone> {
         let mut status = self.shared.status.clone();
         let reached = status
@@ -142,11 +153,11 @@ impl Registration {
     ///
     /// Once polled, the deregistration goes on when the future is dropped.
     pub async fn deregister(&self) {
-        // A task that was never started has nothing to take out; dropping it says that it is gone.
+        // A task that was never started has nothing to take out; its drop sets the status.
         drop(self.take_unstarted());
         self.shared.spec.send_modify(|spec| spec.leave = true);
         let mut status = self.shared.status.clone();
-        // An error means that the task is gone as well.
+        // An error means that the task has ended, too.
         let _ = status.wait_for(RegistrationStatus::has_ended).await;
     }
 
@@ -154,10 +165,10 @@ impl Registration {
     ///
     /// # Errors
     ///
-    /// A weight of 0, more than 64 tags, or another service name or address: register that as an instance of its own. The
-    /// instance then stays as it was.
+    /// A weight of 0, more than 64 tags, or another service name or address, which needs a registration of its own. The
+    /// instance then stays unchanged.
     pub fn update(&self, change: impl FnOnce(Instance) -> Instance) -> Result<(), ConfigError> {
-        // Not under the lock of the channel: the closure may look at the registration, though not update it.
+        // Not under the lock of the channel: the closure may read the registration, but not update it.
         let _one_at_a_time = self.shared.updates.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.shared.spec.borrow().instance.clone();
         let new = change(old.clone());
@@ -169,8 +180,8 @@ impl Registration {
         Ok(())
     }
 
-    /// Takes the instance out of etcd and keeps the lease, until [`resume`](Self::resume). The server serves on. HealthSource that is
-    /// followed is another reason for the key to be absent, and changes nothing about this one.
+    /// Takes the instance out of etcd and keeps the lease, until [`resume`](Self::resume). The server serves on.
+    /// Followed health is an independent reason for the key to be absent.
     pub fn pause(&self) {
         self.set_paused(true);
     }
@@ -188,19 +199,19 @@ impl Registration {
         });
     }
 
-    /// Where the registration stands now.
+    /// The present status.
     #[must_use]
     pub fn status(&self) -> RegistrationStatus {
         self.shared.status.borrow().clone()
     }
 
-    /// Where the registration stands now, and whenever that changes. It is no handle: it does not keep the registration.
+    /// The present status, and each newer one. The stream is not a handle: it does not keep the registration.
     #[must_use]
     pub fn status_changes(&self) -> StatusChanges {
         StatusChanges::new(self.shared.status.clone())
     }
 
-    /// How many calls the layer counts that have not ended yet.
+    /// How many calls the layer counts whose request or response has not ended yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.shared.drain.in_flight()
@@ -257,7 +268,8 @@ impl Registration {
     }
 }
 
-/// Readers do not look at larger values, nor at longer keys and such with more or fewer slashes.
+/// Refuses what readers would ignore: values that are too large, and keys that are too long or have more or fewer
+/// slashes.
 pub(super) fn check_value(format: &dyn Format, service: &ServiceName, instance: &Instance) -> Result<(), ConfigError> {
     let entry = Entry::new(service, instance, i64::MAX, u128::MAX).draining(true);
     let segment = format.segment(&entry);

@@ -1,4 +1,4 @@
-//! The registrations of one server as one handle: started together, left together, with one drain.
+//! The registrations of one server as one handle: they start together and leave together, with one drain.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use super::registration::Registration;
 use super::server::{Drain, DrainLayer, Incoming};
 use crate::error::Gone;
 
-/// The registrations of one server that has several: in more than one registry or format, or as more than one service. A
-/// cheap handle; clones are the same registrations.
+/// The registrations of one server that has several: in more than one registry or format, or as more than one
+/// service. A cheap handle; clones are the same registrations.
 ///
-/// It is to a server what one [`Registration`] is, in the same three places. Each keeps a status of its own, and is paused,
-/// updated or taken out by its own handle ([`iter`](Self::iter)).
+/// A server uses it like one [`Registration`], in the same three places. Each registration keeps a status of its own,
+/// and is paused, updated or taken out by its own handle ([`iter`](Self::iter)).
 ///
 /// ```no_run
 /// use tonic::transport::{Server, server::TcpIncoming};
@@ -41,18 +41,18 @@ pub struct Registrations {
 }
 
 impl Registrations {
-    /// These registrations as one.
+    /// Joins these registrations.
     ///
-    /// Use its [`layer`](Self::layer), [`incoming`](Self::incoming) and [`deregister_on`](Self::deregister_on) instead of
-    /// those of each: calls are counted here.
+    /// Use [`layer`](Self::layer), [`incoming`](Self::incoming) and [`deregister_on`](Self::deregister_on) of the
+    /// set, and none of its registrations': each has a drain of its own, which knows nothing of the set's calls.
     pub fn new(registrations: impl IntoIterator<Item = Registration>) -> Self {
         let each: Arc<[Registration]> = registrations.into_iter().collect();
         let limit = each.iter().map(Registration::drain_limit).max().unwrap_or_default();
         Self { each, drain: Drain::new().limit(limit) }
     }
 
-    /// The layer for `Server::builder().layer(..)`: starts all registrations, and is otherwise that of
-    /// [one](Registration::layer).
+    /// The layer for `Server::builder().layer(..)`: starts all registrations, and is otherwise like
+    /// [`Registration::layer`].
     #[must_use]
     pub fn layer(&self) -> DrainLayer {
         self.server().layer()
@@ -64,10 +64,10 @@ impl Registrations {
         self.server().incoming(incoming)
     }
 
-    /// The shutdown future for `serve_with_incoming_shutdown`, as [`Registration::deregister_on`] makes one. All leaves are
-    /// announced and all leases are revoked at once, at most 3 s for all of them together; all health that is followed turns
-    /// `NOT_SERVING` before. One propagation pause follows, the longest of the registrations', and one drain, for at most
-    /// the longest of their limits.
+    /// The shutdown future for `serve_with_incoming_shutdown`, as [`Registration::deregister_on`] makes one. All
+    /// leaves are announced and all leases are revoked at once, at most 3 s for all of them together; all health that
+    /// is followed turns `NOT_SERVING` before. One propagation pause follows, the longest of the registrations', and
+    /// one drain, for at most the longest of their limits.
     ///
     /// # Panics
     ///
@@ -75,7 +75,8 @@ impl Registrations {
     ///
     /// # Cancel safety
     ///
-    /// Dropped before the signal, it does nothing. Dropped after it, the deregistrations go on.
+    /// Dropped before the signal, the future does nothing. Dropped after the signal, it lets deregistrations that have
+    /// begun go on.
     pub fn deregister_on<F>(&self, signal: F) -> impl Future<Output = ()> + Send + use<F>
     where
         F: Future<Output = ()> + Send,
@@ -96,7 +97,7 @@ impl Registrations {
         self.iter().for_each(Registration::start);
     }
 
-    /// Waits until all keys are in etcd under our leases, once the registrations were started.
+    /// Waits until all keys are in etcd under our leases. Without a start this waits for ever.
     ///
     /// # Errors
     ///
@@ -104,7 +105,7 @@ impl Registrations {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: it only looks.
+    /// Cancel safe: it only watches the statuses.
     pub async fn registered(&self) -> Result<(), Gone> {
         try_join_all(self.iter().map(Registration::registered)).await.map(drop)
     }
@@ -118,7 +119,7 @@ impl Registrations {
         join_all(self.iter().map(Registration::deregister)).await;
     }
 
-    /// How many calls the layer counts that have not ended yet.
+    /// How many calls the layer counts whose request or response has not ended yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.drain.in_flight()

@@ -165,8 +165,8 @@ impl LeaseTask {
         }
     }
 
-    /// Waits until `at`, or until the desired absence of the key differs from `absent`. A change that came during the last
-    /// attempt counts as well.
+    /// Waits until `at`, or until the desired absence of the key differs from `absent`. A change that came during the
+    /// last attempt counts as well.
     async fn wait(&mut self, at: Instant, absent: bool) {
         let turned = async {
             while self.desired.absence().is_some() == absent {

@@ -10,10 +10,11 @@ use super::layer::DrainLayer;
 /// Graceful shutdown with a limit, for a tonic server or any other server of tower services. A cheap handle; clones are
 /// the same drain.
 ///
-/// tonic's `serve_with_incoming_shutdown` stops accepting when its signal comes, and then waits for every open connection
-/// without a limit: one stream that never ends, one client that does not read or one peer that sends nothing keeps the
-/// process until it is killed, and then *every* call left is cut off without a status. A `Drain` counts the calls, lets
-/// them finish, and answers those that are left at the limit with UNAVAILABLE, so that clients can try elsewhere.
+/// tonic's `serve_with_incoming_shutdown` stops accepting when its signal comes, and then waits for every open
+/// connection without a limit: one stream that never ends, one client that does not read or one peer that sends
+/// nothing keeps the process until it is killed, and then *every* call left is cut off without a status. A `Drain`
+/// counts the calls, lets them finish, and answers those that are left at the limit with UNAVAILABLE, so that clients
+/// can try elsewhere.
 ///
 /// It goes into three places of a server:
 ///
@@ -231,9 +232,9 @@ mod tests {
         signal.send(()).expect("the future waits for it");
         assert!(on.is_woken(), "the signal came");
         assert_ready!(on.poll(), "the server is to stop accepting");
-        sleep(LIMIT - Duration::from_millis(1)).await;
+        sleep(LIMIT * 99 / 100).await;
         assert_pending!(stuck.poll(), "the limit is ahead");
-        sleep(Duration::from_millis(2)).await;
+        sleep(LIMIT / 50).await;
         assert!(assert_ready!(stuck.poll()).is_ok(), "the limit passed");
     }
 

@@ -23,13 +23,13 @@ pin_project! {
     /// [`Drain::incoming`](super::Drain::incoming) or [`Registration::incoming`](crate::Registration::incoming); the
     /// latter starts the registration when it is polled for the first time, which is when the server begins to accept.
     ///
-    /// For tonic's `serve_with_incoming_shutdown`: after the shutdown signal it waits for every open connection, without
-    /// limit. A client that does not read, a peer that sends nothing and one that never answers a ping would keep it
-    /// for ever. At the drain limit the calls are ended, and 250 ms later, when the answers have reached the clients, reads
-    /// and writes on the connections that are still open fail.
+    /// For tonic's `serve_with_incoming_shutdown`: after the shutdown signal it waits for every open connection,
+    /// without limit. A client that does not read, a peer that sends nothing and one that never answers a ping would
+    /// keep it for ever. At the drain limit the calls are ended, and 250 ms later, when the answers have reached the
+    /// clients, reads and writes on the connections that are still open fail.
     ///
-    /// TCP streams get TCP_NODELAY (tonic sets it only where it binds the listener itself): without it small messages can
-    /// wait 40 ms for an acknowledgement. [`tcp_nodelay`](Self::tcp_nodelay) switches that off.
+    /// TCP streams get TCP_NODELAY (tonic sets it only where it binds the listener itself): without it small messages
+    /// can wait 40 ms for an acknowledgement. [`tcp_nodelay`](Self::tcp_nodelay) switches that off.
     ///
     /// # Panics
     ///
@@ -49,7 +49,8 @@ impl<I> Incoming<I> {
         Self { inner, tcp_nodelay: true, server, started: false }
     }
 
-    /// Whether TCP streams get `TCP_NODELAY`. Defaults to true; with false the streams stay as the inner stream made them.
+    /// Whether TCP streams get `TCP_NODELAY`. Defaults to true; with false the streams stay as the inner stream made
+    /// them.
     #[must_use]
     pub fn tcp_nodelay(self, enabled: bool) -> Self {
         Self { tcp_nodelay: enabled, ..self }
@@ -96,8 +97,8 @@ impl<I: fmt::Debug> fmt::Debug for Incoming<I> {
 
 /// A connection from [`Incoming`].
 ///
-/// After the drain limit reads fail with `ConnectionAborted` and writes with `BrokenPipe`; tasks that wait for either are
-/// woken.
+/// After the drain limit reads fail with `ConnectionAborted` and writes with `BrokenPipe`; tasks that wait for either
+/// are woken.
 pub struct IncomingIo<IO> {
     inner: IO,
     socket: Arc<Socket>,

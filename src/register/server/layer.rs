@@ -1,5 +1,5 @@
-//! Each call that a server takes: counted until its request and its response ended, and answered UNAVAILABLE if the drain
-//! limit comes first.
+//! Each call that a server takes: counted until its request and its response ended, and answered UNAVAILABLE if the
+//! drain limit comes first.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -23,19 +23,19 @@ use super::state::DrainState;
 /// Made by [`Drain::layer`](super::Drain::layer), or by [`Registration::layer`](crate::Registration::layer): that one
 /// starts the registration, too, when it is applied.
 ///
-/// For `tonic::transport::Server::builder().layer(..)`, which applies a layer once the listener is bound. Other servers of
-/// tower services can use it too; those that apply layers earlier, as axum's `Router` does, take
+/// For `tonic::transport::Server::builder().layer(..)`, which applies a layer once the listener is bound. Other
+/// servers of tower services can use it too; those that apply layers earlier, as axum's `Router` does, take
 /// [`count_only`](Self::count_only).
 ///
 /// A call is in flight from its arrival until request *and* response ended or were dropped. At the drain limit
 ///
 /// - a call that has no response yet is answered UNAVAILABLE, and so is each that begins later,
 /// - a response under way ends with the trailer UNAVAILABLE,
-/// - the handler's request stream yields a [`Status`] UNAVAILABLE, and the request's inner body is dropped, even where a
-///   detached task keeps the stream and never reads it.
+/// - the handler's request stream yields a [`Status`] UNAVAILABLE, and the request's inner body is dropped, even where
+///   a detached task keeps the stream and never reads it.
 ///
-/// Requests that are not gRPC (gRPC-Web, which has no trailers, among them) get status 503, or a response that breaks off:
-/// it must not look complete.
+/// Requests that are not gRPC (gRPC-Web, which has no trailers, among them) get status 503, or a response that breaks
+/// off: it must not look complete.
 #[derive(Debug, Clone)]
 pub struct DrainLayer {
     server: ServerHandle,
@@ -47,8 +47,8 @@ impl DrainLayer {
         Self { server, starts: true }
     }
 
-    /// Leaves the start of the registration to its incoming connections or to its `start()`, for servers that apply layers
-    /// before they listen. The layer of a [`Drain`](super::Drain) without registration only counts anyhow.
+    /// Leaves the start of the registration to its incoming connections or to its `start()`, for servers that apply
+    /// layers before they listen. The layer of a [`Drain`](super::Drain) without registration only counts anyhow.
     #[must_use]
     pub fn count_only(self) -> Self {
         Self { starts: false, ..self }

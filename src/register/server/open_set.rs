@@ -76,8 +76,8 @@ impl OpenSet {
     }
 }
 
-/// On cache lines of its own (two, since processors fetch them in pairs): its neighbours are other cores' shards, and the
-/// mark that every poll reads.
+/// On cache lines of its own (two, since processors fetch them in pairs): the neighbours are other cores' shards, and
+/// the mark that every poll reads.
 #[derive(Default)]
 #[repr(align(128))]
 struct Shard(Mutex<Slots>);

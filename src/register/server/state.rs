@@ -16,13 +16,14 @@ use super::open_set::OpenSet;
 
 /// The open calls and connections of one server, and the phase of its drain; a clone is a handle to the same drain.
 ///
-/// Calls are ended first and sockets [`SOCKET_GRACE`] later, because it takes an open socket to tell a client UNAVAILABLE.
+/// Calls are ended first and sockets [`SOCKET_GRACE`] later, because it takes an open socket to tell a client
+/// UNAVAILABLE.
 ///
 /// # Cost
 ///
-/// A poll reads one atomic that is written twice in a server's life. A call or connection that waits registers its waker
-/// with itself (an `AtomicWaker` of its own, never a shared list), and is found through an [`OpenSet`], which it enters
-/// and leaves once.
+/// A poll reads one atomic that is written twice in a server's life. A call or connection that waits registers its
+/// waker with itself (an `AtomicWaker` of its own, never a shared list), and is found through an [`OpenSet`], which
+/// it enters and leaves once.
 #[derive(Clone)]
 pub(super) struct DrainState(Arc<Inner>);
 
