@@ -3,9 +3,11 @@ use std::net::SocketAddr;
 
 use tokio::sync::mpsc;
 
+use super::queries::SETTLED;
 use super::*;
 use crate::channel::outlier::{Ending, Outcome, OutlierDetection};
 use crate::channel::policy::load::Load;
+use crate::instance::Instance;
 
 type Machine = Subchannel<()>;
 
