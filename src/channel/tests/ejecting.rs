@@ -431,3 +431,16 @@ async fn an_instance_that_succeeds_far_less_often_than_the_others_is_ejected_at_
     let few = OutlierDetection::new().success_rate(SuccessRate::new().request_volume(101));
     assert!(swept(few, 100).await.is_empty(), "100 calls are too few to judge");
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_that_lost_its_connection_while_out_says_connecting_when_it_is_tried() {
+    let (rig, peer) = alone(|detection| detection.ejection_time(SECOND)).await;
+    fail(&rig, &peer, Code::Unavailable, 3).await;
+    peer.on_connect(OnConnect::Mute);
+    peer.cut();
+    rig.until_peer(&peer, "nothing is tried", |status| status.state() == Connectivity::Idle).await;
+    assert!(rig.status(&peer).cause().is_some(), "people see why");
+    let is_tried = |status: &InstanceStatus| status.state() == Connectivity::Connecting && status.cause().is_none();
+    rig.until_peer(&peer, "it is dialled", is_tried).await;
+    assert_eq!(rig.channel.state(), Connectivity::Connecting, "and so does the channel");
+}
