@@ -1,4 +1,4 @@
-//! One attempt: a pick and a request become a response head, or a failure; and the instance's health is told from it.
+//! One attempt: a pick and a request become the head of a response, or a failure; and feedback about the instance.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::error::ServiceConfigError;
 
-/// JSON in which no field stands twice. A [`Value`] would keep the last of them without a word.
+/// JSON in which no field stands twice. A [`Value`] would keep the last of them silently.
 pub(crate) struct NoFieldTwice;
 
 impl<'de> Deserialize<'de> for NoFieldTwice {
