@@ -21,7 +21,7 @@ impl Backoff {
         up_to(self.longest())
     }
 
-    /// The present ceiling, which then doubles: for who waits alone.
+    /// The present ceiling, which then doubles: for a task that waits alone and needs no jitter.
     pub(crate) fn longest(&mut self) -> Duration {
         let wait = self.ceiling;
         self.ceiling = (self.ceiling * 2).min(self.max);

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-type BoxError = Box<dyn StdError + Send + Sync>;
+/// An error of any type, as a cause.
+pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// Configuration that was refused.
 ///
@@ -64,7 +65,7 @@ pub enum ConfigError {
     Option {
         /// The option's name as its method is called.
         option: &'static str,
-        /// The value as it was given; never a secret.
+        /// The value, or in words what is wrong with it; never a secret.
         value: String,
         /// The values that are allowed.
         expected: &'static str,
@@ -111,8 +112,8 @@ fn at(path: Option<&PathBuf>) -> String {
     path.map(|path| format!(" from {}", path.display())).unwrap_or_default()
 }
 
-/// The registration ended for good: it was deregistered, its last handle was dropped, it gave up, or an operator drained
-/// it. The last two are told by its status.
+/// The registration ended for good: it was deregistered, its last handle was dropped, it gave up, or an operator
+/// drained it. Its status tells the last two apart.
 ///
 /// Trying again does not help; build a new registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -123,19 +124,19 @@ pub struct Gone;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RegistryError {
-    /// What was asked for cannot be: a bad service name, or all services under an empty prefix. Trying again never helps.
+    /// The request is impossible: a bad service name, or all services under an empty prefix. Trying again never helps.
     #[error(transparent)]
     Config(#[from] ConfigError),
 
     /// No etcd member answered in time. Trying again helps once one does.
     #[error("etcd does not answer")]
     Unavailable {
-        /// What the last member that was asked failed with.
+        /// The failure of the last member that was asked.
         source: BoxError,
     },
 
-    /// No TLS session could be made with the last member that was asked: its certificate expired or is signed by nobody who
-    /// is trusted, for instance. Trying again helps once certificates or authorities change.
+    /// No TLS session could be made with the last member that was asked: its certificate expired or is not signed by a
+    /// trusted authority, for instance. Trying again helps once certificates or authorities change.
     #[error("there is no TLS session with etcd")]
     Tls {
         /// Why the session could not be made.
@@ -145,26 +146,26 @@ pub enum RegistryError {
     /// etcd wants other credentials, or they are not allowed to do this. Trying again helps once that is changed.
     #[error("etcd denies it")]
     Denied {
-        /// etcd's own words.
+        /// etcd's own message.
         source: BoxError,
     },
 
     /// etcd answered and refused for another reason: its disk is full, for instance. Trying again may help much later.
     #[error("etcd refuses it")]
     Refused {
-        /// etcd's own words.
+        /// etcd's own message.
         source: BoxError,
     },
 
-    /// The URLs are those of more than one cluster: a server would register in the one, and clients look in the other. Trying
-    /// again helps once they are not.
+    /// The URLs are those of more than one cluster: a server would register in the one, and clients look in the other.
+    /// Trying again helps once they are not.
     #[error("the etcd members belong to different clusters")]
     SplitCluster {
         /// Which member belongs to which.
         source: BoxError,
     },
 
-    /// Nobody is registered at the address. Trying again helps once somebody is.
+    /// No instance is registered at the address. Trying again helps once one is.
     #[error("no instance of {service} is registered at {address}")]
     UnknownAddress {
         /// The service that was looked at.
@@ -173,7 +174,7 @@ pub enum RegistryError {
         address: String,
     },
 
-    /// The format has no place for the draining mark, so nobody can be told to leave. Trying again never helps.
+    /// The format has no place for the draining mark, so no instance can be told to leave. Trying again never helps.
     #[error("the format {format} cannot carry the draining mark")]
     NoDrainingMark {
         /// The format, as its `Debug` shows it.
@@ -213,7 +214,7 @@ pub(crate) struct EtcdError {
     pub(crate) source: Option<BoxError>,
 }
 
-/// What kind of failure it was, which decides who is asked next and how soon.
+/// The kind of a failure, which decides which member is asked next and how soon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum EtcdErrorKind {
     /// The member could not be reached, or its connection broke. Another member may answer; a retry helps.
@@ -226,8 +227,8 @@ pub(crate) enum EtcdErrorKind {
     /// certificates change.
     #[cfg_attr(not(feature = "_tls"), expect(dead_code, reason = "without TLS nothing fails like that"))]
     Tls,
-    /// The login was refused, or the provider of credentials had none. A retry helps only after they change, and may come
-    /// soon: the same ones are kept from etcd.
+    /// The login was refused, or the provider of credentials had none. A retry helps only after they change, and may
+    /// come soon: refused credentials are kept from etcd.
     Login,
     /// Nothing was tried: credentials were refused, or missing, a moment ago. A retry may come soon.
     Withheld,
@@ -237,7 +238,7 @@ pub(crate) enum EtcdErrorKind {
     Token,
     /// The lease or the key does not exist. A retry does not help.
     NotFound,
-    /// The lease exists already: an earlier attempt of ours was applied. Not a failure for who chose the id.
+    /// The lease exists already: an earlier attempt of ours was applied. Not a failure where the id is our own choice.
     AlreadyExists,
     /// The wanted revision is compacted away. Only a fresh list helps.
     Compacted,

@@ -1,4 +1,4 @@
-//! What is registered and found: a service's name, an instance's address, and the instance itself.
+//! Services and instances, parsed and checked: a service's name, an instance's address, and the instance itself.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,9 +7,6 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::ConfigError;
-
-/// The weight of an instance that states none: 10, which is Kitex's default.
-pub const DEFAULT_WEIGHT: u16 = 10;
 
 /// The name that clients ask for: `echo`.
 ///
@@ -97,7 +94,7 @@ pub struct Address {
 pub enum Host {
     /// An IP address.
     Ip(IpAddr),
-    /// A DNS name in lower case, resolved by whoever connects.
+    /// A DNS name in lower case, resolved at each connection.
     Name(Arc<str>),
 }
 
@@ -134,7 +131,7 @@ impl Address {
     }
 }
 
-/// Why no client may be sent to this address, if that is so.
+/// Why no client may be sent to an address; `None` if clients may be.
 pub(crate) fn refused_range(ip: IpAddr) -> Option<&'static str> {
     match ip.to_canonical() {
         ip if ip.is_unspecified() => Some("it is unspecified, so it names no host"),
@@ -224,10 +221,10 @@ impl fmt::Display for Address {
     }
 }
 
-/// One server of a service: where it listens, its share of the load, and what else it tells about itself.
+/// One server of a service: its address, its share of the load, and its tags.
 ///
-/// As the argument of [`Registry::register`](crate::Registry::register) it is what a server wants to be known as, and is
-/// checked by `build()`. As an item of [`Discover`](crate::Discover) it is what was read from etcd, checked.
+/// As the argument of [`Registry::register`](crate::Registry::register) it is what a server wants to be known as, and
+/// is checked by `build()`. As an item of [`Discover`](crate::Discover) it is what was read from etcd, checked.
 ///
 /// ```
 /// use tonic_etcd::Instance;
@@ -244,11 +241,11 @@ impl fmt::Display for Address {
 pub struct Instance {
     /// The service's name.
     pub service: String,
-    /// Where it listens.
+    /// The address that it listens at.
     pub address: Address,
     /// Its share of the load against the other instances' weights, 1 to 65,535.
     pub weight: u16,
-    /// What else it tells about itself, at most 64 entries.
+    /// Its tags, at most 64.
     pub tags: BTreeMap<String, String>,
 }
 
@@ -286,6 +283,9 @@ impl Instance {
         Ok(())
     }
 }
+
+/// The weight of an instance that states none: 10, which is Kitex's default.
+pub const DEFAULT_WEIGHT: u16 = 10;
 
 /// The most tags an instance can have: more are refused when written and cut off when read.
 pub(crate) const MAX_TAGS: usize = 64;

@@ -1,4 +1,5 @@
-//! Kitex's names and ours: every function and option of its etcd extension, for who comes from there or lives beside it.
+//! Kitex's names and ours: every function and option of its etcd extension, for users who come from Kitex or live
+//! beside it.
 //!
 //! The extension is `github.com/kitex-contrib/registry-etcd`, today a front for `etcdkitex` of
 //! `github.com/cloudwego-contrib/cwgo-pkg`. Keys and values are byte for byte the same ([`Kitex`](crate::Kitex) is the
@@ -37,9 +38,11 @@
 //!
 //! # The preset
 //!
-//! [`RegistrationBuilder::kitex`] gives a registration Kitex's defaults where ours differ: a TTL of 60 s, 5 attempts, 10 s
-//! between them, a look at the key every 30 s. And a propagation pause of 6 s, because Kitex clients ask etcd every 5 s and
-//! would otherwise go on calling a server that has left.
+//! [`RegistrationBuilder::kitex`] gives a registration Kitex's defaults where ours differ: a TTL of 60 s, 5 attempts,
+//! up to 10 s between them, a look at the key every 30 s. And a propagation pause of 6 s, because Kitex clients ask
+//! etcd every 5 s and would otherwise go on calling a server that has left. With this pause a graceful shutdown can
+//! take up to 35 s, more than the 30 s that Kubernetes gives by default: raise `terminationGracePeriodSeconds`, or
+//! lower [`drain_limit`](crate::RegistrationBuilder::drain_limit).
 //!
 //! ```no_run
 //! use tonic_etcd::{Instance, Registry};
@@ -55,22 +58,23 @@
 //!
 //! Not everything is as it is there, on purpose:
 //!
-//! - **A TLS file that cannot be read** makes Kitex go on in plaintext, with a line in the log. Here it is an error before
-//!   any connection is made, and nothing ever falls back to plaintext.
+//! - **A TLS file that cannot be read** makes Kitex go on in plaintext, with a line in the log. Here it is an error
+//!   before any connection is made, and nothing ever falls back to plaintext.
 //! - **A fixed address** is registered under its own key in Kitex, and deregistered under the listener's: the key stays
 //!   until its lease ends. Here the key that was written is the one that goes.
 //! - **Giving up.** After five failures in a row, looks at the key included, a Kitex server is out of etcd until it is
-//!   restarted, and nothing but a line in the log tells. Here no limit is the default. With one, the registration ends as
-//!   [`RegistrationStatus::GaveUp`](crate::RegistrationStatus::GaveUp), which can be watched and waited for, and with a
-//!   warning. Only failed attempts to register count: an etcd that is away for an hour costs nothing, as long as it knows
-//!   the lease when it is back.
+//!   restarted, and nothing but a line in the log tells. Here no limit is the default. With one, the registration ends
+//!   as [`RegistrationStatus::GaveUp`](crate::RegistrationStatus::GaveUp), which can be watched and waited for, and
+//!   with a warning. Only failed attempts to register count: an etcd that is unreachable for an hour costs nothing, as
+//!   long as it knows the lease when it is back.
 //! - **A variable that makes no sense** is ignored by Kitex where it is the TTL. Here each is an error.
 //! - **Leaving** deletes the key in Kitex, also if a successor wrote it, and leaves the lease behind. Here the lease is
 //!   revoked, and with it our own key alone.
 //! - **Names that begin alike**: Kitex's resolver asks for `prefix/foo` and is given `foobar` as well. Here it is not.
 //! - **Times.** A lost lease or key is put back within a second instead of half a minute; the waits before attempts are
-//!   drawn at random, so that a fleet does not come at once; an attempt that etcd refused is repeated after 10 s, and after
-//!   30 s where permissions are the reason, whatever [`retry_delay`](crate::RegistrationBuilder::retry_delay) says.
+//!   drawn at random, so that a fleet does not come at once; an attempt that etcd refused is repeated after 10 s, and
+//!   after 30 s where permissions are the reason, whatever [`retry_delay`](crate::RegistrationBuilder::retry_delay)
+//!   says.
 //!
 //! [`Instance::new`]: crate::Instance::new
 //! [`Instance::tag`]: crate::Instance::tag

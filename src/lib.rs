@@ -83,7 +83,7 @@
 //! | 2 | `discover`: etcd to snapshots to changes. `register`: an instance to etcd, and the drain of a server |
 //! | 2 | `channel`: calls to instances, wherever those are known from |
 //! | 1 | `etcd`: the cluster: a connection a member, deadlines, logins, lists and watches |
-//! | 0 | `instance`, `snapshot`, `format`, `backoff`, `error`: pure |
+//! | 0 | `instance`, `snapshot`, `format`, `backoff`, `time`, `error`: pure |
 //! | 0 | `tls`, `pem`: certificates from files and memory, and sessions over any bytes, for `etcd` and `channel` |
 //!
 //! # Features
@@ -114,6 +114,7 @@ mod pem;
 mod register;
 mod registry;
 mod snapshot;
+mod time;
 #[cfg(feature = "_tls")]
 mod tls;
 
@@ -121,9 +122,9 @@ pub use tower::discover::Change;
 
 pub use self::channel::{
     BalancedChannel, Candidate, ChannelBuilder, Connectivity, Ending, FailurePercentage, InstanceChanges,
-    InstanceStatus, LeastRequest, Outcome, OutlierDetection, PeakEwma, PickFirst, Picked, Picker, Policy, ResponseBody,
-    ResponseFuture, RetryPolicy, RetryThrottling, RingHash, ServiceConfig, ServiceConfigError, SuccessRate, Trial,
-    WaitForReady, WeightedRandom, WeightedRoundRobin,
+    InstanceStatus, LeastRequest, Outcome, OutlierDetection, PeakEwma, PickFirst, Picker, Policy, PolicyTester,
+    ResponseBody, ResponseFuture, RetryPolicy, RetryThrottling, RingHash, ServiceConfig, ServiceConfigError,
+    SuccessRate, TestPick, WaitForReady, WeightedRandom, WeightedRoundRobin,
 };
 pub use self::discover::Discover;
 pub use self::error::{ConfigError, Gone, RegistryError};

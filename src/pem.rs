@@ -8,7 +8,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::error::ConfigError;
+use crate::error::{BoxError, ConfigError};
 
 /// PEM that was given for one purpose, as a file or as bytes. `Debug` shows no content.
 #[derive(Clone)]
@@ -34,7 +34,7 @@ impl PemFile {
         self.path.as_deref()
     }
 
-    /// Reads the file again, if there is one, and says whether its content is another than before.
+    /// Reads the file again, if there is one, and returns whether its content has changed.
     pub(crate) fn read_again(&mut self) -> Result<bool, ConfigError> {
         let Some(path) = &self.path else { return Ok(false) };
         let bytes = std::fs::read(path).map_err(|error| self.refused(error))?;
@@ -53,7 +53,7 @@ impl PemFile {
         }
     }
 
-    /// The certificates as those that may sign a server's.
+    /// The certificates as authorities that may sign a server's.
     pub(crate) fn roots(&self) -> Result<RootCertStore, ConfigError> {
         let mut roots = RootCertStore::empty();
         for certificate in self.certificates()? {
@@ -68,7 +68,7 @@ impl PemFile {
         PrivateKeyDer::from_pem_slice(&self.bytes).map_err(|_| self.refused("it holds no private key"))
     }
 
-    pub(crate) fn refused(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ConfigError {
+    pub(crate) fn refused(&self, source: impl Into<BoxError>) -> ConfigError {
         ConfigError::Tls { what: self.what, path: self.path.clone(), source: source.into() }
     }
 }

@@ -2,22 +2,24 @@
 //! on loom's primitives.
 
 // The crate uses more of these files than the tests do.
-#[path = "../src/channel/places.rs"]
+#[path = "../src/channel/policy/quota.rs"]
 #[expect(dead_code, reason = "the crate uses the rest")]
-mod places;
-#[path = "../src/channel/waiting.rs"]
+mod quota;
+#[path = "../src/channel/picks/wait_queue.rs"]
 #[expect(dead_code, reason = "the crate uses the rest")]
-mod waiting;
+mod wait_queue;
 
 /// What the two files name their primitives through.
-mod sync {
-    pub(super) use std::sync::PoisonError;
+mod channel {
+    pub(crate) mod sync {
+        pub(crate) use std::sync::PoisonError;
 
-    pub(super) use loom::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
-    pub(super) use loom::sync::{Mutex, MutexGuard};
+        pub(crate) use loom::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
+        pub(crate) use loom::sync::{Mutex, MutexGuard};
 
-    pub(super) fn in_order() {
-        loom::sync::atomic::fence(Ordering::SeqCst);
+        pub(crate) fn in_order() {
+            loom::sync::atomic::fence(Ordering::SeqCst);
+        }
     }
 }
 
@@ -26,24 +28,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use loom::sync::Arc;
 use loom::thread;
 
-use places::Places;
-use waiting::{Line, Turn};
+use quota::StreamQuota;
+use wait_queue::{Turn, WaitQueue};
 
 /// What calls share: one connection, and the line of those that wait for a place on it.
 struct Channel {
-    places: Places,
-    line: Line<std::sync::Arc<AtomicUsize>>,
+    quota: StreamQuota,
+    queue: WaitQueue<std::sync::Arc<AtomicUsize>>,
 }
 
 impl Channel {
     fn new(limit: u32) -> Arc<Self> {
-        Arc::new(Self { places: Places::new(limit), line: Line::new(8) })
+        Arc::new(Self { quota: StreamQuota::new(limit), queue: WaitQueue::new(8) })
     }
 
     /// What the channel does for waiting calls.
     fn serve(&self) {
-        self.line.serve(|answers| {
-            if !self.places.acquire() {
+        self.queue.serve(|answers| {
+            if !self.quota.acquire() {
                 return Turn::Closed;
             }
             answers.fetch_add(1, Ordering::Relaxed);
@@ -54,14 +56,14 @@ impl Channel {
     /// What a call does that found no place.
     fn wait(&self) -> (u64, std::sync::Arc<AtomicUsize>) {
         let answers = std::sync::Arc::<AtomicUsize>::default();
-        let number = self.line.join(answers.clone()).expect("the line has room");
+        let number = self.queue.join(answers.clone()).expect("the line has room");
         self.serve();
         (number, answers)
     }
 
     /// What a call does that has ended.
     fn end(&self) {
-        self.places.release();
+        self.quota.release();
         self.serve();
     }
 }
@@ -82,7 +84,7 @@ fn answered(answers: &AtomicUsize) -> usize {
 fn a_place_that_becomes_free_while_a_call_joins_the_line_is_given_to_it() {
     explore(|| {
         let channel = Channel::new(1);
-        assert!(channel.places.acquire(), "the first call takes the only place");
+        assert!(channel.quota.acquire(), "the first call takes the only place");
         let ending = thread::spawn({
             let channel = channel.clone();
             move || channel.end()
@@ -90,8 +92,8 @@ fn a_place_that_becomes_free_while_a_call_joins_the_line_is_given_to_it() {
         let (_, answers) = channel.wait();
         ending.join().expect("no panic");
         assert_eq!(answered(&answers), 1, "the waiting call has the place, once");
-        assert_eq!(channel.places.in_flight(), 1, "and nobody else");
-        assert!(channel.line.is_empty(), "nobody waits");
+        assert_eq!(channel.quota.in_flight(), 1, "and nobody else");
+        assert!(channel.queue.is_empty(), "nobody waits");
     });
 }
 
@@ -99,7 +101,7 @@ fn a_place_that_becomes_free_while_a_call_joins_the_line_is_given_to_it() {
 fn two_calls_that_wait_get_the_two_places_that_become_free() {
     explore(|| {
         let channel = Channel::new(2);
-        assert!(channel.places.acquire() && channel.places.acquire(), "two calls take the two places");
+        assert!(channel.quota.acquire() && channel.quota.acquire(), "two calls take the two places");
         let ending: Vec<_> = (0..2)
             .map(|_| {
                 let channel = channel.clone();
@@ -112,7 +114,7 @@ fn two_calls_that_wait_get_the_two_places_that_become_free() {
             ending.join().expect("no panic");
         }
         assert_eq!((answered(&first), answered(&second)), (1, 1), "each has one");
-        assert_eq!(channel.places.in_flight(), 2, "and no more are taken");
+        assert_eq!(channel.quota.in_flight(), 2, "and no more are taken");
     });
 }
 
@@ -120,11 +122,11 @@ fn two_calls_that_wait_get_the_two_places_that_become_free() {
 fn a_limit_that_is_raised_while_a_call_joins_the_line_lets_it_in() {
     explore(|| {
         let channel = Channel::new(1);
-        assert!(channel.places.acquire(), "the first call takes the only place");
+        assert!(channel.quota.acquire(), "the first call takes the only place");
         let raising = thread::spawn({
             let channel = channel.clone();
             move || {
-                channel.places.set_limit(2);
+                channel.quota.set_limit(2);
                 channel.serve();
             }
         });
@@ -138,21 +140,21 @@ fn a_limit_that_is_raised_while_a_call_joins_the_line_lets_it_in() {
 fn a_call_that_gives_up_leaves_its_place_to_the_next() {
     explore(|| {
         let channel = Channel::new(1);
-        assert!(channel.places.acquire(), "the first call takes the only place");
+        assert!(channel.quota.acquire(), "the first call takes the only place");
         let (number, given_up) = channel.wait();
         let (_, next) = channel.wait();
         let ending = thread::spawn({
             let channel = channel.clone();
             move || channel.end()
         });
-        channel.line.leave(number);
+        channel.queue.leave(number);
         // Where the answer came first, the call has to give its place back.
         if answered(&given_up) == 1 {
             channel.end();
         }
         ending.join().expect("no panic");
         assert_eq!(answered(&next), 1, "the next call has the place");
-        assert_eq!(channel.places.in_flight(), 1, "and nobody else");
+        assert_eq!(channel.quota.in_flight(), 1, "and nobody else");
     });
 }
 
@@ -163,9 +165,9 @@ fn a_call_that_overtakes_nobody_and_one_that_waits_never_share_a_place() {
         let passing = thread::spawn({
             let channel = channel.clone();
             move || {
-                let took = channel.line.is_empty() && channel.places.acquire();
+                let took = channel.queue.is_empty() && channel.quota.acquire();
                 if took {
-                    assert_eq!(channel.places.in_flight(), 1, "one place, one call");
+                    assert_eq!(channel.quota.in_flight(), 1, "one place, one call");
                     channel.end();
                 }
             }
@@ -173,7 +175,7 @@ fn a_call_that_overtakes_nobody_and_one_that_waits_never_share_a_place() {
         let (_, answers) = channel.wait();
         passing.join().expect("no panic");
         assert_eq!(answered(&answers), 1, "the waiting call has its place in the end");
-        assert_eq!(channel.places.in_flight(), 1, "and nobody else");
+        assert_eq!(channel.quota.in_flight(), 1, "and nobody else");
     });
 }
 
@@ -183,14 +185,14 @@ fn nobody_is_let_in_after_the_end_and_nobody_beyond_the_limit() {
         let channel = Channel::new(1);
         let taking = thread::spawn({
             let channel = channel.clone();
-            move || channel.places.acquire()
+            move || channel.quota.acquire()
         });
-        let took = channel.places.acquire();
+        let took = channel.quota.acquire();
         let other_took = taking.join().expect("no panic");
         assert!(took != other_took, "one of two has the only place");
-        channel.places.close();
-        channel.places.set_limit(5);
-        channel.places.release();
-        assert!(!channel.places.acquire(), "closed is for good");
+        channel.quota.close();
+        channel.quota.set_limit(5);
+        channel.quota.release();
+        assert!(!channel.quota.acquire(), "closed is for good");
     });
 }

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::{Instant, Sleep};
 
 /// The header that carries a call's timeout.
-pub(super) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The longest timeout that is kept: thirty years stand for ever, and do not overflow a clock.
 const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 86_400);
@@ -17,14 +17,14 @@ const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 86_400);
 ///
 /// Most bodies are there by the time they are looked at, so most of them never arm a timer.
 #[derive(Debug, Default)]
-pub(super) struct Deadline {
+pub(crate) struct Deadline {
     at: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Deadline {
     /// The shorter one of the call's own timeout and the channel's default, from `now` on.
-    pub(super) fn new(own: Option<Duration>, default: Option<Duration>, now: Instant) -> Self {
+    pub(crate) fn new(own: Option<Duration>, default: Option<Duration>, now: Instant) -> Self {
         let timeout = match (own, default) {
             (Some(own), Some(default)) => Some(own.min(default)),
             (own, default) => own.or(default),
@@ -33,12 +33,12 @@ impl Deadline {
     }
 
     /// The moment, if there is one.
-    pub(super) fn at(&self) -> Option<Instant> {
+    pub(crate) fn at(&self) -> Option<Instant> {
         self.at
     }
 
     /// Whether the time is over. Registers the task to be woken then.
-    pub(super) fn poll_missed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_missed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(at) = self.at else { return Poll::Pending };
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
         timer.as_mut().poll(cx)
@@ -46,7 +46,7 @@ impl Deadline {
 }
 
 /// Reads a `grpc-timeout` header. One that is not well formed is no deadline; the server will say what it thinks of it.
-pub(super) fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
     let (&unit, digits) = headers.get(GRPC_TIMEOUT)?.as_bytes().split_last()?;
     if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
         return None;
@@ -64,7 +64,7 @@ pub(super) fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// A timeout as the header wants it: at most eight digits, in the finest unit that holds it, rounded up.
-pub(super) fn timeout_header(timeout: Duration) -> HeaderValue {
+pub(crate) fn timeout_header(timeout: Duration) -> HeaderValue {
     const LARGEST: u128 = 99_999_999;
     let nanos = timeout.as_nanos();
     let units = [('n', 1), ('u', 1_000), ('m', 1_000_000), ('S', 1_000_000_000), ('M', 60_000_000_000)];

@@ -1,11 +1,11 @@
 //! The primitives of the lock-free parts, in one place so that their interleaving test can put others here.
 
-pub(super) use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
-pub(super) use std::sync::{Mutex, MutexGuard, PoisonError};
+pub(crate) use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
+pub(crate) use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Stands between an access that others have to see and one that has to see theirs.
 ///
 /// Both are `SeqCst` everywhere and so in one total order already, which costs nothing more here. loom takes `SeqCst` for
 /// less than that, and puts a fence in this place.
 #[inline]
-pub(super) fn in_order() {}
+pub(crate) fn in_order() {}

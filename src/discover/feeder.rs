@@ -1,5 +1,5 @@
-//! Feeds tonic's own balanced channel: its queue is bounded and emptied only while calls flow, so what waits for a place
-//! in it is always the difference to the newest snapshot, never a list of old changes.
+//! Feeds tonic's own balanced channel: its queue is bounded and emptied only while calls flow, so what waits to go into
+//! it is always the difference to the newest snapshot, never a list of old changes.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -11,22 +11,15 @@ use tonic::transport::{Channel, Endpoint};
 use tracing::Instrument;
 
 use super::snapshots::Snapshots;
-use super::stream::{is_open, open};
 use crate::instance::{Address, Instance, ServiceName};
-use crate::snapshot::{Member, Snapshot};
-
-/// How many changes tonic takes before its next call: it applies all that it finds then.
-const QUEUE: usize = 1024;
-
-/// How long a connection to an instance may take: on a network where that is too short, calls would be too slow as well.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+use crate::snapshot::{Difference, Snapshot, diff, open};
 
 pub(super) fn balance_channel<F>(service: &ServiceName, snapshots: Snapshots, endpoint: F) -> Channel
 where
     F: Fn(&Instance, Endpoint) -> Endpoint + Send + 'static,
 {
     let (channel, changes) = Channel::balance_channel(QUEUE);
-    let span = tracing::info_span!("balance_channel", %service);
+    let span = tracing::info_span!(parent: None, "balance_channel", %service);
     tokio::spawn(feed(snapshots, changes, move |instance| dial(instance, &endpoint)).instrument(span));
     channel
 }
@@ -50,25 +43,25 @@ async fn feed<F>(mut snapshots: Snapshots, changes: mpsc::Sender<Change<Address,
 where
     F: Fn(&Instance) -> Option<Endpoint>,
 {
-    let mut told = BTreeSet::new();
+    let mut delivered = BTreeSet::new();
     snapshots.mark_changed();
     let mut waiting = VecDeque::new();
     loop {
         tokio::select! {
             () = changes.closed() => return,
-            snapshot = snapshots.next() => waiting = difference(&told, &snapshot),
-            place = changes.reserve(), if !waiting.is_empty() => {
-                let Ok(place) = place else { return };
+            snapshot = snapshots.next() => waiting = steps(&delivered, &snapshot),
+            permit = changes.reserve(), if !waiting.is_empty() => {
+                let Ok(permit) = permit else { return };
                 match waiting.pop_front() {
-                    Some(Step::Insert(instance)) => {
+                    Some(FeederStep::Insert(instance)) => {
                         if let Some(endpoint) = dial(&instance) {
-                            place.send(Change::Insert(instance.address.clone(), endpoint));
+                            permit.send(Change::Insert(instance.address.clone(), endpoint));
                         }
-                        told.insert(instance.address.clone());
+                        delivered.insert(instance.address.clone());
                     }
-                    Some(Step::Remove(address)) => {
-                        told.remove(&address);
-                        place.send(Change::Remove(address));
+                    Some(FeederStep::Remove(address)) => {
+                        delivered.remove(&address);
+                        permit.send(Change::Remove(address));
                     }
                     None => {}
                 }
@@ -78,15 +71,29 @@ where
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Step {
+enum FeederStep {
     Insert(Instance),
     Remove(Address),
 }
 
-/// Joins first, so that the set is not empty in between.
-fn difference(told: &BTreeSet<Address>, snapshot: &Snapshot) -> VecDeque<Step> {
-    let joined = open(snapshot).map(Member::instance).filter(|instance| !told.contains(&instance.address));
-    let stays = |address: &Address| snapshot.get(address).is_some_and(is_open);
-    let left = told.iter().filter(|address| !stays(address));
-    joined.cloned().map(Step::Insert).chain(left.cloned().map(Step::Remove)).collect()
+/// What leads from the addresses that were handed over to a snapshot: joins first, so that the set is not empty in
+/// between.
+fn steps(delivered: &BTreeSet<Address>, snapshot: &Snapshot) -> VecDeque<FeederStep> {
+    let (mut joins, mut removals) = (VecDeque::new(), Vec::new());
+    for difference in diff(delivered, open(snapshot)) {
+        match difference {
+            Difference::Joined(member) => joins.push_back(FeederStep::Insert(member.instance().clone())),
+            Difference::Left(address) => removals.push(FeederStep::Remove(address.clone())),
+            Difference::Kept(..) => {}
+        }
+    }
+    joins.extend(removals);
+    joins
 }
+
+/// How many changes tonic takes before its next call: it applies all that it finds then.
+const QUEUE: usize = 1024;
+
+/// How long a connection to an instance may take: on a network where that is too short, calls would be too slow as
+/// well.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);

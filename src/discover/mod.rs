@@ -1,4 +1,15 @@
-//! From etcd to snapshots to changes: one watcher a service, shared by all who listen.
+//! From etcd to snapshots to changes: one watcher a service, shared by all channels and streams of a registry.
+//!
+//! # Layout
+//!
+//! | file | what flows through it |
+//! | --- | --- |
+//! | `watcher` | updates of a range to published snapshots: one task a service, while there are listeners |
+//! | `membership` | keys to a snapshot: the removal policy and the limits; pure |
+//! | `snapshots` | the newest snapshot of one or of several registries, merged |
+//! | `stream` | snapshots to changes: the public stream |
+//! | `feeder` | snapshots to tonic's own balanced channel |
+//! | `operate` | what an operator lists, reads and marks, without a watch |
 
 mod feeder;
 mod membership;
@@ -7,17 +18,7 @@ mod snapshots;
 mod stream;
 mod watcher;
 
-use std::time::Duration;
-
-pub(crate) use self::membership::Layout;
+pub(crate) use self::membership::{DEFAULT_HOLD, Layout};
 pub(crate) use self::snapshots::Snapshots;
 pub use self::stream::Discover;
 pub(crate) use self::watcher::Watchers;
-
-/// How long an instance whose key went without an announcement stays known before it is judged: longer than a server
-/// needs to notice that its lease is gone and to register again (a quarter of a second of jitter, a grant, a claim).
-const JUDGEMENT: Duration = Duration::from_secs(2);
-
-/// How long instances are held when more than half of a service went without an announcement: long enough for servers
-/// that back off up to 10 s from an etcd that recovers, short enough that a dead service is called so within a minute.
-pub(crate) const DEFAULT_HOLD: Duration = Duration::from_secs(60);

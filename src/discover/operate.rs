@@ -1,5 +1,5 @@
-//! What an operator asks and orders, without a watch: the services and instances that are registered now, and the draining
-//! mark on the key of one of them.
+//! What an operator reads and orders, without a watch: the services and instances that are registered now, and the
+//! draining mark on the key of one of them.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -16,27 +16,15 @@ use crate::format::Decoded;
 use crate::instance::{Address, ServiceName};
 use crate::snapshot::Snapshot;
 
-/// The most services that are listed.
-const MAX_SERVICES: usize = 10_000;
-
-/// How often a call is made whose token was not valid: once or twice is normal, after permissions have changed.
-const TOKEN_ATTEMPTS: usize = 3;
-
-/// How often a key is looked at again because it changed before it was marked.
-const MARK_ATTEMPTS: usize = 8;
-
-/// The wait before that.
-const MARK_RETRY: Duration = Duration::from_millis(50);
-
-/// The services that some keys name.
+/// The services that keys name, and how many keys each has.
 #[derive(Default)]
-struct Names {
+struct ServiceCounts {
     keys: BTreeMap<ServiceName, usize>,
     /// How many keys were left out because the services are too many.
     cut_off: usize,
 }
 
-impl Names {
+impl ServiceCounts {
     fn add(&mut self, service: ServiceName) {
         if self.keys.len() >= MAX_SERVICES && !self.keys.contains_key(&service) {
             self.cut_off += 1;
@@ -49,23 +37,23 @@ impl Names {
 impl Watchers {
     /// The services below the prefix, and how many keys each has.
     pub(crate) async fn services(&self) -> Result<BTreeMap<ServiceName, usize>, RegistryError> {
-        let base = self.place();
+        let base = self.prefix();
         if base.is_empty() {
             let reason = "services can be listed below a prefix only: without one this would read whatever is in etcd";
             return Err(ConfigError::Prefix { prefix: String::new(), reason }.into());
         }
         let range = &Range::below(base.to_owned());
-        let take = |names: &mut Names, kv: Kv| {
+        let take = |counts: &mut ServiceCounts, kv: Kv| {
             if let Some(service) = service_in(&kv.key, base) {
-                names.add(service);
+                counts.add(service);
             }
         };
-        let (_, names) =
+        let (_, counts) =
             self.ask(|member| async move { member.list(range, Scan::keys_only, CALL_LIMIT, take).await }).await?;
-        if names.cut_off > 0 {
-            tracing::warn!(prefix = base, count = names.cut_off, "keys of all but 10,000 services are left out");
+        if counts.cut_off > 0 {
+            tracing::warn!(prefix = base, count = counts.cut_off, "keys of all but 10,000 services are left out");
         }
-        Ok(names.keys)
+        Ok(counts.keys)
     }
 
     /// The instances of a service.
@@ -73,16 +61,16 @@ impl Watchers {
         let now = Instant::now();
         let read = |membership: &mut Option<Membership>, kv: Kv| {
             let new = || Membership::new(self.layout.clone(), service.clone(), self.complaints.clone());
-            membership.get_or_insert_with(new).list(&kv, now);
+            membership.get_or_insert_with(new).on_listed_key(&kv, now);
         };
         let (revision, membership) = self.list(service, read).await?;
         let Some(mut membership) = membership else { return Ok(Snapshot::new(revision, [].into())) };
-        membership.listed(now);
+        membership.on_list_end(now);
         Ok(membership.snapshot(revision))
     }
 
-    /// Puts the draining mark on every key of an instance, each under the lease that it has. What was marked before stays as
-    /// it is.
+    /// Puts the draining mark on every key of an instance, each under the lease that it has. A key that has the mark
+    /// already stays as it is.
     pub(crate) async fn drain(&self, service: &ServiceName, address: &Address) -> Result<(), RegistryError> {
         let keys = self.keys_of(service, address).await?;
         if keys.is_empty() {
@@ -95,7 +83,8 @@ impl Watchers {
         Ok(())
     }
 
-    /// Only against the revision that was seen, so that the mark never meets another value or another server's lease.
+    /// Writes only against the revision that was seen, so that the mark never meets another value or another server's
+    /// lease.
     async fn mark(&self, service: &ServiceName, address: &Address, mut seen: Kv) -> Result<(), RegistryError> {
         let key = String::from_utf8_lossy(&seen.key).into_owned();
         for _ in 0..MARK_ATTEMPTS {
@@ -132,7 +121,7 @@ impl Watchers {
         Err(RegistryError::Contended { key })
     }
 
-    /// The keys whose values say this address.
+    /// The keys whose values have this address.
     async fn keys_of(&self, service: &ServiceName, address: &Address) -> Result<Vec<Kv>, RegistryError> {
         let keep = |kvs: &mut Vec<Kv>, kv: Kv| {
             if self.decode(service, &kv).is_some_and(|decoded| decoded.address == *address) {
@@ -142,7 +131,7 @@ impl Watchers {
         Ok(self.list(service, keep).await?.1)
     }
 
-    /// What a key of the service says, if it can be read.
+    /// The value of a key of the service, if it can be read.
     fn decode(&self, service: &ServiceName, kv: &Kv) -> Option<Decoded> {
         let segment = segment(&kv.key, &self.layout.range(service))?;
         self.layout.decode(segment, &kv.value).ok()
@@ -157,7 +146,7 @@ impl Watchers {
         Ok(self.ask(|member| async move { member.list(range, Scan::new, CALL_LIMIT, take).await }).await?)
     }
 
-    /// Asks etcd, again where the token of the first call was not valid any more.
+    /// Makes a call, again where its token was not valid any more.
     async fn ask<T, F, Fut>(&self, call: F) -> Result<T, EtcdError>
     where
         F: Fn(Arc<Connection>) -> Fut,
@@ -183,6 +172,18 @@ fn service_in(key: &[u8], base: &str) -> Option<ServiceName> {
     service.parse().ok()
 }
 
+/// The most services that are listed.
+const MAX_SERVICES: usize = 10_000;
+
+/// How often a call whose token is not valid is made: once or twice is normal, after permissions have changed.
+const TOKEN_ATTEMPTS: usize = 3;
+
+/// How often a key is looked at again because it changed before it was marked.
+const MARK_ATTEMPTS: usize = 8;
+
+/// The wait before a key is looked at again.
+const MARK_RETRY: Duration = Duration::from_millis(50);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,13 +200,13 @@ mod tests {
 
     #[test]
     fn services_beyond_the_limit_are_counted_and_left_out() {
-        let mut names = Names::default();
+        let mut counts = ServiceCounts::default();
         for n in 0..=MAX_SERVICES {
-            names.add(format!("s{n}").parse().expect("a good name"));
+            counts.add(format!("s{n}").parse().expect("a good name"));
         }
-        names.add("s0".parse().expect("a good name"));
-        assert_eq!(names.keys.len(), MAX_SERVICES, "so many and no more");
-        assert_eq!(names.keys[&"s0".parse::<ServiceName>().expect("a good name")], 2, "known ones go on counting");
-        assert_eq!(names.cut_off, 1, "one key too many");
+        counts.add("s0".parse().expect("a good name"));
+        assert_eq!(counts.keys.len(), MAX_SERVICES, "so many and no more");
+        assert_eq!(counts.keys[&"s0".parse::<ServiceName>().expect("a good name")], 2, "known ones go on counting");
+        assert_eq!(counts.cut_off, 1, "one key too many");
     }
 }

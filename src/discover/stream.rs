@@ -1,6 +1,5 @@
-//! The public stream: the difference between one snapshot and the next, pulled by whoever polls.
+//! The public stream: the difference between one snapshot and the next, pulled by each poll.
 
-use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
@@ -15,24 +14,26 @@ use tower::discover::Change;
 use super::feeder;
 use super::snapshots::Snapshots;
 use crate::instance::{Address, Instance, ServiceName};
-use crate::snapshot::{Member, MemberState, Snapshot};
+use crate::snapshot::{Difference, Member, Snapshot, diff, open};
 
 /// The instances of a service, as a tower [`Discover`](tower::discover::Discover): a stream of changes that never ends.
 ///
-/// It begins with an insert for each instance there is, and goes on with the difference between what was told and the
-/// newest snapshot: an insert for an instance that joins, an insert of a known address for new weight or tags, a removal
-/// for one that leaves. A stream that is not polled for a while catches up in one step; nothing queues up meanwhile.
+/// It begins with an insert for each instance there is, and goes on with the difference between what was delivered and
+/// the newest snapshot: an insert for an instance that joins, an insert of a known address for new weight or tags, a
+/// removal for one that leaves. A stream that is not polled for a while catches up in one step; nothing queues up
+/// meanwhile.
 ///
-/// An instance that announces its leave is removed at once. One whose key disappears without a word stays for two
+/// An instance that announces its leave is removed at once. One whose key disappears silently stays for two
 /// seconds and, if more than half of the service disappears like that, for up to a minute: etcd that stood still or was
 /// wiped must not take down servers that are fine.
 ///
-/// All streams and channels of one registry and service share one watch in etcd. It ends when the last of them is dropped.
+/// All streams and channels of one registry and service share one watch in etcd. It ends when the last of them is
+/// dropped.
 ///
 /// # Recovery
 ///
-/// The error is [`Infallible`]: whatever happens to etcd, the stream stays on the last known set and continues when etcd
-/// is back.
+/// The error is [`Infallible`]: whatever happens to etcd, the stream stays on the last known set and continues when
+/// etcd is back.
 ///
 /// # Example
 ///
@@ -57,7 +58,7 @@ pub struct Discover {
     /// Locked to look only; replaced where the runtime of its watcher has ended.
     snapshots: Mutex<Snapshots>,
     newer: BoxStream<'static, Arc<Snapshot>>,
-    told: Arc<Snapshot>,
+    delivered: Arc<Snapshot>,
     changes: VecDeque<Change<Address, Instance>>,
 }
 
@@ -70,13 +71,13 @@ impl Discover {
             service,
             snapshots: Mutex::new(snapshots),
             newer,
-            told: Arc::new(Snapshot::new(0, Vec::new())),
+            delivered: Arc::new(Snapshot::new(0, Vec::new())),
             changes: VecDeque::new(),
         }
     }
 
-    /// The newest snapshot, whatever the stream has told so far; `None` until etcd was reached for the first time. Over
-    /// several registries, until all were reached, or one was and two seconds passed.
+    /// The newest snapshot, whatever the stream has delivered so far; `None` until etcd was reached for the first time.
+    /// Over several registries, until all were reached, or one was and two seconds passed.
     #[must_use]
     pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
         self.snapshots.lock().unwrap_or_else(PoisonError::into_inner).latest()
@@ -97,14 +98,15 @@ impl Discover {
     /// A tonic channel that balances over the instances, with tonic's own balancer.
     ///
     /// `endpoint` makes what is dialled from each instance and a prepared [`Endpoint`] (`http://{address}`, one second
-    /// to connect); return the second as it is, or with options of your own. It is called when an instance
-    /// joins. For TLS, return an endpoint made from an `https` URI: tonic ignores a TLS configuration on the prepared one, as
-    /// on any `http` endpoint, and would speak plaintext. New weights and tags do not reach the channel, since for tonic they would be new connections.
+    /// to connect); return the second as it is, or with options of your own. It is called when an instance joins. For
+    /// TLS, return an endpoint made from an `https` URI: tonic ignores a TLS configuration on the prepared one, as on
+    /// any `http` endpoint, and would speak plaintext. New weights and tags do not reach the channel, since for tonic
+    /// they would be new connections.
     ///
     /// Know its limits: tonic chooses at random and without weights, goes on calling an instance that refuses
-    /// connections until its key is gone, and lets calls wait while the set is empty. No deadline of tonic's ends that wait
-    /// (neither `Request::set_timeout` nor `Endpoint::timeout`), `tokio::time::timeout` around the call does. Changes
-    /// are handed to it at once and applied with its next call.
+    /// connections until its key is gone, and lets calls wait while the set is empty. No deadline of tonic's ends that
+    /// wait (neither `Request::set_timeout` nor `Endpoint::timeout`), `tokio::time::timeout` around the call does.
+    /// Changes are handed to it at once and applied with its next call.
     ///
     /// # Panics
     ///
@@ -129,8 +131,8 @@ impl Stream for Discover {
             }
             // `newer` never ends.
             if let Some(snapshot) = ready!(self.newer.poll_next_unpin(cx)) {
-                self.changes = difference(&self.told, &snapshot);
-                self.told = snapshot;
+                self.changes = changes(&self.delivered, &snapshot);
+                self.delivered = snapshot;
             }
         }
     }
@@ -138,42 +140,24 @@ impl Stream for Discover {
 
 impl fmt::Debug for Discover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Discover").field("service", &self.service).field("told", &self.told).finish_non_exhaustive()
+        f.debug_struct("Discover")
+            .field("service", &self.service)
+            .field("delivered", &self.delivered)
+            .finish_non_exhaustive()
     }
 }
 
-/// Whether new calls may go to a member, as far as the registry knows.
-pub(super) fn is_open(member: &Member) -> bool {
-    member.state() != MemberState::Draining
-}
-
-pub(super) fn open(snapshot: &Snapshot) -> impl Iterator<Item = &Member> {
-    snapshot.iter().filter(|member| is_open(member))
-}
-
-/// What turns one snapshot into the other: a walk along both, since both are ordered by address.
-fn difference(old: &Snapshot, new: &Snapshot) -> VecDeque<Change<Address, Instance>> {
-    let (mut old, mut new) = (open(old).peekable(), open(new).peekable());
-    let mut changes = VecDeque::new();
-    loop {
-        let order = match (old.peek(), new.peek()) {
-            (None, None) => return changes,
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (Some(old), Some(new)) => old.instance().address.cmp(&new.instance().address),
-        };
-        let left = old.next_if(|_| order.is_le());
-        let joined = new.next_if(|_| order.is_ge());
-        match (left, joined) {
-            (Some(left), None) => changes.push_back(Change::Remove(left.instance().address.clone())),
-            (Some(old), Some(new)) if old.instance() == new.instance() => {}
-            (_, Some(joined)) => {
-                let instance = joined.instance().clone();
-                changes.push_back(Change::Insert(instance.address.clone(), instance));
-            }
-            (None, None) => return changes,
+/// What turns one snapshot into the other.
+fn changes(old: &Snapshot, new: &Snapshot) -> VecDeque<Change<Address, Instance>> {
+    let change = |difference: Difference<&Member, &Member>| match difference {
+        Difference::Left(left) => Some(Change::Remove(left.instance().address.clone())),
+        Difference::Kept(old, new) if old.instance() == new.instance() => None,
+        Difference::Joined(member) | Difference::Kept(_, member) => {
+            let instance = member.instance().clone();
+            Some(Change::Insert(instance.address.clone(), instance))
         }
-    }
+    };
+    diff(open(old), open(new)).filter_map(change).collect()
 }
 
 #[cfg(test)]
@@ -183,6 +167,7 @@ mod tests {
 
     use super::*;
     use crate::discover::watcher::tests::published;
+    use crate::snapshot::MemberState;
 
     fn member(address: &str, weight: u16, state: MemberState) -> Member {
         let address: Address = address.parse().expect("an address");
@@ -199,25 +184,25 @@ mod tests {
     }
 
     fn drain(stream: &mut task::Spawn<Discover>) -> Vec<String> {
-        let mut told = Vec::new();
+        let mut delivered = Vec::new();
         while let Poll::Ready(Some(Ok(change))) = stream.poll_next() {
-            told.push(match change {
+            delivered.push(match change {
                 Change::Insert(address, instance) => format!("+{address}={}", instance.weight),
                 Change::Remove(address) => format!("-{address}"),
             });
         }
-        told
+        delivered
     }
 
     #[test]
-    fn only_differences_are_told() {
+    fn only_differences_are_yielded() {
         use MemberState::{Draining, InQuestion, Live};
         let (publisher, snapshots) = watch::channel(None);
         let mut stream = task::spawn(discover(snapshots));
-        assert_pending!(stream.poll_next(), "nothing is told before the first list");
+        assert_pending!(stream.poll_next(), "nothing is delivered before the first list");
 
         publisher.send_replace(Some(snapshot(&[("a:1", 1, Live), ("b:1", 1, Live), ("c:1", 1, Live)])));
-        assert!(stream.is_woken(), "the first snapshot wakes who waits for it");
+        assert!(stream.is_woken(), "the first snapshot wakes the waiting task");
         assert_eq!(drain(&mut stream), ["+a:1=1", "+b:1=1", "+c:1=1"]);
 
         publisher.send_replace(Some(snapshot(&[("a:1", 2, Live), ("b:1", 1, InQuestion), ("c:1", 1, Draining)])));
@@ -228,11 +213,11 @@ mod tests {
     }
 
     #[test]
-    fn snapshots_that_nobody_polled_for_are_told_as_one_difference() {
+    fn snapshots_between_two_polls_make_one_difference() {
         use MemberState::Live;
         let (publisher, snapshots) = watch::channel(Some(snapshot(&[("a:1", 1, Live)])));
         let mut stream = task::spawn(discover(snapshots));
-        assert_eq!(drain(&mut stream), ["+a:1=1"], "what is there at the start is told");
+        assert_eq!(drain(&mut stream), ["+a:1=1"], "what is there at the start is delivered");
         for weight in 1..100 {
             publisher.send_replace(Some(snapshot(&[("b:1", weight, Live)])));
         }

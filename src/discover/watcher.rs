@@ -1,4 +1,4 @@
-//! The watchers of a registry: one task a service, which publishes snapshots for as long as someone listens.
+//! The watchers of a registry: one task a service, which publishes snapshots for as long as there are listeners.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -15,8 +15,9 @@ use crate::error::ConfigError;
 use crate::etcd::{Cluster, Range, Source, Update};
 use crate::instance::ServiceName;
 use crate::snapshot::Snapshot;
+use crate::time::sleep_until;
 
-/// One who listens to the watcher of a service.
+/// A receiver of the snapshots of one service.
 #[derive(Debug, Clone)]
 pub(crate) struct Listener {
     watchers: Arc<Watchers>,
@@ -43,7 +44,7 @@ impl Listener {
     pub(super) async fn changed(&mut self) {
         loop {
             if self.latest.changed().await.is_err() {
-                // The watcher went down with the runtime of whoever came first; this one is another.
+                // The watcher went down with the runtime of its first listener; this runtime is another.
                 self.subscribe_again().await;
             }
             if self.latest.borrow_and_update().is_some() {
@@ -64,16 +65,6 @@ impl Listener {
     }
 }
 
-/// How long a listener waits before it looks for another watcher, so that a runtime that is going down is not kept busy.
-const RESUBSCRIBE_PAUSE: Duration = Duration::from_millis(100);
-
-/// How often a list verifies the watch without any cause: cheap insurance against what nobody thought of.
-const ANTI_ENTROPY: Duration = Duration::from_secs(300);
-
-/// How many updates that are there at the same moment go into one snapshot: leases that run out together are told one by
-/// one, and a snapshot of thousands for each of thousands would take minutes.
-const UPDATES_AT_ONCE: usize = 100;
-
 type Publisher = watch::Sender<Option<Arc<Snapshot>>>;
 
 /// The watchers of one registry.
@@ -81,9 +72,9 @@ type Publisher = watch::Sender<Option<Arc<Snapshot>>>;
 pub(crate) struct Watchers {
     pub(super) cluster: Arc<Cluster>,
     pub(super) layout: Layout,
-    /// Of those who look at a service without a watcher.
+    /// Of reads without a watcher.
     pub(super) complaints: Complaints,
-    /// A service is in here from its first listener on until its task saw, under this lock, that there is none left.
+    /// A service is in here from its first listener on until its task sees, under this lock, that there is none left.
     running: Mutex<HashMap<ServiceName, Publisher>>,
 }
 
@@ -92,8 +83,8 @@ impl Watchers {
         Arc::new(Self { cluster, layout, complaints: Complaints::default(), running: Mutex::default() })
     }
 
-    /// Where the services are looked for, for messages.
-    pub(crate) fn place(&self) -> &str {
+    /// What every key begins with, for messages.
+    pub(crate) fn prefix(&self) -> &str {
         &self.layout.base
     }
 
@@ -113,11 +104,11 @@ impl Watchers {
         running.insert(service.clone(), publisher.clone());
         // A runtime that is going down drops the task at once, and that takes the lock.
         drop(running);
-        let span = tracing::info_span!("watch", %service);
-        let place = Place { watchers: self.clone(), service: service.clone(), publisher };
+        let span = tracing::info_span!(parent: None, "watch", %service);
+        let guard = WatcherGuard { watchers: self.clone(), service: service.clone(), publisher };
         let source = Source::new(self.cluster.clone(), Range::below(self.layout.range(service)), ANTI_ENTROPY);
         let membership = Membership::new(self.layout.clone(), service.clone(), Complaints::default());
-        runtime.spawn(run(place, source, membership).instrument(span));
+        runtime.spawn(run(guard, source, membership).instrument(span));
         Ok(listen(latest))
     }
 
@@ -126,16 +117,17 @@ impl Watchers {
     }
 }
 
-/// A watcher's place among the running ones. Dropping it gives the place up, also where a runtime ends under its tasks.
-struct Place {
+/// Keeps a watcher among the running ones; dropping it takes the watcher out, also where a runtime ends under its
+/// tasks.
+struct WatcherGuard {
     watchers: Arc<Watchers>,
     service: ServiceName,
     publisher: Publisher,
 }
 
-impl Place {
-    /// Gives the place up if nobody listens; who comes later starts another watcher.
-    fn retire(&self) -> bool {
+impl WatcherGuard {
+    /// Takes the watcher out if it has no listener; the next listener starts another one. Returns whether it is out.
+    fn retire_if_idle(&self) -> bool {
         let mut running = self.watchers.running();
         let idle = self.publisher.receiver_count() == 0;
         if idle {
@@ -157,7 +149,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for WatcherGuard {
     fn drop(&mut self) {
         let mut running = self.watchers.running();
         if running.get(&self.service).is_some_and(|publisher| publisher.same_channel(&self.publisher)) {
@@ -166,8 +158,8 @@ impl Drop for Place {
     }
 }
 
-async fn run(place: Place, mut source: Source, mut membership: Membership) {
-    // How many updates are in the membership and not in a snapshot yet: what comes at once is published at once.
+async fn run(guard: WatcherGuard, mut source: Source, mut membership: Membership) {
+    // How many updates are in the membership and in no snapshot yet: updates that come together are published together.
     let mut unpublished = 0;
     loop {
         let revision = source.revision();
@@ -176,20 +168,20 @@ async fn run(place: Place, mut source: Source, mut membership: Membership) {
             let deadline = membership.deadline();
             tokio::select! {
                 biased;
-                () = place.publisher.closed() => {
-                    if place.retire() {
+                () = guard.publisher.closed() => {
+                    if guard.retire_if_idle() {
                         tracing::debug!("watch stopped: nobody listens");
                         return;
                     }
                 }
                 update = &mut next, if unpublished < UPDATES_AT_ONCE => break update,
                 () = std::future::ready(()), if unpublished > 0 => {
-                    place.publish(&membership, revision);
+                    guard.publish(&membership, revision);
                     unpublished = 0;
                 }
-                () = at(deadline) => {
-                    membership.settle(Instant::now());
-                    place.publish(&membership, revision);
+                () = sleep_until(deadline) => {
+                    membership.on_deadline(Instant::now());
+                    guard.publish(&membership, revision);
                 }
             }
         };
@@ -198,24 +190,28 @@ async fn run(place: Place, mut source: Source, mut membership: Membership) {
         match update {
             Update::Page { is_first, kvs } => {
                 if is_first {
-                    membership.begin_list();
+                    membership.on_list_start();
                 }
                 for kv in kvs {
-                    membership.list(&kv, now);
+                    membership.on_listed_key(&kv, now);
                 }
             }
-            Update::Listed(_) => membership.listed(now),
-            Update::Events(_, events) => membership.apply(events, now),
+            Update::Listed(_) => membership.on_list_end(now),
+            Update::Events(_, events) => membership.on_events(events, now),
         }
     }
 }
 
-async fn at(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
-}
+/// How long a listener waits before it looks for another watcher, so that a runtime that is going down is not kept
+/// busy.
+const RESUBSCRIBE_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often a list verifies the watch without any cause: cheap insurance against unforeseen faults.
+const ANTI_ENTROPY: Duration = Duration::from_secs(300);
+
+/// How many updates that are there at the same moment go into one snapshot: leases that run out together are reported
+/// one by one, and a snapshot of thousands for each of thousands would take minutes.
+const UPDATES_AT_ONCE: usize = 100;
 
 #[cfg(test)]
 pub(super) mod tests {
@@ -224,7 +220,7 @@ pub(super) mod tests {
     use crate::etcd::parse_endpoints;
     use crate::format::Kitex;
 
-    /// What a test publishes by itself, before a registry on an etcd that is not there.
+    /// A listener of what a test publishes by itself, for a registry on an etcd that is unreachable.
     pub(in crate::discover) fn published(latest: watch::Receiver<Option<Arc<Snapshot>>>) -> Listener {
         let service = "echo".parse().expect("a good name");
         Listener { watchers: nowhere(), service, latest }
@@ -242,7 +238,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_watcher_that_cannot_be_spawned_leaves_no_place_behind_and_blocks_nobody() {
+    fn a_watcher_that_cannot_be_spawned_leaves_nothing_behind() {
         let watchers = nowhere();
         let service: ServiceName = "echo".parse().expect("a good name");
         let ended = runtime();
@@ -250,7 +246,7 @@ pub(super) mod tests {
         drop(ended);
         let _entered = handle.enter();
         watchers.subscribe(&service).expect("there is a handle of a runtime");
-        assert!(watchers.running().is_empty(), "who comes later starts another watcher");
+        assert!(watchers.running().is_empty(), "a later listener starts another watcher");
     }
 
     #[test]

@@ -2,42 +2,15 @@
 
 use std::time::Duration;
 
-use etcd_client::proto::{PbKeyValue, PbTxnOpResponse};
+use etcd_client::proto::PbTxnOpResponse;
 use etcd_client::{
     Compare, CompareOp, GetOptions, LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp,
 };
 
-use super::{Connection, Range, Scan};
+use super::connection::Connection;
+use super::kv::Kv;
+use super::range::Range;
 use crate::error::{EtcdError, EtcdErrorKind};
-
-/// The largest value that is looked at: an instance with 64 tags of 500 bytes fits twice.
-pub(crate) const MAX_VALUE: usize = 64 * 1024;
-
-/// The longest end of a key, behind its service's name, that is looked at: twice what the longest address takes.
-pub(crate) const MAX_SEGMENT: usize = 512;
-
-/// How often a list starts over because its revision was compacted under it.
-const LIST_ATTEMPTS: usize = 3;
-
-/// One key and what stands in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Kv {
-    pub(crate) key: Vec<u8>,
-    pub(crate) value: Vec<u8>,
-    pub(crate) lease: i64,
-    pub(crate) mod_revision: i64,
-}
-
-impl From<PbKeyValue> for Kv {
-    fn from(mut kv: PbKeyValue) -> Self {
-        if kv.value.len() > MAX_VALUE {
-            // One byte more tells that it was too large; the rest would only fill the memory.
-            kv.value.truncate(MAX_VALUE + 1);
-            kv.value.shrink_to_fit();
-        }
-        Self { key: kv.key, value: kv.value, lease: kv.lease, mod_revision: kv.mod_revision }
-    }
-}
 
 /// What a guarded write found.
 #[derive(Debug)]
@@ -49,31 +22,6 @@ pub(crate) enum Claimed {
 }
 
 impl Connection {
-    /// Shows `take` every key of a list, page by page and at one revision. `limit` is for each page.
-    ///
-    /// Starts over, with nothing taken, where the revision of the first page is compacted before the last one came.
-    pub(crate) async fn list<T: Default>(
-        &self,
-        range: &Range,
-        scan: impl Fn(&Range) -> Scan,
-        limit: Duration,
-        take: impl Fn(&mut T, Kv),
-    ) -> Result<(i64, T), EtcdError> {
-        let mut attempt = 1;
-        let (mut pages, mut taken) = (scan(range), T::default());
-        while !pages.is_over() {
-            match pages.next(self, range, limit).await {
-                Ok(page) => page.into_iter().for_each(|kv| take(&mut taken, kv)),
-                Err(error) if error.kind == EtcdErrorKind::Compacted && attempt < LIST_ATTEMPTS => {
-                    attempt += 1;
-                    (pages, taken) = (scan(range), T::default());
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok((pages.revision(), taken))
-    }
-
     /// The store's present revision, linearizably.
     pub(crate) async fn revision(&self, range: &Range, limit: Duration) -> Result<i64, EtcdError> {
         let read = || {
@@ -166,12 +114,13 @@ impl Connection {
         }
     }
 
-    /// The id of the member's cluster, which comes with every answer: here with one that nothing but a login is needed for.
+    /// The id of the member's cluster, which comes with every answer: here with one that nothing but a login is needed
+    /// for.
     pub(super) async fn cluster_id(&self, limit: Duration) -> Result<u64, EtcdError> {
-        const NOBODYS: i64 = 1;
+        const NO_LEASE: i64 = 1;
         let read = || {
             let mut client = self.client.lease_client();
-            async move { client.time_to_live(NOBODYS, None).await }
+            async move { client.time_to_live(NO_LEASE, None).await }
         };
         let answer = self.limited("read cluster id", "", limit, read).await?;
         Ok(answer.header().map_or(0, etcd_client::ResponseHeader::cluster_id))

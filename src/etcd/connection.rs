@@ -14,17 +14,7 @@ use tonic::{Code, Status};
 
 use super::endpoint::Target;
 use super::login::{Credentials, Logins, NoCredentials};
-use crate::error::{EtcdError, EtcdErrorKind, chain};
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// The largest message that is read: a lease with 100,000 keys ends in one of 5 MB, and etcd's default limit for
-/// requests is 1.5 MB.
-const DECODE_LIMIT: usize = 16 * 1024 * 1024;
-
-/// What a login is called in errors, and whose it is before that is known.
-const LOGIN: &str = "login";
-const USERS: &str = "the user";
+use crate::error::{BoxError, EtcdError, EtcdErrorKind, chain};
 
 /// One connection to one member. Streams opened on it keep it open after the cluster has moved on to a new one.
 pub(crate) struct Connection {
@@ -37,7 +27,7 @@ pub(crate) struct Connection {
     /// How often a login succeeded.
     tokens: AtomicU64,
     logins: Option<Arc<Logins>>,
-    /// Set once the member was asked for its cluster, because it answered something else.
+    /// Set once the member was asked for the id of its cluster.
     pub(super) was_asked: OnceCell<()>,
 }
 
@@ -55,8 +45,8 @@ impl Connection {
         target: &Target,
         logins: Option<Arc<Logins>>,
     ) -> Result<Self, EtcdError> {
-        // Without a user `from_channel` does no I/O; with one it would log in without a deadline. Its own refresh of tokens
-        // would go on with a password that was changed.
+        // Without a user `from_channel` does no I/O; with one it would log in without a deadline. Its own refresh of
+        // tokens would go on with a password that was changed.
         let options = ConnectOptions::new().with_require_leader(true);
         let channel = etcd_client::Channel::Tonic(target.channel());
         let client = Client::from_channel(channel, Some(options)).await;
@@ -84,12 +74,12 @@ impl Connection {
         &self.name
     }
 
-    /// Logs in, if that is due. Who comes while another one logs in waits for that, each until its own deadline, so that a
-    /// silent member costs everybody one limit and not one after the other.
+    /// Logs in, if that is due. Calls that come while another one logs in wait for it, each until its own deadline, so
+    /// that a silent member costs each of them one limit, not one after the other.
     pub(super) async fn log_in(&self, deadline: Instant, limit: Duration) -> Result<(), EtcdError> {
         let Some(logins) = &self.logins else { return Ok(()) };
         let late = || {
-            if !logins.are_waiting() {
+            if !logins.is_asking() {
                 return self.deadline(LOGIN, USERS, limit);
             }
             let reason = format!("the provider of credentials did not answer within {limit:?}");
@@ -106,13 +96,13 @@ impl Connection {
         let answer = timeout_at(deadline, client.update_user(Some((user, password)))).await.map_err(|_| late())?;
         match answer {
             Ok(()) => {}
-            // Then it wants none.
+            // Then the member wants no login.
             Err(ClientError::GRpcStatus(status)) if status.message().contains("authentication is not enabled") => {}
             Err(error) => {
                 let mut error = self.failure(LOGIN, &credentials.user, error);
                 if error.kind == EtcdErrorKind::Denied {
                     error.kind = EtcdErrorKind::Login;
-                    logins.refused(self.index, &self.name, credentials);
+                    logins.on_refused(self.index, &self.name, credentials);
                 }
                 return Err(error);
             }
@@ -136,8 +126,8 @@ impl Connection {
         }
     }
 
-    /// The next call logs in afresh, unless one does already.
-    pub(super) fn log_in_again(&self) {
+    /// A token of this connection was refused: the next call logs in afresh, unless one does already.
+    pub(super) fn on_token_refused(&self) {
         if let Ok(mut login) = self.login.try_lock()
             && self.logins.is_some()
         {
@@ -145,8 +135,8 @@ impl Connection {
         }
     }
 
-    /// Runs one request on this connection under a deadline and says of its failure what was tried. If its token is not
-    /// valid any more, it gets a fresh one and runs again.
+    /// Runs one request on this connection under a deadline; an error names the operation and the key. Where the token
+    /// is not valid any more, the request gets a fresh one and runs again.
     pub(super) async fn limited<T, F>(
         &self,
         operation: &'static str,
@@ -168,9 +158,9 @@ impl Connection {
             Err(error) if error.kind == EtcdErrorKind::Token => {}
             result => return result,
         }
-        // Who else had the same token may have fetched the next one meanwhile.
+        // Another call with the same token may have fetched the next one meanwhile.
         if self.tokens.load(Ordering::Relaxed) == token {
-            self.log_in_again();
+            self.on_token_refused();
         }
         self.log_in(deadline, limit).await?;
         run().await
@@ -182,7 +172,7 @@ impl Connection {
         error
     }
 
-    /// Who has no credentials cannot get a better token.
+    /// Without credentials there is no better token to get.
     fn as_seen_by_us(&self, kind: EtcdErrorKind) -> EtcdErrorKind {
         match kind {
             EtcdErrorKind::Token if self.logins.is_none() => EtcdErrorKind::Denied,
@@ -200,7 +190,7 @@ impl Connection {
         }
     }
 
-    /// A failure that the member told in words.
+    /// A failure that the member reported in words.
     pub(super) fn refusal(&self, operation: &'static str, key: &str, kind: EtcdErrorKind, reason: String) -> EtcdError {
         EtcdError { kind, member: self.name.to_string(), operation, key: key.to_owned(), source: Some(reason.into()) }
     }
@@ -215,7 +205,7 @@ pub(super) fn failure(member: &str, operation: &'static str, key: &str, error: C
     EtcdError { kind, member: member.to_owned(), operation, key: key.to_owned(), source: Some(source) }
 }
 
-/// What the member said, or what became of the connection; a status shows its own source as `Debug` does.
+/// The member's message, or the fate of the connection; a status shows its own source as `Debug` does.
 fn reason(status: &Status) -> String {
     status.source().map_or_else(|| status.message().to_owned(), chain)
 }
@@ -239,11 +229,12 @@ fn classify(error: &ClientError) -> EtcdErrorKind {
     }
 }
 
-/// etcd's codes alone do not tell: wrong passwords are `InvalidArgument`, and so are malformed requests.
+/// etcd's codes alone are ambiguous: wrong passwords are `InvalidArgument`, and so are malformed requests.
 pub(super) fn classify_status(code: Code, message: &str) -> EtcdErrorKind {
     let says = |text: &str| message.contains(text);
     match code {
-        // Permissions changed since the token was given out, or there is none: authentication was switched on meanwhile.
+        // Permissions changed since the token was given out, or there is none: authentication was switched on
+        // meanwhile.
         _ if says("invalid auth token") || says("revision of auth store is old") || says("user name is empty") => {
             EtcdErrorKind::Token
         }
@@ -256,12 +247,23 @@ pub(super) fn classify_status(code: Code, message: &str) -> EtcdErrorKind {
         Code::FailedPrecondition if says("lease already exists") => EtcdErrorKind::AlreadyExists,
         Code::AlreadyExists => EtcdErrorKind::AlreadyExists,
         Code::OutOfRange => EtcdErrorKind::Compacted,
-        // etcd says so when it cannot serve; the others come from tonic and h2, when a connection or its runtime is gone.
+        // etcd says so when it cannot serve; the others come from tonic and h2, when a connection or its runtime is
+        // gone.
         Code::Unavailable | Code::DeadlineExceeded => EtcdErrorKind::Unavailable,
         Code::Cancelled | Code::Unknown | Code::Internal | Code::Aborted => EtcdErrorKind::Unreachable,
         _ => EtcdErrorKind::Refused,
     }
 }
+
+/// The largest message that is read: a lease with 100,000 keys ends in one of 5 MB, and etcd's default limit for
+/// requests is 1.5 MB.
+const DECODE_LIMIT: usize = 16 * 1024 * 1024;
+
+/// The operation of a login in errors.
+const LOGIN: &str = "login";
+
+/// The key of a login in errors before the user is known.
+const USERS: &str = "the user";
 
 #[cfg(test)]
 mod tests {

@@ -23,12 +23,6 @@ type Client = crate::tls::TlsClient;
 #[cfg(not(feature = "_tls"))]
 type Client = std::convert::Infallible;
 
-/// The interval of HTTP/2 pings while a stream is open: twice the least that etcd allows (5 s).
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-
-/// How long a ping may stay unanswered.
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// One member, as it is dialled.
 #[derive(Debug)]
 pub(crate) struct Target {
@@ -148,6 +142,12 @@ pub(crate) fn without_user(url: &str) -> String {
     let separator = if scheme.is_empty() { "" } else { "://" };
     format!("{scheme}{separator}{host}").chars().take(300).collect()
 }
+
+/// The interval of HTTP/2 pings while a stream is open: twice the least that etcd allows (5 s).
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long a ping may stay unanswered.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,5 @@
-//! Who we are towards etcd: credentials from a value or a provider, asked for again with each login, and kept from etcd for
-//! a while once it refused them.
+//! Credentials towards etcd: from a value or a provider, asked for again with each login, and kept from etcd for a
+//! while once it refused them.
 
 use std::fmt;
 use std::future::Future;
@@ -14,19 +14,7 @@ use thiserror::Error;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
-use crate::error::chain;
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// How long a member is not asked to take credentials that it refused: an operator may have a limit on failed logins, and a
-/// password that was just changed is found out by the provider, not by etcd.
-const REFUSED_PAUSE: Duration = Duration::from_secs(30);
-
-/// How long a provider that failed, or whose answer was refused, is not asked again.
-const ASK_PAUSE: Duration = Duration::from_secs(1);
-
-/// How often a provider that fails is logged.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
+use crate::error::{BoxError, chain};
 
 /// A user of etcd and its password. `Debug` shows the user alone.
 #[derive(Clone, PartialEq, Eq)]
@@ -50,9 +38,9 @@ impl fmt::Debug for Credentials {
 
 /// Where a cluster's credentials come from.
 pub(crate) enum Provider {
-    /// The same for every login.
+    /// One value for every login.
     Fixed(Credentials),
-    /// Asked for each login.
+    /// A function of the user's, called for each login.
     Asked(Box<dyn Fn() -> Answer + Send + Sync>),
 }
 
@@ -80,8 +68,8 @@ impl Provider {
         }))
     }
 
-    /// Whether it is known already that nobody can log in with it.
-    pub(crate) fn names_nobody(&self) -> bool {
+    /// Whether it names an empty user, with which no login can succeed.
+    pub(crate) fn has_no_user(&self) -> bool {
         matches!(self, Self::Fixed(credentials) if credentials.user.is_empty())
     }
 
@@ -105,8 +93,8 @@ impl fmt::Debug for Provider {
 /// The logins of one cluster, on whichever member.
 pub(super) struct Logins {
     provider: Provider,
-    /// A question that the provider has not answered yet, and when it was put. It outlives those who wait for it: a slow
-    /// provider may take longer than any of them has time.
+    /// A question that the provider has not answered yet, and when it was put. It outlives the calls that wait for it:
+    /// a slow provider may take longer than any call's limit.
     asking: Mutex<Option<(Instant, Answer)>>,
     state: StdMutex<State>,
     /// Whether the provider has yet to answer.
@@ -114,9 +102,9 @@ pub(super) struct Logins {
 }
 
 struct State {
-    /// Nothing is asked before then.
+    /// The provider is not asked before then.
     ask_at: Option<Instant>,
-    /// What each member refused: one of another cluster may refuse what the others take.
+    /// The credentials that each member refused: a member of another cluster may refuse what the others take.
     refused: Vec<Option<Refused>>,
     /// When a provider that fails was logged the last time.
     logged: Option<Instant>,
@@ -155,7 +143,7 @@ impl Logins {
     }
 
     /// Whether the provider has yet to answer: then it, and no member, is what a login waits for.
-    pub(super) fn are_waiting(&self) -> bool {
+    pub(super) fn is_asking(&self) -> bool {
         self.waiting.load(Ordering::Relaxed)
     }
 
@@ -163,7 +151,7 @@ impl Logins {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: who comes next waits for the same answer.
+    /// Cancel safe: the next call waits for the same answer.
     pub(super) async fn credentials(&self, member: usize) -> Result<Credentials, NoCredentials> {
         let mut asking = self.asking.lock().await;
         if self.state().ask_at(member).is_some_and(|at| Instant::now() < at) {
@@ -178,17 +166,23 @@ impl Logins {
         let mut state = self.state();
         state.ask_at = None;
         match answer {
-            Ok(credentials) if credentials.user.is_empty() => Err(state.failed("it gave a user without a name".into())),
+            Ok(credentials) if credentials.user.is_empty() => {
+                Err(state.on_failure("it gave a user without a name".into()))
+            }
             Ok(credentials) => state.unless_refused(member, credentials),
-            Err(error) => Err(state.failed(error)),
+            Err(error) => Err(state.on_failure(error)),
         }
     }
 
-    /// This member refused these.
-    pub(super) fn refused(&self, member: usize, name: &str, credentials: Credentials) {
+    /// A member refused these credentials.
+    pub(super) fn on_refused(&self, member: usize, name: &str, credentials: Credentials) {
         let now = Instant::now();
         tracing::warn!(member = name, user = credentials.user, "etcd refused the credentials");
         self.state().refused[member] = Some(Refused { credentials, at: now, ask_at: now + ASK_PAUSE });
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -201,21 +195,15 @@ impl fmt::Debug for Logins {
     }
 }
 
-impl Logins {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl State {
-    /// Before when nothing is asked for this member.
+    /// The instant before which nothing is asked for this member.
     fn ask_at(&self, member: usize) -> Option<Instant> {
         self.ask_at.max(self.refused[member].as_ref().map(|refused| refused.ask_at))
     }
 
     fn unless_refused(&mut self, member: usize, credentials: Credentials) -> Result<Credentials, NoCredentials> {
         match &mut self.refused[member] {
-            Some(refused) if refused.credentials == credentials && refused.at.elapsed() < REFUSED_PAUSE => {
+            Some(refused) if refused.credentials == credentials && refused.at.elapsed() < CREDENTIALS_PAUSE => {
                 refused.ask_at = Instant::now() + ASK_PAUSE;
                 Err(NoCredentials::TooEarly)
             }
@@ -223,7 +211,7 @@ impl State {
         }
     }
 
-    fn failed(&mut self, error: BoxError) -> NoCredentials {
+    fn on_failure(&mut self, error: BoxError) -> NoCredentials {
         let now = Instant::now();
         self.ask_at = Some(now + ASK_PAUSE);
         if self.logged.is_none_or(|logged| now >= logged + LOG_INTERVAL) {
@@ -233,6 +221,16 @@ impl State {
         NoCredentials::Failed(error)
     }
 }
+
+/// How long a member is not asked to take credentials that it refused: an operator may have a limit on failed logins,
+/// and a password that was just changed is found out by the provider, not by etcd.
+const CREDENTIALS_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long a provider is not asked again after it failed, or its answer was refused.
+const ASK_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often a provider that fails is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long a provider may take: far longer than a vault does, and it is asked again where its connection was lost.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -259,7 +257,7 @@ mod tests {
         Credentials::new("user", "wrong")
     }
 
-    /// Logins that are given what the sender says, and how often they asked.
+    /// Logins with the credentials that the sender holds, and how often the provider was asked.
     fn logins(first: Credentials) -> (Logins, watch::Sender<Credentials>, Arc<AtomicUsize>) {
         let (sender, given) = watch::channel(first);
         let asked = Arc::<AtomicUsize>::default();
@@ -283,9 +281,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn refused_credentials_are_kept_from_etcd_for_half_a_minute_and_others_are_not() {
         let (logins, sender, asked) = logins(wrong());
-        logins.refused(0, "one", wrong());
+        logins.on_refused(0, "one", wrong());
         let began = Instant::now();
-        while began.elapsed() + SECOND < REFUSED_PAUSE {
+        while began.elapsed() + SECOND < CREDENTIALS_PAUSE {
             let none = logins.credentials(0).await.expect_err("the same ones again");
             assert!(matches!(none, NoCredentials::TooEarly), "{none:?}");
             advance(SECOND / 10).await;
@@ -296,14 +294,14 @@ mod tests {
         assert_eq!(logins.credentials(0).await.expect("these were never refused"), right());
 
         sender.send_replace(wrong());
-        advance(REFUSED_PAUSE).await;
+        advance(CREDENTIALS_PAUSE).await;
         assert_eq!(logins.credentials(0).await.expect("time enough"), wrong(), "etcd may take them by now");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_one_member_refuses_is_not_kept_from_another() {
         let (logins, _sender, _) = logins(right());
-        logins.refused(1, "one of another cluster", right());
+        logins.on_refused(1, "one of another cluster", right());
         logins.credentials(1).await.expect_err("it refused them");
         assert_eq!(logins.credentials(0).await.expect("this one did not"), right());
     }
@@ -319,11 +317,11 @@ mod tests {
         let logins = Logins::new(provider, 1);
         for _ in 0..3 {
             assert!(timeout(SECOND, logins.credentials(0)).await.is_err(), "it has not answered yet");
-            assert!(logins.are_waiting(), "and that is known to be its fault");
+            assert!(logins.is_asking(), "and that is known to be its fault");
         }
-        send.send(right()).expect("somebody waits still");
+        send.send(right()).expect("the login waits still");
         assert_eq!(logins.credentials(0).await.expect("the answer to the first question"), right());
-        assert!(!logins.are_waiting());
+        assert!(!logins.is_asking());
     }
 
     #[tokio::test(start_paused = true)]
@@ -351,7 +349,7 @@ mod tests {
     #[tokio::test]
     async fn no_debug_shows_a_password() {
         let fixed = Logins::new(Provider::Fixed(Credentials::new("user", "canary")), 1);
-        fixed.refused(0, "one", Credentials::new("user", "canary"));
+        fixed.on_refused(0, "one", Credentials::new("user", "canary"));
         assert!(!format!("{fixed:?}").contains("canary"), "{fixed:?}");
     }
 

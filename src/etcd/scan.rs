@@ -5,21 +5,10 @@ use std::time::Duration;
 use etcd_client::GetOptions;
 use etcd_client::proto::PbKeyValue;
 
-use super::calls::{Kv, MAX_VALUE};
-use super::{Connection, Range};
+use super::connection::Connection;
+use super::kv::{Kv, MAX_VALUE};
+use super::range::Range;
 use crate::error::{EtcdError, EtcdErrorKind};
-
-/// How many keys the first page asks for: enough for most services, and not too much of the largest values for etcd.
-const FIRST_PAGE: i64 = 128;
-
-/// How many keys a page asks for at most. etcd puts a page together before anybody can tell that its values are too large,
-/// so fewer would spare it more where junk lies in wait; but with a quarter of it, a list among 100,000 bad keys takes half
-/// as long again.
-const LARGEST_PAGE: i64 = 4_096;
-
-/// How large a page should be: four times as many keys follow after a page of less than a quarter of it, and half as many
-/// after one that is larger. Smaller pages cost etcd more, which looks at all that is left of the range for each of them.
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// A list under way. All its pages show the revision of the first one.
 pub(crate) struct Scan {
@@ -64,15 +53,16 @@ impl Scan {
         self.revision.is_some()
     }
 
-    /// Whether there is no further page.
+    /// Whether the last page came.
     pub(crate) fn is_over(&self) -> bool {
         self.is_over
     }
 
     /// The next page, linearizably. `limit` is for each request.
     ///
-    /// A page that is too large to be read, or larger than the first one and not there in time, comes again with fewer keys,
-    /// and none that follows has more. A key whose value alone is too large comes with a value that [`MAX_VALUE`] refuses.
+    /// A page that is too large to be read, or larger than the first one and not there in time, comes again with fewer
+    /// keys, and none that follows has more. A key whose value alone is too large comes with a value that [`MAX_VALUE`]
+    /// refuses.
     ///
     /// # Cancel safety
     ///
@@ -150,9 +140,52 @@ impl Scan {
     }
 }
 
+impl Connection {
+    /// Shows `take` every key of a list, page by page and at one revision. `limit` is for each page.
+    ///
+    /// Starts over, with nothing taken, where the revision of the first page is compacted before the last one came.
+    pub(crate) async fn list<T: Default>(
+        &self,
+        range: &Range,
+        scan: impl Fn(&Range) -> Scan,
+        limit: Duration,
+        take: impl Fn(&mut T, Kv),
+    ) -> Result<(i64, T), EtcdError> {
+        let mut attempt = 1;
+        let (mut pages, mut taken) = (scan(range), T::default());
+        while !pages.is_over() {
+            match pages.next(self, range, limit).await {
+                Ok(page) => page.into_iter().for_each(|kv| take(&mut taken, kv)),
+                Err(error) if error.kind == EtcdErrorKind::Compacted && attempt < LIST_ATTEMPTS => {
+                    attempt += 1;
+                    (pages, taken) = (scan(range), T::default());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((pages.revision(), taken))
+    }
+}
+
 fn size(kv: &PbKeyValue) -> usize {
     kv.key.len() + kv.value.len()
 }
+
+/// How many keys the first page asks for: enough for most services, and not too much of the largest values for etcd.
+const FIRST_PAGE: i64 = 128;
+
+/// How many keys a page asks for at most. etcd puts a page together before it is known that the values are too large,
+/// so fewer would spare it more where junk lies in wait; but with a quarter of it, a list among 100,000 bad keys takes
+/// half as long again.
+const LARGEST_PAGE: i64 = 4_096;
+
+/// How large a page should be: four times as many keys follow after a page of less than a quarter of it, and half as
+/// many after one that is larger. Smaller pages cost etcd more, which looks at all that is left of the range for each
+/// of them.
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// How often a list starts over because its revision was compacted under it.
+const LIST_ATTEMPTS: usize = 3;
 
 #[cfg(test)]
 mod tests {

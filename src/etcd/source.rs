@@ -1,7 +1,8 @@
-//! What etcd says of a range, without an end, for discovery and for a registration's own key: a list first, then events,
-//! and a list again whenever events may be missing.
+//! What etcd says of a range, without an end, for discovery and for a registration's own key: a list first, then
+//! events, and a list again whenever events may be missing.
 //!
-//! A list comes page by page, and a message of events in parts, so that what stands in etcd need never be in memory at once.
+//! A list comes page by page, and a message of events in parts, so that what stands in etcd need never be in memory at
+//! once.
 //!
 //! ```text
 //!            +--------- compacted, cannot be decoded, store rolled back ----------+
@@ -20,41 +21,16 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::cluster::Cluster;
+use super::connection::Connection;
+use super::kv::Kv;
+use super::limits::{CALL_LIMIT, DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE};
+use super::range::Range;
+use super::scan::Scan;
+use super::survey::RefusalWatch;
+use super::watch::{Event, Watch, WatchMessage};
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
-
-use super::{
-    CALL_LIMIT, Cluster, Connection, DENIED_PAUSE, Event, Eye, Kv, REFUSED_PAUSE, Range, SPLIT_PAUSE, Scan, Watch,
-    WatchMessage,
-};
-
-/// The first wait before a member is asked again.
-const RECONNECT_FIRST: Duration = Duration::from_millis(100);
-
-/// The longest wait before the next attempt, so that a client is back within 3 s of etcd.
-const RECONNECT_MAX: Duration = Duration::from_secs(2);
-
-/// How long a watch may be silent before it is asked for a sign of life; with its answer, a dead one is noticed in 20 s.
-const IDLE: Duration = Duration::from_secs(15);
-
-/// How long the sign of life may take.
-const PROBE_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long a member whose watch is dead may take to show that it lives itself.
-const SUSPECT_LIMIT: Duration = Duration::from_secs(1);
-
-/// How long a member may take when it is asked for the first time, and there are others.
-const FIRST_TRY_LIMIT: Duration = Duration::from_secs(1);
-
-/// How many fresh logins in a row may be refused before etcd is left alone.
-const TOKEN_ATTEMPTS: u32 = 3;
-
-/// After a reconnect a list verifies the stream within this time: a DELETE that was compacted away while the watch was
-/// down is never told. Spread, so that a thousand clients do not list at once when etcd comes back.
-const VERIFY_WITHIN: Duration = Duration::from_secs(3);
-
-/// How often a list stands in for the signs of life that a server does not know how to give.
-const LIST_INSTEAD_OF_PROBE: Duration = Duration::from_secs(60);
 
 /// News of the range.
 #[derive(Debug)]
@@ -120,16 +96,16 @@ enum Goal {
 
 struct List {
     scan: Scan,
-    /// Whom all its pages come from.
+    /// The one that all its pages come from.
     connection: Option<Arc<Connection>>,
-    /// What it verifies, which is not read meanwhile, so that the two never overlap.
+    /// The stream that the list verifies; it is not read meanwhile, so that the two never overlap.
     stream: Option<Box<Stream>>,
 }
 
 struct Stream {
     connection: Arc<Connection>,
-    /// Tells when that member is refused.
-    eye: Eye,
+    /// Ends the stream when its member is refused.
+    refusals: RefusalWatch,
     watch: Watch,
     /// When the next list is due.
     list_at: Instant,
@@ -191,7 +167,7 @@ impl Source {
             State::Listing(list) => self.list(list).await,
             State::Connecting { listed } => match self.connect(listed).await {
                 Ok(state) => (state, None),
-                Err(error) => (self.after(&error, Goal::Watch), None),
+                Err(error) => (self.on_error(&error, Goal::Watch), None),
             },
             State::Streaming(stream) => self.stream(stream).await,
         }
@@ -211,20 +187,21 @@ impl Source {
     async fn list(&mut self, mut list: Box<List>) -> (State, Option<Update>) {
         if list.scan.is_over() {
             let revision = list.scan.revision();
-            return (self.listed(revision, list.stream), Some(Update::Listed(revision)));
+            return (self.on_listed(revision, list.stream), Some(Update::Listed(revision)));
         }
         let is_first = !list.scan.has_begun();
         match self.page(&mut list).await {
             Ok(kvs) => (State::Listing(list), Some(Update::Page { is_first, kvs })),
             Err(error) => {
                 let goal = if list.stream.is_some() { Goal::Watch } else { Goal::List };
-                (self.after(&error, goal), None)
+                (self.on_error(&error, goal), None)
             }
         }
     }
 
     async fn page(&mut self, list: &mut List) -> Result<Vec<Kv>, EtcdError> {
-        // Where there are others, a member gets one second at first: a client that starts must not wait for a frozen one.
+        // Where there are others, a member gets one second at first: a client that starts must not wait for a frozen
+        // one.
         let is_first_try = self.cluster.len() > 1 && !self.has_failed && list.stream.is_none();
         let limit = if is_first_try { FIRST_TRY_LIMIT } else { CALL_LIMIT };
         let connection = match &list.connection {
@@ -232,12 +209,12 @@ impl Source {
             None => list.connection.insert(self.cluster.connection(self.member, limit).await?),
         };
         let page = list.scan.next(connection, &self.range, limit).await;
-        self.cluster.conclude(connection, page).await
+        self.cluster.on_answer(connection, page).await
     }
 
-    /// What follows a complete list.
-    fn listed(&mut self, revision: i64, stream: Option<Box<Stream>>) -> State {
-        self.succeeded();
+    /// The list is complete; returns what follows it.
+    fn on_listed(&mut self, revision: i64, stream: Option<Box<Stream>>) -> State {
+        self.on_success();
         match stream {
             Some(_) if revision < self.revision => {
                 tracing::warn!(store = revision, seen = self.revision, "etcd was rolled back; its list counts");
@@ -247,7 +224,8 @@ impl Source {
                 stream.list_at = Instant::now() + spread(self.interval, 0.2);
                 State::Streaming(stream)
             }
-            // Whether such a watch tells everything cannot be known: a new one begins where the list ends.
+            // Whether a watch without signs of life misses events cannot be known: a new one begins where the list
+            // ends.
             _ => State::Connecting { listed: true },
         }
     }
@@ -255,7 +233,7 @@ impl Source {
     async fn connect(&mut self, listed: bool) -> Result<State, EtcdError> {
         let connection = self.cluster.connection(self.member, CALL_LIMIT).await?;
         let opened = self.open(&connection, listed).await;
-        self.cluster.conclude(&connection, opened).await
+        self.cluster.on_answer(&connection, opened).await
     }
 
     async fn open(&mut self, connection: &Arc<Connection>, listed: bool) -> Result<State, EtcdError> {
@@ -290,7 +268,7 @@ impl Source {
         let now = Instant::now();
         Ok(State::Streaming(Box::new(Stream {
             connection: connection.clone(),
-            eye: self.cluster.eye(),
+            refusals: self.cluster.refusal_watch(),
             watch,
             list_at: now + if listed { spread(self.interval, 0.2) } else { up_to(VERIFY_WITHIN) },
             heard: now,
@@ -303,8 +281,8 @@ impl Source {
         let silent_at = stream.heard + if stream.asked { IDLE + PROBE_LIMIT } else { IDLE };
         let message = tokio::select! {
             biased;
-            // These before the messages, which may never pause. What another cluster told is of no use here.
-            () = stream.eye.refused(&stream.connection) => {
+            // These before the messages, which may never pause. What another cluster sent is of no use here.
+            () = stream.refusals.refused(&stream.connection) => {
                 self.member = self.cluster.preferred();
                 return (self.listing(), None);
             }
@@ -316,10 +294,10 @@ impl Source {
         stream.asked = false;
         match message {
             Ok(WatchMessage::Events(revision, mut events)) => {
-                self.succeeded();
-                // A list was ahead of the stream.
+                self.on_success();
+                // Events that a list, ahead of the stream, has shown already.
                 events.retain(|event| event.mod_revision() > self.revision);
-                // Its last part may hold nothing new, and still completes what came before.
+                // The last part of a message may hold nothing new, and still completes the parts before.
                 let is_news = !events.is_empty() || revision.is_some_and(|revision| revision > self.revision);
                 let update = is_news.then_some(Update::Events(revision, events));
                 (State::Streaming(stream), update)
@@ -328,14 +306,14 @@ impl Source {
             Ok(WatchMessage::Compacted) => (self.listing(), None),
             Ok(WatchMessage::Canceled(kind, reason)) => {
                 let error = stream.connection.refusal("watch", self.range.name(), kind, reason);
-                self.cluster.after(&stream.connection, &error);
-                (self.after(&error, Goal::Watch), None)
+                self.cluster.on_error(&stream.connection, &error);
+                (self.on_error(&error, Goal::Watch), None)
             }
             // The same revision would come in the same message again.
-            Err(error) if error.kind == EtcdErrorKind::TooLarge => (self.after(&error, Goal::List), None),
+            Err(error) if error.kind == EtcdErrorKind::TooLarge => (self.on_error(&error, Goal::List), None),
             Err(error) => {
-                self.cluster.after(&stream.connection, &error);
-                (self.after(&error, Goal::Watch), None)
+                self.cluster.on_error(&stream.connection, &error);
+                (self.on_error(&error, Goal::Watch), None)
             }
         }
     }
@@ -347,8 +325,8 @@ impl Source {
             return match stream.watch.request_progress().await {
                 Ok(()) => State::Streaming(stream),
                 Err(error) => {
-                    self.cluster.after(&stream.connection, &error);
-                    self.after(&error, Goal::Watch)
+                    self.cluster.on_error(&stream.connection, &error);
+                    self.on_error(&error, Goal::Watch)
                 }
             };
         }
@@ -361,20 +339,20 @@ impl Source {
             }
             Err(error) => {
                 self.cluster.forget(&stream.connection);
-                self.cluster.after(&stream.connection, &error);
-                self.after(&error, Goal::Watch)
+                self.cluster.on_error(&stream.connection, &error);
+                self.on_error(&error, Goal::Watch)
             }
         }
     }
 
-    fn succeeded(&mut self) {
+    fn on_success(&mut self) {
         self.backoff.reset();
         self.has_failed = false;
         self.token_refusals = 0;
     }
 
-    /// What to do after a failure, and when.
-    fn after(&mut self, error: &EtcdError, goal: Goal) -> State {
+    /// A list or a watch failed; returns what to do next, and when.
+    fn on_error(&mut self, error: &EtcdError, goal: Goal) -> State {
         self.has_failed = true;
         let now = Instant::now();
         let (wait, then) = match error.kind {
@@ -402,3 +380,32 @@ impl Source {
         State::Waiting { until: now + wait, then }
     }
 }
+
+/// The first wait before a member is asked again.
+const RECONNECT_FIRST: Duration = Duration::from_millis(100);
+
+/// The longest wait before the next attempt, so that a client is back within 3 s of etcd.
+const RECONNECT_MAX: Duration = Duration::from_secs(2);
+
+/// How long a watch may be silent before it is asked for a sign of life; with its answer, a dead one is noticed in 20
+/// s.
+const IDLE: Duration = Duration::from_secs(15);
+
+/// How long a sign of life may take.
+const PROBE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a member whose watch is dead may take to show that it lives itself.
+const SUSPECT_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long a member may take when it is asked for the first time, and there are others.
+const FIRST_TRY_LIMIT: Duration = Duration::from_secs(1);
+
+/// How many fresh logins in a row may be refused before etcd is left alone.
+const TOKEN_ATTEMPTS: u32 = 3;
+
+/// After a reconnect a list verifies the stream within this time: a DELETE that was compacted away while the watch was
+/// down is never reported. Spread, so that a thousand clients do not list at once when etcd comes back.
+const VERIFY_WITHIN: Duration = Duration::from_secs(3);
+
+/// How often a list stands in for signs of life, on a member that gives none.
+const LIST_INSTEAD_OF_PROBE: Duration = Duration::from_secs(60);

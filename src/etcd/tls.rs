@@ -11,12 +11,11 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tower::Service;
 
+use crate::error::BoxError;
 use crate::instance::Host;
 use crate::tls::TlsClient;
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// Connects to one member, and to nobody else: it goes by its own URL, and never without TLS.
+/// Connects to one member alone: by its own URL, and never without TLS.
 #[derive(Debug, Clone)]
 pub(super) struct SecureConnector {
     tcp: HttpConnector,

@@ -6,9 +6,9 @@ use etcd_client::proto::PbEvent;
 use etcd_client::{WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
 use tonic::Code;
 
-use super::Range;
-use super::calls::Kv;
 use super::connection::{Connection, classify_status, failure};
+use super::kv::Kv;
+use super::range::Range;
 use crate::error::{EtcdError, EtcdErrorKind};
 
 /// An open watch.

@@ -10,28 +10,29 @@ use serde_json::Value;
 use super::go_json::{self, Fields};
 use super::{DecodeError, Decoded, Entry, Format, WEIGHT, address, metadata, weight};
 
-/// The format of etcd's naming package, `go.etcd.io/etcd/client/v3/naming`: Rust services and those of grpc-go find each
-/// other, the latter with the target `etcd:///echo`, or `etcd:///{prefix}/echo` where the registry has a prefix.
+/// The format of etcd's naming package, `go.etcd.io/etcd/client/v3/naming`: Rust services and those of grpc-go find
+/// each other, the latter with the target `etcd:///echo`, or `etcd:///{prefix}/echo` where the registry has a prefix.
 ///
 /// ```text
 /// echo/127.0.0.1:2000
 /// {"Op":0,"Addr":"127.0.0.1:2000","Metadata":{"weight":20,"zone":"a"}}
 /// ```
 ///
-/// There is no prefix by default. A server that leaves adds `"draining":true` just before its key goes, which Go readers
-/// ignore.
+/// There is no prefix by default. A server that leaves adds `"draining":true` just before its key goes, which Go
+/// readers ignore.
 ///
 /// Weight and tags are in `Metadata`, and that is `null` unless there are tags or a weight other than
-/// [`DEFAULT_WEIGHT`](crate::DEFAULT_WEIGHT). **Set neither where old grpc-go clients read along:** with a version of etcd's
-/// package from before [this fix](https://github.com/etcd-io/etcd/issues/19700) they panic on an object
-/// there ("comparing uncomparable type map"). A tag named `weight` cannot be told from the weight, and is not written.
+/// [`DEFAULT_WEIGHT`](crate::DEFAULT_WEIGHT). **Set neither where old grpc-go clients read along:** with an old version
+/// of etcd's package they panic on an object there ("comparing uncomparable type map"). A tag named `weight` cannot be
+/// told from the weight, and is not written.
 ///
-/// **Under a prefix a grpc-go client has to name an authority**, with `grpc.WithAuthority("echo")`. Left to itself it sends
-/// the whole target, `{prefix}%2Fecho`, which is none to hyper: the server resets each call with `PROTOCOL_ERROR`.
+/// **Under a prefix a grpc-go client has to name an authority**, with `grpc.WithAuthority("echo")`. Left to itself it
+/// sends the whole target, `{prefix}%2Fecho`, which is none to hyper: the server resets each call with
+/// `PROTOCOL_ERROR`.
 ///
-/// Reading takes the address from the value and ignores `Op`. `Metadata` can be anything: an object is taken for tags, with
-/// the weight in the field `weight`, as a number or in digits; text becomes a tag as it is, any other JSON as its text.
-/// Metadata that is no object becomes one tag named `metadata`.
+/// Reading takes the address from the value and ignores `Op`. `Metadata` can be anything: an object is taken for tags,
+/// with the weight in the field `weight`, as a number or in digits; text becomes a tag as it is, any other JSON as its
+/// text. Metadata that is no object becomes one tag named `metadata`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct EtcdNaming;
 

@@ -18,7 +18,7 @@ pub(super) fn write(value: &impl Serialize) -> Vec<u8> {
     escape(&json).into_bytes()
 }
 
-/// Go's encoder escapes what HTML would misread, and so must who wants to write the same bytes. In JSON these characters
+/// Go's encoder escapes what HTML would misread, and the same bytes need the same escapes. In JSON these characters
 /// stand in strings only.
 fn escape(json: &str) -> String {
     let mut escaped = String::with_capacity(json.len());
@@ -35,8 +35,8 @@ fn escape(json: &str) -> String {
     escaped
 }
 
-/// Reads an object as Go reads one into a struct: names match without regard to case, unknown fields are ignored, `null`
-/// leaves a field as it was, and a wrong type spoils the value.
+/// Reads an object as Go reads one into a struct: names match without regard to case, unknown fields are ignored,
+/// `null` leaves a field as it was, and a wrong type spoils the value.
 pub(super) fn read<T: Fields>(json: &[u8]) -> Result<T, DecodeError> {
     let object: Object<T> = serde_json::from_slice(json).map_err(|error| DecodeError::new(error.to_string()))?;
     Ok(object.0)
@@ -47,7 +47,8 @@ pub(super) trait Fields: Default {
     /// What an error says was expected.
     const EXPECTED: &'static str;
 
-    /// Takes the field of this name, which is in lower case. `false`: there is no such field, and its value is not taken.
+    /// Takes the field of this name, which is in lower case. `false`: there is no such field, and its value is not
+    /// taken.
     fn take<'de, A: MapAccess<'de>>(&mut self, name: &str, value: &mut A) -> Result<bool, A::Error>;
 }
 

@@ -2,8 +2,8 @@
 
 use super::{DecodeError, Decoded, Entry, Format};
 
-/// The format of go-zero (zrpc): Rust and go-zero services find each other. The service's name is go-zero's `Key`, such as
-/// `user.rpc`.
+/// The format of go-zero (zrpc): Rust and go-zero services find each other. The service's name is go-zero's `Key`, such
+/// as `user.rpc`.
 ///
 /// ```text
 /// user.rpc/7587870411654340610
@@ -16,9 +16,9 @@ use super::{DecodeError, Decoded, Entry, Format};
 /// There is room for the address alone:
 ///
 /// - Weight and tags are not written, and every instance that is read has the registry's default weight.
-/// - A leave cannot be announced. Clients of this crate keep a server that leaves for the two seconds, or the minute where
-///   most of the service went, of one that went without a word. Channels call it for as long as its connection is good, and
-///   that ends when the server stops.
+/// - A leave cannot be announced. Clients of this crate keep a server that leaves for the two seconds, or the minute
+///   where most of the service went, of one that went silently. Channels call it for as long as its connection is good,
+///   and that ends when the server stops.
 ///
 /// Reading skips what is no `host:port`.
 #[derive(Debug, Clone, Copy, Default)]

@@ -22,16 +22,16 @@ use crate::instance::Address;
 /// (In etcd the value is one line.) The key ends in an id of the registration's own. A server that leaves adds
 /// `"draining":true` just before its key goes, which Go readers ignore.
 ///
-/// - **Endpoints**: one is written, `grpc://`, and the first of that scheme is read. [`secure`](Self::secure) makes both
-///   `grpcs://`.
+/// - **Endpoints**: one is written, `grpc://`, and the first of that scheme is read. [`secure`](Self::secure) makes
+///   both `grpcs://`.
 /// - **Tags** are the metadata. The tag `version` is Kratos' version, by which its clients can filter.
-/// - **Weight**: the metadata `weight`, in digits. [`DEFAULT_WEIGHT`](crate::DEFAULT_WEIGHT) is not stated, so that Kratos
-///   counts a server with that weight as it counts its own without one: 100. Where some servers state a weight, let all of
-///   them, and none of 10; or read as Kratos does, with
+/// - **Weight**: the metadata `weight`, in digits. [`DEFAULT_WEIGHT`](crate::DEFAULT_WEIGHT) is not stated, so that
+///   Kratos counts a server with that weight as it counts its own without one: 100. Where some servers state a weight,
+///   let all of them, and none of 10; or read as Kratos does, with
 ///   [`default_weight(100)`](crate::RegistryBuilder::default_weight). A tag named `weight` is not written.
 ///
-/// Reading follows Go's JSON decoder, as with [`Kitex`](crate::Kitex). A value without an endpoint of the scheme, such as
-/// that of a service with HTTP alone, is skipped.
+/// Reading follows Go's JSON decoder, as with [`Kitex`](crate::Kitex). A value without an endpoint of the scheme, such
+/// as that of a service with HTTP alone, is skipped.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Kratos {
     secure: bool,
@@ -44,8 +44,8 @@ impl Kratos {
         Self::default()
     }
 
-    /// Whether the servers speak TLS, `false` by default: they are then written with the scheme `grpcs`, and only endpoints of
-    /// that scheme are read, as a Kratos client does that dials with TLS.
+    /// Whether the servers speak TLS, `false` by default: they are then written with the scheme `grpcs`, and only
+    /// endpoints of that scheme are read, as a Kratos client does that dials with TLS.
     ///
     /// It says where servers are, not how they are called: a channel still needs its
     /// [`tls(..)`](crate::ChannelBuilder::tls), a server its certificate.
@@ -193,7 +193,7 @@ mod tests {
         let json = value(&secure, &at("helloworld", "10.0.0.1:9000"), false);
         assert!(json.ends_with(r#""endpoints":["grpcs://10.0.0.1:9000"]}"#), "{json}");
         assert!(secure.decode("x", json.as_bytes()).is_ok());
-        assert!(Kratos::new().decode("x", json.as_bytes()).is_err(), "it is not for who speaks plaintext");
+        assert!(Kratos::new().decode("x", json.as_bytes()).is_err(), "it is not for clients that speak plaintext");
         assert!(secure.decode("x", br#"{"endpoints":["grpc://10.0.0.1:9000"]}"#).is_err(), "never plaintext");
     }
 

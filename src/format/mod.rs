@@ -65,9 +65,11 @@ pub trait Format: fmt::Debug + Send + Sync + 'static {
     /// The prefix of all keys where the registry sets none; empty for none at all.
     fn default_prefix(&self) -> &str;
 
-    /// The last segment of an instance's key: at most 512 bytes, not empty, and without a `/`; `build()` refuses others.
+    /// The last segment of an instance's key: at most 512 bytes, not empty, and without a `/`; `build()` refuses
+    /// others.
     ///
-    /// It may change with the lease or with an update of the instance: the new key is put, and then the old one is deleted.
+    /// It may change with the lease or with an update of the instance: the new key is put, and then the old one is
+    /// deleted.
     fn segment(&self, entry: &Entry<'_>) -> String;
 
     /// The value of an instance's key.
@@ -79,16 +81,16 @@ pub trait Format: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// What is wrong with the value. Such a key is skipped, counted and logged; a key that was good before keeps its last
-    /// good value.
+    /// What is wrong with the value. Such a key is skipped, counted and logged; a key that was good before keeps its
+    /// last good value.
     fn decode(&self, segment: &str, value: &[u8]) -> Result<Decoded, DecodeError>;
 
     /// Whether a value can carry the draining mark, with which a server announces that it leaves.
     fn carries_draining(&self) -> bool;
 
     /// A value that is in etcd already, with the draining mark added and nothing else changed: what
-    /// [`Registry::drain`](crate::Registry::drain) writes. It must be what [`encode`](Self::encode) makes of the same entry when it
-    /// is draining.
+    /// [`Registry::drain`](crate::Registry::drain) writes. It must be what [`encode`](Self::encode) makes of the same
+    /// entry when it is draining.
     ///
     /// `None`, which is the default, where others cannot add the mark.
     fn mark_draining(&self, value: &[u8]) -> Option<Vec<u8>> {
@@ -120,7 +122,7 @@ impl<'a> Entry<'a> {
         Self { service, instance, lease, id, draining: false }
     }
 
-    /// The same entry with or without the draining mark.
+    /// This entry with or without the draining mark.
     #[must_use]
     pub fn draining(mut self, draining: bool) -> Self {
         self.draining = draining;
@@ -132,12 +134,12 @@ impl<'a> Entry<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Decoded {
-    /// Where the instance listens.
+    /// The address that the instance listens at.
     pub address: Address,
-    /// Its weight; `None` where the value states none, for which the registry's default weight stands in. Zero counts as
-    /// none.
+    /// Its weight; `None` where the value states none, for which the registry's default weight stands in. Zero counts
+    /// as none.
     pub weight: Option<u16>,
-    /// What else it tells about itself.
+    /// Its tags.
     pub tags: BTreeMap<String, String>,
     /// Whether it announced that it leaves.
     pub draining: bool,
@@ -188,8 +190,8 @@ fn address(stated: Option<&str>) -> Result<Address, DecodeError> {
     }
 }
 
-/// The weight among the tags, for formats that have no other place for it. The default weight is not stated, and a tag of
-/// that name is left out: it would look like one.
+/// The weight among the tags, for formats that have no other place for it. The default weight is not stated, and a tag
+/// of that name is left out: it would look like one.
 fn metadata<'a, T: From<&'a str>>(instance: &'a Instance, weight: impl Fn(u16) -> T) -> BTreeMap<&'a str, T> {
     let tags = instance.tags.iter().map(|(name, value)| (name.as_str(), T::from(value.as_str())));
     let mut metadata: BTreeMap<&str, T> = tags.collect();

@@ -1,12 +1,11 @@
-//! Several registries as one, for clients whose servers are not all in the same.
+//! Several registries as one, for clients whose servers are not all in the same registry.
 
 use std::sync::Arc;
 
-use super::Registry;
+use super::{Registry, lookup};
 use crate::channel::ChannelBuilder;
-use crate::discover::{Discover, Snapshots};
+use crate::discover::{Discover, Watchers};
 use crate::error::ConfigError;
-use crate::instance::ServiceName;
 
 /// Several registries as one, for clients: other formats, prefixes or etcd clusters, merged by address. Clones share
 /// everything.
@@ -16,10 +15,10 @@ use crate::instance::ServiceName;
 ///
 /// - **An instance** is there while one of the registries has its address.
 /// - **Weight and tags** are those in the first registry that has it, in the order given.
-/// - **Leaves**: it is draining once no registry has it without the draining mark, and in question
+/// - **Leaves**: an instance is draining once no registry has it without the draining mark, and in question
 ///   ([`MemberState`](crate::MemberState)) while its keys are missing in all that had it.
-/// - **A registry that is away** hides nothing of the others, and keeps its last known set. The first list waits for all of
-///   them, though no longer than 2 s once one has answered.
+/// - **A registry that is unreachable** hides nothing of the others, and keeps its last known set. The first list waits
+///   for all of them, though no longer than 2 s once one has answered.
 ///
 /// Each registry keeps its own watch, shared with all other channels and streams of it.
 ///
@@ -45,44 +44,21 @@ impl Registries {
         Self { each: registries.into_iter().collect() }
     }
 
-    /// A channel over the instances of a service in all registries, as [`Registry::channel`] makes one of them.
+    /// A channel over the instances of a service in all registries, as [`Registry::channel`] makes it over one.
     pub fn channel(&self, service: impl AsRef<str>) -> ChannelBuilder {
-        channel(self.each.clone(), service.as_ref())
+        lookup::channel(self.watchers(), service.as_ref())
     }
 
-    /// The instances of a service in all registries, as [`Registry::discover`] tells those of one.
+    /// The instances of a service in all registries, as [`Registry::discover`] yields those of one.
     ///
     /// # Errors
     ///
     /// A bad service name, or no tokio runtime on this thread.
     pub fn discover(&self, service: impl AsRef<str>) -> Result<Discover, ConfigError> {
-        discover(&self.each, service.as_ref())
+        lookup::discover(&self.watchers(), service.as_ref())
     }
-}
 
-pub(super) fn channel(registries: Arc<[Registry]>, service: &str) -> ChannelBuilder {
-    let mut places: Vec<&str> = Vec::new();
-    for registry in &*registries {
-        let place = registry.watchers.place();
-        if !place.is_empty() && !places.contains(&place) {
-            places.push(place);
-        }
+    fn watchers(&self) -> Vec<Arc<Watchers>> {
+        self.each.iter().map(|registry| registry.watchers.clone()).collect()
     }
-    let label = match places.join(" and ") {
-        places if places.is_empty() => service.to_owned(),
-        places => format!("{service} under {places}"),
-    };
-    let service = service.parse::<ServiceName>();
-    ChannelBuilder::new(label, move || Ok(snapshots(&registries, &service?)?.into_stream()))
-}
-
-pub(super) fn discover(registries: &[Registry], service: &str) -> Result<Discover, ConfigError> {
-    let service: ServiceName = service.parse()?;
-    let snapshots = snapshots(registries, &service)?;
-    Ok(Discover::new(service, snapshots))
-}
-
-fn snapshots(registries: &[Registry], service: &ServiceName) -> Result<Snapshots, ConfigError> {
-    let listeners: Result<Vec<_>, _> = registries.iter().map(|registry| registry.watchers.subscribe(service)).collect();
-    Ok(Snapshots::new(listeners?))
 }

@@ -6,11 +6,8 @@ use std::time::{Duration, Instant};
 use rustls::ClientConfig;
 use tokio::task::spawn_blocking;
 
-use super::ClientTls;
+use super::config::ClientTls;
 use crate::error::{ConfigError, chain};
-
-/// How often files that cannot be used are logged.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The last good certificates, and what was made of them.
 pub(super) struct Reloaded {
@@ -22,7 +19,7 @@ pub(super) struct Reloaded {
 struct Current {
     tls: ClientTls,
     config: Arc<ClientConfig>,
-    /// When files that cannot be used were logged the last time, if they are so still.
+    /// When unusable files were logged the last time; `None` while all files are usable.
     warned: Option<Instant>,
 }
 
@@ -32,7 +29,7 @@ impl Reloaded {
         Arc::new(Self { has_files, current: Mutex::new(Current { tls, config, warned: None }) })
     }
 
-    /// For a connection that is about to be made. Where no file changed it is the same as for the ones before.
+    /// The configuration for a connection that is about to be made; one and the same while no file changes.
     pub(super) async fn config(self: &Arc<Self>) -> Arc<ClientConfig> {
         if self.has_files {
             let reloaded = self.clone();
@@ -73,7 +70,7 @@ impl Reloaded {
 }
 
 impl ClientTls {
-    /// The same from the files as they are now; `None` if they are as they were.
+    /// These options and their configuration from the files as they are now; `None` if no file changed.
     fn read_again(&self) -> Result<Option<(Self, ClientConfig)>, ConfigError> {
         let mut now = self.clone();
         let mut is_changed = false;
@@ -87,3 +84,6 @@ impl ClientTls {
         Ok(Some((now, config)))
     }
 }
+
+/// How often files that cannot be used are logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);

@@ -9,7 +9,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::pem::PemFile;
 
-/// Who signs.
+/// A certificate authority.
 pub(crate) type Authority = CertifiedIssuer<'static, KeyPair>;
 
 pub(crate) fn authority() -> Authority {
@@ -26,9 +26,9 @@ pub(crate) fn issue(authority: &Authority, name: &str) -> (String, String) {
     (params.signed_by(&key, authority).expect("a certificate").pem(), key.serialize_pem())
 }
 
-/// A server with a certificate for `name`; with `clients`, only for clients whose certificate that signed.
+/// A server with a certificate for `name`; with `clients`, only for clients with a certificate of that authority.
 pub(crate) fn acceptor(authority: &Authority, name: &str, alpn: &[&[u8]], clients: Option<&Authority>) -> TlsAcceptor {
-    let provider = Arc::new(super::provider());
+    let provider = Arc::new(super::config::provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .expect("the provider has them");

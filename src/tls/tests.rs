@@ -1,15 +1,19 @@
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 use tempfile::TempDir;
 use tokio::io::duplex;
 
+use super::config::ALPN_H2;
 use super::testing::{Authority, acceptor, authority, issue};
 use super::*;
 use crate::error::chain;
+use crate::instance::Host;
+use crate::pem::PemFile;
 
-/// Our files on disk, a server that wants our certificate, and who signs for both.
+/// Our files on disk, a server that wants our certificate, and the authorities of both.
 struct World {
     folder: TempDir,
     root: Authority,
@@ -75,7 +79,7 @@ async fn a_certificate_that_was_replaced_on_disk_is_shown_in_the_next_session() 
 async fn an_authority_that_was_replaced_on_disk_is_the_one_to_trust_from_then_on() {
     let world = World::new();
     let next = authority();
-    let refused = world.session_with(&next).await.expect_err("nobody trusts it yet");
+    let refused = world.session_with(&next).await.expect_err("it is not trusted yet");
     assert!(chain(&refused).contains("invalid peer certificate"), "{}", chain(&refused));
     world.write("ca.pem", next.pem());
     world.session_with(&next).await.expect("it is trusted now");

@@ -105,4 +105,212 @@ fn is_fewer(hosts: usize, minimum: u32) -> bool {
 const ROUNDING: f64 = 1e-9;
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::super::FailurePercentage;
+    use super::*;
+
+    const NOBODY: [usize; 0] = [];
+
+    fn calls(successes: u32, failures: u32) -> Interval {
+        Interval { successes, failures, is_out: false }
+    }
+
+    fn rates(options: SuccessRate) -> OutlierDetection {
+        OutlierDetection::new().success_rate(options)
+    }
+
+    fn percentages(options: FailurePercentage) -> OutlierDetection {
+        OutlierDetection::new().failure_percentage(options)
+    }
+
+    fn always() -> u8 {
+        0
+    }
+
+    fn not_drawn() -> u8 {
+        panic!("nobody is an outlier, so no number is drawn")
+    }
+
+    #[test]
+    fn nothing_is_ejected_without_an_algorithm() {
+        let intervals = [calls(0, 1000), calls(1000, 0), calls(1000, 0), calls(1000, 0), calls(1000, 0)];
+        assert_eq!(sweep(&intervals, &OutlierDetection::new(), not_drawn), NOBODY, "both are off");
+        assert_eq!(sweep(&[], &rates(SuccessRate::new()), not_drawn), NOBODY, "nobody is there");
+        assert_eq!(
+            sweep(&[], &rates(SuccessRate::new().minimum_hosts(0)), not_drawn),
+            NOBODY,
+            "nobody is there to compare"
+        );
+    }
+
+    // Nine at 100 % and one at 50 %: mean 0.95, standard deviation sqrt((9 * 0.05^2 + 0.45^2) / 10) = 0.15.
+    // The floor is 0.95 - 0.15 * factor: 0.665 at 1.9, 0.5 at 3.
+    #[test]
+    fn a_success_rate_far_below_the_others_ejects() {
+        let mut intervals = [calls(100, 0); 10];
+        intervals[4] = calls(50, 50);
+        assert_eq!(sweep(&intervals, &rates(SuccessRate::new()), always), [4], "0.5 is below 0.665");
+        let factor = |thousandths| rates(SuccessRate::new().stdev_factor(thousandths));
+        assert_eq!(sweep(&intervals, &factor(2999), always), [4], "0.5 is below 0.50015");
+        assert_eq!(sweep(&intervals, &factor(3000), not_drawn), NOBODY, "0.5 is not below 0.5");
+        assert_eq!(sweep(&intervals, &factor(3001), not_drawn), NOBODY, "0.5 is not below 0.49985");
+    }
+
+    // Four at 90 % and one at 60 %: mean 0.84, deviation sqrt((4 * 0.06^2 + 0.24^2) / 5) = 0.12, floor 0.84 - 0.228 = 0.612.
+    #[test]
+    fn five_are_enough_to_compare_and_four_are_not() {
+        let mut intervals = vec![calls(90, 10); 4];
+        intervals.push(calls(60, 40));
+        assert_eq!(sweep(&intervals, &rates(SuccessRate::new()), always), [4], "0.6 is below 0.612");
+        intervals[4] = calls(62, 38);
+        // Mean 0.844, deviation 0.112, floor 0.6312.
+        assert_eq!(sweep(&intervals, &rates(SuccessRate::new()), always), [4], "0.62 is below 0.6312");
+        intervals.remove(0);
+        assert_eq!(
+            sweep(&intervals, &rates(SuccessRate::new()), not_drawn),
+            NOBODY,
+            "four are fewer than minimum_hosts"
+        );
+        // Mean 0.83, deviation sqrt((3 * 0.07^2 + 0.21^2) / 4) = 0.1212, floor 0.83 - 0.2304 = 0.5996.
+        let four = rates(SuccessRate::new().minimum_hosts(4));
+        assert_eq!(sweep(&intervals, &four, not_drawn), NOBODY, "they are enough then, but 0.62 is not below 0.5996");
+    }
+
+    #[test]
+    fn an_instance_with_few_calls_is_neither_judged_nor_compared_with() {
+        let mut intervals = [calls(100, 0); 6];
+        intervals[0] = calls(0, 99);
+        assert_eq!(
+            sweep(&intervals, &rates(SuccessRate::new()), not_drawn),
+            NOBODY,
+            "99 calls are less than request_volume"
+        );
+        intervals[0] = calls(0, 100);
+        assert_eq!(sweep(&intervals, &rates(SuccessRate::new()), always), [0], "100 calls are enough");
+        intervals[1] = calls(99, 0);
+        intervals[2] = calls(99, 0);
+        assert_eq!(
+            sweep(&intervals, &rates(SuccessRate::new()), not_drawn),
+            NOBODY,
+            "four with volume are too few to compare"
+        );
+    }
+
+    #[test]
+    fn equal_rates_eject_nobody_whatever_the_factor() {
+        for hosts in [5, 7, 11, 999] {
+            for (successes, failures) in [(100, 0), (0, 100), (90, 10), (70, 49), (1, 998)] {
+                let intervals = vec![calls(successes, failures); hosts];
+                for factor in [0, 1, 500, 1900] {
+                    let detection = rates(SuccessRate::new().stdev_factor(factor));
+                    assert_eq!(sweep(&intervals, &detection, not_drawn), NOBODY, "{hosts} of {successes}/{failures}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_calls_at_all_tell_nothing_even_if_no_volume_is_asked_for() {
+        let intervals = [calls(0, 0); 10];
+        let rate = rates(SuccessRate::new().request_volume(0).minimum_hosts(0));
+        assert_eq!(sweep(&intervals, &rate, not_drawn), NOBODY, "there is no rate");
+        let percentage = percentages(FailurePercentage::new().request_volume(0).minimum_hosts(0).threshold(0));
+        assert_eq!(sweep(&intervals, &percentage, not_drawn), NOBODY, "there is no percentage");
+    }
+
+    #[test]
+    fn more_failures_than_the_threshold_eject() {
+        let mut intervals = [calls(100, 0); 5];
+        intervals[2] = calls(15, 85);
+        let detection = percentages(FailurePercentage::new());
+        assert_eq!(sweep(&intervals, &detection, not_drawn), NOBODY, "85 of 100 are not more than 85 %");
+        intervals[2] = calls(14, 86);
+        assert_eq!(sweep(&intervals, &detection, always), [2], "86 of 100 are");
+        intervals[2] = calls(149, 851);
+        assert_eq!(sweep(&intervals, &detection, always), [2], "851 of 1000 are: nothing is rounded");
+        intervals[2] = calls(0, u32::MAX);
+        assert_eq!(sweep(&intervals, &detection, always), [2], "no number overflows");
+        intervals[2] = calls(u32::MAX, u32::MAX);
+        assert_eq!(sweep(&intervals, &detection, not_drawn), NOBODY, "no number overflows, and 50 % are fine");
+    }
+
+    #[test]
+    fn thresholds_of_zero_and_a_hundred_mean_what_they_say() {
+        let mut intervals = [calls(1000, 0); 5];
+        intervals[0] = calls(999, 1);
+        intervals[1] = calls(0, 1000);
+        let threshold = |percent| percentages(FailurePercentage::new().threshold(percent));
+        assert_eq!(sweep(&intervals, &threshold(0), always), [0, 1], "any failure is more than none");
+        assert_eq!(sweep(&intervals, &threshold(100), not_drawn), NOBODY, "nothing is more than all");
+    }
+
+    #[test]
+    fn a_percentage_needs_enough_calls_and_enough_hosts() {
+        let detection = percentages(FailurePercentage::new());
+        let mut intervals = [calls(50, 0); 6];
+        intervals[5] = calls(0, 49);
+        assert_eq!(sweep(&intervals, &detection, not_drawn), NOBODY, "49 calls are less than request_volume");
+        intervals[5] = calls(0, 50);
+        assert_eq!(sweep(&intervals, &detection, always), [5], "50 calls are enough");
+        intervals[0] = calls(49, 0);
+        assert_eq!(sweep(&intervals, &detection, always), [5], "five hosts with volume are enough");
+        intervals[1] = calls(49, 0);
+        assert_eq!(sweep(&intervals, &detection, not_drawn), NOBODY, "four hosts with volume are too few");
+    }
+
+    #[test]
+    fn at_most_half_are_out_and_those_out_already_count() {
+        let detection = percentages(FailurePercentage::new());
+        let mut intervals = [calls(0, 100); 7];
+        assert_eq!(sweep(&intervals, &detection, always), [0, 1, 2], "three of seven");
+        intervals[0].is_out = true;
+        intervals[6].is_out = true;
+        assert_eq!(sweep(&intervals, &detection, always), [1], "two of the three are out already");
+        intervals[3].is_out = true;
+        assert_eq!(sweep(&intervals, &detection, not_drawn), NOBODY, "all three are out already");
+    }
+
+    #[test]
+    fn enforcement_ejects_that_share_of_the_outliers() {
+        let intervals = [calls(0, 100); 10];
+        let enforced = |percent, drawn| {
+            let options = FailurePercentage::new().enforcement_percentage(percent);
+            !sweep(&intervals, &percentages(options), || drawn).is_empty()
+        };
+        for percent in [0, 1, 50, 99, 100] {
+            let ejecting = (0..100).filter(|drawn| enforced(percent, *drawn)).count();
+            assert_eq!(ejecting, usize::from(percent), "that many of the hundred numbers eject");
+        }
+
+        let mut intervals = [calls(100, 0); 10];
+        intervals[9] = calls(0, 100);
+        let rate = rates(SuccessRate::new().enforcement_percentage(30));
+        assert_eq!(sweep(&intervals, &rate, || 29), [9], "29 is below 30");
+        assert_eq!(sweep(&intervals, &rate, || 30), NOBODY, "30 is not");
+    }
+
+    #[test]
+    fn a_number_is_drawn_for_each_outlier_and_for_nobody_else() {
+        let mut intervals = [calls(100, 0); 8];
+        for outlier in [1, 4, 6] {
+            intervals[outlier] = calls(0, 100);
+        }
+        let mut drawn = [99, 10, 49].into_iter();
+        let detection = percentages(FailurePercentage::new().enforcement_percentage(50));
+        let ejected = sweep(&intervals, &detection, || drawn.next().expect("three outliers, three numbers"));
+        assert_eq!(ejected, [4, 6], "the first was lucky");
+        assert_eq!(drawn.next(), None, "each outlier drew its own");
+    }
+
+    #[test]
+    fn both_algorithms_together_eject_nobody_twice() {
+        let mut intervals = [calls(100, 0); 10];
+        intervals[3] = calls(50, 50);
+        intervals[7] = calls(0, 100);
+        // Mean 0.85, deviation sqrt((8 * 0.15^2 + 0.35^2 + 0.85^2) / 10) = 0.3202, floor 0.2416: only the last is an outlier.
+        let detection = OutlierDetection::new()
+            .success_rate(SuccessRate::new())
+            .failure_percentage(FailurePercentage::new().threshold(40));
+        assert_eq!(sweep(&intervals, &detection, always), [7, 3], "first by rate, then the other by percentage");
+    }
+}

@@ -7,7 +7,7 @@ use http::HeaderName;
 use http::request::Parts;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::channel::candidate::Candidate;
+use super::candidate::Candidate;
 use crate::channel::policy::{Picker, Policy};
 
 /// All calls with one key go to one instance, its owner: for caches, sessions and locks that live in a server's memory.
@@ -17,9 +17,9 @@ use crate::channel::policy::{Picker, Policy};
 /// it is the same in every process and after every restart, and nobody has to agree on anything. A call for whose owner
 /// there is no room, or that it refused, goes to any other; one without a key goes to a random one.
 ///
-/// Each instance has four places on the ring for each unit of its weight: with the default weight of 10 forty, by which its
+/// Each instance has four points on the ring for each unit of its weight: with the default weight of 10 forty, by which its
 /// share of the keys is right within about 16 % (a standard deviation), and with a weight of 100 within 5 %. Where
-/// all of them together would be more than four million places, everybody has half as many, or a quarter, and so on.
+/// all of them together would be more than four million points, everybody has half as many, or a quarter, and so on.
 ///
 /// ```
 /// use http::HeaderName;
@@ -94,15 +94,15 @@ impl fmt::Debug for RingHash {
 
 struct Ring {
     /// In the order of their hashes.
-    places: Box<[Place]>,
-    /// For each of the first [`bits`](Self::bits) bits that a key may have, the first place that has them or more.
+    points: Box<[Point]>,
+    /// For each of the first [`bits`](Self::bits) bits that a key may have, the first point that has them or more.
     guide: Box<[u32]>,
     bits: u32,
 }
 
 /// A hash, and whose it is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
+struct Point {
     hash: u64,
     owner: u32,
 }
@@ -110,49 +110,49 @@ struct Place {
 impl Ring {
     fn new(candidates: &[Candidate]) -> Self {
         let shift = halvings(candidates.iter().map(|candidate| u64::from(candidate.full_weight())).sum());
-        let mut places = Vec::new();
+        let mut points = Vec::new();
         for (owner, candidate) in (0_u32..).zip(candidates) {
             let seed = xxh3_64(candidate.instance().address.to_string().as_bytes());
-            let count = (candidate.full_weight() * PLACES_A_WEIGHT).div_ceil(1 << shift);
-            places.extend((0..u64::from(count)).map(|number| Place { hash: mixed(seed, number), owner }));
+            let count = (candidate.full_weight() * POINTS_PER_WEIGHT).div_ceil(1 << shift);
+            points.extend((0..u64::from(count)).map(|number| Point { hash: mixed(seed, number), owner }));
         }
         // Ties are as good as impossible; the owner's order, which the address decides, settles them all the same.
-        places.sort_unstable();
-        // Between one and two places for each entry, so that a look and a step or two find an owner.
-        let bits = places.len().max(2).ilog2();
+        points.sort_unstable();
+        // Between one and two points for each entry, so that a look and a step or two find an owner.
+        let bits = points.len().max(2).ilog2();
         let mut guide = Vec::with_capacity(1 << bits);
         let mut at = 0;
         for first in 0..1_u64 << bits {
-            while places.get(at).is_some_and(|place| place.hash >> (64 - bits) < first) {
+            while points.get(at).is_some_and(|point| point.hash >> (64 - bits) < first) {
                 at += 1;
             }
             guide.push(u32::try_from(at).unwrap_or(u32::MAX));
         }
-        Self { places: places.into(), guide: guide.into(), bits }
+        Self { points: points.into(), guide: guide.into(), bits }
     }
 }
 
 impl Picker for Ring {
-    /// The owner of the first place at the key or behind it.
+    /// The owner of the first point at the key or behind it.
     fn pick(&self, _: &[Candidate], key: u64) -> usize {
         let entry = usize::try_from(key >> (64 - self.bits)).unwrap_or(usize::MAX);
         let from = self.guide.get(entry).map_or(0, |&from| from as usize);
-        let behind = self.places[from..].iter().find(|place| place.hash >= key);
+        let behind = self.points[from..].iter().find(|point| point.hash >= key);
         // Behind the last one the ring begins again.
-        behind.or(self.places.first()).map_or(0, |place| place.owner as usize)
+        behind.or(self.points.first()).map_or(0, |point| point.owner as usize)
     }
 }
 
-/// How often the number of places is halved: a ring of ten thousand instances is made in a few dozen milliseconds.
+/// How often the number of points is halved: a ring of ten thousand instances is made in a few dozen milliseconds.
 fn halvings(weights: u64) -> u32 {
     let mut shift = 0;
-    while (weights * u64::from(PLACES_A_WEIGHT)) >> shift > MOST_PLACES {
+    while (weights * u64::from(POINTS_PER_WEIGHT)) >> shift > MAX_POINTS {
         shift += 1;
     }
     shift
 }
 
-/// The hash of one of an address's places: steps by the golden section, which no two seeds share, mixed so that each bit of
+/// The hash of one of an address's points: steps by the golden section, which no two seeds share, mixed so that each bit of
 /// the sum counts for each of the result (the finalizer of `SplitMix64`).
 fn mixed(seed: u64, number: u64) -> u64 {
     let mut hash = seed.wrapping_add(number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -161,8 +161,8 @@ fn mixed(seed: u64, number: u64) -> u64 {
     hash ^ (hash >> 31)
 }
 
-const PLACES_A_WEIGHT: u32 = 4;
-const MOST_PLACES: u64 = 1 << 22;
+const POINTS_PER_WEIGHT: u32 = 4;
+const MAX_POINTS: u64 = 1 << 22;
 
 #[cfg(test)]
 mod tests {
@@ -241,7 +241,7 @@ mod tests {
             let all = candidates(&weights);
             let ring = Ring::new(&all);
             for key in keys.into_iter().chain([0, u64::MAX]) {
-                let walked = ring.places.iter().find(|place| place.hash >= key).unwrap_or(&ring.places[0]);
+                let walked = ring.points.iter().find(|point| point.hash >= key).unwrap_or(&ring.points[0]);
                 prop_assert_eq!(ring.pick(&all, key), walked.owner as usize);
             }
         }
@@ -251,8 +251,8 @@ mod tests {
     fn the_largest_weights_make_no_ring_that_is_too_large() {
         let all = candidates(&[u16::MAX; 100]);
         let ring = Ring::new(&all);
-        let most = usize::try_from(MOST_PLACES).expect("a small number");
-        assert!((most / 4..=most).contains(&ring.places.len()), "{} places", ring.places.len());
+        let most = usize::try_from(MAX_POINTS).expect("a small number");
+        assert!((most / 4..=most).contains(&ring.points.len()), "{} points", ring.points.len());
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Random candidates by weight in constant time, whatever the weights.
 
-use crate::channel::candidate::Candidate;
+use super::candidate::Candidate;
 
 /// Draws candidates, each as often as its weight says.
-pub(super) enum Sampler {
+pub(crate) enum Sampler {
     /// All weights are equal: no table, so a draw touches no memory.
     Uniform { len: u32 },
     /// One slot a candidate, drawn uniformly; a slot belongs to its candidate up to a threshold and to one other beyond it
@@ -12,7 +12,7 @@ pub(super) enum Sampler {
 }
 
 impl Sampler {
-    pub(super) fn new(candidates: &[Candidate]) -> Self {
+    pub(crate) fn new(candidates: &[Candidate]) -> Self {
         let weights: Vec<u64> = candidates.iter().map(|candidate| u64::from(candidate.weight())).collect();
         if weights.windows(2).all(|pair| pair[0] == pair[1]) {
             return Self::Uniform { len: u32::try_from(weights.len()).unwrap_or(u32::MAX) };
@@ -21,7 +21,7 @@ impl Sampler {
     }
 
     /// One candidate.
-    pub(super) fn one(&self) -> usize {
+    pub(crate) fn one(&self) -> usize {
         let random = fastrand::u64(..);
         match self {
             Self::Uniform { len } => scale(random, *len),
@@ -32,7 +32,7 @@ impl Sampler {
     /// Two different candidates; the same twice where there is only one.
     ///
     /// The first is drawn by weight, the second by weight from the others.
-    pub(super) fn two(&self) -> (usize, usize) {
+    pub(crate) fn two(&self) -> (usize, usize) {
         let random = fastrand::u64(..);
         match self {
             Self::Uniform { len: 0 | 1 } => (0, 0),
@@ -59,7 +59,7 @@ impl Sampler {
 
 /// What a slot's random number is compared with, and whose it is beyond that.
 #[derive(Clone, Copy)]
-pub(super) struct Slot {
+pub(crate) struct Slot {
     threshold: u32,
     alias: u32,
 }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::ServiceConfigError;
 
 /// JSON in which no field stands twice. A [`Value`] would keep the last of them without a word.
-pub(super) struct NoFieldTwice;
+pub(crate) struct NoFieldTwice;
 
 impl<'de> Deserialize<'de> for NoFieldTwice {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -66,28 +66,28 @@ impl<'de> Visitor<'de> for NoFieldTwice {
 }
 
 /// A value, and where it stands.
-pub(super) struct At<'a> {
+pub(crate) struct At<'a> {
     path: String,
-    pub(super) value: &'a Value,
+    pub(crate) value: &'a Value,
 }
 
-pub(super) type Read<T> = Result<T, ServiceConfigError>;
+pub(crate) type Read<T> = Result<T, ServiceConfigError>;
 
 impl<'a> At<'a> {
-    pub(super) fn root(value: &'a Value) -> Self {
+    pub(crate) fn root(value: &'a Value) -> Self {
         Self { path: String::new(), value }
     }
 
-    pub(super) fn refuse<T>(&self, problem: impl Into<String>) -> Read<T> {
+    pub(crate) fn refuse<T>(&self, problem: impl Into<String>) -> Read<T> {
         Err(ServiceConfigError { path: self.path.clone(), problem: problem.into() })
     }
 
-    pub(super) fn expected<T>(&self, what: &str) -> Read<T> {
+    pub(crate) fn expected<T>(&self, what: &str) -> Read<T> {
         let shown: String = self.value.to_string().chars().take(64).collect();
         self.refuse(format!("{shown} is not {what}"))
     }
 
-    pub(super) fn fields(&self) -> Read<Vec<(&'a str, Self)>> {
+    pub(crate) fn fields(&self) -> Read<Vec<(&'a str, Self)>> {
         let Value::Object(fields) = self.value else { return self.expected("an object") };
         Ok(self.fields_of(fields))
     }
@@ -98,30 +98,30 @@ impl<'a> At<'a> {
         fields.iter().map(|(name, value)| (name.as_str(), Self { path: at(name), value })).collect()
     }
 
-    pub(super) fn items(&self) -> Read<Vec<Self>> {
+    pub(crate) fn items(&self) -> Read<Vec<Self>> {
         let Value::Array(items) = self.value else { return self.expected("an array") };
         Ok((0..).zip(items).map(|(n, value): (usize, _)| Self { path: format!("{}[{n}]", self.path), value }).collect())
     }
 
-    pub(super) fn text(&self) -> Read<&'a str> {
+    pub(crate) fn text(&self) -> Read<&'a str> {
         self.value.as_str().map_or_else(|| self.expected("a string"), Ok)
     }
 
-    pub(super) fn flag(&self) -> Read<bool> {
+    pub(crate) fn flag(&self) -> Read<bool> {
         self.value.as_bool().map_or_else(|| self.expected("true or false"), Ok)
     }
 
-    pub(super) fn number(&self) -> Read<f64> {
+    pub(crate) fn number(&self) -> Read<f64> {
         self.value.as_f64().map_or_else(|| self.expected("a number"), Ok)
     }
 
-    pub(super) fn whole(&self) -> Read<u32> {
+    pub(crate) fn whole(&self) -> Read<u32> {
         let whole = self.value.as_u64().and_then(|number| u32::try_from(number).ok());
         whole.map_or_else(|| self.expected("a whole number"), Ok)
     }
 
     /// As protobuf writes it in JSON: seconds with up to nine decimals, and an `s`.
-    pub(super) fn duration(&self) -> Read<Duration> {
+    pub(crate) fn duration(&self) -> Read<Duration> {
         let read = |text: &str| {
             let text = text.strip_suffix('s')?;
             let (seconds, decimals) = text.split_once('.').unwrap_or((text, ""));

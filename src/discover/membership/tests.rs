@@ -7,7 +7,6 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::*;
-use crate::discover::DEFAULT_HOLD;
 use crate::format::Kitex;
 
 /// A membership of the service `echo` with its own clock.
@@ -48,7 +47,7 @@ impl World {
 
     fn put_value(&mut self, segment: &str, value: &str, lease: i64) {
         let kv = self.kv(segment, value, lease);
-        self.membership.apply(vec![Event::Put(kv)], self.now);
+        self.membership.on_events(vec![Event::Put(kv)], self.now);
     }
 
     fn announce(&mut self, address: &str) {
@@ -58,7 +57,7 @@ impl World {
     fn delete(&mut self, segment: &str) {
         self.revision += 1;
         let event = Event::Delete { key: format!("p/echo/{segment}").into_bytes(), mod_revision: self.revision };
-        self.membership.apply(vec![event], self.now);
+        self.membership.on_events(vec![event], self.now);
     }
 
     fn list(&mut self, addresses: &[&str]) {
@@ -68,11 +67,11 @@ impl World {
     }
 
     fn take_list(&mut self, kvs: Vec<Kv>) {
-        self.membership.begin_list();
+        self.membership.on_list_start();
         for kv in kvs {
-            self.membership.list(&kv, self.now);
+            self.membership.on_listed_key(&kv, self.now);
         }
-        self.membership.listed(self.now);
+        self.membership.on_list_end(self.now);
     }
 
     /// Lets time pass as the watcher does: deadline by deadline.
@@ -80,10 +79,10 @@ impl World {
         let end = self.now + Duration::from_secs_f64(seconds);
         while let Some(deadline) = self.membership.deadline().filter(|deadline| *deadline <= end) {
             self.now = self.now.max(deadline);
-            self.membership.settle(self.now);
+            self.membership.on_deadline(self.now);
         }
         self.now = end;
-        self.membership.settle(end);
+        self.membership.on_deadline(end);
     }
 
     fn shown(&self) -> Vec<String> {
@@ -100,7 +99,7 @@ impl World {
 }
 
 #[test]
-fn an_announced_leave_is_draining_at_the_mark_and_gone_at_the_delete() {
+fn an_announced_leave_drains_at_the_mark_and_ends_at_the_delete() {
     let mut world = World::with(&["a:1", "b:1"]);
     world.announce("a:1");
     assert_eq!(world.shown(), ["a:1 draining", "b:1"]);
@@ -109,7 +108,7 @@ fn an_announced_leave_is_draining_at_the_mark_and_gone_at_the_delete() {
 }
 
 #[test]
-fn an_announced_leave_of_everybody_empties_the_service_at_once() {
+fn an_announced_leave_of_all_empties_the_service_at_once() {
     let mut world = World::with(&["a:1", "b:1"]);
     for address in ["a:1", "b:1"] {
         world.announce(address);
@@ -128,7 +127,7 @@ fn a_key_without_a_lease_goes_at_once() {
 }
 
 #[test]
-fn one_of_several_that_goes_without_a_word_is_gone_after_two_seconds() {
+fn one_of_several_that_goes_silently_is_gone_after_two_seconds() {
     let mut world = World::with(&["a:1", "b:1", "c:1"]);
     world.delete("a:1");
     world.pass(1.9);
@@ -146,7 +145,7 @@ fn half_of_a_service_is_not_most_of_it() {
 }
 
 #[test]
-fn leases_that_die_together_hold_the_whole_service_for_a_minute() {
+fn leases_that_die_together_hold_the_service_for_a_minute() {
     let mut world = World::with(&["a:1", "b:1", "c:1", "d:1", "e:1"]);
     for address in ["a:1", "b:1", "c:1", "d:1", "e:1"] {
         world.delete(address);
@@ -176,7 +175,7 @@ fn instances_that_come_back_one_after_the_other_are_all_kept() {
 }
 
 #[test]
-fn who_does_not_come_back_with_the_others_is_gone_two_seconds_after_the_last() {
+fn an_instance_that_stays_missing_goes_two_seconds_after_the_last_return() {
     let mut world = World::with(&["a:1", "b:1", "c:1"]);
     for address in ["a:1", "b:1", "c:1"] {
         world.delete(address);
@@ -191,7 +190,7 @@ fn who_does_not_come_back_with_the_others_is_gone_two_seconds_after_the_last() {
 }
 
 #[test]
-fn a_rolling_replacement_under_new_addresses_holds_no_dead_instance() {
+fn a_rolling_replacement_at_new_addresses_holds_no_dead_instance() {
     let mut world = World::with(&["a:1", "b:1"]);
     world.delete("a:1");
     world.delete("b:1");
@@ -203,7 +202,7 @@ fn a_rolling_replacement_under_new_addresses_holds_no_dead_instance() {
 }
 
 #[test]
-fn without_a_hold_everything_is_gone_after_the_judgement() {
+fn without_a_hold_everything_is_gone_after_the_removal_delay() {
     let mut world = World::holding(Duration::ZERO);
     world.put("a:1", 7);
     world.delete("a:1");
@@ -214,7 +213,7 @@ fn without_a_hold_everything_is_gone_after_the_judgement() {
 }
 
 #[test]
-fn an_address_under_two_keys_is_one_instance_until_the_last_key_goes() {
+fn an_address_under_two_keys_is_there_until_the_last_key_goes() {
     let mut world = World::new();
     world.put_value("1", r#"{"address":"a:1","weight":1}"#, 7);
     world.put_value("2", r#"{"address":"a:1","weight":2}"#, 8);
@@ -241,7 +240,7 @@ fn an_address_registered_anew_under_another_key_is_live() {
 }
 
 #[test]
-fn a_list_is_the_whole_truth_but_what_it_lacks_is_judged_like_a_delete() {
+fn what_a_list_lacks_is_treated_like_a_delete() {
     let mut world = World::with(&["a:1", "b:1", "c:1"]);
     world.list(&["b:1", "c:1", "d:1"]);
     assert_eq!(world.shown(), ["a:1 in question", "b:1", "c:1", "d:1"]);
@@ -270,7 +269,7 @@ fn what_cannot_be_used_is_skipped_alone() {
     let huge = format!(r#"{{"address":"x:1","more":"{}"}}"#, "x".repeat(MAX_VALUE));
     world.put_value("x", &huge, 7);
     let kv = Kv { key: b"p/echo/\xff".to_vec(), value: br#"{"address":"x:1"}"#.to_vec(), lease: 7, mod_revision: 99 };
-    world.membership.apply(vec![Event::Put(kv)], world.now);
+    world.membership.on_events(vec![Event::Put(kv)], world.now);
     assert_eq!(world.shown(), ["a:1"]);
 }
 
@@ -292,9 +291,9 @@ fn limits_cut_off_and_do_not_fail() {
     for n in 0..MAX_KEYS + 10 {
         let address = format!("10.0.{}.{}:1", n / 250, n % 250);
         let kv = world.kv(&address, &format!(r#"{{"address":"{address}"}}"#), 7);
-        world.membership.apply(vec![Event::Put(kv)], world.now);
+        world.membership.on_events(vec![Event::Put(kv)], world.now);
     }
-    assert_eq!(world.membership.roster.len(), MAX_KEYS);
+    assert_eq!(world.membership.index.len(), MAX_KEYS);
 }
 
 #[test]
@@ -303,16 +302,16 @@ fn a_member_of_a_full_service_that_was_away_is_let_in_again() {
     for n in 0..MAX_KEYS {
         let address = format!("10.0.{}.{}:1", n / 250, n % 250);
         let kv = world.kv(&address, &format!(r#"{{"address":"{address}"}}"#), 7);
-        world.membership.apply(vec![Event::Put(kv)], world.now);
+        world.membership.on_events(vec![Event::Put(kv)], world.now);
     }
     world.delete("10.0.0.0:1");
     world.put("10.0.0.0:1", 8);
     world.pass(61.0);
-    assert_eq!(world.membership.roster.len(), MAX_KEYS);
+    assert_eq!(world.membership.index.len(), MAX_KEYS);
 }
 
 #[test]
-fn a_mass_expiry_of_thousands_is_judged_in_one_look_at_each() {
+fn a_mass_expiry_of_thousands_is_settled_in_one_look_at_each() {
     let mut world = World::new();
     let addresses: Vec<String> = (0..MAX_KEYS).map(|n| format!("10.0.{}.{}:1", n / 250, n % 250)).collect();
     for address in &addresses {
@@ -342,8 +341,8 @@ fn what_its_instances_take_is_limited_for_known_ones_too() {
     for n in 0..2 * all {
         world.put_value(&address(n), &value(&address(n), MAX_VALUE - 100), 7);
     }
-    assert!(world.membership.roster.bytes() <= MAX_BYTES, "{} bytes are kept", world.membership.roster.bytes());
-    assert!((all..=all + 10).contains(&world.shown().len()), "who was known stays, with the last value that fits");
+    assert!(world.membership.index.bytes() <= MAX_BYTES, "{} bytes are kept", world.membership.index.bytes());
+    assert!((all..=all + 10).contains(&world.shown().len()), "known instances stay, with the last value that fits");
     world.put_value(&address(0), &value(&address(0), 0), 7);
     let snapshot = world.membership.snapshot(0);
     let first = snapshot.iter().find(|member| member.instance().address.to_string() == address(0));
@@ -356,11 +355,11 @@ fn keys_count_among_what_the_instances_of_a_service_take() {
         let mut world = World::new();
         world.put_value(segment, r#"{"address":"a:1"}"#, 7);
         world.put_value("other", r#"{"address":"b:1"}"#, 7);
-        let kept = world.membership.roster.bytes();
+        let kept = world.membership.index.bytes();
         world.delete(segment);
-        assert_eq!(world.membership.roster.bytes(), kept, "while it is in question it is there");
+        assert_eq!(world.membership.index.bytes(), kept, "while it is in question it is there");
         world.pass(61.0);
-        assert!(world.membership.roster.bytes() < kept, "and nothing is left of it");
+        assert!(world.membership.index.bytes() < kept, "and nothing is left of it");
         kept
     };
     let long = "x".repeat(MAX_SEGMENT);
@@ -368,7 +367,7 @@ fn keys_count_among_what_the_instances_of_a_service_take() {
 }
 
 #[test]
-fn a_list_in_which_all_have_grown_is_limited_too_and_cuts_off_its_last_ones() {
+fn a_list_in_which_all_have_grown_is_cut_off_at_its_last_keys() {
     let mut world = World::new();
     let address = |n: usize| format!("10.0.{}.{}:1", n / 250, n % 250);
     let value =
@@ -379,9 +378,9 @@ fn a_list_in_which_all_have_grown_is_limited_too_and_cuts_off_its_last_ones() {
     }
     let kvs = (0..all + 5).map(|n| world.kv(&address(n), &value(n, MAX_VALUE - 100), 7)).collect();
     world.take_list(kvs);
-    assert!(world.membership.roster.bytes() <= MAX_BYTES, "{} bytes are kept", world.membership.roster.bytes());
+    assert!(world.membership.index.bytes() <= MAX_BYTES, "{} bytes are kept", world.membership.index.bytes());
     let snapshot = world.membership.snapshot(0);
-    assert_eq!(snapshot.len(), all, "who was known stays, and nobody else is let in");
+    assert_eq!(snapshot.len(), all, "known instances stay, and no other is let in");
     let grown: Vec<bool> = (0..all)
         .map(|n| {
             let address = address(n).parse().expect("an address");
@@ -395,8 +394,8 @@ fn a_list_in_which_all_have_grown_is_limited_too_and_cuts_off_its_last_ones() {
 fn a_list_that_is_not_finished_changes_nothing() {
     let mut world = World::with(&["a:1", "b:1"]);
     let kv = world.kv("c:1", r#"{"address":"c:1"}"#, 7);
-    world.membership.begin_list();
-    world.membership.list(&kv, world.now);
+    world.membership.on_list_start();
+    world.membership.on_listed_key(&kv, world.now);
     world.pass(61.0);
     assert_eq!(world.shown(), ["a:1", "b:1"]);
     world.list(&["a:1", "b:1", "d:1"]);
@@ -440,6 +439,6 @@ proptest! {
         world.pass(61.0);
         prop_assert_eq!(world.shown(), ["a:1", "b:1"]);
         prop_assert_eq!(world.membership.deadline(), None);
-        prop_assert_eq!(world.membership.roster.missing_since(), None);
+        prop_assert_eq!(world.membership.index.missing_since(), None);
     }
 }

@@ -118,7 +118,7 @@ impl MemberStream {
     async fn open(&self, lease: i64) -> Result<(Arc<Connection>, LeaseKeeper, LeaseKeepAliveStream), EtcdError> {
         let connection = self.cluster.connection(self.index, REPLY_LIMIT).await?;
         let opened = connection.keep_alive(lease, REPLY_LIMIT).await;
-        let (keeper, responses) = self.cluster.conclude(&connection, opened).await?;
+        let (keeper, responses) = self.cluster.on_answer(&connection, opened).await?;
         Ok((connection, keeper, responses))
     }
 
@@ -131,14 +131,14 @@ impl MemberStream {
         mut responses: LeaseKeepAliveStream,
     ) {
         let mut pending = Pending::new(Instant::now());
-        let mut eye = self.cluster.eye();
+        let mut refusals = self.cluster.refusal_watch();
         loop {
             tokio::select! {
                 biased;
-                () = eye.refused(connection) => return,
+                () = refusals.refused(connection) => return,
                 response = responses.message() => match response {
                     Ok(Some(response)) => {
-                        self.cluster.heard(connection);
+                        self.cluster.on_response(connection);
                         pending.on_answer(response.id(), answer_in(&response), Instant::now());
                     }
                     Ok(None) => return,
@@ -161,7 +161,7 @@ impl MemberStream {
                     if pending.is_owed() {
                         tracing::debug!("member does not answer keepalives");
                         self.cluster.forget(connection);
-                        self.cluster.avoid(self.index);
+                        self.cluster.prefer_another(self.index);
                     }
                     return;
                 }

@@ -1,0 +1,442 @@
+//! Snapshots and feedback become ready sets: the one task of a channel.
+//!
+//! It owns every subchannel, feeds inputs to them and carries out their effects. It never waits for an instance: attempts to
+//! connect, connections and calls run on tasks of their own and send feedback. All that is there at one moment is taken in
+//! before one ready set is published.
+//!
+//! # Layout
+//!
+//! | file | |
+//! | --- | --- |
+//! | `connecting` | turns -> attempts -> connections that are driven |
+//! | `publish` | subchannels -> the ready set, or the reason for none |
+//! | `eject` | tallies -> outliers, within the limit |
+//! | `subset`, `zone`, `slow_start`, `config` | which instances are used, and the share of each |
+//! | `agenda` | what is due later |
+//! | `health` | `grpc.health.v1` answers -> feedback |
+
+mod agenda;
+mod config;
+mod connecting;
+mod eject;
+#[cfg(feature = "health")]
+mod health;
+mod publish;
+mod slow_start;
+mod subset;
+mod zone;
+
+use std::convert::Infallible;
+use std::mem;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use self::agenda::{Agenda, Due};
+use self::connecting::{Attempt, Dialer};
+use self::publish::Published;
+use self::subset::{MANY, SubsetOrder};
+use super::outlier::Tally;
+use super::picks::{LbState, PickQueue};
+use super::subchannel::{Connectivity, Effects, FeedbackEvent, Input, Publish, Reports, Shared, Subchannel, Wake};
+use crate::instance::Address;
+use crate::snapshot::{Difference, HasAddress, Member, Snapshot, diff};
+use crate::time::sleep_until;
+
+pub(crate) use self::config::BalanceConfig;
+pub(crate) use self::connecting::ConnectConfig;
+pub(crate) use self::slow_start::SlowStart;
+pub(crate) use self::subset::Subset;
+pub(crate) use self::zone::Zone;
+
+/// The one task of a channel, and all that it owns.
+pub(crate) struct Balancer {
+    queue: Arc<PickQueue>,
+    config: BalanceConfig,
+    connect: ConnectConfig,
+    reports: Reports,
+    changed: watch::Sender<()>,
+    /// One per member of the last snapshot, ordered by address.
+    subchannels: Vec<Subchannel>,
+    /// Their shared halves, in the same order.
+    shared: Arc<[Arc<Shared>]>,
+    order: SubsetOrder,
+    dialer: Dialer,
+    agenda: Agenda,
+    list: List,
+    /// What has to be published.
+    publish: Publish,
+    growth: Growth,
+    /// When an instance that came back may need no replacement any more.
+    settles_at: Option<Instant>,
+    /// The newest reason why an instance is not READY.
+    failure: Option<Arc<str>>,
+    /// Whether the warning of many instances was logged.
+    has_warned: bool,
+}
+
+/// What the balancer listens to.
+pub(crate) struct Inputs {
+    pub(crate) snapshots: BoxStream<'static, Arc<Snapshot>>,
+    pub(crate) feedback: mpsc::UnboundedReceiver<FeedbackEvent>,
+    /// Ends with the last handle of the channel.
+    pub(crate) handles: mpsc::Receiver<Infallible>,
+}
+
+/// What is known of the list of instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum List {
+    /// It did not come yet: calls wait.
+    Awaited,
+    /// It did not come for so long that calls fail.
+    Overdue,
+    /// It came.
+    Known,
+}
+
+/// Whether shares of new instances grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Growth {
+    /// None does, as far as is known.
+    Still,
+    /// They are to be set anew later.
+    Scheduled,
+    /// They are to be set anew now.
+    Due,
+}
+
+impl Balancer {
+    pub(crate) fn new(
+        queue: Arc<PickQueue>,
+        config: BalanceConfig,
+        connect: ConnectConfig,
+        reports: Reports,
+        changed: watch::Sender<()>,
+    ) -> Self {
+        let dialer = Dialer::new(connect.transport.clone());
+        Self {
+            queue,
+            config,
+            connect,
+            reports,
+            changed,
+            subchannels: Vec::new(),
+            shared: Arc::new([]),
+            order: SubsetOrder::default(),
+            dialer,
+            agenda: Agenda::default(),
+            list: List::Awaited,
+            publish: Publish::Nothing,
+            growth: Growth::Still,
+            settles_at: None,
+            failure: None,
+            has_warned: false,
+        }
+    }
+
+    /// Runs until the last handle of the channel is dropped.
+    pub(crate) async fn run(mut self, mut inputs: Inputs) {
+        let now = Instant::now();
+        self.agenda.add(now + FIRST_LIST, Due::FirstList);
+        self.schedule_sweep(now);
+        loop {
+            tokio::select! {
+                biased;
+                _ = inputs.handles.recv() => return,
+                Some(event) = inputs.feedback.recv() => {
+                    self.on_feedback(event);
+                    while let Ok(event) = inputs.feedback.try_recv() {
+                        self.on_feedback(event);
+                    }
+                }
+                snapshot = AssertUnwindSafe(inputs.snapshots.next()).catch_unwind() => match snapshot {
+                    Ok(Some(snapshot)) => self.on_snapshot(&snapshot),
+                    // A list that ends is final, and so is one of the user's that panics.
+                    Ok(None) | Err(_) => inputs.snapshots = futures_util::stream::pending().boxed(),
+                },
+                Some(attempt) = self.dialer.next() => {
+                    self.on_attempt(attempt);
+                    while let Some(attempt) = self.dialer.try_next() {
+                        self.on_attempt(attempt);
+                    }
+                }
+                () = sleep_until(self.agenda.next()) => self.on_time(Instant::now()),
+            }
+            self.select_subset();
+            self.dial();
+            self.publish();
+        }
+    }
+
+    /// Subchannels of instances that stay are kept, and told their news.
+    fn on_snapshot(&mut self, snapshot: &Snapshot) {
+        let now = Instant::now();
+        self.list = List::Known;
+        // Also an empty list is news: calls that waited for it fail now.
+        self.publish = self.publish.max(Publish::Status);
+        let mut is_same_set = true;
+        let known = mem::take(&mut self.subchannels);
+        let mut subchannels = Vec::with_capacity(snapshot.len());
+        for difference in diff(known.into_iter(), snapshot.iter()) {
+            match difference {
+                Difference::Kept(mut subchannel, member) => {
+                    self.update(&mut subchannel, member, now);
+                    subchannels.push(subchannel);
+                    continue;
+                }
+                Difference::Joined(member) => subchannels.push(self.admit(member)),
+                Difference::Left(subchannel) => self.remove(subchannel),
+            }
+            is_same_set = false;
+        }
+        self.subchannels = subchannels;
+        if !is_same_set {
+            self.shared = self.subchannels.iter().map(|subchannel| subchannel.shared().clone()).collect();
+        }
+    }
+
+    fn update(&mut self, subchannel: &mut Subchannel, member: &Member, now: Instant) {
+        self.order.on_updated(subchannel.instance(), member.instance());
+        let effects = subchannel.on(Input::Updated(member.clone()), now);
+        self.carry_out(subchannel.address(), effects);
+    }
+
+    fn admit(&mut self, member: &Member) -> Subchannel {
+        let address = &member.instance().address;
+        tracing::info!(%address, "instance added");
+        let (member, reports) = (member.clone(), self.reports.clone());
+        if let Some(subset) = self.config.subset {
+            let rank = subset.rank(address);
+            return Subchannel::unselected(member, rank, reports);
+        }
+        let (subchannel, effects) = Subchannel::new(member, 0, reports);
+        self.carry_out(subchannel.address(), effects);
+        subchannel
+    }
+
+    fn remove(&mut self, subchannel: Subchannel) {
+        tracing::info!(address = %subchannel.address(), "instance removed");
+        if subchannel.is_ready() {
+            self.publish = Publish::ReadySet;
+        }
+        subchannel.leave();
+    }
+
+    fn on_feedback(&mut self, event: FeedbackEvent) {
+        match event {
+            FeedbackEvent::Ended { address, ticket, cause } => self.step(&address, Input::Ended(ticket, cause)),
+            #[cfg(feature = "health")]
+            FeedbackEvent::Health { address, ticket, verdict } => self.step(&address, Input::Health(ticket, verdict)),
+            FeedbackEvent::Failing { address, tally } => self.on_failing(&address, tally),
+            FeedbackEvent::Proved { address, tally } => self.step(&address, Input::Proved(tally)),
+        }
+    }
+
+    fn on_failing(&mut self, address: &Address, tally: Arc<Tally>) {
+        let may_eject = eject::may_eject(&self.subchannels, &self.reports.outliers);
+        self.step(address, Input::Failing { tally, may_eject });
+    }
+
+    fn on_attempt(&mut self, Attempt { address, ticket, result }: Attempt) {
+        let Some(index) = self.find(&address).filter(|&index| self.subchannels[index].is_connecting(ticket)) else {
+            return;
+        };
+        let input = match result {
+            Ok(connection) => {
+                tracing::debug!(%address, streams = connection.max_streams, "connected");
+                let events = &self.reports.events;
+                let established =
+                    connecting::establish((&address, ticket), connection, &self.connect, &self.queue, events);
+                Input::Connected(ticket, established)
+            }
+            Err(cause) => {
+                tracing::debug!(%cause, "cannot connect");
+                Input::ConnectFailed(ticket, cause)
+            }
+        };
+        self.step_at(index, input);
+    }
+
+    fn on_time(&mut self, now: Instant) {
+        while let Some(due) = self.agenda.take_due(now) {
+            match due {
+                Due::Wake(address, Wake::Backoff(ticket)) => self.step(&address, Input::BackoffOver(ticket)),
+                Due::Wake(address, Wake::Ejection) => self.step(&address, Input::EjectionOver),
+                Due::Sweep => self.sweep(now),
+                Due::Growth => self.growth = Growth::Due,
+                Due::Settled => self.publish = self.publish.max(Publish::Status),
+                Due::FirstList => {
+                    if self.list == List::Awaited {
+                        self.list = List::Overdue;
+                        self.publish = self.publish.max(Publish::Status);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ejects the instances that failed more often than the others since the last time.
+    fn sweep(&mut self, now: Instant) {
+        for index in eject::outliers(&self.subchannels, &self.reports.outliers) {
+            if eject::may_eject(&self.subchannels, &self.reports.outliers) {
+                self.step_at(index, Input::Outlier);
+            }
+        }
+        self.schedule_sweep(now);
+    }
+
+    fn schedule_sweep(&mut self, now: Instant) {
+        if let Some(interval) = self.reports.outliers.sweep_interval() {
+            self.agenda.add(now + interval, Due::Sweep);
+        }
+    }
+
+    fn select_subset(&mut self) {
+        let Some(subset) = self.config.subset else { return self.warn_of_many() };
+        if self.publish == Publish::Nothing {
+            return;
+        }
+        let now = Instant::now();
+        let (mut order, mut subchannels) = (mem::take(&mut self.order), mem::take(&mut self.subchannels));
+        order.update(&subchannels, &self.shared, self.config.zone.as_ref());
+        let settles_at =
+            order.select(subset, &mut subchannels, now, |address, effects| self.carry_out(address, effects));
+        (self.order, self.subchannels) = (order, subchannels);
+        if let Some(at) = settles_at.filter(|_| self.settles_at.is_none_or(|settles_at| settles_at <= now)) {
+            self.settles_at = Some(at);
+            self.agenda.add(at, Due::Settled);
+        }
+    }
+
+    fn warn_of_many(&mut self) {
+        if self.subchannels.len() >= MANY && !self.has_warned {
+            self.has_warned = true;
+            let instances = self.subchannels.len();
+            tracing::warn!(
+                instances,
+                "this channel connects to every instance; ChannelBuilder::subset lets it use fewer"
+            );
+        }
+    }
+
+    /// Begins as many attempts as there is room for.
+    fn dial(&mut self) {
+        while let Some((address, ticket)) = self.dialer.next_turn() {
+            self.step(&address, Input::Turn(ticket));
+        }
+    }
+
+    fn publish(&mut self) {
+        let what = mem::take(&mut self.publish);
+        let has_grown = self.growth == Growth::Due;
+        if what == Publish::Nothing && !has_grown {
+            return;
+        }
+        let before = self.queue.state();
+        let is_ready_set = what == Publish::ReadySet || has_grown || before.ready.is_none();
+        let is_list = !Arc::ptr_eq(&before.subchannels, &self.shared);
+        drop(before);
+        let now = Instant::now();
+        if is_ready_set || is_list {
+            let state = self.state(now);
+            self.queue.publish(state);
+        } else {
+            self.queue.serve();
+        }
+        if is_ready_set {
+            self.schedule_growth(now);
+        }
+        // That shares grew concerns calls alone.
+        if what != Publish::Nothing {
+            self.changed.send_replace(());
+        }
+    }
+
+    fn state(&self, now: Instant) -> LbState {
+        let overdue = format!("the registry has not told the instances for {FIRST_LIST:?}");
+        let no_list = match self.list {
+            List::Awaited => Some((Connectivity::Connecting, "")),
+            List::Overdue => Some((Connectivity::TransientFailure, &*overdue)),
+            List::Known => None,
+        };
+        let Self { subchannels, shared, config, .. } = self;
+        let published = Published { subchannels, shared, config, policy: &**self.queue.policy(), now };
+        published.state(no_list, self.failure.as_deref())
+    }
+
+    /// Has shares set anew after a while, if there is one that has to grow.
+    fn schedule_growth(&mut self, now: Instant) {
+        let Some(slow_start) = self.config.slow_start else { return };
+        if self.growth == Growth::Due {
+            self.growth = Growth::Still;
+        }
+        let grows =
+            |subchannel: &Subchannel| subchannel.is_ready() && slow_start.percent(subchannel.ready_since(), now) < 100;
+        if self.growth == Growth::Still && self.subchannels.iter().any(grows) {
+            self.growth = Growth::Scheduled;
+            self.agenda.add(now + slow_start.step(), Due::Growth);
+        }
+    }
+
+    /// Feeds an input to the subchannel at an address, if there is one.
+    fn step(&mut self, address: &Address, input: Input<super::transport::Transport>) {
+        if let Some(index) = self.find(address) {
+            self.step_at(index, input);
+        }
+    }
+
+    fn step_at(&mut self, index: usize, input: Input<super::transport::Transport>) {
+        let subchannel = &mut self.subchannels[index];
+        let effects = subchannel.on(input, Instant::now());
+        let address = subchannel.address().clone();
+        self.carry_out(&address, effects);
+    }
+
+    fn carry_out(&mut self, address: &Address, effects: Effects) {
+        let Effects { queue, dial, wake, publish, failure } = effects;
+        self.publish = self.publish.max(publish);
+        if failure.is_some() {
+            self.failure = failure;
+        }
+        if let Some(ticket) = queue {
+            self.dialer.queue(address.clone(), ticket);
+        }
+        if let Some(ticket) = dial {
+            self.dialer.dial(address.clone(), ticket);
+        }
+        if let Some((at, wake)) = wake {
+            self.agenda.add(at, Due::Wake(address.clone(), wake));
+        }
+    }
+
+    fn find(&self, address: &Address) -> Option<usize> {
+        self.subchannels.binary_search_by(|subchannel| subchannel.address().cmp(address)).ok()
+    }
+}
+
+/// However the task ends: its last handle may be dropped, its runtime may end under it, and it may panic. Connections end with
+/// the last of their calls.
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        self.queue.publish(LbState {
+            connectivity: Connectivity::Shutdown,
+            ready: None,
+            reason: "the channel has ended with the runtime that it was built on".into(),
+            subchannels: Arc::new([]),
+        });
+    }
+}
+
+impl<T> HasAddress for Subchannel<T> {
+    fn address(&self) -> &Address {
+        self.address()
+    }
+}
+
+/// How long calls wait for the first list of instances: a registry that has not answered by then is down.
+const FIRST_LIST: Duration = Duration::from_secs(5);

@@ -1,0 +1,203 @@
+//! All instances become those that a channel uses, where it does not use all: a different set per client, and for one client
+//! the same set as long as its instances are there.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use super::zone::Zone;
+use crate::channel::subchannel::{Effects, Input, Shared, Subchannel};
+use crate::error::ConfigError;
+use crate::instance::{Address, Instance};
+
+/// How many instances a client uses, and how it ranks them.
+///
+/// Each seed lays the instances on a circle, and the client uses those that follow its start.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Subset {
+    size: usize,
+    seed: u64,
+    start: u64,
+}
+
+impl Subset {
+    /// The subset of a client without a name.
+    pub(crate) fn anonymous(size: usize) -> Self {
+        Self { size, seed: fastrand::u64(..), start: 0 }
+    }
+
+    /// The subset of the client of this name. Clients whose names differ in the number at the end alone share circles, and start on each
+    /// at even distances; all others have circles of their own.
+    pub(crate) fn of(size: usize, client: &str) -> Self {
+        let name = client.trim_end_matches(|char: char| char.is_ascii_digit());
+        match client[name.len()..].parse::<u64>() {
+            Ok(number) => {
+                let start = (number / ORDERS).wrapping_mul(GOLDEN);
+                Self { size, seed: xxh3_64_with_seed(name.as_bytes(), number % ORDERS), start }
+            }
+            Err(_) => Self { size, seed: xxh3_64(client.as_bytes()), start: 0 },
+        }
+    }
+
+    pub(crate) fn check(self) -> Result<(), ConfigError> {
+        if self.size == 0 {
+            return Err(ConfigError::Option { option: "subset", value: "0".into(), expected: "at least 1" });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn size(self) -> usize {
+        self.size
+    }
+
+    /// The rank of an instance for this client: the highest ones are used. It follows from both names alone, so nothing that
+    /// happens to one instance changes the order of the others.
+    pub(crate) fn rank(self, address: &Address) -> u64 {
+        !xxh3_64_with_seed(address.to_string().as_bytes(), self.seed).wrapping_sub(self.start)
+    }
+}
+
+/// The order in which instances are selected, kept until an instance joins, leaves or changes its zone.
+#[derive(Default)]
+pub(super) struct SubsetOrder {
+    /// The instances that were ordered.
+    of: Option<Arc<[Arc<Shared>]>>,
+    /// Their indices, the one that is selected first in front.
+    order: Vec<usize>,
+}
+
+impl SubsetOrder {
+    /// An instance has other tags now, so its zone may be another one.
+    pub(super) fn on_updated(&mut self, before: &Instance, after: &Instance) {
+        if before.tags != after.tags {
+            self.of = None;
+        }
+    }
+
+    /// Orders the instances anew, if they are not those that were ordered last.
+    pub(super) fn update(&mut self, subchannels: &[Subchannel], shared: &Arc<[Arc<Shared>]>, zone: Option<&Zone>) {
+        if self.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, shared)) {
+            return;
+        }
+        let is_elsewhere = |instance: &Instance| zone.is_some_and(|zone| !zone.is_own(instance));
+        self.of = Some(shared.clone());
+        self.order = (0..subchannels.len()).collect();
+        self.order.sort_by_key(|&index| {
+            let subchannel = &subchannels[index];
+            (is_elsewhere(subchannel.instance()), Reverse(subchannel.rank()))
+        });
+    }
+
+    /// Selects as many fit instances as the subset has, and all before them that may be fit again; unselects the others. Calls
+    /// `carry_out` with the effects, and returns when an instance that came back may need no replacement any more.
+    pub(super) fn select(
+        &self,
+        subset: Subset,
+        subchannels: &mut [Subchannel],
+        now: Instant,
+        mut carry_out: impl FnMut(&Address, Effects),
+    ) -> Option<Instant> {
+        let (mut fit, mut settles_at) = (0, None);
+        for &index in &self.order {
+            let subchannel = &mut subchannels[index];
+            let is_wanted = fit < subset.size();
+            if is_wanted && settles_at.is_none() {
+                settles_at = subchannel.settles_at().filter(|at| *at > now);
+            }
+            if is_wanted == subchannel.is_unselected() {
+                let input = if is_wanted { Input::Selected } else { Input::Unselected };
+                let effects = subchannel.on(input, now);
+                carry_out(subchannel.address(), effects);
+            }
+            fit += usize::from(is_wanted && subchannel.is_fit(now));
+        }
+        settles_at
+    }
+}
+
+/// From this many instances on, clients that connect to all of them cost too many connections.
+pub(super) const MANY: usize = 1_000;
+
+/// The number of circles among which clients with numbers take turns: with one, instances that happen to lie close together have
+/// few clients each; with many, few clients share a circle and spread evenly over it.
+const ORDERS: u64 = 32;
+
+/// The golden part of the whole: steps of it spread evenly over a circle, however many there are.
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn address(n: u16) -> Address {
+        std::net::SocketAddr::from(([10, 0, 0, 1], n + 1)).into()
+    }
+
+    fn chosen(subset: Subset, there: &BTreeSet<u16>) -> BTreeSet<u16> {
+        let mut ranked: Vec<u16> = there.iter().copied().collect();
+        ranked.sort_by_key(|n| std::cmp::Reverse(subset.rank(&address(*n))));
+        ranked.into_iter().take(subset.size()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn one_that_goes_is_replaced_by_one_and_one_that_comes_replaces_one_at_most(
+            client in prop_oneof![".{1,12}", "[a-z]{1,3}-[0-9]{1,25}"],
+            size in 1..30_usize,
+            there in prop::collection::btree_set(0..500_u16, 1..200),
+            one in 0..500_u16,
+        ) {
+            let subset = Subset::of(size, &client);
+            let (mut without, mut with) = (there.clone(), there);
+            without.remove(&one);
+            with.insert(one);
+            let (before, after) = (chosen(subset, &with), chosen(subset, &without));
+            let lost: Vec<_> = before.difference(&after).collect();
+            let won: Vec<_> = after.difference(&before).collect();
+            prop_assert!(lost.iter().all(|lost| **lost == one), "only the one that went is lost: {:?}", lost);
+            prop_assert!(won.len() <= 1 && (won.is_empty() || !lost.is_empty()), "one takes its place: {:?}", won);
+        }
+    }
+
+    /// The fewest and the most clients that one of 200 instances has.
+    fn extremes(clients: impl Iterator<Item = String>) -> (u32, u32) {
+        let there: BTreeSet<u16> = (0..200).collect();
+        let mut used: BTreeMap<u16, u32> = there.iter().map(|instance| (*instance, 0)).collect();
+        for client in clients {
+            for instance in chosen(Subset::of(20, &client), &there) {
+                *used.entry(instance).or_default() += 1;
+            }
+        }
+        (*used.values().min().expect("some"), *used.values().max().expect("some"))
+    }
+
+    #[test]
+    fn each_instance_has_about_as_many_of_a_thousand_clients_with_numbers() {
+        for name in ["client-", "", "pod-7-"] {
+            let (least, most) = extremes((0..1_000).map(|number| format!("{name}{number}")));
+            assert!(least >= 75 && most <= 125, "{name}: from {least} to {most} clients, and 100 are the mean");
+        }
+    }
+
+    #[test]
+    fn clients_with_other_names_spread_as_by_chance() {
+        // Counts are binomial then, with a standard deviation of 9.5 around 100.
+        let clients = (0..1_000_u32).map(|number| format!("{:x}-x", xxh3_64(&number.to_le_bytes())));
+        let (least, most) = extremes(clients);
+        assert!(least >= 60 && most <= 145, "from {least} to {most} clients");
+    }
+
+    #[test]
+    fn a_client_without_a_name_is_like_no_other() {
+        let there: BTreeSet<u16> = (0..200).collect();
+        let (one, other) = (Subset::anonymous(20), Subset::anonymous(20));
+        assert_ne!(chosen(one, &there), chosen(other, &there));
+        assert!(Subset::anonymous(0).check().is_err());
+    }
+}

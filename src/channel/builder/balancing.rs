@@ -1,0 +1,92 @@
+//! Options of balancing: which instances are used, how one is picked, and when one is left out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ChannelBuilder;
+use crate::channel::balancer::{SlowStart, Subset, Zone};
+use crate::channel::outlier::OutlierDetection;
+use crate::channel::policy::Policy;
+
+/// Balancing: which instances are used, and how much of each.
+impl ChannelBuilder {
+    /// How an instance is chosen for each call. Defaults to [`LeastRequest`].
+    pub fn policy(mut self, policy: impl Policy) -> Self {
+        self.policy = Some(Arc::new(policy));
+        self
+    }
+
+    /// When an instance whose calls fail is left out for a while. Defaults to three failures in a row.
+    pub fn outlier_detection(mut self, outliers: OutlierDetection) -> Self {
+        self.outliers = outliers;
+        self
+    }
+
+    /// Asks each instance for its health (`grpc.health.v1`) and leaves out those that are not SERVING. `service` is the
+    /// name that servers know it by, `package.Service`; an empty one asks for the whole server. Off unless given.
+    ///
+    /// The question stays open on each connection, so an answer that changes counts at once. An instance gets no calls
+    /// before its first answer, which may take the [`connect_timeout`](Self::connect_timeout), and none while its server
+    /// does not know the service; one whose server has no health service at all counts as serving. Where no instance serves, calls fail
+    /// with UNAVAILABLE. The stream takes one of those that the server allows on a connection.
+    #[cfg(feature = "health")]
+    pub fn health_check(mut self, service: impl Into<String>) -> Self {
+        self.health = Some(service.into().into());
+        self
+    }
+
+    /// Lets the share of a new instance grow from 10 % to 100 % of its weight, in a straight line over `window`: for servers
+    /// that have to fill caches or compile first. Off unless given.
+    ///
+    /// New is an instance that is READY for the first time since it was registered, or since it could not be reached: it is
+    /// another process then, most likely. One that only reconnects is not. Where all are new alike, as when the channel
+    /// starts, all have the same share. Shares are set anew after each percent, ninety times a window, and every 100 ms at
+    /// most. [`PickFirst`](crate::PickFirst) and [`RingHash`](crate::RingHash) do not know of it, and a channel with one of
+    /// them pays nothing; [`Policy::starts_slowly`](crate::Policy::starts_slowly) tells.
+    pub fn slow_start(mut self, window: Duration) -> Self {
+        self.balance.slow_start = Some(SlowStart::new(window));
+        self
+    }
+
+    /// Prefers the instances whose tag `tag` is `zone`, the client's own. Off unless given.
+    ///
+    /// They take all calls while those of them that are READY make up 70 % of the weight that would be their zone's fair
+    /// share: all instances' weights divided by the number of zones. With fewer, the missing part goes to the other zones by
+    /// weight: with half of 70 %, half of the calls. It comes back when they do. Below 70 % those that are left would bear
+    /// half as much again as usual; Envoy draws the line there, too. Instances without the tag are a zone of their own. Works
+    /// with every policy.
+    pub fn prefer_zone(mut self, tag: impl Into<String>, zone: impl Into<String>) -> Self {
+        self.balance.zone = Some(Zone { tag: tag.into(), own: zone.into() });
+        self
+    }
+
+    /// Uses, and connects to, `size` instances only. Off unless given; from 1,000 instances on a warning recommends it: a
+    /// thousand clients of a thousand servers hold a million connections.
+    ///
+    /// Each client has others, chosen by hashing: one that goes is replaced by one, one that comes replaces one at most, and
+    /// nothing else changes. Clients know nothing of each other: with 1,000 of them and 20 instances of 200 each, an instance has
+    /// 100 clients with a standard deviation of 9.5, and one of 150 is more than a quarter off. With
+    /// [`subset_as`](Self::subset_as) and numbers, clients spread more evenly.
+    ///
+    /// An instance that is not READY is stood in for until it is; calls in flight on the stand-in then finish. While keys are
+    /// gone from etcd without a word, those that are connected stay, and nobody stands in for them.
+    ///
+    /// With [`prefer_zone`](Self::prefer_zone), instances of the own zone come first, and the shares of zones are those in the
+    /// subset: an own zone of at least `size` instances takes all calls, also where it is a small part of the service.
+    ///
+    /// The choice is random for each channel; with [`subset_as`](Self::subset_as) it is the same after a restart.
+    pub fn subset(mut self, size: usize) -> Self {
+        self.balance.subset = Some(Subset::anonymous(size));
+        self
+    }
+
+    /// As [`subset`](Self::subset), for the client of this name, which no other one should have: a pod's name for instance.
+    /// The same client gets the same instances again.
+    ///
+    /// Clients whose names differ only in the number at the end, such as `web-0`, `web-1` and so on, as pods of a `StatefulSet`
+    /// have them, spread evenly: of 1,000 with 20 instances of 200 each, every instance has 75 to 125.
+    pub fn subset_as(mut self, size: usize, client: &str) -> Self {
+        self.balance.subset = Some(Subset::of(size, client));
+        self
+    }
+}

@@ -1,0 +1,148 @@
+//! Options become a running channel. This room only wires: each option is checked and explained where it is used.
+//!
+//! # Layout
+//!
+//! | file | options of |
+//! | --- | --- |
+//! | `transport` | connections |
+//! | `calls` | calls, and retries of those that fail |
+//! | `balancing` | which instances are used, and how one is picked |
+//! | `instances` | channels over a user's own lists |
+
+mod balancing;
+mod calls;
+mod instances;
+mod transport;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::BoxStream;
+use http::Uri;
+use tokio::runtime::Handle as Runtime;
+use tokio::sync::{mpsc, watch};
+use tracing::Instrument;
+
+use super::BalancedChannel;
+use super::balancer::{BalanceConfig, Balancer, ConnectConfig, Inputs};
+use super::config::methods::MethodConfigs;
+use super::config::throttling::RetryThrottling;
+use super::outlier::OutlierDetection;
+use super::picks::{Handle, PickQueue};
+use super::policy::{LeastRequest, Policy};
+use super::service_config::ServiceConfig;
+use super::subchannel::Reports;
+use super::transport::TransportConfig;
+use crate::error::ConfigError;
+use crate::snapshot::Snapshot;
+#[cfg(feature = "_tls")]
+use crate::tls::ClientTls;
+
+/// Where a channel's snapshots come from, opened by `build()`.
+type Source = Box<dyn FnOnce() -> Result<BoxStream<'static, Arc<Snapshot>>, ConfigError> + Send>;
+
+/// The options of a [`BalancedChannel`]. Those of connections are named like those of tonic's
+/// [`Endpoint`](tonic::transport::Endpoint).
+#[must_use = "a builder does nothing before build()"]
+pub struct ChannelBuilder {
+    label: String,
+    source: Source,
+    policy: Option<Arc<dyn Policy>>,
+    outliers: OutlierDetection,
+    balance: BalanceConfig,
+    timeout: Option<Duration>,
+    wait_for_ready: bool,
+    max_waiting: usize,
+    user_agent: Option<String>,
+    methods: MethodConfigs,
+    throttling: Option<RetryThrottling>,
+    service_config: Option<ServiceConfig>,
+    transport: TransportConfig,
+    origin: Option<Uri>,
+    drain_limit: Duration,
+    #[cfg(feature = "_tls")]
+    tls: Option<ClientTls>,
+    #[cfg(feature = "health")]
+    health: Option<Arc<str>>,
+}
+
+impl ChannelBuilder {
+    /// `label` names the service, and where it is looked for, in messages.
+    pub(crate) fn new(
+        label: String,
+        source: impl FnOnce() -> Result<BoxStream<'static, Arc<Snapshot>>, ConfigError> + Send + 'static,
+    ) -> Self {
+        Self {
+            label,
+            source: Box::new(source),
+            policy: None,
+            outliers: OutlierDetection::default(),
+            balance: BalanceConfig::default(),
+            timeout: None,
+            wait_for_ready: false,
+            max_waiting: MAX_WAITING,
+            user_agent: None,
+            methods: MethodConfigs::default(),
+            throttling: None,
+            service_config: None,
+            transport: TransportConfig::default(),
+            origin: None,
+            drain_limit: DRAIN_LIMIT,
+            #[cfg(feature = "_tls")]
+            tls: None,
+            #[cfg(feature = "health")]
+            health: None,
+        }
+    }
+
+    /// Checks everything and makes the channel. No I/O is done here; the channel connects in the background.
+    ///
+    /// # Errors
+    ///
+    /// A bad service name, an option out of its range, or no tokio runtime on this thread.
+    pub fn build(mut self) -> Result<BalancedChannel, ConfigError> {
+        let runtime = Runtime::try_current().map_err(|_| ConfigError::NoRuntime { call: "build" })?;
+        let transport = self.take_transport()?;
+        self.outliers.check()?;
+        let config = self.take_calls()?;
+        let policy = self.policy.unwrap_or_else(|| Arc::new(LeastRequest::default()));
+        let balance = self.balance.checked(&*policy)?;
+        let connect = ConnectConfig {
+            transport: Arc::new(transport),
+            drain_limit: self.drain_limit,
+            measures_peaks: policy.measures_peaks(),
+            #[cfg(feature = "health")]
+            health: self.health,
+        };
+        let snapshots = (self.source)()?;
+
+        let (events, feedback) = mpsc::unbounded_channel();
+        let (changed, seen) = watch::channel(());
+        let (alive, handles) = mpsc::channel(1);
+        let span = tracing::info_span!(parent: None, "channel", service = %self.label);
+        let queue = Arc::new(PickQueue::new(self.label.into(), policy, self.max_waiting));
+        let reports = Reports { outliers: Arc::new(self.outliers), events };
+        let balancer = Balancer::new(queue.clone(), balance, connect, reports, changed);
+        runtime.spawn(balancer.run(Inputs { snapshots, feedback, handles }).instrument(span));
+        Ok(BalancedChannel::new(Handle { queue, config, changed: seen, _alive: alive }))
+    }
+}
+
+impl fmt::Debug for ChannelBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChannelBuilder")
+            .field("service", &self.label)
+            .field("policy", &self.policy)
+            .field("outlier_detection", &self.outliers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Calls that may wait at once: at some 2 KiB each that is 20 MB, and a server that answers 1,000 calls a second needs
+/// ten seconds for them, longer than most callers wait.
+const MAX_WAITING: usize = 10_000;
+
+/// How long the streams of a removed instance may go on: as long as a server that leaves in order grants them itself, and as
+/// Kubernetes grants that server.
+const DRAIN_LIMIT: Duration = Duration::from_secs(30);

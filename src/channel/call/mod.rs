@@ -1,0 +1,329 @@
+//! One request becomes attempts, and one of them a response: a pick, the request on its connection, the head of the response;
+//! again elsewhere where the request provably reached no handler, or as the retry policy allows.
+//!
+//! | state | waits for | ends with |
+//! | --- | --- | --- |
+//! | picking | a pick: a connection with room, or the call's turn | a pick, a failure, the deadline |
+//! | attempting | the head of the response | the head, a failure, the deadline, or picking again |
+//! | pausing | the back-off before a retry | picking again |
+//! | responding | the caller reads [`ResponseBody`] | the body's end, a failure, the deadline |
+//!
+//! Dropped in any state, a call gives its place back, lets go of the request body and resets the stream at the server. It runs on
+//! the caller's own task, writes its frames and reads its answer there; the only other task is the one that moves the
+//! connection's bytes.
+//!
+//! # Layout
+//!
+//! | file | |
+//! | --- | --- |
+//! | `attempt` | a pick and a request -> the head of a response, or why there is none |
+//! | `request_head` | the caller's head -> the head of each attempt |
+//! | `response_body` | the incoming body under deadline and accounting |
+//! | `retry_state` | outcomes of attempts -> the next pause |
+//! | `status` | gRPC's statuses in HTTP |
+
+mod attempt;
+mod request_head;
+mod response_body;
+mod retry_state;
+mod status;
+
+use std::fmt;
+use std::future::poll_fn;
+use std::ops::DerefMut;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use self::attempt::{Attempt, FailedAttempt};
+use self::request_head::RequestHead;
+use self::response_body::OpenCall;
+use self::retry_state::{Pushback, RetryState};
+use crate::channel::deadline::{Deadline, timeout_of};
+use crate::channel::picks::{Handle, Pick};
+use crate::channel::transport::{AttemptError, Exchange, IncomingBody, RequestBody};
+use crate::instance::Instance;
+
+pub use self::response_body::ResponseBody;
+
+/// For one call: whether it waits while nothing is READY, whatever the channel does otherwise. Put into the request's
+/// extensions.
+///
+/// ```
+/// let mut request = tonic::Request::new(());
+/// request.extensions_mut().insert(tonic_etcd::WaitForReady(true));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WaitForReady(pub bool);
+
+/// The future of one call.
+///
+/// # Cancel safety
+///
+/// Dropping it cancels the call: the server is told at once, and the request's stream is dropped.
+#[must_use = "futures do nothing unless polled"]
+pub struct ResponseFuture {
+    call: Pin<Box<dyn Future<Output = Result<http::Response<ResponseBody>, Status>> + Send>>,
+}
+
+impl ResponseFuture {
+    pub(super) fn new(handle: Arc<Handle>, request: http::Request<Body>) -> Self {
+        match Call::new(handle, request) {
+            // In the future's place, `request` would lie beside everything that is made of it: kept small, the future comes from
+            // the allocator's cache of small blocks, which takes no lock where another thread frees it.
+            Ok(call) => Self { call: Box::pin(call.run()) },
+            Err(status) => Self { call: Box::pin(std::future::ready(Err(status))) },
+        }
+    }
+}
+
+impl Future for ResponseFuture {
+    type Output = Result<http::Response<ResponseBody>, Status>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.call.as_mut().poll(cx)
+    }
+}
+
+impl fmt::Debug for ResponseFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+/// A call until its response.
+struct Call {
+    handle: Arc<Handle>,
+    head: RequestHead,
+    body: RequestBody,
+    deadline: Deadline,
+    wait_for_ready: bool,
+    /// What the policy makes of the request.
+    key: u64,
+    started: Instant,
+    /// The pick of the first attempt, where there was one at once.
+    first: Option<Pick>,
+    /// Only where the method is to be retried.
+    retry: Option<Box<RetryState>>,
+    /// The last attempt that failed.
+    last: Option<Box<FailedAttempt>>,
+    /// The attempts that may still be made without a retry policy, where each provably reached no handler.
+    replays: u32,
+}
+
+/// What becomes of a call after a step.
+enum Verdict {
+    Done(Result<http::Response<ResponseBody>, Status>),
+    /// Another attempt at once: the last one provably reached no handler.
+    Replay,
+    /// Another attempt after a pause.
+    Retry(Duration),
+}
+
+impl Call {
+    /// # Errors
+    ///
+    /// INTERNAL where the policy panics.
+    fn new(handle: Arc<Handle>, request: http::Request<Body>) -> Result<Self, Status> {
+        let started = Instant::now();
+        let config = &handle.config;
+        let (head, body) = request.into_parts();
+        let key = handle.queue.key(&head)?;
+        let options = config.methods.as_ref().map(|methods| methods.of(head.uri.path())).unwrap_or_default();
+        let waits = options.wait_for_ready.unwrap_or(config.wait_for_ready);
+        let wait_for_ready = head.extensions.get().map_or(waits, |WaitForReady(wait)| *wait);
+        let own = timeout_of(&head.headers);
+        let timeout = options.timeout.into_iter().chain(config.timeout).min();
+        let deadline = Deadline::new(own, timeout, started);
+        let retry = options.retry.map(|policy| Box::new(RetryState::new(policy.clone(), config.retry_budget.clone())));
+        let mut head = RequestHead::new(head.method, &head.uri, head.headers, &config.user_agent);
+        // The server is told the time that is left; the caller's own header says it while nothing was waited for.
+        if deadline.at() != own.map(|own| started + own) {
+            head.set_timeout(&deadline, started);
+        }
+        let first = handle.queue.pick_now(key);
+        let body = RequestBody::new(body);
+        let (last, replays) = (None, REPLAYS);
+        Ok(Self { handle, head, body, deadline, wait_for_ready, key, started, first, retry, last, replays })
+    }
+
+    /// Makes attempts until one of them decides.
+    #[expect(clippy::manual_async_fn, reason = "the arguments of an async function have two places in its future")]
+    fn run(mut self) -> impl Future<Output = Result<http::Response<ResponseBody>, Status>> + Send {
+        async move {
+            loop {
+                let verdict = match self.pick().await {
+                    Ok((pick, at)) => self.attempt(pick, at).await,
+                    Err(verdict) => verdict,
+                };
+                match verdict {
+                    Verdict::Done(result) => return result,
+                    Verdict::Replay => self.replays -= 1,
+                    Verdict::Retry(pause) => self.pause(pause).await,
+                }
+            }
+        }
+    }
+
+    /// A pick for the next attempt, and when it was there.
+    async fn pick(&mut self) -> Result<(Pick, Instant), Verdict> {
+        if let Some(pick) = self.first.take() {
+            return Ok((pick, self.started));
+        }
+        let avoid = self.avoid();
+        let picking = Box::pin(self.handle.queue.pick(avoid, self.wait_for_ready, self.key));
+        let picked = within(&mut self.deadline, picking).await;
+        let now = Instant::now();
+        self.head.set_timeout(&self.deadline, now);
+        match picked {
+            Some(Ok(pick)) => Ok((pick, now)),
+            Some(Err(status)) => Err(match self.pause_after(status.code(), Pushback::Nothing, None) {
+                Some(pause) => Verdict::Retry(pause),
+                // What the last instance said is closer to the cause than that there is none left.
+                None => Verdict::Done(Err(self.last.take().map_or(status, |last| last.status))),
+            }),
+            None => {
+                let status = status::deadline_exceeded("an instance that can take the call");
+                Err(Verdict::Done(Err(status)))
+            }
+        }
+    }
+
+    /// One attempt, up to the head of its response.
+    async fn attempt(&mut self, pick: Pick, at: Instant) -> Verdict {
+        if let Some(retry) = &mut self.retry {
+            retry.on_attempt(at);
+        }
+        let attempt = Attempt::new(pick, at, self.deadline.at().is_some());
+        let begun = poll_fn(|cx| Poll::Ready(attempt.begin(&mut self.head, &mut self.body, cx))).await;
+        let mut exchange = match begun {
+            Ok(exchange) => exchange,
+            Err(error) => return self.on_error(&attempt, error),
+        };
+        let Self { body, retry, deadline, .. } = self;
+        let answer = pin!(poll_fn(|cx| match (attempt.poll_response(&mut exchange, body, cx), &mut *retry) {
+            (Poll::Pending, Some(retry)) => retry.poll_too_slow(cx).map(|()| None),
+            (answer, _) => answer.map(Some),
+        }));
+        match within(deadline, answer).await {
+            Some(Some(Ok(response))) => self.on_response(attempt, exchange, response),
+            Some(Some(Err(error))) => self.on_error(&attempt, error),
+            Some(None) => {
+                let failed = attempt.on_too_slow();
+                self.on_failed(failed)
+            }
+            None => {
+                attempt.on_missed();
+                let waiting_for = format!("{} to answer", attempt.address());
+                Verdict::Done(Err(status::deadline_exceeded(&waiting_for)))
+            }
+        }
+    }
+
+    /// The head of a response is here: it is the caller's, unless its status is to be retried.
+    fn on_response(
+        &mut self,
+        mut attempt: Attempt,
+        exchange: Exchange,
+        response: http::Response<IncomingBody>,
+    ) -> Verdict {
+        let (mut head, incoming) = response.into_parts();
+        let code = attempt.on_head(&mut head);
+        if let (Some(Code::Ok), Some(budget)) = (code, &self.handle.config.retry_budget) {
+            budget.on_success();
+        }
+        let failure = code.filter(|code| *code != Code::Ok);
+        let pushback = || Pushback::of(&head.headers);
+        if let Some(pause) = failure.and_then(|code| self.pause_after(code, pushback(), Some(attempt.instance()))) {
+            self.last = Some(Box::new(attempt.refused(&head)));
+            return Verdict::Retry(pause);
+        }
+        if http_body::Body::is_end_stream(&incoming) {
+            exchange.finish(&self.body);
+            return Verdict::Done(Ok(http::Response::from_parts(head, ResponseBody::default())));
+        }
+        attempt.on_response_begin();
+        let call = OpenCall {
+            attempt,
+            sender: exchange.send_rest(std::mem::take(&mut self.body)),
+            deadline: std::mem::take(&mut self.deadline),
+            retry_budget: self.handle.config.retry_budget.clone(),
+            messages: 0,
+        };
+        Verdict::Done(Ok(http::Response::from_parts(head, ResponseBody::new(incoming, call))))
+    }
+
+    /// An attempt ended without a response: what that proves decides whether there is another one.
+    fn on_error(&mut self, attempt: &Attempt, error: AttemptError) -> Verdict {
+        match error {
+            AttemptError::Request(status) => Verdict::Done(Err(status)),
+            AttemptError::MaybeProcessed(error) => self.on_failed(attempt.on_broken(&error)),
+            AttemptError::Unprocessed { error, is_unsent } => {
+                let failed = attempt.on_unprocessed(&error, is_unsent);
+                // Without its body there is no second attempt, so the call must not wait for a pick either.
+                if !self.body.is_replayable() {
+                    return Verdict::Done(Err(failed.status));
+                }
+                if self.replays > 0 {
+                    self.last = Some(Box::new(failed));
+                    return Verdict::Replay;
+                }
+                self.on_failed(failed)
+            }
+        }
+    }
+
+    /// An attempt failed, and only a retry policy allows another one.
+    fn on_failed(&mut self, failed: FailedAttempt) -> Verdict {
+        match self.pause_after(failed.status.code(), Pushback::Nothing, Some(&failed.by)) {
+            Some(pause) => {
+                self.last = Some(Box::new(failed));
+                Verdict::Retry(pause)
+            }
+            None => Verdict::Done(Err(failed.status)),
+        }
+    }
+
+    /// The wait before a retry, `by` an instance that failed the attempt if one was found; `None` where there is to be none. A
+    /// wait that would outlast the call's time is not begun.
+    fn pause_after(&mut self, code: Code, pushback: Pushback, by: Option<&Arc<Instance>>) -> Option<Duration> {
+        let retry = self.retry.as_mut().filter(|_| self.body.is_replayable())?;
+        let pause = retry.on_failure(code, pushback, by)?;
+        let end = Instant::now().checked_add(pause)?;
+        self.deadline.at().is_none_or(|at| end < at).then_some(pause)
+    }
+
+    async fn pause(&mut self, pause: Duration) {
+        if !pause.is_zero() {
+            Box::pin(tokio::time::sleep(pause)).await;
+        }
+        if let Some(retry) = &self.retry {
+            self.head.set_previous_attempts(retry.failed());
+        }
+        self.replays = REPLAYS;
+    }
+
+    /// Instances that are asked again only while there is no other.
+    fn avoid(&self) -> Vec<Arc<Instance>> {
+        let tried = self.retry.iter().flat_map(|retry| retry.tried());
+        self.last.iter().map(|last| &last.by).chain(tried).cloned().collect()
+    }
+}
+
+/// The output of `future`; `None` where the deadline comes first.
+async fn within<F: Future>(deadline: &mut Deadline, mut future: Pin<impl DerefMut<Target = F>>) -> Option<F::Output> {
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => deadline.poll_missed(cx).map(|()| None),
+    })
+    .await
+}
+
+/// How often one call is made again invisibly. Each attempt that reached no handler came from an instance that will be READY no
+/// more or refuses now: after ten of them in a row, the failure is better news than an eleventh attempt.
+const REPLAYS: u32 = 9;

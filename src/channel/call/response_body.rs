@@ -1,0 +1,136 @@
+//! The body of a response: under the call's deadline, with the call's place held until its end.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tonic::{Code, Status};
+
+use super::attempt::Attempt;
+use super::status;
+use crate::channel::config::throttling::RetryBudget;
+use crate::channel::deadline::Deadline;
+use crate::channel::transport::{BodySender, IncomingBody, TransportError};
+
+/// The body of a response. Dropping it before its end cancels the call at the server.
+#[derive(Default)]
+pub struct ResponseBody {
+    incoming: Option<IncomingBody>,
+    call: Option<OpenCall>,
+}
+
+/// What a call holds until its body ends.
+pub(super) struct OpenCall {
+    pub(super) attempt: Attempt,
+    /// The rest of the request.
+    pub(super) sender: BodySender,
+    pub(super) deadline: Deadline,
+    pub(super) retry_budget: Option<Arc<RetryBudget>>,
+    /// The messages that came so far, up to two.
+    pub(super) messages: u8,
+}
+
+impl ResponseBody {
+    pub(super) fn new(incoming: IncomingBody, call: OpenCall) -> Self {
+        Self { incoming: Some(incoming), call: Some(call) }
+    }
+
+    /// The response ended, with these trailers.
+    fn on_end(&mut self, trailers: Option<&mut Frame<Bytes>>) {
+        let Some(call) = self.call.take() else { return };
+        match trailers.and_then(Frame::trailers_mut) {
+            Some(trailers) => {
+                if !call.attempt.take_server_timeout(trailers) {
+                    call.on_status(status::code_of(trailers).unwrap_or(Code::Unknown));
+                }
+            }
+            None => call.on_status(Code::Unknown),
+        }
+    }
+
+    fn on_error(&mut self, error: &TransportError) -> Status {
+        let Some(call) = self.call.take() else { return Status::unknown(error.to_string()) };
+        // The caller's own stream failed, and that reset the call: nothing that the instance did.
+        call.sender.failure().unwrap_or_else(|| call.attempt.on_transport_error(error))
+    }
+
+    fn on_deadline(&mut self) -> Option<Status> {
+        // Dropping it resets the stream.
+        self.incoming = None;
+        let call = self.call.take()?;
+        call.attempt.on_missed();
+        Some(status::deadline_exceeded(&format!("the rest of the answer of {}", call.attempt.address())))
+    }
+}
+
+impl OpenCall {
+    fn on_status(&self, code: Code) {
+        if code == Code::Ok
+            && !self.attempt.is_reported()
+            && let Some(budget) = &self.retry_budget
+        {
+            budget.on_success();
+        }
+        self.attempt.on_status(code);
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        // A stream whose messages are always there already would never meet its deadline otherwise. The answer to a unary
+        // call is over before that is looked at.
+        if let Some(call) = &mut this.call
+            && call.messages > 1
+            && call.deadline.poll_missed(cx).is_ready()
+        {
+            return Poll::Ready(this.on_deadline().map(Err));
+        }
+        let Some(incoming) = &mut this.incoming else { return Poll::Ready(None) };
+        match Pin::new(incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(mut frame))) => {
+                if frame.is_trailers() {
+                    this.on_end(Some(&mut frame));
+                    this.incoming = None;
+                } else if let Some(call) = &mut this.call {
+                    call.messages = 2.min(call.messages + 1);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                let status = this.on_error(&error);
+                this.incoming = None;
+                Poll::Ready(Some(Err(status)))
+            }
+            Poll::Ready(None) => {
+                this.on_end(None);
+                this.incoming = None;
+                Poll::Ready(None)
+            }
+            Poll::Pending => match &mut this.call {
+                Some(call) => call.deadline.poll_missed(cx).map(|()| this.on_deadline().map(Err)),
+                None => Poll::Pending,
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.as_ref().is_none_or(IncomingBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.incoming.is_some() { SizeHint::default() } else { SizeHint::with_exact(0) }
+    }
+}
+
+impl fmt::Debug for ResponseBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseBody").field("open", &self.call.is_some()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,223 @@
+//! The published state of the channel, and a pick for each call from it: at once, or in the call's turn.
+
+use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::oneshot;
+use tonic::Status;
+
+use super::ready_set::ReadySet;
+use super::wait_queue::{Turn, WaitQueue};
+use crate::channel::policy::Policy;
+use crate::channel::subchannel::{Connectivity, InstanceStatus, ReadyConnection, Shared};
+use crate::instance::Instance;
+
+/// Where calls and the balancer meet: the balancer publishes, calls pick.
+pub(crate) struct PickQueue {
+    /// The service and where it is looked for, for messages.
+    label: Box<str>,
+    policy: Arc<dyn Policy>,
+    state: ArcSwap<LbState>,
+    waiting: WaitQueue<Waiting>,
+    max_waiting: usize,
+}
+
+/// What the balancer publishes at each change.
+pub(crate) struct LbState {
+    pub(crate) connectivity: Connectivity,
+    /// There exactly while the channel is READY.
+    pub(crate) ready: Option<ReadySet<Arc<ReadyConnection>>>,
+    /// Why calls fail, in [`Connectivity::TransientFailure`] and [`Connectivity::Shutdown`].
+    pub(crate) reason: Box<str>,
+    /// Every instance, in the order of addresses.
+    pub(crate) subchannels: Arc<[Arc<Shared>]>,
+}
+
+/// A call that waits.
+#[derive(Debug)]
+struct Waiting {
+    /// Instances that refused or failed it.
+    avoid: Vec<Arc<Instance>>,
+    wait_for_ready: bool,
+    key: u64,
+    /// Taken with the answer.
+    answer: Option<oneshot::Sender<Result<Pick, Status>>>,
+}
+
+/// A connection that was chosen for a call, with a place on it that is given back on drop.
+pub(crate) struct Pick {
+    instance: Arc<Instance>,
+    connection: Arc<ReadyConnection>,
+    queue: Arc<PickQueue>,
+    /// Whether giving the place back serves the calls that wait.
+    serves: bool,
+}
+
+impl PickQueue {
+    /// A queue for at most `max_waiting` calls at once, with nothing published yet.
+    pub(crate) fn new(label: Box<str>, policy: Arc<dyn Policy>, max_waiting: usize) -> Self {
+        let nothing = LbState {
+            connectivity: Connectivity::Connecting,
+            ready: None,
+            reason: "".into(),
+            subchannels: Arc::new([]),
+        };
+        let (state, waiting) = (ArcSwap::from_pointee(nothing), WaitQueue::new(max_waiting));
+        Self { label, policy, state, waiting, max_waiting }
+    }
+
+    pub(crate) fn label(&self) -> &str {
+        &self.label
+    }
+
+    pub(crate) fn policy(&self) -> &Arc<dyn Policy> {
+        &self.policy
+    }
+
+    pub(crate) fn connectivity(&self) -> Connectivity {
+        self.state.load().connectivity
+    }
+
+    /// The published state, for comparison with the next.
+    pub(crate) fn state(&self) -> Arc<LbState> {
+        self.state.load_full()
+    }
+
+    /// All instances as they are now, ordered by address.
+    pub(crate) fn instances(&self) -> Vec<InstanceStatus> {
+        self.state.load().subchannels.iter().map(|shared| shared.status()).collect()
+    }
+
+    /// The key that the policy makes of a request.
+    ///
+    /// # Errors
+    ///
+    /// INTERNAL where the policy panics.
+    pub(crate) fn key(&self, request: &http::request::Parts) -> Result<u64, Status> {
+        panic::catch_unwind(AssertUnwindSafe(|| self.policy.key(request)))
+            .map_err(|_| Status::internal(format!("{}: the policy panicked", self.label)))
+    }
+
+    /// Publishes a state, and gives the calls that wait what there is for them.
+    pub(crate) fn publish(self: &Arc<Self>, state: LbState) {
+        let before = self.state.swap(Arc::new(state));
+        // A picker is the user's code, and its drop must not end the balancer.
+        if panic::catch_unwind(AssertUnwindSafe(|| drop(before))).is_err() {
+            tracing::error!("a picker panicked when it was dropped");
+        }
+        self.serve();
+    }
+
+    /// A pick for a call that overtakes no other, if there is one right now.
+    pub(crate) fn pick_now(self: &Arc<Self>, key: u64) -> Option<Pick> {
+        if !self.waiting.is_empty() {
+            return None;
+        }
+        self.state.load().ready.as_ref().and_then(|ready| self.pick_from(ready, &[], key))
+    }
+
+    /// A pick for a call, in its turn.
+    ///
+    /// # Errors
+    ///
+    /// UNAVAILABLE where there is none and none is on its way, `RESOURCE_EXHAUSTED` where too many calls wait already.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the queue, and gives back a pick that came too late.
+    pub(crate) async fn pick(
+        self: &Arc<Self>,
+        avoid: Vec<Arc<Instance>>,
+        wait_for_ready: bool,
+        key: u64,
+    ) -> Result<Pick, Status> {
+        let (answer, answered) = oneshot::channel();
+        let Some(number) = self.waiting.join(Waiting { avoid, wait_for_ready, key, answer: Some(answer) }) else {
+            let Self { label, max_waiting, .. } = &**self;
+            return Err(Status::resource_exhausted(format!("{label}: {max_waiting} calls wait already")));
+        };
+        let _leave = LeaveOnDrop { queue: self, number };
+        self.serve();
+        answered.await.unwrap_or_else(|_| Err(Status::unavailable(format!("{}: the channel is gone", self.label))))
+    }
+
+    /// Gives the calls that wait what there is for them.
+    pub(crate) fn serve(self: &Arc<Self>) {
+        // The state is loaded once a turn: it is published before the queue is served, so the newest is always seen.
+        self.waiting.serve(|waiting| self.turn(&self.state.load(), waiting));
+    }
+
+    fn turn(self: &Arc<Self>, state: &LbState, waiting: &mut Waiting) -> Turn {
+        let answer = match (&state.ready, state.connectivity) {
+            (Some(ready), _) => match self.pick_from(ready, &waiting.avoid, waiting.key) {
+                Some(pick) => Ok(pick),
+                None => return Turn::Closed,
+            },
+            (None, Connectivity::TransientFailure) if waiting.wait_for_ready => return Turn::Passed,
+            (None, Connectivity::TransientFailure | Connectivity::Shutdown) => {
+                Err(Status::unavailable(format!("{}: {}", self.label, state.reason)))
+            }
+            (None, _) => return Turn::Closed,
+        };
+        // The queue is locked: a place that comes back because the call was dropped must not serve it again.
+        if let Some(sender) = waiting.answer.take()
+            && let Err(Ok(mut unwanted)) = sender.send(answer)
+        {
+            unwanted.serves = false;
+        }
+        Turn::Answered
+    }
+
+    fn pick_from(
+        self: &Arc<Self>,
+        ready: &ReadySet<Arc<ReadyConnection>>,
+        avoid: &[Arc<Instance>],
+        key: u64,
+    ) -> Option<Pick> {
+        let index = ready.acquire(avoid, key)?;
+        Some(Pick {
+            instance: ready.candidate(index).shared_instance().clone(),
+            connection: ready.connection(index).clone(),
+            queue: self.clone(),
+            serves: true,
+        })
+    }
+}
+
+impl Pick {
+    pub(crate) fn instance(&self) -> &Arc<Instance> {
+        &self.instance
+    }
+
+    pub(crate) fn connection(&self) -> &ReadyConnection {
+        &self.connection
+    }
+}
+
+impl Drop for Pick {
+    fn drop(&mut self) {
+        self.connection.load().quota().release();
+        if self.serves {
+            self.queue.serve();
+        }
+    }
+}
+
+impl fmt::Debug for Pick {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pick").field("instance", &self.instance).finish_non_exhaustive()
+    }
+}
+
+struct LeaveOnDrop<'a> {
+    queue: &'a PickQueue,
+    number: u64,
+}
+
+impl Drop for LeaveOnDrop<'_> {
+    fn drop(&mut self) {
+        self.queue.waiting.leave(self.number);
+    }
+}

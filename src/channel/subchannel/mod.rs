@@ -1,0 +1,540 @@
+//! One instance as its channel sees it: registry news, attempts to connect, connections and calls go in, effects come out.
+//!
+//! ```text
+//!                    its turn                connected
+//!  Queued ----------------------> Connecting ----------> Ready --+
+//!    ^  ^                             |                          | the connection ended
+//!    |  |          failed             v                          |
+//!    |  +-------- its time ------- Backoff <------ it failed ----+
+//!    |                                                           |
+//!    +------------------------------------- it was a good one ---+
+//!    |                                                           |
+//!    +-- a reason no more -- Idle(Ejected | Unselected | Withdrawn) <-- a reason --+ (from any state)
+//!
+//!  In ---failures---> Out ---time---> Probation ---a call is answered---> In
+//!                      ^                  |
+//!                      +---a call fails---+
+//! ```
+//!
+//! The second machine, [`Ejection`], runs beside the first: an instance that is out keeps a connection that it has, is dialled
+//! anew for its probation, and takes one call at a time until the first of them ends. Both are stepped by
+//! [`Subchannel::on`] alone, and everything that calls and people see is derived from them there: [`Connectivity`], the view in
+//! [`Shared`], the places of the quota.
+//!
+//! # Layout
+//!
+//! | file | |
+//! | --- | --- |
+//! | `connection` | a READY connection: what calls are picked for, and their feedback |
+//! | `state` | states, inputs, effects |
+//! | `shared` | the view that calls and people read |
+//! | `status` | connectivity and [`InstanceStatus`] |
+//! | `ticket` | what tells one attempt from the next |
+
+mod connection;
+mod shared;
+mod state;
+mod status;
+mod ticket;
+
+use std::mem;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use self::shared::View;
+use self::state::{Ready, Reason, State};
+use crate::backoff::Backoff;
+use crate::channel::outlier::{Ejection, Tally};
+use crate::channel::policy::candidate::Candidate;
+use crate::channel::transport::Transport;
+use crate::instance::{Address, Instance};
+use crate::snapshot::{Member, MemberState};
+
+#[cfg(feature = "health")]
+pub(crate) use self::connection::HealthVerdict;
+pub(crate) use self::connection::{FeedbackEvent, ReadyConnection, Reports};
+pub(crate) use self::shared::Shared;
+pub(crate) use self::state::{Effects, Established, Input, Publish, Wake};
+pub use self::status::{Connectivity, InstanceStatus};
+pub(crate) use self::ticket::Ticket;
+
+/// One instance as its channel sees it.
+pub(crate) struct Subchannel<T = Transport> {
+    member: Member,
+    state: State<T>,
+    ejection: Ejection,
+    /// Why the instance is not READY: the error of the last attempt, of the lost connection, or its health.
+    failure: Option<Arc<str>>,
+    backoff: Backoff,
+    /// Since when the instance is READY as a new process; `None` for one that was not READY since.
+    ready_since: Option<Instant>,
+    /// Whether an attempt or a connection failed before the present one.
+    is_recovering: bool,
+    /// The calls that are counted together. Each connection that is made on probation has a tally of its own, so that calls
+    /// on earlier ones decide nothing.
+    tally: Arc<Tally>,
+    shared: Arc<Shared>,
+    /// Earlier connections whose streams may go on; sending gives those streams a limit.
+    retired: Vec<oneshot::Sender<()>>,
+    reports: Reports,
+    rank: u64,
+}
+
+impl<T> Subchannel<T> {
+    /// A new instance that is selected, and its first effects.
+    pub(crate) fn new(member: Member, rank: u64, reports: Reports) -> (Self, Effects) {
+        let mut new = Self::unselected(member, rank, reports);
+        let mut effects = Effects::default();
+        new.queue(&mut effects);
+        new.publish_view();
+        (new, effects)
+    }
+
+    /// A new instance that the subset may select.
+    pub(crate) fn unselected(member: Member, rank: u64, reports: Reports) -> Self {
+        let view = View {
+            instance: member.shared_instance().clone(),
+            connectivity: Connectivity::Idle,
+            is_ejected: false,
+            is_draining: member.state() == MemberState::Draining,
+            failure: None,
+            load: None,
+        };
+        Self {
+            member,
+            state: State::Idle(Reason::Unselected),
+            ejection: Ejection::default(),
+            failure: None,
+            backoff: Backoff::new(FIRST_BACKOFF, MAX_BACKOFF),
+            ready_since: None,
+            is_recovering: false,
+            tally: Arc::default(),
+            shared: Arc::new(Shared::new(view)),
+            retired: Vec::new(),
+            reports,
+            rank,
+        }
+    }
+
+    /// Takes an input in, and returns what follows from it. Stale tickets and tallies change nothing.
+    pub(crate) fn on(&mut self, input: Input<T>, now: Instant) -> Effects {
+        let mut effects = Effects::default();
+        match input {
+            Input::Updated(member) => self.on_updated(member, &mut effects),
+            Input::Selected => self.on_selected(&mut effects),
+            Input::Unselected => self.on_unselected(&mut effects),
+            Input::Turn(ticket) => self.on_turn(ticket, &mut effects),
+            Input::Connected(ticket, established) => self.on_connected(ticket, established, now, &mut effects),
+            Input::ConnectFailed(ticket, cause) => self.on_connect_failed(ticket, cause, now, &mut effects),
+            Input::BackoffOver(ticket) => self.on_backoff_over(ticket, &mut effects),
+            Input::Ended(ticket, cause) => self.on_ended(ticket, cause, now, &mut effects),
+            #[cfg(feature = "health")]
+            Input::Health(ticket, verdict) => self.on_health(ticket, verdict, now, &mut effects),
+            Input::Failing { tally, may_eject } => self.on_failing(&tally, may_eject, now, &mut effects),
+            Input::Proved(tally) => self.on_proved(&tally, now, &mut effects),
+            Input::Outlier => self.eject(now, &mut effects),
+            Input::EjectionOver => self.on_ejection_over(now, &mut effects),
+        }
+        self.publish_view();
+        effects
+    }
+
+    /// The instance left the list: the streams of all its connections finish within a limit.
+    pub(crate) fn leave(mut self) {
+        self.enter(State::Idle(Reason::Withdrawn));
+        for retire in self.retired {
+            // The connection may have ended already.
+            let _ = retire.send(());
+        }
+    }
+
+    fn on_updated(&mut self, member: Member, effects: &mut Effects) {
+        if self.is_unchanged(&member) {
+            return;
+        }
+        let is_restarted = self.member.lease() != member.lease();
+        self.member = member;
+        effects.publish = if self.is_ready() { Publish::ReadySet } else { Publish::Status };
+        if is_restarted {
+            self.forgive();
+        }
+        match (&self.state, self.member.state()) {
+            (State::Ready(_) | State::Idle(Reason::Unselected), _) => {}
+            // A suspect lives by its connection alone.
+            (_, MemberState::InQuestion) => self.enter(State::Idle(Reason::Withdrawn)),
+            (State::Idle(Reason::Withdrawn), _) => self.queue(effects),
+            (State::Backoff(_) | State::Idle(Reason::Ejected), _) if is_restarted => self.queue(effects),
+            _ => {}
+        }
+    }
+
+    fn on_selected(&mut self, effects: &mut Effects) {
+        // A draining instance is no replacement, and a suspect lives by its connection alone.
+        if !self.is_unselected() || self.member.state() != MemberState::Live {
+            return;
+        }
+        if self.ejection.is_out() {
+            self.enter(State::Idle(Reason::Ejected));
+        } else {
+            self.queue(effects);
+        }
+    }
+
+    fn on_unselected(&mut self, effects: &mut Effects) {
+        if !self.is_unselected() {
+            self.failure = None;
+            self.is_recovering = false;
+            self.enter(State::Idle(Reason::Unselected));
+            effects.publish = Publish::ReadySet;
+        }
+    }
+
+    fn on_turn(&mut self, ticket: Ticket, effects: &mut Effects) {
+        if matches!(self.state, State::Queued(queued) if queued == ticket) {
+            self.enter(State::Connecting(ticket));
+            effects.dial = Some(ticket);
+        }
+    }
+
+    fn on_connected(&mut self, ticket: Ticket, new: Established<T>, now: Instant, effects: &mut Effects) {
+        if !self.is_connecting(ticket) {
+            return;
+        }
+        let Established { transport, load, retire, health } = new;
+        if self.ejection.is_on_probation() {
+            self.tally = Arc::new(Tally::on_probation());
+            load.quota().set_one_at_a_time(true);
+        }
+        let connection = Arc::new(ReadyConnection::new(
+            transport,
+            load,
+            (self.address().clone(), ticket),
+            (self.tally.clone(), self.shared.clone()),
+            self.reports.clone(),
+        ));
+        let is_serving = health.is_none();
+        self.failure = None;
+        self.enter(State::Ready(Ready { connection, ticket, since: now, is_serving, _health: health, retire }));
+        self.begin_if_new(now);
+        effects.publish = Publish::ReadySet;
+    }
+
+    fn on_connect_failed(&mut self, ticket: Ticket, cause: Arc<str>, now: Instant, effects: &mut Effects) {
+        if self.is_connecting(ticket) {
+            // The next process at the address is another one, most likely: its key may tell so only later.
+            self.ready_since = None;
+            self.is_recovering = true;
+            self.back_off(cause, now, effects);
+        }
+    }
+
+    fn on_backoff_over(&mut self, ticket: Ticket, effects: &mut Effects) {
+        if matches!(self.state, State::Backoff(waiting) if waiting == ticket) {
+            self.queue(effects);
+        }
+    }
+
+    fn on_ended(&mut self, ticket: Ticket, cause: Arc<str>, now: Instant, effects: &mut Effects) {
+        let Some(was_good) = self.ready_with(ticket).map(|ready| ready.is_proven(MAX_BACKOFF, now)) else { return };
+        tracing::debug!(address = %self.address(), %cause, "connection ended");
+        effects.publish = Publish::ReadySet;
+        self.is_recovering = !was_good;
+        if was_good {
+            self.backoff.reset();
+        }
+        if self.member.state() != MemberState::Live {
+            // It announced its leave, or its key is gone: the end of its connection settles that.
+            self.enter(State::Idle(Reason::Withdrawn));
+        } else if self.ejection.is_out() {
+            self.failure = Some(cause.clone());
+            effects.failure = Some(cause);
+            self.enter(State::Idle(Reason::Ejected));
+        } else if was_good {
+            self.queue(effects);
+        } else {
+            self.back_off(cause, now, effects);
+        }
+    }
+
+    #[cfg(feature = "health")]
+    fn on_health(&mut self, ticket: Ticket, verdict: HealthVerdict, now: Instant, effects: &mut Effects) {
+        let State::Ready(ready) = &mut self.state else { return };
+        if ready.ticket != ticket {
+            return;
+        }
+        ready.is_serving = verdict.is_ok();
+        self.failure = verdict.err();
+        self.begin_if_new(now);
+        effects.failure.clone_from(&self.failure);
+        effects.publish = Publish::ReadySet;
+    }
+
+    fn on_failing(&mut self, tally: &Arc<Tally>, may_eject: bool, now: Instant, effects: &mut Effects) {
+        if !Arc::ptr_eq(tally, &self.tally) {
+            return;
+        }
+        if may_eject || self.ejection.is_on_probation() {
+            self.eject(now, effects);
+        } else {
+            // The next row asks again.
+            tally.restart_row();
+        }
+    }
+
+    fn on_proved(&mut self, tally: &Arc<Tally>, now: Instant, effects: &mut Effects) {
+        // Where that connection is gone, the first call on the next one decides.
+        if Arc::ptr_eq(tally, &self.tally) && self.is_connected() {
+            self.ejection.on_proved(now);
+            self.lift_probation();
+            tracing::info!(address = %self.address(), "instance answers again");
+            effects.publish = Publish::ReadySet;
+        }
+    }
+
+    fn on_ejection_over(&mut self, now: Instant, effects: &mut Effects) {
+        if !self.ejection.begin_probation(now) {
+            return;
+        }
+        effects.publish = Publish::ReadySet;
+        // Calls that are still open on an earlier connection decide nothing.
+        self.tally = Arc::default();
+        // A new connection shows that a server is there before a call is risked.
+        match &self.state {
+            State::Idle(Reason::Unselected | Reason::Withdrawn) => {}
+            State::Ready(ready) => {
+                self.is_recovering = !ready.is_proven(MAX_BACKOFF, now);
+                self.queue(effects);
+            }
+            _ => self.queue(effects),
+        }
+    }
+
+    /// Leaves the instance out for a while, unless it is out already.
+    fn eject(&mut self, now: Instant, effects: &mut Effects) {
+        let Some(until) = self.ejection.eject(now, &self.reports.outliers) else { return };
+        tracing::info!(address = %self.address(), for_s = (until - now).as_secs(), "instance ejected");
+        if !matches!(self.state, State::Ready(_) | State::Idle(_)) {
+            self.enter(State::Idle(Reason::Ejected));
+        }
+        self.tally.reset();
+        // Where nothing else is READY it takes all calls, and not one at a time.
+        self.lift_probation();
+        effects.wake = Some((until, Wake::Ejection));
+        effects.publish = Publish::ReadySet;
+    }
+
+    /// A new process stands at the address: the failures of its predecessor do not count.
+    fn forgive(&mut self) {
+        // A connection that stands is one to the process that it was, under another lease.
+        if !self.is_connected() {
+            self.ready_since = None;
+        }
+        self.ejection.clear();
+        self.backoff.reset();
+        self.tally.reset();
+        self.failure = None;
+        self.lift_probation();
+    }
+
+    /// As many calls may come as the peer allows.
+    fn lift_probation(&self) {
+        if let State::Ready(ready) = &self.state {
+            ready.connection.load().quota().set_one_at_a_time(false);
+        }
+    }
+
+    /// An instance that is READY for the first time begins slowly now.
+    fn begin_if_new(&mut self, now: Instant) {
+        if self.is_ready() {
+            self.ready_since.get_or_insert(now);
+        }
+    }
+
+    /// Wants a connection, in its turn.
+    fn queue(&mut self, effects: &mut Effects) {
+        if matches!(self.state, State::Idle(_)) {
+            // Nothing was tried meanwhile, so nothing failed.
+            self.failure = None;
+        }
+        let ticket = Ticket::next();
+        self.enter(State::Queued(ticket));
+        effects.queue = Some(ticket);
+    }
+
+    fn back_off(&mut self, cause: Arc<str>, now: Instant, effects: &mut Effects) {
+        let ticket = Ticket::next();
+        self.enter(State::Backoff(ticket));
+        self.failure = Some(cause.clone());
+        effects.failure = Some(cause);
+        effects.wake = Some((now + self.backoff.next(), Wake::Backoff(ticket)));
+        effects.publish = effects.publish.max(Publish::Status);
+    }
+
+    /// The one place that sets the state. A connection that is left takes no more calls, and its streams go on.
+    fn enter(&mut self, state: State<T>) {
+        if let State::Ready(left) = mem::replace(&mut self.state, state) {
+            left.connection.load().quota().close();
+            self.retired.retain(|retire| !retire.is_closed());
+            self.retired.push(left.retire);
+        }
+    }
+
+    fn publish_view(&self) {
+        let load = match &self.state {
+            State::Ready(ready) => Some(ready.connection.load().clone()),
+            _ => None,
+        };
+        self.shared.publish(View {
+            instance: self.member.shared_instance().clone(),
+            connectivity: self.connectivity(),
+            is_ejected: self.ejection.is_out(),
+            is_draining: self.member.state() == MemberState::Draining,
+            failure: self.failure.clone(),
+            load,
+        });
+    }
+
+    /// gRPC's state, derived from ours.
+    pub(crate) fn connectivity(&self) -> Connectivity {
+        let has_failed = self.failure.is_some();
+        match &self.state {
+            State::Idle(_) => Connectivity::Idle,
+            State::Ready(ready) if ready.is_serving => Connectivity::Ready,
+            // A server that has not reported its health yet will soon.
+            State::Queued(_) | State::Connecting(_) | State::Ready(_) if !has_failed => Connectivity::Connecting,
+            State::Queued(_) | State::Connecting(_) | State::Ready(_) | State::Backoff(_) => {
+                Connectivity::TransientFailure
+            }
+        }
+    }
+}
+
+/// What the balancer asks; nothing here changes a subchannel.
+impl<T> Subchannel<T> {
+    pub(crate) fn member(&self) -> &Member {
+        &self.member
+    }
+
+    pub(crate) fn instance(&self) -> &Instance {
+        self.member.instance()
+    }
+
+    pub(crate) fn address(&self) -> &Address {
+        &self.member.instance().address
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The rank in the channel's subset that it was made with.
+    pub(crate) fn rank(&self) -> u64 {
+        self.rank
+    }
+
+    pub(crate) fn ejection(&self) -> &Ejection {
+        &self.ejection
+    }
+
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Since when the instance is READY as a new process; `None` before that.
+    pub(crate) fn ready_since(&self) -> Option<Instant> {
+        self.ready_since
+    }
+
+    pub(crate) fn is_unselected(&self) -> bool {
+        matches!(self.state, State::Idle(Reason::Unselected))
+    }
+
+    /// Whether a connection is or will be wanted without news from the registry or the subset.
+    pub(crate) fn is_in_use(&self) -> bool {
+        !matches!(self.state, State::Idle(Reason::Unselected | Reason::Withdrawn))
+    }
+
+    /// Whether the attempt with this ticket is under way.
+    pub(crate) fn is_connecting(&self, ticket: Ticket) -> bool {
+        matches!(self.state, State::Connecting(attempt) if attempt == ticket)
+    }
+
+    /// Whether calls may be picked for it: it is connected, and its server serves as far as that is known.
+    pub(crate) fn is_ready(&self) -> bool {
+        matches!(&self.state, State::Ready(ready) if ready.is_serving)
+    }
+
+    /// What calls are picked from, if it is READY.
+    pub(crate) fn candidate(&self) -> Option<(Candidate, Arc<ReadyConnection<T>>)> {
+        match &self.state {
+            State::Ready(ready) if ready.is_serving => {
+                let candidate = Candidate::new(ready.connection.load().clone(), self.member.shared_instance().clone());
+                Some((candidate, ready.connection.clone()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether calls go to it, or will soon: it neither failed nor leaves.
+    pub(crate) fn is_fit(&self, now: Instant) -> bool {
+        let stays = match self.member.state() {
+            MemberState::Live => true,
+            // It lives by its connection: an etcd that forgets everything must not make each client dial all instances.
+            MemberState::InQuestion => self.is_ready(),
+            MemberState::Draining => false,
+        };
+        let is_trusted = !self.ejection.is_out() && !self.ejection.is_on_probation();
+        let is_good = match &self.state {
+            State::Queued(_) | State::Connecting(_) => self.failure.is_none(),
+            State::Ready(ready) => {
+                let is_settled = !self.is_recovering || ready.is_proven(SETTLED, now);
+                // A server that has not reported its health yet will soon.
+                is_settled && (ready.is_serving || self.failure.is_none())
+            }
+            State::Idle(_) | State::Backoff(_) => false,
+        };
+        stays && is_trusted && is_good
+    }
+
+    /// When an instance that came back stands long enough to need no replacement: one that comes back only to fail again
+    /// would let the replacement come and go as often.
+    pub(crate) fn settles_at(&self) -> Option<Instant> {
+        match &self.state {
+            State::Ready(ready) if self.is_recovering => Some(ready.since + SETTLED),
+            _ => None,
+        }
+    }
+
+    fn is_connected(&self) -> bool {
+        matches!(self.state, State::Ready(_))
+    }
+
+    fn ready_with(&self, ticket: Ticket) -> Option<&Ready<T>> {
+        match &self.state {
+            State::Ready(ready) if ready.ticket == ticket => Some(ready),
+            _ => None,
+        }
+    }
+
+    fn is_unchanged(&self, member: &Member) -> bool {
+        let is_same = Arc::ptr_eq(self.member.shared_instance(), member.shared_instance());
+        self.member.state() == member.state()
+            && self.member.lease() == member.lease()
+            && (is_same || self.member.instance() == member.instance())
+    }
+}
+
+/// The first wait after a failure to connect, and the longest: gRPC waits 1 s to 120 s, made for the internet; in a data
+/// centre a restarted server is wanted back at once, and a dead one is tried often enough every 10 s.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+
+/// How long an instance that failed must stand, unless it answers a call, before it needs no replacement: several times longer
+/// than a server takes that accepts and then ends.
+const SETTLED: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests;

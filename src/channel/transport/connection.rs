@@ -1,0 +1,164 @@
+//! A connection from its server's SETTINGS to its end, and the reason for that.
+//!
+//! One task drives it: reads, writes, keepalive pings, and what the server says about all of it.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use thiserror::Error;
+
+use super::exchange::Transport;
+use super::pings::{Pings, Silent};
+use super::socket::{PeerState, Socket};
+
+/// A connection whose server has sent its SETTINGS.
+pub(crate) struct Connection {
+    pub(crate) transport: Transport,
+    /// The peer's limit of open calls, `u32::MAX` without one.
+    pub(crate) max_streams: u32,
+    pub(crate) driver: ConnectionDriver,
+}
+
+/// Moves a connection on. Dropped, it closes the socket and ends the calls on it.
+pub(crate) struct ConnectionDriver {
+    h2: h2::client::Connection<Socket, Bytes>,
+    pings: Pings,
+    /// The limit of open calls that was told last.
+    told: Option<u32>,
+    peer: Arc<PeerState>,
+}
+
+/// Reacts to what a connection's server says about all of it, and knows the calls on it.
+pub(crate) trait ConnectionObserver: Send + Sync + 'static {
+    /// The peer changed its limit of open calls.
+    fn on_stream_limit(&self, limit: u32);
+
+    /// The connection takes no new calls, and ends with those it has. Called once: when the server says GOAWAY
+    /// (`is_announced`), and at the end of the connection at the latest.
+    fn on_going_away(&self, is_announced: bool);
+
+    /// The number of calls that are open on the connection.
+    fn open_calls(&self) -> u32;
+}
+
+impl ConnectionDriver {
+    pub(super) fn new(h2: h2::client::Connection<Socket, Bytes>, pings: Pings, peer: Arc<PeerState>) -> Self {
+        Self { h2, pings, told: None, peer }
+    }
+
+    /// A handle that closes the socket from outside.
+    pub(crate) fn abort_handle(&self) -> AbortHandle {
+        AbortHandle { peer: self.peer.clone() }
+    }
+
+    /// Drives the connection to its end, and tells why that was.
+    ///
+    /// It goes on after the last `SendRequest` was dropped, and after a GOAWAY, until the calls on it are done.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the socket and ends the calls on it.
+    pub(crate) async fn run(mut self, observer: impl ConnectionObserver) -> Ended {
+        let (mut gathered, mut going) = (false, false);
+        let ended = poll_fn(|cx| {
+            let calls = observer.open_calls();
+            // A call that is made wakes this task, which would run next and write that one call. After one turn at the end of
+            // the queue of tasks, the calls that were made meanwhile go out in the same write.
+            if !gathered && calls >= GATHERS_FROM {
+                gathered = true;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            gathered = false;
+            let ended = self.poll_end(calls > 0, cx);
+            let streams = self.peer.streams();
+            if let Some(limit) = streams
+                && streams != self.told
+            {
+                self.told = streams;
+                observer.on_stream_limit(limit);
+            }
+            let said = self.peer.goaway().is_some();
+            if !going && (said || ended.is_ready()) {
+                going = true;
+                observer.on_going_away(said);
+            }
+            ended
+        });
+        ended.await
+    }
+
+    /// Drives the connection until the server's first SETTINGS.
+    pub(super) async fn settings(&mut self) -> Result<u32, Ended> {
+        poll_fn(|cx| {
+            let ended = self.poll_end(false, cx);
+            self.told = self.peer.streams();
+            match self.told {
+                Some(limit) => Poll::Ready(Ok(limit)),
+                None => ended.map(Err),
+            }
+        })
+        .await
+    }
+
+    fn poll_end(&mut self, has_calls: bool, cx: &mut Context<'_>) -> Poll<Ended> {
+        self.peer.register(cx);
+        if self.peer.is_aborted() {
+            return Poll::Ready(Ended::Aborted);
+        }
+        if let Poll::Ready(result) = Pin::new(&mut self.h2).poll(cx) {
+            return Poll::Ready(self.ended(result.err()));
+        }
+        match self.pings.poll(&mut self.h2, self.peer.take_read(), has_calls, cx) {
+            Ok(()) => Poll::Pending,
+            Err(Silent) => Poll::Ready(Ended::Silent),
+        }
+    }
+
+    /// The first reason of all that show at the end of a connection.
+    fn ended(&self, failure: Option<h2::Error>) -> Ended {
+        match (failure, self.peer.goaway()) {
+            (_, Some(reason)) => Ended::GoneAway(reason),
+            _ if self.peer.is_at_end() => Ended::Closed,
+            (Some(failure), None) => Ended::Broken(failure),
+            (None, None) => Ended::Unused,
+        }
+    }
+}
+
+/// Closes a connection's socket from outside.
+#[derive(Debug, Clone)]
+pub(crate) struct AbortHandle {
+    peer: Arc<PeerState>,
+}
+
+impl AbortHandle {
+    /// Closes the socket now and ends the calls on it. Once is enough.
+    pub(crate) fn abort(&self) {
+        self.peer.abort();
+    }
+}
+
+/// Why a connection ended. As text with [`chain`](crate::error::chain): a broken one has its cause as the source.
+#[derive(Debug, Error)]
+pub(crate) enum Ended {
+    #[error("the connection was cut")]
+    Aborted,
+    #[error("the server did not answer a keepalive ping")]
+    Silent,
+    #[error("the server said GOAWAY ({0})")]
+    GoneAway(h2::Reason),
+    #[error("the server closed the connection")]
+    Closed,
+    #[error("the connection broke")]
+    Broken(#[source] h2::Error),
+    #[error("the connection was not needed any more")]
+    Unused,
+}
+
+/// From how many open calls on a connection a write waits for more of them. With fewer none is likely to come, and a task
+/// that goes to the end of the queue wakes another thread for nothing.
+pub(crate) const GATHERS_FROM: u32 = 4;

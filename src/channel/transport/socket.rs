@@ -1,0 +1,198 @@
+//! The bytes of one connection: passed on as they are, read along with, and closed from outside.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use futures_util::task::AtomicWaker;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::frames::{FrameReader, FrameWriter, Notice};
+
+/// Anything that carries bytes both ways.
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+pub(crate) type BoxIo = Box<dyn Io>;
+
+/// The IO under one HTTP/2 connection.
+pub(crate) struct Socket {
+    inner: BoxIo,
+    reader: FrameReader,
+    writer: FrameWriter,
+    peer: Arc<PeerState>,
+}
+
+/// What the peer said, as far as h2 does not tell, and the order to close the socket.
+#[derive(Debug)]
+pub(crate) struct PeerState {
+    /// The limit of open calls by the last SETTINGS, [`NONE`] before the first.
+    streams: AtomicU64,
+    /// The code of the last GOAWAY, [`NONE`] without one.
+    goaway: AtomicU64,
+    end_of_file: AtomicBool,
+    /// Bytes that came since the last [`take_read`](PeerState::take_read), and those of data among them.
+    read: AtomicUsize,
+    data: AtomicUsize,
+    /// The last stream whose HEADERS the socket has taken, at least in part.
+    written: AtomicU32,
+    aborted: AtomicBool,
+    /// The task that drives the connection.
+    driver: AtomicWaker,
+}
+
+impl PeerState {
+    /// The peer's limit of open calls; `None` before its first SETTINGS.
+    pub(crate) fn streams(&self) -> Option<u32> {
+        known(&self.streams)
+    }
+
+    /// Why the peer takes no new calls, if it said so.
+    pub(crate) fn goaway(&self) -> Option<h2::Reason> {
+        known(&self.goaway).map(h2::Reason::from)
+    }
+
+    /// Whether the peer ended the connection.
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.end_of_file.load(Ordering::Relaxed)
+    }
+
+    /// The bytes that came since the last call of this.
+    pub(crate) fn take_read(&self) -> Traffic {
+        Traffic { bytes: self.read.swap(0, Ordering::Relaxed), data: self.data.swap(0, Ordering::Relaxed) }
+    }
+
+    /// Whether nothing of the call on this stream was written so far. Streams are written in the order of their numbers.
+    pub(crate) fn is_unwritten(&self, stream: u32) -> bool {
+        stream > self.written.load(Ordering::Acquire)
+    }
+
+    /// Has the driver of the connection close it.
+    pub(crate) fn abort(&self) {
+        self.aborted.store(true, Ordering::Release);
+        self.driver.wake();
+    }
+
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::Acquire)
+    }
+
+    /// Has the current task woken by an abort. To be called before looking for one.
+    pub(crate) fn register(&self, cx: &Context<'_>) {
+        self.driver.register(cx.waker());
+    }
+
+    fn on_notice(&self, notice: Notice) {
+        match notice {
+            Notice::Settings { max_concurrent_streams: Some(limit) } => {
+                self.streams.store(limit.into(), Ordering::Relaxed);
+            }
+            // What is not stated stays as it was; at first there is no limit.
+            Notice::Settings { max_concurrent_streams: None } => {
+                let _ = self.streams.compare_exchange(NONE, u32::MAX.into(), Ordering::Relaxed, Ordering::Relaxed);
+            }
+            Notice::GoAway { code } => self.goaway.store(code.into(), Ordering::Relaxed),
+        }
+    }
+}
+
+/// Bytes that came from the peer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Traffic {
+    pub(crate) bytes: usize,
+    /// The part of them in DATA frames.
+    pub(crate) data: usize,
+}
+
+/// No `u32`.
+const NONE: u64 = u64::MAX;
+
+fn known(value: &AtomicU64) -> Option<u32> {
+    u32::try_from(value.load(Ordering::Relaxed)).ok()
+}
+
+impl Socket {
+    pub(crate) fn new(inner: BoxIo) -> (Self, Arc<PeerState>) {
+        let peer = Arc::new(PeerState {
+            streams: NONE.into(),
+            goaway: NONE.into(),
+            end_of_file: false.into(),
+            read: 0.into(),
+            data: 0.into(),
+            written: 0.into(),
+            aborted: false.into(),
+            driver: AtomicWaker::new(),
+        });
+        (Self { inner, reader: FrameReader::default(), writer: FrameWriter::default(), peer: peer.clone() }, peer)
+    }
+
+    /// The socket has taken these bytes.
+    fn wrote(&mut self, bytes: &[u8]) {
+        let Self { writer, peer, .. } = self;
+        writer.wrote(bytes, |stream| {
+            peer.written.fetch_max(stream, Ordering::Release);
+        });
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { inner, reader, peer, .. } = self.get_mut();
+        let before = buf.filled().len();
+        let room = buf.remaining() > 0;
+        let polled = Pin::new(inner).poll_read(cx, buf);
+        if let Poll::Ready(Ok(())) = polled {
+            let read = &buf.filled()[before..];
+            if read.is_empty() && room {
+                peer.end_of_file.store(true, Ordering::Relaxed);
+            }
+            peer.read.fetch_add(read.len(), Ordering::Relaxed);
+            if let Err(error) = reader.read(read, |notice| peer.on_notice(notice)) {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+            }
+            peer.data.fetch_add(reader.take_data(), Ordering::Relaxed);
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write(cx, buf);
+        if let Poll::Ready(Ok(written)) = polled {
+            self.wrote(&buf[..written.min(buf.len())]);
+        }
+        polled
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        if let Poll::Ready(Ok(mut written)) = polled {
+            for buf in bufs {
+                let taken = written.min(buf.len());
+                self.wrote(&buf[..taken]);
+                written -= taken;
+            }
+        }
+        polled
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,136 @@
+//! Attempts to connect, and why they fail.
+
+use std::net::SocketAddr;
+
+use futures_util::future::BoxFuture;
+
+use super::*;
+use crate::error::BoxError;
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_accepts_and_says_nothing_is_given_up_after_the_connect_timeout() {
+    let (options, _far) = piped();
+    let started = Instant::now();
+    let error = refusal(&options, &nowhere()).await;
+    assert_eq!(error.to_string(), "127.0.0.1:1: no HTTP/2 SETTINGS from the server within 1s");
+    assert_eq!(started.elapsed(), Duration::from_secs(1), "the timeout is for the whole attempt");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_is_given_up_closes_its_socket() {
+    let (options, mut far) = piped();
+    let _ = refusal(&options, &nowhere()).await;
+    let mut read = Vec::new();
+    far.read_to_end(&mut read).await.expect("the far end reads");
+    assert!(read.starts_with(b"PRI * HTTP/2.0"), "the peer has seen our preface, and then the end");
+}
+
+#[tokio::test]
+async fn a_refused_connect_says_so() {
+    let (listener, address) = listen().await;
+    drop(listener);
+    let error = refusal(&TransportConfig::default(), &address).await;
+    assert_eq!(chain(&error), format!("{address}: connection refused"));
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_speak_http2_is_refused_at_once() {
+    let (options, mut far) = piped();
+    far.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.expect("the pipe is open");
+    let error = chain(&refusal(&options, &nowhere()).await);
+    assert!(error.starts_with("127.0.0.1:1: no HTTP/2 connection"), "{error}");
+    assert!(error.contains("does not speak HTTP/2"), "{error}");
+}
+
+#[tokio::test]
+async fn a_peer_that_hangs_up_before_its_settings_is_no_connection() {
+    let (options, far) = piped();
+    drop(far);
+    let error = chain(&refusal(&options, &nowhere()).await);
+    assert!(error.starts_with("127.0.0.1:1: no HTTP/2 connection: "), "{error}");
+}
+
+#[tokio::test]
+async fn names_are_resolved_and_every_address_is_tried() {
+    let (_server, address) = Server::tcp().await;
+    // Where localhost is ::1 first, nothing listens there.
+    let named = Address::new(Host::Name("localhost".into()), address.port());
+    let connection = connect(&TransportConfig::default(), &named).await.expect("it is resolved and connected");
+    assert_eq!(connection.max_streams, 100, "the server's SETTINGS were read");
+}
+
+#[tokio::test]
+async fn a_mute_address_leaves_time_for_the_next_one() {
+    let (mute, mute_address) = listen().await;
+    let (_server, address) = Server::tcp().await;
+    let options = TransportConfig::default();
+    let attempt = Attempt::new(&options, &address).expect("a good address");
+    let dialled = [&mute_address, &address].map(|address| match address.host() {
+        Host::Ip(ip) => SocketAddr::new(*ip, address.port()),
+        Host::Name(_) => unreachable!("both are IP addresses"),
+    });
+    let connection = soon("a connect", attempt.dial_in_turn(&dialled)).await;
+    assert!(connection.is_ok(), "the second address answers: {:?}", connection.err());
+    drop(mute);
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_reached_through_a_connector_that_cannot_be_cloned() {
+    struct Unix {
+        path: std::path::PathBuf,
+        _not_clone: Box<dyn std::any::Any + Send>,
+    }
+    impl tower::Service<Uri> for Unix {
+        type Response = TokioIo<tokio::net::UnixStream>;
+        type Error = io::Error;
+        type Future = BoxFuture<'static, io::Result<Self::Response>>;
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, uri: Uri) -> Self::Future {
+            assert_eq!(uri, "http://127.0.0.1:1/", "it is told the address");
+            let path = self.path.clone();
+            Box::pin(async move { Ok(TokioIo::new(tokio::net::UnixStream::connect(path).await?)) })
+        }
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("echo.sock");
+    let listener = tokio::net::UnixListener::bind(&path).expect("a socket");
+    let _server = Server::serve(async move { Ok(listener.accept().await?.0) });
+    let connector = Connector::new(Unix { path, _not_clone: Box::new(()) });
+    let options = TransportConfig { connector: Some(connector), ..TransportConfig::default() };
+    assert_eq!(connect(&options, &nowhere()).await.expect("connected").max_streams, 100);
+}
+
+#[tokio::test]
+async fn an_error_of_a_connector_is_the_cause() {
+    let connector = Connector::new(service_fn(|_: Uri| async {
+        pending::<()>().await;
+        Ok::<TokioIo<DuplexStream>, BoxError>(TokioIo::new(duplex(1).0))
+    }));
+    let timed = TransportConfig {
+        connector: Some(connector),
+        connect_timeout: Duration::from_millis(1),
+        ..TransportConfig::default()
+    };
+    assert_eq!(refusal(&timed, &nowhere()).await.to_string(), "127.0.0.1:1: not connected within 1ms");
+    let connector =
+        Connector::new(service_fn(|_: Uri| async { Err::<TokioIo<DuplexStream>, _>(io::Error::other("no route")) }));
+    let failing = TransportConfig { connector: Some(connector), ..TransportConfig::default() };
+    let error = refusal(&failing, &nowhere()).await;
+    assert_eq!(chain(&error), "127.0.0.1:1: cannot connect: no route");
+}
+
+#[test]
+fn options_out_of_range_are_refused_by_name() {
+    assert!(TransportConfig::default().check().is_ok(), "the defaults are fine");
+    let no_time = TransportConfig { connect_timeout: Duration::ZERO, ..TransportConfig::default() };
+    let endless = TransportConfig { http2_keep_alive_interval: Some(Duration::MAX), ..TransportConfig::default() };
+    let wide = TransportConfig { initial_connection_window_size: Some(1 << 31), ..TransportConfig::default() };
+    for (options, name) in
+        [(no_time, "connect_timeout"), (endless, "http2_keep_alive_interval"), (wide, "initial_connection_window_size")]
+    {
+        let error = options.check().expect_err("it is out of range").to_string();
+        assert!(error.contains(name), "{error} names {name}");
+    }
+}

@@ -1,0 +1,155 @@
+//! The cluster as the rest of the crate sees it: a call goes to one member after another until one answers.
+//!
+//! etcd-client's own balancing over members is not used: it picks a member at random for each call, while a watch, a
+//! lease and a retry need to know which member they talk to.
+//!
+//! What happens to calls and streams is told by events. `on_answer` is for calls and covers the others; streams tell
+//! each response and each error themselves:
+//!
+//! ```text
+//! before a call   connection ---> Surveys::before_call ------> refused, if the member is of another cluster
+//!                            \--> Members::connect ----------> on_login_failure
+//! after a call    on_answer ----> Surveys::before_answer ----> refused, if the answer does not count
+//!                           |---> on_response ---------------> its outage is over, it is asked first
+//!                           \---> on_error ------------------> its outage begins, another member is asked first
+//! ```
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::connection::Connection;
+use super::endpoint::Target;
+use super::login::Provider;
+use super::members::Members;
+use super::survey::{RefusalWatch, Surveys};
+use crate::error::{EtcdError, EtcdErrorKind, chain};
+
+/// The members of one etcd cluster.
+pub(crate) struct Cluster {
+    members: Arc<Members>,
+    surveys: Arc<Surveys>,
+}
+
+impl Cluster {
+    pub(crate) fn new(targets: Vec<Target>, provider: Option<Provider>) -> Self {
+        let members = Arc::new(Members::new(targets, provider));
+        Self { surveys: Arc::new(Surveys::new(members.clone())), members }
+    }
+
+    /// The number of members.
+    pub(crate) fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// The member that answered last.
+    pub(crate) fn preferred(&self) -> usize {
+        self.members.preferred()
+    }
+
+    /// The member behind this one is asked first from now on, if this one was.
+    pub(crate) fn prefer_another(&self, index: usize) {
+        self.members.prefer_another(index);
+    }
+
+    /// A watch on the members that are refused.
+    pub(crate) fn refusal_watch(&self) -> RefusalWatch {
+        self.surveys.refusal_watch()
+    }
+
+    /// The connection to member `index` (modulo their number), logged in. Opening it costs nothing until the first
+    /// call; a login, where one is due, may take `limit`.
+    ///
+    /// # Errors
+    ///
+    /// What the login failed with, if one is configured; or the member is known to be of another cluster.
+    pub(crate) async fn connection(&self, index: usize, limit: Duration) -> Result<Arc<Connection>, EtcdError> {
+        let index = index % self.len();
+        self.surveys.before_call(index)?;
+        match self.members.connect(index, limit).await {
+            Err(error) if matches!(error.kind, EtcdErrorKind::Login | EtcdErrorKind::Withheld) => {
+                Err(self.surveys.on_login_failure(index, error).await)
+            }
+            connected => connected,
+        }
+    }
+
+    /// Gives up a connection that seems dead: the next call opens another one.
+    pub(crate) fn forget(&self, connection: &Arc<Connection>) {
+        self.members.forget(connection);
+    }
+
+    /// Makes one call, on each member in turn until one answers, beginning with the member that answered last. `limit`
+    /// is for the login on each member; the call keeps its own.
+    ///
+    /// What a member did before it fell silent is unknown, so `call` must be safe to repeat.
+    ///
+    /// # Errors
+    ///
+    /// The answer of the first member that gave one, or what the last one failed with.
+    pub(crate) async fn call<T, F, Fut>(&self, limit: Duration, call: F) -> Result<T, EtcdError>
+    where
+        F: Fn(Arc<Connection>) -> Fut,
+        Fut: Future<Output = Result<T, EtcdError>>,
+    {
+        let first = self.preferred();
+        let mut attempt = 0;
+        loop {
+            let result = self.call_on(first + attempt, limit, &call).await;
+            attempt += 1;
+            match result {
+                Err(error) if error.is_worth_another_member() && attempt < self.len() => {
+                    tracing::debug!(error = chain(&error), "etcd call goes to the next member");
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn call_on<T, F, Fut>(&self, index: usize, limit: Duration, call: &F) -> Result<T, EtcdError>
+    where
+        F: Fn(Arc<Connection>) -> Fut,
+        Fut: Future<Output = Result<T, EtcdError>>,
+    {
+        let connection = self.connection(index, limit).await?;
+        let answer = call(connection.clone()).await;
+        self.on_answer(&connection, answer).await
+    }
+
+    /// A call on a connection ended, with an answer or without one.
+    ///
+    /// # Errors
+    ///
+    /// The call's own, or that its answer does not count since the member is of another cluster.
+    pub(crate) async fn on_answer<T>(
+        &self,
+        connection: &Arc<Connection>,
+        answer: Result<T, EtcdError>,
+    ) -> Result<T, EtcdError> {
+        if answer.as_ref().err().is_none_or(|error| !error.is_worth_another_member()) {
+            self.surveys.before_answer(connection, answer.is_err()).await?;
+        }
+        match &answer {
+            Ok(_) => self.on_response(connection),
+            Err(error) => self.on_error(connection, error),
+        }
+        answer
+    }
+
+    /// A member sent a response, by an answer or on a stream.
+    pub(crate) fn on_response(&self, connection: &Connection) {
+        self.members.on_response(connection);
+    }
+
+    /// A call or a stream on a connection failed.
+    pub(crate) fn on_error(&self, connection: &Arc<Connection>, error: &EtcdError) {
+        self.members.on_error(connection, error);
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster").field("members", &self.members).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,185 @@
+//! The members of a cluster: one connection to each, opened when it is needed and given up when it is dead; the member
+//! that is asked first; and what is logged of outages.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::connection::Connection;
+use super::endpoint::Target;
+use super::login::{Logins, Provider};
+use crate::error::{EtcdError, EtcdErrorKind, chain};
+
+/// All members, each known by its index.
+pub(super) struct Members {
+    each: Vec<ClusterMember>,
+    logins: Option<Arc<Logins>>,
+    /// The member that answered last, asked first.
+    preferred: AtomicUsize,
+}
+
+struct ClusterMember {
+    name: Arc<str>,
+    target: Target,
+    connection: Mutex<Option<Arc<Connection>>>,
+    outage: Mutex<Outage>,
+}
+
+/// Since when a member does not answer, and what was logged of it.
+#[derive(Default)]
+struct Outage {
+    since: Option<Instant>,
+    logged: Option<Instant>,
+    /// Whether this outage was logged, and its end is to be logged as well.
+    is_reported: bool,
+}
+
+impl Members {
+    pub(super) fn new(targets: Vec<Target>, provider: Option<Provider>) -> Self {
+        let each = targets.into_iter().map(|target| ClusterMember {
+            name: target.name.as_str().into(),
+            target,
+            connection: Mutex::new(None),
+            outage: Mutex::default(),
+        });
+        let each: Vec<_> = each.collect();
+        // Not the first member in every process: it would carry the whole fleet.
+        let preferred = AtomicUsize::new(fastrand::usize(..each.len()));
+        let logins = provider.map(|provider| Arc::new(Logins::new(provider, each.len())));
+        Self { each, logins, preferred }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.each.len()
+    }
+
+    pub(super) fn name(&self, index: usize) -> &str {
+        &self.each[index].name
+    }
+
+    /// The member that answered last.
+    pub(super) fn preferred(&self) -> usize {
+        self.preferred.load(Ordering::Relaxed)
+    }
+
+    /// The member behind this one is asked first from now on, if this one was.
+    pub(super) fn prefer_another(&self, index: usize) {
+        let index = index % self.len();
+        let next = (index + 1) % self.len();
+        // Where it changed meanwhile, another call has found a better member.
+        let _ = self.preferred.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// The connection to member `index`, logged in, whatever cluster the member belongs to.
+    ///
+    /// # Errors
+    ///
+    /// What the login failed with, if one is configured.
+    pub(super) async fn connect(&self, index: usize, limit: Duration) -> Result<Arc<Connection>, EtcdError> {
+        let deadline = Instant::now() + limit;
+        let connection = match self.existing(index) {
+            Some(connection) => connection,
+            None => self.open(index).await?,
+        };
+        let login = connection.log_in(deadline, limit).await;
+        login.inspect_err(|error| self.on_error(&connection, error))?;
+        Ok(connection)
+    }
+
+    fn existing(&self, index: usize) -> Option<Arc<Connection>> {
+        self.each[index].slot().clone()
+    }
+
+    async fn open(&self, index: usize) -> Result<Arc<Connection>, EtcdError> {
+        let ClusterMember { name, target, .. } = &self.each[index];
+        let connection = Connection::open(index, name.clone(), target, self.logins.clone()).await?;
+        Ok(self.each[index].slot().get_or_insert(Arc::new(connection)).clone())
+    }
+
+    /// Gives up a connection that seems dead: the next call opens another one.
+    pub(super) fn forget(&self, connection: &Arc<Connection>) {
+        let mut slot = self.each[connection.index()].slot();
+        if slot.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
+            *slot = None;
+        }
+    }
+
+    /// A member sent a response: it is asked first from now on, and its outage is over.
+    pub(super) fn on_response(&self, connection: &Connection) {
+        self.preferred.store(connection.index(), Ordering::Relaxed);
+        let mut outage = self.each[connection.index()].outage();
+        let lasted = outage.since.take().map(|since| since.elapsed());
+        if std::mem::take(&mut outage.is_reported) {
+            tracing::info!(member = connection.name(), ?lasted, "etcd member answers again");
+        }
+    }
+
+    /// A call or a stream on a connection failed: decides which member is asked next, and whether the connection and
+    /// its token are used again.
+    pub(super) fn on_error(&self, connection: &Arc<Connection>, error: &EtcdError) {
+        if matches!(error.kind, EtcdErrorKind::Deadline(limit) if limit < PATIENCE) {
+            // A short limit proves nothing about the member.
+            self.prefer_another(connection.index());
+            return;
+        }
+        if error.is_worth_another_member() {
+            self.on_outage(connection.index(), error);
+        }
+        match error.kind {
+            // The connection may be dead without knowing, or have lost the runtime that it was made on.
+            EtcdErrorKind::Deadline(_) | EtcdErrorKind::Unreachable | EtcdErrorKind::Tls => self.forget(connection),
+            EtcdErrorKind::Token | EtcdErrorKind::Denied => {
+                connection.on_token_refused();
+                // Streams outlive the connection that new calls use; its token is no better.
+                if let Some(present) = self.existing(connection.index()) {
+                    present.on_token_refused();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A member cannot be used: logged when that begins, and once a minute however often the member is asked.
+    fn on_outage(&self, index: usize, error: &EtcdError) {
+        self.prefer_another(index);
+        let now = Instant::now();
+        let mut outage = self.each[index].outage();
+        let lasts = now - *outage.since.get_or_insert(now);
+        if outage.logged.is_some_and(|logged| now < logged + OUTAGE_LOG_INTERVAL) {
+            return;
+        }
+        outage.logged = Some(now);
+        outage.is_reported = true;
+        let (member, chain) = (&error.member, chain(error));
+        if error.kind == EtcdErrorKind::Unavailable {
+            tracing::warn!(%member, ?lasts, error = chain, "etcd member cannot serve");
+        } else {
+            tracing::warn!(%member, ?lasts, error = chain, "etcd member does not answer");
+        }
+    }
+}
+
+impl fmt::Debug for Members {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.each.iter().map(|member| &member.name)).finish()
+    }
+}
+
+impl ClusterMember {
+    fn slot(&self) -> MutexGuard<'_, Option<Arc<Connection>>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn outage(&self) -> MutexGuard<'_, Outage> {
+        self.outage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long a member must have been silent to count as one that does not answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often a member that does not answer is logged.
+const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(60);

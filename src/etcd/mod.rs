@@ -1,0 +1,48 @@
+//! The etcd cluster: calls that find a member which answers, lists and watches of a range, and leases.
+//!
+//! # Layout
+//!
+//! A file imports only from files further down.
+//!
+//! | file | what flows through it |
+//! | --- | --- |
+//! | `source` | a list, then events, of one range: what discovery and a registration's own key follow |
+//! | `cluster` | a call, to one member after another, and the events that its end causes |
+//! | `survey` | asks members for the id of their cluster and holds back answers that may not count |
+//! | `members` | index to connection: the pool, the member that is asked first, outages |
+//! | `calls`, `scan`, `watch` | what is asked on one connection: unary calls, paged lists, a stream of events |
+//! | `connection` | one connection to one member: its login, deadlines, the kinds of errors |
+//! | `login` | credentials, from a value or a provider, kept from etcd for a while once it refused them |
+//! | `endpoint`, `tls` | URLs to dialled members; sessions over TCP |
+//! | `cluster_id` | reports of members to a verdict on which of them are used; pure |
+//! | `kv`, `range`, `limits` | a key with its value, ranges of keys, the times that calls may take |
+
+mod calls;
+mod cluster;
+mod cluster_id;
+mod connection;
+mod endpoint;
+mod kv;
+mod limits;
+mod login;
+mod members;
+mod range;
+mod scan;
+mod source;
+mod survey;
+#[cfg(feature = "_tls")]
+mod tls;
+mod watch;
+
+pub(crate) use self::calls::{Claimed, hex};
+pub(crate) use self::cluster::Cluster;
+pub(crate) use self::connection::Connection;
+pub(crate) use self::endpoint::{Tls, parse_endpoints, without_user};
+pub(crate) use self::kv::{Kv, MAX_SEGMENT, MAX_VALUE};
+pub(crate) use self::limits::{CALL_LIMIT, CLAIM_LIMIT, DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE};
+pub use self::login::Credentials;
+pub(crate) use self::login::Provider;
+pub(crate) use self::range::Range;
+pub(crate) use self::scan::Scan;
+pub(crate) use self::source::{Source, Update};
+pub(crate) use self::watch::Event;

@@ -1,0 +1,397 @@
+//! The registry: an etcd cluster, a key prefix and a format, and the one place that ties the two sides together.
+//!
+//! # Layout
+//!
+//! | file | what flows through it |
+//! | --- | --- |
+//! | this file | options to a registry; a registry to registrations, channels and streams |
+//! | `registries` | several registries as one, for clients |
+//! | `lookup` | watchers to channels and streams, for one registry and for several |
+
+mod lookup;
+mod registries;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::slice;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::channel::ChannelBuilder;
+use crate::discover::{DEFAULT_HOLD, Discover, Layout, Watchers};
+use crate::error::{ConfigError, RegistryError};
+use crate::etcd::{Cluster, Credentials, Provider, Tls, parse_endpoints, without_user};
+use crate::format::{Format, Kitex};
+use crate::instance::{Address, DEFAULT_WEIGHT, Instance, ServiceName};
+use crate::register::{Registrar, RegistrationBuilder};
+use crate::snapshot::Snapshot;
+#[cfg(feature = "_tls")]
+use crate::tls::ClientTls;
+
+pub use self::registries::Registries;
+
+/// An etcd cluster, a key prefix and a format: where servers register and clients look. Clones share everything, and
+/// one is enough for a process.
+#[derive(Clone)]
+pub struct Registry {
+    registrar: Arc<Registrar>,
+    watchers: Arc<Watchers>,
+}
+
+impl Registry {
+    /// A registry on the etcd cluster of these members, as URLs: `http://10.0.0.1:2379`.
+    ///
+    /// `host:port` alone is taken as `https` if [`tls`](RegistryBuilder::tls) is set, as `http` otherwise. Name several
+    /// members: when one fails, the next is asked.
+    pub fn builder<E>(endpoints: impl IntoIterator<Item = E>) -> RegistryBuilder
+    where
+        E: Into<String>,
+    {
+        RegistryBuilder {
+            endpoints: endpoints.into_iter().map(Into::into).collect(),
+            prefix: None,
+            format: Arc::new(Kitex),
+            default_weight: DEFAULT_WEIGHT,
+            dial_timeout: DEFAULT_DIAL_TIMEOUT,
+            removal_hold: DEFAULT_HOLD,
+            provider: None,
+            tls: None,
+        }
+    }
+
+    /// Registers an instance: gives a builder for options. Nothing happens before the server starts to serve.
+    pub fn register(&self, instance: Instance) -> RegistrationBuilder {
+        RegistrationBuilder::new(self.registrar.clone(), instance)
+    }
+
+    /// A channel for any generated client, balanced over the instances of a service: gives a builder for options.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// use tonic_etcd::{Registry, WeightedRoundRobin};
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
+    /// let channel = registry.channel("echo").policy(WeightedRoundRobin::new()).timeout(Duration::from_secs(5)).build()?;
+    /// // let mut client = EchoClient::new(channel);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// All channels and streams of one registry and service share one watch in etcd. A bad service name is an error of
+    /// [`build`](ChannelBuilder::build).
+    pub fn channel(&self, service: impl AsRef<str>) -> ChannelBuilder {
+        lookup::channel(vec![self.watchers.clone()], service.as_ref())
+    }
+
+    /// The instances of a service, as a stream of changes, for a balancer of your own or for tonic's
+    /// ([`Discover::balance_channel`]). The watch in etcd begins now and is shared by all channels and
+    /// streams of this registry and service.
+    ///
+    /// # Errors
+    ///
+    /// A bad service name, or no tokio runtime on this thread. An etcd that is unreachable is no error: the stream
+    /// waits.
+    pub fn discover(&self, service: impl AsRef<str>) -> Result<Discover, ConfigError> {
+        lookup::discover(slice::from_ref(&self.watchers), service.as_ref())
+    }
+
+    /// The services that are registered below the prefix right now, each with how many keys it has: one an instance, as
+    /// a rule.
+    ///
+    /// Keys are read without their values, in pages of 128 to 4,096, all at the revision of the first page. Keys that
+    /// do not look like a service's are skipped, and at most 10,000 services are listed.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::Config`] under an empty prefix, which would mean everything in etcd; otherwise what the
+    /// call failed with. Every member is asked before it fails, for at most 5 s each, or 5 s a page.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    pub async fn services(&self) -> Result<BTreeMap<ServiceName, usize>, RegistryError> {
+        self.watchers.services().await
+    }
+
+    /// The instances of a service that are registered right now. Nothing is remembered and nothing watched: a program
+    /// that wants to follow them uses [`discover`](Self::discover).
+    ///
+    /// It reads as `discover` does, with the same limits: values that cannot be read are left out and logged, several
+    /// keys of one address are one instance, at most 10,000 keys count. A service without instances is an empty
+    /// snapshot.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::Config`] for a bad service name; otherwise what the call failed with. Every member is asked before it
+    /// fails, for at most 5 s each, or 5 s a page.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    pub async fn instances(&self, service: impl AsRef<str>) -> Result<Snapshot, RegistryError> {
+        let service = service.as_ref().parse().map_err(RegistryError::Config)?;
+        self.watchers.instances(&service).await
+    }
+
+    /// Tells an instance to leave: puts the draining mark on its key, under the lease that it has, if nothing about the
+    /// key changed meanwhile.
+    ///
+    /// The server obeys as if it had been signalled, but serves on: it revokes its lease, its status becomes
+    /// [`RegistrationStatus::Drained`](crate::RegistrationStatus::Drained), and its calls in flight go on. Clients send it no new ones
+    /// from the mark on, unless no other instance is left. A server that does not use this crate cannot obey and stays
+    /// registered; for clients with this crate the mark counts all the same.
+    ///
+    /// A server that is registered in several registries ([`Registrations`](crate::Registrations)) leaves this one
+    /// alone, and has to be told in each: to clients of several it is there while one of them has it.
+    ///
+    /// It returns when the mark is in etcd, a few milliseconds before the server is gone. An instance that is marked
+    /// already is no error.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::UnknownAddress`]; [`RegistryError::NoDrainingMark`], where the format has no place for it; a bad
+    /// service name; otherwise what a call failed with.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, the mark may be written although the future is dropped.
+    pub async fn drain(&self, service: impl AsRef<str>, address: impl Into<Address>) -> Result<(), RegistryError> {
+        let service = service.as_ref().parse().map_err(RegistryError::Config)?;
+        self.watchers.drain(&service, &address.into()).await
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").field("registrar", &self.registrar).finish_non_exhaustive()
+    }
+}
+
+/// The options of a [`Registry`].
+#[must_use = "a builder does nothing before build()"]
+pub struct RegistryBuilder {
+    endpoints: Vec<String>,
+    prefix: Option<String>,
+    format: Arc<dyn Format>,
+    default_weight: u16,
+    dial_timeout: Duration,
+    removal_hold: Duration,
+    provider: Option<Provider>,
+    tls: Option<Tls>,
+}
+
+impl RegistryBuilder {
+    /// What every key begins with. Defaults to the format's own: `kitex/registry-etcd` for [`Kitex`], `/microservices`
+    /// for
+    /// [`Kratos`](crate::Kratos), nothing for [`EtcdNaming`](crate::EtcdNaming) and [`GoZero`](crate::GoZero).
+    ///
+    /// A slash at the end changes nothing, one at the beginning is kept.
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = Some(prefix.into());
+        self
+    }
+
+    /// How instances look in etcd: [`Kitex`], [`EtcdNaming`](crate::EtcdNaming), [`GoZero`](crate::GoZero),
+    /// [`Kratos`](crate::Kratos), or one of your own. Defaults to [`Kitex`].
+    pub fn format(mut self, format: impl Format) -> Self {
+        self.format = Arc::new(format);
+        self
+    }
+
+    /// The weight of instances that state none when they are read, 1 to 65,535. Defaults to 10, as Kitex does.
+    pub fn default_weight(mut self, weight: u16) -> Self {
+        self.default_weight = weight;
+        self
+    }
+
+    /// How long connecting to one etcd member may take. Defaults to 2 s.
+    pub fn dial_timeout(mut self, timeout: Duration) -> Self {
+        self.dial_timeout = timeout;
+        self
+    }
+
+    /// How long instances stay known when more than half of a service disappears without an announcement. Defaults to
+    /// 60 s; zero switches it off.
+    ///
+    /// A crash of all servers and the end of all leases because etcd stood still look the same from here, and taking
+    /// down servers that are fine would be worse than calling dead ones a little longer. A service of one instance that
+    /// crashes counts: it is listed for its TTL and this time.
+    pub fn removal_hold(mut self, hold: Duration) -> Self {
+        self.removal_hold = hold;
+        self
+    }
+
+    /// User and password towards etcd, for simple tokens and JWT. A token that expired or is no longer valid is
+    /// replaced by another login, unnoticed. Kitex calls this `WithAuthOpt`.
+    ///
+    /// After credentials were refused, which is logged as a warning, etcd is not asked again for 30 s; meanwhile
+    /// instances stay known, and a registration lasts for as long as its keepalives need no login. For a password that
+    /// changes while the program runs there is [`auth_with`](Self::auth_with), which replaces this, as this replaces
+    /// that.
+    pub fn auth(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
+        self.provider = Some(Provider::Fixed(Credentials::new(user, password)));
+        self
+    }
+
+    /// User and password towards etcd from `provider`, which is asked again for each login: with each new connection,
+    /// after a token expired, and after a password or a role was changed. So a password can be rotated while the
+    /// program runs.
+    ///
+    /// ```no_run
+    /// use tonic_etcd::{Credentials, Registry};
+    ///
+    /// # fn example() -> Result<(), tonic_etcd::ConfigError> {
+    /// let registry = Registry::builder(["http://127.0.0.1:2379"])
+    ///     .auth_with(|| async {
+    ///         let password = tokio::fs::read_to_string("/run/secrets/etcd").await?;
+    ///         Ok::<_, std::io::Error>(Credentials::new("echo", password.trim_end()))
+    ///     })
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// A slow provider is waited for by whatever needs the login, up to that call's own limit of 0.7 s to 5 s; its
+    /// answer then serves later logins. One that fails, or does not answer within 30 s, is asked again after 1 s. Its
+    /// errors are logged as warnings, at most once a minute, so they must not show the password. What etcd refused is
+    /// tried again after 30 s, anything else after 1 s: change a password in etcd first, and let the provider hand it
+    /// out then.
+    pub fn auth_with<P, F, E>(mut self, provider: P) -> Self
+    where
+        P: Fn() -> F + Send + Sync + 'static,
+        F: Future<Output = Result<Credentials, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.provider = Some(Provider::asked(provider));
+        self
+    }
+
+    /// TLS towards etcd. Every endpoint must then be `https`. Kitex calls this `WithTLSOpt`.
+    #[cfg(feature = "_tls")]
+    pub fn tls(mut self, tls: ClientTls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Checks everything and makes the registry. No I/O is done and no runtime is needed: etcd may still be down.
+    ///
+    /// # Errors
+    ///
+    /// An empty list of endpoints, a bad URL, a bad prefix, an option out of its range, or TLS without trusted roots.
+    pub fn build(self) -> Result<Registry, ConfigError> {
+        let prefix = self.prefix.unwrap_or_else(|| self.format.default_prefix().to_owned());
+        let base = parse_prefix(&prefix)?;
+        if self.default_weight == 0 {
+            let (option, value) = ("default_weight", "0".to_owned());
+            return Err(ConfigError::Option { option, value, expected: "1 to 65535" });
+        }
+        if self.dial_timeout.is_zero() {
+            let (option, value) = ("dial_timeout", format!("{:?}", self.dial_timeout));
+            return Err(ConfigError::Option { option, value, expected: "more than zero" });
+        }
+        if self.provider.as_ref().is_some_and(Provider::has_no_user) {
+            let (option, value) = ("auth", "with an empty user".to_owned());
+            return Err(ConfigError::Option { option, value, expected: "a user's name" });
+        }
+        let endpoints = parse_endpoints(&self.endpoints, self.tls.as_ref(), self.dial_timeout)?;
+        let cluster = Arc::new(Cluster::new(endpoints, self.provider));
+        let layout = Layout {
+            base: base.clone(),
+            format: self.format.clone(),
+            default_weight: self.default_weight,
+            hold: self.removal_hold.min(MAX_HOLD),
+        };
+        Ok(Registry {
+            registrar: Registrar::new(cluster.clone(), base, self.format),
+            watchers: Watchers::new(cluster, layout),
+        })
+    }
+}
+
+impl fmt::Debug for RegistryBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A URL may hold a password, for which `build` will refuse it.
+        let endpoints: Vec<String> = self.endpoints.iter().map(|url| without_user(url)).collect();
+        f.debug_struct("RegistryBuilder")
+            .field("endpoints", &endpoints)
+            .field("prefix", &self.prefix)
+            .field("format", &self.format)
+            .field("credentials", &self.provider)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Checks a prefix and ends it with a slash, unless it is empty.
+fn parse_prefix(prefix: &str) -> Result<String, ConfigError> {
+    let refuse = |reason| Err(ConfigError::Prefix { prefix: prefix.chars().take(300).collect(), reason });
+    if prefix.len() > 1024 {
+        return refuse("it is longer than 1024 bytes");
+    }
+    if prefix.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return refuse("it holds white space or a control character");
+    }
+    if prefix.is_empty() || prefix == "/" {
+        return Ok(prefix.to_owned());
+    }
+    let inner = prefix.strip_prefix('/').unwrap_or(prefix);
+    let inner = inner.strip_suffix('/').unwrap_or(inner);
+    if inner.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
+        return refuse("a segment of it is empty, '.' or '..'");
+    }
+    let slash = if prefix.ends_with('/') { "" } else { "/" };
+    Ok(format!("{prefix}{slash}"))
+}
+
+/// How long a TCP and TLS connection to etcd may take: ten round trips on a bad day, and still a quick move to the next
+/// member.
+const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The longest hold: a year stands for ever, without overflowing a clock.
+const MAX_HOLD: Duration = Duration::from_secs(365 * 86_400);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trailing_slash_is_not_doubled_and_a_leading_one_is_kept() {
+        for (prefix, base) in [("", ""), ("/", "/"), ("a", "a/"), ("a/", "a/"), ("/a/b", "/a/b/"), ("/a/b/", "/a/b/")] {
+            assert_eq!(parse_prefix(prefix).expect(prefix), base);
+        }
+        for bad in ["//", "a//b", "a/../b", "..", "./a", "a b", "a\n", "a\0"] {
+            assert!(parse_prefix(bad).is_err(), "{bad:?} must be refused");
+        }
+    }
+
+    #[test]
+    fn building_needs_no_runtime_and_refuses_bad_values_by_name() {
+        let build = |builder: RegistryBuilder| builder.build().map(drop).map_err(|error| error.to_string());
+        let good = || Registry::builder(["http://127.0.0.1:1"]);
+        assert_eq!(build(good()), Ok(()));
+        assert!(build(Registry::builder(Vec::<String>::new())).is_err_and(|error| error.contains("no etcd endpoint")));
+        assert!(build(Registry::builder(["http://"])).is_err_and(|error| error.contains("http://")));
+        assert!(build(good().prefix("a//b")).is_err_and(|error| error.contains("a//b")));
+        assert!(build(good().default_weight(0)).is_err_and(|error| error.contains("default_weight")));
+        assert!(build(good().dial_timeout(Duration::ZERO)).is_err_and(|error| error.contains("dial_timeout")));
+        assert!(build(good().auth("", "secret")).is_err_and(|error| !error.contains("secret")));
+    }
+
+    #[test]
+    fn no_debug_shows_the_password() {
+        let builder = Registry::builder(["http://127.0.0.1:1"]).auth("root", "secret");
+        assert!(!format!("{builder:?}").contains("secret"));
+        assert!(!format!("{:?}", Registry::builder(["http://root:secret@a:1"])).contains("secret"));
+        let registry = builder.build().expect("a good registry");
+        assert!(!format!("{registry:?}").contains("secret"));
+    }
+
+    #[test]
+    fn discovering_outside_of_a_runtime_is_a_typed_error() {
+        let registry = Registry::builder(["http://127.0.0.1:1"]).build().expect("a good registry");
+        assert!(matches!(registry.discover("echo"), Err(ConfigError::NoRuntime { .. })));
+        assert!(matches!(registry.discover("a/b"), Err(ConfigError::ServiceName { .. })));
+    }
+}
