@@ -378,7 +378,7 @@ mod tests {
 
     #[test]
     fn a_key_that_readers_would_not_look_at_is_refused() {
-        builder_for(Arc::new(Long(MAX_SEGMENT))).build().expect("just short enough");
+        drop(builder_for(Arc::new(Long(MAX_SEGMENT))).build().expect("just short enough"));
         let error = builder_for(Arc::new(Long(MAX_SEGMENT + 1))).build().expect_err("too long");
         assert_eq!(error.to_string(), "bad format that ends a key in 513 bytes: expected at most 512");
     }

@@ -35,6 +35,7 @@ use crate::instance::{Address, Instance, ServiceName};
 ///
 /// The [crate's first page](crate#a-server) shows it around a server.
 #[derive(Clone)]
+#[must_use = "a registration begins with its server, or with start()"]
 pub struct Registration {
     shared: Arc<Shared>,
 }

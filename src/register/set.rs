@@ -35,6 +35,7 @@ use crate::error::Gone;
 /// # }
 /// ```
 #[derive(Debug, Clone)]
+#[must_use = "registrations begin with their server, or with start()"]
 pub struct Registrations {
     each: Arc<[Registration]>,
     drain: Drain,

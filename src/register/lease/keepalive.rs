@@ -130,24 +130,16 @@ impl MemberStream {
         mut keeper: LeaseKeeper,
         mut responses: LeaseKeepAliveStream,
     ) {
-        let mut waiting: HashMap<i64, Vec<oneshot::Sender<Answer>>> = HashMap::new();
-        // Since when the member owes an answer, even if its keeper has given up by now.
-        let mut owing: Option<Instant> = None;
-        let mut used = Instant::now();
+        let mut pending = Pending::new(Instant::now());
         let mut refusals = self.cluster.refusal_watch();
         loop {
-            let give_up_at = owing.map_or(used + STREAM_IDLE, |since| since + REPLY_LIMIT);
             tokio::select! {
                 biased;
                 () = refusals.refused(connection) => return,
                 response = responses.message() => match response {
                     Ok(Some(response)) => {
                         self.cluster.on_response(connection);
-                        let answer = answer_in(&response);
-                        for waiting in waiting.remove(&response.id()).into_iter().flatten() {
-                            let _ = waiting.send(answer);
-                        }
-                        owing = (!waiting.is_empty()).then(Instant::now);
+                        pending.on_answer(response.id(), answer_in(&response), Instant::now());
                     }
                     Ok(None) => return,
                     Err(error) => {
@@ -156,20 +148,17 @@ impl MemberStream {
                     }
                 },
                 ask = self.asks.recv() => {
-                    let Some(Ask { lease, answer }) = ask else { return };
-                    used = Instant::now();
-                    owing.get_or_insert(used);
-                    waiting.retain(|_, answers| answers.iter().any(|answer| !answer.is_closed()));
-                    waiting.entry(lease).or_default().push(answer);
+                    let Some(ask) = ask else { return };
                     // The stream takes any lease; only etcd-client's handle is bound to one.
-                    keeper.id = lease;
+                    keeper.id = ask.lease;
+                    pending.on_ask(ask, Instant::now());
                     if !matches!(timeout(REPLY_LIMIT, keeper.keep_alive()).await, Ok(Ok(()))) {
                         self.cluster.forget(connection);
                         return;
                     }
                 }
-                () = sleep_until(give_up_at) => {
-                    if owing.is_some() {
+                () = sleep_until(pending.give_up_at()) => {
+                    if pending.is_owed() {
                         tracing::debug!("member does not answer keepalives");
                         self.cluster.forget(connection);
                         self.cluster.prefer_another(self.index);
@@ -178,6 +167,44 @@ impl MemberStream {
                 }
             }
         }
+    }
+}
+
+/// The keepalives of one stream that wait for their answers.
+struct Pending {
+    waiting: HashMap<i64, Vec<oneshot::Sender<Answer>>>,
+    /// Since when the member owes an answer, even if its keeper has given up by now.
+    owing: Option<Instant>,
+    last_ask: Instant,
+}
+
+impl Pending {
+    fn new(now: Instant) -> Self {
+        Self { waiting: HashMap::new(), owing: None, last_ask: now }
+    }
+
+    fn on_ask(&mut self, ask: Ask, now: Instant) {
+        self.last_ask = now;
+        self.owing.get_or_insert(now);
+        self.waiting.retain(|_, answers| answers.iter().any(|answer| !answer.is_closed()));
+        self.waiting.entry(ask.lease).or_default().push(ask.answer);
+    }
+
+    /// One answer serves all keepalives of its lease, and gives the others time anew.
+    fn on_answer(&mut self, lease: i64, answer: Answer, now: Instant) {
+        for waiting in self.waiting.remove(&lease).into_iter().flatten() {
+            let _ = waiting.send(answer);
+        }
+        self.owing = (!self.waiting.is_empty()).then_some(now);
+    }
+
+    fn is_owed(&self) -> bool {
+        self.owing.is_some()
+    }
+
+    /// When the member has been silent, or the stream idle, for too long.
+    fn give_up_at(&self) -> Instant {
+        self.owing.map_or(self.last_ask + STREAM_IDLE, |since| since + REPLY_LIMIT)
     }
 }
 
@@ -283,3 +310,54 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 
 /// The longest wait after no member answered: a lease is renewed within a second of etcd's return.
 const RETRY_MAX: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn ask(pending: &mut Pending, lease: i64, now: Instant) -> oneshot::Receiver<Answer> {
+        let (answer, answered) = oneshot::channel();
+        pending.on_ask(Ask { lease, answer }, now);
+        answered
+    }
+
+    #[test]
+    fn an_answer_serves_every_keepalive_of_its_lease_and_no_other() {
+        let now = Instant::now();
+        let mut pending = Pending::new(now);
+        let mut answers = [1, 1, 2].map(|lease| ask(&mut pending, lease, now));
+        pending.on_answer(1, Answer::Renewed, now);
+        assert_eq!(answers[0].try_recv(), Ok(Answer::Renewed), "the first of the lease");
+        assert_eq!(answers[1].try_recv(), Ok(Answer::Renewed), "the second of the lease");
+        assert!(answers[2].try_recv().is_err(), "another lease waits on");
+        pending.on_answer(2, Answer::Dead, now);
+        assert_eq!(answers[2].try_recv(), Ok(Answer::Dead), "the other lease");
+        assert!(!pending.is_owed(), "all were answered");
+    }
+
+    #[test]
+    fn a_silent_member_is_given_up_sooner_than_an_idle_stream() {
+        let start = Instant::now();
+        let mut pending = Pending::new(start);
+        assert_eq!(pending.give_up_at(), start + STREAM_IDLE, "nothing was asked");
+        let _first = ask(&mut pending, 1, start + SECOND);
+        let _second = ask(&mut pending, 2, start + 2 * SECOND);
+        assert_eq!(pending.give_up_at(), start + SECOND + REPLY_LIMIT, "the first keepalive counts");
+        pending.on_answer(1, Answer::Renewed, start + 2 * SECOND);
+        assert_eq!(pending.give_up_at(), start + 2 * SECOND + REPLY_LIMIT, "an answer gives the others time anew");
+        pending.on_answer(2, Answer::Renewed, start + 3 * SECOND);
+        assert_eq!(pending.give_up_at(), start + 2 * SECOND + STREAM_IDLE, "idle since the last keepalive");
+    }
+
+    #[test]
+    fn a_keeper_that_gave_up_leaves_nothing_behind_but_the_debt() {
+        let now = Instant::now();
+        let mut pending = Pending::new(now);
+        drop(ask(&mut pending, 1, now));
+        let _kept = ask(&mut pending, 2, now);
+        assert_eq!(pending.waiting.len(), 1, "the first is forgotten with the next one");
+        assert!(pending.is_owed(), "the member is silent all the same");
+    }
+}

@@ -9,6 +9,14 @@ use tracing::Instrument;
 
 use crate::etcd::{Cluster, Event, Kv, Range, Source, Update};
 
+/// A watch of the key, for as long as this exists.
+pub(super) struct Observer {
+    pub(super) key: String,
+    pub(super) own_key: watch::Receiver<OwnKey>,
+    /// How many rollbacks of etcd the claim's revision takes into account.
+    pub(super) rollbacks: u64,
+}
+
 /// The latest of what the key was seen to hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct OwnKey {
@@ -20,12 +28,12 @@ pub(super) struct OwnKey {
     pub(super) kv: Option<Kv>,
 }
 
-/// Watches the key until the receiver is dropped, and reads it every `interval`, for what a watch might miss.
-pub(super) fn observe(cluster: Arc<Cluster>, key: &str, interval: Duration) -> watch::Receiver<OwnKey> {
+/// Watches the key until the observer is dropped, and reads it every `interval`, for what a watch might miss.
+pub(super) fn observe(cluster: Arc<Cluster>, key: String, interval: Duration) -> Observer {
     let (publisher, own_key) = watch::channel(OwnKey::default());
-    let source = Source::new(cluster, Range::key(key.to_owned()), interval);
+    let source = Source::new(cluster, Range::key(key.clone()), interval);
     tokio::spawn(run(source, publisher).in_current_span());
-    own_key
+    Observer { key, own_key, rollbacks: 0 }
 }
 
 async fn run(mut source: Source, publisher: watch::Sender<OwnKey>) {

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::claims::{ClaimOutcome, Claims, GrantOutcome};
 use super::keepalive::{LeaseState, keep};
-use super::own_key::{OwnKey, observe};
+use super::own_key::{Observer, observe};
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE, hex};
@@ -92,14 +92,6 @@ struct Lease {
 struct Claim {
     value: Vec<u8>,
     revision: i64,
-}
-
-/// A watch of the key.
-struct Observer {
-    key: String,
-    own_key: watch::Receiver<OwnKey>,
-    /// How many rollbacks of etcd the claim's revision takes into account.
-    rollbacks: u64,
 }
 
 /// The state of a key that we claimed.
@@ -264,8 +256,7 @@ impl LeaseTask {
     }
 
     fn observe(&self, key: String) -> Observer {
-        let own_key = observe(self.claims.registrar.cluster.clone(), &key, self.retry.check_interval);
-        Observer { key, own_key, rollbacks: 0 }
+        observe(self.claims.registrar.cluster.clone(), key, self.retry.check_interval)
     }
 
     async fn hold(&mut self, mut lease: Lease, mut claim: Claim, mut observer: Observer) -> State {
