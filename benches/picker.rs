@@ -9,7 +9,9 @@ use std::time::Duration;
 use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, criterion_group, criterion_main};
 use tokio::runtime::Builder;
-use tonic_etcd::{Instance, LeastRequest, PeakEwma, Policy, RingHash, Trial, WeightedRandom, WeightedRoundRobin};
+use tonic_etcd::{
+    Instance, LeastRequest, PeakEwma, Policy, PolicyTester, RingHash, WeightedRandom, WeightedRoundRobin,
+};
 use tower::balance::p2c::Balance;
 use tower::buffer::Buffer;
 use tower::discover::ServiceList;
@@ -41,22 +43,22 @@ fn pick(
     count: u16,
     weight: impl Fn(u16) -> u16,
 ) {
-    let trial = Trial::new(policy, (0..count).map(|index| instance(index, weight(index))));
+    let tester = PolicyTester::new(policy, (0..count).map(|index| instance(index, weight(index))));
     for _ in 0..u32::from(count) * 10 {
-        trial.pick().expect("all are ready").answered(Duration::from_millis(1));
+        tester.pick().expect("all are ready").answered(Duration::from_millis(1));
     }
-    group.bench_function(format!("{name}/{count}"), |bencher| bencher.iter(|| trial.pick()));
+    group.bench_function(format!("{name}/{count}"), |bencher| bencher.iter(|| tester.pick()));
 }
 
 /// Each call has another key. And what it costs to make a ring.
 fn ring_hash(group: &mut BenchmarkGroup<'_, WallTime>, count: u16) {
     let policy = || RingHash::by(|_| Some(fastrand::u64(..)));
     let (head, ()) = http::Request::new(()).into_parts();
-    let trial = Trial::new(policy(), (0..count).map(|index| instance(index, 10)));
-    group.bench_function(format!("ring_hash/{count}"), |bencher| bencher.iter(|| trial.pick_for(&head)));
+    let tester = PolicyTester::new(policy(), (0..count).map(|index| instance(index, 10)));
+    group.bench_function(format!("ring_hash/{count}"), |bencher| bencher.iter(|| tester.pick_for(&head)));
     let instances: Vec<_> = (0..10_000).map(|index| instance(index, 10)).collect();
     group.sample_size(10).bench_function("ring_of/10000", |bencher| {
-        bencher.iter_batched(|| instances.clone(), |all| Trial::new(policy(), all), BatchSize::PerIteration);
+        bencher.iter_batched(|| instances.clone(), |all| PolicyTester::new(policy(), all), BatchSize::PerIteration);
     });
     group.sample_size(100);
 }

@@ -80,7 +80,7 @@
 //! | --- | --- |
 //! | 4 | this file: words, examples, re-exports |
 //! | 3 | `registry`: the builder, and the one place that ties both sides together |
-//! | 2 | `discover`: etcd to snapshots to changes. `register`: an instance to etcd, and the layer around a server |
+//! | 2 | `discover`: etcd to snapshots to changes. `register`: an instance to etcd, and the drain of a server |
 //! | 2 | `channel`: calls to instances, wherever those are known from |
 //! | 1 | `etcd`: the cluster: a connection a member, deadlines, logins, lists and watches |
 //! | 0 | `instance`, `snapshot`, `format`, `backoff`, `time`, `error`: pure |
@@ -122,9 +122,9 @@ pub use tower::discover::Change;
 
 pub use self::channel::{
     BalancedChannel, Candidate, ChannelBuilder, Connectivity, Ending, FailurePercentage, InstanceChanges,
-    InstanceStatus, LeastRequest, Outcome, OutlierDetection, PeakEwma, PickFirst, Picked, Picker, Policy, ResponseBody,
-    ResponseFuture, RetryPolicy, RetryThrottling, RingHash, ServiceConfig, ServiceConfigError, SuccessRate, Trial,
-    WaitForReady, WeightedRandom, WeightedRoundRobin,
+    InstanceStatus, LeastRequest, Outcome, OutlierDetection, PeakEwma, PickFirst, Picker, Policy, PolicyTester,
+    ResponseBody, ResponseFuture, RetryPolicy, RetryThrottling, RingHash, ServiceConfig, ServiceConfigError,
+    SuccessRate, TestPick, WaitForReady, WeightedRandom, WeightedRoundRobin,
 };
 pub use self::discover::Discover;
 pub use self::error::{ConfigError, Gone, RegistryError};
@@ -132,8 +132,7 @@ pub use self::etcd::Credentials;
 pub use self::format::{DecodeError, Decoded, Entry, EtcdNaming, Format, GoZero, Kitex, Kratos};
 pub use self::instance::{Address, DEFAULT_WEIGHT, Host, Instance, ServiceName};
 pub use self::register::{
-    Incoming, Io, Registration, RegistrationBody, RegistrationBuilder, RegistrationFuture, RegistrationLayer,
-    RegistrationService, RegistrationStatus, Registrations, StatusChanges, shutdown_signal,
+    Registration, RegistrationBuilder, RegistrationStatus, Registrations, StatusChanges, server, shutdown_signal,
 };
 pub use self::registry::{Registries, Registry, RegistryBuilder};
 pub use self::snapshot::{Member, MemberState, Snapshot};

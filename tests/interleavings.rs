@@ -7,7 +7,7 @@
 mod quota;
 #[path = "../src/channel/picks/wait_queue.rs"]
 #[expect(dead_code, reason = "the crate uses the rest")]
-mod waiting;
+mod wait_queue;
 
 /// What the two files name their primitives through.
 mod channel {
@@ -29,22 +29,22 @@ use loom::sync::Arc;
 use loom::thread;
 
 use quota::StreamQuota;
-use waiting::{Line, Turn};
+use wait_queue::{Turn, WaitQueue};
 
 /// What calls share: one connection, and the line of those that wait for a place on it.
 struct Channel {
     quota: StreamQuota,
-    line: Line<std::sync::Arc<AtomicUsize>>,
+    queue: WaitQueue<std::sync::Arc<AtomicUsize>>,
 }
 
 impl Channel {
     fn new(limit: u32) -> Arc<Self> {
-        Arc::new(Self { quota: StreamQuota::new(limit), line: Line::new(8) })
+        Arc::new(Self { quota: StreamQuota::new(limit), queue: WaitQueue::new(8) })
     }
 
     /// What the channel does for waiting calls.
     fn serve(&self) {
-        self.line.serve(|answers| {
+        self.queue.serve(|answers| {
             if !self.quota.acquire() {
                 return Turn::Closed;
             }
@@ -56,7 +56,7 @@ impl Channel {
     /// What a call does that found no place.
     fn wait(&self) -> (u64, std::sync::Arc<AtomicUsize>) {
         let answers = std::sync::Arc::<AtomicUsize>::default();
-        let number = self.line.join(answers.clone()).expect("the line has room");
+        let number = self.queue.join(answers.clone()).expect("the line has room");
         self.serve();
         (number, answers)
     }
@@ -93,7 +93,7 @@ fn a_place_that_becomes_free_while_a_call_joins_the_line_is_given_to_it() {
         ending.join().expect("no panic");
         assert_eq!(answered(&answers), 1, "the waiting call has the place, once");
         assert_eq!(channel.quota.in_flight(), 1, "and nobody else");
-        assert!(channel.line.is_empty(), "nobody waits");
+        assert!(channel.queue.is_empty(), "nobody waits");
     });
 }
 
@@ -147,7 +147,7 @@ fn a_call_that_gives_up_leaves_its_place_to_the_next() {
             let channel = channel.clone();
             move || channel.end()
         });
-        channel.line.leave(number);
+        channel.queue.leave(number);
         // Where the answer came first, the call has to give its place back.
         if answered(&given_up) == 1 {
             channel.end();
@@ -165,7 +165,7 @@ fn a_call_that_overtakes_nobody_and_one_that_waits_never_share_a_place() {
         let passing = thread::spawn({
             let channel = channel.clone();
             move || {
-                let took = channel.line.is_empty() && channel.quota.acquire();
+                let took = channel.queue.is_empty() && channel.quota.acquire();
                 if took {
                     assert_eq!(channel.quota.in_flight(), 1, "one place, one call");
                     channel.end();

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use tonic_etcd::{
-    Instance, LeastRequest, PeakEwma, PickFirst, Policy, RingHash, Trial, WeightedRandom, WeightedRoundRobin,
+    Instance, LeastRequest, PeakEwma, PickFirst, Policy, PolicyTester, RingHash, WeightedRandom, WeightedRoundRobin,
 };
 
 #[test]
@@ -24,13 +24,13 @@ fn a_pick_allocates_nothing_by_any_policy() {
             };
             let policy = policy();
             let name = format!("{policy:?}");
-            let trial = Trial::new(policy, (1..=count).map(instance));
+            let tester = PolicyTester::new(policy, (1..=count).map(instance));
             let (head, ()) = http::Request::builder().header("x-user", "ann").body(()).expect("a request").into_parts();
             // What a thread's first pick sets up for all later ones is not counted.
-            drop(trial.pick());
+            drop(tester.pick());
             let counted = allocation_counter::measure(|| {
                 for _ in 0..10_000 {
-                    assert!(trial.pick_for(&head).is_some(), "{name}: all instances are ready");
+                    assert!(tester.pick_for(&head).is_some(), "{name}: all instances are ready");
                 }
             });
             assert_eq!(counted.count_total, 0, "{name} allocated while picking from {count} instances");

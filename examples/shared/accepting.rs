@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use tokio::net::TcpStream;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::server::Connected;
-use tonic_etcd::{Incoming, Io};
+use tonic_etcd::server::{Incoming, IncomingIo};
 
 /// Hands axum the connections that the registration closes at its drain limit: axum waits for each without a limit.
 pub(crate) struct Accepting {
@@ -24,7 +24,7 @@ impl Accepting {
 }
 
 impl Listener for Accepting {
-    type Io = Io<TcpStream>;
+    type Io = IncomingIo<TcpStream>;
     type Addr = Option<SocketAddr>;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {

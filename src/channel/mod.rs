@@ -1,8 +1,29 @@
-//! From requests to instances: the balanced channel. It knows instances, not where they come from.
+//! Calls go in, and each goes to one of the instances of a service: the balanced channel. It knows instances, not the registry
+//! that they come from.
+//!
+//! # Layout
+//!
+//! A room imports only from rooms below it.
+//!
+//! | floor | room | what flows through it |
+//! | --- | --- | --- |
+//! | 6 | `builder` | options -> a running channel |
+//! | 5 | this file, `changes` | a request -> a response; ready sets -> what people watch |
+//! | 4 | `call` | one request -> attempts -> one response; knows no balancer |
+//! | 4 | `balancer` | snapshots and feedback -> ready sets; knows no call |
+//! | 3 | `picks` | where both meet: the published ready set, a pick for each call, the wait queue |
+//! | 2 | `subchannel` | one instance: its state machine, its connection, its feedback |
+//! | 2 | `service_config` | JSON -> policies, retries, options of methods |
+//! | 1 | `policy` | candidates -> an index |
+//! | 1 | `outlier` | outcomes -> ejections |
+//! | 1 | `config` | options of calls |
+//! | 1 | `transport` | an address -> an HTTP/2 connection -> its end; names h2 alone |
+//! | 0 | `deadline`, `sync` | timeouts; primitives that loom replaces |
 
 mod balancer;
 mod builder;
 mod call;
+mod changes;
 mod config;
 mod deadline;
 mod outlier;
@@ -16,29 +37,28 @@ mod transport;
 #[cfg(test)]
 mod tests;
 
-use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::sync::{mpsc, watch};
 use tonic::Status;
 use tonic::body::Body;
 
-use self::picks::pick_queue::Shared;
+use self::picks::Handle;
 
 pub use self::builder::ChannelBuilder;
-pub use self::call::response_body::ResponseBody;
-pub use self::call::{ResponseFuture, WaitForReady};
-pub use self::config::retry::{RetryPolicy, RetryThrottling};
+pub use self::call::{ResponseBody, ResponseFuture, WaitForReady};
+pub use self::changes::InstanceChanges;
+pub use self::config::retry::RetryPolicy;
+pub use self::config::throttling::RetryThrottling;
 pub use self::outlier::{Ending, FailurePercentage, Outcome, OutlierDetection, SuccessRate};
-pub use self::picks::tester::{Picked, Trial};
+pub use self::picks::tester::{PolicyTester, TestPick};
 pub use self::policy::candidate::Candidate;
 pub use self::policy::{
     LeastRequest, PeakEwma, PickFirst, Picker, Policy, RingHash, WeightedRandom, WeightedRoundRobin,
 };
 pub use self::service_config::{ServiceConfig, ServiceConfigError};
-pub use self::subchannel::status::{Connectivity, InstanceChanges, InstanceStatus};
+pub use self::subchannel::{Connectivity, InstanceStatus};
 
 /// A gRPC channel that balances over the instances of a service, for any generated client.
 ///
@@ -74,31 +94,28 @@ pub use self::subchannel::status::{Connectivity, InstanceChanges, InstanceStatus
 /// ```
 #[derive(Clone)]
 pub struct BalancedChannel {
-    owner: Arc<Owner>,
-}
-
-/// What clones of a channel and calls that still look for a place hold: the channel lives as long as one of them.
-pub(crate) struct Owner {
-    shared: Arc<Shared>,
-    changed: watch::Receiver<()>,
-    /// Its end tells the control task to end.
-    _alive: mpsc::Sender<Infallible>,
+    handle: Arc<Handle>,
 }
 
 impl BalancedChannel {
+    fn new(handle: Handle) -> Self {
+        Self { handle: Arc::new(handle) }
+    }
+
     /// The channel's connectivity: READY while there is an instance to send calls to.
     #[must_use]
     pub fn state(&self) -> Connectivity {
-        self.owner.shared.published.load().state
+        self.handle.queue.connectivity()
     }
 
-    /// Waits until a call could be sent, for however long that takes: put a time limit around it where that matters.
+    /// Waits until a call could be sent, for however long that takes: put a time limit around it where that matters. Returns also
+    /// when the channel has ended with the runtime that built it.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: it only looks.
     pub async fn ready(&self) {
-        let mut changed = self.owner.changed.clone();
+        let mut changed = self.handle.changed.clone();
         while self.state() != Connectivity::Ready {
             changed.mark_unchanged();
             if self.state() == Connectivity::Ready || changed.changed().await.is_err() {
@@ -110,13 +127,13 @@ impl BalancedChannel {
     /// All instances as they are now, ordered by address: state, calls in flight, latency, ejection.
     #[must_use]
     pub fn instances(&self) -> Vec<InstanceStatus> {
-        self.owner.shared.instances()
+        self.handle.queue.instances()
     }
 
     /// All instances each time that something about them changes.
     #[must_use]
     pub fn instance_changes(&self) -> InstanceChanges {
-        InstanceChanges::new(self.owner.shared.clone(), self.owner.changed.clone())
+        InstanceChanges::new(self.handle.queue.clone(), self.handle.changed.clone())
     }
 }
 
@@ -125,19 +142,19 @@ impl tower::Service<http::Request<Body>> for BalancedChannel {
     type Error = Status;
     type Future = ResponseFuture;
 
-    /// Always ready: a call waits for its place by itself, under its own deadline.
+    /// Always ready: a call waits for its pick by itself, under its own deadline.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: http::Request<Body>) -> ResponseFuture {
-        ResponseFuture::new(self.owner.clone(), request)
+        ResponseFuture::new(self.handle.clone(), request)
     }
 }
 
 impl fmt::Debug for BalancedChannel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let label = &self.owner.shared.settings.label;
-        f.debug_struct("BalancedChannel").field("service", label).field("state", &self.state()).finish_non_exhaustive()
+        let label = self.handle.queue.label();
+        f.debug_struct("BalancedChannel").field("service", &label).field("state", &self.state()).finish_non_exhaustive()
     }
 }

@@ -1,23 +1,17 @@
-//! Which address to publish: what was said explicitly, else Kitex's environment, else the listener's, and where the
-//! listener listens everywhere, the first address of an interface that others can reach.
+//! Which address to publish: an explicit one, else that of Kitex's environment, else the listener's, and where the
+//! listener listens everywhere, the first address of an interface that other hosts can reach.
 
 use std::net::IpAddr;
 
 use crate::error::ConfigError;
 use crate::instance::{Address, Host, parse_host};
 
-/// Kitex's variable for the published host.
-const IP_VARIABLE: &str = "KITEX_IP_TO_REGISTRY";
-
-/// Kitex's variable for the published port.
-const PORT_VARIABLE: &str = "KITEX_PORT_TO_REGISTRY";
-
 /// The address to publish.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Advertised {
     pub(super) address: Address,
-    /// Whether our own listener is bound to it: then a key of this address whose owner still seems alive is left over
-    /// from a process that cannot be listening any more.
+    /// Whether our own listener is bound to the address: a key of this address under another lease, even a live one, is
+    /// then left over from a process that cannot be listening any more.
     pub(super) is_bound: bool,
 }
 
@@ -69,7 +63,8 @@ fn is_unspecified(address: &Address) -> bool {
     matches!(address.host(), Host::Ip(ip) if ip.to_canonical().is_unspecified())
 }
 
-/// Kitex publishes the first IPv4 address that is no loopback; a host without IPv4 publishes its global IPv6.
+/// The first IPv4 address that is neither loopback nor link-local, as Kitex chooses; on a host without one, the first
+/// such IPv6 address.
 fn first_reachable(interfaces: &[IpAddr]) -> Result<IpAddr, ConfigError> {
     let reachable = |ip: &&IpAddr| !ip.is_loopback() && Address::new(Host::Ip(**ip), 1).check_dialable().is_ok();
     let v4 = interfaces.iter().filter(reachable).find(|ip| ip.is_ipv4());
@@ -83,6 +78,12 @@ fn first_reachable(interfaces: &[IpAddr]) -> Result<IpAddr, ConfigError> {
 fn interface_error(source: std::io::Error) -> ConfigError {
     ConfigError::Interfaces { source }
 }
+
+/// Kitex's variable for the published host.
+const IP_VARIABLE: &str = "KITEX_IP_TO_REGISTRY";
+
+/// Kitex's variable for the published port.
+const PORT_VARIABLE: &str = "KITEX_PORT_TO_REGISTRY";
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,4 @@
-//! The options of a registration, and what becomes of them.
+//! The options of a registration, and the registration that is built of them.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -6,42 +6,16 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::advertise::advertise;
-use super::drain::Drain;
-use super::holdings::{Holdings, Plan, random};
-use super::registrar::Registrar;
+use super::desired::{DesiredState, HealthSource, Spec};
+use super::lease::{ClaimConfig, Claims, LeaseTask, Registrar, random};
 use super::registration::{Registration, Shared, check_value};
+use super::retry::RetryConfig;
+use super::server::{DEFAULT_LIMIT, Drain};
 use super::status::RegistrationStatus;
-use super::task::Task;
-use super::upkeep::Upkeep;
-use super::wishes::{Desired, Health, Wishes};
 use crate::error::ConfigError;
 use crate::instance::{Instance, ServiceName};
 
-/// How long a lease lives without keepalives: an interval of 5 s + an answer within 2 s + a connect of 2 s + an election of
-/// 2 s + one retry of 2 s are 13 s, so a lost member never costs the registration.
-const DEFAULT_TTL: Duration = Duration::from_secs(15);
-
-/// Kitex's, which finds out about a lost lease by a look every 30 s.
-const KITEX_TTL: Duration = Duration::from_secs(60);
-
-/// How long a server goes on serving after its leave was announced, so that clients hear of it: a hundred times what a
-/// watch needs. Clients that poll need more.
-const DEFAULT_PROPAGATION_PAUSE: Duration = Duration::from_secs(1);
-
-/// Kitex's clients ask etcd every 5 s, and then need a moment.
-const KITEX_PROPAGATION_PAUSE: Duration = Duration::from_secs(6);
-
-/// How long calls in flight may take after that. With the deregistration (at most 3 s) and the pause it stays below the
-/// 30 s after which Kubernetes kills.
-const DEFAULT_DRAIN_LIMIT: Duration = Duration::from_secs(25);
-
-/// Kitex's variable for the TTL in seconds.
-const TTL_VARIABLE: &str = "KITEX_ETCD_REGISTRY_LEASE_TTL";
-
-/// The longest TTL: a day. A server that crashed would be listed for as long.
-const MAX_TTL: u64 = 86_400;
-
-/// What a registration is made of, before it is one. Made by [`Registry::register`](crate::Registry::register).
+/// The options of a [`Registration`]. Made by [`Registry::register`](crate::Registry::register).
 #[derive(Debug)]
 #[must_use = "nothing is registered before build() and the server's start"]
 pub struct RegistrationBuilder {
@@ -52,8 +26,8 @@ pub struct RegistrationBuilder {
     default_ttl: Duration,
     propagation_pause: Duration,
     drain_limit: Duration,
-    upkeep: Upkeep,
-    health: Option<Arc<dyn Health>>,
+    retry: RetryConfig,
+    health: Option<Arc<dyn HealthSource>>,
 }
 
 impl RegistrationBuilder {
@@ -65,23 +39,24 @@ impl RegistrationBuilder {
             ttl: None,
             default_ttl: DEFAULT_TTL,
             propagation_pause: DEFAULT_PROPAGATION_PAUSE,
-            drain_limit: DEFAULT_DRAIN_LIMIT,
-            upkeep: Upkeep::DEFAULT,
+            drain_limit: DEFAULT_LIMIT,
+            retry: RetryConfig::DEFAULT,
             health: None,
         }
     }
 
     /// The `host:port` to publish instead of the instance's own address, for a server behind a port mapping.
     ///
-    /// Without it, `KITEX_IP_TO_REGISTRY` and `KITEX_PORT_TO_REGISTRY` are honoured; without them, it is the instance's
-    /// address; and if that is unspecified (`0.0.0.0`, `::`), the first IPv4 address of an interface that is no loopback.
+    /// Defaults to `KITEX_IP_TO_REGISTRY` and `KITEX_PORT_TO_REGISTRY`, which count for every format, or else to the
+    /// instance's address. Where that is unspecified (`0.0.0.0`, `::`), the host is the first IPv4 address of an
+    /// interface that is neither loopback nor link-local, or the first such IPv6 address on a host without one.
     pub fn advertise(mut self, address: impl Into<String>) -> Self {
         self.advertise = Some(address.into());
         self
     }
 
     /// How long the registration outlives a crash: 1 s to a day, in whole seconds (rounded up). Defaults to
-    /// `KITEX_ETCD_REGISTRY_LEASE_TTL`, else 15 s.
+    /// `KITEX_ETCD_REGISTRY_LEASE_TTL`, which counts for every format, or else to 15 s.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self
@@ -93,70 +68,76 @@ impl RegistrationBuilder {
         self
     }
 
-    /// How long calls may take after that, before they are ended with UNAVAILABLE and their connections are closed.
-    /// Defaults to 25 s, so that a whole shutdown takes less than the 30 s that Kubernetes grants.
+    /// How long calls may take after the propagation pause, before they are ended with UNAVAILABLE; their connections
+    /// are closed 250 ms later. Defaults to 25 s: with the deregistration (at most 3 s) and a pause of 1 s a whole
+    /// shutdown takes less than the 30 s that Kubernetes grants. A longer pause, such as [`kitex`](Self::kitex) sets,
+    /// wants a shorter limit or a longer grace period.
     pub fn drain_limit(mut self, limit: Duration) -> Self {
         self.drain_limit = limit;
         self
     }
 
-    /// The longest first wait after an attempt to register that failed; it doubles up to 2 s, or stays as it is if it is
-    /// longer. Each wait is drawn at random below that, so that many servers do not come at once. 1 ms to a day; defaults to
-    /// 250 ms. Where etcd answers and refuses, the next attempt comes after 10 s, or 30 s if credentials are the reason.
+    /// The longest first wait after a failed attempt to register; it doubles up to 2 s, or stays as it is if it is
+    /// longer. Each wait is drawn at random from zero to that, so that many servers do not come at once. 1 ms to a
+    /// day; defaults to 250 ms. Where etcd answers and refuses, the next attempt comes after 10 s, or 30 s if
+    /// credentials are the reason.
     ///
     /// Kitex calls this `RetryDelay`.
     pub fn retry_delay(mut self, delay: Duration) -> Self {
-        self.upkeep.retry_delay = delay;
+        self.retry.retry_delay = delay;
         self
     }
 
     /// How many attempts to register may fail in a row, before the registration ends with
-    /// [`RegistrationStatus::GaveUp`] and a warning; the server serves on. Defaults to 0: it never gives up, as a server
-    /// that gave up is lost until somebody restarts it.
+    /// [`RegistrationStatus::GaveUp`] and a warning; the server serves on. Defaults to 0, for no limit, as a server
+    /// that gave up is lost until its next start.
     ///
-    /// An attempt is a grant of the lease or a claim of the key. While a lease lasts nothing is attempted: an etcd that is
-    /// away uses nothing up before it is back and has forgotten the lease.
+    /// An attempt is a grant of the lease or a claim of the key. While a registration stands nothing is attempted: an
+    /// unreachable etcd costs no attempts before it is back and has forgotten the lease.
     ///
     /// Kitex calls this `MaxAttemptTimes`.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
-        self.upkeep.max_attempts = attempts;
+        self.retry.max_attempts = attempts;
         self
     }
 
-    /// How often the own key is read without any cause, give or take a fifth: 1 s to a day. Defaults to 60 s. A change of
-    /// the key is known at once without it, by a watch; this is for what a watch might not tell.
+    /// How often the own key is read although nothing happened, give or take a fifth: 1 s to a day. Defaults to 60 s.
+    /// A watch reports each change of the key at once; the check is for what a watch might miss.
     ///
-    /// Kitex calls this `ObserveDelay`, and notices nothing before.
+    /// Kitex calls this `ObserveDelay`, and has no watch.
     pub fn check_interval(mut self, interval: Duration) -> Self {
-        self.upkeep.check_interval = interval;
+        self.retry.check_interval = interval;
         self
     }
 
-    /// Kitex's defaults, where ours differ: a TTL of 60 s, or what `KITEX_ETCD_REGISTRY_LEASE_TTL` says, a propagation pause
-    /// of 6 s, for Kitex clients that ask every 5 s, [`retry_delay`](Self::retry_delay) 10 s,
-    /// [`max_attempts`](Self::max_attempts) 5 and [`check_interval`](Self::check_interval) 30 s. It replaces these five;
-    /// options behind it count.
+    /// Kitex's defaults, where ours differ: a TTL of 60 s, or what `KITEX_ETCD_REGISTRY_LEASE_TTL` says, a
+    /// propagation pause of 6 s, for Kitex clients that ask every 5 s, [`retry_delay`](Self::retry_delay) 10 s,
+    /// [`max_attempts`](Self::max_attempts) 5 and [`check_interval`](Self::check_interval) 30 s. It replaces these
+    /// five options; set others after it.
+    ///
+    /// The pause makes a shutdown last up to 34.25 s (3 + 6 + 25 + 0.25 s), longer than the 30 s that Kubernetes
+    /// grants: set a [`drain_limit`](Self::drain_limit) of 19 s with it, or a longer grace period.
     ///
     /// [All of Kitex's options](crate::kitex) have a counterpart.
     pub fn kitex(mut self) -> Self {
         self.ttl = None;
         self.default_ttl = KITEX_TTL;
         self.propagation_pause = KITEX_PROPAGATION_PAUSE;
-        self.upkeep = Upkeep::KITEX;
+        self.retry = RetryConfig::KITEX;
         self
     }
 
-    /// Follows the health of `service`, as `reporter` is told of it: the key is in etcd only while that is SERVING. The
-    /// name is the one in `grpc.health.v1`, `echo.Echo` for instance, or empty for the whole server, which a new reporter
-    /// takes for SERVING.
+    /// Follows the health of `service` as it is set at `reporter`: the key is in etcd only while the service is
+    /// SERVING. The name is the one in `grpc.health.v1`, `echo.Echo` for instance, or empty for the whole server,
+    /// which is SERVING at a new reporter.
     ///
-    /// Until the service is SERVING for the first time, the registration is held back. When it is not any more (another status,
-    /// or it is cleared), the leave is announced and the key is deleted; the lease is kept, and with SERVING the key is put
-    /// back, at most once a second ([`RegistrationStatus::NotServing`]). [`Registration::pause`] is independent of it: the key
-    /// is there while the service is SERVING *and* the registration is not paused.
+    /// Until the service is SERVING for the first time, the registration is held back. When its status changes or is
+    /// cleared, the leave is announced and the key is deleted; the lease is kept, and with SERVING the key is put
+    /// back, at most once a second ([`RegistrationStatus::NotServing`]). [`Registration::pause`] is independent of
+    /// it: the key is present while the service is SERVING *and* the registration is not paused.
     ///
-    /// [`Registration::deregister_on`] sets the service and the whole server to `NOT_SERVING` when its signal comes, before
-    /// anything else.
+    /// [`Registration::deregister_on`] sets the service and the whole server to `NOT_SERVING` when its signal comes,
+    /// before anything else.
     ///
     /// ```no_run
     /// use tonic_etcd::{Instance, Registry};
@@ -183,7 +164,8 @@ impl RegistrationBuilder {
         self
     }
 
-    /// Checks everything and makes the registration. Nothing is registered yet, no I/O is done, and no runtime is needed.
+    /// Checks all options and makes the registration. Nothing is registered yet, no I/O is done, and no runtime is
+    /// needed.
     ///
     /// # Errors
     ///
@@ -204,27 +186,27 @@ impl RegistrationBuilder {
             let variable = std::env::var(TTL_VARIABLE).ok().filter(|value| !value.is_empty());
             variable.map_or(Ok(self.default_ttl), ttl_in)?
         };
-        self.upkeep.check()?;
-        let plan = Plan {
+        self.retry.check()?;
+        let config = ClaimConfig {
             service: service.clone(),
             ttl,
             takes_over: advertised.is_bound,
             id: u128::from(random()) << 64 | u128::from(random()),
         };
         let address = instance.address.clone();
-        let (desired, wanted) = watch::channel(Desired { instance, paused: false, leave: false });
+        let (spec, specs) = watch::channel(Spec { instance, paused: false, leave: false });
         let (publisher, status) = watch::channel(RegistrationStatus::Unregistered);
-        let wishes = Wishes::new(wanted, self.health.clone());
-        let task = Task::new(Holdings::new(self.registrar, plan), self.upkeep, wishes, publisher);
+        let desired = DesiredState::new(specs, self.health.clone());
+        let task = LeaseTask::new(Claims::new(self.registrar, config), self.retry, desired, publisher);
         Ok(Registration::new(Shared {
             address,
             service,
             format,
-            desired,
+            spec,
             updates: Mutex::new(()),
             status,
             unstarted: Mutex::new(Some(task)),
-            drain: Drain::new(),
+            drain: Drain::new().limit(self.drain_limit),
             propagation_pause: self.propagation_pause,
             drain_limit: self.drain_limit,
             health: self.health,
@@ -248,5 +230,156 @@ fn ttl_in(value: String) -> Result<Duration, ConfigError> {
     seconds.map(Duration::from_secs).ok_or(error)
 }
 
+/// How long a lease lives without keepalives: an interval of 5 s + an answer within 2 s + a connect of 2 s + an
+/// election of 2 s + one retry of 2 s are 13 s, so the loss of one member never costs the registration.
+const DEFAULT_TTL: Duration = Duration::from_secs(15);
+
+/// Kitex's default, for a client that notices a lost lease with a check every 30 s.
+const KITEX_TTL: Duration = Duration::from_secs(60);
+
+/// How long a server goes on serving after its leave was announced, so that clients can follow: a hundred times what a
+/// watch needs. Clients that poll need more.
+const DEFAULT_PROPAGATION_PAUSE: Duration = Duration::from_secs(1);
+
+/// Kitex's clients ask etcd every 5 s, and then need a moment.
+const KITEX_PROPAGATION_PAUSE: Duration = Duration::from_secs(6);
+
+/// Kitex's variable for the TTL in seconds.
+const TTL_VARIABLE: &str = "KITEX_ETCD_REGISTRY_LEASE_TTL";
+
+/// The longest TTL: a day. A server that crashed would be listed for as long.
+const MAX_TTL: u64 = 86_400;
+
 #[cfg(test)]
-mod tests;
+mod tests {
+    use std::sync::Arc;
+
+    use futures_util::StreamExt;
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+    use crate::error::Gone;
+    use crate::etcd::{Cluster, MAX_SEGMENT, parse_endpoints};
+    use crate::format::{DecodeError, Decoded, Entry, Format, Kitex};
+
+    /// An instance whose etcd is not there.
+    fn builder() -> RegistrationBuilder {
+        builder_for(Arc::new(Kitex))
+    }
+
+    fn builder_for(format: Arc<dyn Format>) -> RegistrationBuilder {
+        let members =
+            parse_endpoints(&["http://127.0.0.1:1".into()], None, Duration::from_secs(1)).expect("a good URL");
+        let registrar = Registrar::new(Arc::new(Cluster::new(members, None)), "prefix/".into(), format);
+        RegistrationBuilder::new(registrar, Instance::new("echo", std::net::SocketAddr::from(([127, 0, 0, 1], 1001))))
+    }
+
+    /// How long a registration with six attempts goes on.
+    async fn lasts(builder: RegistrationBuilder) -> Duration {
+        let began = Instant::now();
+        let registration = builder.max_attempts(6).build().expect("a good instance");
+        registration.start();
+        assert_eq!(registration.registered().await, Err(Gone));
+        began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registration_that_may_fail_three_times_gives_up_and_says_why() {
+        let registration = builder().max_attempts(3).build().expect("a good instance");
+        let changes = registration.status_changes();
+        registration.start();
+        assert_eq!(registration.registered().await, Err(Gone), "the wait for it ends");
+        let RegistrationStatus::GaveUp { attempts, reason } = registration.status() else {
+            panic!("the status says what became of it: {:?}", registration.status());
+        };
+        assert_eq!(attempts, 3);
+        assert!(reason.contains("grant") && reason.contains("127.0.0.1:1"), "{reason:?} names what failed and where");
+        let seen: Vec<RegistrationStatus> = changes.collect().await;
+        assert!(seen.last().is_some_and(RegistrationStatus::has_ended), "the stream of statuses ends: {seen:?}");
+        registration.deregister().await;
+        assert!(matches!(registration.status(), RegistrationStatus::GaveUp { .. }), "the status stays");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_limit_a_registration_never_gives_up() {
+        let registration = builder().build().expect("a good instance");
+        registration.start();
+        let ended = timeout(Duration::from_secs(600), registration.registered()).await;
+        assert!(ended.is_err(), "ten minutes without etcd end nothing");
+        assert_eq!(registration.status(), RegistrationStatus::Registering);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_wait_after_a_failure_is_as_long_as_was_said() {
+        // Waits are drawn at random: the sum of five up to an hour each is below a minute once in 10^11 times.
+        let long = lasts(builder().retry_delay(Duration::from_secs(3600))).await;
+        assert!(long > Duration::from_secs(60), "an hour at most, five times, took {long:?}");
+        // Five waits of 6 s in all, six grants of 3 s, and 3 s to leave.
+        let short = lasts(builder()).await;
+        assert!(short < Duration::from_secs(30), "250 ms at most, and then up to 2 s, took {short:?}");
+    }
+
+    #[test]
+    fn the_preset_has_kitex_s_defaults_and_what_follows_it_counts() {
+        let seconds = Duration::from_secs;
+        let kitex = builder().ttl(seconds(1)).max_attempts(1).kitex();
+        assert_eq!(
+            (kitex.ttl, kitex.default_ttl),
+            (None, seconds(60)),
+            "a TTL of 60 s, unless the variable says otherwise"
+        );
+        assert_eq!(kitex.propagation_pause, seconds(6), "longer than Kitex clients take to look again");
+        assert_eq!(kitex.retry.max_attempts, 5, "MaxAttemptTimes");
+        assert_eq!(kitex.retry.check_interval, seconds(30), "ObserveDelay");
+        assert_eq!(kitex.retry.retry_delay, seconds(10), "RetryDelay");
+        let own = kitex.ttl(seconds(20)).max_attempts(0);
+        assert_eq!((own.ttl, own.retry.max_attempts), (Some(seconds(20)), 0), "options behind it count");
+    }
+
+    #[test]
+    fn times_out_of_their_range_are_refused_by_name() {
+        let (never, ages) = (Duration::ZERO, Duration::from_secs(86_401));
+        for (builder, option) in [
+            (builder().retry_delay(never), "retry_delay"),
+            (builder().retry_delay(ages), "retry_delay"),
+            (builder().check_interval(Duration::from_millis(999)), "check_interval"),
+            (builder().check_interval(ages), "check_interval"),
+        ] {
+            let error = builder.build().expect_err("it is out of range").to_string();
+            assert!(error.contains(option), "{error} names {option}");
+        }
+    }
+
+    /// Keys that end in so many bytes.
+    #[derive(Debug)]
+    struct Long(usize);
+
+    impl Format for Long {
+        fn default_prefix(&self) -> &'static str {
+            "long"
+        }
+
+        fn segment(&self, _: &Entry<'_>) -> String {
+            "x".repeat(self.0)
+        }
+
+        fn encode(&self, _: &Entry<'_>) -> Vec<u8> {
+            Vec::new()
+        }
+
+        fn decode(&self, _: &str, _: &[u8]) -> Result<Decoded, DecodeError> {
+            Err(DecodeError::new("it is only written"))
+        }
+
+        fn carries_draining(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn a_key_that_readers_would_not_look_at_is_refused() {
+        builder_for(Arc::new(Long(MAX_SEGMENT))).build().expect("just short enough");
+        let error = builder_for(Arc::new(Long(MAX_SEGMENT + 1))).build().expect_err("too long");
+        assert_eq!(error.to_string(), "bad format that ends a key in 513 bytes: expected at most 512");
+    }
+}

@@ -1,4 +1,4 @@
-//! A server's health as its tonic-health service tells it, for a registration that follows it.
+//! A server's health as its tonic-health service reports it, for a registration that follows it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +12,7 @@ use tonic_health::pb::health_check_response::ServingStatus as Answer;
 use tonic_health::pb::health_server::Health as _;
 use tonic_health::server::{HealthReporter, HealthService, WatchStream};
 
-use super::wishes::Health;
-
-/// How often a service is looked for that the reporter does not know (yet): it does not say when it learns of one. Ten
-/// looks into a map a second cost nothing, and a server that starts is not held up.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-
-/// The name under which `grpc.health.v1` tells of the whole server.
-const WHOLE_SERVER: &str = "";
+use super::desired::HealthSource;
 
 /// One service of one reporter.
 #[derive(Debug)]
@@ -28,14 +21,14 @@ struct Reported {
     service: String,
 }
 
-/// The health of `service`, as what `reporter` is told of it.
-pub(super) fn reported(reporter: HealthReporter, service: String) -> Arc<dyn Health> {
+/// The health of `service` as it is set at `reporter`.
+pub(super) fn reported(reporter: HealthReporter, service: String) -> Arc<dyn HealthSource> {
     Arc::new(Reported { reporter, service })
 }
 
-impl Health for Reported {
+impl HealthSource for Reported {
     fn serving(&self) -> BoxStream<'static, bool> {
-        // The reporter can be told, but not asked; the service that answers clients can.
+        // A reporter has no way to read a status; the service that answers clients has one.
         let service = HealthService::from_health_reporter(self.reporter.clone());
         let watched = Watched { service, name: self.service.clone(), statuses: None };
         stream::unfold(watched, |mut watched| async move { Some((watched.next().await, watched)) }).boxed()
@@ -50,7 +43,7 @@ impl Health for Reported {
     }
 }
 
-/// The statuses of one service, asked for as a client does.
+/// The statuses of one service, watched like a client watches them.
 struct Watched {
     service: HealthService,
     name: String,
@@ -64,7 +57,7 @@ impl Watched {
         loop {
             if let Some(statuses) = &mut self.statuses {
                 let Some(Ok(response)) = statuses.next().await else {
-                    // It is cleared: nobody says that it serves.
+                    // Cleared: the service has no status any more.
                     self.statuses = None;
                     return false;
                 };
@@ -79,16 +72,23 @@ impl Watched {
     }
 }
 
+/// How often the status of a service is looked for that the reporter does not know (yet): a new service is not
+/// announced. Ten lookups in a map per second cost nothing, and a server that starts is not held up.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The name of the whole server in `grpc.health.v1`.
+const WHOLE_SERVER: &str = "";
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn only_serving_is_serving_and_who_is_unknown_is_looked_for() {
+    async fn only_serving_is_serving_and_an_unknown_service_is_looked_for() {
         let mut reporter = HealthReporter::new();
         let mut serving = reported(reporter.clone(), "echo".to_owned()).serving();
         let unknown = tokio::time::timeout(Duration::from_secs(60), serving.next()).await;
-        assert!(unknown.is_err(), "nothing is said of a service that the reporter does not know");
+        assert!(unknown.is_err(), "a service that the reporter does not know has no status");
 
         for (status, serves) in [
             (ServingStatus::Serving, true),

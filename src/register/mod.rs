@@ -1,29 +1,44 @@
 //! From an instance to a key in etcd that stays: the registration, its lease, and the server around it.
+//!
+//! # Layout
+//!
+//! The two rooms do not know each other. `server` knows none of the other files, `lease` only `desired`, `retry` and
+//! `status`.
+//!
+//! | module | what flows through it |
+//! | --- | --- |
+//! | `builder`, `advertise` | options, the environment and network interfaces, to a registration |
+//! | `registration`, `set` | what handles ask for, to the two rooms: one registration, or all those of a server |
+//! | `desired`, `retry`, `status`, `health` | what is wanted, how often it is tried, and how far it came |
+//! | `signal` | SIGTERM and ctrl-c, to a future |
+//! | `lease/` | the desired state, to a lease and a key in etcd |
+//! | `lease/task` | the state machine: desired state, answers and events, to the next step |
+//! | `lease/claims` | the leases and keys that may exist, and the calls that make and unmake them |
+//! | `lease/keepalive` | leases, to keepalives over one stream per member |
+//! | `lease/own_key` | a watch of the own key, to its latest value |
+//! | `server/` | a server's calls and connections, to their end. Knows neither registrations nor etcd |
+//! | `server/drain` | the public face: a limit, and three places in a server |
+//! | `server/layer`, `server/call` | a call, to its response or to UNAVAILABLE at the limit |
+//! | `server/incoming` | a connection, to its end, or to errors after the limit |
+//! | `server/handle` | what starts with a server, and its drain |
+//! | `server/state`, `server/open_set` | a signal, to the end of all that is open at the limit |
 
 mod advertise;
 mod builder;
-mod drain;
+mod desired;
 #[cfg(feature = "health")]
 mod health;
-mod holdings;
-mod incoming;
-mod keepalive;
-mod layer;
-mod own_key;
-mod registrar;
+mod lease;
 mod registration;
-mod registrations;
+mod retry;
+pub mod server;
+mod set;
 mod signal;
 mod status;
-mod task;
-mod upkeep;
-mod wishes;
 
 pub use self::builder::RegistrationBuilder;
-pub use self::incoming::{Incoming, Io};
-pub use self::layer::{RegistrationBody, RegistrationFuture, RegistrationLayer, RegistrationService};
-pub(crate) use self::registrar::Registrar;
+pub(crate) use self::lease::Registrar;
 pub use self::registration::Registration;
-pub use self::registrations::Registrations;
+pub use self::set::Registrations;
 pub use self::signal::shutdown_signal;
 pub use self::status::{RegistrationStatus, StatusChanges};

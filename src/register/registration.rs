@@ -5,17 +5,15 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::Instrument;
 
-use super::drain::Drain;
-use super::incoming::Incoming;
-use super::layer::RegistrationLayer;
-use super::registrations::Registrations;
+use super::desired::{HealthSource, Spec};
+use super::lease::LeaseTask;
+use super::server::{Drain, DrainLayer, Incoming};
 use super::status::{RegistrationStatus, StatusChanges};
-use super::task::Task;
-use super::wishes::{Desired, Health};
 use crate::error::{ConfigError, Gone};
 use crate::etcd::{MAX_SEGMENT, MAX_VALUE};
 use crate::format::{Entry, Format};
@@ -24,15 +22,16 @@ use crate::instance::{Address, Instance, ServiceName};
 /// One instance that is kept in etcd. A cheap handle; clones are the same registration.
 ///
 /// A registration begins when a server with its [`layer`](Self::layer) or its [`incoming`](Self::incoming) starts to
-/// serve, or with [`start`](Self::start). It ends with [`deregister`](Self::deregister), [`deregister_on`](Self::deregister_on), or when
-/// its last handle is dropped; the layer, the incoming connections and the shutdown future are handles as well.
+/// serve, or with [`start`](Self::start). It ends with [`deregister`](Self::deregister),
+/// [`deregister_on`](Self::deregister_on), or when its last handle is dropped; the layer, the incoming connections
+/// and the shutdown future are handles as well.
 ///
 /// # Recovery
 ///
-/// Between the two it is put back for ever, unless [`max_attempts`](crate::RegistrationBuilder::max_attempts) sets a limit,
-/// whatever happens: a dead lease, a deleted or overwritten key, an etcd that is
-/// away or was wiped. Only a key under another server's live lease is left alone, until that goes
-/// ([`RegistrationStatus::Conflict`]).
+/// While the registration lasts, it is put back after any loss: a dead lease, a deleted or overwritten key, an etcd
+/// that was unreachable or wiped. It never gives up, unless
+/// [`max_attempts`](crate::RegistrationBuilder::max_attempts) sets a limit. Only a key under another server's live
+/// lease is left alone, until that lease ends ([`RegistrationStatus::Conflict`]).
 ///
 /// The [crate's first page](crate#a-server) shows it around a server.
 #[derive(Clone)]
@@ -40,21 +39,21 @@ pub struct Registration {
     shared: Arc<Shared>,
 }
 
-/// What all handles of a registration share.
+/// Shared by all handles of a registration.
 pub(super) struct Shared {
     pub(super) address: Address,
     pub(super) service: ServiceName,
     pub(super) format: Arc<dyn Format>,
-    pub(super) desired: watch::Sender<Desired>,
-    /// Held by whoever changes the instance.
+    pub(super) spec: watch::Sender<Spec>,
+    /// Held while the instance is changed, so that updates come one after the other.
     pub(super) updates: Mutex<()>,
     pub(super) status: watch::Receiver<RegistrationStatus>,
-    /// The task until it is started.
-    pub(super) unstarted: Mutex<Option<Task>>,
+    /// The task, until the start.
+    pub(super) unstarted: Mutex<Option<LeaseTask>>,
     pub(super) drain: Drain,
     pub(super) propagation_pause: Duration,
     pub(super) drain_limit: Duration,
-    pub(super) health: Option<Arc<dyn Health>>,
+    pub(super) health: Option<Arc<dyn HealthSource>>,
 }
 
 impl Registration {
@@ -64,39 +63,54 @@ impl Registration {
 
     /// The layer for `Server::builder().layer(..)`.
     ///
-    /// It starts the registration when it is applied, which tonic does when it starts to serve, with the listener bound.
-    /// From then on it counts calls from their beginning to the end of both of their bodies, and ends those that are left
-    /// at the drain limit.
+    /// It starts the registration when it is applied, which tonic does when it starts to serve, with the listener
+    /// bound. From then on it counts calls until both of their bodies have ended, and ends those that are left at the
+    /// drain limit.
+    ///
+    /// Layer, connections and shutdown future of one server come from one handle: those of several registrations from
+    /// [`Registrations`](crate::Registrations), or calls are counted in one drain and another one is ended.
     #[must_use]
-    pub fn layer(&self) -> RegistrationLayer {
-        self.alone().layer()
+    pub fn layer(&self) -> DrainLayer {
+        self.server().layer()
     }
 
-    /// Wraps a server's incoming connections, so that those still open after the drain limit are closed: tonic waits for
-    /// every connection without a limit, whatever its client does. Sets `TCP_NODELAY` on TCP connections, which tonic does
-    /// only where it binds itself: without it small messages can take 40 ms.
+    /// Wraps a server's incoming connections, so that those still open after the drain limit are closed: tonic waits
+    /// for every connection without a limit, whatever its client does. Sets `TCP_NODELAY` on TCP connections, which
+    /// tonic does only where it binds itself: without it small messages can wait 40 ms for an acknowledgement.
+    ///
+    /// Starts the registration when it is polled for the first time.
     #[must_use]
     pub fn incoming<I>(&self, incoming: I) -> Incoming<I> {
-        self.alone().incoming(incoming)
+        self.server().incoming(incoming)
     }
 
     /// The shutdown future for `serve_with_incoming_shutdown`: waits for `signal`, announces the leave and revokes the
-    /// lease (at most 3 s, if etcd is away), serves on for the propagation pause, and then resolves, so that the server
-    /// stops accepting and finishes the calls in flight, for at most the drain limit. Health that is followed
+    /// lease (at most 3 s, if etcd is unreachable), serves on for the propagation pause, and then resolves, so that the
+    /// server stops accepting and finishes the calls in flight, for at most the drain limit. Followed health
     /// (`RegistrationBuilder::health`) turns `NOT_SERVING` first.
+    ///
+    /// # Panics
+    ///
+    /// When the signal comes, if the future is polled outside of a tokio runtime.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before the signal, it does nothing. Dropped after it, the deregistration goes on.
+    /// Dropped before the signal, the future does nothing. Dropped after the signal, it lets a deregistration that has
+    /// begun go on.
     pub fn deregister_on<F>(&self, signal: F) -> impl Future<Output = ()> + Send + use<F>
     where
         F: Future<Output = ()> + Send,
     {
-        self.alone().deregister_on(signal)
+        let registrations = [self.clone()];
+        let drain = self.shared.drain.clone();
+        self.shared.drain.on(async move {
+            signal.await;
+            Self::leave(&registrations, &drain).await;
+        })
     }
 
     /// Starts the registration, for servers without the layer or that apply a layer before they are bound. Does nothing
-    /// if it was started before.
+    /// after the first time.
     ///
     /// # Panics
     ///
@@ -110,18 +124,18 @@ impl Registration {
         }
     }
 
-    /// Waits until the key is in etcd under our lease, once the registration was started.
+    /// Waits until the key is in etcd under our lease.
     ///
-    /// A server that had rather fail than run unknown calls [`start`](Self::start), waits for this with a time-out, and then
-    /// serves.
+    /// A server that is to fail rather than serve unregistered calls [`start`](Self::start), waits for this with a
+    /// timeout, and then serves. Without a start this waits for ever.
     ///
     /// # Errors
     ///
-    /// [`Gone`], if the registration has ended; [`status`](Self::status) says whether it gave up.
+    /// [`Gone`], if the registration has ended; [`status`](Self::status) says why.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: it only looks.
+    /// Cancel safe: it only watches the status.
     pub async fn registered(&self) -> Result<(), Gone> {
         let mut status = self.shared.status.clone();
         let reached = status
@@ -139,11 +153,11 @@ impl Registration {
     ///
     /// Once polled, the deregistration goes on when the future is dropped.
     pub async fn deregister(&self) {
-        // A task that was never started has nothing to take out; dropping it says that it is gone.
+        // A task that was never started has nothing to take out; its drop sets the status.
         drop(self.take_unstarted());
-        self.shared.desired.send_modify(|desired| desired.leave = true);
+        self.shared.spec.send_modify(|spec| spec.leave = true);
         let mut status = self.shared.status.clone();
-        // An error means that the task is gone as well.
+        // An error means that the task has ended, too.
         let _ = status.wait_for(RegistrationStatus::has_ended).await;
     }
 
@@ -151,23 +165,23 @@ impl Registration {
     ///
     /// # Errors
     ///
-    /// A weight of 0, more than 64 tags, or another service name or address: register that as an instance of its own. The
-    /// instance then stays as it was.
+    /// A weight of 0, more than 64 tags, or another service name or address, which needs a registration of its own. The
+    /// instance then stays unchanged.
     pub fn update(&self, change: impl FnOnce(Instance) -> Instance) -> Result<(), ConfigError> {
-        // Not under the lock of the channel: the closure may look at the registration, though not update it.
+        // Not under the lock of the channel: the closure may read the registration, but not update it.
         let _one_at_a_time = self.shared.updates.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = self.shared.desired.borrow().instance.clone();
+        let old = self.shared.spec.borrow().instance.clone();
         let new = change(old.clone());
         check_update(&old, &new)?;
         check_value(&*self.shared.format, &self.shared.service, &new)?;
         if new != old {
-            self.shared.desired.send_modify(|desired| desired.instance = new);
+            self.shared.spec.send_modify(|spec| spec.instance = new);
         }
         Ok(())
     }
 
-    /// Takes the instance out of etcd and keeps the lease, until [`resume`](Self::resume). The server serves on. Health that is
-    /// followed is another reason for the key to be absent, and changes nothing about this one.
+    /// Takes the instance out of etcd and keeps the lease, until [`resume`](Self::resume). The server serves on.
+    /// Followed health is an independent reason for the key to be absent.
     pub fn pause(&self) {
         self.set_paused(true);
     }
@@ -178,26 +192,26 @@ impl Registration {
     }
 
     fn set_paused(&self, paused: bool) {
-        self.shared.desired.send_if_modified(|desired| {
-            let is_news = desired.paused != paused;
-            desired.paused = paused;
+        self.shared.spec.send_if_modified(|spec| {
+            let is_news = spec.paused != paused;
+            spec.paused = paused;
             is_news
         });
     }
 
-    /// Where the registration stands now.
+    /// The present status.
     #[must_use]
     pub fn status(&self) -> RegistrationStatus {
         self.shared.status.borrow().clone()
     }
 
-    /// Where the registration stands now, and whenever that changes. It is no handle: it does not keep the registration.
+    /// The present status, and each newer one. The stream is not a handle: it does not keep the registration.
     #[must_use]
     pub fn status_changes(&self) -> StatusChanges {
         StatusChanges::new(self.shared.status.clone())
     }
 
-    /// How many calls the layer counts that have not ended yet.
+    /// How many calls the layer counts whose request or response has not ended yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.shared.drain.in_flight()
@@ -215,31 +229,47 @@ impl Registration {
         &self.shared.address
     }
 
-    /// Lets the health that is followed say that the server serves no more.
-    pub(super) async fn shut_down_health(&self) {
+    /// All that comes between the signal and the countdown of the drain, for all registrations of a server at once.
+    pub(super) async fn leave(registrations: &[Self], drain: &Drain) {
+        for registration in registrations {
+            if registration.status() == RegistrationStatus::Unregistered {
+                tracing::warn!(
+                    "the server was never registered: start() was not called, nor layer() or incoming() used"
+                );
+            }
+            let (service, address) = (registration.service(), registration.address());
+            tracing::info!(%service, %address, calls = drain.in_flight(), "shutting down");
+        }
+        join_all(registrations.iter().map(Self::shut_down_health)).await;
+        join_all(registrations.iter().map(Self::deregister)).await;
+        let pause = registrations.iter().map(|registration| registration.shared.propagation_pause).max();
+        tokio::time::sleep(pause.unwrap_or_default()).await;
+    }
+
+    /// Sets the followed health to `NOT_SERVING`.
+    async fn shut_down_health(&self) {
         if let Some(health) = &self.shared.health {
             health.shut_down().await;
         }
     }
 
-    fn alone(&self) -> Registrations {
-        Registrations::of_one(self.clone(), self.shared.drain.clone())
-    }
-
-    pub(super) fn propagation_pause(&self) -> Duration {
-        self.shared.propagation_pause
+    /// The drain, with the start of the registration.
+    fn server(&self) -> Drain {
+        let registration = self.clone();
+        self.shared.drain.with_start(move || registration.start())
     }
 
     pub(super) fn drain_limit(&self) -> Duration {
         self.shared.drain_limit
     }
 
-    fn take_unstarted(&self) -> Option<Task> {
+    fn take_unstarted(&self) -> Option<LeaseTask> {
         self.shared.unstarted.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-/// Readers do not look at larger values, nor at longer keys and such with more or fewer slashes.
+/// Refuses what readers would ignore: values that are too large, and keys that are too long or have more or fewer
+/// slashes.
 pub(super) fn check_value(format: &dyn Format, service: &ServiceName, instance: &Instance) -> Result<(), ConfigError> {
     let entry = Entry::new(service, instance, i64::MAX, u128::MAX).draining(true);
     let segment = format.segment(&entry);
@@ -274,7 +304,7 @@ fn check_update(old: &Instance, new: &Instance) -> Result<(), ConfigError> {
 impl fmt::Debug for Registration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Registration")
-            .field("instance", &self.shared.desired.borrow().instance)
+            .field("instance", &self.shared.spec.borrow().instance)
             .field("status", &*self.shared.status.borrow())
             .finish_non_exhaustive()
     }

@@ -1,12 +1,16 @@
-//! What tells a process to end.
+//! The signals that tell a process to end.
 
-/// Resolves with SIGTERM or ctrl-c: what an orchestrator sends and what a person types.
+/// Resolves with SIGTERM, which orchestrators send, or with ctrl-c.
 ///
-/// On Unix, called in a tokio runtime, it handles both from the call on, so that neither can end the process before the future
-/// is polled; called outside of one, or elsewhere, from the first poll on. The signals stay handled: a second one does not end the process by
-/// itself, only SIGKILL does.
+/// On Unix, called in a tokio runtime, both are handled from the call on, so that neither can end the process before
+/// the future is polled; called outside of a runtime, or on other systems (ctrl-c only), from the first poll on. The
+/// signals stay handled: a second one does not end the process, only SIGKILL does.
 ///
-/// Where the handler of one cannot be installed, the other one counts.
+/// If the handler of one signal cannot be installed, a warning is logged and the other one counts.
+///
+/// # Cancel safety
+///
+/// Dropped before the signal, the future does nothing more, but the signals stay handled.
 pub fn shutdown_signal() -> impl Future<Output = ()> + Send + 'static {
     let early = tokio::runtime::Handle::try_current().is_ok().then(Signals::handle);
     async move {
@@ -22,7 +26,7 @@ mod unix {
 
     use tokio::signal::unix::{Signal, SignalKind, signal};
 
-    /// What is handled; `None` where that is not possible.
+    /// The handled signals; `None` where the handler cannot be installed.
     pub(super) struct Signals {
         interrupt: Option<Signal>,
         terminate: Option<Signal>,

@@ -1,4 +1,4 @@
-//! Where a registration stands, for people and programs that watch it.
+//! The status of a registration, for people and programs.
 
 use std::fmt;
 use std::pin::Pin;
@@ -7,11 +7,11 @@ use std::task::{Context, Poll};
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use tokio::sync::watch;
 
-/// Where a registration stands.
+/// The status of a registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RegistrationStatus {
-    /// It was not started yet.
+    /// The registration was not started yet.
     Unregistered,
     /// The lease or the claim of the key is under way, for as long as it takes: at the start, or on the way back from
     /// [`Paused`](Self::Paused) or [`NotServing`](Self::NotServing).
@@ -23,36 +23,36 @@ pub enum RegistrationStatus {
         /// The lease's id; etcdctl shows it in hexadecimal.
         lease: i64,
     },
-    /// The key or its lease was there and is not any more. It is being put back.
+    /// The key or its lease is gone, or the key was overwritten. It is being put back.
     Lost {
         /// What happened.
         reason: String,
     },
-    /// Another server holds the key under a lease that lives. The key is claimed as soon as that goes.
+    /// Another server holds the key under a lease that is alive. The key is claimed as soon as it is free.
     Conflict {
         /// The whole key.
         key: String,
         /// The other server's lease.
         lease: i64,
     },
-    /// It was taken out by [`Registration::pause`](crate::Registration::pause); the lease is kept.
+    /// The key was taken out by [`Registration::pause`](crate::Registration::pause); the lease is kept.
     Paused,
-    /// It is held back, or was taken out, because the health that it follows is not SERVING; the lease is kept. A pause
-    /// comes first where both hold.
+    /// The key is held back, or was taken out, because the followed health is not SERVING; the lease is kept. A
+    /// registration that is paused as well is [`Paused`](Self::Paused).
     NotServing,
-    /// It leaves: the leave is announced and the lease is revoked.
+    /// The registration is leaving: the leave is announced and the lease is revoked.
     Draining,
-    /// It has left for good.
+    /// The registration has left for good.
     Gone,
-    /// It has left for good, because an operator put the draining mark on its key
+    /// The registration has left for good, because an operator put the draining mark on its key
     /// ([`Registry::drain`](crate::Registry::drain)). The server serves on.
     Drained,
-    /// As many attempts in a row failed as [`max_attempts`](crate::RegistrationBuilder::max_attempts) allows; it has
-    /// ended for good, and is not in etcd.
+    /// As many attempts in a row failed as [`max_attempts`](crate::RegistrationBuilder::max_attempts) allows; the
+    /// registration has ended for good, and is not in etcd.
     GaveUp {
         /// How many attempts failed in a row.
         attempts: u32,
-        /// What became of the last one.
+        /// How the last one failed.
         reason: String,
     },
 }
@@ -64,7 +64,7 @@ impl RegistrationStatus {
         matches!(self, Self::Gone | Self::Drained | Self::GaveUp { .. })
     }
 
-    /// Whether the key is absent because that is wished.
+    /// Whether the key is absent as desired.
     pub(super) fn is_absence(&self) -> bool {
         matches!(self, Self::Paused | Self::NotServing)
     }
@@ -88,8 +88,9 @@ impl fmt::Display for RegistrationStatus {
     }
 }
 
-/// The statuses of a registration: the present one first, then each newer one. What changed again before it was polled
-/// is left out. Ends after the one with which the registration [has ended](RegistrationStatus::has_ended).
+/// The statuses of a registration: the present one first, then each newer one. A status that changed again before the
+/// stream was polled is left out. The stream ends after the status with which the registration
+/// [has ended](RegistrationStatus::has_ended).
 pub struct StatusChanges {
     changes: BoxStream<'static, RegistrationStatus>,
 }

@@ -15,6 +15,7 @@ mod etcd_away;
 mod flags;
 mod formats;
 mod found;
+mod graceful;
 mod half_open;
 #[cfg(feature = "health")]
 mod health;

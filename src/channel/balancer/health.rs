@@ -1,26 +1,23 @@
-//! What a server says of its own health, asked on the connection that its calls take: `grpc.health.v1.Health/Watch`.
+//! A server's own word on its health, asked on the connection that its calls take: `grpc.health.v1.Health/Watch`.
 //!
-//! | state | begins | calls are chosen for it |
+//! | state | begins | calls are picked for the instance |
 //! | --- | --- | --- |
 //! | asking | with the connection | no: CONNECTING |
 //! | serving | with the answer SERVING, or where the server does not know the method | yes |
 //! | not serving | with any other answer, none in time, or the end of the stream of answers | no: `TRANSIENT_FAILURE` |
 //!
-//! One task a connection asks, again after a while where the answers end; the control task hears of each change. It ends with
-//! the connection, or as soon as no more calls are chosen for that.
+//! One task per connection asks, and again after a pause where the answers end; the balancer is told each change. The task ends
+//! with the connection, or as soon as no more calls are picked for that.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use h2::client::SendRequest;
-use http::uri::{Authority, Parts, Scheme};
-use http::{Uri, Version};
+use http::Version;
+use http::uri::PathAndQuery;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tonic::body::Body;
@@ -29,62 +26,50 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tower::Service;
+use tracing::Instrument;
 
 use crate::backoff::Backoff;
-use crate::channel::call::response_body::ResponseBody;
-use crate::channel::subchannel::shared::Event;
-use crate::channel::transport::request_body::RequestBody;
+use crate::channel::subchannel::{FeedbackEvent, HealthVerdict, Ticket};
+use crate::channel::transport::{AttemptError, IncomingBody, RequestBody, Transport};
 use crate::instance::Address;
 
-/// What is known of the health of the server behind a connection.
-#[derive(Debug)]
-pub(crate) enum Health {
-    /// Nobody asked.
-    Unchecked,
-    /// The task that asks ends when this is dropped.
-    Watched { is_serving: bool, _watch: oneshot::Sender<Infallible> },
-}
-
-/// An answer: SERVING, or why that is not sure.
-pub(crate) type Verdict = Result<(), Arc<str>>;
-
 /// Asks one connection's server.
-pub(crate) struct HealthWatch {
-    /// Which of the server's services; empty for all of it.
-    pub(crate) service: Arc<str>,
-    pub(crate) connection: Direct,
-    pub(crate) address: Address,
-    pub(crate) generation: u64,
-    pub(crate) events: mpsc::UnboundedSender<Event>,
+pub(super) struct HealthWatch {
+    /// The name of one of the server's services; empty for all of it.
+    service: Arc<str>,
+    transport: Transport,
+    address: Address,
+    ticket: Ticket,
+    events: mpsc::UnboundedSender<FeedbackEvent>,
     /// For the first answer.
-    pub(crate) limit: Duration,
-    /// What the control task knows.
-    pub(crate) told: Option<Verdict>,
-}
-
-impl Health {
-    pub(crate) fn is_good(&self) -> bool {
-        matches!(self, Self::Unchecked | Self::Watched { is_serving: true, .. })
-    }
-
-    pub(crate) fn set(&mut self, serving: bool) {
-        if let Self::Watched { is_serving, .. } = self {
-            *is_serving = serving;
-        }
-    }
+    limit: Duration,
+    /// The verdict that was reported last.
+    reported: Option<HealthVerdict>,
 }
 
 impl HealthWatch {
-    /// Asks in a task of its own.
-    pub(crate) fn spawn(self) -> Health {
+    pub(super) fn new(
+        service: Arc<str>,
+        transport: Transport,
+        (address, ticket): (Address, Ticket),
+        events: mpsc::UnboundedSender<FeedbackEvent>,
+        limit: Duration,
+    ) -> Self {
+        Self { service, transport, address, ticket, events, limit, reported: None }
+    }
+
+    /// Asks in a task of its own, which ends when the returned sender is dropped.
+    pub(super) fn spawn(self) -> oneshot::Sender<Infallible> {
         let (watch, mut ended) = oneshot::channel();
-        tokio::spawn(async move {
+        let span = tracing::debug_span!(parent: None, "health", address = %self.address);
+        let task = async move {
             tokio::select! {
                 _ = &mut ended => {}
                 () = self.run() => {}
             }
-        });
-        Health::Watched { is_serving: false, _watch: watch }
+        };
+        tokio::spawn(task.instrument(span));
+        watch
     }
 
     /// Ends when there is nothing to ask.
@@ -93,18 +78,18 @@ impl HealthWatch {
         loop {
             let ended = self.listen(&mut backoff).await;
             if ended.code() == Code::Unimplemented {
-                tracing::debug!(address = %self.address, "the server does not tell its health");
-                self.tell(Ok(()));
+                tracing::debug!(address = %self.address, "the server has no health service");
+                self.report(Ok(()));
                 return;
             }
-            self.tell(Err(format!("{}: its health is not known: {}", self.address, ended.message()).into()));
+            self.report(Err(format!("{}: its health is not known: {}", self.address, ended.message()).into()));
             tokio::time::sleep(backoff.next()).await;
         }
     }
 
-    /// Tells each answer, until there are no more.
+    /// Reports each answer, until there are no more.
     async fn listen(&mut self, backoff: &mut Backoff) -> Status {
-        let mut client = HealthClient::new(self.connection.clone());
+        let mut client = HealthClient::new(Direct(self.transport.clone()));
         let request = HealthCheckRequest { service: self.service.to_string() };
         let late = |_| Status::deadline_exceeded(format!("no answer within {:?}", self.limit));
         let first = async {
@@ -117,9 +102,9 @@ impl HealthWatch {
             Ok(Err(status)) | Err(status) => return status,
         };
         loop {
-            let Some(said) = answer else { return Status::unavailable("the server ended the stream") };
+            let Some(answered) = answer else { return Status::unavailable("the server ended the stream") };
             backoff.reset();
-            self.tell(match said.status() {
+            self.report(match answered.status() {
                 ServingStatus::Serving => Ok(()),
                 other => Err(format!("{}: the server says {}", self.address, other.as_str_name()).into()),
             });
@@ -130,27 +115,23 @@ impl HealthWatch {
         }
     }
 
-    fn tell(&mut self, verdict: Verdict) {
-        if self.told.as_ref() == Some(&verdict) {
+    fn report(&mut self, verdict: HealthVerdict) {
+        if self.reported.as_ref() == Some(&verdict) {
             return;
         }
-        self.told = Some(verdict.clone());
-        let (address, generation) = (self.address.clone(), self.generation);
-        // Without a control task the channel is gone, and nobody asks any more.
-        let _ = self.events.send(Event::Health { address, generation, verdict });
+        self.reported = Some(verdict.clone());
+        let (address, ticket) = (self.address.clone(), self.ticket);
+        // Without a balancer the channel is gone.
+        let _ = self.events.send(FeedbackEvent::Health { address, ticket, verdict });
     }
 }
 
-/// Calls on one connection, past everything that a channel does for its own.
+/// Calls on one connection, without picks and accounting.
 #[derive(Clone)]
-pub(crate) struct Direct {
-    pub(crate) send: SendRequest<Bytes>,
-    pub(crate) scheme: Scheme,
-    pub(crate) authority: Authority,
-}
+struct Direct(Transport);
 
 impl Service<http::Request<Body>> for Direct {
-    type Response = http::Response<ResponseBody>;
+    type Response = http::Response<IncomingBody>;
     type Error = Status;
     type Future = BoxFuture<'static, Result<Self::Response, Status>>;
 
@@ -164,23 +145,29 @@ impl Service<http::Request<Body>> for Direct {
 }
 
 impl Direct {
-    async fn exchange(mut self, request: http::Request<Body>) -> Result<http::Response<ResponseBody>, Status> {
+    async fn exchange(self, request: http::Request<Body>) -> Result<http::Response<IncomingBody>, Status> {
         let (mut head, body) = request.into_parts();
-        let mut parts = Parts::default();
-        (parts.scheme, parts.authority) = (Some(self.scheme), Some(self.authority));
-        parts.path_and_query = head.uri.path_and_query().cloned();
-        head.uri = Uri::from_parts(parts).map_err(|error| Status::internal(error.to_string()))?;
+        let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        head.uri = self.0.uri(path)?;
         head.version = Version::HTTP_2;
         let mut body = RequestBody::new(body);
-        let is_all = poll_fn(|cx| Poll::Ready(body.begin(cx))).await?;
-        let sent = self.send.send_request(http::Request::from_parts(head, ()), is_all);
-        let (mut response, mut stream) = sent.map_err(|error| Status::unavailable(error.to_string()))?;
-        let answered = poll_fn(|cx| match body.poll_send(&mut stream, cx) {
-            Poll::Ready(Err(status)) => Poll::Ready(Err(status)),
-            _ => Pin::new(&mut response).poll(cx).map_err(|error| Status::unavailable(error.to_string())),
+        let mut request = Some(http::Request::from_parts(head, ()));
+        let begun = poll_fn(|cx| {
+            let request = request.take().unwrap_or_default();
+            Poll::Ready(self.0.begin(request, &mut body, cx))
         });
-        // The question is one message, so it is sent when the answer begins.
-        Ok(answered.await?.map(ResponseBody::rest))
+        let mut exchange = begun.await.map_err(status)?;
+        // The question is one message, so all of it is sent when the answer begins.
+        poll_fn(|cx| exchange.poll_response(&self.0, &mut body, cx)).await.map_err(status)
+    }
+}
+
+fn status(error: AttemptError) -> Status {
+    match error {
+        AttemptError::Request(status) => status,
+        AttemptError::Unprocessed { error, .. } | AttemptError::MaybeProcessed(error) => {
+            Status::unavailable(error.to_string())
+        }
     }
 }
 

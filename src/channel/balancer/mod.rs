@@ -1,100 +1,94 @@
-//! The control task of a channel: snapshots and what connections and calls report, to the next published choice.
+//! Snapshots and feedback become ready sets: the one task of a channel.
 //!
-//! It owns every state of every instance and is the only one that changes them; connections and calls send it events. It
-//! never waits for an instance: attempts to connect are tasks of their own, [`CONNECTS_AT_ONCE`] at once at most. All
-//! that is there at one moment is taken in before one choice is published.
+//! It owns every subchannel, feeds inputs to them and carries out their effects. It never waits for an instance: attempts to
+//! connect, connections and calls run on tasks of their own and send feedback. All that is there at one moment is taken in
+//! before one ready set is published.
+//!
+//! # Layout
+//!
+//! | file | |
+//! | --- | --- |
+//! | `connecting` | turns -> attempts -> connections that are driven |
+//! | `publish` | subchannels -> the ready set, or the reason for none |
+//! | `eject` | tallies -> outliers, within the limit |
+//! | `subset`, `zone`, `slow_start`, `config` | which instances are used, and the share of each |
+//! | `agenda` | what is due later |
+//! | `health` | `grpc.health.v1` answers -> feedback |
 
+mod agenda;
+mod config;
+mod connecting;
 mod eject;
 #[cfg(feature = "health")]
-pub(crate) mod health;
+mod health;
 mod publish;
-mod select;
-pub(crate) mod slow_start;
-pub(crate) mod subset;
-pub(crate) mod zone;
+mod slow_start;
+mod subset;
+mod zone;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::future;
+use std::convert::Infallible;
 use std::mem;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use self::select::Ranked;
-use crate::channel::builder::balancing::Spread;
-use crate::channel::picks::pick_queue::Shared;
-use crate::channel::policy::Policy;
-use crate::channel::subchannel::connection::{self as link, Dial};
-use crate::channel::subchannel::shared::{Event, Record};
-use crate::channel::subchannel::status::Connectivity;
-use crate::channel::subchannel::{Entry, Phase};
-use crate::channel::transport::connection::Connection;
+use self::agenda::{Agenda, Due};
+use self::connecting::{Attempt, Dialer};
+use self::publish::Published;
+use self::subset::{MANY, SubsetOrder};
+use super::outlier::Tally;
+use super::picks::{LbState, PickQueue};
+use super::subchannel::{Connectivity, Effects, FeedbackEvent, Input, Publish, Reports, Shared, Subchannel, Wake};
 use crate::instance::Address;
-use crate::snapshot::{Member, MemberState, Snapshot};
+use crate::snapshot::{Difference, HasAddress, Member, Snapshot, diff};
+use crate::time::sleep_until;
 
-/// Attempts to connect at once: a set of thousands is connected within seconds without flooding a network or a kernel.
-const CONNECTS_AT_ONCE: usize = 32;
+pub(crate) use self::config::BalanceConfig;
+pub(crate) use self::connecting::ConnectConfig;
+pub(crate) use self::slow_start::SlowStart;
+pub(crate) use self::subset::Subset;
+pub(crate) use self::zone::Zone;
 
-/// How long calls wait for the first list of instances: a registry that has not answered by then is down.
-const FIRST_LIST: Duration = Duration::from_secs(5);
-
-/// Everything that the control task owns.
-pub(crate) struct Driver {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) policy: Arc<dyn Policy>,
-    pub(crate) spread: Spread,
-    pub(crate) dial: Dial,
-    pub(crate) snapshots: BoxStream<'static, Arc<Snapshot>>,
-    pub(crate) events: mpsc::UnboundedReceiver<Event>,
-    pub(crate) changed: watch::Sender<()>,
-}
-
-/// What the control task knows.
-struct State {
-    driver: Parts,
-    /// One for each member of the last snapshot, in its order.
-    entries: Vec<Entry>,
-    records: Arc<[Arc<Record>]>,
-    /// The entries by their rank in the subset, and of which records that is the order.
-    ranked: Ranked,
-    /// Whether it was said that there are many instances.
-    said_many: bool,
-    /// Whether shares that grow are to be set anew, and whether now.
-    grows: bool,
-    grew: bool,
-    /// When it is to be seen whether stand-ins may be let go.
-    settles: Option<Instant>,
-    /// What is known of the list of instances.
-    list: List,
-    /// Who waits for a turn to connect, with the generation of that wish.
-    queue: VecDeque<(Address, u64)>,
-    connects: JoinSet<Attempt>,
-    timers: BTreeMap<(Instant, u64), Timer>,
-    /// Told apart: wishes, attempts, connections and timers of one instance.
-    generation: u64,
-    dirty: Dirty,
-    /// The newest reason why an instance is not READY.
-    cause: Option<Arc<str>>,
-}
-
-/// What became of one attempt to connect, or why it failed.
-type Attempt = (Address, u64, Result<Connection, Arc<str>>);
-
-struct Parts {
-    shared: Arc<Shared>,
-    policy: Arc<dyn Policy>,
-    spread: Spread,
-    dial: Dial,
+/// The one task of a channel, and all that it owns.
+pub(crate) struct Balancer {
+    queue: Arc<PickQueue>,
+    config: BalanceConfig,
+    connect: ConnectConfig,
+    reports: Reports,
     changed: watch::Sender<()>,
+    /// One per member of the last snapshot, ordered by address.
+    subchannels: Vec<Subchannel>,
+    /// Their shared halves, in the same order.
+    shared: Arc<[Arc<Shared>]>,
+    order: SubsetOrder,
+    dialer: Dialer,
+    agenda: Agenda,
+    list: List,
+    /// What has to be published.
+    publish: Publish,
+    growth: Growth,
+    /// When an instance that came back may need no replacement any more.
+    settles_at: Option<Instant>,
+    /// The newest reason why an instance is not READY.
+    failure: Option<Arc<str>>,
+    /// Whether the warning of many instances was logged.
+    has_warned: bool,
 }
 
+/// What the balancer listens to.
+pub(crate) struct Inputs {
+    pub(crate) snapshots: BoxStream<'static, Arc<Snapshot>>,
+    pub(crate) feedback: mpsc::UnboundedReceiver<FeedbackEvent>,
+    /// Ends with the last handle of the channel.
+    pub(crate) handles: mpsc::Receiver<Infallible>,
+}
+
+/// What is known of the list of instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum List {
     /// It did not come yet: calls wait.
@@ -105,385 +99,344 @@ enum List {
     Known,
 }
 
-/// What has to be published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Dirty {
-    /// Nothing.
-    No,
-    /// Something that people see, but not what calls are chosen from, unless there is nothing to choose from.
-    Seen,
-    /// The choice.
-    Choice,
+/// Whether shares of new instances grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Growth {
+    /// None does, as far as is known.
+    Still,
+    /// They are to be set anew later.
+    Scheduled,
+    /// They are to be set anew now.
+    Due,
 }
 
-#[derive(Debug)]
-enum Timer {
-    /// The instance's back-off of this generation is over.
-    Retry(Address, u64),
-    /// The instance's ejection is over, if it still ends now.
-    Probe(Address),
-    /// The instances are compared.
-    Sweep,
-    /// Shares have grown.
-    Growth,
-    /// An instance that came back stands long enough to need no stand-in.
-    Settled,
-    /// The first list is overdue.
-    FirstList,
-}
+impl Balancer {
+    pub(crate) fn new(
+        queue: Arc<PickQueue>,
+        config: BalanceConfig,
+        connect: ConnectConfig,
+        reports: Reports,
+        changed: watch::Sender<()>,
+    ) -> Self {
+        let dialer = Dialer::new(connect.transport.clone());
+        Self {
+            queue,
+            config,
+            connect,
+            reports,
+            changed,
+            subchannels: Vec::new(),
+            shared: Arc::new([]),
+            order: SubsetOrder::default(),
+            dialer,
+            agenda: Agenda::default(),
+            list: List::Awaited,
+            publish: Publish::Nothing,
+            growth: Growth::Still,
+            settles_at: None,
+            failure: None,
+            has_warned: false,
+        }
+    }
 
-impl Driver {
-    /// Runs until `alive` says that the last clone of the channel is dropped.
-    pub(crate) async fn run(self, mut alive: mpsc::Receiver<std::convert::Infallible>) {
-        let Self { shared, policy, spread, dial, mut snapshots, mut events, changed } = self;
-        let mut state = State::new(Parts { shared, policy, spread, dial, changed });
+    /// Runs until the last handle of the channel is dropped.
+    pub(crate) async fn run(mut self, mut inputs: Inputs) {
+        let now = Instant::now();
+        self.agenda.add(now + FIRST_LIST, Due::FirstList);
+        self.schedule_sweep(now);
         loop {
-            let timer = state.timers.first_key_value().map(|(&(at, _), _)| at);
             tokio::select! {
                 biased;
-                _ = alive.recv() => break,
-                event = events.recv() => {
-                    if let Some(event) = event {
-                        state.event(event);
-                    }
-                    while let Ok(event) = events.try_recv() {
-                        state.event(event);
+                _ = inputs.handles.recv() => return,
+                Some(event) = inputs.feedback.recv() => {
+                    self.on_feedback(event);
+                    while let Ok(event) = inputs.feedback.try_recv() {
+                        self.on_feedback(event);
                     }
                 }
-                snapshot = snapshots.next() => match snapshot {
-                    Some(snapshot) => state.apply(&snapshot),
-                    // A list that ends is final.
-                    None => snapshots = futures_util::stream::pending().boxed(),
+                snapshot = AssertUnwindSafe(inputs.snapshots.next()).catch_unwind() => match snapshot {
+                    Ok(Some(snapshot)) => self.on_snapshot(&snapshot),
+                    // A list that ends is final, and so is one of the user's that panics.
+                    Ok(None) | Err(_) => inputs.snapshots = futures_util::stream::pending().boxed(),
                 },
-                Some(connected) = state.connects.join_next() => {
-                    state.connected(connected);
-                    while let Some(connected) = state.connects.try_join_next() {
-                        state.connected(connected);
+                Some(attempt) = self.dialer.next() => {
+                    self.on_attempt(attempt);
+                    while let Some(attempt) = self.dialer.try_next() {
+                        self.on_attempt(attempt);
                     }
                 }
-                () = at(timer) => state.tick(Instant::now()),
+                () = sleep_until(self.agenda.next()) => self.on_time(Instant::now()),
             }
-            state.choose_subset();
-            state.connect();
-            state.publish();
+            self.select_subset();
+            self.dial();
+            self.publish();
         }
     }
-}
 
-async fn at(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment).await,
-        None => future::pending().await,
-    }
-}
-
-impl State {
-    fn new(driver: Parts) -> Self {
-        let mut state = Self {
-            driver,
-            entries: Vec::new(),
-            records: Arc::new([]),
-            ranked: Ranked::default(),
-            said_many: false,
-            grows: false,
-            grew: false,
-            settles: None,
-            list: List::Awaited,
-            queue: VecDeque::new(),
-            connects: JoinSet::new(),
-            timers: BTreeMap::new(),
-            generation: 0,
-            dirty: Dirty::No,
-            cause: None,
-        };
+    /// Subchannels of instances that stay are kept, and told their news.
+    fn on_snapshot(&mut self, snapshot: &Snapshot) {
         let now = Instant::now();
-        state.timer(now + FIRST_LIST, Timer::FirstList);
-        if let Some(interval) = state.driver.shared.settings.outliers.sweep_interval() {
-            state.timer(now + interval, Timer::Sweep);
-        }
-        state
-    }
-
-    /// Takes in a snapshot.
-    fn apply(&mut self, snapshot: &Snapshot) {
         self.list = List::Known;
         // Also an empty list is news: calls that waited for it fail now.
-        self.mark(Dirty::Seen);
-        let mut entries = mem::take(&mut self.entries);
-        let is_known =
-            |(entry, member): (&Entry, &Member)| entry.is_same(member) || *entry.address() == member.instance().address;
-        if entries.len() == snapshot.len() && entries.iter().zip(snapshot.iter()).all(is_known) {
-            for (entry, member) in entries.iter_mut().zip(snapshot.iter()) {
-                self.update(entry, member);
+        self.publish = self.publish.max(Publish::Status);
+        let mut is_same_set = true;
+        let known = mem::take(&mut self.subchannels);
+        let mut subchannels = Vec::with_capacity(snapshot.len());
+        for difference in diff(known.into_iter(), snapshot.iter()) {
+            match difference {
+                Difference::Kept(mut subchannel, member) => {
+                    self.update(&mut subchannel, member, now);
+                    subchannels.push(subchannel);
+                    continue;
+                }
+                Difference::Joined(member) => subchannels.push(self.admit(member)),
+                Difference::Left(subchannel) => self.remove(subchannel),
             }
-            self.entries = entries;
-        } else {
-            self.entries = self.merge(entries, snapshot);
-            self.records = self.entries.iter().map(|entry| entry.record.clone()).collect();
+            is_same_set = false;
+        }
+        self.subchannels = subchannels;
+        if !is_same_set {
+            self.shared = self.subchannels.iter().map(|subchannel| subchannel.shared().clone()).collect();
         }
     }
 
-    /// Some joined or left: a walk along both, since both are ordered by address.
-    fn merge(&mut self, entries: Vec<Entry>, snapshot: &Snapshot) -> Vec<Entry> {
-        let mut known = entries.into_iter().peekable();
-        let mut merged = Vec::with_capacity(snapshot.len());
-        for member in snapshot.iter() {
-            let address = &member.instance().address;
-            while let Some(left) = known.next_if(|entry| !entry.is_same(member) && entry.address() < address) {
-                self.remove(left);
-            }
-            if let Some(mut entry) = known.next_if(|entry| entry.is_same(member) || entry.address() == address) {
-                self.update(&mut entry, member);
-                merged.push(entry);
-            } else {
-                tracing::debug!(%address, "instance added");
-                let mut entry = Entry::new(member.clone());
-                self.admit(&mut entry);
-                merged.push(entry);
-            }
-        }
-        known.for_each(|left| self.remove(left));
-        merged
+    fn update(&mut self, subchannel: &mut Subchannel, member: &Member, now: Instant) {
+        self.order.on_updated(subchannel.instance(), member.instance());
+        let effects = subchannel.on(Input::Updated(member.clone()), now);
+        self.carry_out(subchannel.address(), effects);
     }
 
-    fn remove(&mut self, entry: Entry) {
-        tracing::debug!(address = %entry.address(), "instance removed");
-        if entry.is_ready() {
-            self.mark(Dirty::Choice);
+    fn admit(&mut self, member: &Member) -> Subchannel {
+        let address = &member.instance().address;
+        tracing::info!(%address, "instance added");
+        let (member, reports) = (member.clone(), self.reports.clone());
+        if let Some(subset) = self.config.subset {
+            let rank = subset.rank(address);
+            return Subchannel::unselected(member, rank, reports);
         }
-        entry.leave();
+        let (subchannel, effects) = Subchannel::new(member, 0, reports);
+        self.carry_out(subchannel.address(), effects);
+        subchannel
     }
 
-    /// Takes over what changed of a known instance: its weight, its tags, its lease or its state.
-    fn update(&mut self, entry: &mut Entry, member: &Member) {
-        if entry.is_unchanged(member) {
-            return;
+    fn remove(&mut self, subchannel: Subchannel) {
+        tracing::info!(address = %subchannel.address(), "instance removed");
+        if subchannel.is_ready() {
+            self.publish = Publish::ReadySet;
         }
-        let restarted = entry.member.lease() != member.lease();
-        self.ranked.follow(entry.member.instance(), member.instance());
-        entry.member = member.clone();
-        entry.record.instance.store(member.shared_instance().clone());
-        entry.record.draining.store(member.state() == MemberState::Draining, Ordering::Relaxed);
-        self.mark(if entry.is_ready() { Dirty::Choice } else { Dirty::Seen });
-        if restarted {
-            entry.forgive();
-            if matches!(entry.phase, Phase::Queued { .. } | Phase::Connecting { .. }) {
-                entry.record.set_state(Connectivity::Connecting);
-            }
-        }
-        match (&entry.phase, member.state()) {
-            // Whoever is in question lives by its connection alone.
-            (Phase::Ready { .. }, _) | (Phase::Gone, MemberState::InQuestion) => {}
-            (_, MemberState::InQuestion) => {
-                entry.phase = Phase::Gone;
-                entry.record.set_state(Connectivity::Idle);
-            }
-            (Phase::Gone, _) => self.enqueue(entry),
-            (Phase::Backoff { .. } | Phase::Benched, _) if restarted => self.enqueue(entry),
-            _ => {}
-        }
+        subchannel.leave();
     }
 
-    fn event(&mut self, event: Event) {
+    fn on_feedback(&mut self, event: FeedbackEvent) {
         match event {
-            Event::Ended { address, generation, cause } => self.with_seat(&address, generation, |state, entry| {
-                state.ended(entry, &cause);
-            }),
+            FeedbackEvent::Ended { address, ticket, cause } => self.step(&address, Input::Ended(ticket, cause)),
             #[cfg(feature = "health")]
-            Event::Health { address, generation, verdict } => self.with_seat(&address, generation, |state, entry| {
-                state.cause = verdict.as_ref().err().cloned().or(state.cause.take());
-                entry.hear_health(verdict);
-                state.mark(Dirty::Choice);
-            }),
-            Event::Failing { address, record } => {
-                let may = self.may_eject();
-                let Some(index) = self.find(&address) else { return };
-                if !Arc::ptr_eq(&self.entries[index].record, &record) {
-                    return;
-                }
-                self.with(index, |state, entry| {
-                    if may || entry.ejection.is_on_probation() {
-                        state.eject(entry);
-                    } else {
-                        // The next row asks again.
-                        entry.record.tally.restart_row();
-                    }
-                });
-            }
-            Event::Proved { address, generation } => {
-                let Some(index) = self.find(&address) else { return };
-                self.with(index, |state, entry| {
-                    if !entry.is_seated_by(generation) {
-                        // That connection is gone, but its call used the probation up: the next one has to decide.
-                        return entry.keep_on_probation();
-                    }
-                    entry.proved();
-                    tracing::info!(address = %entry.address(), "instance answers again");
-                    state.mark(Dirty::Choice);
-                });
-            }
+            FeedbackEvent::Health { address, ticket, verdict } => self.step(&address, Input::Health(ticket, verdict)),
+            FeedbackEvent::Failing { address, tally } => self.on_failing(&address, tally),
+            FeedbackEvent::Proved { address, tally } => self.step(&address, Input::Proved(tally)),
         }
     }
 
-    /// A connection took its last call.
-    fn ended(&mut self, entry: &mut Entry, cause: &Arc<str>) {
-        tracing::debug!(address = %entry.address(), %cause, "connection ended");
-        let was_good = entry.unseat();
-        self.mark(Dirty::Choice);
-        if was_good {
-            entry.backoff.reset();
-        }
-        if entry.member.state() != MemberState::Live {
-            // It said that it leaves, or its key is gone: the end of its connection settles that.
-            entry.phase = Phase::Gone;
-            entry.record.set_state(Connectivity::Idle);
-        } else if entry.ejection.is_out() {
-            entry.phase = Phase::Benched;
-            entry.record.set_state(Connectivity::Idle);
-            entry.record.set_cause(Some(cause.clone()));
-            self.cause = Some(cause.clone());
-        } else if was_good {
-            self.enqueue(entry);
-        } else {
-            self.back_off(entry, cause.clone());
-        }
+    fn on_failing(&mut self, address: &Address, tally: Arc<Tally>) {
+        let may_eject = eject::may_eject(&self.subchannels, &self.reports.outliers);
+        self.step(address, Input::Failing { tally, may_eject });
     }
 
-    /// Wants a connection, in its turn.
-    fn enqueue(&mut self, entry: &mut Entry) {
-        self.generation += 1;
-        entry.phase = Phase::Queued { generation: self.generation };
-        if entry.record.cause().is_none() {
-            entry.record.set_state(Connectivity::Connecting);
-        }
-        self.queue.push_back((entry.address().clone(), self.generation));
-    }
-
-    fn back_off(&mut self, entry: &mut Entry, cause: Arc<str>) {
-        self.generation += 1;
-        entry.phase = Phase::Backoff { generation: self.generation };
-        entry.record.set_state(Connectivity::TransientFailure);
-        entry.record.set_cause(Some(cause.clone()));
-        self.cause = Some(cause);
-        let wait = entry.backoff.next();
-        self.timer(Instant::now() + wait, Timer::Retry(entry.address().clone(), self.generation));
-        self.mark(Dirty::Seen);
-    }
-
-    /// Begins as many attempts as there is room for.
-    fn connect(&mut self) {
-        while self.connects.len() < CONNECTS_AT_ONCE
-            && let Some((address, generation)) = self.queue.pop_front()
-        {
-            let Some(index) = self.find(&address) else { continue };
-            let entry = &mut self.entries[index];
-            if !matches!(entry.phase, Phase::Queued { generation: wish } if wish == generation) {
-                continue;
-            }
-            entry.phase = Phase::Connecting { generation };
-            let options = self.driver.dial.options.clone();
-            self.connects.spawn(async move {
-                // A connector of the user's may panic: that is this instance's failure, and nobody else's.
-                let connected = match AssertUnwindSafe(options.connect(&address)).catch_unwind().await {
-                    Ok(connected) => connected.map_err(|error| error.describe().into()),
-                    Err(_) => Err(format!("{address}: the connector panicked").into()),
-                };
-                (address, generation, connected)
-            });
-        }
-    }
-
-    fn connected(&mut self, attempt: Result<Attempt, tokio::task::JoinError>) {
-        // It neither panics nor is it aborted while somebody listens.
-        let Ok((address, generation, connection)) = attempt else { return };
-        let Some(index) = self.find(&address) else { return };
-        if !matches!(self.entries[index].phase, Phase::Connecting { generation: attempt } if attempt == generation) {
+    fn on_attempt(&mut self, Attempt { address, ticket, result }: Attempt) {
+        let Some(index) = self.find(&address).filter(|&index| self.subchannels[index].is_connecting(ticket)) else {
             return;
-        }
-        self.with(index, |state, entry| match connection {
+        };
+        let input = match result {
             Ok(connection) => {
-                tracing::debug!(address = %entry.address(), streams = connection.streams, "connected");
-                match link::load(entry, connection, generation, &state.driver.shared, &state.driver.dial) {
-                    Ok(()) => state.mark(Dirty::Choice),
-                    Err(error) => state.back_off(entry, format!("{}: {error}", entry.address()).into()),
-                }
+                tracing::debug!(%address, streams = connection.max_streams, "connected");
+                let events = &self.reports.events;
+                let established =
+                    connecting::establish((&address, ticket), connection, &self.connect, &self.queue, events);
+                Input::Connected(ticket, established)
             }
             Err(cause) => {
                 tracing::debug!(%cause, "cannot connect");
-                entry.found_nobody();
-                state.back_off(entry, cause);
+                Input::ConnectFailed(ticket, cause)
             }
-        });
+        };
+        self.step_at(index, input);
     }
 
-    fn tick(&mut self, now: Instant) {
-        while let Some(first) = self.timers.first_entry()
-            && first.key().0 <= now
-        {
-            match first.remove() {
-                Timer::Retry(address, generation) => {
-                    let Some(index) = self.find(&address) else { continue };
-                    if matches!(self.entries[index].phase, Phase::Backoff { generation: waits } if waits == generation)
-                    {
-                        self.with(index, Self::enqueue);
-                    }
-                }
-                Timer::Probe(address) => {
-                    let Some(index) = self.find(&address) else { continue };
-                    self.with(index, |state, entry| {
-                        // A new connection shows that somebody is there before a call is risked.
-                        let stays_gone = matches!(entry.phase, Phase::Gone);
-                        if entry.probe(now) {
-                            // Nobody is waited for at an instance that leaves and whose connection ended.
-                            if !stays_gone {
-                                state.enqueue(entry);
-                            }
-                            state.mark(Dirty::Choice);
-                        }
-                    });
-                }
-                Timer::Sweep => self.sweep(now),
-                Timer::Growth => {
-                    self.grows = false;
-                    self.grew = true;
-                }
-                Timer::Settled => self.mark(Dirty::Seen),
-                Timer::FirstList => {
+    fn on_time(&mut self, now: Instant) {
+        while let Some(due) = self.agenda.take_due(now) {
+            match due {
+                Due::Wake(address, Wake::Backoff(ticket)) => self.step(&address, Input::BackoffOver(ticket)),
+                Due::Wake(address, Wake::Ejection) => self.step(&address, Input::EjectionOver),
+                Due::Sweep => self.sweep(now),
+                Due::Growth => self.growth = Growth::Due,
+                Due::Settled => self.publish = self.publish.max(Publish::Status),
+                Due::FirstList => {
                     if self.list == List::Awaited {
                         self.list = List::Overdue;
-                        self.mark(Dirty::Seen);
+                        self.publish = self.publish.max(Publish::Status);
                     }
                 }
             }
         }
     }
 
-    fn mark(&mut self, dirty: Dirty) {
-        self.dirty = self.dirty.max(dirty);
+    /// Ejects the instances that failed more often than the others since the last time.
+    fn sweep(&mut self, now: Instant) {
+        for index in eject::outliers(&self.subchannels, &self.reports.outliers) {
+            if eject::may_eject(&self.subchannels, &self.reports.outliers) {
+                self.step_at(index, Input::Outlier);
+            }
+        }
+        self.schedule_sweep(now);
     }
 
-    fn timer(&mut self, at: Instant, timer: Timer) {
-        self.generation += 1;
-        self.timers.insert((at, self.generation), timer);
+    fn schedule_sweep(&mut self, now: Instant) {
+        if let Some(interval) = self.reports.outliers.sweep_interval() {
+            self.agenda.add(now + interval, Due::Sweep);
+        }
+    }
+
+    fn select_subset(&mut self) {
+        let Some(subset) = self.config.subset else { return self.warn_of_many() };
+        if self.publish == Publish::Nothing {
+            return;
+        }
+        let now = Instant::now();
+        let (mut order, mut subchannels) = (mem::take(&mut self.order), mem::take(&mut self.subchannels));
+        order.update(&subchannels, &self.shared, self.config.zone.as_ref());
+        let settles_at =
+            order.select(subset, &mut subchannels, now, |address, effects| self.carry_out(address, effects));
+        (self.order, self.subchannels) = (order, subchannels);
+        if let Some(at) = settles_at.filter(|_| self.settles_at.is_none_or(|settles_at| settles_at <= now)) {
+            self.settles_at = Some(at);
+            self.agenda.add(at, Due::Settled);
+        }
+    }
+
+    fn warn_of_many(&mut self) {
+        if self.subchannels.len() >= MANY && !self.has_warned {
+            self.has_warned = true;
+            let instances = self.subchannels.len();
+            tracing::warn!(
+                instances,
+                "this channel connects to every instance; ChannelBuilder::subset lets it use fewer"
+            );
+        }
+    }
+
+    /// Begins as many attempts as there is room for.
+    fn dial(&mut self) {
+        while let Some((address, ticket)) = self.dialer.next_turn() {
+            self.step(&address, Input::Turn(ticket));
+        }
+    }
+
+    fn publish(&mut self) {
+        let what = mem::take(&mut self.publish);
+        let has_grown = self.growth == Growth::Due;
+        if what == Publish::Nothing && !has_grown {
+            return;
+        }
+        let before = self.queue.state();
+        let is_ready_set = what == Publish::ReadySet || has_grown || before.ready.is_none();
+        let is_list = !Arc::ptr_eq(&before.subchannels, &self.shared);
+        drop(before);
+        let now = Instant::now();
+        if is_ready_set || is_list {
+            let state = self.state(now);
+            self.queue.publish(state);
+        } else {
+            self.queue.serve();
+        }
+        if is_ready_set {
+            self.schedule_growth(now);
+        }
+        // That shares grew concerns calls alone.
+        if what != Publish::Nothing {
+            self.changed.send_replace(());
+        }
+    }
+
+    fn state(&self, now: Instant) -> LbState {
+        let overdue = format!("the registry has not told the instances for {FIRST_LIST:?}");
+        let no_list = match self.list {
+            List::Awaited => Some((Connectivity::Connecting, "")),
+            List::Overdue => Some((Connectivity::TransientFailure, &*overdue)),
+            List::Known => None,
+        };
+        let Self { subchannels, shared, config, .. } = self;
+        let published = Published { subchannels, shared, config, policy: &**self.queue.policy(), now };
+        published.state(no_list, self.failure.as_deref())
+    }
+
+    /// Has shares set anew after a while, if there is one that has to grow.
+    fn schedule_growth(&mut self, now: Instant) {
+        let Some(slow_start) = self.config.slow_start else { return };
+        if self.growth == Growth::Due {
+            self.growth = Growth::Still;
+        }
+        let grows =
+            |subchannel: &Subchannel| subchannel.is_ready() && slow_start.percent(subchannel.ready_since(), now) < 100;
+        if self.growth == Growth::Still && self.subchannels.iter().any(grows) {
+            self.growth = Growth::Scheduled;
+            self.agenda.add(now + slow_start.step(), Due::Growth);
+        }
+    }
+
+    /// Feeds an input to the subchannel at an address, if there is one.
+    fn step(&mut self, address: &Address, input: Input<super::transport::Transport>) {
+        if let Some(index) = self.find(address) {
+            self.step_at(index, input);
+        }
+    }
+
+    fn step_at(&mut self, index: usize, input: Input<super::transport::Transport>) {
+        let subchannel = &mut self.subchannels[index];
+        let effects = subchannel.on(input, Instant::now());
+        let address = subchannel.address().clone();
+        self.carry_out(&address, effects);
+    }
+
+    fn carry_out(&mut self, address: &Address, effects: Effects) {
+        let Effects { queue, dial, wake, publish, failure } = effects;
+        self.publish = self.publish.max(publish);
+        if failure.is_some() {
+            self.failure = failure;
+        }
+        if let Some(ticket) = queue {
+            self.dialer.queue(address.clone(), ticket);
+        }
+        if let Some(ticket) = dial {
+            self.dialer.dial(address.clone(), ticket);
+        }
+        if let Some((at, wake)) = wake {
+            self.agenda.add(at, Due::Wake(address.clone(), wake));
+        }
     }
 
     fn find(&self, address: &Address) -> Option<usize> {
-        self.entries.binary_search_by(|entry| entry.address().cmp(address)).ok()
-    }
-
-    /// Works on an entry of this state's.
-    fn with(&mut self, index: usize, work: impl FnOnce(&mut Self, &mut Entry)) {
-        let mut entries = mem::take(&mut self.entries);
-        work(self, &mut entries[index]);
-        self.entries = entries;
-    }
-
-    /// Works on the entry whose present connection this is.
-    fn with_seat(&mut self, address: &Address, generation: u64, work: impl FnOnce(&mut Self, &mut Entry)) {
-        if let Some(index) = self.find(address)
-            && self.entries[index].is_seated_by(generation)
-        {
-            self.with(index, work);
-        }
+        self.subchannels.binary_search_by(|subchannel| subchannel.address().cmp(address)).ok()
     }
 }
+
+/// However the task ends: its last handle may be dropped, its runtime may end under it, and it may panic. Connections end with
+/// the last of their calls.
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        self.queue.publish(LbState {
+            connectivity: Connectivity::Shutdown,
+            ready: None,
+            reason: "the channel has ended with the runtime that it was built on".into(),
+            subchannels: Arc::new([]),
+        });
+    }
+}
+
+impl<T> HasAddress for Subchannel<T> {
+    fn address(&self) -> &Address {
+        self.address()
+    }
+}
+
+/// How long calls wait for the first list of instances: a registry that has not answered by then is down.
+const FIRST_LIST: Duration = Duration::from_secs(5);

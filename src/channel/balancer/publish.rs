@@ -1,170 +1,119 @@
-//! From the states of all instances to what calls choose from, or to why there is nothing.
+//! The states of all instances become the ready set that calls pick from, or the reason why there is none.
 
-use std::mem;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Dirty, FIRST_LIST, List, State, Timer};
-use crate::channel::balancer::slow_start::SlowStart;
-use crate::channel::picks::pick_queue::Published;
-use crate::channel::picks::ready_set::Choice;
+use super::config::BalanceConfig;
+use super::slow_start::SlowStart;
+use crate::channel::picks::LbState;
+use crate::channel::picks::ready_set::ReadySet;
+use crate::channel::policy::Policy;
 use crate::channel::policy::candidate::Candidate;
-use crate::channel::subchannel::status::Connectivity;
-use crate::channel::subchannel::{Entry, Phase};
+use crate::channel::subchannel::{Connectivity, ReadyConnection, Shared, Subchannel};
 use crate::snapshot::MemberState;
 
-impl State {
-    pub(crate) fn publish(&mut self) {
-        let grew = mem::take(&mut self.grew);
-        if self.dirty == Dirty::No && !grew {
-            return;
-        }
-        let shared = &self.driver.shared;
-        let before = shared.published.load();
-        let is_choice = self.dirty == Dirty::Choice || grew || before.choice.is_none();
-        if is_choice || !Arc::ptr_eq(&before.records, &self.records) {
-            let growth = self.growth();
-            let candidates = self.candidates(growth);
-            let choice = (!candidates.is_empty()).then(|| self.choice(candidates, growth));
-            let (state, cause) = match choice {
-                Some(_) => (Connectivity::Ready, "".into()),
-                None => self.why_not(),
+/// What a state is made of.
+pub(super) struct Published<'a> {
+    pub(super) subchannels: &'a [Subchannel],
+    pub(super) shared: &'a Arc<[Arc<Shared>]>,
+    pub(super) config: &'a BalanceConfig,
+    pub(super) policy: &'a dyn Policy,
+    pub(super) now: Instant,
+}
+
+impl Published<'_> {
+    /// The state of the channel. `no_list` is why there is no list of instances, if there is none, and `failure` the newest
+    /// reason why an instance is not READY.
+    pub(super) fn state(&self, no_list: Option<(Connectivity, &str)>, failure: Option<&str>) -> LbState {
+        let growth = self.growth();
+        let members = self.members(growth);
+        let subchannels = self.shared.clone();
+        if members.is_empty() {
+            let (connectivity, reason) = match no_list {
+                Some((connectivity, reason)) => (connectivity, reason.into()),
+                None => self.why_not(failure),
             };
-            let records = self.records.clone();
-            shared.published.store(Arc::new(Published { choice, state, cause, records }));
+            return LbState { connectivity, ready: None, reason, subchannels };
         }
-        drop(before);
-        let is_news = mem::replace(&mut self.dirty, Dirty::No) != Dirty::No;
-        if is_choice {
-            self.grow();
-        }
-        let shared = &self.driver.shared;
-        shared.serve();
-        // That shares grew concerns calls alone.
-        if is_news {
-            self.driver.changed.send_replace(());
-        }
+        let ready = Some(self.ready_set(members, growth));
+        LbState { connectivity: Connectivity::Ready, ready, reason: "".into(), subchannels }
     }
 
-    /// What calls choose from.
-    fn choice(&self, mut candidates: Vec<Candidate>, growth: Option<Growth>) -> Choice {
-        let policy = &*self.driver.policy;
-        match &self.driver.spread.zone {
-            Some(zone) => {
-                let is_known = |entry: &&Entry| {
-                    entry.member.state() != MemberState::Draining && !matches!(entry.phase, Phase::Aside | Phase::Gone)
-                };
-                let known = self.entries.iter().filter(is_known).map(|entry| {
-                    let instance = entry.member.instance();
-                    (instance, Candidate::full_weight_of(instance) * growth.map_or(1, |growth| growth.most))
-                });
-                let zoned = zone.prefer(policy, &mut candidates, known);
-                let (picker, near) = (zoned.picker(&candidates), zoned.near());
-                Choice::of(candidates, picker, near)
-            }
-            None => Choice::new(candidates, policy),
-        }
+    fn ready_set(&self, mut members: Vec<Member>, growth: Option<Growth>) -> ReadySet<Arc<ReadyConnection>> {
+        let Some(zone) = &self.config.zone else {
+            return ReadySet::new(members, 0, |candidates| self.policy.picker(candidates));
+        };
+        let near = zone.sort(&mut members);
+        let counts =
+            |subchannel: &&Subchannel| subchannel.member().state() != MemberState::Draining && subchannel.is_in_use();
+        let known = self.subchannels.iter().filter(counts).map(|subchannel| {
+            let instance = subchannel.instance();
+            (instance, Candidate::full_weight_of(instance) * growth.map_or(1, |growth| growth.most))
+        });
+        ReadySet::new(members, near, |candidates| zone.picker(self.policy, candidates, near, known))
     }
 
-    /// Sets shares anew after a while, if there is one that has to grow.
-    fn grow(&mut self) {
-        let Some(slow_start) = self.driver.spread.slow_start else { return };
-        let now = Instant::now();
-        let grows = |entry: &Entry| entry.is_ready() && entry.percent(slow_start, now) < 100;
-        if !self.grows && self.entries.iter().any(grows) {
-            self.grows = true;
-            self.timer(now + slow_start.step(), Timer::Growth);
-        }
-    }
-
-    /// If any instance has less than its weight by now.
-    fn growth(&self) -> Option<Growth> {
-        let (slow_start, now) = (self.driver.spread.slow_start?, Instant::now());
-        let grows = |entry: &Entry| entry.percent(slow_start, now) < 100;
-        let ready = self.entries.iter().filter(|entry| entry.is_ready());
-        let most = ready.map(|entry| entry.percent(slow_start, now)).max().unwrap_or(100);
-        self.entries.iter().any(grows).then_some(Growth { slow_start, now, most })
-    }
-
-    /// READY instances that stay and are not ejected; without any, ejected ones; without any, those that leave.
-    fn candidates(&self, growth: Option<Growth>) -> Vec<Candidate> {
-        let ready = |entry: &&Entry| entry.is_ready();
-        let stays = |entry: &&Entry| entry.member.state() != MemberState::Draining;
-        let wanted = |entry: &&Entry| !entry.ejection.is_out();
-        let of =
-            |entries: Vec<&Entry>| entries.into_iter().filter_map(|entry| candidate(entry, growth)).collect::<Vec<_>>();
-        let best = of(self.entries.iter().filter(ready).filter(stays).filter(wanted).collect());
+    /// READY instances that stay and are not ejected; without any, ejected ones; without any, draining ones.
+    fn members(&self, growth: Option<Growth>) -> Vec<Member> {
+        let stays = |subchannel: &Subchannel| subchannel.member().state() != MemberState::Draining;
+        let is_in = |subchannel: &Subchannel| !subchannel.ejection().is_out();
+        let of = |wanted: &dyn Fn(&Subchannel) -> bool| -> Vec<Member> {
+            let wanted = self.subchannels.iter().filter(|subchannel| wanted(subchannel));
+            wanted.filter_map(|subchannel| member(subchannel, growth)).collect()
+        };
+        let best = of(&|subchannel| stays(subchannel) && is_in(subchannel));
         if !best.is_empty() {
             return best;
         }
-        let ejected = of(self.entries.iter().filter(ready).filter(stays).collect());
-        if !ejected.is_empty() {
-            return ejected;
-        }
-        of(self.entries.iter().filter(ready).collect())
+        let ejected = of(&stays);
+        if ejected.is_empty() { of(&|_| true) } else { ejected }
     }
 
-    /// The channel's state while there is nothing to choose from.
-    fn why_not(&self) -> (Connectivity, Box<str>) {
-        let failing = Connectivity::TransientFailure;
-        match self.list {
-            List::Awaited => return (Connectivity::Connecting, "".into()),
-            List::Overdue => {
-                return (failing, format!("the registry has not told the instances for {FIRST_LIST:?}").into());
-            }
-            List::Known => {}
+    /// The state of a channel without a READY instance.
+    fn why_not(&self, failure: Option<&str>) -> (Connectivity, Box<str>) {
+        let mut used = self.subchannels.iter().filter(|subchannel| subchannel.is_in_use()).peekable();
+        if used.peek().is_none() {
+            return (Connectivity::TransientFailure, "no instance is registered".into());
         }
-        let mut known =
-            self.entries.iter().filter(|entry| !matches!(entry.phase, Phase::Gone | Phase::Aside)).peekable();
-        if known.peek().is_none() {
-            return (failing, "no instance is registered".into());
-        }
-        if known.any(|entry| entry.record.state() == Connectivity::Connecting) {
+        if used.any(|subchannel| subchannel.connectivity() == Connectivity::Connecting) {
             return (Connectivity::Connecting, "".into());
         }
-        let cause = self.cause.as_deref().unwrap_or("all are ejected");
-        (failing, format!("no instance can be reached; the last one tried was {cause}").into())
+        let failure = failure.unwrap_or("all are ejected");
+        let reason = format!("no instance can be reached; the last one tried was {failure}");
+        (Connectivity::TransientFailure, reason.into())
     }
 
-    /// Leaves nothing behind: connections end with the last of their calls.
-    fn close(&mut self) {
-        let records = Arc::new([]);
-        let cause = "the channel is closed".into();
-        let nothing = Published { choice: None, state: Connectivity::TransientFailure, cause, records };
-        self.driver.shared.published.store(Arc::new(nothing));
-        self.driver.shared.serve();
-        for entry in &self.entries {
-            // A load and its record know each other: neither would be dropped.
-            entry.record.load.store(None);
-        }
+    /// How instances start slowly, if any instance has less than its weight by now.
+    fn growth(&self) -> Option<Growth> {
+        let (slow_start, now) = (self.config.slow_start?, self.now);
+        let percent = |subchannel: &Subchannel| slow_start.percent(subchannel.ready_since(), now);
+        let ready = self.subchannels.iter().filter(|subchannel| subchannel.is_ready());
+        let most = ready.map(percent).max().unwrap_or(100);
+        self.subchannels.iter().any(|subchannel| percent(subchannel) < 100).then_some(Growth { slow_start, now, most })
     }
 }
+
+type Member = (Candidate, Arc<ReadyConnection>);
 
 /// How instances start slowly: weights are hundredths then.
 #[derive(Clone, Copy)]
 struct Growth {
     slow_start: SlowStart,
     now: Instant,
-    /// What the READY instance that has most of its weight has of it, in percent.
+    /// The percentage of its weight that the READY instance with most of it has.
     most: u32,
 }
 
-/// A candidate with the share that it has by now.
-fn candidate(entry: &Entry, growth: Option<Growth>) -> Option<Candidate> {
-    let candidate = entry.candidate()?;
-    Some(match growth {
+/// A candidate with the share that it has by now, and its connection.
+fn member(subchannel: &Subchannel, growth: Option<Growth>) -> Option<Member> {
+    let (candidate, connection) = subchannel.candidate()?;
+    let candidate = match growth {
         Some(Growth { slow_start, now, .. }) => {
-            let share = candidate.full_weight() * entry.percent(slow_start, now);
+            let share = candidate.full_weight() * slow_start.percent(subchannel.ready_since(), now);
             candidate.with_weight(share)
         }
         None => candidate,
-    })
-}
-
-/// However it ends: its runtime may end under it, and a policy of the user's may panic.
-impl Drop for State {
-    fn drop(&mut self) {
-        self.close();
-    }
+    };
+    Some((candidate, connection))
 }

@@ -6,12 +6,6 @@ use tokio::time::Instant;
 
 use crate::error::ConfigError;
 
-/// What a new instance begins with, in percent of its weight: enough to warm up, and little enough to bear it cold.
-const FIRST: u32 = 10;
-
-/// How often shares are set anew at most: each time costs a picker.
-const SHORTEST_STEP: Duration = Duration::from_millis(100);
-
 /// The window in which new instances come up to their weights.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SlowStart {
@@ -23,7 +17,7 @@ impl SlowStart {
         Self { window }
     }
 
-    pub(crate) fn check(self) -> Result<(), ConfigError> {
+    pub(super) fn check(self) -> Result<(), ConfigError> {
         if self.window.is_zero() || self.window > Duration::from_secs(86_400) {
             let value = format!("{:?}", self.window);
             return Err(ConfigError::Option { option: "slow_start", value, expected: "above 0 and up to a day" });
@@ -31,18 +25,25 @@ impl SlowStart {
         Ok(())
     }
 
-    /// The share at `now` of an instance that is new since then, in percent of its weight.
-    pub(crate) fn percent(self, since: Instant, now: Instant) -> u32 {
+    /// The share at `now` of an instance that is READY `since` then, in percent of its weight: all of it before that.
+    pub(super) fn percent(self, since: Option<Instant>, now: Instant) -> u32 {
+        let Some(since) = since else { return 100 };
         let age = now.saturating_duration_since(since);
         let grown = age.as_nanos() * u128::from(100 - FIRST) / self.window.as_nanos().max(1);
         u32::try_from(grown).map_or(100, |grown| grown.saturating_add(FIRST).min(100))
     }
 
     /// When shares are worth setting anew: after one percent.
-    pub(crate) fn step(self) -> Duration {
+    pub(super) fn step(self) -> Duration {
         (self.window / (100 - FIRST)).max(SHORTEST_STEP)
     }
 }
+
+/// The first share of a new instance, in percent of its weight: enough to warm up, and little enough to bear it cold.
+const FIRST: u32 = 10;
+
+/// The shortest time after which shares are set anew: each time costs a picker.
+const SHORTEST_STEP: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
@@ -52,7 +53,11 @@ mod tests {
     fn a_share_grows_on_a_straight_line_from_a_tenth_to_all() {
         let (slow_start, since) = (SlowStart::new(Duration::from_secs(90)), Instant::now());
         for (second, percent) in [(0, 10), (1, 11), (45, 55), (89, 99), (90, 100), (10_000, 100)] {
-            assert_eq!(slow_start.percent(since, since + Duration::from_secs(second)), percent, "after {second} s");
+            assert_eq!(
+                slow_start.percent(Some(since), since + Duration::from_secs(second)),
+                percent,
+                "after {second} s"
+            );
         }
         assert_eq!(slow_start.step(), Duration::from_secs(1));
         assert_eq!(SlowStart::new(Duration::from_secs(1)).step(), SHORTEST_STEP);

@@ -1,22 +1,18 @@
-//! Which instances a channel holds connections to, where that is not all of them: for each client others, and for a client
-//! the same ones as long as they are there.
+//! All instances become those that a channel uses, where it does not use all: a different set per client, and for one client
+//! the same set as long as its instances are there.
 
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use tokio::time::Instant;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+use super::zone::Zone;
+use crate::channel::subchannel::{Effects, Input, Shared, Subchannel};
 use crate::error::ConfigError;
-use crate::instance::Address;
+use crate::instance::{Address, Instance};
 
-/// From so many instances on, each client of a service that is connected to all of them costs too many connections.
-pub(crate) const MANY: usize = 1_000;
-
-/// Among how many orders clients with numbers take turns: with one, where instances happen to lie close together each has few
-/// clients; with many, few clients share one and spread evenly over it.
-const ORDERS: u64 = 32;
-
-/// The golden part of the whole: steps of it spread evenly over a circle, however many there are.
-const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
-
-/// How many instances a client uses, and what it ranks them by.
+/// How many instances a client uses, and how it ranks them.
 ///
 /// Each seed lays the instances on a circle, and the client uses those that follow its start.
 #[derive(Debug, Clone, Copy)]
@@ -27,12 +23,12 @@ pub(crate) struct Subset {
 }
 
 impl Subset {
-    /// Of a client that nobody gave a name.
+    /// The subset of a client without a name.
     pub(crate) fn anonymous(size: usize) -> Self {
         Self { size, seed: fastrand::u64(..), start: 0 }
     }
 
-    /// Of the client of this name. Clients whose names differ in the number at the end alone share circles, and start on each
+    /// The subset of the client of this name. Clients whose names differ in the number at the end alone share circles, and start on each
     /// at even distances; all others have circles of their own.
     pub(crate) fn of(size: usize, client: &str) -> Self {
         let name = client.trim_end_matches(|char: char| char.is_ascii_digit());
@@ -62,6 +58,74 @@ impl Subset {
         !xxh3_64_with_seed(address.to_string().as_bytes(), self.seed).wrapping_sub(self.start)
     }
 }
+
+/// The order in which instances are selected, kept until an instance joins, leaves or changes its zone.
+#[derive(Default)]
+pub(super) struct SubsetOrder {
+    /// The instances that were ordered.
+    of: Option<Arc<[Arc<Shared>]>>,
+    /// Their indices, the one that is selected first in front.
+    order: Vec<usize>,
+}
+
+impl SubsetOrder {
+    /// An instance has other tags now, so its zone may be another one.
+    pub(super) fn on_updated(&mut self, before: &Instance, after: &Instance) {
+        if before.tags != after.tags {
+            self.of = None;
+        }
+    }
+
+    /// Orders the instances anew, if they are not those that were ordered last.
+    pub(super) fn update(&mut self, subchannels: &[Subchannel], shared: &Arc<[Arc<Shared>]>, zone: Option<&Zone>) {
+        if self.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, shared)) {
+            return;
+        }
+        let is_elsewhere = |instance: &Instance| zone.is_some_and(|zone| !zone.is_own(instance));
+        self.of = Some(shared.clone());
+        self.order = (0..subchannels.len()).collect();
+        self.order.sort_by_key(|&index| {
+            let subchannel = &subchannels[index];
+            (is_elsewhere(subchannel.instance()), Reverse(subchannel.rank()))
+        });
+    }
+
+    /// Selects as many fit instances as the subset has, and all before them that may be fit again; unselects the others. Calls
+    /// `carry_out` with the effects, and returns when an instance that came back may need no replacement any more.
+    pub(super) fn select(
+        &self,
+        subset: Subset,
+        subchannels: &mut [Subchannel],
+        now: Instant,
+        mut carry_out: impl FnMut(&Address, Effects),
+    ) -> Option<Instant> {
+        let (mut fit, mut settles_at) = (0, None);
+        for &index in &self.order {
+            let subchannel = &mut subchannels[index];
+            let is_wanted = fit < subset.size();
+            if is_wanted && settles_at.is_none() {
+                settles_at = subchannel.settles_at().filter(|at| *at > now);
+            }
+            if is_wanted == subchannel.is_unselected() {
+                let input = if is_wanted { Input::Selected } else { Input::Unselected };
+                let effects = subchannel.on(input, now);
+                carry_out(subchannel.address(), effects);
+            }
+            fit += usize::from(is_wanted && subchannel.is_fit(now));
+        }
+        settles_at
+    }
+}
+
+/// From this many instances on, clients that connect to all of them cost too many connections.
+pub(super) const MANY: usize = 1_000;
+
+/// The number of circles among which clients with numbers take turns: with one, instances that happen to lie close together have
+/// few clients each; with many, few clients share a circle and spread evenly over it.
+const ORDERS: u64 = 32;
+
+/// The golden part of the whole: steps of it spread evenly over a circle, however many there are.
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 #[cfg(test)]
 mod tests {

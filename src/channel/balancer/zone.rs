@@ -1,15 +1,11 @@
-//! Calls stay in the client's own zone while that has its part of the load's worth; what it lacks goes to the others.
+//! One policy becomes two pickers: calls stay in the client's own zone while enough of it is READY, and the shortfall spills
+//! over to the other zones.
 
 use std::collections::HashSet;
 
 use crate::channel::policy::candidate::Candidate;
 use crate::channel::policy::{Picker, Policy};
 use crate::instance::Instance;
-
-/// How much of its fair share a zone must have to take all calls of its clients, in tenths: below seven of them, those that
-/// are left would have to bear half as much again as usual.
-const ENOUGH: u128 = 7;
-const WHOLE: u128 = 10;
 
 /// The zone that a client is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,60 +16,51 @@ pub(crate) struct Zone {
 
 impl Zone {
     /// Whether an instance is in the client's own zone.
-    pub(crate) fn is_own(&self, instance: &Instance) -> bool {
+    pub(super) fn is_own(&self, instance: &Instance) -> bool {
         instance.tags.get(&self.tag) == Some(&self.own)
     }
 
-    /// Moves the candidates of the own zone to the front, and returns what prefers them. `known` are all instances, READY or
-    /// not, each with a weight as candidates have it: the fair share of a zone is all weights divided by the number of zones.
+    /// Moves the members of the own zone to the front and returns their number.
+    pub(super) fn sort<C>(&self, members: &mut [(Candidate, C)]) -> usize {
+        members.sort_by_cached_key(|(candidate, _)| !self.is_own(candidate.instance()));
+        members.partition_point(|(candidate, _)| self.is_own(candidate.instance()))
+    }
+
+    /// The picker that prefers the first `near` candidates, those of the own zone. `known` are all instances, READY or not,
+    /// each with a weight as candidates have it: the fair share of a zone is all weights divided by the number of zones.
     /// Without any, all calls stay.
-    pub(crate) fn prefer<'a>(
+    pub(super) fn picker<'a>(
         &self,
-        policy: &'a dyn Policy,
-        candidates: &mut [Candidate],
+        policy: &dyn Policy,
+        candidates: &[Candidate],
+        near: usize,
         known: impl Iterator<Item = (&'a Instance, u32)>,
-    ) -> Zoned<'a> {
-        candidates.sort_by_cached_key(|candidate| !self.is_own(candidate.instance()));
-        let near = candidates.iter().take_while(|candidate| self.is_own(candidate.instance())).count();
-        let ready: u128 = candidates[..near].iter().map(|candidate| u128::from(candidate.weight())).sum();
+    ) -> Box<dyn Picker> {
+        let (own, others) = candidates.split_at(near);
+        if own.is_empty() || others.is_empty() {
+            return policy.picker(candidates);
+        }
+        let share = self.share(own, known);
+        Box::new(ZonePicker {
+            near: policy.picker(own),
+            far: (share < 1 << 32).then(|| policy.picker(others)),
+            len: near,
+            share: u32::try_from(share).unwrap_or(u32::MAX),
+        })
+    }
+
+    /// Of 2^32 calls, those that stay in the own zone.
+    fn share<'a>(&self, own: &[Candidate], known: impl Iterator<Item = (&'a Instance, u32)>) -> u128 {
+        let ready: u128 = own.iter().map(|candidate| u128::from(candidate.weight())).sum();
         let (mut total, mut zones) = (0_u128, HashSet::new());
         for (instance, weight) in known {
             total += u128::from(weight);
-            // Those that name no zone are one of their own.
+            // Instances that name no zone are a zone of their own.
             zones.insert(instance.tags.get(&self.tag));
         }
         // The part of a fair share that is READY, and of that as many tenths as are enough.
         let share = ((ready * zones.len() as u128 * WHOLE) << 32).checked_div(total * ENOUGH).unwrap_or(1 << 32);
-        Zoned { policy, near, share: share.min(1 << 32) }
-    }
-}
-
-/// A policy within the own zone, and the same in all others, for candidates of which the first `near` are in the own one.
-#[derive(Debug)]
-pub(crate) struct Zoned<'a> {
-    policy: &'a dyn Policy,
-    near: usize,
-    /// Of 2^32 calls, those that stay.
-    share: u128,
-}
-
-impl Zoned<'_> {
-    /// How many candidates are in the own zone.
-    pub(crate) fn near(&self) -> usize {
-        self.near
-    }
-
-    pub(crate) fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
-        let (near, far) = candidates.split_at(self.near);
-        match (near, far) {
-            ([], _) | (_, []) => self.policy.picker(candidates),
-            _ => Box::new(ZonePicker {
-                near: self.policy.picker(near),
-                far: (self.share < 1 << 32).then(|| self.policy.picker(far)),
-                len: self.near,
-                share: u32::try_from(self.share).unwrap_or(u32::MAX),
-            }),
-        }
+        share.min(1 << 32)
     }
 }
 
@@ -95,11 +82,16 @@ impl Picker for ZonePicker {
     }
 }
 
-/// Where a call stands among all: one with a key always at the same place, so that it finds the same instance.
+/// The position of a call among all, from 0 to 2^32: with a key always the same, so that it finds the same instance.
 fn part_of(key: u64) -> u32 {
     let spread = if key == 0 { fastrand::u64(..) } else { xxhash_rust::xxh3::xxh3_64(&key.to_le_bytes()) };
     u32::try_from(spread >> 32).unwrap_or(u32::MAX)
 }
+
+/// How much of its fair share a zone must have to take all calls of its clients, in tenths: below seven of them, the rest
+/// of the zone would have to bear half as much again as usual.
+const ENOUGH: u128 = 7;
+const WHOLE: u128 = 10;
 
 #[cfg(test)]
 mod tests {
@@ -107,15 +99,15 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::channel::policy::candidate::Load;
+    use crate::channel::policy::load::Load;
     use crate::channel::policy::{LeastRequest, PickFirst, RingHash, WeightedRandom, WeightedRoundRobin};
 
     /// Of 40,000 calls, how many stay in zone `a`.
     fn stay(policy: &dyn Policy, ready: &[Instance], known: &[Instance]) -> f64 {
-        let candidate = |instance: &Instance| Candidate::new(Load::new(u32::MAX, None), Arc::new(instance.clone()));
+        let candidate = |instance: &Instance| Candidate::new(Arc::new(Load::new(u32::MAX)), Arc::new(instance.clone()));
         let mut candidates: Vec<Candidate> = ready.iter().map(candidate).collect();
         let zone = Zone { tag: "zone".into(), own: "a".into() };
-        let picker = zone.prefer(policy, &mut candidates, known.iter().map(weighed)).picker(&candidates);
+        let picker = picker(&zone, policy, &mut candidates, known);
         let stays = |call: &u64| zone.is_own(candidates[picker.pick(&candidates, *call)].instance());
         let count = (1..=40_000).filter(|call| stays(&if *call % 2 == 0 { 0 } else { *call })).count();
         f64::from(u32::try_from(count).expect("few")) / 40_000.0
@@ -128,6 +120,19 @@ mod tests {
             zone.map_or(instance.clone(), |zone| instance.tag("zone", zone))
         };
         (1..=count).map(instance).collect()
+    }
+
+    /// The picker over the candidates, which it sorts.
+    fn picker(
+        zone: &Zone,
+        policy: &dyn Policy,
+        candidates: &mut Vec<Candidate>,
+        known: &[Instance],
+    ) -> Box<dyn Picker> {
+        let mut members: Vec<_> = candidates.drain(..).map(|candidate| (candidate, ())).collect();
+        let near = zone.sort(&mut members);
+        candidates.extend(members.into_iter().map(|(candidate, ())| candidate));
+        zone.picker(policy, candidates, near, known.iter().map(weighed))
     }
 
     fn weighed(instance: &Instance) -> (&Instance, u32) {
@@ -171,12 +176,12 @@ mod tests {
     #[test]
     fn pick_first_keeps_its_choice_in_either_zone_while_a_part_spills() {
         let known = [instances(Some("a"), 10, 10), instances(Some("b"), 10, 10)].concat();
-        let candidate = |index: usize| Candidate::new(Load::new(u32::MAX, None), Arc::new(known[index].clone()));
+        let candidate = |index: usize| Candidate::new(Arc::new(Load::new(u32::MAX)), Arc::new(known[index].clone()));
         let zone = Zone { tag: "zone".into(), own: "a".into() };
         let policy = PickFirst::new();
         let chosen = |ready: &[usize]| {
             let mut candidates: Vec<Candidate> = ready.iter().copied().map(candidate).collect();
-            let picker = zone.prefer(&policy, &mut candidates, known.iter().map(weighed)).picker(&candidates);
+            let picker = picker(&zone, &policy, &mut candidates, &known);
             let picks = (0..1_000).map(|_| candidates[picker.pick(&candidates, 0)].instance().address.clone());
             picks.collect::<std::collections::BTreeSet<_>>()
         };
@@ -196,11 +201,11 @@ mod tests {
     fn a_key_finds_the_same_instance_also_while_a_part_spills() {
         let known = [instances(Some("a"), 10, 10), instances(Some("b"), 10, 10)].concat();
         let ready: Vec<Instance> = known[6..].to_vec();
-        let candidate = |instance: &Instance| Candidate::new(Load::new(u32::MAX, None), Arc::new(instance.clone()));
+        let candidate = |instance: &Instance| Candidate::new(Arc::new(Load::new(u32::MAX)), Arc::new(instance.clone()));
         let mut candidates: Vec<Candidate> = ready.iter().map(candidate).collect();
         let zone = Zone { tag: "zone".into(), own: "a".into() };
         let policy = RingHash::by_header(http::HeaderName::from_static("key"));
-        let picker = zone.prefer(&policy, &mut candidates, known.iter().map(weighed)).picker(&candidates);
+        let picker = picker(&zone, &policy, &mut candidates, &known);
         for key in 1..1_000 {
             assert_eq!(picker.pick(&candidates, key), picker.pick(&candidates, key));
         }

@@ -1,36 +1,40 @@
-//! The options that say which instances a channel uses, and how much of each.
+//! Options of balancing: which instances are used, how one is picked, and when one is left out.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::channel::balancer::slow_start::SlowStart;
-use crate::channel::balancer::subset::Subset;
-use crate::channel::balancer::zone::Zone;
-use crate::channel::builder::ChannelBuilder;
+use super::ChannelBuilder;
+use crate::channel::balancer::{SlowStart, Subset, Zone};
+use crate::channel::outlier::OutlierDetection;
 use crate::channel::policy::Policy;
-use crate::error::ConfigError;
 
-/// What was set; everything is off by default.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Spread {
-    pub(crate) slow_start: Option<SlowStart>,
-    pub(crate) zone: Option<Zone>,
-    pub(crate) subset: Option<Subset>,
-}
-
-impl Spread {
-    pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        self.slow_start.map_or(Ok(()), SlowStart::check)?;
-        self.subset.map_or(Ok(()), Subset::check)
-    }
-
-    /// What of it there is with this policy.
-    pub(crate) fn with(self, policy: &dyn Policy) -> Self {
-        Self { slow_start: self.slow_start.filter(|_| policy.starts_slowly()), ..self }
-    }
-}
-
-/// Which instances are used, and how much of each.
+/// Balancing: which instances are used, and how much of each.
 impl ChannelBuilder {
+    /// How an instance is chosen for each call. Defaults to [`LeastRequest`].
+    pub fn policy(mut self, policy: impl Policy) -> Self {
+        self.policy = Some(Arc::new(policy));
+        self
+    }
+
+    /// When an instance whose calls fail is left out for a while. Defaults to three failures in a row.
+    pub fn outlier_detection(mut self, outliers: OutlierDetection) -> Self {
+        self.outliers = outliers;
+        self
+    }
+
+    /// Asks each instance for its health (`grpc.health.v1`) and leaves out those that are not SERVING. `service` is the
+    /// name that servers know it by, `package.Service`; an empty one asks for the whole server. Off unless given.
+    ///
+    /// The question stays open on each connection, so an answer that changes counts at once. An instance gets no calls
+    /// before its first answer, which may take the [`connect_timeout`](Self::connect_timeout), and none while its server
+    /// does not know the service; one whose server has no health service at all counts as serving. Where no instance serves, calls fail
+    /// with UNAVAILABLE. The stream takes one of those that the server allows on a connection.
+    #[cfg(feature = "health")]
+    pub fn health_check(mut self, service: impl Into<String>) -> Self {
+        self.health = Some(service.into().into());
+        self
+    }
+
     /// Lets the share of a new instance grow from 10 % to 100 % of its weight, in a straight line over `window`: for servers
     /// that have to fill caches or compile first. Off unless given.
     ///
@@ -40,7 +44,7 @@ impl ChannelBuilder {
     /// most. [`PickFirst`](crate::PickFirst) and [`RingHash`](crate::RingHash) do not know of it, and a channel with one of
     /// them pays nothing; [`Policy::starts_slowly`](crate::Policy::starts_slowly) tells.
     pub fn slow_start(mut self, window: Duration) -> Self {
-        self.spread.slow_start = Some(SlowStart::new(window));
+        self.balance.slow_start = Some(SlowStart::new(window));
         self
     }
 
@@ -52,7 +56,7 @@ impl ChannelBuilder {
     /// half as much again as usual; Envoy draws the line there, too. Instances without the tag are a zone of their own. Works
     /// with every policy.
     pub fn prefer_zone(mut self, tag: impl Into<String>, zone: impl Into<String>) -> Self {
-        self.spread.zone = Some(Zone { tag: tag.into(), own: zone.into() });
+        self.balance.zone = Some(Zone { tag: tag.into(), own: zone.into() });
         self
     }
 
@@ -72,7 +76,7 @@ impl ChannelBuilder {
     ///
     /// The choice is random for each channel; with [`subset_as`](Self::subset_as) it is the same after a restart.
     pub fn subset(mut self, size: usize) -> Self {
-        self.spread.subset = Some(Subset::anonymous(size));
+        self.balance.subset = Some(Subset::anonymous(size));
         self
     }
 
@@ -82,7 +86,7 @@ impl ChannelBuilder {
     /// Clients whose names differ only in the number at the end, such as `web-0`, `web-1` and so on, as pods of a `StatefulSet`
     /// have them, spread evenly: of 1,000 with 20 instances of 200 each, every instance has 75 to 125.
     pub fn subset_as(mut self, size: usize, client: &str) -> Self {
-        self.spread.subset = Some(Subset::of(size, client));
+        self.balance.subset = Some(Subset::of(size, client));
         self
     }
 }

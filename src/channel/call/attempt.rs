@@ -1,265 +1,194 @@
-//! One attempt: a request on a connection, and what becomes of it.
+//! One attempt: a pick and a request become a response head, or a failure; and the instance's health is told from it.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-use super::request_head::Head;
-use crate::channel::call::response_body::ResponseBody;
-use crate::channel::deadline::Deadline;
+use super::request_head::RequestHead;
+use super::status;
 use crate::channel::outlier::{Ending, Outcome};
-use crate::channel::picks::pick_queue::Place;
-use crate::channel::policy::candidate::Load;
-use crate::channel::subchannel::connection::Link;
-use crate::channel::transport::request_body::{BodySender, RequestBody};
-use crate::channel::transport::status::{self, Reached};
+use crate::channel::picks::Pick;
+use crate::channel::subchannel::ReadyConnection;
+use crate::channel::transport::{AttemptError, Exchange, IncomingBody, RequestBody, TransportError};
 use crate::instance::{Address, Instance};
 
-/// An attempt that failed, with what its call would fail with.
-pub(crate) struct FailedAttempt {
-    pub(crate) by: Arc<Instance>,
-    pub(crate) status: Status,
-}
-
-/// What an attempt without a response comes to.
-pub(crate) enum Failed {
-    /// It reached nobody.
-    Nobody(FailedAttempt),
-    /// It may have reached the instance.
-    Instance(FailedAttempt),
-    /// The caller's own request is what failed.
-    Caller(Status),
-}
-
-/// A request on its way, and the response to it.
-pub(crate) struct Exchange {
-    pub(crate) stream: SendStream<Bytes>,
-    response: h2::client::ResponseFuture,
-}
-
-impl Exchange {
-    /// Sends on, and looks for the head of the response.
-    pub(crate) fn poll(
-        &mut self,
-        body: &mut RequestBody,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<http::Response<RecvStream>, Failure>> {
-        // Where the server takes no more of it, the response tells why.
-        if let Poll::Ready(Err(status)) = body.poll_send(&mut self.stream, cx) {
-            return Poll::Ready(Err(Failure::Caller(status)));
-        }
-        Pin::new(&mut self.response)
-            .poll(cx)
-            .map_err(|error| Failure::Transport(error, self.stream.stream_id().as_u32()))
-    }
-}
-
-/// Why an attempt has no response.
-pub(crate) enum Failure {
-    /// The caller's own stream failed, which says nothing about the instance.
-    Caller(Status),
-    /// The connection had no place for it.
-    Unsent(h2::Error),
-    /// It was on its way, on this stream.
-    Transport(h2::Error, u32),
-    /// It took longer than one attempt may.
-    TooSlow,
-}
-
-/// One attempt between its place and its end.
-pub(crate) struct Flight {
-    place: Place,
+/// One attempt between its pick and the end of its response.
+pub(super) struct Attempt {
+    pick: Pick,
     /// When it was sent.
     at: Instant,
-    /// How many calls its connection had answered by then.
-    answered: u64,
+    /// The answers of its instance by then.
+    answers: u32,
     has_deadline: bool,
-    /// Whether its outcome was told already: by its head.
-    is_told: bool,
+    /// Whether its outcome was reported already, by its head.
+    is_reported: bool,
     /// Whether its response has begun and not ended.
-    has_begun: bool,
+    is_responding: bool,
 }
 
-impl Flight {
-    pub(crate) fn new(place: Place, at: Instant, has_deadline: bool) -> Self {
-        let answered = place.link().report.answered();
-        Self { place, at, answered, has_deadline, is_told: false, has_begun: false }
+/// An attempt that failed: the instance, and the status that its call would fail with.
+pub(super) struct FailedAttempt {
+    pub(super) by: Arc<Instance>,
+    pub(super) status: Status,
+}
+
+impl Attempt {
+    pub(super) fn new(pick: Pick, at: Instant, has_deadline: bool) -> Self {
+        let answers = pick.connection().load().answers();
+        Self { pick, at, answers, has_deadline, is_reported: false, is_responding: false }
     }
 
-    pub(crate) fn address(&self) -> &Address {
-        self.link().report.address()
+    pub(super) fn address(&self) -> &Address {
+        self.connection().address()
     }
 
-    pub(crate) fn instance(&self) -> &Arc<Instance> {
-        self.place.candidate().shared_instance()
+    pub(super) fn instance(&self) -> &Arc<Instance> {
+        self.pick.instance()
+    }
+
+    fn connection(&self) -> &ReadyConnection {
+        self.pick.connection()
+    }
+
+    /// Hands the request to the connection.
+    pub(super) fn begin(
+        &self,
+        head: &mut RequestHead,
+        body: &mut RequestBody,
+        cx: &mut Context<'_>,
+    ) -> Result<Exchange, AttemptError> {
+        let transport = self.connection().transport();
+        let request = head.request(transport).map_err(AttemptError::Request)?;
+        transport.begin(request, body, cx)
+    }
+
+    /// Sends on, and looks for the head of the response.
+    pub(super) fn poll_response(
+        &self,
+        exchange: &mut Exchange,
+        body: &mut RequestBody,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<http::Response<IncomingBody>, AttemptError>> {
+        exchange.poll_response(self.connection().transport(), body, cx)
+    }
+
+    /// The head of the response is here. Returns the status in it, if there is one.
+    pub(super) fn on_head(&mut self, head: &mut http::response::Parts) -> Option<Code> {
+        head.extensions.insert(self.instance().clone());
+        let timed_out = self.take_server_timeout(&mut head.headers);
+        let now = Instant::now();
+        let load = self.connection().load();
+        if !timed_out {
+            load.on_answer(now);
+        }
+        // A head with a status decides, whatever follows; so does one that failed in HTTP.
+        let code = status::code_of(&head.headers).or_else(|| status::code_of_http(head.status));
+        // Fast failures must not lower the latency average.
+        if code.is_none_or(|code| code == Code::Ok) {
+            load.on_latency(now, now - self.at);
+        }
+        if let Some(code) = code
+            && !timed_out
+        {
+            self.on_status(code);
+        }
+        self.is_reported = timed_out || code.is_some();
+        code
+    }
+
+    /// The response has begun, and is the caller's: the call stays in flight until its end.
+    pub(super) fn on_response_begin(&mut self) {
+        self.connection().load().on_response_begin();
+        self.is_responding = true;
     }
 
     /// It was answered with a status alone.
-    pub(crate) fn refused(&self, head: &http::response::Parts) -> FailedAttempt {
+    pub(super) fn refused(&self, head: &http::response::Parts) -> FailedAttempt {
         let of_http = || Status::unavailable(format!("{} answers with HTTP status {}", self.address(), head.status));
         self.failed_with(Status::from_header_map(&head.headers).unwrap_or_else(of_http))
+    }
+
+    /// No handler saw the request.
+    pub(super) fn on_unprocessed(&self, error: &TransportError, is_unsent: bool) -> FailedAttempt {
+        tracing::debug!(address = %self.address(), is_unsent, %error, "attempt failed");
+        if is_unsent {
+            // The connection reports its own end, unless its streams are used up.
+            if error.is_exhaustion() {
+                self.connection().on_exhausted(format!("{}: {error}", self.address()).into());
+            } else {
+                self.connection().load().quota().close();
+            }
+        }
+        self.failed_with(error.status(self.address()))
+    }
+
+    /// A handler may have seen the request, and there is no response.
+    pub(super) fn on_broken(&self, error: &TransportError) -> FailedAttempt {
+        tracing::debug!(address = %self.address(), %error, "attempt failed");
+        self.failed_with(self.on_transport_error(error))
+    }
+
+    /// The attempt took longer than one attempt may.
+    pub(super) fn on_too_slow(&self) -> FailedAttempt {
+        self.on_missed();
+        let waited = format!("{} to answer one attempt", self.address());
+        self.failed_with(status::deadline_exceeded(&waited))
+    }
+
+    /// The connection or the stream broke. Returns the status of the call.
+    pub(super) fn on_transport_error(&self, error: &TransportError) -> Status {
+        let status = error.status(self.address());
+        self.report(status.code(), if error.is_of_connection() { Ending::Broken } else { Ending::Answered });
+        status
+    }
+
+    /// The server has answered, with this status in the end.
+    pub(super) fn on_status(&self, code: Code) {
+        self.report(code, Ending::Answered);
+    }
+
+    /// Whether the outcome was reported already, by the head.
+    pub(super) fn is_reported(&self) -> bool {
+        self.is_reported
+    }
+
+    /// The deadline came first. That says something about the instance only if it answered no call since.
+    pub(super) fn on_missed(&self) {
+        if self.connection().is_silent_since(self.answers) {
+            self.connection().load().on_missed(Instant::now());
+            self.report(Code::DeadlineExceeded, Ending::Missed);
+        }
+    }
+
+    /// Looks whether the server's own clock ran out, a moment before ours. tonic's servers call that CANCELLED; it is a missed
+    /// deadline: rewritten to one here, and counted as one.
+    pub(super) fn take_server_timeout(&self, headers: &mut HeaderMap) -> bool {
+        let timed_out = self.has_deadline && status::is_servers_timeout(headers);
+        if timed_out {
+            headers.insert("grpc-status", HeaderValue::from(Code::DeadlineExceeded as i32));
+            self.on_missed();
+        }
+        timed_out
+    }
+
+    fn report(&self, code: Code, ending: Ending) {
+        if !self.is_reported && self.connection().on_outcome(Outcome::new(code, ending)) {
+            self.connection().load().on_failure(Instant::now());
+        }
     }
 
     fn failed_with(&self, status: Status) -> FailedAttempt {
         FailedAttempt { by: self.instance().clone(), status }
     }
-
-    fn load(&self) -> &Arc<Load> {
-        self.place.candidate().load()
-    }
-
-    fn link(&self) -> &Link {
-        self.place.link()
-    }
-
-    /// Hands the head of the request to h2.
-    pub(crate) fn begin(
-        &self,
-        head: &mut Head,
-        body: &mut RequestBody,
-        cx: &mut Context<'_>,
-    ) -> Result<Exchange, Failure> {
-        // First what there is of the body, so that it goes out in one write with the head.
-        let is_all = body.begin(cx).map_err(Failure::Caller)?;
-        let request = head.request(self.link()).map_err(Failure::Caller)?;
-        // A clone each: h2 has every clone wait for the stream that it opened last.
-        let sent = self.link().send.clone().send_request(request, is_all);
-        let (response, stream) = sent.map_err(Failure::Unsent)?;
-        Ok(Exchange { stream, response })
-    }
-
-    /// The head of the response is here: the status in it, if there is one.
-    pub(crate) fn hear(&mut self, head: &mut http::response::Parts) -> Option<Code> {
-        head.extensions.insert(self.instance().clone());
-        let timed_out = self.own_timeout(&mut head.headers);
-        let now = Instant::now();
-        if !timed_out {
-            self.link().report.answer();
-            self.load().is_alive(now);
-        }
-        // A head with a status decides, whatever follows; so does one that failed in HTTP.
-        let code = status::code_of(&head.headers).or_else(|| status::code_of_http(head.status));
-        self.is_told = timed_out;
-        // Who fails at once is not fast.
-        if code.is_none_or(|code| code == Code::Ok) {
-            self.load().answered_at(now, now - self.at);
-        }
-        if let Some(code) = code
-            && !timed_out
-        {
-            self.ended(code);
-            self.is_told = true;
-        }
-        code
-    }
-
-    /// The response has begun, and is the caller's.
-    pub(crate) fn begun(
-        mut self,
-        head: http::response::Parts,
-        incoming: RecvStream,
-        body: RequestBody,
-        mut stream: SendStream<Bytes>,
-        deadline: Deadline,
-    ) -> http::Response<ResponseBody> {
-        if incoming.is_end_stream() {
-            if !body.is_ended() {
-                stream.send_reset(h2::Reason::CANCEL);
-            }
-            return http::Response::from_parts(head, ResponseBody::default());
-        }
-        self.load().begin();
-        self.has_begun = true;
-        let rest = BodySender::of(body, stream);
-        http::Response::from_parts(head, ResponseBody::new(incoming, self, rest, deadline))
-    }
-
-    /// The attempt failed without a response.
-    pub(crate) fn failed(&self, failure: Failure) -> Failed {
-        let (unsent, error) = match failure {
-            Failure::Caller(status) => return Failed::Caller(status),
-            Failure::TooSlow => {
-                self.missed();
-                let waited = format!("{} to answer one attempt", self.address());
-                return Failed::Instance(self.failed_with(status::deadline_exceeded(&waited)));
-            }
-            Failure::Unsent(error) => (true, error),
-            // The connection ended with the call still in its queue.
-            Failure::Transport(error, stream) => (error.is_io() && self.link().peer.is_unwritten(stream), error),
-        };
-        let status = status::transport(self.address(), &error);
-        tracing::debug!(address = %self.address(), unsent, %error, "attempt failed");
-        let load = self.load();
-        if unsent {
-            // Its task is about to say that it ends, unless it has only used up its streams' numbers.
-            load.close();
-            if !error.is_go_away() && !error.is_io() {
-                self.link().report.ended(format!("{}: {error}", self.address()).into());
-            }
-        }
-        if unsent || status::reached(&error) == Reached::Nobody {
-            return Failed::Nobody(self.failed_with(status));
-        }
-        self.broke(&error, status.code());
-        Failed::Instance(self.failed_with(status))
-    }
-
-    /// The connection or the stream broke.
-    pub(crate) fn broke(&self, error: &h2::Error, code: Code) {
-        self.tell(code, if status::is_broken(error) { Ending::Broken } else { Ending::Answered });
-    }
-
-    /// The server has answered, with this code in the end.
-    pub(crate) fn ended(&self, code: Code) {
-        if code == Code::Ok
-            && !self.is_told
-            && let Some(budget) = &self.place.shared().settings.budget
-        {
-            budget.succeeded();
-        }
-        self.tell(code, Ending::Answered);
-    }
-
-    /// The deadline came first. That says something about the instance only if it answered nobody since.
-    pub(crate) fn missed(&self) {
-        if self.link().report.is_silent_since(self.answered) {
-            self.load().missed_one();
-            self.tell(Code::DeadlineExceeded, Ending::Missed);
-        }
-    }
-
-    /// The server's clock can run out a moment before ours. tonic's servers call that CANCELLED; it is a deadline that
-    /// was missed, and is told and counted as one.
-    pub(crate) fn own_timeout(&self, headers: &mut HeaderMap) -> bool {
-        let timed_out = self.has_deadline && status::is_servers_timeout(headers);
-        if timed_out {
-            headers.insert("grpc-status", HeaderValue::from(Code::DeadlineExceeded as i32));
-            self.missed();
-        }
-        timed_out
-    }
-
-    fn tell(&self, code: Code, ending: Ending) {
-        if self.is_told {
-            return;
-        }
-        let (outcome, outliers) = (Outcome::new(code, ending), &self.place.shared().settings.outliers);
-        if self.link().report.outcome(outcome, outliers) {
-            self.load().failed_at(Instant::now());
-        }
-    }
 }
 
-impl Drop for Flight {
+impl Drop for Attempt {
     fn drop(&mut self) {
-        if self.has_begun {
-            self.load().finish();
+        if self.is_responding {
+            self.connection().load().on_response_end();
         }
     }
 }

@@ -1,20 +1,32 @@
-//! One call on its way: a place, the request on a connection, and the head of the response; again elsewhere where it
-//! provably reached nobody.
+//! One request becomes attempts, and one of them a response: a pick, the request on its connection, the head of the response;
+//! again elsewhere where the request provably reached no handler, or as the retry policy allows.
 //!
-//! | state | what it waits for | how it ends |
+//! | state | waits for | ends with |
 //! | --- | --- | --- |
-//! | placing | a place: a connection, or its turn | the line's answer, or the deadline |
-//! | sent | the head of the response | the head, a failure, the deadline, or placing again |
-//! | answered | the caller reads [`ResponseBody`] | the body's end, a failure, the deadline |
+//! | picking | a pick: a connection with room, or the call's turn | a pick, a failure, the deadline |
+//! | attempting | the head of the response | the head, a failure, the deadline, or picking again |
+//! | pausing | the back-off before a retry | picking again |
+//! | responding | the caller reads [`ResponseBody`] | the body's end, a failure, the deadline |
 //!
-//! Whoever drops it in whatever state gives the place back, lets go of the request body and resets the stream at the server.
+//! Dropped in any state, a call gives its place back, lets go of the request body and resets the stream at the server. It runs on
+//! the caller's own task, writes its frames and reads its answer there; the only other task is the one that moves the
+//! connection's bytes.
 //!
-//! It talks to h2 itself: whoever makes a call writes its frames and reads its answer on its own task, and the only other
-//! task is the one that moves the connection's bytes.
+//! # Layout
+//!
+//! | file | |
+//! | --- | --- |
+//! | `attempt` | a pick and a request -> the head of a response, or why there is none |
+//! | `request_head` | the caller's head -> the head of each attempt |
+//! | `response_body` | the incoming body under deadline and accounting |
+//! | `retry_state` | outcomes of attempts -> the next pause |
+//! | `status` | gRPC's statuses in HTTP |
 
-pub(crate) mod attempt;
+mod attempt;
 mod request_head;
-pub(crate) mod response_body;
+mod response_body;
+mod retry_state;
+mod status;
 
 use std::fmt;
 use std::future::poll_fn;
@@ -28,22 +40,16 @@ use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use self::attempt::{Failed, FailedAttempt, Failure};
-use self::request_head::Head;
-use crate::channel::Owner;
-use crate::channel::call::response_body::ResponseBody;
-use crate::channel::config::retry::{Pushback, Retry};
+use self::attempt::{Attempt, FailedAttempt};
+use self::request_head::RequestHead;
+use self::response_body::OpenCall;
+use self::retry_state::{Pushback, RetryState};
 use crate::channel::deadline::{Deadline, timeout_of};
-use crate::channel::picks::pick_queue::Place;
-use crate::channel::transport::request_body::RequestBody;
-use crate::channel::transport::status;
+use crate::channel::picks::{Handle, Pick};
+use crate::channel::transport::{AttemptError, Exchange, IncomingBody, RequestBody};
 use crate::instance::Instance;
 
-pub(crate) use self::attempt::Flight;
-
-/// How often one call is tried in all without a word. Each attempt that reached nobody came from an instance that will be
-/// READY no more or refuses now, so a call that meets ten of them in a row has better news to bring than an eleventh try.
-const ATTEMPTS: u32 = 10;
+pub use self::response_body::ResponseBody;
 
 /// For one call: whether it waits while nothing is READY, whatever the channel does otherwise. Put into the request's
 /// extensions.
@@ -66,11 +72,13 @@ pub struct ResponseFuture {
 }
 
 impl ResponseFuture {
-    pub(crate) fn new(owner: Arc<Owner>, request: http::Request<Body>) -> Self {
-        let call = Call::new(owner, request);
-        // In the future's place, `request` would lie beside everything that is made of it: kept small, the future comes from
-        // the allocator's cache of small blocks, which takes no lock where another thread frees it.
-        Self { call: Box::pin(call.run()) }
+    pub(super) fn new(handle: Arc<Handle>, request: http::Request<Body>) -> Self {
+        match Call::new(handle, request) {
+            // In the future's place, `request` would lie beside everything that is made of it: kept small, the future comes from
+            // the allocator's cache of small blocks, which takes no lock where another thread frees it.
+            Ok(call) => Self { call: Box::pin(call.run()) },
+            Err(status) => Self { call: Box::pin(std::future::ready(Err(status))) },
+        }
     }
 }
 
@@ -88,155 +96,204 @@ impl fmt::Debug for ResponseFuture {
     }
 }
 
-/// A call before its first attempt.
+/// A call until its response.
 struct Call {
-    owner: Arc<Owner>,
-    head: Head,
+    handle: Arc<Handle>,
+    head: RequestHead,
     body: RequestBody,
     deadline: Deadline,
     wait_for_ready: bool,
-    /// What the policy makes of it.
+    /// What the policy makes of the request.
     key: u64,
     started: Instant,
-    place: Option<Place>,
-    /// Only where its method is to be retried.
-    retry: Option<Box<Retry>>,
+    /// The pick of the first attempt, where there was one at once.
+    first: Option<Pick>,
+    /// Only where the method is to be retried.
+    retry: Option<Box<RetryState>>,
+    /// The last attempt that failed.
+    last: Option<Box<FailedAttempt>>,
+    /// The attempts that may still be made without a retry policy, where each provably reached no handler.
+    replays: u32,
+}
+
+/// What becomes of a call after a step.
+enum Verdict {
+    Done(Result<http::Response<ResponseBody>, Status>),
+    /// Another attempt at once: the last one provably reached no handler.
+    Replay,
+    /// Another attempt after a pause.
+    Retry(Duration),
 }
 
 impl Call {
-    fn new(owner: Arc<Owner>, request: http::Request<Body>) -> Self {
+    /// # Errors
+    ///
+    /// INTERNAL where the policy panics.
+    fn new(handle: Arc<Handle>, request: http::Request<Body>) -> Result<Self, Status> {
         let started = Instant::now();
-        let settings = &owner.shared.settings;
+        let config = &handle.config;
         let (head, body) = request.into_parts();
-        let key = settings.policy.key(&head);
-        let said = settings.methods.as_ref().map(|methods| methods.of(head.uri.path())).unwrap_or_default();
-        let waits = said.wait_for_ready.unwrap_or(settings.wait_for_ready);
+        let key = handle.queue.key(&head)?;
+        let options = config.methods.as_ref().map(|methods| methods.of(head.uri.path())).unwrap_or_default();
+        let waits = options.wait_for_ready.unwrap_or(config.wait_for_ready);
         let wait_for_ready = head.extensions.get().map_or(waits, |WaitForReady(wait)| *wait);
         let own = timeout_of(&head.headers);
-        let timeout = said.timeout.into_iter().chain(settings.timeout).min();
+        let timeout = options.timeout.into_iter().chain(config.timeout).min();
         let deadline = Deadline::new(own, timeout, started);
-        let retry = said.retry.map(|policy| Box::new(Retry::new(policy.clone(), settings.budget.clone())));
-        let mut head = Head::new(head.method, &head.uri, head.headers, &settings.user_agent);
-        // The server is told what is left; the caller's own header says it for as long as nothing was waited for.
+        let retry = options.retry.map(|policy| Box::new(RetryState::new(policy.clone(), config.retry_budget.clone())));
+        let mut head = RequestHead::new(head.method, &head.uri, head.headers, &config.user_agent);
+        // The server is told the time that is left; the caller's own header says it while nothing was waited for.
         if deadline.at() != own.map(|own| started + own) {
-            head.tell(&deadline, started);
+            head.set_timeout(&deadline, started);
         }
-        let place = owner.shared.place_now(key);
-        Self { owner, head, body: RequestBody::new(body), deadline, wait_for_ready, key, started, place, retry }
+        let first = handle.queue.pick_now(key);
+        let body = RequestBody::new(body);
+        let (last, replays) = (None, REPLAYS);
+        Ok(Self { handle, head, body, deadline, wait_for_ready, key, started, first, retry, last, replays })
     }
 
-    /// Makes the attempts.
+    /// Makes attempts until one of them decides.
     #[expect(clippy::manual_async_fn, reason = "the arguments of an async function have two places in its future")]
     fn run(mut self) -> impl Future<Output = Result<http::Response<ResponseBody>, Status>> + Send {
         async move {
-            let mut last: Option<Box<FailedAttempt>> = None;
-            let mut left = ATTEMPTS;
             loop {
-                let pause = 'attempt: {
-                    let (place, at) = if let Some(place) = self.place.take() {
-                        (place, self.started)
-                    } else {
-                        let avoid = self.avoid(last.as_deref());
-                        let placing = Box::pin(self.owner.shared.place(avoid, self.wait_for_ready, self.key));
-                        let placed = within(&mut self.deadline, placing).await;
-                        let now = Instant::now();
-                        self.head.tell(&self.deadline, now);
-                        match placed {
-                            Some(Ok(place)) => (place, now),
-                            Some(Err(status)) => {
-                                if let Some(pause) = self.pause_after(status.code(), Pushback::Nothing, None) {
-                                    break 'attempt Some(pause);
-                                }
-                                // What the last instance said is closer to the cause than that there is none left.
-                                return Err(last.map_or(status, |last| last.status));
-                            }
-                            None => return Err(status::deadline_exceeded("an instance that can take the call")),
-                        }
-                    };
-                    if let Some(retry) = &mut self.retry {
-                        retry.begin(at);
-                    }
-                    let mut flight = Flight::new(place, at, self.deadline.at().is_some());
-                    let begun = poll_fn(|cx| Poll::Ready(flight.begin(&mut self.head, &mut self.body, cx))).await;
-                    let failure = match begun {
-                        Ok(mut exchange) => {
-                            let (body, retry) = (&mut self.body, &mut self.retry);
-                            let answer = pin!(poll_fn(|cx| match (exchange.poll(body, cx), &mut *retry) {
-                                (Poll::Pending, Some(retry)) => {
-                                    retry.poll_too_slow(cx).map(|()| Err(Failure::TooSlow))
-                                }
-                                (answer, _) => answer,
-                            }));
-                            match within(&mut self.deadline, answer).await {
-                                Some(Ok(response)) => {
-                                    let (mut head, incoming) = response.into_parts();
-                                    let code = flight.hear(&mut head);
-                                    if let Some(pause) = self.pause_after_answer(code, &head, flight.instance()) {
-                                        last = Some(Box::new(flight.refused(&head)));
-                                        break 'attempt Some(pause);
-                                    }
-                                    let Self { body, deadline, .. } = self;
-                                    return Ok(flight.begun(head, incoming, body, exchange.stream, deadline));
-                                }
-                                Some(Err(failure)) => failure,
-                                None => {
-                                    flight.missed();
-                                    let waiting_for = format!("{} to answer", flight.address());
-                                    return Err(status::deadline_exceeded(&waiting_for));
-                                }
-                            }
-                        }
-                        Err(failure) => failure,
-                    };
-                    match flight.failed(failure) {
-                        Failed::Caller(status) => return Err(status),
-                        // Without its body it gets no second attempt, so it must not wait for a place either.
-                        Failed::Nobody(attempt) if !self.body.is_whole() => return Err(attempt.status),
-                        Failed::Nobody(attempt) if left > 1 => {
-                            left -= 1;
-                            last = Some(Box::new(attempt));
-                            None
-                        }
-                        Failed::Nobody(attempt) | Failed::Instance(attempt) => {
-                            let code = attempt.status.code();
-                            let Some(pause) = self.pause_after(code, Pushback::Nothing, Some(&attempt.by)) else {
-                                return Err(attempt.status);
-                            };
-                            last = Some(Box::new(attempt));
-                            Some(pause)
-                        }
-                    }
+                let verdict = match self.pick().await {
+                    Ok((pick, at)) => self.attempt(pick, at).await,
+                    Err(verdict) => verdict,
                 };
-                if let Some(pause) = pause {
-                    self.pause(pause).await;
-                    left = ATTEMPTS;
+                match verdict {
+                    Verdict::Done(result) => return result,
+                    Verdict::Replay => self.replays -= 1,
+                    Verdict::Retry(pause) => self.pause(pause).await,
                 }
             }
         }
     }
 
-    /// Who is asked again only while there is nobody else.
-    fn avoid(&self, last: Option<&FailedAttempt>) -> Vec<Arc<Instance>> {
-        let tried = self.retry.iter().flat_map(|retry| retry.tried());
-        last.map(|last| &last.by).into_iter().chain(tried).cloned().collect()
+    /// A pick for the next attempt, and when it was there.
+    async fn pick(&mut self) -> Result<(Pick, Instant), Verdict> {
+        if let Some(pick) = self.first.take() {
+            return Ok((pick, self.started));
+        }
+        let avoid = self.avoid();
+        let picking = Box::pin(self.handle.queue.pick(avoid, self.wait_for_ready, self.key));
+        let picked = within(&mut self.deadline, picking).await;
+        let now = Instant::now();
+        self.head.set_timeout(&self.deadline, now);
+        match picked {
+            Some(Ok(pick)) => Ok((pick, now)),
+            Some(Err(status)) => Err(match self.pause_after(status.code(), Pushback::Nothing, None) {
+                Some(pause) => Verdict::Retry(pause),
+                // What the last instance said is closer to the cause than that there is none left.
+                None => Verdict::Done(Err(self.last.take().map_or(status, |last| last.status))),
+            }),
+            None => {
+                let status = status::deadline_exceeded("an instance that can take the call");
+                Err(Verdict::Done(Err(status)))
+            }
+        }
     }
 
-    /// How long to wait before the next attempt, if there is to be one although this one was answered: with a status alone.
-    fn pause_after_answer(
+    /// One attempt, up to the head of its response.
+    async fn attempt(&mut self, pick: Pick, at: Instant) -> Verdict {
+        if let Some(retry) = &mut self.retry {
+            retry.on_attempt(at);
+        }
+        let attempt = Attempt::new(pick, at, self.deadline.at().is_some());
+        let begun = poll_fn(|cx| Poll::Ready(attempt.begin(&mut self.head, &mut self.body, cx))).await;
+        let mut exchange = match begun {
+            Ok(exchange) => exchange,
+            Err(error) => return self.on_error(&attempt, error),
+        };
+        let Self { body, retry, deadline, .. } = self;
+        let answer = pin!(poll_fn(|cx| match (attempt.poll_response(&mut exchange, body, cx), &mut *retry) {
+            (Poll::Pending, Some(retry)) => retry.poll_too_slow(cx).map(|()| None),
+            (answer, _) => answer.map(Some),
+        }));
+        match within(deadline, answer).await {
+            Some(Some(Ok(response))) => self.on_response(attempt, exchange, response),
+            Some(Some(Err(error))) => self.on_error(&attempt, error),
+            Some(None) => {
+                let failed = attempt.on_too_slow();
+                self.on_failed(failed)
+            }
+            None => {
+                attempt.on_missed();
+                let waiting_for = format!("{} to answer", attempt.address());
+                Verdict::Done(Err(status::deadline_exceeded(&waiting_for)))
+            }
+        }
+    }
+
+    /// The head of a response is here: it is the caller's, unless its status is to be retried.
+    fn on_response(
         &mut self,
-        code: Option<Code>,
-        head: &http::response::Parts,
-        by: &Arc<Instance>,
-    ) -> Option<Duration> {
-        let code = code.filter(|code| *code != Code::Ok)?;
-        self.pause_after(code, Pushback::of(&head.headers), Some(by))
+        mut attempt: Attempt,
+        exchange: Exchange,
+        response: http::Response<IncomingBody>,
+    ) -> Verdict {
+        let (mut head, incoming) = response.into_parts();
+        let code = attempt.on_head(&mut head);
+        if let (Some(Code::Ok), Some(budget)) = (code, &self.handle.config.retry_budget) {
+            budget.on_success();
+        }
+        let failure = code.filter(|code| *code != Code::Ok);
+        let pushback = || Pushback::of(&head.headers);
+        if let Some(pause) = failure.and_then(|code| self.pause_after(code, pushback(), Some(attempt.instance()))) {
+            self.last = Some(Box::new(attempt.refused(&head)));
+            return Verdict::Retry(pause);
+        }
+        if http_body::Body::is_end_stream(&incoming) {
+            exchange.finish(&self.body);
+            return Verdict::Done(Ok(http::Response::from_parts(head, ResponseBody::default())));
+        }
+        attempt.on_response_begin();
+        let call = OpenCall {
+            attempt,
+            sender: exchange.send_rest(std::mem::take(&mut self.body)),
+            deadline: std::mem::take(&mut self.deadline),
+            retry_budget: self.handle.config.retry_budget.clone(),
+            messages: 0,
+        };
+        Verdict::Done(Ok(http::Response::from_parts(head, ResponseBody::new(incoming, call))))
     }
 
-    /// The same for an attempt that failed, `by` an instance if it found one. A wait that would outlast the call's time is not
-    /// begun.
+    /// An attempt ended without a response: what that proves decides whether there is another one.
+    fn on_error(&mut self, attempt: &Attempt, error: AttemptError) -> Verdict {
+        match error {
+            AttemptError::Request(status) => Verdict::Done(Err(status)),
+            AttemptError::MaybeProcessed(error) => self.on_failed(attempt.on_broken(&error)),
+            AttemptError::Unprocessed { error, is_unsent } => {
+                let failed = attempt.on_unprocessed(&error, is_unsent);
+                // Without its body there is no second attempt, so the call must not wait for a pick either.
+                if !self.body.is_replayable() {
+                    return Verdict::Done(Err(failed.status));
+                }
+                if self.replays > 0 {
+                    self.last = Some(Box::new(failed));
+                    return Verdict::Replay;
+                }
+                self.on_failed(failed)
+            }
+        }
+    }
+
+    /// An attempt failed, and only a retry policy allows another one.
+    fn on_failed(&mut self, failed: FailedAttempt) -> Verdict {
+        match self.pause_after(failed.status.code(), Pushback::Nothing, Some(&failed.by)) {
+            Some(pause) => {
+                self.last = Some(Box::new(failed));
+                Verdict::Retry(pause)
+            }
+            None => Verdict::Done(Err(failed.status)),
+        }
+    }
+
+    /// The wait before a retry, `by` an instance that failed the attempt if one was found; `None` where there is to be none. A
+    /// wait that would outlast the call's time is not begun.
     fn pause_after(&mut self, code: Code, pushback: Pushback, by: Option<&Arc<Instance>>) -> Option<Duration> {
-        let retry = self.retry.as_mut().filter(|_| self.body.is_whole())?;
-        let pause = retry.after(code, pushback, by)?;
+        let retry = self.retry.as_mut().filter(|_| self.body.is_replayable())?;
+        let pause = retry.on_failure(code, pushback, by)?;
         let end = Instant::now().checked_add(pause)?;
         self.deadline.at().is_none_or(|at| end < at).then_some(pause)
     }
@@ -246,12 +303,19 @@ impl Call {
             Box::pin(tokio::time::sleep(pause)).await;
         }
         if let Some(retry) = &self.retry {
-            self.head.is_attempt(retry.failed());
+            self.head.set_previous_attempts(retry.failed());
         }
+        self.replays = REPLAYS;
+    }
+
+    /// Instances that are asked again only while there is no other.
+    fn avoid(&self) -> Vec<Arc<Instance>> {
+        let tried = self.retry.iter().flat_map(|retry| retry.tried());
+        self.last.iter().map(|last| &last.by).chain(tried).cloned().collect()
     }
 }
 
-/// What `future` ends with; `None` where the deadline comes first.
+/// The output of `future`; `None` where the deadline comes first.
 async fn within<F: Future>(deadline: &mut Deadline, mut future: Pin<impl DerefMut<Target = F>>) -> Option<F::Output> {
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Some(output)),
@@ -259,3 +323,7 @@ async fn within<F: Future>(deadline: &mut Deadline, mut future: Pin<impl DerefMu
     })
     .await
 }
+
+/// How often one call is made again invisibly. Each attempt that reached no handler came from an instance that will be READY no
+/// more or refuses now: after ten of them in a row, the failure is better news than an eleventh attempt.
+const REPLAYS: u32 = 9;

@@ -1,56 +1,56 @@
-//! The head of a request, as often as it is sent.
+//! The caller's head becomes the head of each attempt.
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header};
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::channel::config::retry::PREVIOUS_ATTEMPTS;
+use super::retry_state::PREVIOUS_ATTEMPTS;
 use crate::channel::deadline::{Deadline, GRPC_TIMEOUT, timeout_header};
-use crate::channel::subchannel::connection::Link;
+use crate::channel::transport::Transport;
 
 /// A call's head, kept for another attempt: everything but the extensions, which nobody on the peer sees.
-pub(crate) struct Head {
+pub(super) struct RequestHead {
     method: Method,
     path: PathAndQuery,
     /// Empty while they are on their way.
     headers: HeaderMap,
-    /// What is on its way, as a list: a copy costs half of what a map's does.
+    /// The headers that are on their way, as a list: a copy costs half of what a map's does.
     sent: Vec<(HeaderName, HeaderValue)>,
 }
 
-impl Head {
-    pub(crate) fn new(method: Method, uri: &Uri, mut headers: HeaderMap, user_agent: &HeaderValue) -> Self {
+impl RequestHead {
+    pub(super) fn new(method: Method, uri: &Uri, mut headers: HeaderMap, user_agent: &HeaderValue) -> Self {
         headers.entry(header::USER_AGENT).or_insert_with(|| user_agent.clone());
         let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         Self { method, path, headers, sent: Vec::new() }
     }
 
-    /// Writes what is left of the time.
-    pub(crate) fn tell(&mut self, deadline: &Deadline, now: Instant) {
+    /// Writes the time that is left.
+    pub(super) fn set_timeout(&mut self, deadline: &Deadline, now: Instant) {
         if let Some(at) = deadline.at() {
             self.take_back();
             self.headers.insert(GRPC_TIMEOUT, timeout_header(at.saturating_duration_since(now)));
         }
     }
 
-    /// Writes how many attempts came before.
-    pub(crate) fn is_attempt(&mut self, previous: u32) {
+    /// Writes the number of attempts before this one.
+    pub(super) fn set_previous_attempts(&mut self, previous: u32) {
         self.take_back();
         self.headers.insert(PREVIOUS_ATTEMPTS, HeaderValue::from(previous));
     }
 
-    pub(crate) fn request(&mut self, link: &Link) -> Result<http::Request<()>, Status> {
-        let mut parts = http::uri::Parts::default();
-        parts.scheme = Some(link.scheme.clone());
-        parts.authority = Some(link.authority.clone());
-        parts.path_and_query = Some(self.path.clone());
-        let uri =
-            Uri::from_parts(parts).map_err(|error| Status::internal(format!("the path cannot be sent: {error}")))?;
+    /// The request for a connection. Its headers are kept for another one.
+    ///
+    /// # Errors
+    ///
+    /// INTERNAL for a path that cannot be sent.
+    pub(super) fn request(&mut self, transport: &Transport) -> Result<http::Request<()>, Status> {
+        let uri = transport.uri(self.path.clone())?;
         self.take_back();
         self.sent.reserve(self.headers.len());
         for (name, value) in &self.headers {
-            if !is_of_http1(name, value) {
+            if !is_hop_by_hop(name, value) {
                 self.sent.push((name.clone(), value.clone()));
             }
         }
@@ -72,8 +72,8 @@ impl Head {
     }
 }
 
-/// Whether it is about an HTTP/1 connection, which HTTP/2 forbids: what a proxy took over from its own caller.
-fn is_of_http1(name: &HeaderName, value: &HeaderValue) -> bool {
+/// Whether a header is about an HTTP/1 connection, which HTTP/2 forbids: proxies take them over from their own callers.
+fn is_hop_by_hop(name: &HeaderName, value: &HeaderValue) -> bool {
     const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
     const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
     let names = [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, KEEP_ALIVE, PROXY_CONNECTION];

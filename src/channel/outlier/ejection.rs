@@ -19,12 +19,12 @@ pub(crate) enum Ejection {
 }
 
 impl Ejection {
-    /// Takes the instance out, for longer the more often it was lately. Nothing happens if it is out.
+    /// Takes the instance out, for longer the more often it was lately, and returns until when; `None` if it is out already.
     ///
     /// Ask [`may_eject`] first.
-    pub(crate) fn eject(&mut self, now: Instant, detection: &OutlierDetection) {
+    pub(crate) fn eject(&mut self, now: Instant, detection: &OutlierDetection) -> Option<Instant> {
         let before = match *self {
-            Self::Out { .. } => return,
+            Self::Out { .. } => return None,
             Self::In => 0,
             Self::Probation { times } => times,
             Self::Returned { since, times } => {
@@ -34,20 +34,14 @@ impl Ejection {
             }
         };
         let times = before.saturating_add(1);
-        *self = Self::Out { until: now + detection.time_out(times), times };
+        let until = now + detection.time_out(times);
+        *self = Self::Out { until, times };
+        Some(until)
     }
 
-    /// When to call [`probe`](Self::probe), if it is out.
-    pub(crate) fn due(&self) -> Option<Instant> {
-        match *self {
-            Self::Out { until, .. } => Some(until),
-            Self::In | Self::Probation { .. } | Self::Returned { .. } => None,
-        }
-    }
-
-    /// Puts the instance on probation if its time is over. True if that happened: then
-    /// [`Tally::begin_probation`](super::Tally::begin_probation) has to follow.
-    pub(crate) fn probe(&mut self, now: Instant) -> bool {
+    /// Puts the instance on probation if its time is over, and returns whether that happened. Connections that are made now
+    /// need a tally [on probation](super::Tally::on_probation).
+    pub(crate) fn begin_probation(&mut self, now: Instant) -> bool {
         match *self {
             Self::Out { until, times } if until <= now => {
                 *self = Self::Probation { times };
@@ -58,13 +52,13 @@ impl Ejection {
     }
 
     /// Takes the instance back: a call succeeded on probation.
-    pub(crate) fn proved(&mut self, now: Instant) {
+    pub(crate) fn on_proved(&mut self, now: Instant) {
         if let Self::Probation { times } = *self {
             *self = Self::Returned { since: now, times };
         }
     }
 
-    /// Forgets everything: what runs there now is not what failed. [`Tally::reset`](super::Tally::reset) has to follow.
+    /// Forgets everything: the process that runs there now is not the one that failed. [`Tally::reset`](super::Tally::reset) has to follow.
     pub(crate) fn clear(&mut self) {
         *self = Self::In;
     }
@@ -93,14 +87,22 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    /// When its time is over, if it is out.
+    fn due(ejection: &Ejection) -> Option<Instant> {
+        match *ejection {
+            Ejection::Out { until, .. } => Some(until),
+            _ => None,
+        }
+    }
+
     /// Ejects, waits, probes and proves; returns how long it was out.
     fn out_and_back(ejection: &mut Ejection, now: &mut Instant, detection: &OutlierDetection) -> Duration {
         ejection.eject(*now, detection);
-        let until = ejection.due().expect("it is out");
+        let until = due(ejection).expect("it is out");
         let lasted = until - *now;
         *now = until;
-        assert!(ejection.probe(*now), "its time is over");
-        ejection.proved(*now);
+        assert!(ejection.begin_probation(*now), "its time is over");
+        ejection.on_proved(*now);
         lasted
     }
 
@@ -109,22 +111,22 @@ mod tests {
         let (now, detection) = (Instant::now(), OutlierDetection::new());
         let mut ejection = Ejection::default();
         assert_eq!(ejection, Ejection::In, "nothing is held against a new instance");
-        assert!(!ejection.is_out() && !ejection.is_on_probation() && ejection.due().is_none(), "it takes calls");
+        assert!(!ejection.is_out() && !ejection.is_on_probation() && due(&ejection).is_none(), "it takes calls");
 
         ejection.eject(now, &detection);
         let until = now + 5 * SECOND;
         assert_eq!(ejection, Ejection::Out { until, times: 1 }, "the first ejection lasts 5 s");
         assert!(ejection.is_out() && !ejection.is_on_probation(), "it takes no calls");
-        assert_eq!(ejection.due(), Some(until), "it is due when its time is over");
+        assert_eq!(due(&ejection), Some(until), "it is due when its time is over");
 
-        assert!(!ejection.probe(until - Duration::from_nanos(1)), "its time is not over");
+        assert!(!ejection.begin_probation(until - Duration::from_nanos(1)), "its time is not over");
         assert!(ejection.is_out(), "so it stays out");
-        assert!(ejection.probe(until), "its time is over");
-        assert!(ejection.is_on_probation() && !ejection.is_out() && ejection.due().is_none(), "it takes a probe");
+        assert!(ejection.begin_probation(until), "its time is over");
+        assert!(ejection.is_on_probation() && !ejection.is_out() && due(&ejection).is_none(), "it takes a probe");
 
-        ejection.proved(until);
+        ejection.on_proved(until);
         assert_eq!(ejection, Ejection::Returned { since: until, times: 1 }, "it is back, and not yet forgotten");
-        assert!(!ejection.is_out() && !ejection.is_on_probation() && ejection.due().is_none(), "it takes calls");
+        assert!(!ejection.is_out() && !ejection.is_on_probation() && due(&ejection).is_none(), "it takes calls");
     }
 
     #[test]
@@ -138,10 +140,10 @@ mod tests {
         ];
         for state in states {
             let mut ejection = state;
-            assert!(!ejection.probe(now), "nobody's time is over");
+            assert!(!ejection.begin_probation(now), "nobody's time is over");
             assert_eq!(ejection, state, "so nothing moves");
 
-            ejection.proved(now);
+            ejection.on_proved(now);
             let proved = if state.is_on_probation() { Ejection::Returned { since: now, times: 2 } } else { state };
             assert_eq!(ejection, proved, "only a probation can be proved");
 
@@ -171,10 +173,10 @@ mod tests {
         let mut lasted = Vec::new();
         for _ in 0..6 {
             ejection.eject(now, &detection);
-            let until = ejection.due().expect("it is out");
+            let until = due(&ejection).expect("it is out");
             lasted.push((until - now).as_secs());
             now = until;
-            assert!(ejection.probe(now), "its time is over");
+            assert!(ejection.begin_probation(now), "its time is over");
         }
         assert_eq!(lasted, [5, 10, 20, 25, 25, 25], "each failed probe doubles it, up to 25 s");
     }
@@ -212,7 +214,7 @@ mod tests {
         let (now, detection) = (Instant::now(), OutlierDetection::new());
         let mut ejection = Ejection::Returned { since: now + SECOND, times: 1 };
         ejection.eject(now, &detection);
-        assert_eq!(ejection.due(), Some(now + 10 * SECOND), "it counts as ejected twice");
+        assert_eq!(due(&ejection), Some(now + 10 * SECOND), "it counts as ejected twice");
     }
 
     #[test]

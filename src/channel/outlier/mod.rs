@@ -281,7 +281,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    pub(crate) fn new(code: Code, ending: Ending) -> Self {
+    pub(crate) const fn new(code: Code, ending: Ending) -> Self {
         Self { code, ending }
     }
 

@@ -1,12 +1,12 @@
-//! What the calls of one instance tell about it: a row of failures, a probation, the numbers of an interval.
+//! Outcomes of an instance's calls, counted together: a row of failures, a probation, the numbers of an interval.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::{Ending, Outcome, OutlierDetection};
 
-/// What the calls of one instance tell about it; shared with them, and a few words small.
+/// Counts the outcomes of an instance's calls; shared with them, and a few words small.
 ///
-/// All of it is `Relaxed`: each word stands alone, and what follows from it travels through the control task's queue.
+/// All of it is `Relaxed`: each word stands alone, and verdicts travel through the balancer's queue.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     /// Failures in a row up to the limit, or [`PROBATION`].
@@ -15,7 +15,7 @@ pub(crate) struct Tally {
     failures: AtomicU32,
 }
 
-/// What the control task has to hear of an instance.
+/// A verdict on an instance, for the balancer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// Eject it: a row reached the limit, or a call failed while it was on probation.
@@ -25,7 +25,13 @@ pub(crate) enum Verdict {
 }
 
 impl Tally {
-    /// Counts the end of one call. The answer goes to the control task; each occasion has exactly one.
+    /// The tally of a connection that is made on probation: the first of its calls to end decides whether the instance
+    /// returns.
+    pub(crate) fn on_probation() -> Self {
+        Self { row: AtomicU32::new(PROBATION), ..Self::default() }
+    }
+
+    /// Counts the end of one call. A verdict goes to the balancer; each occasion has exactly one.
     pub(crate) fn record(&self, failed: bool, outcome: Outcome, detection: &OutlierDetection) -> Option<Verdict> {
         if failed {
             self.failure(detection).then_some(Verdict::Failing)
@@ -60,16 +66,6 @@ impl Tally {
     /// Begins to count a new row: after an ejection that was not allowed, so that the next full row asks again.
     pub(crate) fn restart_row(&self) {
         self.row.store(0, Relaxed);
-    }
-
-    /// Lets the next call that ends decide whether the instance returns. With [`Ejection::probe`].
-    pub(crate) fn begin_probation(&self) {
-        self.row.store(PROBATION, Relaxed);
-    }
-
-    /// Whether the next call that ends decides.
-    pub(crate) fn is_on_probation(&self) -> bool {
-        self.row.load(Relaxed) & PROBATION != 0
     }
 
     /// Forgets everything.
@@ -150,14 +146,13 @@ mod tests {
     }
 
     #[test]
-    fn on_probation_the_first_call_to_end_decides_and_tells_so_once() {
+    fn on_probation_the_first_call_to_end_decides_once() {
         for detection in [three(), off()] {
-            let tally = Tally::default();
-            tally.begin_probation();
+            let tally = Tally::on_probation();
             assert!(tally.success(&detection), "it proves the instance");
             assert!(!tally.success(&detection), "which was told already");
 
-            tally.begin_probation();
+            let tally = Tally::on_probation();
             assert!(tally.failure(&detection), "one failure is enough on probation");
             assert!(!tally.failure(&detection), "which was told already");
             assert!(!tally.success(&detection), "the probation is over");
@@ -176,14 +171,16 @@ mod tests {
         assert_eq!(record(UNAVAILABLE), None, "the second");
         assert_eq!(record(outcome(Code::DeadlineExceeded, Ending::Missed)), None, "counts as nothing");
         assert_eq!(record(UNAVAILABLE), Some(Verdict::Failing), "so the row was not broken");
-        tally.begin_probation();
+        assert_eq!(tally.take_interval(), (0, 3), "three failures, and one outcome that says nothing");
+        let tally = Tally::on_probation();
+        let record = |outcome| tally.record(detection.is_failure(outcome), outcome, &detection);
         assert_eq!(record(outcome(Code::Internal, Ending::Broken)), None, "proves nothing");
         assert_eq!(record(outcome(Code::NotFound, Ending::Answered)), Some(Verdict::Proved), "an answer");
-        assert_eq!(tally.take_interval(), (1, 3), "one success, three failures, two that say nothing");
+        assert_eq!(tally.take_interval(), (1, 0), "one success, and one outcome that says nothing");
     }
 
     #[test]
-    fn intervals_are_counted_only_where_somebody_reads_them() {
+    fn intervals_are_counted_only_where_they_are_read() {
         let (tally, detection) = (Tally::default(), three().failure_percentage(FailurePercentage::new()));
         tally.success(&three());
         tally.failure(&three());
@@ -203,10 +200,10 @@ mod tests {
         tally.failure(&detection);
         tally.reset();
         assert!(!tally.failure(&detection), "the row began anew");
-        tally.begin_probation();
+        assert_eq!(tally.take_interval(), (0, 1), "the interval, too");
+        let tally = Tally::on_probation();
         tally.reset();
-        assert!(!tally.is_on_probation(), "the probation is over");
-        assert_eq!(tally.take_interval(), (0, 0), "so is the interval");
+        assert!(!tally.success(&detection), "the probation is over");
     }
 
     #[test]
@@ -226,8 +223,7 @@ mod tests {
         for _ in 0..100 {
             let (tally, detection) = (Tally::default(), three());
             assert_eq!(reports(&tally, &detection), 1, "one report for the row");
-            tally.begin_probation();
-            assert_eq!(reports(&tally, &detection), 1, "one report for the probation");
+            assert_eq!(reports(&Tally::on_probation(), &detection), 1, "one report for the probation");
         }
     }
 
@@ -245,7 +241,6 @@ mod tests {
                 (Step::Success, state) => (Self::Row(0), matches!(state, Self::Probation)),
                 (Step::Failure, Self::Row(row)) => (Self::Row((row + 1).min(3)), row == 2),
                 (Step::Failure, Self::Probation) => (Self::Row(3), true),
-                (Step::BeginProbation, _) => (Self::Probation, false),
                 (Step::RestartRow, _) => (Self::Row(0), false),
             }
         }
@@ -255,7 +250,6 @@ mod tests {
     enum Step {
         Success,
         Failure,
-        BeginProbation,
         RestartRow,
     }
 
@@ -263,21 +257,19 @@ mod tests {
     /// of steps are all interleavings that there are.
     #[test]
     fn every_order_of_seven_steps_does_what_it_should() {
-        use Step::{BeginProbation, Failure, RestartRow, Success};
-        const STEPS: [Step; 4] = [Success, Failure, BeginProbation, RestartRow];
+        use Step::{Failure, RestartRow, Success};
+        const STEPS: [Step; 3] = [Success, Failure, RestartRow];
         let detection = three();
-        for order in 0..STEPS.len().pow(7) {
-            let (tally, mut model, mut rest) = (Tally::default(), Model::Row(0), order);
+        let both = [Model::Row(0), Model::Probation];
+        for (order, begin) in (0..STEPS.len().pow(7)).flat_map(|order| both.map(|begin| (order, begin))) {
+            let tally = if begin == Model::Probation { Tally::on_probation() } else { Tally::default() };
+            let (mut model, mut rest) = (begin, order);
             for _ in 0..7 {
                 let step = STEPS[rest % STEPS.len()];
                 rest /= STEPS.len();
                 let returned = match step {
                     Success => tally.success(&detection),
                     Failure => tally.failure(&detection),
-                    BeginProbation => {
-                        tally.begin_probation();
-                        false
-                    }
                     RestartRow => {
                         tally.restart_row();
                         false

@@ -1,144 +1,167 @@
-//! What a channel's clones, its calls and its control task share: the published choice and the line of waiting calls.
+//! The published state of the channel, and a pick for each call from it: at once, or in the call's turn.
 
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::HeaderValue;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tonic::Status;
 
-use crate::channel::config::retry::{Budget, Methods};
-use crate::channel::outlier::OutlierDetection;
-use crate::channel::picks::ready_set::Choice;
-use crate::channel::picks::wait_queue::{Line, Turn};
+use super::ready_set::ReadySet;
+use super::wait_queue::{Turn, WaitQueue};
 use crate::channel::policy::Policy;
-use crate::channel::policy::candidate::Candidate;
-use crate::channel::subchannel::connection::Link;
-use crate::channel::subchannel::shared::{Event, Record};
-use crate::channel::subchannel::status::{Connectivity, InstanceStatus};
+use crate::channel::subchannel::{Connectivity, InstanceStatus, ReadyConnection, Shared};
 use crate::instance::Instance;
 
-/// What a channel's clones, its calls and its control task share.
-pub(crate) struct Shared {
-    pub(crate) published: ArcSwap<Published>,
-    pub(crate) line: Line<Waiting>,
-    pub(crate) settings: Settings,
-    /// To the control task. Bounded by what calls report: a row of failures and a proof once each.
-    pub(crate) events: mpsc::UnboundedSender<Event>,
-}
-
-/// What does not change in a channel's life and concerns its calls.
-pub(crate) struct Settings {
+/// Where calls and the balancer meet: the balancer publishes, calls pick.
+pub(crate) struct PickQueue {
     /// The service and where it is looked for, for messages.
-    pub(crate) label: Box<str>,
-    pub(crate) timeout: Option<Duration>,
-    pub(crate) wait_for_ready: bool,
-    pub(crate) max_waiting: usize,
-    pub(crate) user_agent: HeaderValue,
-    pub(crate) outliers: OutlierDetection,
-    pub(crate) policy: Arc<dyn Policy>,
-    /// What is said of single methods, if anything is.
-    pub(crate) methods: Option<Methods>,
-    pub(crate) budget: Option<Arc<Budget>>,
+    label: Box<str>,
+    policy: Arc<dyn Policy>,
+    state: ArcSwap<LbState>,
+    waiting: WaitQueue<Waiting>,
+    max_waiting: usize,
 }
 
-/// What the control task publishes at each change.
-pub(crate) struct Published {
-    /// The instances that can be called; `None` while there are none.
-    pub(crate) choice: Option<Choice>,
-    pub(crate) state: Connectivity,
-    /// Why calls fail, in [`Connectivity::TransientFailure`].
-    pub(crate) cause: Box<str>,
+/// What the balancer publishes at each change.
+pub(crate) struct LbState {
+    pub(crate) connectivity: Connectivity,
+    /// There exactly while the channel is READY.
+    pub(crate) ready: Option<ReadySet<Arc<ReadyConnection>>>,
+    /// Why calls fail, in [`Connectivity::TransientFailure`] and [`Connectivity::Shutdown`].
+    pub(crate) reason: Box<str>,
     /// Every instance, in the order of addresses.
-    pub(crate) records: Arc<[Arc<Record>]>,
+    pub(crate) subchannels: Arc<[Arc<Shared>]>,
 }
 
-/// A call in the line.
+/// A call that waits.
 #[derive(Debug)]
-pub(crate) struct Waiting {
-    /// Who refused it just now or was tried before, if anybody was.
+struct Waiting {
+    /// Instances that refused or failed it.
     avoid: Vec<Arc<Instance>>,
     wait_for_ready: bool,
     key: u64,
     /// Taken with the answer.
-    answer: Option<oneshot::Sender<Result<Place, Status>>>,
+    answer: Option<oneshot::Sender<Result<Pick, Status>>>,
 }
 
-/// A place on a connection, given back when dropped.
-pub(crate) struct Place {
-    candidate: Candidate,
-    shared: Arc<Shared>,
-    /// Whether giving it back serves the line.
+/// A connection that was chosen for a call, with a place on it that is given back on drop.
+pub(crate) struct Pick {
+    instance: Arc<Instance>,
+    connection: Arc<ReadyConnection>,
+    queue: Arc<PickQueue>,
+    /// Whether giving the place back serves the calls that wait.
     serves: bool,
 }
 
-impl Shared {
-    /// A place for a call, in its turn.
-    ///
-    /// # Errors
-    ///
-    /// UNAVAILABLE where there is none and none is on its way, `RESOURCE_EXHAUSTED` where too many wait already.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future leaves the line, and gives back a place that came too late.
-    pub(crate) async fn place(
-        self: &Arc<Self>,
-        avoid: Vec<Arc<Instance>>,
-        wait_for_ready: bool,
-        key: u64,
-    ) -> Result<Place, Status> {
-        let (answer, answered) = oneshot::channel();
-        let waiting = Waiting { avoid, wait_for_ready, key, answer: Some(answer) };
-        let Some(number) = self.line.join(waiting) else {
-            let Settings { label, max_waiting, .. } = &self.settings;
-            return Err(Status::resource_exhausted(format!("{label}: {max_waiting} calls wait already")));
+impl PickQueue {
+    /// A queue for at most `max_waiting` calls at once, with nothing published yet.
+    pub(crate) fn new(label: Box<str>, policy: Arc<dyn Policy>, max_waiting: usize) -> Self {
+        let nothing = LbState {
+            connectivity: Connectivity::Connecting,
+            ready: None,
+            reason: "".into(),
+            subchannels: Arc::new([]),
         };
-        let _leave = Leave { shared: self, number };
-        self.serve();
-        answered.await.unwrap_or_else(|_| Err(Status::unavailable("the channel's line was dropped")))
+        let (state, waiting) = (ArcSwap::from_pointee(nothing), WaitQueue::new(max_waiting));
+        Self { label, policy, state, waiting, max_waiting }
     }
 
-    /// A place for a call that overtakes nobody, if there is one right now.
-    pub(crate) fn place_now(self: &Arc<Self>, key: u64) -> Option<Place> {
-        if !self.line.is_empty() {
-            return None;
-        }
-        let published = self.published.load();
-        let candidate = published.choice.as_ref()?.take(&[], key)?.clone();
-        Some(Place::new(candidate, self))
+    pub(crate) fn label(&self) -> &str {
+        &self.label
     }
 
-    /// Gives waiting calls what there is for them.
-    pub(crate) fn serve(self: &Arc<Self>) {
-        if self.line.is_empty() {
-            return;
-        }
-        self.line.serve(|waiting| {
-            // Loaded a turn: whoever publishes serves the line afterwards, so the last word is always seen.
-            let published = self.published.load();
-            self.turn(&published, waiting)
-        });
+    pub(crate) fn policy(&self) -> &Arc<dyn Policy> {
+        &self.policy
+    }
+
+    pub(crate) fn connectivity(&self) -> Connectivity {
+        self.state.load().connectivity
+    }
+
+    /// The published state, for comparison with the next.
+    pub(crate) fn state(&self) -> Arc<LbState> {
+        self.state.load_full()
     }
 
     /// All instances as they are now, ordered by address.
     pub(crate) fn instances(&self) -> Vec<InstanceStatus> {
-        self.published.load().records.iter().map(|record| record.status()).collect()
+        self.state.load().subchannels.iter().map(|shared| shared.status()).collect()
     }
 
-    fn turn(self: &Arc<Self>, published: &Published, waiting: &mut Waiting) -> Turn {
-        let answer = match &published.choice {
-            Some(choice) => match choice.take(&waiting.avoid, waiting.key) {
-                Some(candidate) => Ok(Place::new(candidate.clone(), self)),
+    /// The key that the policy makes of a request.
+    ///
+    /// # Errors
+    ///
+    /// INTERNAL where the policy panics.
+    pub(crate) fn key(&self, request: &http::request::Parts) -> Result<u64, Status> {
+        panic::catch_unwind(AssertUnwindSafe(|| self.policy.key(request)))
+            .map_err(|_| Status::internal(format!("{}: the policy panicked", self.label)))
+    }
+
+    /// Publishes a state, and gives the calls that wait what there is for them.
+    pub(crate) fn publish(self: &Arc<Self>, state: LbState) {
+        let before = self.state.swap(Arc::new(state));
+        // A picker is the user's code, and its drop must not end the balancer.
+        if panic::catch_unwind(AssertUnwindSafe(|| drop(before))).is_err() {
+            tracing::error!("a picker panicked when it was dropped");
+        }
+        self.serve();
+    }
+
+    /// A pick for a call that overtakes no other, if there is one right now.
+    pub(crate) fn pick_now(self: &Arc<Self>, key: u64) -> Option<Pick> {
+        if !self.waiting.is_empty() {
+            return None;
+        }
+        self.state.load().ready.as_ref().and_then(|ready| self.pick_from(ready, &[], key))
+    }
+
+    /// A pick for a call, in its turn.
+    ///
+    /// # Errors
+    ///
+    /// UNAVAILABLE where there is none and none is on its way, `RESOURCE_EXHAUSTED` where too many calls wait already.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the queue, and gives back a pick that came too late.
+    pub(crate) async fn pick(
+        self: &Arc<Self>,
+        avoid: Vec<Arc<Instance>>,
+        wait_for_ready: bool,
+        key: u64,
+    ) -> Result<Pick, Status> {
+        let (answer, answered) = oneshot::channel();
+        let Some(number) = self.waiting.join(Waiting { avoid, wait_for_ready, key, answer: Some(answer) }) else {
+            let Self { label, max_waiting, .. } = &**self;
+            return Err(Status::resource_exhausted(format!("{label}: {max_waiting} calls wait already")));
+        };
+        let _leave = LeaveOnDrop { queue: self, number };
+        self.serve();
+        answered.await.unwrap_or_else(|_| Err(Status::unavailable(format!("{}: the channel is gone", self.label))))
+    }
+
+    /// Gives the calls that wait what there is for them.
+    pub(crate) fn serve(self: &Arc<Self>) {
+        // The state is loaded once a turn: it is published before the queue is served, so the newest is always seen.
+        self.waiting.serve(|waiting| self.turn(&self.state.load(), waiting));
+    }
+
+    fn turn(self: &Arc<Self>, state: &LbState, waiting: &mut Waiting) -> Turn {
+        let answer = match (&state.ready, state.connectivity) {
+            (Some(ready), _) => match self.pick_from(ready, &waiting.avoid, waiting.key) {
+                Some(pick) => Ok(pick),
                 None => return Turn::Closed,
             },
-            None if published.state != Connectivity::TransientFailure => return Turn::Closed,
-            None if waiting.wait_for_ready => return Turn::Passed,
-            None => Err(Status::unavailable(format!("{}: {}", self.settings.label, published.cause))),
+            (None, Connectivity::TransientFailure) if waiting.wait_for_ready => return Turn::Passed,
+            (None, Connectivity::TransientFailure | Connectivity::Shutdown) => {
+                Err(Status::unavailable(format!("{}: {}", self.label, state.reason)))
+            }
+            (None, _) => return Turn::Closed,
         };
-        // The line is locked: a place that comes back because the call was dropped must not serve it again.
+        // The queue is locked: a place that comes back because the call was dropped must not serve it again.
         if let Some(sender) = waiting.answer.take()
             && let Err(Ok(mut unwanted)) = sender.send(answer)
         {
@@ -146,51 +169,55 @@ impl Shared {
         }
         Turn::Answered
     }
-}
 
-impl Place {
-    /// `candidate` was acquired.
-    fn new(candidate: Candidate, shared: &Arc<Shared>) -> Self {
-        Self { candidate, shared: shared.clone(), serves: true }
-    }
-
-    pub(crate) fn candidate(&self) -> &Candidate {
-        &self.candidate
-    }
-
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
-    }
-
-    /// The connection. Seats of a channel have one.
-    pub(crate) fn link(&self) -> &Link {
-        self.candidate.load().link().expect("a channel's loads have a link")
+    fn pick_from(
+        self: &Arc<Self>,
+        ready: &ReadySet<Arc<ReadyConnection>>,
+        avoid: &[Arc<Instance>],
+        key: u64,
+    ) -> Option<Pick> {
+        let index = ready.acquire(avoid, key)?;
+        Some(Pick {
+            instance: ready.candidate(index).shared_instance().clone(),
+            connection: ready.connection(index).clone(),
+            queue: self.clone(),
+            serves: true,
+        })
     }
 }
 
-impl Drop for Place {
+impl Pick {
+    pub(crate) fn instance(&self) -> &Arc<Instance> {
+        &self.instance
+    }
+
+    pub(crate) fn connection(&self) -> &ReadyConnection {
+        &self.connection
+    }
+}
+
+impl Drop for Pick {
     fn drop(&mut self) {
-        self.candidate.load().release();
+        self.connection.load().quota().release();
         if self.serves {
-            self.shared.serve();
+            self.queue.serve();
         }
     }
 }
 
-impl fmt::Debug for Place {
+impl fmt::Debug for Pick {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Place").field("candidate", &self.candidate).finish_non_exhaustive()
+        f.debug_struct("Pick").field("instance", &self.instance).finish_non_exhaustive()
     }
 }
 
-/// Leaves the line when dropped.
-struct Leave<'a> {
-    shared: &'a Arc<Shared>,
+struct LeaveOnDrop<'a> {
+    queue: &'a PickQueue,
     number: u64,
 }
 
-impl Drop for Leave<'_> {
+impl Drop for LeaveOnDrop<'_> {
     fn drop(&mut self) {
-        self.shared.line.leave(self.number);
+        self.queue.waiting.leave(self.number);
     }
 }

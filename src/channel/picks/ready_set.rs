@@ -1,92 +1,126 @@
-//! What the control task publishes and every call reads: the candidates and the picker over them.
+//! What the balancer publishes and every call reads: the candidates, the connections to them, and the picker.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 
+use crate::channel::policy::Picker;
 use crate::channel::policy::candidate::Candidate;
-use crate::channel::policy::{Picker, Policy};
 use crate::instance::Instance;
 
-/// The candidates of the moment, and what chooses among them.
-pub(crate) struct Choice {
+/// The READY instances of the moment, each with a connection `C`, and the picker over them. Candidates and connections lie in
+/// two slices under one index, so that policies work on candidates alone.
+pub(crate) struct ReadySet<C> {
     candidates: Box<[Candidate]>,
+    connections: Box<[C]>,
     picker: Box<dyn Picker>,
-    /// So many of the first ones are preferred: those of the own zone.
+    /// The number of candidates, at the front, that are preferred: those in the client's own zone.
     near: usize,
 }
 
-impl Choice {
-    /// What `policy` makes of these candidates. It is not asked when there are none.
-    pub(crate) fn new(candidates: Vec<Candidate>, policy: &dyn Policy) -> Self {
-        let picker = if candidates.is_empty() { Box::new(Nothing) } else { policy.picker(&candidates) };
-        Self::of(candidates, picker, 0)
+impl<C> ReadySet<C> {
+    /// The picker that `policy` makes of these candidates. The policy is not asked when there are none.
+    ///
+    /// A policy is the user's code. If it panics, calls go to any candidate that has room until the next ready set.
+    pub(crate) fn new(
+        members: Vec<(Candidate, C)>,
+        near: usize,
+        picker: impl FnOnce(&[Candidate]) -> Box<dyn Picker>,
+    ) -> Self {
+        let (candidates, connections): (Vec<_>, Vec<_>) = members.into_iter().unzip();
+        let picker = if candidates.is_empty() { Box::new(NoPicker) } else { guarded(|| picker(&candidates)) };
+        Self { candidates: candidates.into(), connections: connections.into(), picker, near }
     }
 
-    /// What `picker`, which was made of these candidates, chooses among. Where it finds no room, the first `near` of them are
-    /// asked before the others.
-    pub(crate) fn of(candidates: Vec<Candidate>, picker: Box<dyn Picker>, near: usize) -> Self {
-        Self { candidates: candidates.into(), picker, near }
+    pub(crate) fn candidate(&self, index: usize) -> &Candidate {
+        &self.candidates[index]
+    }
+
+    pub(crate) fn connection(&self, index: usize) -> &C {
+        &self.connections[index]
     }
 
     pub(crate) fn candidates(&self) -> &[Candidate] {
         &self.candidates
     }
 
-    /// Picks a candidate and takes a call's place there, which the caller gives back by [`Load::release`].
+    /// Picks a candidate and takes a place for one call there, which the caller gives back to its quota. Returns its index, or
+    /// `None` where no candidate has room.
     ///
-    /// Those to `avoid`, who just refused this call or failed it, are taken only while no other has room, on whatever
-    /// connection. `None`: none at all has room.
-    pub(crate) fn take(&self, avoid: &[Arc<Instance>], key: u64) -> Option<&Candidate> {
-        for _ in 0..WORDS {
-            // Anybody can write a policy: one that panics or points beyond the candidates must not end whoever asks it, which
-            // may be a call that just ended and serves those that wait.
+    /// Instances to `avoid`, which just refused or failed this call, are taken only while no other has room, on whatever
+    /// connection.
+    pub(crate) fn acquire(&self, avoid: &[Arc<Instance>], key: u64) -> Option<usize> {
+        for _ in 0..PICKS_BEFORE_SCAN {
+            // A picker is the user's code: one that panics or points beyond the candidates must not end the task that asks
+            // it, which may be a call that just ended and serves those that wait.
             let picked = panic::catch_unwind(AssertUnwindSafe(|| self.picker.pick(&self.candidates, key)));
-            let Some(candidate) = picked.ok().and_then(|index| self.candidates.get(index)) else { break };
-            if !is(candidate, avoid) && candidate.load().acquire() {
-                return Some(candidate);
+            let Ok(index) = picked else { break };
+            let Some(candidate) = self.candidates.get(index) else { break };
+            if !is_among(candidate, avoid) && candidate.load().quota().acquire() {
+                return Some(index);
             }
         }
         self.scan(avoid)
     }
 
-    /// Asks all of them, beginning anywhere, so that calls in a row do not crowd into the same one.
+    /// Asks all candidates, beginning anywhere, so that calls in a row do not crowd into the same one.
     #[cold]
-    fn scan(&self, avoid: &[Arc<Instance>]) -> Option<&Candidate> {
-        let (near, far) = self.candidates.split_at(self.near.min(self.candidates.len()));
-        let all = || from_anywhere(near).chain(from_anywhere(far));
-        let others = all().filter(|candidate| !is(candidate, avoid));
-        let avoided = all().filter(|candidate| is(candidate, avoid));
-        others.chain(avoided).find(|candidate| candidate.load().acquire())
+    fn scan(&self, avoid: &[Arc<Instance>]) -> Option<usize> {
+        let near = self.near.min(self.candidates.len());
+        let all = || from_anywhere(0, near).chain(from_anywhere(near, self.candidates.len()));
+        let is_avoided = |index: &usize| is_among(&self.candidates[*index], avoid);
+        let others = all().filter(|index| !is_avoided(index));
+        others.chain(all().filter(is_avoided)).find(|&index| self.candidates[index].load().quota().acquire())
     }
 }
 
-fn from_anywhere(candidates: &[Candidate]) -> impl Iterator<Item = &Candidate> {
-    let (before, after) = candidates.split_at(fastrand::usize(..candidates.len().max(1)));
-    after.iter().chain(before)
+/// The indices from `begin` to `end`, from a random one on.
+fn from_anywhere(begin: usize, end: usize) -> impl Iterator<Item = usize> {
+    let middle = begin + fastrand::usize(..(end - begin).max(1));
+    (middle..end).chain(begin..middle)
 }
 
-fn is(candidate: &Candidate, instances: &[Arc<Instance>]) -> bool {
+fn is_among(candidate: &Candidate, instances: &[Arc<Instance>]) -> bool {
     instances.iter().any(|instance| instance.address == candidate.instance().address)
 }
 
-/// The picker where there is nothing to pick.
-struct Nothing;
+fn guarded(build: impl FnOnce() -> Box<dyn Picker>) -> Box<dyn Picker> {
+    panic::catch_unwind(AssertUnwindSafe(build)).unwrap_or_else(|_| {
+        tracing::error!("the policy panicked while it made a picker; calls go to any instance that has room");
+        Box::new(NoPicker)
+    })
+}
 
-impl Picker for Nothing {
+/// The picker where there is nothing to pick, or no policy that could: it points beyond all candidates.
+struct NoPicker;
+
+impl Picker for NoPicker {
     fn pick(&self, _: &[Candidate], _: u64) -> usize {
-        0
+        usize::MAX
     }
 }
 
-/// How often the policy is asked before all candidates are: a few, so that while some are full the others are still chosen
-/// as the policy would, and few, because a policy may give the same answer each time.
-const WORDS: usize = 4;
+/// How often the picker is asked before all candidates are: a few times, so that while some are full the others are still
+/// chosen as the policy would, and no more, because a policy may give the same answer each time.
+const PICKS_BEFORE_SCAN: usize = 4;
+
+/// Ready sets without connections, for tests of policies.
+#[cfg(test)]
+impl ReadySet<()> {
+    pub(crate) fn of(candidates: Vec<Candidate>, policy: &dyn crate::channel::policy::Policy) -> Self {
+        let members = candidates.into_iter().map(|candidate| (candidate, ())).collect();
+        Self::new(members, 0, |candidates| policy.picker(candidates))
+    }
+
+    pub(crate) fn take(&self, avoid: &[Arc<Instance>], key: u64) -> Option<&Candidate> {
+        self.acquire(avoid, key).map(|index| self.candidate(index))
+    }
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::channel::policy::tests::{candidates, share};
-    use crate::channel::policy::{LeastRequest, PickFirst, WeightedRandom, WeightedRoundRobin};
+    use crate::channel::policy::{LeastRequest, PickFirst, Policy, WeightedRandom, WeightedRoundRobin};
 
     fn policies() -> [Box<dyn Policy>; 4] {
         [
@@ -115,19 +149,19 @@ mod tests {
     #[test]
     fn full_and_closed_candidates_are_never_taken_and_none_with_room_is_missed() {
         for policy in policies() {
-            let choice = Choice::new(candidates(&[1, 2, 65_535, 4, 5, 6]), &policy);
-            for (index, candidate) in choice.candidates().iter().enumerate() {
+            let set = ReadySet::of(candidates(&[1, 2, 65_535, 4, 5, 6]), &policy);
+            for (index, candidate) in set.candidates().iter().enumerate() {
                 match index {
-                    1 => candidate.load().close(),
-                    3 => candidate.load().set_limit(1),
-                    _ => candidate.load().set_limit(0),
+                    1 => candidate.load().quota().close(),
+                    3 => candidate.load().quota().set_limit(1),
+                    _ => candidate.load().quota().set_limit(0),
                 }
             }
             for _ in 0..100 {
-                let taken = choice.take(&[], 0).expect("the fourth has room");
-                assert!(std::ptr::eq(taken, &raw const choice.candidates()[3]), "{policy:?} took one without room");
-                assert!(choice.take(&[], 0).is_none(), "{policy:?} took one while all are full");
-                taken.load().release();
+                let taken = set.take(&[], 0).expect("the fourth has room");
+                assert!(std::ptr::eq(taken, &raw const set.candidates()[3]), "{policy:?} took one without room");
+                assert!(set.take(&[], 0).is_none(), "{policy:?} took one while all are full");
+                taken.load().quota().release();
             }
         }
     }
@@ -135,66 +169,79 @@ mod tests {
     #[test]
     fn the_one_that_refused_is_taken_only_while_no_other_has_room() {
         for policy in policies() {
-            let choice = Choice::new(candidates(&[65_535, 1]), &policy);
-            let refused = [choice.candidates()[0].shared_instance().clone()];
-            choice.candidates()[1].load().set_limit(1);
+            let set = ReadySet::of(candidates(&[65_535, 1]), &policy);
+            let refused = [set.candidates()[0].shared_instance().clone()];
+            set.candidates()[1].load().quota().set_limit(1);
             for _ in 0..100 {
-                let other = choice.take(&refused, 0).expect("the other has room");
-                assert!(!is(other, &refused), "{policy:?} took the one to avoid");
-                let last = choice.take(&refused, 0).expect("the one to avoid has room");
-                assert!(is(last, &refused), "{policy:?} took a full one");
-                other.load().release();
-                last.load().release();
+                let other = set.take(&refused, 0).expect("the other has room");
+                assert!(!is_among(other, &refused), "{policy:?} took the one to avoid");
+                let last = set.take(&refused, 0).expect("the one to avoid has room");
+                assert!(is_among(last, &refused), "{policy:?} took a full one");
+                other.load().quota().release();
+                last.load().quota().release();
             }
         }
     }
 
     #[test]
-    fn whoever_finds_no_room_where_the_policy_sends_it_stays_near_while_somebody_there_has_some() {
+    fn a_call_without_room_at_the_policys_choice_stays_near_if_it_can() {
         let candidates = candidates(&[1; 10]);
-        let picker = PickFirst::new().picker(&candidates);
-        let choice = Choice::of(candidates, picker, 3);
-        let refused = [choice.candidates()[0].shared_instance().clone()];
-        let place = |taken: &Candidate| choice.candidates().iter().position(|it| std::ptr::eq(it, taken));
+        let members = candidates.into_iter().map(|candidate| (candidate, ())).collect();
+        let set = ReadySet::new(members, 3, |candidates| PickFirst::new().picker(candidates));
+        let refused = [set.candidates()[0].shared_instance().clone()];
+        let place = |taken: &Candidate| set.candidates().iter().position(|it| std::ptr::eq(it, taken));
         for _ in 0..100 {
-            let taken = choice.take(&refused, 0).expect("nine have room");
+            let taken = set.take(&refused, 0).expect("nine have room");
             assert!(matches!(place(taken), Some(1 | 2)), "it stays near");
-            taken.load().release();
+            taken.load().quota().release();
         }
-        choice.candidates()[1..3].iter().for_each(|candidate| candidate.load().close());
+        set.candidates()[1..3].iter().for_each(|candidate| candidate.load().quota().close());
         assert!(
-            place(choice.take(&refused, 0).expect("seven have room")) > Some(2),
-            "others are better than who refused"
+            place(set.take(&refused, 0).expect("seven have room")) > Some(2),
+            "others are better than the one that refused"
         );
     }
 
     #[test]
-    fn a_choice_of_one_takes_it_and_a_choice_of_none_takes_nothing() {
+    fn a_ready_set_of_one_takes_it_and_one_of_none_takes_nothing() {
         for policy in policies() {
-            let choice = Choice::new(candidates(&[7]), &policy);
+            let set = ReadySet::of(candidates(&[7]), &policy);
             for calls in 1..=100 {
-                assert_eq!(choice.take(&[], 0).map(Candidate::in_flight), Some(calls), "{policy:?} has only one");
+                assert_eq!(set.take(&[], 0).map(Candidate::in_flight), Some(calls), "{policy:?} has only one");
             }
-            assert!(
-                choice.take(&[choice.candidates()[0].shared_instance().clone()], 0).is_some(),
-                "{policy:?} has no other"
-            );
-            assert!(Choice::new(Vec::new(), &policy).take(&[], 0).is_none(), "{policy:?} has none");
+            assert!(set.take(&[set.candidates()[0].shared_instance().clone()], 0).is_some(), "{policy:?} has no other");
+            assert!(ReadySet::of(Vec::new(), &policy).take(&[], 0).is_none(), "{policy:?} has none");
+        }
+    }
+
+    #[derive(Debug)]
+    struct Panics;
+
+    impl Policy for Panics {
+        fn picker(&self, _: &[Candidate]) -> Box<dyn Picker> {
+            panic!("a policy with a bug");
         }
     }
 
     #[test]
+    fn a_policy_that_panics_still_leaves_all_candidates_to_calls() {
+        let set = ReadySet::of(candidates(&[1, 1, 1]), &Panics);
+        let shares = share(&set, 3_000);
+        assert!(shares.iter().all(|&calls| calls > 500), "the calls spread: {shares:?}");
+    }
+
+    #[test]
     fn a_policy_that_points_beyond_the_candidates_still_finds_all_of_them() {
-        let choice = Choice::new(candidates(&[1, 1, 1]), &Beyond);
-        let shares = share(&choice, 3_000);
+        let set = ReadySet::of(candidates(&[1, 1, 1]), &Beyond);
+        let shares = share(&set, 3_000);
         assert!(shares.iter().all(|&calls| calls > 500), "the calls spread: {shares:?}");
     }
 
     #[test]
     fn calls_that_find_their_choice_full_spread_over_the_others() {
-        let choice = Choice::new(candidates(&[1; 10]), &PickFirst::new());
-        choice.candidates()[0].load().close();
-        let shares = share(&choice, 9_000);
+        let set = ReadySet::of(candidates(&[1; 10]), &PickFirst::new());
+        set.candidates()[0].load().quota().close();
+        let shares = share(&set, 9_000);
         assert_eq!(shares[0], 0, "the closed one takes none");
         assert!(shares[1..].iter().all(|&calls| calls > 500), "the others take some each: {shares:?}");
     }

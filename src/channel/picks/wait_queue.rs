@@ -1,24 +1,23 @@
-//! The line of calls that wait for a place: in order, bounded in number, and served by whoever makes a place free.
+//! The calls that wait for a place: in order, bounded in number, and served by the event that frees a place.
 //!
-//! | event | who serves the line |
+//! | event | served by |
 //! | --- | --- |
-//! | a call ends and gives its place back | the task that ended it, if it sees a line |
-//! | a call joins the line | the call itself, once: a place may have become free while it joined |
-//! | a new picker is published, a peer raises its limit | the control task, the connection |
+//! | a call ends and gives its place back | the task that ended it, if calls wait |
+//! | a call joins the queue | the call itself, once: a place may have become free while it joined |
+//! | a ready set is published, a peer raises its limit | the balancer, the connection's task |
 //!
-//! No wake-up is lost: who gives a place back does so before it looks for a line, and who joins the line does so before it
-//! looks for a place, all in one total order (`SeqCst`), so that at least one of the two sees the other. An exhaustive
-//! interleaving test in `tests/interleavings.rs` holds this file to it, which is why it names its primitives through
-//! `super::sync`.
+//! No wake-up is lost: a place is given back before the queue is looked at, and a call joins the queue before it looks for a
+//! place, all in one total order (`SeqCst`), so that at least one of the two sees the other. An exhaustive interleaving test
+//! in `tests/interleavings.rs` holds this file to it, which is why the primitives come from `channel::sync`.
 
 use std::collections::BTreeMap;
 
 use crate::channel::sync::{AtomicUsize, Mutex, MutexGuard, Ordering::SeqCst, PoisonError, in_order};
 
-/// A line of waiting calls, each with a `W` of its own.
+/// The waiting calls, each with a `W` of its own.
 #[derive(Debug)]
-pub(crate) struct Line<W> {
-    /// How many wait, readable without the lock.
+pub(crate) struct WaitQueue<W> {
+    /// The number of calls, readable without the lock.
     length: AtomicUsize,
     limit: usize,
     queue: Mutex<Queue<W>>,
@@ -33,7 +32,7 @@ struct Queue<W> {
 /// What became of a waiting call's turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Turn {
-    /// It was answered, and leaves the line.
+    /// It was answered, and leaves the queue.
     Answered,
     /// It waits on, but those behind it may be answered.
     Passed,
@@ -41,19 +40,19 @@ pub(crate) enum Turn {
     Closed,
 }
 
-impl<W> Line<W> {
-    /// A line that holds at most `limit` calls.
+impl<W> WaitQueue<W> {
+    /// A queue that holds at most `limit` calls.
     pub(crate) fn new(limit: usize) -> Self {
         Self { length: AtomicUsize::new(0), limit, queue: Mutex::new(Queue { next: 0, waiting: BTreeMap::new() }) }
     }
 
-    /// Whether nobody waits, so that a call may take a place without overtaking anybody.
+    /// Whether no call waits, so that a new one may take a place without overtaking another.
     pub(crate) fn is_empty(&self) -> bool {
         in_order();
         self.length.load(SeqCst) == 0
     }
 
-    /// Joins the line and tells the number in it; `None` where it is full. The caller serves the line afterwards.
+    /// Adds a call and returns its number; `None` where the queue is full. The caller serves the queue afterwards.
     pub(crate) fn join(&self, call: W) -> Option<u64> {
         let mut queue = self.lock();
         if queue.waiting.len() >= self.limit {
@@ -67,7 +66,7 @@ impl<W> Line<W> {
         Some(number)
     }
 
-    /// Leaves the line, where the call is still in it.
+    /// Removes a call, if it still waits.
     pub(crate) fn leave(&self, number: u64) {
         let mut queue = self.lock();
         let left = queue.waiting.remove(&number);
@@ -76,7 +75,7 @@ impl<W> Line<W> {
         drop(left);
     }
 
-    /// Gives the waiting calls their turns, in order, until one closes the line. `turn` must not touch this line.
+    /// Gives the waiting calls their turns, in order, until one closes the queue. `turn` must not touch this queue.
     pub(crate) fn serve(&self, mut turn: impl FnMut(&mut W) -> Turn) {
         if self.is_empty() {
             return;

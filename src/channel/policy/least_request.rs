@@ -2,8 +2,9 @@
 
 use tokio::time::Instant;
 
-use crate::channel::policy::candidate::{Candidate, Load};
-use crate::channel::policy::sampler::Sampler;
+use super::candidate::Candidate;
+use super::load::Load;
+use super::sampler::Sampler;
 use crate::channel::policy::{Picker, Policy};
 
 /// The less busy one of two instances drawn by weight: the default.
@@ -66,12 +67,12 @@ impl Picker for LeastRequestPicker {
 
 /// Whether `chosen` may well be frozen, and `other` is not.
 ///
-/// Who answers nobody looks less and less busy beside others under load.
+/// A frozen instance completes nothing, so under load its in-flight count stops growing while those of the others do not.
 fn is_stuck(chosen: &Load, other: &Load) -> bool {
     let now = Instant::now();
     if !chosen.is_awaited() {
         // The call that is about to go there is the first that waits.
-        chosen.begin_to_wait(now);
+        chosen.on_wait(now);
         return false;
     }
     chosen.is_silent(now) && !other.is_saturated() && !other.is_silent(now)
@@ -126,7 +127,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::channel::picks::ready_set::Choice;
+    use crate::channel::picks::ready_set::ReadySet;
     use crate::channel::policy::tests::{assert_shared_by_weight, candidates};
 
     #[test]
@@ -139,7 +140,7 @@ mod tests {
     #[test]
     fn calls_that_stay_in_flight_spread_by_weight_and_evenly() {
         for weights in [vec![1; 10], vec![1, 2, 3, 4], vec![10, 1_000]] {
-            let choice = Choice::new(candidates(&weights), &LeastRequest::new());
+            let choice = ReadySet::of(candidates(&weights), &LeastRequest::new());
             let total: u32 = weights.iter().map(|&weight| u32::from(weight)).sum();
             for _ in 0..total * 100 {
                 choice.take(&[], 0).expect("one has room");
@@ -156,7 +157,7 @@ mod tests {
         let shares = [1_000, 1_000, 100, 550];
         let slowly =
             candidates(&[10; 4]).into_iter().zip(shares).map(|(candidate, share)| candidate.with_weight(share));
-        let choice = Choice::new(slowly.collect(), &LeastRequest::new());
+        let choice = ReadySet::of(slowly.collect(), &LeastRequest::new());
         for _ in 0..2_650 {
             choice.take(&[], 0).expect("one has room");
         }
@@ -169,12 +170,12 @@ mod tests {
     #[test]
     fn of_two_the_less_busy_one_is_taken() {
         let both = candidates(&[1, 1]);
-        both[0].load().acquire();
-        let choice = Choice::new(both, &LeastRequest::new());
+        both[0].load().quota().acquire();
+        let choice = ReadySet::of(both, &LeastRequest::new());
         for _ in 0..100 {
             let taken = choice.take(&[], 0).expect("one has room");
             assert_eq!(taken.instance().address.port(), 2, "the first has a call in flight");
-            taken.load().release();
+            taken.load().quota().release();
         }
     }
 
@@ -183,13 +184,13 @@ mod tests {
         let both = candidates(&[1, 1]);
         let (frozen, busy) = (both[0].load().clone(), both[1].load().clone());
         let answers = |load: &Load| {
-            load.is_alive(Instant::now());
-            load.answered_at(Instant::now(), Duration::from_millis(1));
+            load.on_answer(Instant::now());
+            load.on_latency(Instant::now(), Duration::from_millis(1));
         };
         answers(&frozen);
         answers(&busy);
-        frozen.acquire();
-        (0..5).for_each(|_| assert!(busy.acquire(), "it has room"));
+        frozen.quota().acquire();
+        (0..5).for_each(|_| assert!(busy.quota().acquire(), "it has room"));
         let picker = LeastRequest::new().picker(&both);
         let all_go_to = |index| (0..100).all(|_| picker.pick(&both, 0) == index);
         assert!(all_go_to(0), "it has fewer calls in flight");
@@ -197,9 +198,9 @@ mod tests {
         assert!(all_go_to(0), "both have been silent for as long");
         answers(&busy);
         assert!(all_go_to(1), "the other one answers");
-        frozen.begin();
+        frozen.on_response_begin();
         assert!(all_go_to(0), "a call whose response has begun waits for nothing");
-        frozen.finish();
+        frozen.on_response_end();
         answers(&frozen);
         assert!(all_go_to(0), "it answers again");
     }
@@ -207,8 +208,8 @@ mod tests {
     #[test]
     fn a_full_one_is_passed_over_although_it_has_fewer_calls() {
         let both = candidates(&[1, 1]);
-        both[0].load().set_limit(0);
-        both[1].load().acquire();
+        both[0].load().quota().set_limit(0);
+        both[1].load().quota().acquire();
         let picker = LeastRequest::new().picker(&both);
         assert!((0..100).all(|_| picker.pick(&both, 0) == 1), "the first has no room");
     }
@@ -224,7 +225,7 @@ mod tests {
     /// Calls about `rate` times a second, one of ten instances answering after 50 ms and the others after one, and tells which
     /// share of the calls the slow one got after the first second.
     async fn share_of_the_slow_one(rate: u32, calls: u32) -> f64 {
-        let choice = Choice::new(candidates(&[10; 10]), &LeastRequest::new());
+        let choice = ReadySet::of(candidates(&[10; 10]), &LeastRequest::new());
         let begin = Instant::now();
         let mut open: Vec<(Instant, Duration, &Candidate)> = Vec::new();
         let (mut slow, mut all) = (0_u32, 0_u32);
@@ -234,8 +235,8 @@ mod tests {
             open.sort_by_key(|&(end, ..)| end);
             while let Some(&(end, latency, candidate)) = open.first().filter(|&&(end, ..)| end <= next) {
                 tokio::time::advance(end.duration_since(Instant::now())).await;
-                candidate.load().answered_at(Instant::now(), latency);
-                candidate.load().release();
+                candidate.load().on_latency(Instant::now(), latency);
+                candidate.load().quota().release();
                 open.remove(0);
             }
             tokio::time::advance(next.duration_since(Instant::now())).await;
@@ -262,13 +263,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_instance_that_has_become_faster_gets_its_share_again() {
         let both = candidates(&[1, 1]);
-        both[0].load().answered_at(Instant::now(), Duration::from_millis(50));
-        both[1].load().answered_at(Instant::now(), Duration::from_millis(1));
-        let choice = Choice::new(both, &LeastRequest::new());
+        both[0].load().on_latency(Instant::now(), Duration::from_millis(50));
+        both[1].load().on_latency(Instant::now(), Duration::from_millis(1));
+        let choice = ReadySet::of(both, &LeastRequest::new());
         let call = || {
             let taken = choice.take(&[], 0).expect("one has room");
-            taken.load().answered_at(Instant::now(), Duration::from_millis(1));
-            taken.load().release();
+            taken.load().on_latency(Instant::now(), Duration::from_millis(1));
+            taken.load().quota().release();
             taken.instance().address.port()
         };
         assert!((0..500).all(|_| call() == 2), "what was measured within the second is held against it");
@@ -282,7 +283,7 @@ mod tests {
     async fn calls_of_one_that_joins(mean: f64) -> Vec<u32> {
         let all = candidates(&[1; 11]);
         let (before, after) =
-            (Choice::new(all[..10].to_vec(), &LeastRequest::new()), Choice::new(all.clone(), &LeastRequest::new()));
+            (ReadySet::of(all[..10].to_vec(), &LeastRequest::new()), ReadySet::of(all.clone(), &LeastRequest::new()));
         let begin = Instant::now();
         let joined = begin + Duration::from_secs_f64(mean * 5.0);
         let (mut next, mut open, mut seen) = (begin, Vec::<(Instant, Instant, &Candidate)>::new(), Vec::new());
@@ -291,9 +292,9 @@ mod tests {
             open.sort_by_key(|&(end, ..)| std::cmp::Reverse(end));
             while let Some((end, at, candidate)) = open.pop_if(|&mut (end, ..)| end <= next) {
                 tokio::time::advance(end.duration_since(Instant::now())).await;
-                candidate.load().is_alive(end);
-                candidate.load().answered_at(end, end - at);
-                candidate.load().release();
+                candidate.load().on_answer(end);
+                candidate.load().on_latency(end, end - at);
+                candidate.load().quota().release();
             }
             tokio::time::advance(next.duration_since(Instant::now())).await;
             let taken = if next < joined { &before } else { &after }.take(&[], 0).expect("all have room");

@@ -2,6 +2,7 @@
 
 pub(crate) mod candidate;
 mod least_request;
+pub(crate) mod load;
 mod peak_ewma;
 mod pick_first;
 pub(crate) mod quota;
@@ -38,7 +39,7 @@ pub use self::round_robin::WeightedRoundRobin;
 /// One of your own can use them: this one stays in its zone while an instance is READY there.
 ///
 /// ```
-/// use tonic_etcd::{Candidate, Instance, LeastRequest, Picker, Policy, Trial};
+/// use tonic_etcd::{Candidate, Instance, LeastRequest, Picker, Policy, PolicyTester};
 ///
 /// /// Picks in one zone while it can, and everywhere otherwise.
 /// #[derive(Debug)]
@@ -76,13 +77,13 @@ pub use self::round_robin::WeightedRoundRobin;
 /// let there = Instance::new("echo", "127.0.0.1:2".parse::<std::net::SocketAddr>()?).tag("zone", "b");
 ///
 /// let in_a = PreferZone { zone: "a".into(), then: LeastRequest::new() };
-/// let trial = Trial::new(in_a, [here.clone(), there.clone()]);
+/// let tester = PolicyTester::new(in_a, [here.clone(), there.clone()]);
 /// for _ in 0..100 {
-///     assert_eq!(trial.pick().expect("both are READY").instance().address, here.address);
+///     assert_eq!(tester.pick().expect("both are READY").instance().address, here.address);
 /// }
 ///
 /// let in_c = PreferZone { zone: "c".into(), then: LeastRequest::new() };
-/// assert!(Trial::new(in_c, [here, there]).pick().is_some(), "no instance in zone c, so any will do");
+/// assert!(PolicyTester::new(in_c, [here, there]).pick().is_some(), "no instance in zone c, so any will do");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Policy: fmt::Debug + Send + Sync + 'static {
@@ -164,8 +165,8 @@ pub(crate) mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::channel::picks::ready_set::Choice;
-    use crate::channel::policy::candidate::Load;
+    use crate::channel::picks::ready_set::ReadySet;
+    use crate::channel::policy::load::Load;
     use crate::instance::Instance;
 
     /// Candidates of these weights with room for any number of calls, on ports 1, 2, 3, ...
@@ -173,17 +174,17 @@ pub(crate) mod tests {
         let candidate = |(port, &weight)| {
             let address = SocketAddr::from(([127, 0, 0, 1], port));
             let instance = Instance::new("echo", address).weight(weight);
-            Candidate::new(Load::new(u32::MAX, None), Arc::new(instance))
+            Candidate::new(Arc::new(Load::new(u32::MAX)), Arc::new(instance))
         };
         (1..).zip(weights).map(candidate).collect()
     }
 
     /// How many of `calls` calls, each over before the next begins, each candidate gets.
-    pub(crate) fn share(choice: &Choice, calls: u32) -> Vec<u32> {
+    pub(crate) fn share(choice: &ReadySet<()>, calls: u32) -> Vec<u32> {
         let mut shares = vec![0; choice.candidates().len()];
         for _ in 0..calls {
             let taken = choice.take(&[], 0).expect("one has room");
-            taken.load().release();
+            taken.load().quota().release();
             shares[usize::from(taken.instance().address.port()) - 1] += 1;
         }
         shares
@@ -192,7 +193,7 @@ pub(crate) mod tests {
     /// Asserts that calls are shared by weight, within six standard deviations: a good policy fails this once in 10^8 runs.
     pub(crate) fn assert_shared_by_weight(policy: &dyn Policy, weights: &[u16]) {
         let calls = 100_000;
-        let shares = share(&Choice::new(candidates(weights), policy), calls);
+        let shares = share(&ReadySet::of(candidates(weights), policy), calls);
         let total: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
         for (&weight, &got) in weights.iter().zip(&shares) {
             let chance = f64::from(weight) / total;

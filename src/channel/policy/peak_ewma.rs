@@ -2,8 +2,9 @@
 
 use tokio::time::Instant;
 
-use crate::channel::policy::candidate::{Candidate, Load};
-use crate::channel::policy::sampler::Sampler;
+use super::candidate::Candidate;
+use super::load::Load;
+use super::sampler::Sampler;
 use crate::channel::policy::{Picker, Policy};
 
 /// Of two instances drawn by weight, the one that promises the sooner answer: its latency times its calls in flight.
@@ -81,26 +82,36 @@ const UNKNOWN: f64 = 1_000_000.0;
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
-    use crate::channel::picks::ready_set::Choice;
-    use crate::channel::picks::tester::{Picked, Trial};
+    use crate::channel::picks::ready_set::ReadySet;
+    use crate::channel::picks::tester::{PolicyTester, TestPick};
     use crate::channel::policy::tests::{assert_shared_by_weight, candidates};
     use crate::instance::Instance;
 
-    fn trial<const N: usize>(weights: [u16; N]) -> Trial {
+    fn tester<const N: usize>(weights: [u16; N]) -> PolicyTester {
         let instance = |(port, weight)| Instance::new("echo", SocketAddr::from(([127, 0, 0, 1], port))).weight(weight);
-        Trial::new(PeakEwma::new(), (1..).zip(weights).map(instance))
+        PolicyTester::new(PeakEwma::new(), (1..).zip(weights).map(instance))
     }
 
-    fn port(call: &Picked) -> u16 {
+    fn port(call: &TestPick) -> u16 {
         call.instance().address.port()
     }
 
+    /// Candidates whose peaks are measured.
+    fn measured(weights: &[u16]) -> Vec<Candidate> {
+        let load = || Arc::new(Load::new(u32::MAX).measuring_peaks(true));
+        candidates(weights)
+            .iter()
+            .map(|candidate| Candidate::new(load(), candidate.shared_instance().clone()))
+            .collect()
+    }
+
     /// Calls until both have answered: the first after 1 ms, and the second after that many.
-    fn warmed_up(trial: &Trial, second: u64) {
-        let calls = [trial.pick().expect("two"), trial.pick().expect("two")];
+    fn warmed_up(tester: &PolicyTester, second: u64) {
+        let calls = [tester.pick().expect("two"), tester.pick().expect("two")];
         assert_ne!(port(&calls[0]), port(&calls[1]), "each is tried");
         for call in calls {
             call.answered(Duration::from_millis(if port(&call) == 1 { 1 } else { second }));
@@ -116,9 +127,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_sooner_answer_wins_until_as_many_calls_wait_there() {
-        let trial = trial([10, 10]);
-        warmed_up(&trial, 5);
-        let calls: Vec<_> = (0..6).map(|_| trial.pick().expect("both have room")).collect();
+        let tester = tester([10, 10]);
+        warmed_up(&tester, 5);
+        let calls: Vec<_> = (0..6).map(|_| tester.pick().expect("both have room")).collect();
         let ports: Vec<_> = calls.iter().map(port).collect();
         assert_eq!(ports[..4], [1; 4], "four calls at a millisecond each are sooner than one at five: {ports:?}");
         assert_eq!(ports.iter().filter(|&&port| port == 2).count(), 1, "then it is the other one's turn: {ports:?}");
@@ -126,17 +137,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_slow_answer_counts_at_once_and_is_taken_back_in_time() {
-        let trial = trial([10, 10]);
-        warmed_up(&trial, 1);
-        let slow = trial.pick().expect("both have room");
+        let tester = tester([10, 10]);
+        warmed_up(&tester, 1);
+        let slow = tester.pick().expect("both have room");
         slow.answered(Duration::from_millis(500));
         let slow_one = port(&slow);
         drop(slow);
-        assert!((0..100).all(|_| port(&trial.pick().expect("both have room")) != slow_one), "the other one is sooner");
+        assert!((0..100).all(|_| port(&tester.pick().expect("both have room")) != slow_one), "the other one is sooner");
         let mut calls = 0;
         for second in 0..200 {
             tokio::time::advance(Duration::from_secs(1)).await;
-            let call = trial.pick().expect("both have room");
+            let call = tester.pick().expect("both have room");
             call.answered(Duration::from_millis(1));
             calls += usize::from(second >= 100 && port(&call) == slow_one);
         }
@@ -145,24 +156,22 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_failure_doubles_what_is_promised() {
-        let trial = trial([10, 10]);
-        warmed_up(&trial, 1);
-        let failed = trial.pick().expect("both have room");
+        let tester = tester([10, 10]);
+        warmed_up(&tester, 1);
+        let failed = tester.pick().expect("both have room");
         failed.failed();
         let failing = port(&failed);
         drop(failed);
-        assert!((0..100).all(|_| port(&trial.pick().expect("both have room")) != failing), "it is passed over");
+        assert!((0..100).all(|_| port(&tester.pick().expect("both have room")) != failing), "it is passed over");
     }
 
     #[tokio::test(start_paused = true)]
     async fn calls_that_stay_in_flight_spread_by_the_shares_that_instances_have_by_now() {
         let shares = [1_000, 1_000, 100, 550];
-        let slowly =
-            candidates(&[10; 4]).into_iter().zip(shares).map(|(candidate, share)| candidate.with_weight(share));
-        let choice = Choice::new(slowly.collect(), &PeakEwma::new());
+        let slowly = measured(&[10; 4]).into_iter().zip(shares).map(|(candidate, share)| candidate.with_weight(share));
+        let choice = ReadySet::of(slowly.collect(), &PeakEwma::new());
         for candidate in choice.candidates() {
-            candidate.load().measure_peaks();
-            candidate.load().answered_at(Instant::now(), Duration::from_millis(1));
+            candidate.load().on_latency(Instant::now(), Duration::from_millis(1));
         }
         for _ in 0..2_650 {
             choice.take(&[], 0).expect("one has room");
@@ -175,11 +184,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn equally_fast_instances_share_single_calls_by_weight() {
-        let trial = trial([10, 100]);
-        warmed_up(&trial, 1);
+        let tester = tester([10, 100]);
+        warmed_up(&tester, 1);
         let light = (0..11_000)
             .filter(|_| {
-                let call = trial.pick().expect("both have room");
+                let call = tester.pick().expect("both have room");
                 call.answered(Duration::from_millis(1));
                 port(&call) == 1
             })
@@ -189,9 +198,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_heavier_instance_may_be_slower_or_busier() {
-        let trial = trial([10, 100]);
-        warmed_up(&trial, 5);
-        let calls: Vec<_> = (0..30).map(|_| trial.pick().expect("both have room")).collect();
+        let tester = tester([10, 100]);
+        warmed_up(&tester, 5);
+        let calls: Vec<_> = (0..30).map(|_| tester.pick().expect("both have room")).collect();
         let heavy = calls.iter().filter(|call| port(call) == 2).count();
         // Ten times the weight and five times the time: two of three.
         assert!((18..=22).contains(&heavy), "of 30 calls it has {heavy}");

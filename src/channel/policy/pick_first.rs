@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::channel::policy::candidate::Candidate;
+use super::candidate::Candidate;
 use crate::channel::policy::{Picker, Policy};
 use crate::instance::Address;
 

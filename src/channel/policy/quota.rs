@@ -1,30 +1,30 @@
-//! The places for calls on one connection: counted without a lock, and never more than the peer allows.
+//! How many calls may be open on one connection: counted without a lock, and never more than the peer allows.
 //!
-//! Together with [`Line`](crate::channel::picks::wait_queue::Line) this is what an exhaustive interleaving test in `tests/interleavings.rs` goes
-//! through, which is why it names its primitives through `super::sync`.
+//! Together with the wait queue of `picks/` this is what an exhaustive interleaving test in `tests/interleavings.rs` goes
+//! through, which is why the primitives come from `channel::sync`.
 
 use crate::channel::sync::{AtomicI32, AtomicU32, Ordering::SeqCst};
 
-/// The places for calls on one connection.
+/// The calls that may be open on one connection, and those that are.
 #[derive(Debug)]
 pub(crate) struct StreamQuota {
     in_flight: AtomicU32,
-    /// How many calls it may have at once; negative once it is closed, so that one comparison refuses both.
+    /// The peer's limit, with [`ONE_AT_A_TIME`] as a flag; [`CLOSED`] for good once no call may begin any more.
     limit: AtomicI32,
 }
 
 impl StreamQuota {
-    /// StreamQuota for at most `limit` calls at once.
+    /// At most `limit` calls at once.
     pub(crate) fn new(limit: u32) -> Self {
-        Self { in_flight: AtomicU32::new(0), limit: AtomicI32::new(to_signed(limit)) }
+        Self { in_flight: AtomicU32::new(0), limit: AtomicI32::new(clamped(limit)) }
     }
 
-    /// Takes one call's place, and tells whether there was one.
+    /// Takes a place for one call, if there is one.
     ///
     /// Never counts beyond the limit, not even for a moment: a count that is taken back would let another caller see no room,
     /// and wait for the release of a call that never was.
     pub(crate) fn acquire(&self) -> bool {
-        let one_more = |calls| (to_signed(calls) < self.limit.load(SeqCst)).then(|| calls + 1);
+        let one_more = |calls| (clamped(calls) < effective(self.limit.load(SeqCst))).then(|| calls + 1);
         self.in_flight.fetch_update(SeqCst, SeqCst, one_more).is_ok()
     }
 
@@ -33,33 +33,52 @@ impl StreamQuota {
         self.in_flight.fetch_sub(1, SeqCst);
     }
 
-    /// How many are taken.
+    /// The places that are taken.
     pub(crate) fn in_flight(&self) -> u32 {
         self.in_flight.load(SeqCst)
     }
 
-    /// Changes the limit, unless it is closed. A limit of 0 lets no call in until the next change.
+    /// Changes the peer's limit, unless the quota is closed. A limit of 0 lets no call in until the next change.
     pub(crate) fn set_limit(&self, limit: u32) {
-        let unless_closed = |now| (now != CLOSED).then(|| to_signed(limit));
-        // The error only says that it is closed, and then nobody is to be let in.
-        let _ = self.limit.fetch_update(SeqCst, SeqCst, unless_closed);
+        self.update(|now| clamped(limit) | now & ONE_AT_A_TIME);
     }
 
-    /// Lets no further call in, whatever limit is set later.
+    /// Whether one call at a time is let in, whatever the peer's limit is.
+    pub(crate) fn set_one_at_a_time(&self, limited: bool) {
+        self.update(|now| if limited { now | ONE_AT_A_TIME } else { now & !ONE_AT_A_TIME });
+    }
+
+    /// Lets no further call in, for good.
     pub(crate) fn close(&self) {
         self.limit.store(CLOSED, SeqCst);
     }
 
     /// Whether there is no room for another call: full or closed.
     pub(crate) fn is_saturated(&self) -> bool {
-        to_signed(self.in_flight()) >= self.limit.load(SeqCst)
+        clamped(self.in_flight()) >= effective(self.limit.load(SeqCst))
+    }
+
+    fn update(&self, change: impl Fn(i32) -> i32) {
+        // The error only says that it is closed, which no change undoes.
+        let _ = self.limit.fetch_update(SeqCst, SeqCst, |now| (now != CLOSED).then(|| change(now)));
     }
 }
 
-/// A count as the signed number that limits are compared as. No peer has two thousand million streams.
-fn to_signed(count: u32) -> i32 {
-    i32::try_from(count).unwrap_or(i32::MAX)
+/// The limit that counts; negative once closed, so that one comparison refuses both.
+fn effective(limit: i32) -> i32 {
+    if limit >= ONE_AT_A_TIME { (limit & !ONE_AT_A_TIME).min(1) } else { limit }
 }
 
-/// The limit of what is closed for good.
+/// A count as the signed number that limits are compared as. No peer has a thousand million streams.
+fn clamped(count: u32) -> i32 {
+    i32::try_from(count).map_or(MAX_LIMIT, |count| count.min(MAX_LIMIT))
+}
+
+/// The limit of a quota that is closed for good.
 const CLOSED: i32 = -1;
+
+/// In a limit: one call at a time.
+const ONE_AT_A_TIME: i32 = 1 << 30;
+
+/// The largest limit that leaves room for the flag.
+const MAX_LIMIT: i32 = ONE_AT_A_TIME - 1;

@@ -1,7 +1,7 @@
 //! Random by weight.
 
-use crate::channel::policy::candidate::Candidate;
-use crate::channel::policy::sampler::Sampler;
+use super::candidate::Candidate;
+use super::sampler::Sampler;
 use crate::channel::policy::{Picker, Policy};
 
 /// Any instance, each as often as its weight says.

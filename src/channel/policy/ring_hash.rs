@@ -7,7 +7,7 @@ use http::HeaderName;
 use http::request::Parts;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::channel::policy::candidate::Candidate;
+use super::candidate::Candidate;
 use crate::channel::policy::{Picker, Policy};
 
 /// All calls with one key go to one instance, its owner: for caches, sessions and locks that live in a server's memory.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::channel::policy::candidate::Candidate;
+use super::candidate::Candidate;
 use crate::channel::policy::{Picker, Policy};
 
 /// Each instance in turn, as often in a cycle as its weight says.
@@ -188,7 +188,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::channel::picks::ready_set::Choice;
+    use crate::channel::picks::ready_set::ReadySet;
     use crate::channel::policy::tests::{candidates, share};
 
     fn order(weights: &[u32]) -> Vec<usize> {
@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn calls_are_shared_exactly_over_any_cycle_of_a_channel() {
-        let choice = Choice::new(candidates(&[50, 10, 30]), &WeightedRoundRobin::new());
+        let choice = ReadySet::of(candidates(&[50, 10, 30]), &WeightedRoundRobin::new());
         for _ in 0..20 {
             assert_eq!(share(&choice, 9), [5, 1, 3], "nine calls in a row are a cycle");
             share(&choice, 1);

@@ -1,6 +1,6 @@
 //! Random candidates by weight in constant time, whatever the weights.
 
-use crate::channel::policy::candidate::Candidate;
+use super::candidate::Candidate;
 
 /// Draws candidates, each as often as its weight says.
 pub(crate) enum Sampler {

@@ -12,8 +12,9 @@ use thiserror::Error;
 use tonic::Code;
 
 use self::json::{At, NoFieldTwice, Read};
-use crate::channel::builder::ChannelBuilder;
-use crate::channel::config::retry::{Method, RetryPolicy, RetryThrottling};
+use crate::channel::config::methods::MethodConfig;
+use crate::channel::config::retry::RetryPolicy;
+use crate::channel::config::throttling::RetryThrottling;
 use crate::channel::policy::{LeastRequest, PeakEwma, PickFirst, Policy, RingHash, WeightedRandom, WeightedRoundRobin};
 use crate::error::ConfigError;
 
@@ -54,7 +55,7 @@ use crate::error::ConfigError;
 /// [service config]: https://github.com/grpc/grpc/blob/master/doc/service_config.md
 #[derive(Debug, Clone)]
 pub struct ServiceConfig {
-    pub(crate) methods: Vec<(String, Method)>,
+    pub(crate) methods: Vec<(String, MethodConfig)>,
     pub(crate) throttling: Option<RetryThrottling>,
     pub(crate) policy: Option<Arc<dyn Policy>>,
 }
@@ -78,39 +79,6 @@ impl fmt::Display for ServiceConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { path, problem } = self;
         if path.is_empty() { f.write_str(problem) } else { write!(f, "{path}: {problem}") }
-    }
-}
-
-/// What is done about calls that fail.
-impl ChannelBuilder {
-    /// Makes calls that fail again, all of them: only for services whose every method may run twice on the policy's codes.
-    /// Off unless given. [`retry_for`](Self::retry_for) counts more.
-    pub fn retry(self, policy: RetryPolicy) -> Self {
-        self.retry_for("", policy)
-    }
-
-    /// The same for the calls of one method, `package.Service/Method`, or of one service, `package.Service`. The exact name
-    /// counts before the service's.
-    pub fn retry_for(mut self, name: &str, policy: RetryPolicy) -> Self {
-        self.methods.retries.insert(name, Arc::new(policy));
-        self
-    }
-
-    /// Limits the retries of all calls together. Defaults to none.
-    pub fn retry_throttling(mut self, throttling: RetryThrottling) -> Self {
-        self.throttling = Some(throttling);
-        self
-    }
-
-    /// Takes over what a gRPC service config says: of methods, of retries, and how to balance. Another one takes its place.
-    ///
-    /// Whatever the order, [`policy`](Self::policy), [`retry_throttling`](Self::retry_throttling) and, for calls that they name,
-    /// [`retry`](Self::retry) and [`retry_for`](Self::retry_for) count more. Of timeouts the shortest counts: the call's own,
-    /// the method's and the [channel's](Self::timeout). A method's `waitForReady` counts more than the
-    /// [channel's](Self::wait_for_ready), and [`WaitForReady`](crate::WaitForReady) more than both.
-    pub fn service_config(mut self, config: ServiceConfig) -> Self {
-        self.config = Some(config);
-        self
     }
 }
 
@@ -180,8 +148,8 @@ const NAMES: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 
-fn methods(at: &At<'_>) -> Read<Vec<(String, Method)>> {
-    let (mut names, mut method) = (None, Method::default());
+fn methods(at: &At<'_>) -> Read<Vec<(String, MethodConfig)>> {
+    let (mut names, mut method) = (None, MethodConfig::default());
     for (name, field) in at.fields()? {
         match name {
             "name" => names = Some(field.items()?.iter().map(method_name).collect::<Read<Vec<_>>>()?),

@@ -1,203 +1,106 @@
-//! A connection that came up: its load in the picker, and the task that drives it to its end.
+//! A connection that calls are picked for, and the feedback that they give about its instance.
 
-use std::fmt;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::sync::Arc;
 
-use bytes::Bytes;
-use h2::client::SendRequest;
-use http::uri::{Authority, Scheme};
-use tokio::sync::oneshot;
-use tracing::Instrument;
+use tokio::sync::mpsc;
 
-#[cfg(feature = "health")]
-use crate::channel::balancer::health::{Direct, Health, HealthWatch};
-use crate::channel::picks::pick_queue::Shared;
-use crate::channel::policy::candidate::Load;
-use crate::channel::subchannel::Entry;
-use crate::channel::subchannel::shared::Report;
-use crate::channel::transport::connect::TransportConfig;
-use crate::channel::transport::connection::{Connection, ConnectionDriver, Watcher};
-use crate::channel::transport::socket::PeerState;
-use crate::error::chain;
+use super::shared::Shared;
+use super::ticket::Ticket;
+use crate::channel::outlier::{Outcome, OutlierDetection, Tally, Verdict};
+use crate::channel::policy::load::Load;
+use crate::channel::transport::Transport;
+use crate::instance::Address;
 
-/// How instances are dialled, and what is said on their connections.
-#[derive(Clone)]
-pub(crate) struct Dial {
-    pub(crate) options: Arc<TransportConfig>,
-    /// What requests name instead of the instance's address.
-    pub(crate) origin: Option<(Scheme, Authority)>,
-    /// How long the streams of a removed instance may go on.
-    pub(crate) drain_limit: Duration,
-    /// Which service's health the instances are asked for.
-    #[cfg(feature = "health")]
-    pub(crate) health: Option<Arc<str>>,
-}
-
-/// What a connection is to the calls on it.
-pub(crate) struct Link {
-    pub(crate) send: SendRequest<Bytes>,
-    pub(crate) peer: Arc<PeerState>,
-    pub(crate) scheme: Scheme,
-    pub(crate) authority: Authority,
-    pub(crate) report: Report,
-    /// The peer's `MAX_CONCURRENT_STREAMS`; its load allows less while the instance is on probation.
-    pub(crate) peer_limit: AtomicU32,
-}
-
-impl fmt::Debug for Link {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("authority", &self.authority).finish_non_exhaustive()
-    }
-}
-
-/// Gives a new connection its load, and its task.
-///
-/// # Errors
-///
-/// An address that cannot stand in a request.
-pub(crate) fn load(
-    entry: &mut Entry,
-    connection: Connection,
-    generation: u64,
-    shared: &Arc<Shared>,
-    dial: &Dial,
-) -> Result<(), http::uri::InvalidUri> {
-    let Connection { send, streams, driver, peer } = connection;
-    let is_watched = dial.is_watched() && streams > 1;
-    let streams = streams - u32::from(is_watched);
-    let (scheme, authority) = match &dial.origin {
-        Some(origin) => origin.clone(),
-        None => (dial.options.scheme(), entry.address().to_string().parse()?),
-    };
-    let report = Report::new(entry.address().clone(), generation, entry.record.clone(), shared.events.clone());
-    let link = Link { send, peer, scheme, authority, report, peer_limit: AtomicU32::new(streams) };
-    let limit = if entry.ejection.is_on_probation() { streams.min(ON_PROBATION) } else { streams };
-    let load = Load::new(limit, Some(Box::new(link)));
-    if shared.settings.policy.measures_peaks() {
-        load.measure_peaks();
-    }
-    let (retire, retired) = oneshot::channel();
-    let watch = Watch { load: Arc::downgrade(&load), shared: shared.clone(), is_watched };
-    let span = tracing::debug_span!("connection", address = %entry.address());
-    tokio::spawn(drive(driver, watch, retired, dial.drain_limit).instrument(span));
-    #[cfg(feature = "health")]
-    let health = match (&dial.health, load.link()) {
-        (Some(service), Some(link)) if is_watched => HealthWatch {
-            service: service.clone(),
-            connection: Direct {
-                send: link.send.clone(),
-                scheme: link.scheme.clone(),
-                authority: link.authority.clone(),
-            },
-            address: entry.address().clone(),
-            generation,
-            events: shared.events.clone(),
-            limit: dial.options.connect_timeout,
-            told: None,
-        }
-        .spawn(),
-        _ => Health::Unchecked,
-    };
-    entry.take_seat(
-        load,
-        generation,
-        retire,
-        #[cfg(feature = "health")]
-        health,
-    );
-    Ok(())
-}
-
-impl Dial {
-    /// Whether each connection has a stream that asks for its server's health. One that allows a single stream has none.
-    #[cfg(feature = "health")]
-    fn is_watched(&self) -> bool {
-        self.health.is_some()
-    }
-
-    #[cfg(not(feature = "health"))]
-    #[expect(clippy::unused_self, reason = "with the feature it depends on the options")]
-    fn is_watched(&self) -> bool {
-        false
-    }
-}
-
-/// Calls at once to an instance on probation.
-const ON_PROBATION: u32 = 1;
-
-/// Lives as long as the connection: until its last call ended and nobody can choose it any more, or until the peer or the
-/// limit of a removed instance ends it.
-async fn drive(driver: ConnectionDriver, watch: Watch, retired: oneshot::Receiver<()>, limit: Duration) {
-    let load = watch.load.clone();
-    let _close = CloseOnDrop(load.clone());
-    let abort_handle = driver.abort_handle();
-    let over = async {
-        // Without a word the channel itself is gone, and the streams that are left belong to their callers.
-        match retired.await {
-            Ok(()) => tokio::time::sleep(limit).await,
-            Err(_) => std::future::pending().await,
-        }
-    };
-    let mut running = std::pin::pin!(driver.run(watch));
-    let ended = tokio::select! {
-        ended = &mut running => ended,
-        () = over => {
-            tracing::debug!("streams of a removed instance are cut at their limit");
-            abort_handle.cut();
-            running.await
-        }
-    };
-    close(&load, &chain(&ended));
-}
-
-/// Whatever ends the task that drives a connection, its load must not stay.
-struct CloseOnDrop(Weak<Load>);
-
-impl Drop for CloseOnDrop {
-    fn drop(&mut self) {
-        close(&self.0, "the task of the connection ended");
-    }
-}
-
-/// What the connection tells while it lives.
-struct Watch {
-    load: Weak<Load>,
+/// The READY connection of an instance: its transport, the load on it, and the way back to the balancer.
+#[derive(Debug)]
+pub(crate) struct ReadyConnection<T = Transport> {
+    transport: T,
+    load: Arc<Load>,
+    address: Address,
+    ticket: Ticket,
+    tally: Arc<Tally>,
     shared: Arc<Shared>,
-    /// Whether one of the peer's streams is taken by the question for its health.
-    is_watched: bool,
+    reports: Reports,
 }
 
-impl Watcher for Watch {
-    fn streams(&self, limit: u32) {
-        let Some(load) = self.load.upgrade() else { return };
-        let Some(link) = load.link() else { return };
-        let limit = limit.saturating_sub(u32::from(self.is_watched));
-        link.peer_limit.store(limit, Ordering::Relaxed);
-        let on_probation = link.report.is_on_probation();
-        load.set_limit(if on_probation { limit.min(ON_PROBATION) } else { limit });
-        // Proved meanwhile: the control task may have opened the load just before it was narrowed.
-        if on_probation && !link.report.is_on_probation() {
-            load.set_limit(limit);
+/// Where feedback goes, the same for all subchannels of a channel.
+#[derive(Debug, Clone)]
+pub(crate) struct Reports {
+    pub(crate) outliers: Arc<OutlierDetection>,
+    /// To the balancer. Bounded by what is reported: the end of each connection, a row of failures and a proof once each.
+    pub(crate) events: mpsc::UnboundedSender<FeedbackEvent>,
+}
+
+/// News of one instance from its connections and calls. A ticket names the connection; a tally the calls that are counted
+/// together.
+#[derive(Debug)]
+pub(crate) enum FeedbackEvent {
+    /// A connection takes no more calls: it ended, or its server said GOAWAY.
+    Ended { address: Address, ticket: Ticket, cause: Arc<str> },
+    /// Calls failed in a row, or the first call on probation failed.
+    Failing { address: Address, tally: Arc<Tally> },
+    /// The first call on probation was answered.
+    Proved { address: Address, tally: Arc<Tally> },
+    /// The server behind a connection reported its health: serving, or why not.
+    #[cfg(feature = "health")]
+    Health { address: Address, ticket: Ticket, verdict: HealthVerdict },
+}
+
+/// Whether a server serves, or why that is not sure.
+#[cfg(feature = "health")]
+pub(crate) type HealthVerdict = Result<(), Arc<str>>;
+
+impl<T> ReadyConnection<T> {
+    pub(super) fn new(
+        transport: T,
+        load: Arc<Load>,
+        (address, ticket): (Address, Ticket),
+        (tally, shared): (Arc<Tally>, Arc<Shared>),
+        reports: Reports,
+    ) -> Self {
+        Self { transport, load, address, ticket, tally, shared, reports }
+    }
+
+    pub(crate) fn transport(&self) -> &T {
+        &self.transport
+    }
+
+    pub(crate) fn load(&self) -> &Arc<Load> {
+        &self.load
+    }
+
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Whether the instance has answered no call since the load had counted `answers`: neither on this connection, nor on the
+    /// one that took its place.
+    pub(crate) fn is_silent_since(&self, answers: u32) -> bool {
+        let successor = self.shared.load().filter(|present| !Arc::ptr_eq(present, &self.load));
+        self.load.answers() == answers && successor.is_none_or(|load| load.answers() == 0)
+    }
+
+    /// A call ended, other than by being given up. Returns whether that counts as a failure of the instance.
+    pub(crate) fn on_outcome(&self, outcome: Outcome) -> bool {
+        let Reports { outliers, .. } = &self.reports;
+        let failed = outliers.is_failure(outcome);
+        let (address, tally) = (|| self.address.clone(), || self.tally.clone());
+        match self.tally.record(failed, outcome, outliers) {
+            None => {}
+            Some(Verdict::Failing) => self.report(FeedbackEvent::Failing { address: address(), tally: tally() }),
+            Some(Verdict::Proved) => self.report(FeedbackEvent::Proved { address: address(), tally: tally() }),
         }
-        self.shared.serve();
+        failed
     }
 
-    fn going_away(&self, said: bool) {
-        close(&self.load, if said { "the server is going away" } else { "the connection ended" });
+    /// The connection takes no more calls, which nothing else will report.
+    pub(crate) fn on_exhausted(&self, cause: Arc<str>) {
+        self.load.quota().close();
+        self.report(FeedbackEvent::Ended { address: self.address.clone(), ticket: self.ticket, cause });
     }
 
-    fn calls(&self) -> u32 {
-        self.load.upgrade().map_or(0, |load| load.in_flight())
-    }
-}
-
-/// Takes no more calls, from this moment on, and says so to the control task.
-fn close(load: &Weak<Load>, cause: &str) {
-    let Some(load) = load.upgrade() else { return };
-    load.close();
-    if let Some(link) = load.link() {
-        link.report.ended(format!("{}: {cause}", link.report.address()).into());
+    fn report(&self, event: FeedbackEvent) {
+        // Without a balancer the channel is gone, and so is everything that the event could change.
+        let _ = self.reports.events.send(event);
     }
 }

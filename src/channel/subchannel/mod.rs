@@ -1,352 +1,540 @@
-//! One instance's state in the control task.
+//! One instance as its channel sees it: registry news, attempts to connect, connections and calls go in, effects come out.
+//!
+//! ```text
+//!                    its turn                connected
+//!  Queued ----------------------> Connecting ----------> Ready --+
+//!    ^  ^                             |                          | the connection ended
+//!    |  |          failed             v                          |
+//!    |  +-------- its time ------- Backoff <------ it failed ----+
+//!    |                                                           |
+//!    +------------------------------------- it was a good one ---+
+//!    |                                                           |
+//!    +-- a reason no more -- Idle(Ejected | Unselected | Withdrawn) <-- a reason --+ (from any state)
+//!
+//!  In ---failures---> Out ---time---> Probation ---a call is answered---> In
+//!                      ^                  |
+//!                      +---a call fails---+
+//! ```
+//!
+//! The second machine, [`Ejection`], runs beside the first: an instance that is out keeps a connection that it has, is dialled
+//! anew for its probation, and takes one call at a time until the first of them ends. Both are stepped by
+//! [`Subchannel::on`] alone, and everything that calls and people see is derived from them there: [`Connectivity`], the view in
+//! [`Shared`], the places of the quota.
+//!
+//! # Layout
+//!
+//! | file | |
+//! | --- | --- |
+//! | `connection` | a READY connection: what calls are picked for, and their feedback |
+//! | `state` | states, inputs, effects |
+//! | `shared` | the view that calls and people read |
+//! | `status` | connectivity and [`InstanceStatus`] |
+//! | `ticket` | what tells one attempt from the next |
 
-pub(crate) mod connection;
-pub(crate) mod shared;
-pub(crate) mod status;
+mod connection;
+mod shared;
+mod state;
+mod status;
+mod ticket;
 
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use self::shared::View;
+use self::state::{Ready, Reason, State};
 use crate::backoff::Backoff;
-#[cfg(feature = "health")]
-use crate::channel::balancer::health::Health;
-use crate::channel::balancer::slow_start::SlowStart;
-use crate::channel::outlier::{Ejection, OutlierDetection};
-use crate::channel::policy::candidate::{Candidate, Load};
-use crate::channel::subchannel::shared::Record;
-use crate::channel::subchannel::status::Connectivity;
-use crate::instance::Address;
+use crate::channel::outlier::{Ejection, Tally};
+use crate::channel::policy::candidate::Candidate;
+use crate::channel::transport::Transport;
+use crate::instance::{Address, Instance};
 use crate::snapshot::{Member, MemberState};
 
-/// The first wait after a failure to connect, and the longest: gRPC waits 1 s to 120 s, made for the internet; in a data
-/// centre a restarted server is wanted back at once, and a dead one is asked for often enough every 10 s.
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const MAX_BACKOFF: Duration = Duration::from_secs(10);
+#[cfg(feature = "health")]
+pub(crate) use self::connection::HealthVerdict;
+pub(crate) use self::connection::{FeedbackEvent, ReadyConnection, Reports};
+pub(crate) use self::shared::Shared;
+pub(crate) use self::state::{Effects, Established, Input, Publish, Wake};
+pub use self::status::{Connectivity, InstanceStatus};
+pub(crate) use self::ticket::Ticket;
 
-/// How long an instance that failed must stand, unless it answers a call, before nobody stands in for it: several times longer
-/// than a server takes that accepts and then ends.
-const SETTLED: Duration = Duration::from_secs(1);
-
-/// Whether a connection is a good one: it answered a call, or stands for so long.
-fn is_proven(load: &Load, since: Instant, long: Duration) -> bool {
-    since.elapsed() >= long || load.link().is_some_and(|link| link.report.answered() > 0)
-}
-
-/// One instance's state in the control task.
-pub(crate) struct Entry {
-    pub(crate) member: Member,
-    pub(crate) record: Arc<Record>,
-    pub(crate) phase: Phase,
-    pub(crate) ejection: Ejection,
-    pub(crate) backoff: Backoff,
-    /// Its rank in the subset, if there is one.
-    pub(crate) rank: u64,
-    /// Since when it is READY as a new instance, and until then whether it is one.
-    new_since: Option<Instant>,
-    is_new: bool,
-    /// Whether an attempt to connect or a connection of it failed before the present one.
-    is_back: bool,
-    /// Its earlier connections, as far as they still have calls: a word to each gives its streams a limit.
+/// One instance as its channel sees it.
+pub(crate) struct Subchannel<T = Transport> {
+    member: Member,
+    state: State<T>,
+    ejection: Ejection,
+    /// Why the instance is not READY: the error of the last attempt, of the lost connection, or its health.
+    failure: Option<Arc<str>>,
+    backoff: Backoff,
+    /// Since when the instance is READY as a new process; `None` for one that was not READY since.
+    ready_since: Option<Instant>,
+    /// Whether an attempt or a connection failed before the present one.
+    is_recovering: bool,
+    /// The calls that are counted together. Each connection that is made on probation has a tally of its own, so that calls
+    /// on earlier ones decide nothing.
+    tally: Arc<Tally>,
+    shared: Arc<Shared>,
+    /// Earlier connections whose streams may go on; sending gives those streams a limit.
     retired: Vec<oneshot::Sender<()>>,
+    reports: Reports,
+    rank: u64,
 }
 
-/// Where the connection to an instance stands. Each wish, attempt and connection has a generation, so that news of an
-/// earlier one is recognised.
-pub(crate) enum Phase {
-    /// Waits for its turn to connect.
-    Queued { generation: u64 },
-    /// An attempt is under way.
-    Connecting { generation: u64 },
-    /// Connected; calls are chosen for `load`. A word through `retire` gives its streams a limit.
-    Ready {
-        load: Arc<Load>,
-        generation: u64,
-        since: Instant,
-        retire: oneshot::Sender<()>,
-        #[cfg(feature = "health")]
-        health: Health,
-    },
-    /// The last attempt failed, and the next one waits for its time.
-    Backoff { generation: u64 },
-    /// It is ejected and lost its connection: the probe brings the next one.
-    Benched,
-    /// It is not in the channel's subset.
-    Aside,
-    /// It left the list without a word, or said that it leaves, and its connection ended.
-    Gone,
-}
+impl<T> Subchannel<T> {
+    /// A new instance that is selected, and its first effects.
+    pub(crate) fn new(member: Member, rank: u64, reports: Reports) -> (Self, Effects) {
+        let mut new = Self::unselected(member, rank, reports);
+        let mut effects = Effects::default();
+        new.queue(&mut effects);
+        new.publish_view();
+        (new, effects)
+    }
 
-impl Entry {
-    /// A new instance, which is nothing yet.
-    pub(crate) fn new(member: Member) -> Self {
-        let record = Arc::new(Record::new(member.shared_instance().clone()));
-        record.draining.store(member.state() == MemberState::Draining, Ordering::Relaxed);
+    /// A new instance that the subset may select.
+    pub(crate) fn unselected(member: Member, rank: u64, reports: Reports) -> Self {
+        let view = View {
+            instance: member.shared_instance().clone(),
+            connectivity: Connectivity::Idle,
+            is_ejected: false,
+            is_draining: member.state() == MemberState::Draining,
+            failure: None,
+            load: None,
+        };
         Self {
             member,
-            record,
-            phase: Phase::Gone,
+            state: State::Idle(Reason::Unselected),
             ejection: Ejection::default(),
+            failure: None,
             backoff: Backoff::new(FIRST_BACKOFF, MAX_BACKOFF),
-            rank: 0,
-            new_since: None,
-            is_new: true,
-            is_back: false,
+            ready_since: None,
+            is_recovering: false,
+            tally: Arc::default(),
+            shared: Arc::new(Shared::new(view)),
             retired: Vec::new(),
+            reports,
+            rank,
         }
+    }
+
+    /// Takes an input in, and returns what follows from it. Stale tickets and tallies change nothing.
+    pub(crate) fn on(&mut self, input: Input<T>, now: Instant) -> Effects {
+        let mut effects = Effects::default();
+        match input {
+            Input::Updated(member) => self.on_updated(member, &mut effects),
+            Input::Selected => self.on_selected(&mut effects),
+            Input::Unselected => self.on_unselected(&mut effects),
+            Input::Turn(ticket) => self.on_turn(ticket, &mut effects),
+            Input::Connected(ticket, established) => self.on_connected(ticket, established, now, &mut effects),
+            Input::ConnectFailed(ticket, cause) => self.on_connect_failed(ticket, cause, now, &mut effects),
+            Input::BackoffOver(ticket) => self.on_backoff_over(ticket, &mut effects),
+            Input::Ended(ticket, cause) => self.on_ended(ticket, cause, now, &mut effects),
+            #[cfg(feature = "health")]
+            Input::Health(ticket, verdict) => self.on_health(ticket, verdict, now, &mut effects),
+            Input::Failing { tally, may_eject } => self.on_failing(&tally, may_eject, now, &mut effects),
+            Input::Proved(tally) => self.on_proved(&tally, now, &mut effects),
+            Input::Outlier => self.eject(now, &mut effects),
+            Input::EjectionOver => self.on_ejection_over(now, &mut effects),
+        }
+        self.publish_view();
+        effects
+    }
+
+    /// The instance left the list: the streams of all its connections finish within a limit.
+    pub(crate) fn leave(mut self) {
+        self.enter(State::Idle(Reason::Withdrawn));
+        for retire in self.retired {
+            // The connection may have ended already.
+            let _ = retire.send(());
+        }
+    }
+
+    fn on_updated(&mut self, member: Member, effects: &mut Effects) {
+        if self.is_unchanged(&member) {
+            return;
+        }
+        let is_restarted = self.member.lease() != member.lease();
+        self.member = member;
+        effects.publish = if self.is_ready() { Publish::ReadySet } else { Publish::Status };
+        if is_restarted {
+            self.forgive();
+        }
+        match (&self.state, self.member.state()) {
+            (State::Ready(_) | State::Idle(Reason::Unselected), _) => {}
+            // A suspect lives by its connection alone.
+            (_, MemberState::InQuestion) => self.enter(State::Idle(Reason::Withdrawn)),
+            (State::Idle(Reason::Withdrawn), _) => self.queue(effects),
+            (State::Backoff(_) | State::Idle(Reason::Ejected), _) if is_restarted => self.queue(effects),
+            _ => {}
+        }
+    }
+
+    fn on_selected(&mut self, effects: &mut Effects) {
+        // A draining instance is no replacement, and a suspect lives by its connection alone.
+        if !self.is_unselected() || self.member.state() != MemberState::Live {
+            return;
+        }
+        if self.ejection.is_out() {
+            self.enter(State::Idle(Reason::Ejected));
+        } else {
+            self.queue(effects);
+        }
+    }
+
+    fn on_unselected(&mut self, effects: &mut Effects) {
+        if !self.is_unselected() {
+            self.failure = None;
+            self.is_recovering = false;
+            self.enter(State::Idle(Reason::Unselected));
+            effects.publish = Publish::ReadySet;
+        }
+    }
+
+    fn on_turn(&mut self, ticket: Ticket, effects: &mut Effects) {
+        if matches!(self.state, State::Queued(queued) if queued == ticket) {
+            self.enter(State::Connecting(ticket));
+            effects.dial = Some(ticket);
+        }
+    }
+
+    fn on_connected(&mut self, ticket: Ticket, new: Established<T>, now: Instant, effects: &mut Effects) {
+        if !self.is_connecting(ticket) {
+            return;
+        }
+        let Established { transport, load, retire, health } = new;
+        if self.ejection.is_on_probation() {
+            self.tally = Arc::new(Tally::on_probation());
+            load.quota().set_one_at_a_time(true);
+        }
+        let connection = Arc::new(ReadyConnection::new(
+            transport,
+            load,
+            (self.address().clone(), ticket),
+            (self.tally.clone(), self.shared.clone()),
+            self.reports.clone(),
+        ));
+        let is_serving = health.is_none();
+        self.failure = None;
+        self.enter(State::Ready(Ready { connection, ticket, since: now, is_serving, _health: health, retire }));
+        self.begin_if_new(now);
+        effects.publish = Publish::ReadySet;
+    }
+
+    fn on_connect_failed(&mut self, ticket: Ticket, cause: Arc<str>, now: Instant, effects: &mut Effects) {
+        if self.is_connecting(ticket) {
+            // The next process at the address is another one, most likely: its key may tell so only later.
+            self.ready_since = None;
+            self.is_recovering = true;
+            self.back_off(cause, now, effects);
+        }
+    }
+
+    fn on_backoff_over(&mut self, ticket: Ticket, effects: &mut Effects) {
+        if matches!(self.state, State::Backoff(waiting) if waiting == ticket) {
+            self.queue(effects);
+        }
+    }
+
+    fn on_ended(&mut self, ticket: Ticket, cause: Arc<str>, now: Instant, effects: &mut Effects) {
+        let Some(was_good) = self.ready_with(ticket).map(|ready| ready.is_proven(MAX_BACKOFF, now)) else { return };
+        tracing::debug!(address = %self.address(), %cause, "connection ended");
+        effects.publish = Publish::ReadySet;
+        self.is_recovering = !was_good;
+        if was_good {
+            self.backoff.reset();
+        }
+        if self.member.state() != MemberState::Live {
+            // It announced its leave, or its key is gone: the end of its connection settles that.
+            self.enter(State::Idle(Reason::Withdrawn));
+        } else if self.ejection.is_out() {
+            self.failure = Some(cause.clone());
+            effects.failure = Some(cause);
+            self.enter(State::Idle(Reason::Ejected));
+        } else if was_good {
+            self.queue(effects);
+        } else {
+            self.back_off(cause, now, effects);
+        }
+    }
+
+    #[cfg(feature = "health")]
+    fn on_health(&mut self, ticket: Ticket, verdict: HealthVerdict, now: Instant, effects: &mut Effects) {
+        let State::Ready(ready) = &mut self.state else { return };
+        if ready.ticket != ticket {
+            return;
+        }
+        ready.is_serving = verdict.is_ok();
+        self.failure = verdict.err();
+        self.begin_if_new(now);
+        effects.failure.clone_from(&self.failure);
+        effects.publish = Publish::ReadySet;
+    }
+
+    fn on_failing(&mut self, tally: &Arc<Tally>, may_eject: bool, now: Instant, effects: &mut Effects) {
+        if !Arc::ptr_eq(tally, &self.tally) {
+            return;
+        }
+        if may_eject || self.ejection.is_on_probation() {
+            self.eject(now, effects);
+        } else {
+            // The next row asks again.
+            tally.restart_row();
+        }
+    }
+
+    fn on_proved(&mut self, tally: &Arc<Tally>, now: Instant, effects: &mut Effects) {
+        // Where that connection is gone, the first call on the next one decides.
+        if Arc::ptr_eq(tally, &self.tally) && self.is_connected() {
+            self.ejection.on_proved(now);
+            self.lift_probation();
+            tracing::info!(address = %self.address(), "instance answers again");
+            effects.publish = Publish::ReadySet;
+        }
+    }
+
+    fn on_ejection_over(&mut self, now: Instant, effects: &mut Effects) {
+        if !self.ejection.begin_probation(now) {
+            return;
+        }
+        effects.publish = Publish::ReadySet;
+        // Calls that are still open on an earlier connection decide nothing.
+        self.tally = Arc::default();
+        // A new connection shows that a server is there before a call is risked.
+        match &self.state {
+            State::Idle(Reason::Unselected | Reason::Withdrawn) => {}
+            State::Ready(ready) => {
+                self.is_recovering = !ready.is_proven(MAX_BACKOFF, now);
+                self.queue(effects);
+            }
+            _ => self.queue(effects),
+        }
+    }
+
+    /// Leaves the instance out for a while, unless it is out already.
+    fn eject(&mut self, now: Instant, effects: &mut Effects) {
+        let Some(until) = self.ejection.eject(now, &self.reports.outliers) else { return };
+        tracing::info!(address = %self.address(), for_s = (until - now).as_secs(), "instance ejected");
+        if !matches!(self.state, State::Ready(_) | State::Idle(_)) {
+            self.enter(State::Idle(Reason::Ejected));
+        }
+        self.tally.reset();
+        // Where nothing else is READY it takes all calls, and not one at a time.
+        self.lift_probation();
+        effects.wake = Some((until, Wake::Ejection));
+        effects.publish = Publish::ReadySet;
+    }
+
+    /// A new process stands at the address: the failures of its predecessor do not count.
+    fn forgive(&mut self) {
+        // A connection that stands is one to the process that it was, under another lease.
+        if !self.is_connected() {
+            self.ready_since = None;
+        }
+        self.ejection.clear();
+        self.backoff.reset();
+        self.tally.reset();
+        self.failure = None;
+        self.lift_probation();
+    }
+
+    /// As many calls may come as the peer allows.
+    fn lift_probation(&self) {
+        if let State::Ready(ready) = &self.state {
+            ready.connection.load().quota().set_one_at_a_time(false);
+        }
+    }
+
+    /// An instance that is READY for the first time begins slowly now.
+    fn begin_if_new(&mut self, now: Instant) {
+        if self.is_ready() {
+            self.ready_since.get_or_insert(now);
+        }
+    }
+
+    /// Wants a connection, in its turn.
+    fn queue(&mut self, effects: &mut Effects) {
+        if matches!(self.state, State::Idle(_)) {
+            // Nothing was tried meanwhile, so nothing failed.
+            self.failure = None;
+        }
+        let ticket = Ticket::next();
+        self.enter(State::Queued(ticket));
+        effects.queue = Some(ticket);
+    }
+
+    fn back_off(&mut self, cause: Arc<str>, now: Instant, effects: &mut Effects) {
+        let ticket = Ticket::next();
+        self.enter(State::Backoff(ticket));
+        self.failure = Some(cause.clone());
+        effects.failure = Some(cause);
+        effects.wake = Some((now + self.backoff.next(), Wake::Backoff(ticket)));
+        effects.publish = effects.publish.max(Publish::Status);
+    }
+
+    /// The one place that sets the state. A connection that is left takes no more calls, and its streams go on.
+    fn enter(&mut self, state: State<T>) {
+        if let State::Ready(left) = mem::replace(&mut self.state, state) {
+            left.connection.load().quota().close();
+            self.retired.retain(|retire| !retire.is_closed());
+            self.retired.push(left.retire);
+        }
+    }
+
+    fn publish_view(&self) {
+        let load = match &self.state {
+            State::Ready(ready) => Some(ready.connection.load().clone()),
+            _ => None,
+        };
+        self.shared.publish(View {
+            instance: self.member.shared_instance().clone(),
+            connectivity: self.connectivity(),
+            is_ejected: self.ejection.is_out(),
+            is_draining: self.member.state() == MemberState::Draining,
+            failure: self.failure.clone(),
+            load,
+        });
+    }
+
+    /// gRPC's state, derived from ours.
+    pub(crate) fn connectivity(&self) -> Connectivity {
+        let has_failed = self.failure.is_some();
+        match &self.state {
+            State::Idle(_) => Connectivity::Idle,
+            State::Ready(ready) if ready.is_serving => Connectivity::Ready,
+            // A server that has not reported its health yet will soon.
+            State::Queued(_) | State::Connecting(_) | State::Ready(_) if !has_failed => Connectivity::Connecting,
+            State::Queued(_) | State::Connecting(_) | State::Ready(_) | State::Backoff(_) => {
+                Connectivity::TransientFailure
+            }
+        }
+    }
+}
+
+/// What the balancer asks; nothing here changes a subchannel.
+impl<T> Subchannel<T> {
+    pub(crate) fn member(&self) -> &Member {
+        &self.member
+    }
+
+    pub(crate) fn instance(&self) -> &Instance {
+        self.member.instance()
     }
 
     pub(crate) fn address(&self) -> &Address {
         &self.member.instance().address
     }
 
-    /// Whether calls may be chosen for it: it is connected, and does not say that it is not well.
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The rank in the channel's subset that it was made with.
+    pub(crate) fn rank(&self) -> u64 {
+        self.rank
+    }
+
+    pub(crate) fn ejection(&self) -> &Ejection {
+        &self.ejection
+    }
+
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Since when the instance is READY as a new process; `None` before that.
+    pub(crate) fn ready_since(&self) -> Option<Instant> {
+        self.ready_since
+    }
+
+    pub(crate) fn is_unselected(&self) -> bool {
+        matches!(self.state, State::Idle(Reason::Unselected))
+    }
+
+    /// Whether a connection is or will be wanted without news from the registry or the subset.
+    pub(crate) fn is_in_use(&self) -> bool {
+        !matches!(self.state, State::Idle(Reason::Unselected | Reason::Withdrawn))
+    }
+
+    /// Whether the attempt with this ticket is under way.
+    pub(crate) fn is_connecting(&self, ticket: Ticket) -> bool {
+        matches!(self.state, State::Connecting(attempt) if attempt == ticket)
+    }
+
+    /// Whether calls may be picked for it: it is connected, and its server serves as far as that is known.
     pub(crate) fn is_ready(&self) -> bool {
-        match &self.phase {
-            #[cfg(feature = "health")]
-            Phase::Ready { health, .. } => health.is_good(),
-            #[cfg(not(feature = "health"))]
-            Phase::Ready { .. } => true,
-            _ => false,
+        matches!(&self.state, State::Ready(ready) if ready.is_serving)
+    }
+
+    /// What calls are picked from, if it is READY.
+    pub(crate) fn candidate(&self) -> Option<(Candidate, Arc<ReadyConnection<T>>)> {
+        match &self.state {
+            State::Ready(ready) if ready.is_serving => {
+                let candidate = Candidate::new(ready.connection.load().clone(), self.member.shared_instance().clone());
+                Some((candidate, ready.connection.clone()))
+            }
+            _ => None,
         }
     }
 
     /// Whether calls go to it, or will soon: it neither failed nor leaves.
-    pub(crate) fn is_fit(&self) -> bool {
+    pub(crate) fn is_fit(&self, now: Instant) -> bool {
         let stays = match self.member.state() {
             MemberState::Live => true,
-            // It lives by its connection: an etcd that forgets everybody must not make each client dial all of them.
+            // It lives by its connection: an etcd that forgets everything must not make each client dial all instances.
             MemberState::InQuestion => self.is_ready(),
             MemberState::Draining => false,
         };
         let is_trusted = !self.ejection.is_out() && !self.ejection.is_on_probation();
-        let is_good = match &self.phase {
-            // A server that has not yet said how it is will soon.
-            Phase::Queued { .. } | Phase::Connecting { .. } => self.record.cause().is_none(),
-            Phase::Ready { load, since, .. } => {
-                let is_settled = !self.is_back || is_proven(load, *since, SETTLED);
-                is_settled && (self.is_ready() || self.record.cause().is_none())
+        let is_good = match &self.state {
+            State::Queued(_) | State::Connecting(_) => self.failure.is_none(),
+            State::Ready(ready) => {
+                let is_settled = !self.is_recovering || ready.is_proven(SETTLED, now);
+                // A server that has not reported its health yet will soon.
+                is_settled && (ready.is_serving || self.failure.is_none())
             }
-            _ => false,
+            State::Idle(_) | State::Backoff(_) => false,
         };
         stays && is_trusted && is_good
     }
 
-    /// When an instance that came back stands long enough to need no stand-in: one that comes back only to go again would let
-    /// that come and go as often.
+    /// When an instance that came back stands long enough to need no replacement: one that comes back only to fail again
+    /// would let the replacement come and go as often.
     pub(crate) fn settles_at(&self) -> Option<Instant> {
-        match &self.phase {
-            Phase::Ready { since, .. } if self.is_back => Some(*since + SETTLED),
+        match &self.state {
+            State::Ready(ready) if self.is_recovering => Some(ready.since + SETTLED),
             _ => None,
         }
-    }
-
-    /// Takes no more calls and wants no connection: others are in the channel's subset.
-    pub(crate) fn set_aside(&mut self) {
-        self.unseat();
-        self.is_back = false;
-        self.phase = Phase::Aside;
-        self.record.set_state(Connectivity::Idle);
-        self.record.set_cause(None);
     }
 
     fn is_connected(&self) -> bool {
-        matches!(self.phase, Phase::Ready { .. })
+        matches!(self.state, State::Ready(_))
     }
 
-    /// Whether calls are chosen for the connection of this generation.
-    pub(crate) fn is_seated_by(&self, generation: u64) -> bool {
-        matches!(self.phase, Phase::Ready { generation: load, .. } if load == generation)
-    }
-
-    /// Whether both are about the very same registration, as a look at the pointers tells.
-    pub(crate) fn is_same(&self, member: &Member) -> bool {
-        Arc::ptr_eq(self.member.shared_instance(), member.shared_instance())
-    }
-
-    pub(crate) fn is_unchanged(&self, member: &Member) -> bool {
-        self.member.state() == member.state()
-            && self.member.lease() == member.lease()
-            && (self.is_same(member) || self.member.instance() == member.instance())
-    }
-
-    /// What share of its weight it has by now, in percent.
-    pub(crate) fn percent(&self, slow_start: SlowStart, now: Instant) -> u32 {
-        self.new_since.map_or(100, |since| slow_start.percent(since, now))
-    }
-
-    /// What a policy chooses from, if it is READY.
-    pub(crate) fn candidate(&self) -> Option<Candidate> {
-        match &self.phase {
-            Phase::Ready { load, .. } => Some(Candidate::new(load.clone(), self.member.shared_instance().clone())),
+    fn ready_with(&self, ticket: Ticket) -> Option<&Ready<T>> {
+        match &self.state {
+            State::Ready(ready) if ready.ticket == ticket => Some(ready),
             _ => None,
         }
     }
 
-    /// An attempt to connect failed. Who answers the next one is a new process, most likely: its key may tell so only later.
-    pub(crate) fn found_nobody(&mut self) {
-        self.is_new = true;
-        self.is_back = true;
-    }
-
-    /// Who is READY for the first time begins slowly now.
-    fn begin(&mut self) {
-        if self.is_ready() && mem::take(&mut self.is_new) {
-            self.new_since = Some(Instant::now());
-        }
-    }
-
-    /// A connection is there.
-    pub(crate) fn take_seat(
-        &mut self,
-        load: Arc<Load>,
-        generation: u64,
-        retire: oneshot::Sender<()>,
-        #[cfg(feature = "health")] health: Health,
-    ) {
-        self.record.load.store(Some(load.clone()));
-        self.record.generation.store(generation, Ordering::Relaxed);
-        self.phase = Phase::Ready {
-            load,
-            generation,
-            since: Instant::now(),
-            retire,
-            #[cfg(feature = "health")]
-            health,
-        };
-        self.begin();
-        self.record.set_state(if self.is_ready() { Connectivity::Ready } else { Connectivity::Connecting });
-        self.record.set_cause(None);
-    }
-
-    /// Its server says how it is.
-    #[cfg(feature = "health")]
-    pub(crate) fn hear_health(&mut self, verdict: crate::channel::balancer::health::Verdict) {
-        let Phase::Ready { health, .. } = &mut self.phase else { return };
-        health.set(verdict.is_ok());
-        self.record.set_state(if verdict.is_ok() { Connectivity::Ready } else { Connectivity::TransientFailure });
-        self.record.set_cause(verdict.err());
-        self.begin();
-    }
-
-    /// Takes no more calls on the present connection, whose streams go on. Tells whether it was a good one: it answered a
-    /// call, or stood for longer than anybody backs off.
-    pub(crate) fn unseat(&mut self) -> bool {
-        self.record.load.store(None);
-        match mem::replace(&mut self.phase, Phase::Gone) {
-            Phase::Ready { load, since, retire, .. } => {
-                load.close();
-                self.retired.retain(|retire| !retire.is_closed());
-                self.retired.push(retire);
-                let is_good = is_proven(&load, since, MAX_BACKOFF);
-                self.is_back = !is_good;
-                is_good
-            }
-            _ => false,
-        }
-    }
-
-    /// The instance left the list: the streams of all its connections finish within a limit.
-    pub(crate) fn leave(mut self) {
-        self.unseat();
-        for retire in self.retired {
-            // Its connection may be gone already.
-            let _ = retire.send(());
-        }
-    }
-
-    /// A new process stands at the address: what its predecessor did does not count.
-    pub(crate) fn forgive(&mut self) {
-        // Whose connection stands is the process that it was, with another lease.
-        self.is_new |= !self.is_connected();
-        self.ejection.clear();
-        self.backoff.reset();
-        self.record.tally.reset();
-        self.record.ejected.store(false, Ordering::Relaxed);
-        self.record.set_cause(None);
-        self.open_seat();
-    }
-
-    /// Leaves the instance out for a while; tells until when, unless it is out already.
-    pub(crate) fn eject(&mut self, now: Instant, outliers: &OutlierDetection) -> Option<Instant> {
-        if self.ejection.is_out() {
-            return None;
-        }
-        self.ejection.eject(now, outliers);
-        if !self.is_connected() && !matches!(self.phase, Phase::Gone) {
-            self.phase = Phase::Benched;
-            self.record.set_state(Connectivity::Idle);
-        }
-        self.record.tally.reset();
-        self.record.ejected.store(true, Ordering::Relaxed);
-        // Where nothing else is READY it takes all calls, and not one at a time.
-        self.open_seat();
-        self.ejection.due()
-    }
-
-    /// If its time out is over: one call at a time may come, on a new connection. Tells whether it is.
-    pub(crate) fn probe(&mut self, now: Instant) -> bool {
-        let is_over = self.ejection.probe(now);
-        if is_over {
-            self.record.ejected.store(false, Ordering::Relaxed);
-            self.unseat();
-            // No connection decides until the next one is there.
-            self.record.generation.store(0, Ordering::Relaxed);
-            self.record.tally.begin_probation();
-        }
-        is_over
-    }
-
-    /// A call that does not count was answered on probation.
-    pub(crate) fn keep_on_probation(&self) {
-        if self.ejection.is_on_probation() {
-            self.record.tally.begin_probation();
-        }
-    }
-
-    /// A call on probation was answered.
-    pub(crate) fn proved(&mut self) {
-        self.ejection.proved(Instant::now());
-        self.open_seat();
-    }
-
-    /// As many calls may come as the peer allows.
-    fn open_seat(&self) {
-        if let Phase::Ready { load, .. } = &self.phase
-            && let Some(link) = load.link()
-        {
-            load.set_limit(link.peer_limit.load(Ordering::Relaxed));
-        }
+    fn is_unchanged(&self, member: &Member) -> bool {
+        let is_same = Arc::ptr_eq(self.member.shared_instance(), member.shared_instance());
+        self.member.state() == member.state()
+            && self.member.lease() == member.lease()
+            && (is_same || self.member.instance() == member.instance())
     }
 }
 
-#[cfg(all(test, feature = "health"))]
-mod tests {
-    use std::net::SocketAddr;
+/// The first wait after a failure to connect, and the longest: gRPC waits 1 s to 120 s, made for the internet; in a data
+/// centre a restarted server is wanted back at once, and a dead one is tried often enough every 10 s.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
-    use super::*;
-    use crate::instance::Instance;
+/// How long an instance that failed must stand, unless it answers a call, before it needs no replacement: several times longer
+/// than a server takes that accepts and then ends.
+const SETTLED: Duration = Duration::from_secs(1);
 
-    #[tokio::test(start_paused = true)]
-    async fn an_instance_starts_slowly_from_the_moment_at_which_its_server_says_that_it_serves() {
-        let instance = Instance::new("echo", SocketAddr::from(([127, 0, 0, 1], 1)));
-        let mut entry = Entry::new(Member::new(Arc::new(instance), 1, MemberState::Live));
-        let slow_start = SlowStart::new(Duration::from_secs(90));
-        let (watch, _watched) = oneshot::channel();
-        let (retire, _retired) = oneshot::channel();
-        let asking = Health::Watched { is_serving: false, _watch: watch };
-        entry.take_seat(Load::new(1, None), 1, retire, asking);
-        tokio::time::advance(Duration::from_secs(900)).await;
-        entry.hear_health(Err("it warms up".into()));
-        tokio::time::advance(Duration::from_secs(900)).await;
-        entry.hear_health(Ok(()));
-        assert_eq!(entry.percent(slow_start, Instant::now()), 10);
-        tokio::time::advance(Duration::from_secs(45)).await;
-        entry.hear_health(Ok(()));
-        assert_eq!(entry.percent(slow_start, Instant::now()), 55, "it does not begin anew");
-    }
-}
+#[cfg(test)]
+mod tests;

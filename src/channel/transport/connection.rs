@@ -8,19 +8,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use h2::client::SendRequest;
 use thiserror::Error;
 
-use crate::channel::transport::pings::{Pings, Silent};
-use crate::channel::transport::socket::{PeerState, Socket};
+use super::exchange::Transport;
+use super::pings::{Pings, Silent};
+use super::socket::{PeerState, Socket};
 
 /// A connection whose server has sent its SETTINGS.
 pub(crate) struct Connection {
-    pub(crate) send: SendRequest<Bytes>,
-    /// How many calls the peer lets be open at once, `u32::MAX` without a limit.
-    pub(crate) streams: u32,
+    pub(crate) transport: Transport,
+    /// The peer's limit of open calls, `u32::MAX` without one.
+    pub(crate) max_streams: u32,
     pub(crate) driver: ConnectionDriver,
-    pub(crate) peer: Arc<PeerState>,
 }
 
 /// Moves a connection on. Dropped, it closes the socket and ends the calls on it.
@@ -32,25 +31,25 @@ pub(crate) struct ConnectionDriver {
     peer: Arc<PeerState>,
 }
 
-/// Hears what a connection's server says about all of it, and tells what calls make of it.
-pub(crate) trait Watcher: Send + Sync + 'static {
+/// Reacts to what a connection's server says about all of it, and knows the calls on it.
+pub(crate) trait ConnectionObserver: Send + Sync + 'static {
     /// The peer changed its limit of open calls.
-    fn streams(&self, limit: u32);
+    fn on_stream_limit(&self, limit: u32);
 
-    /// It takes no new calls, and ends with those it has. Told once: at once when the server says GOAWAY, which is what
-    /// `said` tells, and at the end of the connection at the latest.
-    fn going_away(&self, said: bool);
+    /// The connection takes no new calls, and ends with those it has. Called once: when the server says GOAWAY
+    /// (`is_announced`), and at the end of the connection at the latest.
+    fn on_going_away(&self, is_announced: bool);
 
-    /// How many calls are open on it.
-    fn calls(&self) -> u32;
+    /// The number of calls that are open on the connection.
+    fn open_calls(&self) -> u32;
 }
 
 impl ConnectionDriver {
-    pub(crate) fn new(h2: h2::client::Connection<Socket, Bytes>, pings: Pings, peer: Arc<PeerState>) -> Self {
+    pub(super) fn new(h2: h2::client::Connection<Socket, Bytes>, pings: Pings, peer: Arc<PeerState>) -> Self {
         Self { h2, pings, told: None, peer }
     }
 
-    /// What closes the socket from outside.
+    /// A handle that closes the socket from outside.
     pub(crate) fn abort_handle(&self) -> AbortHandle {
         AbortHandle { peer: self.peer.clone() }
     }
@@ -62,12 +61,12 @@ impl ConnectionDriver {
     /// # Cancel safety
     ///
     /// Dropping the future closes the socket and ends the calls on it.
-    pub(crate) async fn run(mut self, watcher: impl Watcher) -> Ended {
+    pub(crate) async fn run(mut self, observer: impl ConnectionObserver) -> Ended {
         let (mut gathered, mut going) = (false, false);
         let ended = poll_fn(|cx| {
-            let calls = watcher.calls();
-            // Whoever makes a call wakes this task, which would run next and write that one call. After one turn at the end of
-            // the queue of tasks, the calls that others made meanwhile go out in the same write.
+            let calls = observer.open_calls();
+            // A call that is made wakes this task, which would run next and write that one call. After one turn at the end of
+            // the queue of tasks, the calls that were made meanwhile go out in the same write.
             if !gathered && calls >= GATHERS_FROM {
                 gathered = true;
                 cx.waker().wake_by_ref();
@@ -80,12 +79,12 @@ impl ConnectionDriver {
                 && streams != self.told
             {
                 self.told = streams;
-                watcher.streams(limit);
+                observer.on_stream_limit(limit);
             }
             let said = self.peer.goaway().is_some();
             if !going && (said || ended.is_ready()) {
                 going = true;
-                watcher.going_away(said);
+                observer.on_going_away(said);
             }
             ended
         });
@@ -93,7 +92,7 @@ impl ConnectionDriver {
     }
 
     /// Drives the connection until the server's first SETTINGS.
-    pub(crate) async fn settings(&mut self) -> Result<u32, Ended> {
+    pub(super) async fn settings(&mut self) -> Result<u32, Ended> {
         poll_fn(|cx| {
             let ended = self.poll_end(false, cx);
             self.told = self.peer.streams();
@@ -107,8 +106,8 @@ impl ConnectionDriver {
 
     fn poll_end(&mut self, has_calls: bool, cx: &mut Context<'_>) -> Poll<Ended> {
         self.peer.register(cx);
-        if self.peer.is_cut() {
-            return Poll::Ready(Ended::Cut);
+        if self.peer.is_aborted() {
+            return Poll::Ready(Ended::Aborted);
         }
         if let Poll::Ready(result) = Pin::new(&mut self.h2).poll(cx) {
             return Poll::Ready(self.ended(result.err()));
@@ -138,8 +137,8 @@ pub(crate) struct AbortHandle {
 
 impl AbortHandle {
     /// Closes the socket now and ends the calls on it. Once is enough.
-    pub(crate) fn cut(&self) {
-        self.peer.cut();
+    pub(crate) fn abort(&self) {
+        self.peer.abort();
     }
 }
 
@@ -147,7 +146,7 @@ impl AbortHandle {
 #[derive(Debug, Error)]
 pub(crate) enum Ended {
     #[error("the connection was cut")]
-    Cut,
+    Aborted,
     #[error("the server did not answer a keepalive ping")]
     Silent,
     #[error("the server said GOAWAY ({0})")]
@@ -160,6 +159,6 @@ pub(crate) enum Ended {
     Unused,
 }
 
-/// From how many open calls on it a connection lets others join a write. With fewer nobody is likely to, and a task that
-/// goes to the end of the queue wakes another thread for nothing.
+/// From how many open calls on a connection a write waits for more of them. With fewer none is likely to come, and a task
+/// that goes to the end of the queue wakes another thread for nothing.
 pub(crate) const GATHERS_FROM: u32 = 4;

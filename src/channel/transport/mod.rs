@@ -1,11 +1,37 @@
-//! From an address to an HTTP/2 connection to its end.
+//! An address becomes an HTTP/2 connection, requests and responses travel on it, and it ends. The only room that names h2.
+//!
+//! # Layout
+//!
+//! | file | what flows through it |
+//! | --- | --- |
+//! | `config` | options of a channel -> how its connections are made and kept |
+//! | `connect`, `connector` | an address -> a connection whose server has sent its SETTINGS |
+//! | `connection`, `pings` | a connection -> its end: reads, writes, keepalive, windows |
+//! | `socket`, `frames` | bytes -> what h2 does not tell: SETTINGS, GOAWAY, which streams were written |
+//! | `exchange` | a request head and its body -> a response head and its body, or an error that says what it proves |
+//! | `request_body`, `body_sender` | the request body, kept for a replay until the response begins, and sent on after that |
+//! | `incoming_body` | DATA and trailers of a response, its window given back |
 
-pub(crate) mod connect;
-pub(crate) mod connection;
-pub(crate) mod frames;
-pub(crate) mod pings;
-pub(crate) mod request_body;
-pub(crate) mod socket;
-pub(crate) mod status;
-#[cfg(feature = "_tls")]
-pub(crate) mod tls;
+mod body_sender;
+mod config;
+mod connect;
+mod connection;
+mod connector;
+mod exchange;
+mod frames;
+mod incoming_body;
+mod pings;
+mod request_body;
+mod socket;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use self::body_sender::BodySender;
+pub(crate) use self::config::TransportConfig;
+pub(crate) use self::connect::connect;
+pub(crate) use self::connection::{Connection, ConnectionDriver, ConnectionObserver};
+pub(crate) use self::connector::Connector;
+pub(crate) use self::exchange::{AttemptError, Exchange, Transport, TransportError};
+pub(crate) use self::incoming_body::IncomingBody;
+pub(crate) use self::request_body::RequestBody;

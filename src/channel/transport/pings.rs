@@ -8,7 +8,7 @@ use bytes::Bytes;
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::channel::transport::socket::Socket;
+use super::socket::{Socket, Traffic};
 
 /// What a connection is pinged for.
 #[derive(Debug, Clone, Copy)]
@@ -51,8 +51,7 @@ impl Pings {
         }
     }
 
-    /// Does what is due now that `read` bytes more came, `data` of them in messages, and has the task woken for what is due
-    /// next.
+    /// Does what is due after this traffic, and has the task woken for what is due next.
     ///
     /// # Errors
     ///
@@ -60,12 +59,12 @@ impl Pings {
     pub(crate) fn poll(
         &mut self,
         connection: &mut Connection,
-        (read, data): (usize, usize),
+        traffic: Traffic,
         has_calls: bool,
         cx: &mut Context<'_>,
     ) -> Result<(), Silent> {
         if let Some(window) = &mut self.window {
-            window.read(data);
+            window.read(traffic.data);
         }
         if let Some(round_trip) = self.poll_round_trip(cx)
             && let Some(width) = self.window.as_mut().and_then(|window| window.measured(round_trip))
@@ -82,7 +81,7 @@ impl Pings {
             cx.waker().wake_by_ref();
         }
         let asks = match &mut self.keep_alive {
-            Some(keep_alive) => keep_alive.poll(read > 0, has_calls, cx)?,
+            Some(keep_alive) => keep_alive.poll(traffic.bytes > 0, has_calls, cx)?,
             None => false,
         };
         if self.sent.is_none() && (asks || self.window.as_ref().is_some_and(Window::wants_to_measure)) {

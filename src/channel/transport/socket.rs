@@ -1,4 +1,4 @@
-//! The bytes of one connection: passed on as they are, read along with, and cut from outside.
+//! The bytes of one connection: passed on as they are, read along with, and closed from outside.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::channel::transport::frames::{FrameReader, FrameWriter, Notice};
+use super::frames::{FrameReader, FrameWriter, Notice};
 
 /// Anything that carries bytes both ways.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -26,7 +26,7 @@ pub(crate) struct Socket {
     peer: Arc<PeerState>,
 }
 
-/// What is known about a socket that h2 owns, and the order to close it.
+/// What the peer said, as far as h2 does not tell, and the order to close the socket.
 #[derive(Debug)]
 pub(crate) struct PeerState {
     /// The limit of open calls by the last SETTINGS, [`NONE`] before the first.
@@ -34,12 +34,12 @@ pub(crate) struct PeerState {
     /// The code of the last GOAWAY, [`NONE`] without one.
     goaway: AtomicU64,
     end_of_file: AtomicBool,
-    /// Bytes that came since somebody asked, and those of data among them.
+    /// Bytes that came since the last [`take_read`](PeerState::take_read), and those of data among them.
     read: AtomicUsize,
     data: AtomicUsize,
     /// The last stream whose HEADERS the socket has taken, at least in part.
     written: AtomicU32,
-    cut: AtomicBool,
+    aborted: AtomicBool,
     /// The task that drives the connection.
     driver: AtomicWaker,
 }
@@ -60,9 +60,9 @@ impl PeerState {
         self.end_of_file.load(Ordering::Relaxed)
     }
 
-    /// How many bytes came since this was asked the last time, and how many of them were data.
-    pub(crate) fn take_read(&self) -> (usize, usize) {
-        (self.read.swap(0, Ordering::Relaxed), self.data.swap(0, Ordering::Relaxed))
+    /// The bytes that came since the last call of this.
+    pub(crate) fn take_read(&self) -> Traffic {
+        Traffic { bytes: self.read.swap(0, Ordering::Relaxed), data: self.data.swap(0, Ordering::Relaxed) }
     }
 
     /// Whether nothing of the call on this stream was written so far. Streams are written in the order of their numbers.
@@ -70,22 +70,22 @@ impl PeerState {
         stream > self.written.load(Ordering::Acquire)
     }
 
-    /// Has whoever drives the connection close it.
-    pub(crate) fn cut(&self) {
-        self.cut.store(true, Ordering::Release);
+    /// Has the driver of the connection close it.
+    pub(crate) fn abort(&self) {
+        self.aborted.store(true, Ordering::Release);
         self.driver.wake();
     }
 
-    pub(crate) fn is_cut(&self) -> bool {
-        self.cut.load(Ordering::Acquire)
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::Acquire)
     }
 
-    /// Has the current task woken by a cut. To be called before looking for one.
+    /// Has the current task woken by an abort. To be called before looking for one.
     pub(crate) fn register(&self, cx: &Context<'_>) {
         self.driver.register(cx.waker());
     }
 
-    fn notice(&self, notice: Notice) {
+    fn on_notice(&self, notice: Notice) {
         match notice {
             Notice::Settings { max_concurrent_streams: Some(limit) } => {
                 self.streams.store(limit.into(), Ordering::Relaxed);
@@ -97,6 +97,14 @@ impl PeerState {
             Notice::GoAway { code } => self.goaway.store(code.into(), Ordering::Relaxed),
         }
     }
+}
+
+/// Bytes that came from the peer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Traffic {
+    pub(crate) bytes: usize,
+    /// The part of them in DATA frames.
+    pub(crate) data: usize,
 }
 
 /// No `u32`.
@@ -115,7 +123,7 @@ impl Socket {
             read: 0.into(),
             data: 0.into(),
             written: 0.into(),
-            cut: false.into(),
+            aborted: false.into(),
             driver: AtomicWaker::new(),
         });
         (Self { inner, reader: FrameReader::default(), writer: FrameWriter::default(), peer: peer.clone() }, peer)
@@ -142,7 +150,7 @@ impl AsyncRead for Socket {
                 peer.end_of_file.store(true, Ordering::Relaxed);
             }
             peer.read.fetch_add(read.len(), Ordering::Relaxed);
-            if let Err(error) = reader.read(read, |notice| peer.notice(notice)) {
+            if let Err(error) = reader.read(read, |notice| peer.on_notice(notice)) {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
             }
             peer.data.fetch_add(reader.take_data(), Ordering::Relaxed);

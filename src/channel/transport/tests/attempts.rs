@@ -1,6 +1,11 @@
 //! Attempts to connect, and why they fail.
 
+use std::net::SocketAddr;
+
+use futures_util::future::BoxFuture;
+
 use super::*;
+use crate::error::BoxError;
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_accepts_and_says_nothing_is_given_up_after_the_connect_timeout() {
@@ -51,7 +56,7 @@ async fn names_are_resolved_and_every_address_is_tried() {
     // Where localhost is ::1 first, nothing listens there.
     let named = Address::new(Host::Name("localhost".into()), address.port());
     let connection = connect(&TransportConfig::default(), &named).await.expect("it is resolved and connected");
-    assert_eq!(connection.streams, 100, "the server's SETTINGS were read");
+    assert_eq!(connection.max_streams, 100, "the server's SETTINGS were read");
 }
 
 #[tokio::test]
@@ -59,7 +64,7 @@ async fn a_mute_address_leaves_time_for_the_next_one() {
     let (mute, mute_address) = listen().await;
     let (_server, address) = Server::tcp().await;
     let options = TransportConfig::default();
-    let attempt = Attempt { options: &options, address: &address, started: Instant::now() };
+    let attempt = Attempt::new(&options, &address).expect("a good address");
     let dialled = [&mute_address, &address].map(|address| match address.host() {
         Host::Ip(ip) => SocketAddr::new(*ip, address.port()),
         Host::Name(_) => unreachable!("both are IP addresses"),
@@ -94,7 +99,7 @@ async fn a_unix_socket_is_reached_through_a_connector_that_cannot_be_cloned() {
     let _server = Server::serve(async move { Ok(listener.accept().await?.0) });
     let connector = Connector::new(Unix { path, _not_clone: Box::new(()) });
     let options = TransportConfig { connector: Some(connector), ..TransportConfig::default() };
-    assert_eq!(connect(&options, &nowhere()).await.expect("connected").streams, 100);
+    assert_eq!(connect(&options, &nowhere()).await.expect("connected").max_streams, 100);
 }
 
 #[tokio::test]

@@ -1,13 +1,16 @@
 //! Connections that are open: what is told of them, and how they end.
 
+use std::future::poll_fn;
+
 use super::*;
+use crate::channel::transport::config::{KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT};
 
 #[tokio::test]
 async fn a_limit_of_open_calls_is_seen_and_so_is_each_change() {
     let (options, mut far) = piped();
     far.write_all(&settings(Some(4))).await.expect("the pipe is open");
     let connection = connect(&options, &nowhere()).await.expect("SETTINGS came");
-    assert_eq!(connection.streams, 4);
+    assert_eq!(connection.max_streams, 4);
     let mut running = run(connection);
     for piece in settings(Some(7)).chunks(2) {
         far.write_all(piece).await.expect("the pipe is open");
@@ -23,7 +26,7 @@ async fn a_limit_of_open_calls_is_seen_and_so_is_each_change() {
 async fn without_a_limit_any_number_of_calls_may_be_open() {
     let (options, mut far) = piped();
     far.write_all(&settings(None)).await.expect("the pipe is open");
-    assert_eq!(connect(&options, &nowhere()).await.expect("SETTINGS came").streams, u32::MAX);
+    assert_eq!(connect(&options, &nowhere()).await.expect("SETTINGS came").max_streams, u32::MAX);
 }
 
 #[tokio::test]
@@ -47,11 +50,11 @@ async fn a_cut_closes_the_socket_and_ends_open_calls() {
     let running = run(connect(&TransportConfig::default(), &address).await.expect("connected"));
     let answer = running.ask();
     let _call = server.call().await;
-    running.abort_handle.cut();
-    running.abort_handle.cut();
+    running.abort_handle.abort();
+    running.abort_handle.abort();
     assert!(soon("the answer", answer).await.expect("no panic").is_err(), "the open call fails");
     let ended = soon("the end", running.driver).await.expect("no panic");
-    assert!(matches!(ended, Ended::Cut), "{ended}");
+    assert!(matches!(ended, Ended::Aborted), "{ended}");
     soon("the server's end", server.done).await.expect("no panic");
 }
 
@@ -65,14 +68,14 @@ async fn a_cut_ends_a_connection_whose_peer_does_not_read() {
     }));
     far.write_all(&settings(None)).await.expect("the pipe is open");
     let options = TransportConfig { connector: Some(connector), ..TransportConfig::default() };
-    let connection = soon("a connect", options.connect(&nowhere())).await.expect("SETTINGS came");
+    let connection = soon("a connect", super::connect(&options, &nowhere())).await.expect("SETTINGS came");
     let mut running = run(connection);
     let (answer, mut stream) = running.send.send_request(request(()), false).expect("the connection takes it");
     let answer = tokio::spawn(answer);
     stream.send_data(vec![7; 100_000].into(), true).expect("the call is open");
-    running.abort_handle.cut();
+    running.abort_handle.abort();
     let ended = soon("the end", running.driver).await.expect("no panic");
-    assert!(matches!(ended, Ended::Cut), "{ended}");
+    assert!(matches!(ended, Ended::Aborted), "{ended}");
     assert!(soon("the answer", answer).await.expect("no panic").is_err(), "the open call fails");
 }
 

@@ -5,27 +5,35 @@ mod tls;
 mod windows;
 
 use std::future::pending;
+use std::io;
 use std::net::Ipv4Addr;
 use std::pin::Pin;
-use std::sync::Mutex as StdMutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex as StdMutex};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::client::SendRequest;
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use http_body::Frame;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
 use tonic::body::Body;
 use tower::service_fn;
 
-use super::*;
-use crate::channel::transport::connection::{AbortHandle, GATHERS_FROM, Watcher};
-use crate::channel::transport::request_body::{BodySender, RequestBody};
+use super::connect::{Attempt, ConnectError};
+use super::connection::{AbortHandle, ConnectionObserver, Ended, GATHERS_FROM};
+use super::{BodySender, Connection, Connector, RequestBody, TransportConfig};
+use crate::error::chain;
+use crate::instance::{Address, Host};
+#[cfg(feature = "_tls")]
+use crate::tls::{ClientTls, TlsError};
 
 /// A limit for what happens at once, on any machine.
 async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
@@ -40,16 +48,16 @@ enum Told {
 
 struct Ear(UnboundedSender<Told>, Arc<AtomicU32>);
 
-impl Watcher for Ear {
-    fn streams(&self, limit: u32) {
+impl ConnectionObserver for Ear {
+    fn on_stream_limit(&self, limit: u32) {
         let _ = self.0.send(Told::Streams(limit));
     }
 
-    fn going_away(&self, _: bool) {
+    fn on_going_away(&self, _: bool) {
         let _ = self.0.send(Told::GoingAway);
     }
 
-    fn calls(&self) -> u32 {
+    fn open_calls(&self) -> u32 {
         self.1.load(Ordering::Relaxed)
     }
 }
@@ -69,7 +77,7 @@ fn run(connection: Connection) -> Running {
     let calls = Arc::<AtomicU32>::default();
     let abort_handle = connection.driver.abort_handle();
     let driver = tokio::spawn(connection.driver.run(Ear(tell, calls.clone())));
-    Running { send: connection.send, abort_handle, told, calls, driver }
+    Running { send: connection.transport.h2(), abort_handle, told, calls, driver }
 }
 
 impl Running {
@@ -136,7 +144,7 @@ fn request<B>(body: B) -> Request<B> {
 }
 
 async fn connect(options: &TransportConfig, address: &Address) -> Result<Connection, ConnectError> {
-    soon("a connect", options.connect(address)).await
+    soon("a connect", super::connect(options, address)).await
 }
 
 /// Why there is no connection.

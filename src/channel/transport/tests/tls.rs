@@ -1,7 +1,6 @@
 //! Connections over TLS.
 
 use super::*;
-use crate::tls::ClientTls;
 use crate::tls::testing::{Authority, acceptor, authority, issue};
 
 /// A server with a certificate for `name`; with `clients`, only for clients whose certificate that signed.
@@ -12,7 +11,7 @@ async fn serve(authority: &Authority, name: &str, alpn: &[&[u8]], clients: Optio
 }
 
 fn options(tls: &ClientTls) -> TransportConfig {
-    TransportConfig { tls: Some(TlsClient::new(tls).expect("it has roots")), ..TransportConfig::default() }
+    TransportConfig { tls: Some(tls.build().expect("it has roots")), ..TransportConfig::default() }
 }
 
 fn trusting(authority: &Authority) -> ClientTls {
@@ -24,7 +23,7 @@ async fn the_address_s_host_is_verified_without_a_configured_name() {
     let root = authority();
     let (_by_ip, address) = serve(&root, "127.0.0.1", &[b"h2"], None).await;
     let connection = connect(&options(&trusting(&root)), &address).await.expect("the IP address is verified");
-    assert_eq!(connection.streams, 100);
+    assert_eq!(connection.max_streams, 100);
     let (_by_name, address) = serve(&root, "localhost", &[b"h2"], None).await;
     let named = Address::new(Host::Name("localhost".into()), address.port());
     assert!(connect(&options(&trusting(&root)), &named).await.is_ok(), "the DNS name is verified");

@@ -1,83 +1,84 @@
-//! Each call that a server takes: counted until its request and its response ended, answered UNAVAILABLE if that is not
-//! before the drain limit.
+//! Each call that a server takes: counted until its request and its response ended, and answered UNAVAILABLE if the
+//! drain limit comes first.
 
-use std::fmt;
-use std::mem;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
+#[cfg(doc)]
 use tonic::Status;
 use tonic::body::Body;
 use tower::{BoxError, Layer, Service};
 
-use super::drain::{Drain, End, Seat};
-use super::registrations::Registrations;
+use super::call::{self, ResponseHalf, is_last, limit_passed};
+use super::handle::ServerHandle;
+use super::state::DrainState;
 
-/// Ties a server to its registration: starts it when the server starts to serve, counts the calls in flight and ends at the
-/// drain limit those that are left.
+/// Counts the calls of a server, and ends at the drain limit those that are left.
 ///
-/// For `tonic::transport::Server::builder().layer(..)`, which applies a layer once the listener is bound. Other servers of
-/// tower services can use it too; those that apply layers earlier, as axum's `Router` does, take [`count_only`] and call
-/// `start()` themselves.
+/// Made by [`Drain::layer`](super::Drain::layer), or by [`Registration::layer`](crate::Registration::layer): that one
+/// starts the registration, too, when it is applied.
+///
+/// For `tonic::transport::Server::builder().layer(..)`, which applies a layer once the listener is bound. Other
+/// servers of tower services can use it too; those that apply layers earlier, as axum's `Router` does, take
+/// [`count_only`](Self::count_only).
 ///
 /// A call is in flight from its arrival until request *and* response ended or were dropped. At the drain limit
 ///
 /// - a call that has no response yet is answered UNAVAILABLE, and so is each that begins later,
 /// - a response under way ends with the trailer UNAVAILABLE,
-/// - the handler's request stream yields a [`Status`] UNAVAILABLE, and what was behind it is released, even where a
-///   detached task keeps the stream and never reads it.
+/// - the handler's request stream yields a [`Status`] UNAVAILABLE, and the request's inner body is dropped, even where
+///   a detached task keeps the stream and never reads it.
 ///
-/// Requests that are not gRPC (gRPC-Web, which has no trailers, among them) get status 503, or a response that breaks off:
-/// it must not look complete.
-///
-/// [`count_only`]: RegistrationLayer::count_only
+/// Requests that are not gRPC (gRPC-Web, which has no trailers, among them) get status 503, or a response that breaks
+/// off: it must not look complete.
 #[derive(Debug, Clone)]
-pub struct RegistrationLayer {
-    registrations: Registrations,
+pub struct DrainLayer {
+    server: ServerHandle,
     starts: bool,
 }
 
-impl RegistrationLayer {
-    pub(super) fn new(registrations: Registrations) -> Self {
-        Self { registrations, starts: true }
+impl DrainLayer {
+    pub(super) fn new(server: ServerHandle) -> Self {
+        Self { server, starts: true }
     }
 
-    /// Leaves the start of the registration to the caller, for servers that apply layers before they listen.
+    /// Leaves the start of the registration to its incoming connections or to its `start()`, for servers that apply
+    /// layers before they listen. The layer of a [`Drain`](super::Drain) without registration only counts anyhow.
     #[must_use]
     pub fn count_only(self) -> Self {
         Self { starts: false, ..self }
     }
 }
 
-impl<S> Layer<S> for RegistrationLayer {
-    type Service = RegistrationService<S>;
+impl<S> Layer<S> for DrainLayer {
+    type Service = DrainService<S>;
 
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime, if it starts a registration.
     fn layer(&self, inner: S) -> Self::Service {
         if self.starts {
-            self.registrations.start();
+            self.server.start();
         }
-        RegistrationService { inner, drain: self.registrations.drain().clone() }
+        DrainService { inner, drain: self.server.drain().clone() }
     }
 }
 
-/// The service of [`RegistrationLayer`].
+/// The service of [`DrainLayer`].
 ///
 /// Not a handle of the registration: connections outlive a server that was aborted, and must not keep it in etcd.
 #[derive(Debug, Clone)]
-pub struct RegistrationService<S> {
+pub struct DrainService<S> {
     inner: S,
-    drain: Drain,
+    drain: DrainState,
 }
 
-impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for RegistrationService<S>
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for DrainService<S>
 where
     S: Service<Request<Body>, Response = Response<ResBody>>,
     ReqBody: http_body::Body<Data = Bytes> + Send + 'static,
@@ -85,9 +86,9 @@ where
     ResBody: http_body::Body,
     ResBody::Error: Into<BoxError>,
 {
-    type Response = Response<RegistrationBody<ResBody>>;
+    type Response = Response<DrainBody<ResBody>>;
     type Error = S::Error;
-    type Future = RegistrationFuture<S::Future>;
+    type Future = DrainFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
@@ -96,20 +97,20 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let protocol = Protocol::of(request.headers());
         let (head, body) = request.into_parts();
-        let (body, half) = open(&self.drain, Body::new(body));
+        let (body, half) = call::open(&self.drain, Body::new(body));
         let state = if half.is_over() {
             FutureState::Refused
         } else {
             FutureState::Serving { future: self.inner.call(Request::from_parts(head, body)), half: Some(half) }
         };
-        RegistrationFuture { state, protocol }
+        DrainFuture { state, protocol }
     }
 }
 
 pin_project! {
-    /// The future of [`RegistrationService`].
+    /// The future of [`DrainService`].
     #[derive(Debug)]
-    pub struct RegistrationFuture<F> {
+    pub struct DrainFuture<F> {
         #[pin]
         state: FutureState<F>,
         protocol: Protocol,
@@ -120,19 +121,19 @@ pin_project! {
     #[project = FutureStateProj]
     #[derive(Debug)]
     enum FutureState<F> {
-        /// The handler is at it. Without its half once it answered.
+        /// The handler works on the call. `half` is taken when it answers.
         Serving { #[pin] future: F, half: Option<ResponseHalf> },
-        /// The limit passed before it answered, or before it was called.
+        /// The limit passed before the handler answered, or before it was called.
         Refused,
     }
 }
 
-impl<F, B, E> Future for RegistrationFuture<F>
+impl<F, B, E> Future for DrainFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
     B: http_body::Body,
 {
-    type Output = Result<Response<RegistrationBody<B>>, E>;
+    type Output = Result<Response<DrainBody<B>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
@@ -143,23 +144,23 @@ where
             if let Poll::Ready(result) = future.poll(cx) {
                 let half = half.take();
                 return Poll::Ready(
-                    result.map(|response| response.map(|body| RegistrationBody::streaming(body, half, protocol))),
+                    result.map(|response| response.map(|body| DrainBody::streaming(body, half, protocol))),
                 );
             }
-            if !half.as_ref().is_some_and(|half| half.is_over_or_wakes(cx)) {
+            if !half.as_ref().is_some_and(|half| half.register(cx)) {
                 return Poll::Pending;
             }
         }
-        // Not waiting for the caller to drop us: it answers first, and the handler should know by then.
+        // Drops the handler now: the caller sends the response before it drops this future.
         this.state.set(FutureState::Refused);
         Poll::Ready(Ok(protocol.refusal()))
     }
 }
 
 pin_project! {
-    /// The response body of [`RegistrationService`]: the inner one, with an end at the drain limit.
+    /// The response body of [`DrainService`]: the inner one, with an end at the drain limit.
     #[derive(Debug)]
-    pub struct RegistrationBody<B> {
+    pub struct DrainBody<B> {
         #[pin]
         state: BodyState<B>,
         protocol: Protocol,
@@ -170,14 +171,14 @@ pin_project! {
     #[project = BodyStateProj]
     #[derive(Debug)]
     enum BodyState<B> {
-        /// More may come.
+        /// More frames may come.
         Streaming { #[pin] body: B, half: ResponseHalf },
-        /// Nothing comes any more, and nothing is held.
+        /// No frame comes any more, and nothing is held.
         Done,
     }
 }
 
-impl<B: http_body::Body> RegistrationBody<B> {
+impl<B: http_body::Body> DrainBody<B> {
     fn streaming(body: B, half: Option<ResponseHalf>, protocol: Protocol) -> Self {
         let state = match half {
             Some(half) if !body.is_end_stream() => BodyState::Streaming { body, half },
@@ -187,7 +188,7 @@ impl<B: http_body::Body> RegistrationBody<B> {
     }
 }
 
-impl<B> http_body::Body for RegistrationBody<B>
+impl<B> http_body::Body for DrainBody<B>
 where
     B: http_body::Body,
     B::Error: Into<BoxError>,
@@ -200,7 +201,7 @@ where
         let BodyStateProj::Streaming { mut body, half } = this.state.as_mut().project() else {
             return Poll::Ready(None);
         };
-        // Before the inner body is asked: one that always has more to say would never end.
+        // Before the inner body is polled: a body that always has a frame ready would never end.
         if !half.is_over() {
             if let Poll::Ready(frame) = body.as_mut().poll_frame(cx) {
                 if is_last(frame.as_ref(), &*body) {
@@ -208,7 +209,7 @@ where
                 }
                 return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
             }
-            if !half.is_over_or_wakes(cx) {
+            if !half.register(cx) {
                 return Poll::Pending;
             }
         }
@@ -231,7 +232,7 @@ where
     }
 }
 
-/// How a caller is told that the server goes away.
+/// How a caller learns that the server goes away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protocol {
     /// A status in headers or trailers.
@@ -249,8 +250,8 @@ impl Protocol {
         }
     }
 
-    /// The whole answer to a call that got none yet.
-    fn refusal<B>(self) -> Response<RegistrationBody<B>> {
+    /// The response to a call that had none yet.
+    fn refusal<B>(self) -> Response<DrainBody<B>> {
         let response = match self {
             Self::Grpc => limit_passed().into_http(),
             Self::Http => {
@@ -259,7 +260,7 @@ impl Protocol {
                 response
             }
         };
-        response.map(|()| RegistrationBody { state: BodyState::Done, protocol: self })
+        response.map(|()| DrainBody { state: BodyState::Done, protocol: self })
     }
 
     /// The last frame of a response under way.
@@ -275,177 +276,6 @@ impl Protocol {
     }
 }
 
-/// A call in flight, shared by the two halves that it is over with and by the roster, which finds both from outside.
-struct Call {
-    drain: Drain,
-    seat: Seat,
-    /// How many of the two halves did not end yet.
-    halves: AtomicU8,
-    /// Wakes the task that waits for the response or its next frame.
-    response: AtomicWaker,
-    /// The lock has one user until the drain limit: the request's reader.
-    request: Mutex<RequestState>,
-}
-
-/// What a call's request came to.
-enum RequestState {
-    /// More may come. The waker is that of a reader who waits for it.
-    Reading { body: Body, waker: Option<Waker> },
-    /// The drain limit cut it, which the reader does not know yet.
-    Cut,
-    /// It ended, or nobody reads it.
-    Done,
-}
-
-/// Takes in a call; gives the request body for its handler and the half that its response holds.
-fn open(drain: &Drain, body: Body) -> (Body, ResponseHalf) {
-    let empty = http_body::Body::is_end_stream(&body);
-    let call = drain.calls().enter(|seat| Call {
-        drain: drain.clone(),
-        seat,
-        halves: AtomicU8::new(if empty { 1 } else { 2 }),
-        response: AtomicWaker::new(),
-        request: Mutex::new(if empty { RequestState::Done } else { RequestState::Reading { body, waker: None } }),
-    });
-    let body = if empty { Body::empty() } else { Body::new(RequestBody(Arc::clone(&call))) };
-    (body, ResponseHalf(call))
-}
-
-impl Call {
-    fn request(&self) -> MutexGuard<'_, RequestState> {
-        // A body that panicked while it was polled is no worse than one that failed.
-        self.request.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Lets go of what the request came from, unless it ended before. Returns who waited for it.
-    fn finish_request(&self, state: RequestState) -> Option<Waker> {
-        let mut request = self.request();
-        if !matches!(*request, RequestState::Reading { .. }) {
-            return None;
-        }
-        let finished = mem::replace(&mut *request, state);
-        // A body that is dropped may lock a connection, a waker run anything: not under our lock.
-        drop(request);
-        self.half_ended();
-        match finished {
-            RequestState::Reading { waker, .. } => waker,
-            RequestState::Cut | RequestState::Done => None,
-        }
-    }
-
-    fn half_ended(&self) {
-        if self.halves.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.drain.calls().leave(self.seat);
-        }
-    }
-}
-
-impl End for Call {
-    fn end(&self) {
-        self.response.wake();
-        if let Some(waker) = self.finish_request(RequestState::Cut) {
-            waker.wake();
-        }
-    }
-}
-
-/// A call's response, from the call to the last frame.
-struct ResponseHalf(Arc<Call>);
-
-impl ResponseHalf {
-    fn is_over(&self) -> bool {
-        self.0.drain.ended()
-    }
-
-    /// For who is about to wait: either it is over by now, or the task is woken when it will be.
-    fn is_over_or_wakes(&self, cx: &Context<'_>) -> bool {
-        self.0.response.register(cx.waker());
-        self.is_over()
-    }
-}
-
-impl Drop for ResponseHalf {
-    fn drop(&mut self) {
-        // A detached reader of the request may keep the call for long: not this task with it.
-        drop(self.0.response.take());
-        self.0.half_ended();
-    }
-}
-
-impl fmt::Debug for ResponseHalf {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseHalf").finish_non_exhaustive()
-    }
-}
-
-/// A call's request as its handler sees it. The real one is in the call, where the drain limit reaches it.
-struct RequestBody(Arc<Call>);
-
-impl http_body::Body for RequestBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let mut request = self.0.request();
-        let (body, waker) = match &mut *request {
-            RequestState::Reading { body, waker } => (body, waker),
-            RequestState::Cut => {
-                *request = RequestState::Done;
-                return Poll::Ready(Some(Err(limit_passed())));
-            }
-            RequestState::Done => return Poll::Ready(None),
-        };
-        let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
-            // Under the lock, so that the end either comes later and finds it, or came before and was found above.
-            match waker {
-                Some(waker) => waker.clone_from(cx.waker()),
-                None => *waker = Some(cx.waker().clone()),
-            }
-            return Poll::Pending;
-        };
-        let last = is_last(frame.as_ref(), body);
-        drop(request);
-        if last {
-            self.0.finish_request(RequestState::Done);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &*self.0.request() {
-            RequestState::Reading { body, .. } => body.is_end_stream(),
-            RequestState::Cut => false,
-            RequestState::Done => true,
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &*self.0.request() {
-            RequestState::Reading { body, .. } => body.size_hint(),
-            RequestState::Cut => SizeHint::default(),
-            RequestState::Done => SizeHint::with_exact(0),
-        }
-    }
-}
-
-impl Drop for RequestBody {
-    fn drop(&mut self) {
-        self.0.finish_request(RequestState::Done);
-    }
-}
-
-/// Whether nothing comes after this frame of `body`, so that there is no need to wait until it says so or is dropped.
-fn is_last<B: http_body::Body>(frame: Option<&Result<Frame<B::Data>, B::Error>>, body: &B) -> bool {
-    match frame {
-        Some(Ok(frame)) => frame.is_trailers() || body.is_end_stream(),
-        Some(Err(_)) | None => true,
-    }
-}
-
-fn limit_passed() -> Status {
-    Status::unavailable("the server is shutting down and its drain limit has passed")
-}
-
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
@@ -456,7 +286,7 @@ mod tests {
     use http_body::Body as _;
     use tokio::sync::mpsc;
     use tokio_test::{assert_pending, assert_ready, task};
-    use tonic::Code;
+    use tonic::{Code, Status};
     use tower::util::{ServiceExt as _, ServiceFn, service_fn};
 
     use super::*;
@@ -493,9 +323,9 @@ mod tests {
         request("application/grpc", body)
     }
 
-    /// The layer around `handler`, as `RegistrationLayer` makes it.
-    fn counted<F>(drain: &Drain, handler: F) -> RegistrationService<ServiceFn<F>> {
-        RegistrationService { inner: service_fn(handler), drain: drain.clone() }
+    /// The service that `DrainLayer` puts around `handler`.
+    fn counted<F>(drain: &DrainState, handler: F) -> DrainService<ServiceFn<F>> {
+        DrainService { inner: service_fn(handler), drain: drain.clone() }
     }
 
     type Reply = Result<Response<Fed>, BoxError>;
@@ -508,11 +338,11 @@ mod tests {
         future::ready(Ok(Response::new(body)))
     }
 
-    /// The drain limit passes, and all that follows from it by itself.
-    async fn end(drain: &Drain) {
+    /// Lets the drain limit pass, and the countdown do its work.
+    async fn end(drain: &DrainState) {
         drain.begin(Duration::ZERO);
         tokio::time::sleep(Duration::from_millis(1)).await;
-        assert!(drain.ended(), "the limit passed");
+        assert!(drain.has_ended(), "the limit passed");
     }
 
     async fn frame<B: http_body::Body + Unpin>(body: &mut B) -> Option<Result<Frame<B::Data>, B::Error>> {
@@ -526,7 +356,7 @@ mod tests {
     #[tokio::test]
     async fn a_call_counts_until_both_bodies_ended() {
         for response_first in [true, false] {
-            let drain = Drain::new();
+            let drain = DrainState::new();
             let (ask, question) = fed();
             let (reply, answer) = fed();
             let mut answer = Some(answer);
@@ -566,10 +396,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_call_that_is_dropped_fails_or_panics_does_not_count() {
-        let drain = Drain::new();
+        let drain = DrainState::new();
         let mut dropped = task::spawn(counted(&drain, never).call(grpc(fed().1)));
         assert_pending!(dropped.poll());
-        assert_eq!(drain.in_flight(), 1, "the handler is at it");
+        assert_eq!(drain.in_flight(), 1, "the handler works on it");
         drop(dropped);
         assert_eq!(drain.in_flight(), 0, "its caller left");
 
@@ -590,7 +420,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_without_response_is_answered_unavailable_at_the_limit() {
-        let drain = Drain::new();
+        let drain = DrainState::new();
         let mut call = task::spawn(counted(&drain, never).call(grpc(fed().1)));
         assert_pending!(call.poll());
         end(&drain).await;
@@ -605,7 +435,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn no_handler_begins_after_the_limit() {
-        let drain = Drain::new();
+        let drain = DrainState::new();
         end(&drain).await;
         let response = counted(&drain, |_request| -> future::Ready<Reply> { unreachable!("the limit passed") })
             .oneshot(grpc(fed().1))
@@ -617,7 +447,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_response_under_way_ends_with_trailers_at_the_limit() {
-        let drain = Drain::new();
+        let drain = DrainState::new();
         let (reply, answer) = fed();
         let mut answer = Some(answer);
         let mut response = counted(&drain, |_request| respond(answer.take().expect("one call")))
@@ -648,7 +478,7 @@ mod tests {
                 Poll::Ready(Some(Ok(data("more"))))
             }
         }
-        let drain = Drain::new();
+        let drain = DrainState::new();
         let mut response = counted(&drain, |_request| respond(Endless))
             .oneshot(grpc(fed().1))
             .await
@@ -661,7 +491,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_waiting_reader_of_the_request_gets_a_status_at_the_limit() {
-        let drain = Drain::new();
+        let drain = DrainState::new();
         let (keep, mut kept) = mpsc::unbounded_channel();
         let (_ask, question) = fed();
         let call = counted(&drain, |request: Request<Body>| {
@@ -683,8 +513,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_nobody_reads_is_released_at_the_limit() {
-        let drain = Drain::new();
+    async fn a_request_without_a_reader_is_released_at_the_limit() {
+        let drain = DrainState::new();
         let (ask, question) = fed();
         let (keep, mut kept) = mpsc::unbounded_channel();
         let mut call = task::spawn(
@@ -695,7 +525,7 @@ mod tests {
             .call(grpc(question)),
         );
         assert_pending!(call.poll());
-        let _detached = kept.try_recv().expect("someone keeps the request");
+        let _detached = kept.try_recv().expect("the handler passes it on");
         end(&drain).await;
         assert!(ask.is_closed(), "what was behind it is gone");
         assert!(assert_ready!(call.poll()).is_ok(), "the call is answered");
@@ -705,7 +535,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_not_grpc_gets_503_or_breaks_off() {
         for content_type in ["text/html", "application/grpc-web+proto", "application/grpcish"] {
-            let drain = Drain::new();
+            let drain = DrainState::new();
             let mut call = task::spawn(counted(&drain, never).call(request(content_type, fed().1)));
             assert_pending!(call.poll());
             let (_reply, answer) = fed();
@@ -718,7 +548,7 @@ mod tests {
 
             end(&drain).await;
             let response = assert_ready!(call.poll()).expect("an answer, not an error");
-            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "HTTP's word for it");
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "503 is what HTTP has for it");
             let last = frame(&mut under_way).await.expect("not an end");
             assert!(last.is_err(), "half a page must not look like a whole one");
         }
@@ -735,8 +565,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_empty_request_stays_empty() {
-        let drain = Drain::new();
-        let mut service = RegistrationService {
+        let drain = DrainState::new();
+        let mut service = DrainService {
             inner: service_fn(async |request: Request<Body>| {
                 assert!(request.body().is_end_stream(), "nothing was wrapped");
                 Ok::<_, Infallible>(Response::new(Body::empty()))
@@ -752,10 +582,10 @@ mod tests {
 
     #[test]
     fn a_service_is_as_sendable_as_its_inner_one() {
-        fn is_send_sync<T: Send + Sync>() {}
-        is_send_sync::<RegistrationLayer>();
-        is_send_sync::<RegistrationService<()>>();
-        is_send_sync::<RegistrationFuture<()>>();
-        is_send_sync::<RegistrationBody<()>>();
+        fn assert_send_sync<T: Send + Sync>() {}
+        assert_send_sync::<DrainLayer>();
+        assert_send_sync::<DrainService<()>>();
+        assert_send_sync::<DrainFuture<()>>();
+        assert_send_sync::<DrainBody<()>>();
     }
 }

@@ -1,4 +1,4 @@
-//! What stands in a registration's own key, so that it is put back as soon as somebody else touches it.
+//! What a registration's own key holds, so that the key is put back as soon as it is touched.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -9,18 +9,18 @@ use tracing::Instrument;
 
 use crate::etcd::{Cluster, Event, Kv, Range, Source, Update};
 
-/// What stands in the key.
+/// The latest of what the key was seen to hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct OwnKey {
-    /// How often etcd's revisions were seen to go back: across that, revisions cannot be compared.
+    /// How often etcd's revisions were seen to go back: revisions from before and after a rollback cannot be compared.
     pub(super) rollbacks: u64,
-    /// The revision at which it was seen; 0 before the key was read for the first time.
+    /// The revision at which the key was seen; 0 before it was read for the first time.
     pub(super) revision: i64,
     /// The key; `None` if it is absent.
     pub(super) kv: Option<Kv>,
 }
 
-/// Watches the key for as long as the receiver lives, and reads it every `interval` without any cause.
+/// Watches the key until the receiver is dropped, and reads it every `interval`, for what a watch might miss.
 pub(super) fn observe(cluster: Arc<Cluster>, key: &str, interval: Duration) -> watch::Receiver<OwnKey> {
     let (publisher, own_key) = watch::channel(OwnKey::default());
     let source = Source::new(cluster, Range::key(key.to_owned()), interval);
@@ -37,7 +37,7 @@ async fn run(mut source: Source, publisher: watch::Sender<OwnKey>) {
             update = &mut next => update,
         };
         let revision = update.revision();
-        // `None` for no news of it.
+        // `None` if the update leaves the key as it was.
         let seen = match update {
             Update::Page { is_first, kvs } => {
                 if is_first {
@@ -53,7 +53,7 @@ async fn run(mut source: Source, publisher: watch::Sender<OwnKey>) {
             }),
         };
         publisher.send_if_modified(|own_key| {
-            // Part of a message: more of the same revision follows.
+            // No revision: the rest of the message follows, at the same revision.
             let revision = revision.unwrap_or(own_key.revision);
             let rollbacks = own_key.rollbacks + u64::from(revision < own_key.revision);
             let kv = seen.unwrap_or_else(|| own_key.kv.clone());

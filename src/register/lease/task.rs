@@ -14,7 +14,7 @@
 //! Granting or Claiming --too many failures in a row, where there is a limit--> give up: revoke, end
 //! ```
 //!
-//! Who is paused or not serving when the lease is granted goes from Claiming to Absent without a key.
+//! A registration that is paused or not serving when its lease is granted goes from Claiming to Absent without a key.
 //!
 //! Any step can be abandoned at any await, which is how leaving interrupts it.
 
@@ -24,40 +24,28 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::holdings::{Granted, Holdings, Outcome};
+use super::claims::{ClaimOutcome, Claims, GrantOutcome};
 use super::keepalive::{LeaseState, keep};
 use super::own_key::{OwnKey, observe};
-use super::status::RegistrationStatus;
-use super::upkeep::Upkeep;
-use super::wishes::Wishes;
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE, hex};
+use crate::register::desired::DesiredState;
+use crate::register::retry::RetryConfig;
+use crate::register::status::RegistrationStatus;
 
-/// The most that a grant waits after a lease was lost: 500 servers that lose theirs together come back spread.
-const REGRANT_JITTER: Duration = Duration::from_millis(250);
-
-/// The longest wait after a failed grant or claim, unless the first one is longer: a server is back within 3 s of etcd.
-const RETRY_MAX: Duration = Duration::from_secs(2);
-
-/// How often a key is put back at most, when something keeps on removing it or health flutters.
-const RESTORE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How much time leaving may take while etcd is away: a process must end.
-const LEAVE_LIMIT: Duration = Duration::from_secs(3);
-
-/// A registration that was not started yet, or runs.
-pub(super) struct Task {
-    holdings: Holdings,
-    upkeep: Upkeep,
-    wishes: Wishes,
+/// One registration, before its start and while it runs.
+pub(in crate::register) struct LeaseTask {
+    claims: Claims,
+    retry: RetryConfig,
+    desired: DesiredState,
     status: watch::Sender<RegistrationStatus>,
     backoff: Backoff,
-    /// How many grants and claims have failed since the last one that came to something.
+    /// How many grants and claims have failed in a row.
     failures: u32,
     /// Whether the key was claimed under the present lease.
     is_held: bool,
-    /// When the key was put back the last time, or is to be.
+    /// When the key was last put back, or is to be.
     restored: Option<Instant>,
 }
 
@@ -66,7 +54,7 @@ enum State {
     Granting {
         /// Not before then.
         at: Instant,
-        /// An id that was asked for without an answer.
+        /// The id of a grant without an answer.
         unanswered: Option<i64>,
     },
     /// The key is to be claimed.
@@ -78,19 +66,19 @@ enum State {
     },
     /// The key is ours.
     Holding { lease: Lease, claim: Claim, observer: Observer },
-    /// The key is under somebody else's live lease.
+    /// The key is under the live lease of another server.
     Yielding { lease: Lease, observer: Observer },
-    /// The key is to go; the lease is kept for the return.
+    /// The key is to be deleted; the lease is kept for the return.
     Withdrawing {
         lease: Lease,
         /// Not before then.
         at: Instant,
     },
-    /// The key is not there, as is wished.
+    /// The key is absent, as desired.
     Absent { lease: Lease, observer: Observer },
     /// An operator put the draining mark on the key.
     Drained,
-    /// The last attempt that was allowed failed.
+    /// The last of the allowed attempts failed.
     Exhausted { reason: String },
 }
 
@@ -100,13 +88,13 @@ struct Lease {
     state: watch::Receiver<LeaseState>,
 }
 
-/// What was put into the key, and the newest revision at which it was seen there.
+/// The claimed value, and the newest revision at which the key held it.
 struct Claim {
     value: Vec<u8>,
     revision: i64,
 }
 
-/// An eye on the key.
+/// A watch of the key.
 struct Observer {
     key: String,
     own_key: watch::Receiver<OwnKey>,
@@ -114,29 +102,29 @@ struct Observer {
     rollbacks: u64,
 }
 
-/// What a look at the key shows.
-enum Look {
+/// The state of a key that we claimed.
+enum KeyState {
     Ours,
     Drained,
     Touched(&'static str),
 }
 
-impl Task {
-    pub(super) fn new(
-        holdings: Holdings,
-        upkeep: Upkeep,
-        wishes: Wishes,
+impl LeaseTask {
+    pub(in crate::register) fn new(
+        claims: Claims,
+        retry: RetryConfig,
+        desired: DesiredState,
         status: watch::Sender<RegistrationStatus>,
     ) -> Self {
-        let backoff = Backoff::new(upkeep.retry_delay, upkeep.retry_delay.max(RETRY_MAX));
-        Self { holdings, upkeep, wishes, status, backoff, failures: 0, is_held: false, restored: None }
+        let backoff = Backoff::new(retry.retry_delay, retry.retry_delay.max(RETRY_MAX));
+        Self { claims, retry, desired, status, backoff, failures: 0, is_held: false, restored: None }
     }
 
     /// Keeps the instance registered until it is to leave, and then takes it out.
-    pub(super) async fn run(mut self) {
+    pub(in crate::register) async fn run(mut self) {
         self.report(RegistrationStatus::Registering);
-        self.wishes.begin();
-        let mut end = pin!(self.wishes.end());
+        self.desired.follow_health();
+        let mut end = pin!(self.desired.end());
         let mut state = State::Granting { at: Instant::now(), unanswered: None };
         let ending = loop {
             state = tokio::select! {
@@ -177,12 +165,12 @@ impl Task {
         }
     }
 
-    /// Waits for as long as the key is to be absent, or is not to be. What changed meanwhile, while the last attempt was under
-    /// way, counts as well.
+    /// Waits until `at`, or until the desired absence of the key differs from `absent`. A change that came during the
+    /// last attempt counts as well.
     async fn wait(&mut self, at: Instant, absent: bool) {
         let turned = async {
-            while self.wishes.absence().is_some() == absent {
-                self.wishes.changed().await;
+            while self.desired.absence().is_some() == absent {
+                self.desired.changed().await;
             }
         };
         tokio::select! {
@@ -191,16 +179,16 @@ impl Task {
         }
     }
 
-    /// Says of a registration without a key why that is wished, or that it is on its way.
-    fn report_wish(&self) {
-        match self.wishes.absence() {
-            Some(absence) if !self.holdings.is_written() => self.report(absence),
+    /// Reports why a registration has no key, or that it is on its way again.
+    fn report_absence(&self) {
+        match self.desired.absence() {
+            Some(absence) if !self.claims.has_key() => self.report(absence),
             None if self.status.borrow().is_absence() => self.report(RegistrationStatus::Registering),
             _ => {}
         }
     }
 
-    /// Says where the registration stands, if that is news.
+    /// Publishes the status, if it changed.
     fn report(&self, status: RegistrationStatus) {
         self.status.send_if_modified(|reported| {
             let is_news = *reported != status;
@@ -210,94 +198,96 @@ impl Task {
     }
 
     async fn grant(&mut self, unanswered: Option<i64>) -> State {
-        self.report_wish();
-        let id = unanswered.unwrap_or_else(|| self.holdings.new_lease());
-        let (ttl, renew_at) = match self.holdings.grant(id).await {
-            Ok(Granted::Now(ttl)) => (ttl, None),
-            Ok(Granted::Before(ttl)) => (ttl, Some(Instant::now())),
-            Ok(Granted::Dead) => {
-                self.holdings.forget_lease(id);
+        self.report_absence();
+        let id = unanswered.unwrap_or_else(|| self.claims.new_lease());
+        let (ttl, renew_at) = match self.claims.grant(id).await {
+            Ok(GrantOutcome::New(ttl)) => (ttl, None),
+            Ok(GrantOutcome::Existing(ttl)) => (ttl, Some(Instant::now())),
+            Ok(GrantOutcome::Dead) => {
+                self.claims.on_lease_dead(id);
                 return State::Granting { at: Instant::now(), unanswered: None };
             }
             Err(error) => {
-                let at = self.pause_after(&error);
-                return self.after_error(&error, State::Granting { at, unanswered: Some(id) });
+                let at = self.retry_at(&error);
+                return self.on_error(&error, State::Granting { at, unanswered: Some(id) });
             }
         };
         tracing::debug!(lease = hex(id), ?ttl, "lease granted");
-        claiming(Lease { id, state: keep(self.holdings.registrar.clone(), id, ttl, renew_at) }, None)
+        claiming(Lease { id, state: keep(self.claims.registrar.keepalives.clone(), id, ttl, renew_at) }, None)
     }
 
     async fn claim(&mut self, lease: Lease, observer: Option<Observer>) -> State {
-        let instance = self.wishes.instance();
-        if self.wishes.absence().is_some() {
+        let instance = self.desired.instance();
+        if self.desired.absence().is_some() {
             return State::Withdrawing { lease, at: Instant::now() };
         }
-        self.report_wish();
-        let (key, value) = self.holdings.entry(&instance, lease.id, false);
-        let outcome = match self.holdings.claim(&key, &value, lease.id).await {
+        self.report_absence();
+        let (key, value) = self.claims.entry(&instance, lease.id, false);
+        let outcome = match self.claims.claim(&key, &value, lease.id).await {
             Ok(outcome) => outcome,
             Err(error) if error.kind == EtcdErrorKind::NotFound => {
-                // With the back-off, since this may happen again and again: where two clusters hide behind one name.
+                // With back-off, since it repeats where two clusters are behind one name.
                 let pause = self.backoff.next();
-                let next = self.lost(&lease, "the lease is gone", pause);
-                return self.after_error(&error, next);
+                let next = self.on_lease_lost(&lease, "the lease is gone", pause);
+                return self.on_error(&error, next);
             }
             Err(error) => {
-                let at = self.pause_after(&error);
-                return self.after_error(&error, State::Claiming { lease, at, observer });
+                let at = self.retry_at(&error);
+                return self.on_error(&error, State::Claiming { lease, at, observer });
             }
         };
         let same_key = observer.filter(|observer| observer.key == key);
         match outcome {
-            Outcome::Claimed(revision) => {
+            ClaimOutcome::Claimed(revision) => {
                 self.backoff.reset();
                 (self.failures, self.is_held) = (0, true);
-                self.holdings.expect_drain(&instance, lease.id);
+                self.claims.expect_drain(&instance, lease.id);
                 tracing::info!(key, lease = hex(lease.id), "registered");
                 self.report(RegistrationStatus::Registered { key: key.clone(), lease: lease.id });
                 let observer = same_key.unwrap_or_else(|| self.observe(key));
                 State::Holding { lease, claim: Claim { value, revision }, observer }
             }
-            Outcome::Foreign(other) => {
+            ClaimOutcome::Foreign(other) => {
                 self.failures = 0;
                 tracing::warn!(key, lease = hex(other), "address is registered by another server that is alive");
                 self.report(RegistrationStatus::Conflict { key: key.clone(), lease: other });
-                // A new eye: what the old one showed was from before the other server came.
+                // A new watch: the old one shows the key from before the other server's claim.
                 State::Yielding { lease, observer: self.observe(key) }
             }
-            Outcome::Drained => State::Drained,
-            Outcome::Contended => {
+            ClaimOutcome::Drained => State::Drained,
+            ClaimOutcome::Contended => {
                 let at = Instant::now() + self.backoff.next();
                 let reason = format!("{key} was changed by others each time that it was claimed");
-                self.after_failure(reason, State::Claiming { lease, at, observer: same_key })
+                self.on_failure(reason, State::Claiming { lease, at, observer: same_key })
             }
         }
     }
 
     fn observe(&self, key: String) -> Observer {
-        let own_key = observe(self.holdings.registrar.cluster.clone(), &key, self.upkeep.check_interval);
+        let own_key = observe(self.claims.registrar.cluster.clone(), &key, self.retry.check_interval);
         Observer { key, own_key, rollbacks: 0 }
     }
 
     async fn hold(&mut self, mut lease: Lease, mut claim: Claim, mut observer: Observer) -> State {
         loop {
             tokio::select! {
-                () = self.wishes.changed() => {
-                    if self.wishes.absence().is_some() {
+                () = self.desired.changed() => {
+                    if self.desired.absence().is_some() {
                         return State::Withdrawing { lease, at: Instant::now() };
                     }
-                    let instance = self.wishes.instance();
-                    let (key, value) = self.holdings.entry(&instance, lease.id, false);
+                    let instance = self.desired.instance();
+                    let (key, value) = self.claims.entry(&instance, lease.id, false);
                     if key != observer.key || value != claim.value {
                         return claiming(lease, Some(observer));
                     }
                 }
-                () = died(&mut lease) => return self.lost(&lease, "the lease expired or was revoked", Duration::ZERO),
-                Ok(()) = observer.own_key.changed() => match self.look(&mut observer, &mut claim, lease.id) {
-                    Look::Ours => {}
-                    Look::Drained => return State::Drained,
-                    Look::Touched(reason) => {
+                () = died(&mut lease) => {
+                    return self.on_lease_lost(&lease, "the lease expired or was revoked", Duration::ZERO);
+                }
+                Ok(()) = observer.own_key.changed() => match self.on_key_seen(&mut observer, &mut claim, lease.id) {
+                    KeyState::Ours => {}
+                    KeyState::Drained => return State::Drained,
+                    KeyState::Touched(reason) => {
                         tracing::warn!(key = observer.key, reason, "registration was lost; it is put back");
                         self.report(RegistrationStatus::Lost { reason: reason.into() });
                         return State::Claiming { lease, at: self.restore_at(), observer: Some(observer) };
@@ -307,34 +297,34 @@ impl Task {
         }
     }
 
-    fn look(&self, observer: &mut Observer, claim: &mut Claim, lease: i64) -> Look {
+    fn on_key_seen(&self, observer: &mut Observer, claim: &mut Claim, lease: i64) -> KeyState {
         let seen = observer.own_key.borrow_and_update();
-        // What is older than our own write says nothing, except across a rollback.
+        // A revision older than our own write proves nothing, except after a rollback.
         if seen.rollbacks == observer.rollbacks && seen.revision < claim.revision {
-            return Look::Ours;
+            return KeyState::Ours;
         }
         observer.rollbacks = seen.rollbacks;
         claim.revision = seen.revision;
         match &seen.kv {
-            None => Look::Touched("the key was deleted"),
-            Some(kv) if kv.lease == lease && kv.value == claim.value => Look::Ours,
-            Some(kv) if self.holdings.is_drained(kv) => Look::Drained,
-            Some(_) => Look::Touched("the key was overwritten"),
+            None => KeyState::Touched("the key was deleted"),
+            Some(kv) if kv.lease == lease && kv.value == claim.value => KeyState::Ours,
+            Some(kv) if self.claims.is_drained(kv) => KeyState::Drained,
+            Some(_) => KeyState::Touched("the key was overwritten"),
         }
     }
 
     async fn give_way(&mut self, mut lease: Lease, mut observer: Observer) -> State {
         loop {
             tokio::select! {
-                () = self.wishes.changed() => {
-                    if self.wishes.absence().is_some() {
+                () = self.desired.changed() => {
+                    if self.desired.absence().is_some() {
                         return State::Withdrawing { lease, at: Instant::now() };
                     }
                 }
                 () = died(&mut lease) => return self.regrant(&lease, Duration::ZERO),
                 Ok(()) = observer.own_key.changed() => {
                     let owner = observer.own_key.borrow_and_update().kv.as_ref().map_or(0, |kv| kv.lease);
-                    if owner == 0 || self.holdings.is_own_lease(owner) {
+                    if owner == 0 || self.claims.is_own_lease(owner) {
                         return claiming(lease, Some(observer));
                     }
                     self.report(RegistrationStatus::Conflict { key: observer.key.clone(), lease: owner });
@@ -344,37 +334,37 @@ impl Task {
     }
 
     async fn withdraw(&mut self, lease: Lease) -> State {
-        let instance = self.wishes.instance();
-        if self.wishes.absence().is_none() {
-            // Whether the key is there still is not known.
+        let instance = self.desired.instance();
+        if self.desired.absence().is_none() {
+            // The key may still exist, or not.
             self.report(RegistrationStatus::Registering);
             return claiming(lease, None);
         }
-        match self.holdings.withdraw(&instance).await {
+        match self.claims.withdraw(&instance).await {
             Ok(()) => {
-                let (key, _) = self.holdings.entry(&instance, lease.id, false);
+                let (key, _) = self.claims.entry(&instance, lease.id, false);
                 State::Absent { lease, observer: self.observe(key) }
             }
-            Err(error) => State::Withdrawing { lease, at: self.pause_after(&error) },
+            Err(error) => State::Withdrawing { lease, at: self.retry_at(&error) },
         }
     }
 
     async fn stay_absent(&mut self, mut lease: Lease, mut observer: Observer) -> State {
         loop {
-            let Some(absence) = self.wishes.absence() else {
+            let Some(absence) = self.desired.absence() else {
                 self.report(RegistrationStatus::Registering);
-                // Not at once again and again, where health flutters.
+                // At a limited rate, where health flutters.
                 return State::Claiming { lease, at: self.restore_at(), observer: None };
             };
             self.report(absence);
             tokio::select! {
-                () = self.wishes.changed() => {}
+                () = self.desired.changed() => {}
                 () = died(&mut lease) => return self.regrant(&lease, Duration::ZERO),
                 Ok(()) = observer.own_key.changed() => {
-                    // A claim that was given up can still arrive.
+                    // An abandoned claim can still arrive.
                     let seen = observer.own_key.borrow_and_update().kv.clone();
-                    if let Some(kv) = seen.filter(|kv| self.holdings.is_own_lease(kv.lease)) {
-                        self.holdings.note_written(observer.key, kv.lease, kv.mod_revision);
+                    if let Some(kv) = seen.filter(|kv| self.claims.is_own_lease(kv.lease)) {
+                        self.claims.on_key_seen(observer.key, kv.lease, kv.mod_revision);
                         return State::Withdrawing { lease, at: Instant::now() };
                     }
                 }
@@ -382,59 +372,63 @@ impl Task {
         }
     }
 
-    fn lost(&mut self, lease: &Lease, reason: &str, pause: Duration) -> State {
+    fn on_lease_lost(&mut self, lease: &Lease, reason: &str, pause: Duration) -> State {
         tracing::warn!(lease = hex(lease.id), reason, "registration was lost; it is put back");
         self.report(RegistrationStatus::Lost { reason: reason.to_owned() });
         self.regrant(lease, pause)
     }
 
     fn regrant(&mut self, lease: &Lease, pause: Duration) -> State {
-        self.holdings.forget_lease(lease.id);
+        self.claims.on_lease_dead(lease.id);
         self.is_held = false;
         State::Granting { at: Instant::now() + pause + up_to(REGRANT_JITTER), unanswered: None }
     }
 
-    fn after_error(&mut self, error: &EtcdError, next: State) -> State {
+    fn on_error(&mut self, error: &EtcdError, next: State) -> State {
         match error.kind {
             // Nothing was attempted.
             EtcdErrorKind::Withheld => next,
-            // It is registered, and only its newest value is not there yet: that is no failure to register.
+            // The key is registered, only with an older value: that is no failure to register.
             _ if self.is_held => next,
-            _ => self.after_failure(chain(error), next),
+            _ => self.on_failure(chain(error), next),
         }
     }
 
-    /// Goes on with `next` after an attempt that failed, unless that was the last one.
-    fn after_failure(&mut self, reason: String, next: State) -> State {
+    /// Counts a failed attempt, and goes on with `next` unless it was the last one allowed.
+    fn on_failure(&mut self, reason: String, next: State) -> State {
         self.failures = self.failures.saturating_add(1);
-        let limit = self.upkeep.max_attempts;
+        let limit = self.retry.max_attempts;
         if limit > 0 && self.failures >= limit { State::Exhausted { reason } } else { next }
     }
 
-    /// Announces, revokes, ends. There is no way back.
+    /// Announces the leave, revokes the lease and ends. There is no way back.
     async fn leave(mut self, ending: RegistrationStatus) {
         self.report(RegistrationStatus::Draining);
         self.take_out().await;
         self.report(ending);
     }
 
-    /// Takes out what the attempts may have left in etcd, and ends.
+    /// Takes out what failed attempts may have left in etcd, and ends.
     async fn give_up(mut self, reason: String) {
-        let (service, attempts) = (self.holdings.service(), self.failures);
+        let (service, attempts) = (self.claims.service(), self.failures);
         tracing::warn!(%service, attempts, reason, "registration gave up: as many attempts failed as are allowed");
         self.take_out().await;
         self.report(RegistrationStatus::GaveUp { attempts, reason });
     }
 
     async fn take_out(&mut self) {
-        let instance = self.wishes.instance();
-        let service = self.holdings.service().clone();
-        match timeout(LEAVE_LIMIT, self.holdings.take_out(&instance)).await {
+        let instance = self.desired.instance();
+        let service = self.claims.service().clone();
+        match timeout(LEAVE_LIMIT, self.claims.take_out(&instance)).await {
             Ok(true) => tracing::info!(%service, address = %instance.address, "deregistered"),
             Ok(false) => tracing::warn!(%service, "etcd refused the deregistration; the lease will expire"),
             Err(_) => {
-                let leases = self.holdings.left_over();
-                tracing::warn!(%service, ?leases, "etcd did not take the deregistration in time; the leases will expire");
+                let leases = self.claims.left_over();
+                tracing::warn!(
+                    %service,
+                    ?leases,
+                    "etcd did not take the deregistration in time; the leases will expire"
+                );
             }
         }
     }
@@ -443,7 +437,7 @@ impl Task {
     fn restore_at(&mut self) -> Instant {
         let now = Instant::now();
         let at = match self.restored {
-            // It was to be put back then, and was not.
+            // The planned time is still ahead.
             Some(planned) if planned > now => planned,
             Some(restored) => now.max(restored + RESTORE_INTERVAL),
             None => now,
@@ -453,7 +447,7 @@ impl Task {
     }
 
     /// When to try again after a failure.
-    fn pause_after(&mut self, error: &EtcdError) -> Instant {
+    fn retry_at(&mut self, error: &EtcdError) -> Instant {
         let wait = match error.kind {
             EtcdErrorKind::Denied => DENIED_PAUSE,
             EtcdErrorKind::Refused => spread(REFUSED_PAUSE, 0.1),
@@ -469,8 +463,8 @@ impl Task {
     }
 }
 
-impl Drop for Task {
-    /// Also where the task was never started, or its runtime ends under it.
+impl Drop for LeaseTask {
+    /// Also if the task was never started, or its runtime ended.
     fn drop(&mut self) {
         if !self.status.borrow().has_ended() {
             self.report(RegistrationStatus::Gone);
@@ -485,7 +479,19 @@ fn claiming(lease: Lease, observer: Option<Observer>) -> State {
 /// Resolves when the lease is dead.
 async fn died(lease: &mut Lease) {
     if lease.state.wait_for(|state| *state == LeaseState::Dead).await.is_err() {
-        // The keeper ended without a word: its runtime is going down, and this task with it.
+        // The keeper ended silently: its runtime is shutting down, and this task with it.
         std::future::pending::<()>().await;
     }
 }
+
+/// The longest delay of a grant after a lease was lost: 500 servers that lose their leases together come back spread.
+const REGRANT_JITTER: Duration = Duration::from_millis(250);
+
+/// The longest wait after a failed grant or claim, unless the first one is longer: a server is back within 3 s of etcd.
+const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// The least time between two returns of a key that is removed again and again, or whose health flutters.
+const RESTORE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The longest that a leave may take while etcd is unreachable: a process must end.
+const LEAVE_LIMIT: Duration = Duration::from_secs(3);

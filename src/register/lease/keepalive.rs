@@ -1,9 +1,9 @@
-//! Keepalives: one stream a member for all registrations of a registry, and for each lease a keeper that asks in time,
-//! asks another member when one is silent, and says when the lease is gone.
+//! Keepalives: one stream per member for all registrations of a registry, and for each lease a keeper that renews it in
+//! time, asks another member when one is silent, and reports the end of the lease.
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use etcd_client::{LeaseKeepAliveResponse, LeaseKeepAliveStream, LeaseKeeper};
@@ -12,34 +12,38 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::Instrument;
 
-use super::registrar::Registrar;
 use crate::backoff::{Backoff, spread};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{Cluster, Connection};
 
-/// How long a member may take to answer a keepalive before another one is asked: a TTL of 15 s then survives a member
-/// that freezes (interval 5 s + this 2 s + connect 2 s + an election 2 s + one retry 2 s = 13 s).
-const REPLY_LIMIT: Duration = Duration::from_secs(2);
-
-/// How long a stream without keepalives stays open, after a hedge for instance.
-const STREAM_IDLE: Duration = Duration::from_secs(60);
-
-/// How many keepalives may wait for a member's stream to open. More than that fail at once and are tried elsewhere.
-const QUEUE: usize = 1024;
-
-/// How long a member whose stream could not be opened is left alone, whoever asks: many leases are no reason to dial a
-/// dead member more often.
-const REOPEN_PAUSE: Duration = Duration::from_millis(100);
-
-/// The first wait after all members were asked in vain.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-
-/// The longest such wait, so that a lease is renewed within a second of etcd's return.
-const RETRY_MAX: Duration = Duration::from_secs(1);
-
-/// The keepalive streams of one registry. They end with its last registration.
+/// The keepalive streams of one registry, for as long as one of its leases is kept.
 #[derive(Debug)]
-pub(super) struct Keepalives {
+pub(super) struct KeepalivePool {
+    cluster: Arc<Cluster>,
+    running: Mutex<Weak<KeepaliveStreams>>,
+}
+
+impl KeepalivePool {
+    pub(super) fn new(cluster: Arc<Cluster>) -> Self {
+        Self { cluster, running: Mutex::default() }
+    }
+
+    /// The running streams, or new ones: for the first lease, and after the runtime of the old ones has ended. Needs a
+    /// tokio runtime.
+    fn streams(&self) -> Arc<KeepaliveStreams> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(streams) = running.upgrade().filter(|streams| streams.is_running()) {
+            return streams;
+        }
+        let spawned = KeepaliveStreams::spawn(&self.cluster);
+        *running = Arc::downgrade(&spawned);
+        spawned
+    }
+}
+
+/// One stream for each member. They end when no lease is left that holds them.
+#[derive(Debug)]
+struct KeepaliveStreams {
     cluster: Arc<Cluster>,
     members: Vec<mpsc::Sender<Ask>>,
 }
@@ -57,8 +61,8 @@ enum Answer {
     Dead,
 }
 
-impl Keepalives {
-    pub(super) fn spawn(cluster: &Arc<Cluster>) -> Arc<Self> {
+impl KeepaliveStreams {
+    fn spawn(cluster: &Arc<Cluster>) -> Arc<Self> {
         let members = (0..cluster.len()).map(|index| {
             let (asks, receiver) = mpsc::channel(QUEUE);
             let span = tracing::info_span!(parent: None, "keepalive", member = index);
@@ -68,12 +72,12 @@ impl Keepalives {
         Arc::new(Self { members: members.collect(), cluster: cluster.clone() })
     }
 
-    /// False once the runtime that the streams ran on has ended.
-    pub(super) fn is_running(&self) -> bool {
+    /// False once the runtime of the streams has ended.
+    fn is_running(&self) -> bool {
         self.members.iter().all(|member| !member.is_closed())
     }
 
-    /// One keepalive through one member. `None`: its stream broke, or it has too many waiting.
+    /// One keepalive through one member. `None`: its stream broke, or its queue is full.
     async fn ask(&self, lease: i64, member: usize) -> Option<Answer> {
         let (answer, answered) = oneshot::channel();
         self.members[member % self.members.len()].try_send(Ask { lease, answer }).ok()?;
@@ -81,7 +85,7 @@ impl Keepalives {
     }
 }
 
-/// The stream to one member, opened when it is needed.
+/// The stream to one member, opened on demand.
 struct MemberStream {
     cluster: Arc<Cluster>,
     index: usize,
@@ -118,8 +122,8 @@ impl MemberStream {
         Ok((connection, keeper, responses))
     }
 
-    /// Passes keepalives on until the stream breaks, stalls or idles, or its member turns out to be of another cluster. Who
-    /// still waits then finds its answer cancelled.
+    /// Passes keepalives on until the stream breaks, stalls or idles, or its member turns out to be of another cluster.
+    /// Pending keepalives are cancelled then.
     async fn serve(
         &mut self,
         connection: &Arc<Connection>,
@@ -127,7 +131,7 @@ impl MemberStream {
         mut responses: LeaseKeepAliveStream,
     ) {
         let mut waiting: HashMap<i64, Vec<oneshot::Sender<Answer>>> = HashMap::new();
-        // Since when the member owes an answer; who asked may have given up by now.
+        // Since when the member owes an answer, even if its keeper has given up by now.
         let mut owing: Option<Instant> = None;
         let mut used = Instant::now();
         let mut refusals = self.cluster.refusal_watch();
@@ -157,7 +161,7 @@ impl MemberStream {
                     owing.get_or_insert(used);
                     waiting.retain(|_, answers| answers.iter().any(|answer| !answer.is_closed()));
                     waiting.entry(lease).or_default().push(answer);
-                    // The stream takes any lease; only etcd-client's handle has one.
+                    // The stream takes any lease; only etcd-client's handle is bound to one.
                     keeper.id = lease;
                     if !matches!(timeout(REPLY_LIMIT, keeper.keep_alive()).await, Ok(Ok(()))) {
                         self.cluster.forget(connection);
@@ -181,19 +185,19 @@ fn answer_in(response: &LeaseKeepAliveResponse) -> Answer {
     if response.ttl() > 0 { Answer::Renewed } else { Answer::Dead }
 }
 
-/// What the keeper knows of its lease.
+/// The state of a lease, as far as its keeper knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LeaseState {
-    /// It is kept alive, or nobody could tell otherwise.
+    /// The lease is kept alive, or no member could be asked.
     Kept,
-    /// etcd says that it does not exist.
+    /// etcd reported that the lease does not exist.
     Dead,
 }
 
-/// Keeps a lease alive for as long as the receiver lives or until etcd says that the lease is dead. The first keepalive is
-/// due at `first`, or like all others a third of the TTL after the one before.
+/// Keeps a lease alive until the receiver is dropped or etcd reports the lease dead. The first keepalive is due at
+/// `first`, and each other one a third of the TTL after the one before.
 pub(super) fn keep(
-    registrar: Arc<Registrar>,
+    pool: Arc<KeepalivePool>,
     lease: i64,
     ttl: Duration,
     first: Option<Instant>,
@@ -201,18 +205,18 @@ pub(super) fn keep(
     let (publisher, state) = watch::channel(LeaseState::Kept);
     let interval = move || Instant::now() + spread(ttl / 3, 0.1);
     let keeper = async move {
-        // Held all the time: the streams live for as long as somebody holds them.
-        let mut keepalives = registrar.keepalives();
+        // Held between keepalives as well: the streams end with their last handle.
+        let mut streams = pool.streams();
         let mut due = first.unwrap_or_else(interval);
         loop {
             tokio::select! {
                 () = publisher.closed() => return,
                 () = sleep_until(due) => due = interval(),
             }
-            // A process that was stopped comes here late, and then asks at once.
+            // Late after the process was stopped, and then renewed at once.
             tokio::select! {
                 () = publisher.closed() => return,
-                answer = renew(&registrar, &mut keepalives, lease) => {
+                answer = renew(&pool, &mut streams, lease) => {
                     if answer == Answer::Dead {
                         publisher.send_replace(LeaseState::Dead);
                         return;
@@ -226,24 +230,24 @@ pub(super) fn keep(
 }
 
 /// Asks in rounds until a member answers.
-async fn renew(registrar: &Registrar, keepalives: &mut Arc<Keepalives>, lease: i64) -> Answer {
+async fn renew(pool: &KeepalivePool, streams: &mut Arc<KeepaliveStreams>, lease: i64) -> Answer {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
     loop {
-        *keepalives = registrar.keepalives();
-        if let Some(answer) = ask_around(keepalives, lease).await {
+        *streams = pool.streams();
+        if let Some(answer) = ask_around(streams, lease).await {
             return answer;
         }
         sleep(backoff.next()).await;
     }
 }
 
-/// Asks member after member, each as soon as the one before was silent for too long. Whose answer comes first does not
-/// matter.
-async fn ask_around(keepalives: &Keepalives, lease: i64) -> Option<Answer> {
-    let first = keepalives.cluster.preferred();
+/// Asks member after member, each as soon as the one before was silent for too long. The first answer counts, from
+/// whichever member.
+async fn ask_around(streams: &KeepaliveStreams, lease: i64) -> Option<Answer> {
+    let first = streams.cluster.preferred();
     let mut asked = FuturesUnordered::new();
-    for member in first..first + keepalives.members.len() {
-        asked.push(keepalives.ask(lease, member));
+    for member in first..first + streams.members.len() {
+        asked.push(streams.ask(lease, member));
         let mut silent = pin!(sleep(REPLY_LIMIT));
         loop {
             tokio::select! {
@@ -259,3 +263,23 @@ async fn ask_around(keepalives: &Keepalives, lease: i64) -> Option<Answer> {
     }
     None
 }
+
+/// How long a member may take to answer a keepalive before another one is asked: a TTL of 15 s then survives a member
+/// that freezes (interval 5 s + this 2 s + connect 2 s + an election 2 s + one retry 2 s = 13 s).
+const REPLY_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long a stream without keepalives stays open, after a hedge for instance.
+const STREAM_IDLE: Duration = Duration::from_secs(60);
+
+/// How many keepalives may wait for a member's stream to open. More than that fail at once and are tried elsewhere.
+const QUEUE: usize = 1024;
+
+/// How long a member is left alone after its stream could not be opened: many leases are no reason to dial a dead
+/// member more often.
+const REOPEN_PAUSE: Duration = Duration::from_millis(100);
+
+/// The first wait after no member answered.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+
+/// The longest wait after no member answered: a lease is renewed within a second of etcd's return.
+const RETRY_MAX: Duration = Duration::from_secs(1);

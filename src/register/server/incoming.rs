@@ -1,4 +1,4 @@
-//! The connections that a server accepts: passed on as they are, closed once the drain is over.
+//! The connections that a server accepts: passed on unchanged, and closed after the drain limit.
 
 use std::any::Any;
 use std::fmt;
@@ -14,37 +14,43 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tonic::transport::server::Connected;
 
-use super::drain::{Drain, End, Seat};
-use super::registrations::Registrations;
+use super::handle::ServerHandle;
+use super::open_set::{End, Slot};
+use super::state::DrainState;
 
 pin_project! {
-    /// A server's incoming connections, which close when its drain is over, whatever their clients do.
+    /// A server's incoming connections, which close after the drain limit, whatever their clients do. Made by
+    /// [`Drain::incoming`](super::Drain::incoming) or [`Registration::incoming`](crate::Registration::incoming); the
+    /// latter starts the registration when it is polled for the first time, which is when the server begins to accept.
     ///
-    /// It starts the registration when it is polled for the first time, which is when the server begins to accept.
+    /// For tonic's `serve_with_incoming_shutdown`: after the shutdown signal it waits for every open connection,
+    /// without limit. A client that does not read, a peer that sends nothing and one that never answers a ping would
+    /// keep it for ever. At the drain limit the calls are ended, and 250 ms later, when the answers have reached the
+    /// clients, reads and writes on the connections that are still open fail.
     ///
-    /// For tonic's `serve_with_incoming_shutdown`: after the shutdown signal it waits for every open connection, without
-    /// limit. A client that does not read, a peer that sends nothing and one that never answers a ping would keep it
-    /// for ever. At the drain limit the calls are ended, and 250 ms later, when the answers are with the clients, what is
-    /// still open reads and writes an error.
+    /// TCP streams get TCP_NODELAY (tonic sets it only where it binds the listener itself): without it small messages
+    /// can wait 40 ms for an acknowledgement. [`tcp_nodelay`](Self::tcp_nodelay) switches that off.
     ///
-    /// TCP streams get TCP_NODELAY (tonic sets it only where it binds the listener itself): without it small messages wait
-    /// up to 45 ms for an acknowledgement. [`tcp_nodelay`](Self::tcp_nodelay) switches that off.
+    /// # Panics
+    ///
+    /// The first poll panics outside of a tokio runtime, if it starts a registration.
     pub struct Incoming<I> {
         #[pin]
         inner: I,
         tcp_nodelay: bool,
-        // Held as well as started: while a server accepts, it stays registered.
-        registrations: Registrations,
+        // Kept after the start: while a server accepts, it stays registered.
+        server: ServerHandle,
         started: bool,
     }
 }
 
 impl<I> Incoming<I> {
-    pub(super) fn new(inner: I, registrations: Registrations) -> Self {
-        Self { inner, tcp_nodelay: true, registrations, started: false }
+    pub(super) fn new(inner: I, server: ServerHandle) -> Self {
+        Self { inner, tcp_nodelay: true, server, started: false }
     }
 
-    /// Whether TCP streams get `TCP_NODELAY`: true unless said otherwise. With false they stay as the inner stream gave them.
+    /// Whether TCP streams get `TCP_NODELAY`. Defaults to true; with false the streams stay as the inner stream made
+    /// them.
     #[must_use]
     pub fn tcp_nodelay(self, enabled: bool) -> Self {
         Self { tcp_nodelay: enabled, ..self }
@@ -56,13 +62,13 @@ where
     I: Stream<Item = Result<IO, E>>,
     IO: 'static,
 {
-    type Item = Result<Io<IO>, E>;
+    type Item = Result<IncomingIo<IO>, E>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.project();
         if !*this.started {
             *this.started = true;
-            this.registrations.start();
+            this.server.start();
         }
         let accepted = ready!(this.inner.poll_next(cx));
         Poll::Ready(accepted.map(|accepted| {
@@ -70,7 +76,7 @@ where
                 if *this.tcp_nodelay {
                     set_nodelay(&io);
                 }
-                Io::new(io, this.registrations.drain())
+                IncomingIo::new(io, this.server.drain())
             })
         }))
     }
@@ -91,17 +97,18 @@ impl<I: fmt::Debug> fmt::Debug for Incoming<I> {
 
 /// A connection from [`Incoming`].
 ///
-/// Once the drain is over, reads fail with `ConnectionAborted` and writes with `BrokenPipe`; who waits for either is woken.
-pub struct Io<IO> {
+/// After the drain limit reads fail with `ConnectionAborted` and writes with `BrokenPipe`; tasks that wait for either
+/// are woken.
+pub struct IncomingIo<IO> {
     inner: IO,
     socket: Arc<Socket>,
 }
 
-impl<IO> Io<IO> {
-    fn new(inner: IO, drain: &Drain) -> Self {
-        let socket = drain.sockets().enter(|seat| Socket {
+impl<IO> IncomingIo<IO> {
+    fn new(inner: IO, drain: &DrainState) -> Self {
+        let socket = drain.sockets().enter(|slot| Socket {
             drain: drain.clone(),
-            seat,
+            slot,
             reader: AtomicWaker::new(),
             writer: AtomicWaker::new(),
         });
@@ -109,23 +116,23 @@ impl<IO> Io<IO> {
     }
 }
 
-impl<IO> Io<IO>
+impl<IO> IncomingIo<IO>
 where
     IO: AsyncWrite + Unpin,
 {
-    /// One try at the write side. Every poll of it ends here.
+    /// Polls the write side, unless the limit has passed. All writes, flushes and shutdowns go through here.
     fn poll_writer<T>(
         &mut self,
         cx: &mut Context<'_>,
         poll: impl FnOnce(Pin<&mut IO>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        if !self.socket.drain.closed() {
+        if !self.socket.drain.is_closed() {
             if let ready @ Poll::Ready(_) = poll(Pin::new(&mut self.inner), cx) {
                 return ready;
             }
             self.socket.writer.register(cx.waker());
-            // Again, now that the waker is there: it may have come in between.
-            if !self.socket.drain.closed() {
+            // Again, now that the waker is registered: the limit may have passed in between.
+            if !self.socket.drain.is_closed() {
                 return Poll::Pending;
             }
         }
@@ -133,18 +140,18 @@ where
     }
 }
 
-impl<IO> AsyncRead for Io<IO>
+impl<IO> AsyncRead for IncomingIo<IO>
 where
     IO: AsyncRead + Unpin,
 {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        // First of all: a peer that always has more to say must not keep the connection.
-        if !self.socket.drain.closed() {
+        // Before the read: a peer that always sends more must not keep the connection.
+        if !self.socket.drain.is_closed() {
             if let ready @ Poll::Ready(_) = Pin::new(&mut self.inner).poll_read(cx, buf) {
                 return ready;
             }
             self.socket.reader.register(cx.waker());
-            if !self.socket.drain.closed() {
+            if !self.socket.drain.is_closed() {
                 return Poll::Pending;
             }
         }
@@ -153,7 +160,7 @@ where
     }
 }
 
-impl<IO> AsyncWrite for Io<IO>
+impl<IO> AsyncWrite for IncomingIo<IO>
 where
     IO: AsyncWrite + Unpin,
 {
@@ -178,8 +185,8 @@ where
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.socket.drain.closed() {
-            // The one thing left to do for the peer, tried once; dropping the connection does the rest.
+        if self.socket.drain.is_closed() {
+            // Tells the peer, if that takes no waiting; dropping the connection does the rest.
             let _ = Pin::new(&mut self.inner).poll_shutdown(cx)?;
             return Poll::Ready(Ok(()));
         }
@@ -187,7 +194,7 @@ where
     }
 }
 
-impl<IO: Connected> Connected for Io<IO> {
+impl<IO: Connected> Connected for IncomingIo<IO> {
     type ConnectInfo = IO::ConnectInfo;
 
     fn connect_info(&self) -> Self::ConnectInfo {
@@ -195,22 +202,22 @@ impl<IO: Connected> Connected for Io<IO> {
     }
 }
 
-impl<IO> Drop for Io<IO> {
+impl<IO> Drop for IncomingIo<IO> {
     fn drop(&mut self) {
-        self.socket.drain.sockets().leave(self.socket.seat);
+        self.socket.drain.sockets().leave(self.socket.slot);
     }
 }
 
-impl<IO: fmt::Debug> fmt::Debug for Io<IO> {
+impl<IO: fmt::Debug> fmt::Debug for IncomingIo<IO> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Io").field("inner", &self.inner).finish_non_exhaustive()
+        f.debug_struct("IncomingIo").field("inner", &self.inner).finish_non_exhaustive()
     }
 }
 
-/// How an open connection is found and woken from outside. Two wakers: two tasks may share it, one a direction.
+/// The part of an open connection that the drain wakes. Two wakers, since reader and writer may be two tasks.
 struct Socket {
-    drain: Drain,
-    seat: Seat,
+    drain: DrainState,
+    slot: Slot,
     reader: AtomicWaker,
     writer: AtomicWaker,
 }
@@ -226,7 +233,7 @@ fn set_nodelay(io: &dyn Any) {
     let Some(stream) = io.downcast_ref::<TcpStream>() else {
         return;
     };
-    // No reason to refuse a connection; its first use will tell if the peer is gone already.
+    // No reason to refuse a connection: its first use will fail if the peer is gone already.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY not set");
     }
@@ -244,23 +251,23 @@ mod tests {
     use tokio::net::TcpListener;
     use tokio_test::{assert_pending, assert_ready, task};
 
-    use super::super::drain::SOCKET_GRACE;
+    use super::super::state::SOCKET_GRACE;
     use super::*;
 
-    fn connection(drain: &Drain) -> (Io<DuplexStream>, DuplexStream) {
+    fn connection(drain: &DrainState) -> (IncomingIo<DuplexStream>, DuplexStream) {
         let (ours, theirs) = duplex(4);
-        (Io::new(ours, drain), theirs)
+        (IncomingIo::new(ours, drain), theirs)
     }
 
-    async fn end(drain: &Drain) {
+    async fn end(drain: &DrainState) {
         drain.begin(Duration::ZERO);
         tokio::time::sleep(SOCKET_GRACE + Duration::from_millis(5)).await;
-        assert!(drain.closed(), "the grace passed");
+        assert!(drain.is_closed(), "the grace passed");
     }
 
     #[tokio::test]
     async fn a_connection_is_passed_on_as_it_is() {
-        let drain = Drain::new();
+        let drain = DrainState::new();
         let (mut io, mut peer) = connection(&drain);
         peer.write_all(b"ping").await.expect("the peer writes");
         let mut read = [0; 4];
@@ -275,8 +282,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_is_woken_at_the_end_on_both_sides() {
-        let drain = Drain::new();
+    async fn a_reader_and_a_writer_that_wait_are_woken_at_the_end() {
+        let drain = DrainState::new();
         let (io, _peer) = connection(&drain);
         let (mut read_half, mut write_half) = tokio::io::split(io);
         let mut bytes = [0; 4];
@@ -290,12 +297,12 @@ mod tests {
         let read = assert_ready!(reader.poll()).expect_err("it is closed");
         assert_eq!(read.kind(), io::ErrorKind::ConnectionAborted, "not an end of file");
         let written = assert_ready!(writer.poll()).expect_err("it is closed");
-        assert_eq!(written.kind(), io::ErrorKind::BrokenPipe, "nobody gets it");
+        assert_eq!(written.kind(), io::ErrorKind::BrokenPipe, "the peer cannot get it");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_talks_on_is_closed_too() {
-        let drain = Drain::new();
+        let drain = DrainState::new();
         let (mut io, mut peer) = connection(&drain);
         peer.write_all(b"more").await.expect("the peer writes");
         end(&drain).await;
@@ -320,7 +327,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_dropped_connection_is_forgotten() {
-        let drain = Drain::new();
+        let drain = DrainState::new();
         let (io, _peer) = connection(&drain);
         assert!(format!("{drain:?}").contains("sockets: 1"), "{drain:?}");
         drop(io);

@@ -1,0 +1,143 @@
+//! Options of connections, named like those of tonic's `Endpoint`.
+
+use std::time::Duration;
+
+use http::Uri;
+use http::uri::{Authority, Scheme};
+use hyper::rt::{Read, Write};
+use tower::Service;
+
+use super::ChannelBuilder;
+use crate::channel::transport::{Connector, TransportConfig};
+use crate::error::{BoxError, ConfigError};
+#[cfg(feature = "_tls")]
+use crate::tls::ClientTls;
+
+/// Connections to the instances.
+impl ChannelBuilder {
+    /// How long connecting to an instance may take, up to the server's first HTTP/2 SETTINGS. Defaults to 1 s: on a network
+    /// where that is too short, calls would be too slow as well.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.transport.connect_timeout = timeout;
+        self
+    }
+
+    /// Whether small packets are sent at once (`TCP_NODELAY`). Defaults to `true`.
+    pub fn tcp_nodelay(mut self, enabled: bool) -> Self {
+        self.transport.tcp_nodelay = enabled;
+        self
+    }
+
+    /// How long a connection may be idle before TCP probes it. Defaults to `None`: HTTP/2 pings see more.
+    pub fn tcp_keepalive(mut self, idle: Option<Duration>) -> Self {
+        self.transport.tcp_keepalive = idle;
+        self
+    }
+
+    /// How long a connection with calls may be silent before an HTTP/2 ping is sent; `None` switches pings off. Defaults to
+    /// 310 s: gRPC servers close a connection whose client pings more often than every five minutes while they themselves
+    /// send nothing, unless they are told to allow it (`MinTime` in grpc-go's `EnforcementPolicy`). tonic servers allow any
+    /// interval; where all servers do, 10 s finds a frozen one sooner.
+    pub fn http2_keep_alive_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
+        self.transport.http2_keep_alive_interval = interval.into();
+        self
+    }
+
+    /// How long the answer to a ping may take before the connection counts as broken. Defaults to 5 s.
+    pub fn keep_alive_timeout(mut self, timeout: Duration) -> Self {
+        self.transport.keep_alive_timeout = timeout;
+        self
+    }
+
+    /// Whether pings are sent while no call is in flight. Defaults to `false`: servers take that for abuse.
+    pub fn keep_alive_while_idle(mut self, enabled: bool) -> Self {
+        self.transport.keep_alive_while_idle = enabled;
+        self
+    }
+
+    /// The HTTP/2 flow-control window of one stream, in bytes. Defaults to 2 MiB, as with tonic's `Endpoint`.
+    pub fn initial_stream_window_size(mut self, bytes: impl Into<Option<u32>>) -> Self {
+        self.transport.initial_stream_window_size = bytes.into();
+        self
+    }
+
+    /// The HTTP/2 flow-control window of a connection, in bytes. Defaults to 5 MiB, as with tonic's `Endpoint`.
+    pub fn initial_connection_window_size(mut self, bytes: impl Into<Option<u32>>) -> Self {
+        self.transport.initial_connection_window_size = bytes.into();
+        self
+    }
+
+    /// Whether windows follow the measured bandwidth; overrides the two sizes. Defaults to `false`.
+    pub fn http2_adaptive_window(mut self, enabled: bool) -> Self {
+        self.transport.http2_adaptive_window = Some(enabled);
+        self
+    }
+
+    /// The largest list of headers that is accepted, in bytes. Defaults to 16 KiB, as with tonic's `Endpoint`.
+    pub fn http2_max_header_list_size(mut self, bytes: u32) -> Self {
+        self.transport.http2_max_header_list_size = Some(bytes);
+        self
+    }
+
+    #[cfg(test)]
+    pub(in crate::channel) fn first_stream(mut self, number: u32) -> Self {
+        self.transport.first_stream = number;
+        self
+    }
+
+    /// How long the streams of an instance that was removed may go on. Defaults to 30 s, which is what Kubernetes grants
+    /// the server itself.
+    pub fn drain_limit(mut self, limit: Duration) -> Self {
+        self.drain_limit = limit;
+        self
+    }
+
+    /// The scheme and authority that requests name, for servers that look at them. Defaults to `http` or, with TLS,
+    /// `https`, and the address of the instance.
+    pub fn origin(mut self, origin: Uri) -> Self {
+        self.origin = Some(origin);
+        self
+    }
+
+    /// Connects with `connector` instead of TCP: a Unix socket, a proxy. It is given `http://` and the instance's address,
+    /// and is called for each attempt. TLS, if set, goes on top, and the address is `https://` then.
+    pub fn connector<C>(mut self, connector: C) -> Self
+    where
+        C: Service<Uri> + Send + 'static,
+        C::Response: Read + Write + Send + Unpin + 'static,
+        C::Error: Into<BoxError> + Send,
+        C::Future: Send,
+    {
+        self.transport.connector = Some(Connector::new(connector));
+        self
+    }
+
+    /// TLS towards the instances. Without a [`server_name`](ClientTls::server_name) each must have a certificate for the host
+    /// of its address.
+    #[cfg(feature = "_tls")]
+    pub fn tls(mut self, tls: ClientTls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Checks the options of connections.
+    pub(super) fn take_transport(&mut self) -> Result<TransportConfig, ConfigError> {
+        let mut config = std::mem::take(&mut self.transport);
+        config.check()?;
+        #[cfg(feature = "_tls")]
+        {
+            config.tls = self.tls.as_ref().map(ClientTls::build).transpose()?;
+        }
+        config.origin = self.origin.take().map(origin).transpose()?;
+        Ok(config)
+    }
+}
+
+fn origin(uri: Uri) -> Result<(Scheme, Authority), ConfigError> {
+    let value = uri.to_string();
+    let parts = uri.into_parts();
+    match (parts.scheme, parts.authority) {
+        (Some(scheme), Some(authority)) => Ok((scheme, authority)),
+        _ => Err(ConfigError::Option { option: "origin", value, expected: "a scheme and an authority: https://echo" }),
+    }
+}

@@ -1,0 +1,136 @@
+//! The states of a subchannel, its inputs and its effects.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+#[cfg(feature = "health")]
+use super::connection::HealthVerdict;
+use super::connection::ReadyConnection;
+use super::ticket::Ticket;
+use crate::channel::outlier::Tally;
+use crate::channel::policy::load::Load;
+use crate::snapshot::Member;
+
+/// Where the connection to an instance stands.
+pub(super) enum State<T> {
+    /// No connection is wanted.
+    Idle(Reason),
+    /// The instance waits for its turn to be dialled.
+    Queued(Ticket),
+    /// An attempt is under way.
+    Connecting(Ticket),
+    /// A connection stands, and the server's SETTINGS came.
+    Ready(Ready<T>),
+    /// The last attempt failed, and the next one waits for its time.
+    Backoff(Ticket),
+}
+
+/// Why no connection to an instance is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// It is ejected and has no connection; its probation brings the next one.
+    Ejected,
+    /// The channel's subset uses other instances.
+    Unselected,
+    /// It announced its leave, or left the list unannounced, and its connection ended.
+    Withdrawn,
+}
+
+/// A connection that stands.
+pub(super) struct Ready<T> {
+    pub(super) connection: Arc<ReadyConnection<T>>,
+    pub(super) ticket: Ticket,
+    pub(super) since: Instant,
+    /// Whether the server serves, as far as its health is watched.
+    pub(super) is_serving: bool,
+    /// Ends the watch of the server's health when dropped.
+    pub(super) _health: Option<oneshot::Sender<Infallible>>,
+    /// Gives the streams of the connection a limit.
+    pub(super) retire: oneshot::Sender<()>,
+}
+
+impl<T> Ready<T> {
+    /// Whether the connection is a good one: it answered a call, or stands for `long`.
+    pub(super) fn is_proven(&self, long: Duration, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= long || self.connection.load().answers() > 0
+    }
+}
+
+/// A new connection, whose driver runs.
+pub(crate) struct Established<T> {
+    pub(crate) transport: T,
+    pub(crate) load: Arc<Load>,
+    /// Sending gives the streams of the connection a limit.
+    pub(crate) retire: oneshot::Sender<()>,
+    /// Where the server's health is watched: the watch ends when this is dropped, and nothing is known yet.
+    pub(crate) health: Option<oneshot::Sender<Infallible>>,
+}
+
+/// What happens to a subchannel.
+pub(crate) enum Input<T> {
+    /// The registry has news of the instance: weight, tags, lease or state.
+    Updated(Member),
+    /// The channel's subset uses the instance.
+    Selected,
+    /// The channel's subset does not use the instance.
+    Unselected,
+    /// It is its turn to be dialled.
+    Turn(Ticket),
+    /// An attempt has led to a connection.
+    Connected(Ticket, Established<T>),
+    /// An attempt has failed.
+    ConnectFailed(Ticket, Arc<str>),
+    /// The back-off is over.
+    BackoffOver(Ticket),
+    /// The connection takes no more calls.
+    Ended(Ticket, Arc<str>),
+    /// The server reported its health.
+    #[cfg(feature = "health")]
+    Health(Ticket, HealthVerdict),
+    /// The calls of this tally failed in a row, or the first one on probation failed.
+    Failing { tally: Arc<Tally>, may_eject: bool },
+    /// The first call on probation was answered.
+    Proved(Arc<Tally>),
+    /// The instance fails more often than the others.
+    Outlier,
+    /// The time of an ejection is over, unless it was ended or renewed meanwhile.
+    EjectionOver,
+}
+
+/// What the balancer has to do after an input.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Effects {
+    /// A turn to be dialled is wanted.
+    pub(crate) queue: Option<Ticket>,
+    /// An attempt is to begin now.
+    pub(crate) dial: Option<Ticket>,
+    /// An input is due then.
+    pub(crate) wake: Option<(Instant, Wake)>,
+    pub(crate) publish: Publish,
+    /// The newest reason why an instance is not READY, for calls that find none.
+    pub(crate) failure: Option<Arc<str>>,
+}
+
+/// What a subchannel is woken for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wake {
+    /// [`Input::BackoffOver`]
+    Backoff(Ticket),
+    /// [`Input::EjectionOver`]
+    Ejection,
+}
+
+/// What has to be published anew.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Publish {
+    #[default]
+    Nothing,
+    /// The view of the instance, and why there is no ready set if there is none.
+    Status,
+    /// The ready set.
+    ReadySet,
+}

@@ -1,0 +1,417 @@
+use std::convert::Infallible;
+use std::net::SocketAddr;
+
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::channel::outlier::{Ending, Outcome, OutlierDetection};
+use crate::channel::policy::load::Load;
+
+type Machine = Subchannel<()>;
+
+/// The states of the tables, in the order of their columns.
+const STATES: [&str; 8] = ["Ejected", "Unselected", "Withdrawn", "Queued", "Connecting", "Ready", "Asked", "Backoff"];
+
+/// The instance under this lease, of this weight.
+fn member(lease: i64, weight: u16, state: MemberState) -> Member {
+    let instance = Instance::new("echo", SocketAddr::from(([127, 0, 0, 1], 1))).weight(weight);
+    Member::new(Arc::new(instance), lease, state)
+}
+
+fn live() -> Member {
+    member(1, 10, MemberState::Live)
+}
+
+fn reports() -> Reports {
+    let outliers = OutlierDetection::new().consecutive_failures(3);
+    // No test looks at what calls report.
+    Reports { outliers: Arc::new(outliers), events: mpsc::unbounded_channel().0 }
+}
+
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// A connection that allows ten calls, and the other end of its retirement.
+fn established(health: Option<oneshot::Sender<Infallible>>) -> (Established<()>, oneshot::Receiver<()>) {
+    let (retire, retired) = oneshot::channel();
+    (Established { transport: (), load: Arc::new(Load::new(10)), retire, health }, retired)
+}
+
+fn connected(machine: &mut Machine) -> Effects {
+    let ticket = ticket(machine);
+    machine.on(Input::Connected(ticket, established(None).0), now())
+}
+
+/// The ticket of the present wish, attempt, connection or back-off, or one that nothing has.
+fn ticket(machine: &Machine) -> Ticket {
+    match &machine.state {
+        State::Queued(ticket) | State::Connecting(ticket) | State::Backoff(ticket) => *ticket,
+        State::Ready(ready) => ready.ticket,
+        State::Idle(_) => Ticket::next(),
+    }
+}
+
+fn name(machine: &Machine) -> &'static str {
+    match &machine.state {
+        State::Idle(Reason::Ejected) => "Ejected",
+        State::Idle(Reason::Unselected) => "Unselected",
+        State::Idle(Reason::Withdrawn) => "Withdrawn",
+        State::Queued(_) => "Queued",
+        State::Connecting(_) => "Connecting",
+        State::Ready(ready) if ready.is_serving => "Ready",
+        State::Ready(_) => "Asked",
+        State::Backoff(_) => "Backoff",
+    }
+}
+
+/// An instance that came to this state by the shortest way.
+fn at(state: &str) -> Machine {
+    if state == "Unselected" {
+        return Machine::unselected(live(), 0, reports());
+    }
+    let (mut machine, _) = Machine::new(live(), 0, reports());
+    if state == "Queued" {
+        return machine;
+    }
+    machine.on(Input::Turn(ticket(&machine)), now());
+    let attempt = ticket(&machine);
+    match state {
+        "Connecting" => {}
+        "Ready" | "Withdrawn" => drop(connected(&mut machine)),
+        "Asked" => drop(machine.on(Input::Connected(attempt, established(Some(oneshot::channel().0)).0), now())),
+        _ => drop(machine.on(Input::ConnectFailed(attempt, "refused".into()), now())),
+    }
+    if state == "Withdrawn" {
+        machine.on(Input::Updated(member(1, 10, MemberState::Draining)), now());
+        machine.on(Input::Ended(ticket(&machine), "it left".into()), now());
+    }
+    if state == "Ejected" {
+        machine.on(Input::Outlier, now());
+    }
+    assert_eq!(name(&machine), state, "the way leads there");
+    machine
+}
+
+/// An input for a machine, made with its ticket or with another one.
+type Make = fn(&Machine, Ticket) -> Input<()>;
+
+/// Each input, and the state that it leads to from each of [`STATES`]; `=` where it changes nothing.
+const TABLE: [(&str, Make, [&str; 8]); 13] = [
+    ("the same again", |machine, _| Input::Updated(machine.member.clone()), ["="; 8]),
+    (
+        "another weight",
+        |_, _| Input::Updated(member(1, 20, MemberState::Live)),
+        ["=", "=", "Queued", "=", "=", "=", "=", "="],
+    ),
+    (
+        "another lease",
+        |_, _| Input::Updated(member(2, 10, MemberState::Live)),
+        ["Queued", "=", "Queued", "=", "=", "=", "=", "Queued"],
+    ),
+    ("a leave", |_, _| Input::Updated(member(1, 10, MemberState::Draining)), ["="; 8]),
+    (
+        "a missing key",
+        |_, _| Input::Updated(member(1, 10, MemberState::InQuestion)),
+        ["Withdrawn", "=", "=", "Withdrawn", "Withdrawn", "=", "=", "Withdrawn"],
+    ),
+    ("selected", |_, _| Input::Selected, ["=", "Queued", "=", "=", "=", "=", "=", "="]),
+    (
+        "unselected",
+        |_, _| Input::Unselected,
+        ["Unselected", "=", "Unselected", "Unselected", "Unselected", "Unselected", "Unselected", "Unselected"],
+    ),
+    ("its turn", |_, ticket| Input::Turn(ticket), ["=", "=", "=", "Connecting", "=", "=", "=", "="]),
+    (
+        "connected",
+        |_, ticket| Input::Connected(ticket, established(None).0),
+        ["=", "=", "=", "=", "Ready", "=", "=", "="],
+    ),
+    (
+        "not connected",
+        |_, ticket| Input::ConnectFailed(ticket, "refused".into()),
+        ["=", "=", "=", "=", "Backoff", "=", "=", "="],
+    ),
+    ("ended", |_, ticket| Input::Ended(ticket, "broken".into()), ["=", "=", "=", "=", "=", "Backoff", "Backoff", "="]),
+    ("its time", |_, ticket| Input::BackoffOver(ticket), ["=", "=", "=", "=", "=", "=", "=", "Queued"]),
+    ("an outlier", |_, _| Input::Outlier, ["=", "=", "=", "Ejected", "Ejected", "=", "=", "Ejected"]),
+];
+
+#[tokio::test(start_paused = true)]
+async fn every_input_leads_from_every_state_where_the_table_says() {
+    for (input, make, expected) in TABLE {
+        for (state, expected) in STATES.into_iter().zip(expected) {
+            let mut machine = at(state);
+            let (before, was_out) = (ticket(&machine), machine.ejection.is_out());
+            let effects = machine.on(make(&machine, before), now());
+            let expected = if expected == "=" { state } else { expected };
+            assert_eq!(name(&machine), expected, "{input} at {state}");
+            let has_moved = expected != state;
+            assert_eq!(effects.queue.is_some(), has_moved && expected == "Queued", "{input} at {state}: a turn");
+            assert!(effects.queue.is_none_or(|queued| queued == ticket(&machine)), "the turn's ticket");
+            assert_eq!(effects.dial.is_some(), has_moved && expected == "Connecting", "{input} at {state}: an attempt");
+            let is_ejected = !was_out && machine.ejection.is_out();
+            let wakes = is_ejected || has_moved && expected == "Backoff";
+            assert_eq!(effects.wake.is_some(), wakes, "{input} at {state}: a timer");
+            let touches_ready = matches!((state, expected), ("Ready", new) if new != "Ready") || expected == "Ready";
+            if has_moved && touches_ready || is_ejected {
+                assert_eq!(effects.publish, Publish::ReadySet, "{input} at {state}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn news_of_an_earlier_ticket_change_nothing() {
+    let stale: [Make; 5] = [
+        |_, ticket| Input::Turn(ticket),
+        |_, ticket| Input::Connected(ticket, established(None).0),
+        |_, ticket| Input::ConnectFailed(ticket, "refused".into()),
+        |_, ticket| Input::Ended(ticket, "broken".into()),
+        |_, ticket| Input::BackoffOver(ticket),
+    ];
+    for make in stale {
+        for state in STATES {
+            let mut machine = at(state);
+            let effects = machine.on(make(&machine, Ticket::next()), now());
+            assert_eq!((name(&machine), effects), (state, Effects::default()));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn reports_of_calls_that_are_not_counted_together_change_nothing() {
+    for state in STATES {
+        let mut machine = at(state);
+        let failing = Input::Failing { tally: Arc::default(), may_eject: true };
+        let effects = [machine.on(failing, now()), machine.on(Input::Proved(Arc::default()), now())];
+        assert_eq!((name(&machine), effects), (state, [Effects::default(), Effects::default()]));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn connectivity_follows_from_the_state_and_the_last_failure() {
+    use Connectivity::{Connecting, Idle, Ready, TransientFailure};
+    let expected = [Idle, Idle, Idle, Connecting, Connecting, Ready, Connecting, TransientFailure];
+    for (state, expected) in STATES.into_iter().zip(expected) {
+        let machine = at(state);
+        let status = machine.shared.status();
+        assert_eq!((machine.connectivity(), status.state()), (expected, expected), "{state}");
+        assert_eq!(status.cause().is_some(), matches!(state, "Backoff" | "Ejected"), "{state}");
+        assert_eq!(status.is_ejected(), state == "Ejected");
+        assert_eq!(status.is_draining(), state == "Withdrawn", "it left by an announcement");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_shows_until_the_next_connection_stands() {
+    let mut machine = at("Backoff");
+    machine.on(Input::BackoffOver(ticket(&machine)), now());
+    assert_eq!(machine.connectivity(), Connectivity::TransientFailure, "in its turn");
+    machine.on(Input::Turn(ticket(&machine)), now());
+    assert_eq!(machine.connectivity(), Connectivity::TransientFailure, "while it is dialled");
+    connected(&mut machine);
+    assert_eq!((machine.connectivity(), machine.shared.status().cause()), (Connectivity::Ready, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_answered_is_replaced_at_once() {
+    let mut machine = at("Ready");
+    connection(&machine).load().on_answer(now());
+    let effects = machine.on(Input::Ended(ticket(&machine), "going away".into()), now());
+    assert_eq!((name(&machine), machine.connectivity()), ("Queued", Connectivity::Connecting));
+    assert!(effects.queue.is_some() && effects.failure.is_none(), "nothing failed");
+    let mut machine = at("Ready");
+    tokio::time::advance(MAX_BACKOFF).await;
+    machine.on(Input::Ended(ticket(&machine), "going away".into()), now());
+    assert_eq!(name(&machine), "Queued", "one that stood for long was a good one, too");
+}
+
+fn connection(machine: &Machine) -> Arc<ReadyConnection<()>> {
+    machine.candidate().expect("it is READY").1
+}
+
+/// Ejects it, lets the time pass, and returns what the end of that leads to.
+async fn to_probation(machine: &mut Machine) -> Effects {
+    let (until, _) = machine.on(Input::Outlier, now()).wake.expect("it is out");
+    assert_eq!(machine.on(Input::EjectionOver, now()), Effects::default(), "its time is not over");
+    tokio::time::advance(until - now()).await;
+    machine.on(Input::EjectionOver, now())
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_an_ejection_dials_anew_what_is_used() {
+    let ends = ["Queued", "Unselected", "Withdrawn", "Queued", "Queued", "Queued", "Queued", "Queued"];
+    for (state, end) in STATES.into_iter().zip(ends) {
+        // It is out already in the first.
+        let mut machine = at(if state == "Ejected" { "Backoff" } else { state });
+        let effects = to_probation(&mut machine).await;
+        assert_eq!(name(&machine), end, "{state}");
+        assert_eq!((effects.queue.is_some(), effects.publish), (end == "Queued", Publish::ReadySet), "{state}");
+        assert!(machine.ejection.is_on_probation() && !machine.shared.status().is_ejected(), "{state}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_is_dialled_after_an_ejection_says_connecting() {
+    let mut machine = at("Ready");
+    let (until, _) = machine.on(Input::Outlier, now()).wake.expect("it is out");
+    assert_eq!(machine.connectivity(), Connectivity::Ready, "its connection stands");
+    machine.on(Input::Ended(ticket(&machine), "broken".into()), now());
+    let status = machine.shared.status();
+    assert_eq!((status.state(), status.cause()), (Connectivity::Idle, Some("broken")), "nothing is tried");
+    tokio::time::advance(until - now()).await;
+    machine.on(Input::EjectionOver, now());
+    let status = machine.shared.status();
+    assert_eq!((status.state(), status.cause()), (Connectivity::Connecting, None), "it is tried");
+}
+
+/// Connects an instance on probation.
+fn reconnect(machine: &mut Machine) -> Arc<ReadyConnection<()>> {
+    machine.on(Input::Turn(ticket(machine)), now());
+    connected(machine);
+    connection(machine)
+}
+
+const FAILED: Outcome = Outcome::new(tonic::Code::Unavailable, Ending::Answered);
+
+#[tokio::test(start_paused = true)]
+async fn on_probation_one_call_comes_at_a_time_until_one_is_answered() {
+    let mut machine = at("Ready");
+    to_probation(&mut machine).await;
+    let on_probation = reconnect(&mut machine);
+    let quota = on_probation.load().quota();
+    assert!(quota.acquire() && !quota.acquire(), "one at a time");
+    let effects = machine.on(Input::Proved(machine.tally.clone()), now());
+    assert_eq!(effects.publish, Publish::ReadySet);
+    assert!(!machine.ejection.is_on_probation() && quota.acquire(), "it is back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn on_probation_one_failure_ejects_for_longer_and_whatever_the_limit() {
+    let mut machine = at("Ready");
+    to_probation(&mut machine).await;
+    let on_probation = reconnect(&mut machine);
+    assert!(on_probation.on_outcome(FAILED), "it counts");
+    let effects = machine.on(Input::Failing { tally: machine.tally.clone(), may_eject: false }, now());
+    let (until, _) = effects.wake.expect("it is out again");
+    assert_eq!(until - now(), Duration::from_secs(10), "twice as long");
+    let quota = on_probation.load().quota();
+    assert!(quota.acquire() && quota.acquire(), "where nothing else is READY it takes all calls");
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_on_a_connection_from_before_the_probation_decide_nothing() {
+    let mut machine = at("Ready");
+    let (earlier, earlier_tally) = (connection(&machine), machine.tally.clone());
+    to_probation(&mut machine).await;
+    assert!(!earlier.load().quota().acquire(), "it takes no more calls");
+    for late in 0..2 {
+        let failing = Input::Failing { tally: earlier_tally.clone(), may_eject: true };
+        assert_eq!(machine.on(failing, now()), Effects::default());
+        assert_eq!(machine.on(Input::Proved(earlier_tally.clone()), now()), Effects::default());
+        if late == 0 {
+            reconnect(&mut machine);
+        }
+    }
+    assert!(machine.ejection.is_on_probation());
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_a_proof_outlives_its_connection_the_next_call_decides() {
+    let mut machine = at("Ready");
+    to_probation(&mut machine).await;
+    reconnect(&mut machine);
+    let proof = machine.tally.clone();
+    machine.on(Input::Ended(ticket(&machine), "broken".into()), now());
+    machine.on(Input::Proved(proof), now());
+    assert!(machine.ejection.is_on_probation(), "that connection is gone");
+    machine.on(Input::BackoffOver(ticket(&machine)), now());
+    let next = reconnect(&mut machine);
+    next.on_outcome(Outcome::new(tonic::Code::Ok, Ending::Answered));
+    machine.on(Input::Proved(machine.tally.clone()), now());
+    assert!(!machine.ejection.is_on_probation(), "the next one decided");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_of_failures_that_may_not_eject_begins_anew() {
+    let mut machine = at("Ready");
+    let connection = connection(&machine);
+    for _ in 0..2 {
+        (0..3).for_each(|_| assert!(connection.on_outcome(FAILED), "each counts"));
+        let failing = Input::Failing { tally: machine.tally.clone(), may_eject: false };
+        assert_eq!(machine.on(failing, now()), Effects::default());
+    }
+    assert!(!machine.ejection.is_out());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_lease_ends_an_ejection_and_a_probation() {
+    let mut machine = at("Ready");
+    machine.on(Input::Outlier, now());
+    machine.on(Input::Updated(member(2, 10, MemberState::Live)), now());
+    assert!(!machine.ejection.is_out() && !machine.shared.status().is_ejected());
+    to_probation(&mut machine).await;
+    let on_probation = reconnect(&mut machine);
+    machine.on(Input::Updated(member(3, 10, MemberState::Live)), now());
+    let quota = on_probation.load().quota();
+    assert!(quota.acquire() && quota.acquire(), "as many calls as the peer allows");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_selected_instance_that_is_out_waits_for_its_probation() {
+    let mut machine = at("Ready");
+    machine.on(Input::Outlier, now());
+    machine.on(Input::Unselected, now());
+    machine.on(Input::Selected, now());
+    assert_eq!(name(&machine), "Ejected");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_leaves_limits_the_streams_of_all_its_connections() {
+    let mut machine = at("Connecting");
+    let (first, first_retired) = established(None);
+    machine.on(Input::Connected(ticket(&machine), first), now());
+    machine.on(Input::Ended(ticket(&machine), "going away".into()), now());
+    machine.on(Input::BackoffOver(ticket(&machine)), now());
+    machine.on(Input::Turn(ticket(&machine)), now());
+    let (second, second_retired) = established(None);
+    machine.on(Input::Connected(ticket(&machine), second), now());
+    let load = connection(&machine).load().clone();
+    machine.leave();
+    assert_eq!((first_retired.await, second_retired.await), (Ok(()), Ok(())));
+    assert!(!load.quota().acquire(), "it takes no more calls");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_failed_and_came_back_settles_with_an_answer_or_a_second() {
+    let mut machine = at("Backoff");
+    machine.on(Input::BackoffOver(ticket(&machine)), now());
+    assert!(!machine.is_fit(now()), "it failed");
+    let connection = reconnect(&mut machine);
+    assert!(!machine.is_fit(now()), "it may fail again");
+    assert_eq!(machine.settles_at(), Some(now() + SETTLED));
+    assert!(machine.is_fit(now() + SETTLED), "it stands for long enough");
+    connection.load().on_answer(now());
+    assert!(machine.is_fit(now()), "it answered");
+}
+
+#[cfg(feature = "health")]
+#[tokio::test(start_paused = true)]
+async fn an_instance_starts_slowly_once_its_server_says_that_it_serves() {
+    let mut machine = at("Asked");
+    let report = |machine: &mut Machine, verdict| machine.on(Input::Health(ticket(machine), verdict), now());
+    tokio::time::advance(Duration::from_secs(900)).await;
+    report(&mut machine, Err("it warms up".into()));
+    assert_eq!(machine.connectivity(), Connectivity::TransientFailure);
+    assert_eq!(machine.ready_since(), None);
+    tokio::time::advance(Duration::from_secs(900)).await;
+    report(&mut machine, Ok(()));
+    let begin = now();
+    assert_eq!((machine.ready_since(), machine.connectivity()), (Some(begin), Connectivity::Ready));
+    tokio::time::advance(Duration::from_secs(45)).await;
+    report(&mut machine, Ok(()));
+    assert_eq!(machine.ready_since(), Some(begin), "it does not begin anew");
+    machine.on(Input::Health(Ticket::next(), Err("an earlier connection".into())), now());
+    assert_eq!(machine.connectivity(), Connectivity::Ready, "earlier connections say nothing");
+}

@@ -1,0 +1,138 @@
+//! The registrations of one server as one handle: they start together and leave together, with one drain.
+
+use std::sync::Arc;
+
+use futures_util::future::{join_all, try_join_all};
+
+use super::registration::Registration;
+use super::server::{Drain, DrainLayer, Incoming};
+use crate::error::Gone;
+
+/// The registrations of one server that has several: in more than one registry or format, or as more than one
+/// service. A cheap handle; clones are the same registrations.
+///
+/// A server uses it like one [`Registration`], in the same three places. Each registration keeps a status of its own,
+/// and is paused, updated or taken out by its own handle ([`iter`](Self::iter)).
+///
+/// ```no_run
+/// use tonic::transport::{Server, server::TcpIncoming};
+/// use tonic_etcd::{EtcdNaming, Instance, Registrations, Registry, shutdown_signal};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let old = Registry::builder(["http://127.0.0.1:2379"]).build()?;
+/// let new = Registry::builder(["http://127.0.0.1:2379"]).format(EtcdNaming).build()?;
+/// let incoming = TcpIncoming::bind("0.0.0.0:50051".parse()?)?;
+/// let instance = Instance::new("echo", incoming.local_addr()?);
+/// let registrations = Registrations::new([old.register(instance.clone()).build()?, new.register(instance).build()?]);
+///
+/// let mut server = Server::builder().layer(registrations.layer());
+/// // server.add_service(..).serve_with_incoming_shutdown(
+/// //     registrations.incoming(incoming),
+/// //     registrations.deregister_on(shutdown_signal()),
+/// // ).await?;
+/// # let _ = (registrations.incoming(incoming), registrations.deregister_on(shutdown_signal()));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Registrations {
+    each: Arc<[Registration]>,
+    drain: Drain,
+}
+
+impl Registrations {
+    /// Joins these registrations.
+    ///
+    /// Use [`layer`](Self::layer), [`incoming`](Self::incoming) and [`deregister_on`](Self::deregister_on) of the
+    /// set, and none of its registrations': each has a drain of its own, which knows nothing of the set's calls.
+    pub fn new(registrations: impl IntoIterator<Item = Registration>) -> Self {
+        let each: Arc<[Registration]> = registrations.into_iter().collect();
+        let limit = each.iter().map(Registration::drain_limit).max().unwrap_or_default();
+        Self { each, drain: Drain::new().limit(limit) }
+    }
+
+    /// The layer for `Server::builder().layer(..)`: starts all registrations, and is otherwise like
+    /// [`Registration::layer`].
+    #[must_use]
+    pub fn layer(&self) -> DrainLayer {
+        self.server().layer()
+    }
+
+    /// Wraps a server's incoming connections, as [`Registration::incoming`] does.
+    #[must_use]
+    pub fn incoming<I>(&self, incoming: I) -> Incoming<I> {
+        self.server().incoming(incoming)
+    }
+
+    /// The shutdown future for `serve_with_incoming_shutdown`, as [`Registration::deregister_on`] makes one. All
+    /// leaves are announced and all leases are revoked at once, at most 3 s for all of them together; all health that
+    /// is followed turns `NOT_SERVING` before. One propagation pause follows, the longest of the registrations', and
+    /// one drain, for at most the longest of their limits.
+    ///
+    /// # Panics
+    ///
+    /// When the signal comes, if the future is polled outside of a tokio runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before the signal, the future does nothing. Dropped after the signal, it lets deregistrations that have
+    /// begun go on.
+    pub fn deregister_on<F>(&self, signal: F) -> impl Future<Output = ()> + Send + use<F>
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let (registrations, drain) = (self.each.clone(), self.drain.clone());
+        self.drain.on(async move {
+            signal.await;
+            Registration::leave(&registrations, &drain).await;
+        })
+    }
+
+    /// Starts all registrations, as [`Registration::start`] does.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn start(&self) {
+        self.iter().for_each(Registration::start);
+    }
+
+    /// Waits until all keys are in etcd under our leases. Without a start this waits for ever.
+    ///
+    /// # Errors
+    ///
+    /// [`Gone`], if one of the registrations has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only watches the statuses.
+    pub async fn registered(&self) -> Result<(), Gone> {
+        try_join_all(self.iter().map(Registration::registered)).await.map(drop)
+    }
+
+    /// Ends all registrations for good, at once: at most 3 s for all of them together.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, the deregistrations go on when the future is dropped.
+    pub async fn deregister(&self) {
+        join_all(self.iter().map(Registration::deregister)).await;
+    }
+
+    /// How many calls the layer counts whose request or response has not ended yet.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.drain.in_flight()
+    }
+
+    /// Each registration, in the order given: for its status, to pause or to update it.
+    #[must_use = "an iterator does nothing unless it is used"]
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Registration> {
+        self.each.iter()
+    }
+
+    fn server(&self) -> Drain {
+        let registrations = self.clone();
+        self.drain.with_start(move || registrations.start())
+    }
+}
