@@ -313,7 +313,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_etcd_error_names_operation_key_and_member_and_leaves_the_cause_to_source() {
+    fn an_etcd_error_names_operation_key_and_member_but_not_the_cause() {
         let error = EtcdError {
             kind: EtcdErrorKind::Deadline(Duration::from_secs(5)),
             member: "http://127.0.0.1:2379".into(),
