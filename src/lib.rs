@@ -69,7 +69,7 @@
 //!
 //! [`BalancedChannel`] says what the channel does, [`ChannelBuilder`] has its options, [`Policy`] is how to choose in a
 //! way of your own. [`Discover::balance_channel`] feeds tonic's own balancer instead. A server can be in several registries
-//! at once ([`Registrations`]) and a client can look in several ([`Registries`]), so that a service can move from one
+//! at once ([`RegistrationSet`]) and a client can look in several ([`RegistrySet`]), so that a service can move from one
 //! to the other.
 //!
 //! # Layout
@@ -132,9 +132,9 @@ pub use self::etcd::Credentials;
 pub use self::format::{DecodeError, Decoded, Entry, EtcdNaming, Format, GoZero, Kitex, Kratos};
 pub use self::instance::{Address, DEFAULT_WEIGHT, Host, Instance, ServiceName};
 pub use self::register::{
-    Registration, RegistrationBuilder, RegistrationStatus, Registrations, StatusChanges, server, shutdown_signal,
+    Registration, RegistrationBuilder, RegistrationSet, RegistrationStatus, StatusChanges, server, shutdown_signal,
 };
-pub use self::registry::{Registries, Registry, RegistryBuilder};
+pub use self::registry::{Registry, RegistryBuilder, RegistrySet};
 pub use self::snapshot::{Member, MemberState, Snapshot};
 #[cfg(feature = "_tls")]
 pub use self::tls::ClientTls;

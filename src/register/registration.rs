@@ -69,7 +69,7 @@ impl Registration {
     /// drain limit.
     ///
     /// Layer, connections and shutdown future of one server come from one handle: those of several registrations from
-    /// [`Registrations`](crate::Registrations), or calls are counted in one drain and another one is ended.
+    /// [`RegistrationSet`](crate::RegistrationSet), or calls are counted in one drain and another one is ended.
     #[must_use]
     pub fn layer(&self) -> DrainLayer {
         self.server().layer()

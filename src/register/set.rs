@@ -16,14 +16,14 @@ use crate::error::Gone;
 ///
 /// ```no_run
 /// use tonic::transport::{Server, server::TcpIncoming};
-/// use tonic_etcd::{EtcdNaming, Instance, Registrations, Registry, shutdown_signal};
+/// use tonic_etcd::{EtcdNaming, Instance, RegistrationSet, Registry, shutdown_signal};
 ///
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// let old = Registry::builder(["http://127.0.0.1:2379"]).build()?;
 /// let new = Registry::builder(["http://127.0.0.1:2379"]).format(EtcdNaming).build()?;
 /// let incoming = TcpIncoming::bind("0.0.0.0:50051".parse()?)?;
 /// let instance = Instance::new("echo", incoming.local_addr()?);
-/// let registrations = Registrations::new([old.register(instance.clone()).build()?, new.register(instance).build()?]);
+/// let registrations = RegistrationSet::new([old.register(instance.clone()).build()?, new.register(instance).build()?]);
 ///
 /// let mut server = Server::builder().layer(registrations.layer());
 /// // server.add_service(..).serve_with_incoming_shutdown(
@@ -36,12 +36,12 @@ use crate::error::Gone;
 /// ```
 #[derive(Debug, Clone)]
 #[must_use = "registrations begin with their server, or with start()"]
-pub struct Registrations {
+pub struct RegistrationSet {
     each: Arc<[Registration]>,
     drain: Drain,
 }
 
-impl Registrations {
+impl RegistrationSet {
     /// Joins these registrations.
     ///
     /// Use [`layer`](Self::layer), [`incoming`](Self::incoming) and [`deregister_on`](Self::deregister_on) of the

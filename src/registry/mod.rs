@@ -29,7 +29,7 @@ use crate::snapshot::Snapshot;
 #[cfg(feature = "_tls")]
 use crate::tls::ClientTls;
 
-pub use self::registries::Registries;
+pub use self::registries::RegistrySet;
 
 /// An etcd cluster, a key prefix and a format: where servers register and clients look. Clones share everything, and
 /// one is enough for a process.
@@ -144,7 +144,7 @@ impl Registry {
     /// from the mark on, unless no other instance is left. A server that does not use this crate cannot obey and stays
     /// registered; for clients with this crate the mark counts all the same.
     ///
-    /// A server that is registered in several registries ([`Registrations`](crate::Registrations)) leaves this one
+    /// A server that is registered in several registries ([`RegistrationSet`](crate::RegistrationSet)) leaves this one
     /// alone, and has to be told in each: to clients of several it is there while one of them has it.
     ///
     /// It returns when the mark is in etcd, a few milliseconds before the server is gone. An instance that is marked

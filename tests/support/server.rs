@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{self, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
-use tonic_etcd::{Instance, Registration, RegistrationBuilder, RegistrationStatus, Registrations, Registry};
+use tonic_etcd::{Instance, Registration, RegistrationBuilder, RegistrationSet, RegistrationStatus, Registry};
 
 use super::pki::{Authority, Certificate};
 use super::{LIMIT, eventually};
@@ -80,7 +80,7 @@ impl EchoServer {
             .into_iter()
             .map(|builder| builder.build().expect("the test's registrations are valid"))
             .collect();
-        let all = Registrations::new(registrations.iter().cloned());
+        let all = RegistrationSet::new(registrations.iter().cloned());
         let (echo, (shutdown, stopped)) = (Answers::new(address), oneshot::channel::<()>());
         let serve = Server::builder()
             .layer(all.layer())
