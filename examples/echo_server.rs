@@ -149,7 +149,7 @@ impl Flags {
         for (name, value) in &self.tag {
             instance = instance.tag(name, value);
         }
-        let mut registration = registry.register(instance);
+        let mut registration = registry.registration(instance);
         if let Some(advertise) = &self.advertise {
             registration = registration.advertise(advertise);
         }

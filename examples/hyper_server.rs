@@ -51,7 +51,7 @@ async fn main() -> ExitCode {
 async fn run(flags: Flags) -> Result<(), Failure> {
     let listener = TcpListener::bind(flags.listen).await?;
     let bound = listener.local_addr()?;
-    let register = |registry: &Registry| registry.register(Instance::new(&flags.service, bound)).build();
+    let register = |registry: &Registry| registry.registration(Instance::new(&flags.service, bound)).build();
     let registries = flags.registry.registries()?;
     let registrations = RegistrationSet::new(registries.iter().map(register).collect::<Result<Vec<_>, _>>()?);
     let hello = Bytes::from(format!("hello from {bound}"));

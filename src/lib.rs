@@ -44,7 +44,7 @@
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
 //! let incoming = TcpIncoming::bind("0.0.0.0:50051".parse()?)?;
-//! let registration = registry.register(Instance::new("echo", incoming.local_addr()?)).build()?;
+//! let registration = registry.registration(Instance::new("echo", incoming.local_addr()?)).build()?;
 //! Server::builder()
 //!     .layer(registration.layer())
 //!     .add_service(Echo) // any generated server

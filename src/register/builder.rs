@@ -15,7 +15,7 @@ use super::status::RegistrationStatus;
 use crate::error::ConfigError;
 use crate::instance::{Instance, ServiceName};
 
-/// The options of a [`Registration`]. Made by [`Registry::register`](crate::Registry::register).
+/// The options of a [`Registration`]. Made by [`Registry::registration`](crate::Registry::registration).
 #[derive(Debug)]
 #[must_use = "nothing is registered before build() and the server's start"]
 pub struct RegistrationBuilder {
@@ -149,7 +149,7 @@ impl RegistrationBuilder {
     /// let (reporter, health_server) = health_reporter();
     /// let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
     /// let registration =
-    ///     registry.register(Instance::new("echo", address)).health(reporter.clone(), "echo.Echo").build()?;
+    ///     registry.registration(Instance::new("echo", address)).health(reporter.clone(), "echo.Echo").build()?;
     /// // Server::builder().layer(registration.layer()).add_service(health_server)..
     ///
     /// // Once the caches are warm:

@@ -23,7 +23,7 @@ use crate::error::Gone;
 /// let new = Registry::builder(["http://127.0.0.1:2379"]).format(EtcdNaming).build()?;
 /// let incoming = TcpIncoming::bind("0.0.0.0:50051".parse()?)?;
 /// let instance = Instance::new("echo", incoming.local_addr()?);
-/// let registrations = RegistrationSet::new([old.register(instance.clone()).build()?, new.register(instance).build()?]);
+/// let registrations = RegistrationSet::new([old.registration(instance.clone()).build()?, new.registration(instance).build()?]);
 ///
 /// let mut server = Server::builder().layer(registrations.layer());
 /// // server.add_service(..).serve_with_incoming_shutdown(

@@ -61,7 +61,7 @@ impl Registry {
     }
 
     /// Registers an instance: gives a builder for options. Nothing happens before the server starts to serve.
-    pub fn register(&self, instance: Instance) -> RegistrationBuilder {
+    pub fn registration(&self, instance: Instance) -> RegistrationBuilder {
         RegistrationBuilder::new(self.registrar.clone(), instance)
     }
 

@@ -51,8 +51,8 @@ async fn a_server_in_two_formats_is_found_through_either_and_leaves_both_before_
     let server = EchoServer::start_all(|address| {
         let instance = Instance::new("echo", address);
         vec![
-            kitex.register(instance.clone()).propagation_pause(pause),
-            naming.register(instance).propagation_pause(Duration::ZERO),
+            kitex.registration(instance.clone()).propagation_pause(pause),
+            naming.registration(instance).propagation_pause(Duration::ZERO),
         ]
     });
     let address = server.address();
@@ -114,7 +114,7 @@ async fn a_server_with_two_services_is_found_under_both_names() {
     let etcd = Etcd::start().await;
     let registry = registry(&etcd, Kitex);
     let server = EchoServer::start_all(|address| {
-        ["echo", "hello"].into_iter().map(|service| registry.register(Instance::new(service, address))).collect()
+        ["echo", "hello"].into_iter().map(|service| registry.registration(Instance::new(service, address))).collect()
     });
     for service in ["echo", "hello"] {
         Changes::of(&registry, service).expect_insert(server.address()).await;

@@ -93,7 +93,7 @@ impl EchoServer {
     /// registered in all of them.
     pub async fn registered_in(registries: &[&Registry], service: &str) -> Self {
         let server = Self::start_all(|address| {
-            registries.iter().map(|registry| registry.register(Instance::new(service, address))).collect()
+            registries.iter().map(|registry| registry.registration(Instance::new(service, address))).collect()
         });
         for registration in server.registrations() {
             timeout(LIMIT, registration.registered())
@@ -107,7 +107,7 @@ impl EchoServer {
     /// Serves on a free port as an instance of `service` with all defaults, and waits until it is
     /// registered.
     pub async fn registered(registry: &Registry, service: &str) -> Self {
-        let server = Self::start(|address| registry.register(Instance::new(service, address)));
+        let server = Self::start(|address| registry.registration(Instance::new(service, address)));
         timeout(LIMIT, server.registration().registered())
             .await
             .expect("the server registers itself in time")
