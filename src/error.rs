@@ -118,7 +118,7 @@ fn at(path: Option<&PathBuf>) -> String {
 /// Trying again does not help; build a new registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the registration has ended")]
-pub struct Gone;
+pub struct RegistrationEnded;
 
 /// A look at what is registered, or an order to an instance, that failed.
 #[derive(Debug, Error)]

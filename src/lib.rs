@@ -127,7 +127,7 @@ pub use self::channel::{
     SuccessRate, TestPick, WaitForReady, WeightedRandom, WeightedRoundRobin,
 };
 pub use self::discover::Discover;
-pub use self::error::{ConfigError, Gone, RegistryError};
+pub use self::error::{ConfigError, RegistrationEnded, RegistryError};
 pub use self::etcd::Credentials;
 pub use self::format::{DecodeError, Decoded, Entry, EtcdNaming, Format, GoZero, Kitex, Kratos};
 pub use self::instance::{Address, DEFAULT_WEIGHT, Host, Instance, ServiceName};

@@ -6,7 +6,7 @@ use futures_util::future::{join_all, try_join_all};
 
 use super::registration::Registration;
 use super::server::{Drain, DrainLayer, Incoming};
-use crate::error::Gone;
+use crate::error::RegistrationEnded;
 
 /// The registrations of one server that has several: in more than one registry or format, or as more than one
 /// service. A cheap handle; clones are the same registrations.
@@ -102,12 +102,12 @@ impl RegistrationSet {
     ///
     /// # Errors
     ///
-    /// [`Gone`], if one of the registrations has ended.
+    /// [`RegistrationEnded`], if one of the registrations has ended.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: it only watches the statuses.
-    pub async fn registered(&self) -> Result<(), Gone> {
+    pub async fn registered(&self) -> Result<(), RegistrationEnded> {
         try_join_all(self.iter().map(Registration::registered)).await.map(drop)
     }
 
