@@ -285,8 +285,8 @@ impl Stage {
         let row = |(server, name): (&Server, char)| {
             let listed = self.listed(server);
             let member = snapshot.as_ref().and_then(|snapshot| snapshot.get(&server.address.parse().ok()?));
-            let in_question = member.is_some_and(|member| member.state() == MemberState::InQuestion);
-            let (state, tone) = server.state(listed, in_question);
+            let suspect = member.is_some_and(|member| member.state() == MemberState::Suspect);
+            let (state, tone) = server.state(listed, suspect);
             Row {
                 name,
                 address: server.address.clone(),
@@ -333,17 +333,17 @@ impl Server {
         };
     }
 
-    fn state(&self, listed: Option<Listed>, in_question: bool) -> (&'static str, Tone) {
+    fn state(&self, listed: Option<Listed>, suspect: bool) -> (&'static str, Tone) {
         match (self.life, listed) {
             (Life::Starting, _) => ("starting", Tone::Dim),
             (Life::Registered(_), None) => ("registered", Tone::Uneasy),
-            (Life::Registered(_), Some(Listed::Yes { .. })) if in_question => ("in question", Tone::Uneasy),
+            (Life::Registered(_), Some(Listed::Yes { .. })) if suspect => ("in question", Tone::Uneasy),
             (Life::Registered(_), Some(Listed::Yes { .. })) => ("serving", Tone::Good),
             (Life::Registered(_), Some(Listed::NoMore { .. })) => ("forgotten", Tone::Bad),
             (Life::Leaving, Some(Listed::NoMore { .. })) => ("leaving", Tone::Uneasy),
             (Life::Leaving, _) => ("told to stop", Tone::Uneasy),
             (Life::Stopped, _) => ("stopped", Tone::Dim),
-            (Life::Killed, Some(Listed::Yes { .. })) if in_question => ("killed, in question", Tone::Bad),
+            (Life::Killed, Some(Listed::Yes { .. })) if suspect => ("killed, in question", Tone::Bad),
             (Life::Killed, Some(Listed::Yes { .. })) => ("killed, on the list", Tone::Bad),
             (Life::Killed, _) => ("killed, off the list", Tone::Dim),
             (Life::Crashed, _) => ("crashed", Tone::Bad),

@@ -164,7 +164,7 @@ impl<T> Subchannel<T> {
         match (&self.state, self.member.state()) {
             (State::Ready(_) | State::Idle(Reason::Unselected), _) => {}
             // A suspect lives by its connection alone.
-            (_, MemberState::InQuestion) => self.enter(State::Idle(Reason::Withdrawn)),
+            (_, MemberState::Suspect) => self.enter(State::Idle(Reason::Withdrawn)),
             (State::Idle(Reason::Withdrawn), _) => self.queue(effects),
             (State::Backoff(_) | State::Idle(Reason::Ejected), _) if is_restarted => self.queue(effects),
             _ => {}

@@ -91,7 +91,7 @@ impl<T> Subchannel<T> {
         let stays = match self.member.state() {
             MemberState::Live => true,
             // It lives by its connection: an etcd that forgets everything must not make each client dial all instances.
-            MemberState::InQuestion => self.is_ready(),
+            MemberState::Suspect => self.is_ready(),
             MemberState::Draining => false,
         };
         let is_trusted = !self.ejection.is_out() && !self.ejection.is_on_probation();

@@ -114,7 +114,7 @@ const TABLE: [(&str, Make, [&str; 8]); 13] = [
     ("a leave", |_, _| Input::Updated(member(1, 10, MemberState::Draining)), ["="; 8]),
     (
         "a missing key",
-        |_, _| Input::Updated(member(1, 10, MemberState::InQuestion)),
+        |_, _| Input::Updated(member(1, 10, MemberState::Suspect)),
         ["Withdrawn", "=", "=", "Withdrawn", "Withdrawn", "=", "=", "Withdrawn"],
     ),
     ("selected", |_, _| Input::Selected, ["=", "Queued", "=", "=", "=", "=", "=", "="]),

@@ -263,7 +263,7 @@ impl Membership {
         let members = keys.chunk_by(|(a, _), (b, _)| a.instance.address == b.instance.address).map(|keys| {
             let (newest, is_missing) = keys[0];
             let state = if is_missing {
-                MemberState::InQuestion
+                MemberState::Suspect
             } else if keys.iter().all(|(key, _)| key.draining) {
                 MemberState::Draining
             } else {
