@@ -119,7 +119,7 @@ fn where_its_runtime_is_gone_calls_fail_and_say_so_also_those_that_wait_for_read
     let channel = {
         let _entered = first.enter();
         let lists = stream::pending::<Vec<Instance>>();
-        BalancedChannel::over("echo", lists).wait_for_ready(true).build().expect("the options are good")
+        BalancedChannel::from_instances("echo", lists).wait_for_ready(true).build().expect("the options are good")
     };
     let call = || {
         let mut client = EchoClient::new(channel.clone());

@@ -121,7 +121,7 @@ async fn a_list_of_the_users_that_panics_is_final() {
     let instance = Instance::new("echo", echo.address());
     let mut lists = vec![vec![instance]].into_iter();
     let lists = stream::repeat_with(move || lists.next().expect("a list with a bug"));
-    let channel = BalancedChannel::over("echo", lists).build().expect("the options are good");
+    let channel = BalancedChannel::from_instances("echo", lists).build().expect("the options are good");
     channel.ready().await;
     assert_eq!(channel.state(), Connectivity::Ready, "the first list stays");
 }
