@@ -121,9 +121,9 @@ mod tls;
 pub use tower::discover::Change;
 
 pub use self::channel::{
-    BalancedChannel, Candidate, ChannelBuilder, Connectivity, Ending, FailurePercentage, InstanceChanges,
-    InstanceStatus, LeastRequest, Outcome, OutlierDetection, PeakEwma, PickFirst, Picker, Policy, PolicyTester,
-    ResponseBody, ResponseFuture, RetryPolicy, RetryThrottling, RingHash, ServiceConfig, ServiceConfigError,
+    BalancedChannel, Candidate, ChannelBuilder, Connectivity, FailurePercentage, InstanceChanges, InstanceStatus,
+    LeastRequest, Outcome, OutlierDetection, PeakEwma, PickFirst, Picker, Policy, PolicyTester, ResponseBody,
+    ResponseFuture, RetryPolicy, RetryThrottling, RingHash, ServiceConfig, ServiceConfigError, StatusOrigin,
     SuccessRate, TestPick, WaitForReady, WeightedRandom, WeightedRoundRobin,
 };
 pub use self::discover::Discover;

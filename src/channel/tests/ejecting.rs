@@ -8,7 +8,7 @@ use tonic::Code;
 use super::peers::{OnConnect, Peer, Reply};
 use super::rig::{Call, Rig, SECOND, ends, rest};
 use crate::channel::{
-    Connectivity, Ending, FailurePercentage, InstanceStatus, OutlierDetection, SuccessRate, WeightedRoundRobin,
+    Connectivity, FailurePercentage, InstanceStatus, OutlierDetection, StatusOrigin, SuccessRate, WeightedRoundRobin,
 };
 
 /// A channel over one instance that may be ejected, which the defaults would not do: every call is for it.
@@ -101,7 +101,7 @@ async fn what_counts_as_a_failure_can_be_told() {
 
 #[tokio::test(start_paused = true)]
 async fn failures_can_be_told_by_how_the_call_ended() {
-    let broken = |outcome: &crate::channel::Outcome| outcome.ending() == Ending::Broken;
+    let broken = |outcome: &crate::channel::Outcome| outcome.origin() == StatusOrigin::Broken;
     let (rig, peer) = alone(|detection| detection.failure_when(broken)).await;
     fail(&rig, &peer, Code::Unavailable, 5).await;
     for call in hold(&rig, &peer, 5, SECOND).await {
