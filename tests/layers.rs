@@ -10,11 +10,16 @@ use std::path::Path;
 
 /// Every room with its floor. A room is a file or a folder; the longest name that fits counts. Files of one room may import
 /// each other, files of two rooms only downwards.
-const FLOORS: [(&str, u8); 28] = [
+const FLOORS: [(&str, u8); 33] = [
     ("lib", 12),
     ("registry", 11),
     ("discover", 10),
     ("register", 10),
+    ("register::lease", 9),
+    ("register::server", 9),
+    ("register::desired", 8),
+    ("register::retry", 8),
+    ("register::status", 7),
     ("channel::builder", 9),
     ("channel", 8),
     ("channel::changes", 7),

@@ -21,7 +21,7 @@ pub(crate) struct Registrar {
     pub(super) cluster: Arc<Cluster>,
     /// The part of keys before the service's name: empty, or ending in a slash.
     base: String,
-    pub(in crate::register) format: Arc<dyn Format>,
+    pub(crate) format: Arc<dyn Format>,
     pub(super) keepalives: Arc<KeepalivePool>,
 }
 
@@ -34,18 +34,18 @@ impl Registrar {
 
 /// What does not change while a registration lives.
 #[derive(Debug)]
-pub(in crate::register) struct ClaimConfig {
-    pub(in crate::register) service: ServiceName,
-    pub(in crate::register) ttl: Duration,
+pub(crate) struct ClaimConfig {
+    pub(crate) service: ServiceName,
+    pub(crate) ttl: Duration,
     /// Whether the first claim may take over a key although its owner seems alive.
-    pub(in crate::register) takes_over: bool,
+    pub(crate) takes_over: bool,
     /// The registration's own number, for formats that name keys so.
-    pub(in crate::register) id: u128,
+    pub(crate) id: u128,
 }
 
 /// All of one registration that may exist in etcd.
 #[derive(Debug)]
-pub(in crate::register) struct Claims {
+pub(crate) struct Claims {
     pub(super) registrar: Arc<Registrar>,
     config: ClaimConfig,
     /// The newest last.
@@ -95,7 +95,7 @@ pub(super) enum ClaimOutcome {
 }
 
 impl Claims {
-    pub(in crate::register) fn new(registrar: Arc<Registrar>, config: ClaimConfig) -> Self {
+    pub(crate) fn new(registrar: Arc<Registrar>, config: ClaimConfig) -> Self {
         Self {
             registrar,
             config,
@@ -362,7 +362,7 @@ impl Claims {
 
 /// A number that no other process draws. Not from the clock, which hosts that boot together and clones of one machine
 /// share.
-pub(in crate::register) fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 

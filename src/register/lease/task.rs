@@ -35,7 +35,7 @@ use crate::register::retry::RetryConfig;
 use crate::register::status::RegistrationStatus;
 
 /// One registration, before its start and while it runs.
-pub(in crate::register) struct LeaseTask {
+pub(crate) struct LeaseTask {
     claims: Claims,
     retry: RetryConfig,
     desired: DesiredState,
@@ -102,7 +102,7 @@ enum KeyState {
 }
 
 impl LeaseTask {
-    pub(in crate::register) fn new(
+    pub(crate) fn new(
         claims: Claims,
         retry: RetryConfig,
         desired: DesiredState,
@@ -113,7 +113,7 @@ impl LeaseTask {
     }
 
     /// Keeps the instance registered until it is to leave, and then takes it out.
-    pub(in crate::register) async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         self.report(RegistrationStatus::Registering);
         self.desired.follow_health();
         let mut end = pin!(self.desired.end());

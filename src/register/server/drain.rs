@@ -130,7 +130,7 @@ impl Drain {
     }
 
     /// A handle to this drain for a server that runs `start` when it starts to serve, once or more often.
-    pub(in crate::register) fn with_start(&self, start: impl Fn() + Send + Sync + 'static) -> Self {
+    pub(crate) fn with_start(&self, start: impl Fn() + Send + Sync + 'static) -> Self {
         Self { server: self.server.with_start(start), limit: self.limit }
     }
 }
@@ -148,7 +148,7 @@ impl fmt::Debug for Drain {
 }
 
 /// Kubernetes kills 30 s after its signal.
-pub(in crate::register) const DEFAULT_LIMIT: Duration = Duration::from_secs(25);
+pub(crate) const DEFAULT_LIMIT: Duration = Duration::from_secs(25);
 
 #[cfg(test)]
 mod tests {
