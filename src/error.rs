@@ -174,7 +174,7 @@ pub enum RegistryError {
         address: String,
     },
 
-    /// The format has no place for the draining mark, so no instance can be told to leave. Trying again never helps.
+    /// The format has no place for the draining mark, so no instance can be drained. Trying again never helps.
     #[error("the format {format} cannot carry the draining mark")]
     NoDrainingMark {
         /// The format, as its `Debug` shows it.

@@ -174,7 +174,7 @@ impl Membership {
             Ok(decoded) => {
                 let draining = decoded.draining;
                 let instance = self.instance(decoded, &kv.key, now);
-                // Shared where it is equal, so that a look at the pointer tells readers so.
+                // Shared where it is equal, so that readers can compare pointers.
                 let same = known.filter(|known| *known.instance == instance);
                 (same.map_or_else(|| Arc::new(instance), |known| known.instance.clone()), draining)
             }
