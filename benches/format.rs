@@ -2,7 +2,8 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use std::hint::black_box;
-use tonic_etcd::{Address, Entry, Format, Instance, Kitex, ServiceName};
+use tonic_etcd::format::{Entry, Format, Kitex};
+use tonic_etcd::{Address, Instance, ServiceName};
 
 fn kitex(criterion: &mut Criterion) {
     let service: ServiceName = "echo".parse().expect("a good name");

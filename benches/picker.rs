@@ -9,9 +9,9 @@ use std::time::Duration;
 use criterion::measurement::WallTime;
 use criterion::{BatchSize, BenchmarkGroup, Criterion, criterion_group, criterion_main};
 use tokio::runtime::Builder;
-use tonic_etcd::{
-    Instance, LeastRequest, PeakEwma, Policy, PolicyTester, RingHash, WeightedRandom, WeightedRoundRobin,
-};
+use tonic_etcd::Instance;
+use tonic_etcd::policy::{LeastRequest, PeakEwma, Policy, RingHash, WeightedRandom, WeightedRoundRobin};
+use tonic_etcd::testing::PolicyTester;
 use tower::balance::p2c::Balance;
 use tower::buffer::Buffer;
 use tower::discover::ServiceList;

@@ -250,10 +250,13 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// An instance of `service` at `address` with weight [`DEFAULT_WEIGHT`] and no tags.
+    /// The weight of an instance that states none: 10, which is Kitex's default.
+    pub const DEFAULT_WEIGHT: u16 = 10;
+
+    /// An instance of `service` at `address` with [`DEFAULT_WEIGHT`](Self::DEFAULT_WEIGHT) and no tags.
     #[must_use]
     pub fn new(service: impl Into<String>, address: impl Into<Address>) -> Self {
-        Self { service: service.into(), address: address.into(), weight: DEFAULT_WEIGHT, tags: BTreeMap::new() }
+        Self { service: service.into(), address: address.into(), weight: Self::DEFAULT_WEIGHT, tags: BTreeMap::new() }
     }
 
     /// Sets the weight, 1 to 65,535. Zero is refused when the instance is registered: Kitex would read it as 10.
@@ -283,9 +286,6 @@ impl Instance {
         Ok(())
     }
 }
-
-/// The weight of an instance that states none: 10, which is Kitex's default.
-pub const DEFAULT_WEIGHT: u16 = 10;
 
 /// The most tags an instance can have: more are refused when written and cut off when read.
 pub(crate) const MAX_TAGS: usize = 64;

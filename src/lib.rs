@@ -3,7 +3,8 @@
 //! A tonic server adds one layer and appears in etcd under its service name. A tonic client asks for a service by name
 //! and gets a channel that follows every server that joins or leaves within milliseconds, sends no calls to those that
 //! crashed or froze, and keeps working while etcd is away. Go services on the same etcd are found, and find ours: those of
-//! [`Kitex`], of grpc-go ([`EtcdNaming`]), of go-zero ([`GoZero`]) and of [`Kratos`].
+//! [`Kitex`](format::Kitex), of grpc-go ([`EtcdNaming`](format::EtcdNaming)), of go-zero ([`GoZero`](format::GoZero)) and of
+//! [`Kratos`](format::Kratos).
 //!
 //! # Vocabulary
 //!
@@ -16,9 +17,11 @@
 //! | snapshot | every instance of a service at one etcd revision |
 //! | discover | a tower `Discover`: the stream of changes between snapshots |
 //! | channel | what a generated client sends its calls through: balanced over the instances of a service |
-//! | subchannel | the channel's connection to one instance, and the attempts to make it |
-//! | policy | how the instance of a call is chosen: the rule |
-//! | picker | what a policy makes of the instances that are READY: it chooses for each call |
+//! | subchannel | one instance as a channel sees it: its state, its connection, and the attempts to make one |
+//! | policy | how the instance of a call is picked: the rule |
+//! | ready set | the instances that are READY, and the picker over them |
+//! | picker | what a policy makes of a ready set: it picks for each call |
+//! | attempt | one try of a call |
 //! | ejection | the time for which an instance that failed too often is not picked |
 //!
 //! # A server
@@ -67,24 +70,24 @@
 //! # }
 //! ```
 //!
-//! [`BalancedChannel`] says what the channel does, [`ChannelBuilder`] has its options, [`Policy`] is how to choose in a
-//! way of your own. [`Discover::balance_channel`] feeds tonic's own balancer instead. A server can be in several registries
-//! at once ([`RegistrationSet`]) and a client can look in several ([`RegistrySet`]), so that a service can move from one
-//! to the other.
+//! [`BalancedChannel`] says what the channel does, [`ChannelBuilder`] has its options, [`Policy`](policy::Policy) is how to pick
+//! instances in a way of your own. [`Discover::balance_channel`] feeds tonic's own balancer instead. A server can be in several
+//! registries at once ([`RegistrationSet`]) and a client can look in several ([`RegistrySet`]), so that a service can move from
+//! one to the other. [`server::Drain`] shuts any tonic server down gracefully, without etcd.
 //!
-//! # Layout
+//! # Modules
 //!
-//! A module imports only from lower floors; neighbours on a floor do not know each other.
+//! At the root stands what a first program needs; the rest is in modules.
 //!
-//! | floor | modules |
+//! | module | |
 //! | --- | --- |
-//! | 4 | this file: words, examples, re-exports |
-//! | 3 | `registry`: the builder, and the one place that ties both sides together |
-//! | 2 | `discover`: etcd to snapshots to changes. `register`: an instance to etcd, and the drain of a server |
-//! | 2 | `channel`: calls to instances, wherever those are known from |
-//! | 1 | `etcd`: the cluster: a connection a member, deadlines, logins, lists and watches |
-//! | 0 | `instance`, `snapshot`, `format`, `backoff`, `time`, `error`: pure |
-//! | 0 | `tls`, `pem`: certificates from files and memory, and sessions over any bytes, for `etcd` and `channel` |
+//! | [`channel`] | what a channel tells of itself and its instances, and its service config |
+//! | [`policy`], [`outlier`], [`retry`] | how instances are picked and left out, and calls made again |
+//! | [`mod@format`] | how keys and values look in etcd |
+//! | [`registration`], [`server`] | the status of a registration; the server around it, or without one |
+//! | [`snapshot`], [`address`] | sets of instances, and parts of addresses |
+//! | [`testing`] | test benches |
+//! | [`kitex`] | Kitex's names and ours |
 //!
 //! # Features
 //!
@@ -102,39 +105,77 @@
 compile_error!("the feature _tls is internal: switch on tls-ring or tls-aws-lc");
 
 mod backoff;
-mod channel;
+pub mod channel;
 mod discover;
 mod error;
 mod etcd;
-mod format;
+pub mod format;
 mod instance;
 pub mod kitex;
 #[cfg(feature = "_tls")]
 mod pem;
 mod register;
 mod registry;
-mod snapshot;
+pub mod snapshot;
 mod time;
 #[cfg(feature = "_tls")]
 mod tls;
 
 pub use tower::discover::Change;
 
-pub use self::channel::{
-    BalancedChannel, Candidate, ChannelBuilder, Connectivity, FailurePercentage, InstanceChanges, InstanceStatus,
-    LeastRequest, Outcome, OutlierDetection, PeakEwma, PickFirst, Picker, Policy, PolicyTester, ResponseBody,
-    ResponseFuture, RetryPolicy, RetryThrottling, RingHash, ServiceConfig, ServiceConfigError, StatusOrigin,
-    SuccessRate, TestPick, WaitForReady, WeightedRandom, WeightedRoundRobin,
-};
+pub use self::channel::{BalancedChannel, ChannelBuilder};
 pub use self::discover::Discover;
 pub use self::error::{ConfigError, RegistrationEnded, RegistryError};
 pub use self::etcd::Credentials;
-pub use self::format::{DecodeError, Decoded, Entry, EtcdNaming, Format, GoZero, Kitex, Kratos};
-pub use self::instance::{Address, DEFAULT_WEIGHT, Host, Instance, ServiceName};
+pub use self::instance::{Address, Instance, ServiceName};
 pub use self::register::{
-    Registration, RegistrationBuilder, RegistrationSet, RegistrationStatus, StatusChanges, server, shutdown_signal,
+    Registration, RegistrationBuilder, RegistrationSet, RegistrationStatus, server, shutdown_signal,
 };
 pub use self::registry::{Registry, RegistryBuilder, RegistrySet};
-pub use self::snapshot::{Member, MemberState, Snapshot};
 #[cfg(feature = "_tls")]
 pub use self::tls::ClientTls;
+
+/// The parts of an [`Address`].
+pub mod address {
+    pub use crate::instance::Host;
+}
+
+/// How the instance of a call is picked: the policies of the crate, and the traits for one of your own.
+///
+/// [`ChannelBuilder::policy`](crate::ChannelBuilder::policy) takes one. Which?
+///
+/// | policy | for |
+/// | --- | --- |
+/// | [`LeastRequest`](crate::policy::LeastRequest) | most services: the default |
+/// | [`PeakEwma`](crate::policy::PeakEwma) | many short calls of one kind, over instances or networks that differ |
+/// | [`RingHash`](crate::policy::RingHash) | caches and sessions: calls with one key go to one instance |
+/// | [`PickFirst`](crate::policy::PickFirst) | one active server at a time |
+/// | [`WeightedRoundRobin`](crate::policy::WeightedRoundRobin) | calls that cost about the same, shared exactly by weight |
+/// | [`WeightedRandom`](crate::policy::WeightedRandom) | very many clients with few calls each |
+pub mod policy {
+    pub use crate::channel::policy::candidate::Candidate;
+    pub use crate::channel::policy::{
+        LeastRequest, PeakEwma, PickFirst, Picker, Policy, RingHash, WeightedRandom, WeightedRoundRobin,
+    };
+}
+
+/// When an instance whose calls fail is left out for a while, and what counts as a failure.
+pub mod outlier {
+    pub use crate::channel::outlier::{FailurePercentage, Outcome, OutlierDetection, StatusOrigin, SuccessRate};
+}
+
+/// When calls that fail are made again.
+pub mod retry {
+    pub use crate::channel::config::retry::RetryPolicy;
+    pub use crate::channel::config::throttling::RetryThrottling;
+}
+
+/// What happens to a registration, as a stream.
+pub mod registration {
+    pub use crate::register::StatusChanges;
+}
+
+/// Test benches for code of your own.
+pub mod testing {
+    pub use crate::channel::picks::tester::{PolicyTester, TestPick};
+}

@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 
-use tonic_etcd::{
-    Instance, LeastRequest, PeakEwma, PickFirst, Policy, PolicyTester, RingHash, WeightedRandom, WeightedRoundRobin,
-};
+use tonic_etcd::Instance;
+use tonic_etcd::policy::{LeastRequest, PeakEwma, PickFirst, Policy, RingHash, WeightedRandom, WeightedRoundRobin};
+use tonic_etcd::testing::PolicyTester;
 
 #[test]
 fn a_pick_allocates_nothing_by_any_policy() {

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio::time::{self, Interval};
-use tonic_etcd::{Address, ConfigError, Discover, Instance, MemberState, Registry};
+use tonic_etcd::snapshot::MemberState;
+use tonic_etcd::{Address, ConfigError, Discover, Instance, Registry};
 use tower::discover::Change;
 
 use crate::events::{Call, Event, Events, Line};

@@ -8,10 +8,10 @@ use clap::{Args, ValueEnum};
 use http::HeaderName;
 use tonic::metadata::AsciiMetadataKey;
 use tonic::{Code, Request};
-use tonic_etcd::{
-    ChannelBuilder, LeastRequest, PeakEwma, PickFirst, RetryPolicy, RingHash, ServiceConfig, WeightedRandom,
-    WeightedRoundRobin,
-};
+use tonic_etcd::ChannelBuilder;
+use tonic_etcd::channel::ServiceConfig;
+use tonic_etcd::policy::{LeastRequest, PeakEwma, PickFirst, RingHash, WeightedRandom, WeightedRoundRobin};
+use tonic_etcd::retry::RetryPolicy;
 
 use crate::proto::echo::EchoRequest;
 use crate::shared::Failure;
@@ -139,7 +139,7 @@ impl Balancing {
 fn read(file: &Path) -> Result<ServiceConfig, Failure> {
     let refuse = |problem: String| Failure::Usage(format!("--service-config {}: {problem}", file.display()).into());
     let text = fs::read_to_string(file).map_err(|error| refuse(error.to_string()))?;
-    text.parse().map_err(|error: tonic_etcd::ServiceConfigError| refuse(error.to_string()))
+    text.parse().map_err(|error: tonic_etcd::channel::ServiceConfigError| refuse(error.to_string()))
 }
 
 fn header(value: &str) -> Result<AsciiMetadataKey, &'static str> {

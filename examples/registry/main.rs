@@ -13,7 +13,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream, SelectAll};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
-use tonic_etcd::{Address, Change, ConfigError, Instance, Member, Registry, RegistryError, shutdown_signal};
+use tonic_etcd::snapshot::Member;
+use tonic_etcd::{Address, Change, ConfigError, Instance, Registry, RegistryError, shutdown_signal};
 
 use changes::Line;
 use print::Output;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use serde::Serialize;
-use tonic_etcd::{Address, Member, MemberState, ServiceName, Snapshot};
+use tonic_etcd::snapshot::{Member, MemberState, Snapshot};
+use tonic_etcd::{Address, ServiceName};
 
 use crate::changes::Line;
 use crate::shared::print_line;

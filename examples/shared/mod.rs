@@ -9,7 +9,8 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, ValueEnum};
 use serde::Serialize;
-use tonic_etcd::{ConfigError, EtcdNaming, GoZero, Kitex, Kratos, Registry, RegistryBuilder, RegistryError};
+use tonic_etcd::format::{EtcdNaming, GoZero, Kitex, Kratos};
+use tonic_etcd::{ConfigError, Registry, RegistryBuilder, RegistryError};
 use tracing_subscriber::EnvFilter;
 
 /// Where servers are written down, and how.

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tonic_etcd::ServiceConfig;
+use tonic_etcd::channel::ServiceConfig;
 
 fuzz_target!(|text: &str| {
     if let Err(error) = text.parse::<ServiceConfig>() {

@@ -1,34 +1,32 @@
 //! Calls go in, and each goes to one of the instances of a service: the balanced channel. It knows instances, not the registry
 //! that they come from.
-//!
-//! # Layout
-//!
-//! A room imports only from rooms below it.
-//!
-//! | floor | room | what flows through it |
-//! | --- | --- | --- |
-//! | 6 | `builder` | options -> a running channel |
-//! | 5 | this file, `changes` | a request -> a response; ready sets -> what people watch |
-//! | 4 | `call` | one request -> attempts -> one response; knows no balancer |
-//! | 4 | `balancer` | snapshots and feedback -> ready sets; knows no call |
-//! | 3 | `picks` | where both meet: the published ready set, a pick for each call, the wait queue |
-//! | 2 | `subchannel` | one instance: its state machine, its connection, its feedback |
-//! | 2 | `service_config` | JSON -> policies, retries, options of methods |
-//! | 1 | `policy` | candidates -> an index |
-//! | 1 | `outlier` | outcomes -> ejections |
-//! | 1 | `config` | options of calls |
-//! | 1 | `transport` | an address -> an HTTP/2 connection -> its end; names h2 alone |
-//! | 0 | `deadline`, `sync` | timeouts; primitives that loom replaces |
+
+// A room imports only from rooms below it.
+//
+// | floor | room | what flows through it |
+// | --- | --- | --- |
+// | 6 | `builder` | options -> a running channel |
+// | 5 | this file, `changes` | a request -> a response; ready sets -> what people watch |
+// | 4 | `call` | one request -> attempts -> one response; knows no balancer |
+// | 4 | `balancer` | snapshots and feedback -> ready sets; knows no call |
+// | 3 | `picks` | where both meet: the published ready set, a pick for each call, the wait queue |
+// | 2 | `subchannel` | one instance: its state machine, its connection, its feedback |
+// | 2 | `service_config` | JSON -> policies, retries, options of methods |
+// | 1 | `policy` | candidates -> an index |
+// | 1 | `outlier` | outcomes -> ejections |
+// | 1 | `config` | options of calls |
+// | 1 | `transport` | an address -> an HTTP/2 connection -> its end; names h2 alone |
+// | 0 | `deadline`, `sync` | timeouts; primitives that loom replaces |
 
 mod balancer;
 mod builder;
 mod call;
 mod changes;
-mod config;
+pub(crate) mod config;
 mod deadline;
-mod outlier;
-mod picks;
-mod policy;
+pub(crate) mod outlier;
+pub(crate) mod picks;
+pub(crate) mod policy;
 mod service_config;
 mod subchannel;
 mod sync;
@@ -49,28 +47,20 @@ use self::picks::Handle;
 pub use self::builder::ChannelBuilder;
 pub use self::call::{ResponseBody, ResponseFuture, WaitForReady};
 pub use self::changes::InstanceChanges;
-pub use self::config::retry::RetryPolicy;
-pub use self::config::throttling::RetryThrottling;
-pub use self::outlier::{FailurePercentage, Outcome, OutlierDetection, StatusOrigin, SuccessRate};
-pub use self::picks::tester::{PolicyTester, TestPick};
-pub use self::policy::candidate::Candidate;
-pub use self::policy::{
-    LeastRequest, PeakEwma, PickFirst, Picker, Policy, RingHash, WeightedRandom, WeightedRoundRobin,
-};
 pub use self::service_config::{ServiceConfig, ServiceConfigError};
 pub use self::subchannel::{Connectivity, InstanceStatus};
 
 /// A gRPC channel that balances over the instances of a service, for any generated client.
 ///
-/// It holds a connection to every instance and sends each call to one that is READY, chosen by a [`Policy`]. Clones are
-/// cheap and share everything; the channel closes when the last is dropped, and its connections with the last of their calls.
+/// It holds a connection to every instance, or to a [subset](ChannelBuilder::subset) of them, and sends each call to one that is
+/// READY, picked by a [`Policy`](crate::policy::Policy). Clones are cheap and share everything; the channel closes when the last is dropped, and its connections with the last of their calls.
 ///
 /// - **Instances that come and go** are followed at once, also while the channel is idle. One that announced its leave
 ///   gets calls only while nothing else is READY. Streams to a removed one may finish, within a
 ///   [limit](ChannelBuilder::drain_limit).
 /// - **An instance that does not answer** is not chosen: one that refuses connections or never completes the HTTP/2
 ///   handshake was never READY, a connection that breaks or says GOAWAY is left at once, and three failures in a row
-///   [eject](OutlierDetection) an instance that still takes calls.
+///   [eject](crate::outlier::OutlierDetection) an instance that still takes calls.
 /// - **A call that provably reached no handler** goes to another instance, with its body if that is at most 64 KiB.
 ///   Any other failure is the caller's to judge.
 /// - **Without any READY instance** calls wait while a first attempt is under way, and fail with UNAVAILABLE at once when

@@ -22,7 +22,7 @@ use super::{DecodeError, Decoded, Entry, Format, WEIGHT, address, metadata, weig
 /// readers ignore.
 ///
 /// Weight and tags are in `Metadata`, and that is `null` unless there are tags or a weight other than
-/// [`DEFAULT_WEIGHT`](crate::DEFAULT_WEIGHT). **Set neither where old grpc-go clients read along:** with an old version
+/// [`Instance::DEFAULT_WEIGHT`](crate::Instance::DEFAULT_WEIGHT). **Set neither where old grpc-go clients read along:** with an old version
 /// of etcd's package they panic on an object there ("comparing uncomparable type map"). A tag named `weight` cannot be
 /// told from the weight, and is not written.
 ///

@@ -15,7 +15,7 @@ use std::fmt;
 use thiserror::Error;
 
 use crate::error::ConfigError;
-use crate::instance::{Address, DEFAULT_WEIGHT, Instance, ServiceName};
+use crate::instance::{Address, Instance, ServiceName};
 
 pub use self::etcd_naming::EtcdNaming;
 pub use self::go_zero::GoZero;
@@ -30,7 +30,7 @@ pub use self::kratos::Kratos;
 /// Implement it to live beside a system of your own; the formats of this crate use nothing that is not public.
 ///
 /// ```
-/// use tonic_etcd::{Decoded, DecodeError, Entry, Format};
+/// use tonic_etcd::format::{DecodeError, Decoded, Entry, Format};
 ///
 /// /// `{prefix}/{service}/{address}`, with the weight as the value.
 /// #[derive(Debug)]
@@ -196,7 +196,7 @@ fn metadata<'a, T: From<&'a str>>(instance: &'a Instance, weight: impl Fn(u16) -
     let tags = instance.tags.iter().map(|(name, value)| (name.as_str(), T::from(value.as_str())));
     let mut metadata: BTreeMap<&str, T> = tags.collect();
     metadata.remove(WEIGHT);
-    if instance.weight != DEFAULT_WEIGHT {
+    if instance.weight != Instance::DEFAULT_WEIGHT {
         metadata.insert(WEIGHT, weight(instance.weight));
     }
     metadata

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{EtcdNaming, Format, GoZero, Kitex, Kratos};
 use crate::format::Entry;
-use crate::instance::{Address, DEFAULT_WEIGHT, Instance, ServiceName};
+use crate::instance::{Address, Instance, ServiceName};
 
 /// The lease and the id of all keys that tests look at.
 const LEASE: i64 = 7_587_870_411_654_340_610;
@@ -52,7 +52,7 @@ fn kept(format: &dyn Format, instance: &Instance) -> (Option<u16>, BTreeMap<Stri
         "GoZero" => (None, BTreeMap::new()),
         _ => {
             tags.remove("weight");
-            (Some(weight).filter(|weight| *weight != DEFAULT_WEIGHT), tags)
+            (Some(weight).filter(|weight| *weight != Instance::DEFAULT_WEIGHT), tags)
         }
     }
 }
@@ -69,7 +69,7 @@ fn address() -> impl Strategy<Value = Address> {
 fn instance() -> impl Strategy<Value = Instance> {
     let name = prop_oneof![2 => ".{0,9}", 1 => "weight|version|metadata|draining"];
     let value = prop_oneof![".{0,9}", "[0-9]{0,9}"];
-    let weight = prop_oneof![1u16.., Just(DEFAULT_WEIGHT)];
+    let weight = prop_oneof![1u16.., Just(Instance::DEFAULT_WEIGHT)];
     (address(), weight, prop::collection::btree_map(name, value, 0..9)).prop_map(|(address, weight, tags)| {
         let mut instance = Instance::new("user.rpc", address).weight(weight);
         instance.tags = tags;

@@ -16,7 +16,8 @@ use crate::error::RegistrationEnded;
 ///
 /// ```no_run
 /// use tonic::transport::{Server, server::TcpIncoming};
-/// use tonic_etcd::{EtcdNaming, Instance, RegistrationSet, Registry, shutdown_signal};
+/// use tonic_etcd::{Instance, RegistrationSet, Registry, shutdown_signal};
+/// use tonic_etcd::format::EtcdNaming;
 ///
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// let old = Registry::builder(["http://127.0.0.1:2379"]).build()?;

@@ -23,7 +23,7 @@ use crate::discover::{DEFAULT_HOLD, Discover, Layout, Watchers};
 use crate::error::{ConfigError, RegistryError};
 use crate::etcd::{Cluster, Credentials, Provider, Tls, parse_endpoints, without_user};
 use crate::format::{Format, Kitex};
-use crate::instance::{Address, DEFAULT_WEIGHT, Instance, ServiceName};
+use crate::instance::{Address, Instance, ServiceName};
 use crate::register::{Registrar, RegistrationBuilder};
 use crate::snapshot::Snapshot;
 #[cfg(feature = "_tls")]
@@ -52,7 +52,7 @@ impl Registry {
             endpoints: endpoints.into_iter().map(Into::into).collect(),
             prefix: None,
             format: Arc::new(Kitex),
-            default_weight: DEFAULT_WEIGHT,
+            default_weight: Instance::DEFAULT_WEIGHT,
             dial_timeout: DEFAULT_DIAL_TIMEOUT,
             removal_hold: DEFAULT_HOLD,
             provider: None,
@@ -70,7 +70,8 @@ impl Registry {
     /// ```no_run
     /// use std::time::Duration;
     ///
-    /// use tonic_etcd::{Registry, WeightedRoundRobin};
+    /// use tonic_etcd::Registry;
+    /// use tonic_etcd::policy::WeightedRoundRobin;
     ///
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
     /// let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
@@ -186,7 +187,7 @@ pub struct RegistryBuilder {
 impl RegistryBuilder {
     /// What every key begins with. Defaults to the format's own: `kitex/registry-etcd` for [`Kitex`], `/microservices`
     /// for
-    /// [`Kratos`](crate::Kratos), nothing for [`EtcdNaming`](crate::EtcdNaming) and [`GoZero`](crate::GoZero).
+    /// [`Kratos`](crate::format::Kratos), nothing for [`EtcdNaming`](crate::format::EtcdNaming) and [`GoZero`](crate::format::GoZero).
     ///
     /// A slash at the end changes nothing, one at the beginning is kept.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
@@ -194,8 +195,8 @@ impl RegistryBuilder {
         self
     }
 
-    /// How instances look in etcd: [`Kitex`], [`EtcdNaming`](crate::EtcdNaming), [`GoZero`](crate::GoZero),
-    /// [`Kratos`](crate::Kratos), or one of your own. Defaults to [`Kitex`].
+    /// How instances look in etcd: [`Kitex`], [`EtcdNaming`](crate::format::EtcdNaming), [`GoZero`](crate::format::GoZero),
+    /// [`Kratos`](crate::format::Kratos), or one of your own. Defaults to [`Kitex`].
     pub fn format(mut self, format: impl Format) -> Self {
         self.format = Arc::new(format);
         self

@@ -16,14 +16,15 @@ use crate::error::ConfigError;
 /// - **An instance** is there while one of the registries has its address.
 /// - **Weight and tags** are those in the first registry that has it, in the order given.
 /// - **Leaves**: an instance is draining once no registry has it without the draining mark, and in question
-///   ([`MemberState`](crate::MemberState)) while its keys are missing in all that had it.
+///   ([`MemberState`](crate::snapshot::MemberState)) while its keys are missing in all that had it.
 /// - **A registry that is unreachable** hides nothing of the others, and keeps its last known set. The first list waits
 ///   for all of them, though no longer than 2 s once one has answered.
 ///
 /// Each registry keeps its own watch, shared with all other channels and streams of it.
 ///
 /// ```no_run
-/// use tonic_etcd::{EtcdNaming, RegistrySet, Registry};
+/// use tonic_etcd::{Registry, RegistrySet};
+/// use tonic_etcd::format::EtcdNaming;
 ///
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// let old = Registry::builder(["http://10.0.0.1:2379"]).build()?;

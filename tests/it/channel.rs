@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use tonic::{Code, Request, Status};
-use tonic_etcd::{BalancedChannel, Instance, Registry, WeightedRoundRobin};
+use tonic_etcd::policy::WeightedRoundRobin;
+use tonic_etcd::{BalancedChannel, Instance, Registry};
 
 use crate::support::etcd::Etcd;
 use crate::support::metrics::{started, watchers};

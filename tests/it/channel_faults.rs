@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use tonic::{Code, Request, Status};
-use tonic_etcd::{BalancedChannel, Connectivity, InstanceStatus, Registry, RetryPolicy};
+use tonic_etcd::channel::{Connectivity, InstanceStatus};
+use tonic_etcd::retry::RetryPolicy;
+use tonic_etcd::{BalancedChannel, Registry};
 
 use crate::support::etcd::{Etcd, free_port};
 use crate::support::load::{Load, failed, is_by};

@@ -4,10 +4,8 @@ use std::collections::BTreeSet;
 
 use etcd_client::PutOptions;
 use tokio::net::TcpStream;
-use tonic_etcd::{
-    DecodeError, Decoded, Discover, Entry, EtcdNaming, Format, GoZero, Instance, Kitex, Kratos, RegistrationStatus,
-    Registry,
-};
+use tonic_etcd::format::{DecodeError, Decoded, Entry, EtcdNaming, Format, GoZero, Kitex, Kratos};
+use tonic_etcd::{Discover, Instance, RegistrationStatus, Registry};
 
 use crate::support::changes::Changes;
 use crate::support::etcd::Etcd;

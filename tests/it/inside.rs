@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use etcd_client::{PutOptions, Txn, TxnOp};
 use futures_util::future::join_all;
-use tonic_etcd::{
-    Address, ConfigError, DecodeError, Decoded, Entry, Format, Instance, MemberState, RegistrationStatus, Registry,
-    RegistryError,
-};
+use tonic_etcd::format::{DecodeError, Decoded, Entry, Format};
+use tonic_etcd::snapshot::MemberState;
+use tonic_etcd::{Address, ConfigError, Instance, RegistrationStatus, Registry, RegistryError};
 
 use crate::support::changes::Changes;
 use crate::support::etcd::Etcd;
@@ -182,7 +181,8 @@ async fn the_mark_keeps_the_lease_and_all_else_that_another_program_wrote() {
     changes.expect_remove("10.0.0.1:80").await;
     let marked = theirs.replace("3}", r#"3,"draining":true}"#).into_bytes();
     assert_eq!(etcd.keys("").await, [(key.to_owned(), marked, lease)], "one field more, under the lease it had");
-    let state = registry.instances("echo").await.expect("etcd answers").get(&address).map(tonic_etcd::Member::state);
+    let state =
+        registry.instances("echo").await.expect("etcd answers").get(&address).map(tonic_etcd::snapshot::Member::state);
     assert_eq!(state, Some(MemberState::Draining), "and it can be seen");
 
     let before = etcd.revision().await;

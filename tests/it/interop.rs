@@ -8,7 +8,8 @@ use std::process::Command;
 
 use futures_util::{TryStreamExt, stream};
 use serde_json::{Value, json};
-use tonic_etcd::{BalancedChannel, EtcdNaming, GoZero, Instance, Registry};
+use tonic_etcd::format::{EtcdNaming, GoZero};
+use tonic_etcd::{BalancedChannel, Instance, Registry};
 
 use crate::support::changes::Changes;
 use crate::support::etcd::{Etcd, free_port};

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use etcd_client::PutOptions;
-use tonic_etcd::{BalancedChannel, Connectivity, Instance, Registry};
+use tonic_etcd::channel::Connectivity;
+use tonic_etcd::{BalancedChannel, Instance, Registry};
 
 use crate::support::changes::Changes;
 use crate::support::etcd::Etcd;

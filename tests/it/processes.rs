@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use tonic_etcd::{BalancedChannel, Connectivity, Registry};
+use tonic_etcd::channel::Connectivity;
+use tonic_etcd::{BalancedChannel, Registry};
 
 use crate::support::etcd::{Etcd, free_port};
 use crate::support::figures;
@@ -30,8 +31,9 @@ fn channel(etcd: &Etcd) -> BalancedChannel {
 async fn are_ready(channel: &BalancedChannel, count: usize) {
     let ready = async || {
         let instances = channel.instances();
-        let is_ready =
-            |status: &&tonic_etcd::InstanceStatus| status.state() == Connectivity::Ready && !status.is_ejected();
+        let is_ready = |status: &&tonic_etcd::channel::InstanceStatus| {
+            status.state() == Connectivity::Ready && !status.is_ejected()
+        };
         instances.iter().filter(is_ready).count() == count
     };
     eventually("they are READY", LIMIT, ready).await;

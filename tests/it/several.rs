@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tonic::Request;
-use tonic_etcd::{
-    BalancedChannel, Connectivity, EtcdNaming, Format, GoZero, Instance, Kitex, Kratos, Registry, RegistrySet,
-    WeightedRoundRobin,
-};
+use tonic_etcd::channel::Connectivity;
+use tonic_etcd::format::{EtcdNaming, Format, GoZero, Kitex, Kratos};
+use tonic_etcd::policy::WeightedRoundRobin;
+use tonic_etcd::{BalancedChannel, Instance, Registry, RegistrySet};
 
 use crate::support::changes::Changes;
 use crate::support::etcd::Etcd;

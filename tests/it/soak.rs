@@ -13,7 +13,9 @@ use futures_util::StreamExt;
 use tokio::task::JoinHandle;
 use tokio::time::{self, MissedTickBehavior};
 use tonic::{Request, Status};
-use tonic_etcd::{BalancedChannel, Change, Connectivity, Discover, MemberState, Registry};
+use tonic_etcd::channel::Connectivity;
+use tonic_etcd::snapshot::MemberState;
+use tonic_etcd::{BalancedChannel, Change, Discover, Registry};
 
 use crate::support::changes::Changes;
 use crate::support::etcd::{Cluster, Etcd, free_port};
@@ -186,8 +188,9 @@ impl Drop for Client {
 async fn all_ready(channel: &BalancedChannel) {
     let ready = async || {
         let instances = channel.instances();
-        let is_ready =
-            |status: &tonic_etcd::InstanceStatus| status.state() == Connectivity::Ready && !status.is_ejected();
+        let is_ready = |status: &tonic_etcd::channel::InstanceStatus| {
+            status.state() == Connectivity::Ready && !status.is_ejected()
+        };
         instances.len() == SERVERS && instances.iter().all(is_ready)
     };
     eventually("all servers are connected and in use", SETTLED, ready).await;

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use tokio::io::{copy, sink};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::time::sleep;
-use tonic_etcd::{Address, BalancedChannel, InstanceStatus};
+use tonic_etcd::channel::InstanceStatus;
+use tonic_etcd::{Address, BalancedChannel};
 
 use crate::load::{self, Call};
 use crate::processes::Servers;

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use etcd_client::{Client, EventType, WatchOptions, WatchStream};
 use tokio::time::timeout;
-use tonic_etcd::{BalancedChannel, Entry, Format, Instance, Kitex, Registry, ServiceName};
+use tonic_etcd::format::{Entry, Format, Kitex};
+use tonic_etcd::{BalancedChannel, Instance, Registry, ServiceName};
 
 use crate::load::Caller;
 use crate::processes::{Etcd, Servers};

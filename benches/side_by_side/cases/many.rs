@@ -14,7 +14,8 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic_etcd::{BalancedChannel, Instance, InstanceChanges, InstanceStatus};
+use tonic_etcd::channel::{InstanceChanges, InstanceStatus};
+use tonic_etcd::{BalancedChannel, Instance};
 use tower::service_fn;
 
 use crate::machine::resident_memory;

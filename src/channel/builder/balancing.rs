@@ -10,7 +10,7 @@ use crate::channel::policy::Policy;
 
 /// Balancing: which instances are used, and how much of each.
 impl ChannelBuilder {
-    /// How an instance is chosen for each call. Defaults to [`LeastRequest`].
+    /// How an instance is picked for each call. Defaults to [`LeastRequest`](crate::policy::LeastRequest).
     pub fn policy(mut self, policy: impl Policy) -> Self {
         self.policy = Some(Arc::new(policy));
         self
@@ -41,8 +41,8 @@ impl ChannelBuilder {
     /// New is an instance that is READY for the first time since it was registered, or since it could not be reached: it is
     /// another process then, most likely. One that only reconnects is not. Where all are new alike, as when the channel
     /// starts, all have the same share. Shares are set anew after each percent, ninety times a window, and every 100 ms at
-    /// most. [`PickFirst`](crate::PickFirst) and [`RingHash`](crate::RingHash) do not know of it, and a channel with one of
-    /// them pays nothing; [`Policy::starts_slowly`](crate::Policy::starts_slowly) tells.
+    /// most. [`PickFirst`](crate::policy::PickFirst) and [`RingHash`](crate::policy::RingHash) do not know of it, and a channel with one of
+    /// them pays nothing; [`Policy::starts_slowly`](crate::policy::Policy::starts_slowly) tells.
     pub fn slow_start(mut self, window: Duration) -> Self {
         self.balance.slow_start = Some(SlowStart::new(window));
         self

@@ -22,7 +22,7 @@ impl ChannelBuilder {
     }
 
     /// Whether calls wait, under their deadline, where no instance is known or every one failed. Defaults to `false`: such
-    /// calls fail at once. A call can say otherwise with [`WaitForReady`](crate::WaitForReady).
+    /// calls fail at once. A call can say otherwise with [`WaitForReady`](crate::channel::WaitForReady).
     pub fn wait_for_ready(mut self, wait: bool) -> Self {
         self.wait_for_ready = wait;
         self
@@ -65,7 +65,7 @@ impl ChannelBuilder {
     /// Whatever the order, [`policy`](Self::policy), [`retry_throttling`](Self::retry_throttling) and, for calls that they name,
     /// [`retry`](Self::retry) and [`retry_for`](Self::retry_for) count more. Of timeouts the shortest counts: the call's own,
     /// the method's and the [channel's](Self::timeout). A method's `waitForReady` counts more than the
-    /// [channel's](Self::wait_for_ready), and [`WaitForReady`](crate::WaitForReady) more than both.
+    /// [channel's](Self::wait_for_ready), and [`WaitForReady`](crate::channel::WaitForReady) more than both.
     pub fn service_config(mut self, config: ServiceConfig) -> Self {
         self.service_config = Some(config);
         self

@@ -56,7 +56,7 @@ pub use self::response_body::ResponseBody;
 ///
 /// ```
 /// let mut request = tonic::Request::new(());
-/// request.extensions_mut().insert(tonic_etcd::WaitForReady(true));
+/// request.extensions_mut().insert(tonic_etcd::channel::WaitForReady(true));
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WaitForReady(pub bool);

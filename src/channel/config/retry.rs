@@ -19,7 +19,7 @@ use crate::error::ConfigError;
 /// ```
 /// use std::time::Duration;
 /// use tonic::Code;
-/// use tonic_etcd::RetryPolicy;
+/// use tonic_etcd::retry::RetryPolicy;
 ///
 /// let retries = RetryPolicy::new([Code::Unavailable, Code::ResourceExhausted])
 ///     .max_attempts(4)

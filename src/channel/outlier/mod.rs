@@ -1,8 +1,7 @@
 //! Outcomes of calls flow in, ejections and returns flow out: which instances are kept from being picked for a while, and
 //! why.
 //!
-//! Pure logic: calls count with atomics in a [`Tally`], the control task owns one [`Ejection`] an instance and passes the
-//! time in. Here are the options, and what became of a call.
+//! Pure logic: calls count with atomics in a [`Tally`], a subchannel owns one [`Ejection`] and passes the time in. Here are the options, and what became of a call.
 
 mod ejection;
 mod sweep;
@@ -108,7 +107,7 @@ impl OutlierDetection {
     ///
     /// ```
     /// use tonic::Code;
-    /// use tonic_etcd::{StatusOrigin, OutlierDetection};
+    /// use tonic_etcd::outlier::{OutlierDetection, StatusOrigin};
     ///
     /// let detection = OutlierDetection::new().failure_when(|outcome| {
     ///     outcome.origin() != StatusOrigin::Answered || matches!(outcome.code(), Code::Unavailable | Code::Internal)

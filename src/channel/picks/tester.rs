@@ -19,7 +19,9 @@ use crate::instance::Instance;
 /// A pick is what every call of a channel begins with, down to the last count.
 ///
 /// ```
-/// use tonic_etcd::{Instance, LeastRequest, PolicyTester};
+/// use tonic_etcd::Instance;
+/// use tonic_etcd::policy::LeastRequest;
+/// use tonic_etcd::testing::PolicyTester;
 ///
 /// let instance = |port| Instance::new("echo", std::net::SocketAddr::from(([127, 0, 0, 1], port)));
 /// let tester = PolicyTester::new(LeastRequest::new(), [instance(1), instance(2)]);

@@ -43,7 +43,9 @@ pub use self::round_robin::WeightedRoundRobin;
 /// is READY there.
 ///
 /// ```
-/// use tonic_etcd::{Candidate, Instance, LeastRequest, Picker, Policy, PolicyTester};
+/// use tonic_etcd::Instance;
+/// use tonic_etcd::policy::{Candidate, LeastRequest, Picker, Policy};
+/// use tonic_etcd::testing::PolicyTester;
 ///
 /// /// Picks in one zone while it can, and everywhere otherwise.
 /// #[derive(Debug)]

@@ -11,7 +11,7 @@ use crate::channel::policy::{Picker, Policy};
 ///
 /// The latency is a [peak](Candidate::peak_latency): a slower answer counts at once and in full, and less and less
 /// over some ten seconds; each failure doubles it. So an instance that stumbles loses its calls with the first slow answer,
-/// where [`LeastRequest`](crate::LeastRequest) would wait until calls pile up there; in return a single slow call, which says
+/// where [`LeastRequest`](crate::policy::LeastRequest) would wait until calls pile up there; in return a single slow call, which says
 /// little about the next one, costs its instance load for seconds. Made for many short calls of one kind, over instances or
 /// networks that differ. linkerd and tower balance like this.
 ///

@@ -23,7 +23,7 @@ use crate::channel::policy::{Picker, Policy};
 ///
 /// ```
 /// use http::HeaderName;
-/// use tonic_etcd::RingHash;
+/// use tonic_etcd::policy::RingHash;
 ///
 /// let by_user = RingHash::by_header(HeaderName::from_static("x-user"));
 /// let by_path = RingHash::by(|request| Some(RingHash::hash(request.uri.path().as_bytes())));

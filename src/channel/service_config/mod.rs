@@ -29,7 +29,7 @@ use crate::error::ConfigError;
 /// Anything else is an error that names it: a config of which a part counts would be another config.
 ///
 /// ```
-/// use tonic_etcd::ServiceConfig;
+/// use tonic_etcd::channel::ServiceConfig;
 ///
 /// let config: ServiceConfig = r#"{
 ///     "loadBalancingConfig": [{"least_request_experimental": {"choiceCount": 2}}],

@@ -21,7 +21,7 @@ pub enum Connectivity {
     /// The last attempt failed; it is tried again in the background. Calls fail at once.
     TransientFailure,
     /// The channel has ended with the runtime that built it, and connects to nothing any more: all calls fail, also those that
-    /// [wait for ready](crate::WaitForReady). No instance is ever in this state.
+    /// [wait for ready](crate::channel::WaitForReady). No instance is ever in this state.
     Shutdown,
 }
 

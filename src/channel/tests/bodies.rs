@@ -18,7 +18,8 @@ use tower::Service;
 use super::client::{connected, connected_channel, over, say, watched};
 use super::peers::{Count, Echo, LIMIT, OnCall, Reply, Scripted};
 use super::rig::Rig;
-use crate::channel::{Connectivity, WeightedRoundRobin};
+use crate::channel::Connectivity;
+use crate::policy::WeightedRoundRobin;
 
 /// Messages that are always there, each of them a millisecond's work to make, until the test says stop.
 fn laborious(stop: &Arc<AtomicBool>) -> impl stream::Stream<Item = super::peers::proto::EchoRequest> + Send + use<> {

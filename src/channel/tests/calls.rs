@@ -12,8 +12,8 @@ use tower::{Layer, ServiceBuilder};
 use super::client::{connected, connected_channel, over, say, written};
 use super::peers::Echo;
 use super::peers::proto::echo_client::EchoClient;
-use crate::channel::WeightedRoundRobin;
 use crate::instance::Instance;
+use crate::policy::WeightedRoundRobin;
 
 #[tokio::test]
 async fn every_kind_of_call_is_answered() {

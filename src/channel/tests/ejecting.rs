@@ -7,9 +7,9 @@ use tonic::Code;
 
 use super::peers::{OnConnect, Peer, Reply};
 use super::rig::{Call, Rig, SECOND, ends, rest};
-use crate::channel::{
-    Connectivity, FailurePercentage, InstanceStatus, OutlierDetection, StatusOrigin, SuccessRate, WeightedRoundRobin,
-};
+use crate::channel::{Connectivity, InstanceStatus};
+use crate::outlier::{FailurePercentage, OutlierDetection, StatusOrigin, SuccessRate};
+use crate::policy::WeightedRoundRobin;
 
 /// A channel over one instance that may be ejected, which the defaults would not do: every call is for it.
 async fn alone(tune: impl FnOnce(OutlierDetection) -> OutlierDetection) -> (Rig, Peer) {
@@ -91,7 +91,7 @@ async fn answers_that_say_no_are_answers() {
 
 #[tokio::test(start_paused = true)]
 async fn what_counts_as_a_failure_can_be_told() {
-    let by_code = |outcome: &crate::channel::Outcome| outcome.code() == Code::Internal;
+    let by_code = |outcome: &crate::outlier::Outcome| outcome.code() == Code::Internal;
     let (rig, peer) = alone(|detection| detection.failure_when(by_code)).await;
     fail(&rig, &peer, Code::Unavailable, 10).await;
     assert!(!is_ejected(&rig, &peer), "UNAVAILABLE does not count any more");
@@ -101,7 +101,7 @@ async fn what_counts_as_a_failure_can_be_told() {
 
 #[tokio::test(start_paused = true)]
 async fn failures_can_be_told_by_how_the_call_ended() {
-    let broken = |outcome: &crate::channel::Outcome| outcome.origin() == StatusOrigin::Broken;
+    let broken = |outcome: &crate::outlier::Outcome| outcome.origin() == StatusOrigin::Broken;
     let (rig, peer) = alone(|detection| detection.failure_when(broken)).await;
     fail(&rig, &peer, Code::Unavailable, 5).await;
     for call in hold(&rig, &peer, 5, SECOND).await {

@@ -9,7 +9,8 @@ use tonic::Code;
 
 use super::peers::{OnConnect, Peer, Reply};
 use super::rig::{Rig, SECOND, draining, ends, live, member, rest, suspect, weighing};
-use crate::channel::{Candidate, Connectivity, InstanceStatus, LeastRequest, Picker, Policy, WeightedRoundRobin};
+use crate::channel::{Connectivity, InstanceStatus};
+use crate::policy::{Candidate, LeastRequest, Picker, Policy, WeightedRoundRobin};
 use crate::snapshot::MemberState;
 
 #[tokio::test(start_paused = true)]

@@ -9,8 +9,9 @@ use tonic::Code;
 
 use super::peers::{Echo, Peer};
 use super::rig::{Rig, ends, live, rest};
-use crate::channel::{BalancedChannel, Candidate, Connectivity, LeastRequest, Picker, Policy, WaitForReady};
+use crate::channel::{BalancedChannel, Connectivity, WaitForReady};
 use crate::instance::Instance;
+use crate::policy::{Candidate, LeastRequest, Picker, Policy};
 
 /// A policy that panics wherever it is told to.
 #[derive(Debug, Clone, Default)]

@@ -5,8 +5,9 @@ use tonic::Code;
 
 use super::client::{call, connected, ends, over, say, written};
 use super::peers::{Echo, OnCall, Scripted};
-use crate::channel::{BalancedChannel, WeightedRoundRobin};
+use crate::channel::BalancedChannel;
 use crate::instance::Instance;
+use crate::policy::WeightedRoundRobin;
 
 #[tokio::test]
 async fn a_refused_call_goes_elsewhere_with_its_body() {

@@ -10,11 +10,11 @@ use super::peers::proto::EchoRequest;
 use super::peers::proto::echo_client::EchoClient;
 use super::peers::{Echo, OnConnect, Peer, Reply};
 use super::rig::{Rig, SECOND, ends, rest};
-use crate::channel::{
-    BalancedChannel, ChannelBuilder, Connectivity, OutlierDetection, PickFirst, RetryPolicy, RetryThrottling,
-    ServiceConfig,
-};
+use crate::channel::{BalancedChannel, ChannelBuilder, Connectivity, ServiceConfig};
 use crate::instance::Instance;
+use crate::outlier::OutlierDetection;
+use crate::policy::PickFirst;
+use crate::retry::{RetryPolicy, RetryThrottling};
 
 /// The method that the rig calls.
 const METHOD: &str = "echo.Echo/UnaryEcho";
@@ -337,11 +337,11 @@ async fn failing(status: Status) -> (Echo, Echo, BalancedChannel) {
     let builder = BalancedChannel::from_instances("echo", futures_util::stream::iter([instances]));
     let builder = builder
         .outlier_detection(OutlierDetection::new().consecutive_failures(0))
-        .policy(super::super::WeightedRoundRobin::new());
+        .policy(crate::policy::WeightedRoundRobin::new());
     let channel = builder.retry(on_unavailable()).build().expect("the options are good");
     let mut changes = channel.instance_changes();
-    let ready = |statuses: &[crate::InstanceStatus]| {
-        statuses.len() == 2 && statuses.iter().all(|status| status.state() == crate::Connectivity::Ready)
+    let ready = |statuses: &[crate::channel::InstanceStatus]| {
+        statuses.len() == 2 && statuses.iter().all(|status| status.state() == crate::channel::Connectivity::Ready)
     };
     while !ready(&changes.next().await.expect("the channel is there")) {}
     (bad, good, channel)

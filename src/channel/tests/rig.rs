@@ -14,8 +14,9 @@ use tonic::{Request, Response, Status};
 use super::peers::proto::EchoRequest;
 use super::peers::proto::echo_client::EchoClient;
 use super::peers::{LIMIT, Network, Peer};
-use crate::channel::{BalancedChannel, ChannelBuilder, Connectivity, InstanceStatus, Policy};
+use crate::channel::{BalancedChannel, ChannelBuilder, Connectivity, InstanceStatus};
 use crate::instance::Instance;
+use crate::policy::Policy;
 use crate::snapshot::{Member, MemberState, Snapshot};
 
 /// What a channel of a [`Rig`] is called in messages.

@@ -7,7 +7,7 @@ use tonic::Code;
 
 use super::client::{call, connected, ends, hangs, over, say, say_within};
 use super::peers::{Echo, OnCall, Scripted};
-use crate::channel::WeightedRoundRobin;
+use crate::policy::WeightedRoundRobin;
 
 #[tokio::test]
 async fn a_fifth_call_waits_until_one_of_four_is_answered() {

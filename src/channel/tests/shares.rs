@@ -9,7 +9,8 @@ use tokio::time::sleep;
 
 use super::peers::{OnConnect, Peer};
 use super::rig::{Rig, SECOND, WINDOW, in_zone, live, member, rest, suspect};
-use crate::channel::{Candidate, Connectivity, PickFirst, Picker, Policy, RingHash, WeightedRoundRobin};
+use crate::channel::Connectivity;
+use crate::policy::{Candidate, PickFirst, Picker, Policy, RingHash, WeightedRoundRobin};
 use crate::snapshot::MemberState;
 
 async fn all_are_known(rig: &Rig, count: usize) {

@@ -8,8 +8,9 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::peers::{Peer, Reply};
 use super::rig::{Rig, SECOND, WINDOW, ends, in_zone, live, member, rest};
-use crate::channel::{Connectivity, InstanceStatus, LeastRequest, PickFirst, Policy, WeightedRoundRobin};
+use crate::channel::{Connectivity, InstanceStatus};
 use crate::instance::Instance;
+use crate::policy::{LeastRequest, PickFirst, Policy, WeightedRoundRobin};
 use crate::snapshot::{Member, MemberState};
 
 #[tokio::test(start_paused = true)]
@@ -50,11 +51,11 @@ async fn an_instance_that_is_registered_anew_starts_slowly_again_and_one_that_on
 
 #[tokio::test(start_paused = true)]
 async fn every_policy_but_pick_first_and_ring_hash_lets_instances_start_slowly() {
-    let header = || crate::channel::RingHash::by(|_| Some(fastrand::u64(..)));
+    let header = || crate::policy::RingHash::by(|_| Some(fastrand::u64(..)));
     let policies: [(Box<dyn Policy>, bool); 6] = [
         (Box::new(LeastRequest::new()), true),
-        (Box::new(crate::channel::PeakEwma::new()), true),
-        (Box::new(crate::channel::WeightedRandom::new()), true),
+        (Box::new(crate::policy::PeakEwma::new()), true),
+        (Box::new(crate::policy::WeightedRandom::new()), true),
         (Box::new(WeightedRoundRobin::new()), true),
         (Box::new(PickFirst::new()), false),
         (Box::new(header()), false),
