@@ -34,7 +34,7 @@ fn layer(criterion: &mut Criterion) {
     let runtime = Runtime::new().expect("a runtime");
     let registry = Registry::builder(["http://127.0.0.1:1"]).build().expect("a good registry");
     let address = SocketAddr::from(([127, 0, 0, 1], 1));
-    let registration = registry.register(Instance::new("echo", address)).build().expect("a good instance");
+    let registration = registry.registration(Instance::new("echo", address)).build().expect("a good instance");
     let mut bare = Answer;
     criterion.bench_function("call/bare", |bencher| {
         bencher.to_async(&runtime).iter(|| bare.call(Request::new(Body::empty())));

@@ -10,7 +10,7 @@ use clap::Parser;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic_etcd::{Instance, Registrations, Registry, shutdown_signal};
+use tonic_etcd::{Instance, RegistrationSet, Registry, shutdown_signal};
 
 use accepting::Accepting;
 use shared::{Failure, RegistryFlags};
@@ -45,9 +45,9 @@ async fn main() -> ExitCode {
 async fn run(flags: Flags) -> Result<(), Failure> {
     let listener = TcpListener::bind(flags.listen).await?;
     let bound = listener.local_addr()?;
-    let register = |registry: &Registry| registry.register(Instance::new(&flags.service, bound)).build();
+    let register = |registry: &Registry| registry.registration(Instance::new(&flags.service, bound)).build();
     let registries = flags.registry.registries()?;
-    let registrations = Registrations::new(registries.iter().map(register).collect::<Result<Vec<_>, _>>()?);
+    let registrations = RegistrationSet::new(registries.iter().map(register).collect::<Result<Vec<_>, _>>()?);
     let hello = format!("hello from {bound}");
     let slow = hello.clone();
 

@@ -15,7 +15,7 @@ use serde::Serialize;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
-use tonic_etcd::{Address, Instance, Registration, RegistrationStatus, Registrations, Registry, shutdown_signal};
+use tonic_etcd::{Address, Instance, Registration, RegistrationSet, RegistrationStatus, Registry, shutdown_signal};
 
 use proto::echo::echo_server::{Echo, EchoServer};
 use proto::echo::{EchoReply, EchoRequest};
@@ -138,10 +138,10 @@ async fn run(flags: Flags) -> Result<(), Failure> {
 }
 
 impl Flags {
-    fn registrations(&self, bound: SocketAddr) -> Result<Registrations, Failure> {
+    fn registrations(&self, bound: SocketAddr) -> Result<RegistrationSet, Failure> {
         let registries = self.registry.registries()?;
         let each: Result<Vec<_>, _> = registries.iter().map(|registry| self.registration(registry, bound)).collect();
-        Ok(Registrations::new(each?))
+        Ok(RegistrationSet::new(each?))
     }
 
     fn registration(&self, registry: &Registry, bound: SocketAddr) -> Result<Registration, Failure> {
@@ -149,7 +149,7 @@ impl Flags {
         for (name, value) in &self.tag {
             instance = instance.tag(name, value);
         }
-        let mut registration = registry.register(instance);
+        let mut registration = registry.registration(instance);
         if let Some(advertise) = &self.advertise {
             registration = registration.advertise(advertise);
         }

@@ -26,7 +26,7 @@ impl Hello for Greeter {
 async fn main() -> Result<(), Box<dyn Error>> {
     let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
     let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?;
-    let registration = registry.register(Instance::new("hello", incoming.local_addr()?)).build()?;
+    let registration = registry.registration(Instance::new("hello", incoming.local_addr()?)).build()?;
     println!("hello is served at {}", registration.address());
 
     Server::builder()

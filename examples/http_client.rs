@@ -14,7 +14,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 use tokio::time::{interval, timeout};
-use tonic_etcd::{Change, Registries, shutdown_signal};
+use tonic_etcd::{Change, RegistrySet, shutdown_signal};
 use tower::balance::p2c::Balance;
 use tower::load::{CompleteOnResponse, PendingRequests};
 use tower::{BoxError, Service, ServiceExt, service_fn};
@@ -54,7 +54,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(flags: Flags) -> Result<(), Failure> {
-    let changes = Registries::new(flags.registry.registries()?).discover(&flags.service)?;
+    let changes = RegistrySet::new(flags.registry.registries()?).discover(&flags.service)?;
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
 
     // A tower service for each server that joins, which tower's balancer takes in and lets go of.

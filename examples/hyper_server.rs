@@ -18,7 +18,7 @@ use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic_etcd::{Instance, Registrations, Registry, shutdown_signal};
+use tonic_etcd::{Instance, RegistrationSet, Registry, shutdown_signal};
 use tower::{Layer, service_fn};
 
 use shared::{Failure, RegistryFlags};
@@ -51,9 +51,9 @@ async fn main() -> ExitCode {
 async fn run(flags: Flags) -> Result<(), Failure> {
     let listener = TcpListener::bind(flags.listen).await?;
     let bound = listener.local_addr()?;
-    let register = |registry: &Registry| registry.register(Instance::new(&flags.service, bound)).build();
+    let register = |registry: &Registry| registry.registration(Instance::new(&flags.service, bound)).build();
     let registries = flags.registry.registries()?;
-    let registrations = Registrations::new(registries.iter().map(register).collect::<Result<Vec<_>, _>>()?);
+    let registrations = RegistrationSet::new(registries.iter().map(register).collect::<Result<Vec<_>, _>>()?);
     let hello = Bytes::from(format!("hello from {bound}"));
     let service = service_fn(move |request: Request<_>| answer(request.uri().path() == "/slow", hello.clone()));
 

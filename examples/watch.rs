@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use futures_util::StreamExt;
-use tonic_etcd::{Registries, shutdown_signal};
+use tonic_etcd::{RegistrySet, shutdown_signal};
 
 use changes::Line;
 use shared::{Failure, RegistryFlags};
@@ -37,7 +37,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(flags: &Flags) -> Result<(), Failure> {
-    let registries = Registries::new(flags.registry.registries()?);
+    let registries = RegistrySet::new(flags.registry.registries()?);
     let mut changes = registries.discover(&flags.service)?;
     let shutdown = shutdown_signal();
     tokio::pin!(shutdown);

@@ -118,7 +118,7 @@ fn at(path: Option<&PathBuf>) -> String {
 /// Trying again does not help; build a new registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the registration has ended")]
-pub struct Gone;
+pub struct RegistrationEnded;
 
 /// A look at what is registered, or an order to an instance, that failed.
 #[derive(Debug, Error)]
@@ -174,7 +174,7 @@ pub enum RegistryError {
         address: String,
     },
 
-    /// The format has no place for the draining mark, so no instance can be told to leave. Trying again never helps.
+    /// The format has no place for the draining mark, so no instance can be drained. Trying again never helps.
     #[error("the format {format} cannot carry the draining mark")]
     NoDrainingMark {
         /// The format, as its `Debug` shows it.
@@ -313,7 +313,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_etcd_error_names_operation_key_and_member_and_leaves_the_cause_to_source() {
+    fn an_etcd_error_names_operation_key_and_member_but_not_the_cause() {
         let error = EtcdError {
             kind: EtcdErrorKind::Deadline(Duration::from_secs(5)),
             member: "http://127.0.0.1:2379".into(),

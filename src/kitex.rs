@@ -9,7 +9,7 @@
 //!
 //! | Kitex | here | Kitex's default | ours |
 //! | --- | --- | --- | --- |
-//! | `NewEtcdRegistry(endpoints, opts..)` | [`Registry::builder`], then [`Registry::register`] | connects at once | no I/O before the server serves |
+//! | `NewEtcdRegistry(endpoints, opts..)` | [`Registry::builder`], then [`Registry::registration`] | connects at once | no I/O before the server serves |
 //! | `NewEtcdRegistryWithAuth(endpoints, user, password)` | [`RegistryBuilder::auth`] | no options, and no prefix: keys are `/echo/..` | all options; [`prefix("/")`](crate::RegistryBuilder::prefix) for those keys |
 //! | `NewEtcdRegistryWithRetry(endpoints, config, opts..)` | the three options below | | |
 //! | `retry.NewRetryConfig(..)` | [`RegistrationBuilder::kitex`] sets its three values, and more | | |
@@ -49,7 +49,7 @@
 //!
 //! # fn example(address: std::net::SocketAddr) -> Result<(), tonic_etcd::ConfigError> {
 //! let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
-//! let registration = registry.register(Instance::new("echo", address)).kitex().build()?;
+//! let registration = registry.registration(Instance::new("echo", address)).kitex().build()?;
 //! # Ok(())
 //! # }
 //! ```
@@ -92,7 +92,7 @@
 //! [`Registry::builder`]: crate::Registry::builder
 //! [`Registry::channel`]: crate::Registry::channel
 //! [`Registry::discover`]: crate::Registry::discover
-//! [`Registry::register`]: crate::Registry::register
+//! [`Registry::registration`]: crate::Registry::registration
 //! [`RegistryBuilder::auth`]: crate::RegistryBuilder::auth
 //! [`RegistryBuilder::default_weight`]: crate::RegistryBuilder::default_weight
 //! [`RegistryBuilder::dial_timeout`]: crate::RegistryBuilder::dial_timeout

@@ -44,7 +44,7 @@
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
 //! let incoming = TcpIncoming::bind("0.0.0.0:50051".parse()?)?;
-//! let registration = registry.register(Instance::new("echo", incoming.local_addr()?)).build()?;
+//! let registration = registry.registration(Instance::new("echo", incoming.local_addr()?)).build()?;
 //! Server::builder()
 //!     .layer(registration.layer())
 //!     .add_service(Echo) // any generated server
@@ -69,7 +69,7 @@
 //!
 //! [`BalancedChannel`] says what the channel does, [`ChannelBuilder`] has its options, [`Policy`] is how to choose in a
 //! way of your own. [`Discover::balance_channel`] feeds tonic's own balancer instead. A server can be in several registries
-//! at once ([`Registrations`]) and a client can look in several ([`Registries`]), so that a service can move from one
+//! at once ([`RegistrationSet`]) and a client can look in several ([`RegistrySet`]), so that a service can move from one
 //! to the other.
 //!
 //! # Layout
@@ -121,20 +121,20 @@ mod tls;
 pub use tower::discover::Change;
 
 pub use self::channel::{
-    BalancedChannel, Candidate, ChannelBuilder, Connectivity, Ending, FailurePercentage, InstanceChanges,
-    InstanceStatus, LeastRequest, Outcome, OutlierDetection, PeakEwma, PickFirst, Picker, Policy, PolicyTester,
-    ResponseBody, ResponseFuture, RetryPolicy, RetryThrottling, RingHash, ServiceConfig, ServiceConfigError,
+    BalancedChannel, Candidate, ChannelBuilder, Connectivity, FailurePercentage, InstanceChanges, InstanceStatus,
+    LeastRequest, Outcome, OutlierDetection, PeakEwma, PickFirst, Picker, Policy, PolicyTester, ResponseBody,
+    ResponseFuture, RetryPolicy, RetryThrottling, RingHash, ServiceConfig, ServiceConfigError, StatusOrigin,
     SuccessRate, TestPick, WaitForReady, WeightedRandom, WeightedRoundRobin,
 };
 pub use self::discover::Discover;
-pub use self::error::{ConfigError, Gone, RegistryError};
+pub use self::error::{ConfigError, RegistrationEnded, RegistryError};
 pub use self::etcd::Credentials;
 pub use self::format::{DecodeError, Decoded, Entry, EtcdNaming, Format, GoZero, Kitex, Kratos};
 pub use self::instance::{Address, DEFAULT_WEIGHT, Host, Instance, ServiceName};
 pub use self::register::{
-    Registration, RegistrationBuilder, RegistrationStatus, Registrations, StatusChanges, server, shutdown_signal,
+    Registration, RegistrationBuilder, RegistrationSet, RegistrationStatus, StatusChanges, server, shutdown_signal,
 };
-pub use self::registry::{Registries, Registry, RegistryBuilder};
+pub use self::registry::{Registry, RegistryBuilder, RegistrySet};
 pub use self::snapshot::{Member, MemberState, Snapshot};
 #[cfg(feature = "_tls")]
 pub use self::tls::ClientTls;

@@ -32,7 +32,7 @@ pub enum MemberState {
     Draining,
     /// Its key went without an announcement. A lease that was revoked and one that ran out with all others, because
     /// etcd itself stood still, look the same, so it stays known until that is clear.
-    InQuestion,
+    Suspect,
 }
 
 impl Snapshot {
@@ -245,7 +245,7 @@ mod tests {
         let members = vec![
             member(10, 1, MemberState::Live),
             member(11, 1, MemberState::Draining),
-            member(12, 1, MemberState::InQuestion),
+            member(12, 1, MemberState::Suspect),
         ];
         let snapshot = Snapshot::new(1, members);
         let ports: Vec<_> = open(&snapshot).map(|member| member.instance().address.clone()).collect();

@@ -82,7 +82,7 @@ pub(crate) fn balanced(addresses: &[SocketAddr]) -> BalancedChannel {
     let instances: Vec<Instance> = addresses.iter().map(|address| Instance::new("echo", *address)).collect();
     // A stream that ended would be a set that nobody keeps up to date.
     let set = stream::iter([instances]).chain(stream::pending());
-    BalancedChannel::over("echo", set).build().expect("the defaults make a channel")
+    BalancedChannel::from_instances("echo", set).build().expect("the defaults make a channel")
 }
 
 fn endpoint(address: SocketAddr) -> Endpoint {

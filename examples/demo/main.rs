@@ -20,7 +20,7 @@ use tonic_etcd::shutdown_signal;
 use events::{Event, Events};
 use process::Etcd;
 use screen::Screen;
-use stage::{Ending, Stage};
+use stage::{Stage, StatusOrigin};
 
 mod events;
 mod load;
@@ -50,11 +50,11 @@ async fn main() -> ExitCode {
     match run(etcd.unwrap_or_else(|| PathBuf::from("etcd")).into()).await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(Ending::Interrupted) => {
+        Err(StatusOrigin::Interrupted) => {
             eprintln!("demo: interrupted");
             ExitCode::from(130)
         }
-        Err(Ending::Failed(reason)) => {
+        Err(StatusOrigin::Failed(reason)) => {
             eprintln!("demo: {reason}");
             ExitCode::FAILURE
         }
@@ -62,7 +62,7 @@ async fn main() -> ExitCode {
 }
 
 /// Everything it started ends with it, whichever way it ends: the stage owns the processes, and they the folder.
-async fn run(etcd: OsString) -> Result<bool, Ending> {
+async fn run(etcd: OsString) -> Result<bool, StatusOrigin> {
     let begin = Instant::now();
     let (events, seen) = mpsc::unbounded_channel();
     interrupt(events.clone())?;
@@ -72,9 +72,11 @@ async fn run(etcd: OsString) -> Result<bool, Ending> {
     let told = time::timeout(LIMIT, story::tell(&mut stage)).await;
     let moments = match told {
         Ok(Ok(moments)) => moments,
-        Ok(Err(Ending::Interrupted)) => return Err(Ending::Interrupted),
-        Ok(Err(Ending::Failed(reason))) => return Err(Ending::Failed(stage.with_logs(reason))),
-        Err(_) => return Err(Ending::Failed(stage.with_logs(format!("it took longer than {} s", LIMIT.as_secs())))),
+        Ok(Err(StatusOrigin::Interrupted)) => return Err(StatusOrigin::Interrupted),
+        Ok(Err(StatusOrigin::Failed(reason))) => return Err(StatusOrigin::Failed(stage.with_logs(reason))),
+        Err(_) => {
+            return Err(StatusOrigin::Failed(stage.with_logs(format!("it took longer than {} s", LIMIT.as_secs()))));
+        }
     };
     Ok(verdict::sum_up(&mut stage, &moments, begin.elapsed()))
 }

@@ -18,18 +18,18 @@ use crate::process::{self, Etcd, Process};
 use crate::screen::{Row, Screen, Tone, grouped};
 
 /// Why the story does not come to its end.
-pub(crate) enum Ending {
+pub(crate) enum StatusOrigin {
     Interrupted,
     Failed(String),
 }
 
-impl From<io::Error> for Ending {
+impl From<io::Error> for StatusOrigin {
     fn from(error: io::Error) -> Self {
         Self::Failed(error.to_string())
     }
 }
 
-impl From<ConfigError> for Ending {
+impl From<ConfigError> for StatusOrigin {
     fn from(error: ConfigError) -> Self {
         Self::Failed(error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}")))
     }
@@ -94,7 +94,7 @@ impl Stage {
         screen: Screen,
         events: Events,
         seen: mpsc::UnboundedReceiver<Event>,
-    ) -> Result<Self, Ending> {
+    ) -> Result<Self, StatusOrigin> {
         etcd.start(events.clone())?;
         let registry = Registry::builder([etcd.url()]).build()?;
         Ok(Self {
@@ -114,7 +114,7 @@ impl Stage {
     }
 
     /// Starts the client: a channel that any generated client takes, and calls over it without end.
-    pub(crate) fn start_client(&self) -> Result<(), Ending> {
+    pub(crate) fn start_client(&self) -> Result<(), StatusOrigin> {
         let channel = self.registry.channel(SERVICE).build()?;
         let events = self.events.clone();
         tokio::spawn(async move {
@@ -126,32 +126,32 @@ impl Stage {
     }
 
     /// Starts a server and returns its number.
-    pub(crate) fn start_server(&mut self) -> Result<usize, Ending> {
+    pub(crate) fn start_server(&mut self) -> Result<usize, StatusOrigin> {
         let number = self.servers.len();
         let process = process::start_server(number, TTL, &self.etcd, self.events.clone())?;
         self.servers.push(Server { process, address: String::new(), life: Life::Starting });
         Ok(number)
     }
 
-    pub(crate) fn terminate_server(&mut self, number: usize) -> Result<Instant, Ending> {
+    pub(crate) fn terminate_server(&mut self, number: usize) -> Result<Instant, StatusOrigin> {
         let server = &mut self.servers[number];
         server.life = Life::Leaving;
         Ok(server.process.terminate()?)
     }
 
-    pub(crate) fn kill_server(&mut self, number: usize) -> Result<Instant, Ending> {
+    pub(crate) fn kill_server(&mut self, number: usize) -> Result<Instant, StatusOrigin> {
         let server = &mut self.servers[number];
         server.life = Life::Killed;
         Ok(server.process.kill()?)
     }
 
-    pub(crate) fn kill_etcd(&mut self) -> Result<Instant, Ending> {
+    pub(crate) fn kill_etcd(&mut self) -> Result<Instant, StatusOrigin> {
         let killed = self.etcd.kill()?;
         self.registrar = Registrar::Away(killed);
         Ok(killed)
     }
 
-    pub(crate) fn restart_etcd(&mut self) -> Result<(), Ending> {
+    pub(crate) fn restart_etcd(&mut self) -> Result<(), StatusOrigin> {
         Ok(self.etcd.start(self.events.clone())?)
     }
 
@@ -210,11 +210,11 @@ impl Stage {
         what: &str,
         limit: Duration,
         mut done: impl FnMut(&Self) -> bool,
-    ) -> Result<(), Ending> {
+    ) -> Result<(), StatusOrigin> {
         let begin = Instant::now();
         while !done(self) {
             if begin.elapsed() > limit {
-                return Err(Ending::Failed(format!("waited {} s in vain for {what}", limit.as_secs())));
+                return Err(StatusOrigin::Failed(format!("waited {} s in vain for {what}", limit.as_secs())));
             }
             self.see().await?;
         }
@@ -222,7 +222,7 @@ impl Stage {
     }
 
     /// Lets the play go on for a while.
-    pub(crate) async fn look_on(&mut self, duration: Duration) -> Result<(), Ending> {
+    pub(crate) async fn look_on(&mut self, duration: Duration) -> Result<(), StatusOrigin> {
         let begin = Instant::now();
         while begin.elapsed() < duration {
             self.see().await?;
@@ -242,14 +242,14 @@ impl Stage {
     }
 
     /// Takes in one thing that happened. Returns after the next redraw at the latest.
-    async fn see(&mut self) -> Result<(), Ending> {
+    async fn see(&mut self) -> Result<(), StatusOrigin> {
         tokio::select! {
             Some(event) = self.seen.recv() => match event {
                 Event::Said { server, at, line } => self.said(server, at, line),
                 Event::Ended { server } => self.servers[server].end(),
                 Event::EtcdAnswers => self.registrar = Registrar::Up,
                 Event::Called(call) => self.calls.push(call),
-                Event::Interrupted => return Err(Ending::Interrupted),
+                Event::Interrupted => return Err(StatusOrigin::Interrupted),
             },
             Some(Ok(change)) = self.discover.next() => self.changed(change),
             _ = self.redraw.tick() => self.screen.show(&self.rows(), &self.footer()),
@@ -285,8 +285,8 @@ impl Stage {
         let row = |(server, name): (&Server, char)| {
             let listed = self.listed(server);
             let member = snapshot.as_ref().and_then(|snapshot| snapshot.get(&server.address.parse().ok()?));
-            let in_question = member.is_some_and(|member| member.state() == MemberState::InQuestion);
-            let (state, tone) = server.state(listed, in_question);
+            let suspect = member.is_some_and(|member| member.state() == MemberState::Suspect);
+            let (state, tone) = server.state(listed, suspect);
             Row {
                 name,
                 address: server.address.clone(),
@@ -333,17 +333,17 @@ impl Server {
         };
     }
 
-    fn state(&self, listed: Option<Listed>, in_question: bool) -> (&'static str, Tone) {
+    fn state(&self, listed: Option<Listed>, suspect: bool) -> (&'static str, Tone) {
         match (self.life, listed) {
             (Life::Starting, _) => ("starting", Tone::Dim),
             (Life::Registered(_), None) => ("registered", Tone::Uneasy),
-            (Life::Registered(_), Some(Listed::Yes { .. })) if in_question => ("in question", Tone::Uneasy),
+            (Life::Registered(_), Some(Listed::Yes { .. })) if suspect => ("in question", Tone::Uneasy),
             (Life::Registered(_), Some(Listed::Yes { .. })) => ("serving", Tone::Good),
             (Life::Registered(_), Some(Listed::NoMore { .. })) => ("forgotten", Tone::Bad),
             (Life::Leaving, Some(Listed::NoMore { .. })) => ("leaving", Tone::Uneasy),
             (Life::Leaving, _) => ("told to stop", Tone::Uneasy),
             (Life::Stopped, _) => ("stopped", Tone::Dim),
-            (Life::Killed, Some(Listed::Yes { .. })) if in_question => ("killed, in question", Tone::Bad),
+            (Life::Killed, Some(Listed::Yes { .. })) if suspect => ("killed, in question", Tone::Bad),
             (Life::Killed, Some(Listed::Yes { .. })) => ("killed, on the list", Tone::Bad),
             (Life::Killed, _) => ("killed, off the list", Tone::Dim),
             (Life::Crashed, _) => ("crashed", Tone::Bad),

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::load::CALLS_A_SECOND;
-use crate::stage::{self, Ending, Life, Stage, TTL};
+use crate::stage::{self, Life, Stage, StatusOrigin, TTL};
 
 /// When the things happened that promises are about. Servers are meant by their numbers.
 pub(crate) struct Moments {
@@ -36,7 +36,7 @@ pub(crate) struct Away {
     pub(crate) forgotten: usize,
 }
 
-pub(crate) async fn tell(stage: &mut Stage) -> Result<Moments, Ending> {
+pub(crate) async fn tell(stage: &mut Stage) -> Result<Moments, StatusOrigin> {
     stage.screen.headline("tonic-etcd: servers come and go, and a client's calls follow them");
     begin(stage).await?;
     let join = join(stage).await?;
@@ -46,7 +46,7 @@ pub(crate) async fn tell(stage: &mut Stage) -> Result<Moments, Ending> {
     Ok(Moments { join, leave, kill, away })
 }
 
-async fn begin(stage: &mut Stage) -> Result<(), Ending> {
+async fn begin(stage: &mut Stage) -> Result<(), StatusOrigin> {
     let address = stage.etcd_address();
     stage.screen.say(&format!(
         "etcd starts, on {address}. It is the address book: servers write themselves down in it, and clients read it."
@@ -66,7 +66,7 @@ async fn begin(stage: &mut Stage) -> Result<(), Ending> {
     Ok(())
 }
 
-async fn join(stage: &mut Stage) -> Result<Join, Ending> {
+async fn join(stage: &mut Stage) -> Result<Join, StatusOrigin> {
     stage.screen.headline("1 of 4  A server joins");
     stage.screen.say("A fourth server starts. Nobody tells the client: it watches the address book.");
     let server = stage.start_server()?;
@@ -87,7 +87,7 @@ async fn join(stage: &mut Stage) -> Result<Join, Ending> {
     Ok(Join { server, registered })
 }
 
-async fn leave(stage: &mut Stage, server: usize) -> Result<Leave, Ending> {
+async fn leave(stage: &mut Stage, server: usize) -> Result<Leave, StatusOrigin> {
     stage.screen.headline("2 of 4  A server is told to stop");
     stage.screen.say(&format!(
         "{} gets SIGTERM, as in every deployment. It strikes itself out of the book, serves on until the clients have heard \
@@ -103,7 +103,7 @@ async fn leave(stage: &mut Stage, server: usize) -> Result<Leave, Ending> {
     Ok(Leave { server, signalled })
 }
 
-async fn kill(stage: &mut Stage, server: usize) -> Result<Kill, Ending> {
+async fn kill(stage: &mut Stage, server: usize) -> Result<Kill, StatusOrigin> {
     stage.screen.headline("3 of 4  A server is killed");
     let name = stage::name(server);
     stage.screen.say(&format!(
@@ -125,7 +125,7 @@ async fn kill(stage: &mut Stage, server: usize) -> Result<Kill, Ending> {
     Ok(Kill { killed, off_the_list })
 }
 
-async fn away(stage: &mut Stage) -> Result<Away, Ending> {
+async fn away(stage: &mut Stage) -> Result<Away, StatusOrigin> {
     stage.screen.headline("4 of 4  etcd itself is killed");
     stage.screen.say(&format!(
         "The address book is gone, for longer than the leases of {} s. The client keeps what it knew.",

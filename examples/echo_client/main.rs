@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
-use tonic_etcd::{BalancedChannel, Registries, shutdown_signal};
+use tonic_etcd::{BalancedChannel, RegistrySet, shutdown_signal};
 
 use balancing::Balancing;
 use proto::echo::echo_client::EchoClient;
@@ -129,14 +129,14 @@ async fn call_and_count(flags: &Flags, client: impl Echo) -> Result<(), Failure>
 
 impl Flags {
     fn own_channel(&self) -> Result<BalancedChannel, Failure> {
-        let registries = Registries::new(self.registry.registries()?);
+        let registries = RegistrySet::new(self.registry.registries()?);
         let channel = registries.channel(&self.service).wait_for_ready(self.wait_for_ready);
         Ok(self.balancing.over(channel)?.build()?)
     }
 
     fn tonics_channel(&self) -> Result<Channel, Failure> {
         self.balancing.is_tonics()?;
-        let discover = Registries::new(self.registry.registries()?).discover(&self.service)?;
+        let discover = RegistrySet::new(self.registry.registries()?).discover(&self.service)?;
         Ok(discover.balance_channel(|_, endpoint| endpoint))
     }
 

@@ -13,7 +13,7 @@ pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeou
 /// The longest timeout that is kept: thirty years stand for ever, and do not overflow a clock.
 const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 86_400);
 
-/// The end of a call's time, if it has one, and the timer for it, armed when somebody first waits.
+/// The end of a call's time, if it has one, and the timer for it, armed by the first wait.
 ///
 /// Most bodies are there by the time they are looked at, so most of them never arm a timer.
 #[derive(Debug, Default)]

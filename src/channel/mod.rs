@@ -51,7 +51,7 @@ pub use self::call::{ResponseBody, ResponseFuture, WaitForReady};
 pub use self::changes::InstanceChanges;
 pub use self::config::retry::RetryPolicy;
 pub use self::config::throttling::RetryThrottling;
-pub use self::outlier::{Ending, FailurePercentage, Outcome, OutlierDetection, SuccessRate};
+pub use self::outlier::{FailurePercentage, Outcome, OutlierDetection, StatusOrigin, SuccessRate};
 pub use self::picks::tester::{PolicyTester, TestPick};
 pub use self::policy::candidate::Candidate;
 pub use self::policy::{

@@ -156,7 +156,7 @@ fn state(same: &[&Member]) -> MemberState {
     } else if says(MemberState::Draining) {
         MemberState::Draining
     } else {
-        MemberState::InQuestion
+        MemberState::Suspect
     }
 }
 
@@ -172,7 +172,7 @@ mod tests {
     use proptest::prelude::*;
     use tokio::sync::watch;
 
-    use super::MemberState::{Draining, InQuestion, Live};
+    use super::MemberState::{Draining, Live, Suspect};
     use super::*;
     use crate::discover::watcher::tests::published;
     use crate::instance::{Address, Instance};
@@ -252,10 +252,10 @@ mod tests {
         for (one, other, merged) in [
             (Live, Live, Live),
             (Live, Draining, Live),
-            (Live, InQuestion, Live),
+            (Live, Suspect, Live),
             (Draining, Draining, Draining),
-            (Draining, InQuestion, Draining),
-            (InQuestion, InQuestion, InQuestion),
+            (Draining, Suspect, Draining),
+            (Suspect, Suspect, Suspect),
         ] {
             for (first, second) in [(one, other), (other, one)] {
                 let parts = [snapshot(3, &[("a:1", 1, 7, first)]), snapshot(5, &[("a:1", 2, 8, second)])];
@@ -353,7 +353,7 @@ mod tests {
                 .map(|part| {
                     let members: BTreeMap<String, (u16, MemberState)> = part
                         .iter()
-                        .map(|(n, (weight, state))| (name(n), (*weight, [Live, Draining, InQuestion][usize::from(*state)])))
+                        .map(|(n, (weight, state))| (name(n), (*weight, [Live, Draining, Suspect][usize::from(*state)])))
                         .collect();
                     let members: Vec<_> =
                         members.iter().map(|(name, (weight, state))| (name.as_str(), *weight, 7, *state)).collect();

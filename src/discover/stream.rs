@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn only_differences_are_yielded() {
-        use MemberState::{Draining, InQuestion, Live};
+        use MemberState::{Draining, Live, Suspect};
         let (publisher, snapshots) = watch::channel(None);
         let mut stream = task::spawn(discover(snapshots));
         assert_pending!(stream.poll_next(), "nothing is delivered before the first list");
@@ -205,7 +205,7 @@ mod tests {
         assert!(stream.is_woken(), "the first snapshot wakes the waiting task");
         assert_eq!(drain(&mut stream), ["+a:1=1", "+b:1=1", "+c:1=1"]);
 
-        publisher.send_replace(Some(snapshot(&[("a:1", 2, Live), ("b:1", 1, InQuestion), ("c:1", 1, Draining)])));
+        publisher.send_replace(Some(snapshot(&[("a:1", 2, Live), ("b:1", 1, Suspect), ("c:1", 1, Draining)])));
         assert_eq!(drain(&mut stream), ["+a:1=2", "-c:1"], "in question stays, draining goes");
 
         publisher.send_replace(Some(snapshot(&[("a:1", 2, Live), ("b:1", 1, Live)])));

@@ -3,8 +3,8 @@
 //! etcd-client's own balancing over members is not used: it picks a member at random for each call, while a watch, a
 //! lease and a retry need to know which member they talk to.
 //!
-//! What happens to calls and streams is told by events. `on_answer` is for calls and covers the others; streams tell
-//! each response and each error themselves:
+//! Calls and streams report what happens to them by events. `on_answer` is for calls and covers the others; streams
+//! report each response and each error themselves:
 //!
 //! ```text
 //! before a call   connection ---> Surveys::before_call ------> refused, if the member is of another cluster

@@ -282,7 +282,7 @@ mod tests {
             (Code::Unknown, "etcdserver: invalid auth token", Token),
             (Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password", Denied),
             (Code::InvalidArgument, "etcdserver: user name is empty", Token),
-            // As a watch is told, in a message.
+            // As a watch gets it, in a message.
             (Code::Unavailable, "rpc error: code = InvalidArgument desc = etcdserver: user name is empty", Token),
             (
                 Code::Unavailable,

@@ -14,7 +14,7 @@ pub(crate) struct Kv {
 impl From<PbKeyValue> for Kv {
     fn from(mut kv: PbKeyValue) -> Self {
         if kv.value.len() > MAX_VALUE {
-            // One byte more tells that it was too large; the rest would only fill the memory.
+            // One byte more shows that it was too large; the rest would only fill the memory.
             kv.value.truncate(MAX_VALUE + 1);
             kv.value.shrink_to_fit();
         }

@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn refused_credentials_are_kept_from_etcd_for_half_a_minute_and_others_are_not() {
+    async fn only_refused_credentials_are_kept_from_etcd_for_half_a_minute() {
         let (logins, sender, asked) = logins(wrong());
         logins.on_refused(0, "one", wrong());
         let began = Instant::now();
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_provider_that_fails_or_panics_is_an_error_and_is_asked_again_after_a_second() {
+    async fn a_provider_that_fails_or_panics_is_asked_again_after_a_second() {
         let count = AtomicUsize::new(0);
         let provider = Provider::asked(move || {
             let count = count.fetch_add(1, Ordering::Relaxed);

@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_grow_to_a_limit_which_is_lower_for_the_rest_of_a_list_once_one_was_too_much() {
+    fn pages_grow_to_a_limit_that_falls_once_a_page_was_too_much() {
         let mut scan = Scan::new(&Range::below("p/echo/".to_owned()));
         for _ in 0..10 {
             scan.resize(0);

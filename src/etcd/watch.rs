@@ -19,11 +19,11 @@ pub(crate) struct Watch {
     key: String,
     requests: WatchRequestSender,
     responses: WatchResponseStream,
-    /// The newest revision of the fragments of a message whose last one is not there.
+    /// The newest revision in the fragments of a message that is not complete; 0 between messages.
     begun: i64,
 }
 
-/// What a watch tells.
+/// A message of a watch.
 #[derive(Debug)]
 pub(crate) enum WatchMessage {
     /// The watch is in place; the store was at this revision.

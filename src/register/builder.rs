@@ -15,7 +15,7 @@ use super::status::RegistrationStatus;
 use crate::error::ConfigError;
 use crate::instance::{Instance, ServiceName};
 
-/// The options of a [`Registration`]. Made by [`Registry::register`](crate::Registry::register).
+/// The options of a [`Registration`]. Made by [`Registry::registration`](crate::Registry::registration).
 #[derive(Debug)]
 #[must_use = "nothing is registered before build() and the server's start"]
 pub struct RegistrationBuilder {
@@ -149,7 +149,7 @@ impl RegistrationBuilder {
     /// let (reporter, health_server) = health_reporter();
     /// let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
     /// let registration =
-    ///     registry.register(Instance::new("echo", address)).health(reporter.clone(), "echo.Echo").build()?;
+    ///     registry.registration(Instance::new("echo", address)).health(reporter.clone(), "echo.Echo").build()?;
     /// // Server::builder().layer(registration.layer()).add_service(health_server)..
     ///
     /// // Once the caches are warm:
@@ -258,7 +258,7 @@ mod tests {
     use tokio::time::{Instant, timeout};
 
     use super::*;
-    use crate::error::Gone;
+    use crate::error::RegistrationEnded;
     use crate::etcd::{Cluster, MAX_SEGMENT, parse_endpoints};
     use crate::format::{DecodeError, Decoded, Entry, Format, Kitex};
 
@@ -279,7 +279,7 @@ mod tests {
         let began = Instant::now();
         let registration = builder.max_attempts(6).build().expect("a good instance");
         registration.start();
-        assert_eq!(registration.registered().await, Err(Gone));
+        assert_eq!(registration.registered().await, Err(RegistrationEnded));
         began.elapsed()
     }
 
@@ -288,7 +288,7 @@ mod tests {
         let registration = builder().max_attempts(3).build().expect("a good instance");
         let changes = registration.status_changes();
         registration.start();
-        assert_eq!(registration.registered().await, Err(Gone), "the wait for it ends");
+        assert_eq!(registration.registered().await, Err(RegistrationEnded), "the wait for it ends");
         let RegistrationStatus::GaveUp { attempts, reason } = registration.status() else {
             panic!("the status says what became of it: {:?}", registration.status());
         };

@@ -39,6 +39,6 @@ mod status;
 pub use self::builder::RegistrationBuilder;
 pub(crate) use self::lease::Registrar;
 pub use self::registration::Registration;
-pub use self::set::Registrations;
+pub use self::set::RegistrationSet;
 pub use self::signal::shutdown_signal;
 pub use self::status::{RegistrationStatus, StatusChanges};

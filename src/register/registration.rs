@@ -14,7 +14,7 @@ use super::desired::{HealthSource, Spec};
 use super::lease::LeaseTask;
 use super::server::{Drain, DrainLayer, Incoming};
 use super::status::{RegistrationStatus, StatusChanges};
-use crate::error::{ConfigError, Gone};
+use crate::error::{ConfigError, RegistrationEnded};
 use crate::etcd::{MAX_SEGMENT, MAX_VALUE};
 use crate::format::{Entry, Format};
 use crate::instance::{Address, Instance, ServiceName};
@@ -69,7 +69,7 @@ impl Registration {
     /// drain limit.
     ///
     /// Layer, connections and shutdown future of one server come from one handle: those of several registrations from
-    /// [`Registrations`](crate::Registrations), or calls are counted in one drain and another one is ended.
+    /// [`RegistrationSet`](crate::RegistrationSet), or calls are counted in one drain and another one is ended.
     #[must_use]
     pub fn layer(&self) -> DrainLayer {
         self.server().layer()
@@ -132,19 +132,19 @@ impl Registration {
     ///
     /// # Errors
     ///
-    /// [`Gone`], if the registration has ended; [`status`](Self::status) says why.
+    /// [`RegistrationEnded`], if the registration has ended; [`status`](Self::status) says why.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: it only watches the status.
-    pub async fn registered(&self) -> Result<(), Gone> {
+    pub async fn registered(&self) -> Result<(), RegistrationEnded> {
         let mut status = self.shared.status.clone();
         let reached = status
             .wait_for(|status| matches!(status, RegistrationStatus::Registered { .. }) || status.has_ended())
             .await;
         match reached.as_deref() {
             Ok(RegistrationStatus::Registered { .. }) => Ok(()),
-            _ => Err(Gone),
+            _ => Err(RegistrationEnded),
         }
     }
 

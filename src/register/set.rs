@@ -6,7 +6,7 @@ use futures_util::future::{join_all, try_join_all};
 
 use super::registration::Registration;
 use super::server::{Drain, DrainLayer, Incoming};
-use crate::error::Gone;
+use crate::error::RegistrationEnded;
 
 /// The registrations of one server that has several: in more than one registry or format, or as more than one
 /// service. A cheap handle; clones are the same registrations.
@@ -16,14 +16,14 @@ use crate::error::Gone;
 ///
 /// ```no_run
 /// use tonic::transport::{Server, server::TcpIncoming};
-/// use tonic_etcd::{EtcdNaming, Instance, Registrations, Registry, shutdown_signal};
+/// use tonic_etcd::{EtcdNaming, Instance, RegistrationSet, Registry, shutdown_signal};
 ///
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// let old = Registry::builder(["http://127.0.0.1:2379"]).build()?;
 /// let new = Registry::builder(["http://127.0.0.1:2379"]).format(EtcdNaming).build()?;
 /// let incoming = TcpIncoming::bind("0.0.0.0:50051".parse()?)?;
 /// let instance = Instance::new("echo", incoming.local_addr()?);
-/// let registrations = Registrations::new([old.register(instance.clone()).build()?, new.register(instance).build()?]);
+/// let registrations = RegistrationSet::new([old.registration(instance.clone()).build()?, new.registration(instance).build()?]);
 ///
 /// let mut server = Server::builder().layer(registrations.layer());
 /// // server.add_service(..).serve_with_incoming_shutdown(
@@ -36,12 +36,12 @@ use crate::error::Gone;
 /// ```
 #[derive(Debug, Clone)]
 #[must_use = "registrations begin with their server, or with start()"]
-pub struct Registrations {
+pub struct RegistrationSet {
     each: Arc<[Registration]>,
     drain: Drain,
 }
 
-impl Registrations {
+impl RegistrationSet {
     /// Joins these registrations.
     ///
     /// Use [`layer`](Self::layer), [`incoming`](Self::incoming) and [`deregister_on`](Self::deregister_on) of the
@@ -102,12 +102,12 @@ impl Registrations {
     ///
     /// # Errors
     ///
-    /// [`Gone`], if one of the registrations has ended.
+    /// [`RegistrationEnded`], if one of the registrations has ended.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: it only watches the statuses.
-    pub async fn registered(&self) -> Result<(), Gone> {
+    pub async fn registered(&self) -> Result<(), RegistrationEnded> {
         try_join_all(self.iter().map(Registration::registered)).await.map(drop)
     }
 

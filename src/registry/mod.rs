@@ -29,7 +29,7 @@ use crate::snapshot::Snapshot;
 #[cfg(feature = "_tls")]
 use crate::tls::ClientTls;
 
-pub use self::registries::Registries;
+pub use self::registries::RegistrySet;
 
 /// An etcd cluster, a key prefix and a format: where servers register and clients look. Clones share everything, and
 /// one is enough for a process.
@@ -61,7 +61,7 @@ impl Registry {
     }
 
     /// Registers an instance: gives a builder for options. Nothing happens before the server starts to serve.
-    pub fn register(&self, instance: Instance) -> RegistrationBuilder {
+    pub fn registration(&self, instance: Instance) -> RegistrationBuilder {
         RegistrationBuilder::new(self.registrar.clone(), instance)
     }
 
@@ -125,8 +125,8 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`RegistryError::Config`] for a bad service name; otherwise what the call failed with. Every member is asked before it
-    /// fails, for at most 5 s each, or 5 s a page.
+    /// [`RegistryError::Config`] for a bad service name; otherwise what the call failed with. Every member is asked
+    /// before it fails, for at most 5 s each, or 5 s a page.
     ///
     /// # Cancel safety
     ///
@@ -140,20 +140,20 @@ impl Registry {
     /// key changed meanwhile.
     ///
     /// The server obeys as if it had been signalled, but serves on: it revokes its lease, its status becomes
-    /// [`RegistrationStatus::Drained`](crate::RegistrationStatus::Drained), and its calls in flight go on. Clients send it no new ones
-    /// from the mark on, unless no other instance is left. A server that does not use this crate cannot obey and stays
-    /// registered; for clients with this crate the mark counts all the same.
+    /// [`RegistrationStatus::Drained`](crate::RegistrationStatus::Drained), and its calls in flight go on. Clients send
+    /// it no new ones from the mark on, unless no other instance is left. A server that does not use this crate cannot
+    /// obey and stays registered; for clients with this crate the mark counts all the same.
     ///
-    /// A server that is registered in several registries ([`Registrations`](crate::Registrations)) leaves this one
-    /// alone, and has to be told in each: to clients of several it is there while one of them has it.
+    /// A server that is registered in several registries ([`RegistrationSet`](crate::RegistrationSet)) leaves this one
+    /// alone, and has to be drained in each: to clients of several it is there while one of them has it.
     ///
     /// It returns when the mark is in etcd, a few milliseconds before the server is gone. An instance that is marked
     /// already is no error.
     ///
     /// # Errors
     ///
-    /// [`RegistryError::UnknownAddress`]; [`RegistryError::NoDrainingMark`], where the format has no place for it; a bad
-    /// service name; otherwise what a call failed with.
+    /// [`RegistryError::UnknownAddress`]; [`RegistryError::NoDrainingMark`], where the format has no place for it; a
+    /// bad service name; otherwise what a call failed with.
     ///
     /// # Cancel safety
     ///

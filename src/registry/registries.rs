@@ -11,7 +11,7 @@ use crate::error::ConfigError;
 /// everything.
 ///
 /// This is how a service moves from one to the other without a flag day: clients look in both, servers register in both
-/// ([`Registrations`](crate::Registrations)), and when all do, the old one is left out.
+/// ([`RegistrationSet`](crate::RegistrationSet)), and when all do, the old one is left out.
 ///
 /// - **An instance** is there while one of the registries has its address.
 /// - **Weight and tags** are those in the first registry that has it, in the order given.
@@ -23,22 +23,22 @@ use crate::error::ConfigError;
 /// Each registry keeps its own watch, shared with all other channels and streams of it.
 ///
 /// ```no_run
-/// use tonic_etcd::{EtcdNaming, Registries, Registry};
+/// use tonic_etcd::{EtcdNaming, RegistrySet, Registry};
 ///
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// let old = Registry::builder(["http://10.0.0.1:2379"]).build()?;
 /// let new = Registry::builder(["http://10.0.0.2:2379"]).format(EtcdNaming).build()?;
-/// let channel = Registries::new([new, old]).channel("echo").build()?;
+/// let channel = RegistrySet::new([new, old]).channel("echo").build()?;
 /// // let mut client = EchoClient::new(channel);
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Debug, Clone)]
-pub struct Registries {
+pub struct RegistrySet {
     each: Arc<[Registry]>,
 }
 
-impl Registries {
+impl RegistrySet {
     /// These registries, the most important one first.
     pub fn new(registries: impl IntoIterator<Item = Registry>) -> Self {
         Self { each: registries.into_iter().collect() }

@@ -76,7 +76,7 @@ async fn a_certificate_that_was_replaced_on_disk_is_shown_in_the_next_session() 
 }
 
 #[tokio::test]
-async fn an_authority_that_was_replaced_on_disk_is_the_one_to_trust_from_then_on() {
+async fn an_authority_that_was_replaced_on_disk_is_trusted_from_then_on() {
     let world = World::new();
     let next = authority();
     let refused = world.session_with(&next).await.expect_err("it is not trusted yet");

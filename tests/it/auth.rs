@@ -97,7 +97,7 @@ async fn a_stranger_that_refuses_the_credentials_does_not_keep_them_from_the_oth
 async fn wrong_credentials_wait_and_are_not_shown() {
     let etcd = with_auth().await;
     let wrong = Registry::builder([etcd.url()]).auth("server", "canary").build().expect("a good registry");
-    let server = EchoServer::start(|address| wrong.register(Instance::new("echo", address)));
+    let server = EchoServer::start(|address| wrong.registration(Instance::new("echo", address)));
     assert!(!format!("{wrong:?} {:?}", server.registration()).contains("canary"));
     tokio::time::timeout(Duration::from_secs(2), server.registration().registered())
         .await
@@ -176,7 +176,7 @@ async fn a_silent_member_delays_nobody_for_longer_than_one_login() {
         assert!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
     }
     let registry = new();
-    let server = EchoServer::start(|address| registry.register(Instance::new("echo", address)));
+    let server = EchoServer::start(|address| registry.registration(Instance::new("echo", address)));
     eventually("the server registers with the healthy member", LIMIT, async || {
         matches!(server.registration().status(), RegistrationStatus::Registered { .. })
     })
@@ -187,7 +187,7 @@ async fn a_silent_member_delays_nobody_for_longer_than_one_login() {
 /// A registration at an address where nobody listens, with options of the test's.
 fn started_with(registry: &Registry, checks: Duration, attempts: u32) -> Registration {
     let instance = Instance::new("echo", SocketAddr::from(([127, 0, 0, 1], 1001)));
-    let builder = registry.register(instance).check_interval(checks).max_attempts(attempts);
+    let builder = registry.registration(instance).check_interval(checks).max_attempts(attempts);
     let registration = builder.build().expect("good options");
     registration.start();
     registration
@@ -303,7 +303,7 @@ async fn a_password_that_is_wrong_for_a_while_leaves_what_is_known_and_is_tried_
     let logins = started(&etcd, "Authenticate").await;
     // Watches and claims of their own, which all want a login.
     let waiting: Vec<EchoServer> = ["one", "two", "three"]
-        .map(|name| EchoServer::start(|address| registry.register(Instance::new(name, address))))
+        .map(|name| EchoServer::start(|address| registry.registration(Instance::new(name, address))))
         .into();
     let mut others: Vec<Changes> = ["one", "two", "three"].map(|name| Changes::of(&registry, name)).into();
     server.registration().update(|instance| instance.weight(50)).expect("a good weight");

@@ -72,7 +72,7 @@ async fn a_weight_change_does_not_reconnect() {
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let backend = EchoServer::unregistered();
     let proxy = Proxy::start(backend.address().to_string()).await;
-    let registration = registry.register(Instance::new("echo", proxy.address())).build().expect("a good instance");
+    let registration = registry.registration(Instance::new("echo", proxy.address())).build().expect("a good instance");
     registration.start();
     let mut changes = Changes::of(&registry, "echo");
     assert_eq!(changes.expect_insert(proxy.address()).await.weight, 10);

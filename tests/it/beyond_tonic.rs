@@ -101,7 +101,7 @@ async fn a_layer_that_axum_applies_to_each_route_before_it_serves_registers_noth
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
     let address = listener.local_addr().expect("it is bound");
-    let registration = registry.register(Instance::new("web", address)).build().expect("a good instance");
+    let registration = registry.registration(Instance::new("web", address)).build().expect("a good instance");
     let never = || get(std::future::pending::<()>);
     let app = Router::new()
         .route("/one", never())
@@ -129,7 +129,7 @@ async fn an_axum_server_ends_soon_after_its_drain_limit_whatever_its_clients_do(
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     let registration = registry
-        .register(Instance::new("web", address))
+        .registration(Instance::new("web", address))
         .propagation_pause(Duration::ZERO)
         .drain_limit(Duration::from_millis(500))
         .build()

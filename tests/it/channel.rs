@@ -55,7 +55,7 @@ async fn calls_spread_over_all_servers_by_weight_and_new_weights_keep_the_connec
     let registry = registry(&etcd);
     let backend = EchoServer::unregistered();
     let proxy = Proxy::start(backend.address().to_string()).await;
-    let registration = registry.register(Instance::new("echo", proxy.address())).build().expect("a good instance");
+    let registration = registry.registration(Instance::new("echo", proxy.address())).build().expect("a good instance");
     registration.start();
     let other = EchoServer::registered(&registry, "echo").await;
     // Shares by weight alone, whatever the proxy adds to a call's latency.

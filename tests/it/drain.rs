@@ -182,7 +182,7 @@ impl Running {
         let registration = Registry::builder(["http://127.0.0.1:1"])
             .build()
             .expect("a good URL")
-            .register(Instance::new("drain", address))
+            .registration(Instance::new("drain", address))
             .propagation_pause(Duration::ZERO)
             .drain_limit(limit)
             .build()

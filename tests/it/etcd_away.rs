@@ -33,7 +33,7 @@ async fn no_change_reaches_the_stream_when_etcd_was_dead_for_longer_than_the_ttl
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let server =
-        EchoServer::start(|address| registry.register(Instance::new("echo", address)).ttl(Duration::from_secs(2)));
+        EchoServer::start(|address| registry.registration(Instance::new("echo", address)).ttl(Duration::from_secs(2)));
     let mut changes = Changes::of(&registry, "echo");
     changes.expect_insert(server.address()).await;
     let channel = registry.discover("echo").expect("a good name").balance_channel(|_, endpoint| endpoint);
@@ -57,8 +57,9 @@ async fn no_change_reaches_the_stream_when_etcd_was_dead_for_longer_than_the_ttl
 async fn no_change_reaches_the_stream_when_etcd_is_frozen_for_longer_than_the_ttl() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
-    let start =
-        || EchoServer::start(|address| registry.register(Instance::new("echo", address)).ttl(Duration::from_secs(2)));
+    let start = || {
+        EchoServer::start(|address| registry.registration(Instance::new("echo", address)).ttl(Duration::from_secs(2)))
+    };
     let servers = [start(), start(), start()];
     let mut changes = Changes::of(&registry, "echo");
     for _ in &servers {
@@ -86,8 +87,9 @@ async fn no_change_reaches_the_stream_when_etcd_is_frozen_for_longer_than_the_tt
 async fn no_change_reaches_the_stream_when_etcd_comes_back_wiped() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
-    let start =
-        || EchoServer::start(|address| registry.register(Instance::new("echo", address)).ttl(Duration::from_secs(3)));
+    let start = || {
+        EchoServer::start(|address| registry.registration(Instance::new("echo", address)).ttl(Duration::from_secs(3)))
+    };
     let servers = [start(), start()];
     let mut changes = Changes::of(&registry, "echo");
     for _ in &servers {
@@ -108,8 +110,9 @@ async fn no_change_reaches_the_stream_when_etcd_comes_back_wiped() {
 async fn no_change_reaches_the_stream_and_no_call_fails_when_etcd_is_restored_from_a_copy() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
-    let start =
-        || EchoServer::start(|address| registry.register(Instance::new("echo", address)).ttl(Duration::from_secs(5)));
+    let start = || {
+        EchoServer::start(|address| registry.registration(Instance::new("echo", address)).ttl(Duration::from_secs(5)))
+    };
     let mut servers = vec![start()];
     let mut changes = Changes::of(&registry, "echo");
     changes.expect_insert(servers[0].address()).await;
@@ -147,7 +150,7 @@ async fn server_and_client_start_without_etcd_and_meet_when_it_comes() {
     let proxy = Proxy::start(etcd.address()).await;
     proxy.reset();
     let registry = Registry::builder([proxy.url()]).build().expect("a good registry");
-    let server = EchoServer::start(|address| registry.register(Instance::new("echo", address)));
+    let server = EchoServer::start(|address| registry.registration(Instance::new("echo", address)));
     let discover = registry.discover("echo").expect("a good name");
     assert!(discover.snapshot().is_none(), "nothing is known yet");
     let mut client = EchoClient::new(discover.balance_channel(|_, endpoint| endpoint));
@@ -211,8 +214,9 @@ async fn a_change_of_the_very_revision_that_is_compacted_is_not_missed() {
 async fn losing_each_member_of_three_in_turn_loses_no_registration_and_no_change() {
     let cluster = Cluster::start().await;
     let registry = Registry::builder(cluster.urls()).build().expect("a good registry");
-    let start =
-        || EchoServer::start(|address| registry.register(Instance::new("echo", address)).ttl(Duration::from_secs(5)));
+    let start = || {
+        EchoServer::start(|address| registry.registration(Instance::new("echo", address)).ttl(Duration::from_secs(5)))
+    };
     let server = start();
     let mut changes = Changes::of(&registry, "echo");
     changes.expect_insert(server.address()).await;

@@ -26,7 +26,7 @@ async fn written_and_called(format: impl Format) -> (String, String, i64, String
     let etcd = Etcd::start().await;
     let registry = registry(&etcd, format);
     let server = EchoServer::start(|address| {
-        registry.register(Instance::new("echo", address).weight(20).tag("zone", "a").tag("version", "v1"))
+        registry.registration(Instance::new("echo", address).weight(20).tag("zone", "a").tag("version", "v1"))
     });
     let address = server.address().to_string();
     server.registration().registered().await.expect("nobody takes it out");

@@ -14,8 +14,9 @@ use crate::support::{LIMIT, eventually};
 async fn a_server_registers_itself_and_a_channel_finds_it() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
-    let server =
-        EchoServer::start(|address| registry.register(Instance::new("echo", address).weight(66).tag("hello", "world")));
+    let server = EchoServer::start(|address| {
+        registry.registration(Instance::new("echo", address).weight(66).tag("hello", "world"))
+    });
     let address = server.address();
 
     let discover = registry.discover("echo").expect("a good name");

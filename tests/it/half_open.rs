@@ -19,7 +19,7 @@ async fn a_watch_in_a_black_hole_is_noticed_within_twenty_seconds_and_a_keepaliv
     let proxies = [Proxy::start(etcd.address()).await, Proxy::start(etcd.address()).await];
     let registry = Registry::builder(proxies.iter().map(Proxy::url)).build().expect("a good registry");
     let ttl = Duration::from_secs(5);
-    let server = EchoServer::start(|address| registry.register(Instance::new("echo", address)).ttl(ttl));
+    let server = EchoServer::start(|address| registry.registration(Instance::new("echo", address)).ttl(ttl));
     let mut changes = Changes::of(&registry, "echo");
     changes.expect_insert(server.address()).await;
     let lease = etcd.leases().await;
@@ -44,7 +44,7 @@ async fn an_etcd_without_space_keeps_its_leases_and_is_asked_every_ten_seconds_f
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let start = || {
         let ttl = Duration::from_secs(3);
-        EchoServer::start(|address| registry.register(Instance::new("echo", address)).ttl(ttl))
+        EchoServer::start(|address| registry.registration(Instance::new("echo", address)).ttl(ttl))
     };
     let early = start();
     early.registration().registered().await.expect("nobody takes it out");

@@ -37,7 +37,7 @@ impl World {
         let reporter = HealthReporter::new();
         let address = SocketAddr::from(([127, 0, 0, 1], 1001));
         let registration = registry
-            .register(Instance::new("echo", address))
+            .registration(Instance::new("echo", address))
             .ttl(Duration::from_secs(3))
             .health(reporter.clone(), SERVICE)
             .build()
@@ -198,7 +198,7 @@ async fn at_the_shutdown_signal_health_turns_not_serving_before_etcd_hears_of_it
     let (reporter, health) = health_reporter();
     reporter.set_service_status(SERVICE, ServingStatus::Serving).await;
     let registration = registry
-        .register(Instance::new("echo", address))
+        .registration(Instance::new("echo", address))
         .ttl(Duration::from_secs(3))
         .health(reporter, SERVICE)
         .build()

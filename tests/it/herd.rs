@@ -69,7 +69,7 @@ async fn five_hundred_that_lose_their_leases_are_back_within_ten_seconds_and_do_
 fn register(registry: &Registry, n: usize) -> Registration {
     let third = u8::try_from(n / 250).expect("few hundreds");
     let address = SocketAddr::from(([127, 0, third, u8::try_from(n % 250).expect("it is below 250")], 80));
-    let registration = registry.register(Instance::new("echo", address)).ttl(TTL).build().expect("good options");
+    let registration = registry.registration(Instance::new("echo", address)).ttl(TTL).build().expect("good options");
     registration.start();
     registration
 }

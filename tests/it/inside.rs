@@ -38,7 +38,7 @@ async fn services_and_instances_are_what_is_registered_right_now() {
     assert!(registry.instances("echo").await.expect("etcd answers").is_empty(), "nobody is there yet");
 
     let server =
-        EchoServer::start(|address| registry.register(Instance::new("echo", address).weight(20).tag("zone", "a")));
+        EchoServer::start(|address| registry.registration(Instance::new("echo", address).weight(20).tag("zone", "a")));
     server.registration().registered().await.expect("it is not gone");
     let hello = EchoServer::registered(&registry, "hello").await;
     let prefix = "kitex/registry-etcd";
@@ -148,7 +148,7 @@ async fn a_drain_is_obeyed_whatever_the_server_changes_at_the_same_moment() {
     let registry = registry(&etcd);
     let rounds = (1..=50_u16).map(async |n| {
         let address = SocketAddr::from(([127, 0, 0, 1], 1000 + n));
-        let registration = registry.register(Instance::new("echo", address)).build().expect("a good instance");
+        let registration = registry.registration(Instance::new("echo", address)).build().expect("a good instance");
         registration.start();
         registration.registered().await.expect("it is not gone");
         let updates = async {

@@ -141,7 +141,7 @@ async fn our_servers_are_resolved_and_called_by_grpc_go_until_they_leave() {
     resolves(&mut client, &[first.address().to_string()]).await;
     reaches(&mut client, &first.address().to_string()).await;
     let second =
-        EchoServer::start(|address| registry.register(Instance::new(SERVICE, address).weight(20).tag("zone", "a")));
+        EchoServer::start(|address| registry.registration(Instance::new(SERVICE, address).weight(20).tag("zone", "a")));
     let both = [first.address().to_string(), second.address().to_string()];
     resolves(&mut client, &both).await;
     for address in &both {
@@ -162,7 +162,7 @@ async fn the_draining_mark_changes_nothing_for_grpc_go() {
     let registry = naming_registry(&etcd);
     let mut watch = start(naming, &etcd, "watch", &[]);
     let server =
-        EchoServer::start(|address| registry.register(Instance::new(SERVICE, address).weight(20).tag("zone", "a")));
+        EchoServer::start(|address| registry.registration(Instance::new(SERVICE, address).weight(20).tag("zone", "a")));
     let address = server.address().to_string();
     let added = json!({
         "event": "add",

@@ -37,7 +37,7 @@ async fn granted(etcd: &Etcd) -> i64 {
 async fn the_preset_registers_as_kitex_does() {
     let etcd = Etcd::start().await;
     let registry = registry(&etcd);
-    let server = EchoServer::start(|address| registry.register(Instance::new("echo", address)).kitex());
+    let server = EchoServer::start(|address| registry.registration(Instance::new("echo", address)).kitex());
     registered(&server).await;
     assert_eq!(granted(&etcd).await, 60, "Kitex's TTL");
     let address = server.address();
@@ -53,7 +53,10 @@ async fn a_fixed_address_is_registered_and_deregistered_under_its_own_key() {
     let etcd = Etcd::start().await;
     let registry = registry(&etcd);
     let server = EchoServer::start(|address| {
-        registry.register(Instance::new("echo", address)).advertise("10.1.2.3:4567").propagation_pause(Duration::ZERO)
+        registry
+            .registration(Instance::new("echo", address))
+            .advertise("10.1.2.3:4567")
+            .propagation_pause(Duration::ZERO)
     });
     registered(&server).await;
     let keys = etcd.keys("").await;
@@ -67,7 +70,8 @@ async fn a_fixed_address_is_registered_and_deregistered_under_its_own_key() {
 async fn the_key_is_looked_at_as_often_as_was_said() {
     let etcd = Etcd::start().await;
     let registry = registry(&etcd);
-    let server = EchoServer::start(|address| registry.register(Instance::new("echo", address)).check_interval(SECOND));
+    let server =
+        EchoServer::start(|address| registry.registration(Instance::new("echo", address)).check_interval(SECOND));
     registered(&server).await;
     let before = started(&etcd, "Range").await;
     // The first list, and three looks without any cause.

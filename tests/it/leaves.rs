@@ -86,7 +86,7 @@ async fn dropping_the_last_handle_deregisters() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let address: std::net::SocketAddr = "127.0.0.1:1001".parse().expect("an address");
-    let registration = registry.register(Instance::new("echo", address)).build().expect("a good instance");
+    let registration = registry.registration(Instance::new("echo", address)).build().expect("a good instance");
     let clone = registration.clone();
     registration.start();
     registration.registered().await.expect("it is not gone");
@@ -102,7 +102,7 @@ async fn a_registration_can_be_ended_at_any_moment_and_leaves_nothing_behind() {
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     for n in 0..50u16 {
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1000 + n));
-        let registration = registry.register(Instance::new("echo", address)).build().expect("a good instance");
+        let registration = registry.registration(Instance::new("echo", address)).build().expect("a good instance");
         registration.start();
         // From before the grant to after the claim, which take about a millisecond each.
         tokio::time::sleep(Duration::from_micros(u64::from(n) * 100)).await;

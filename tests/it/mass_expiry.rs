@@ -43,7 +43,7 @@ async fn an_etcd_that_is_frozen_beyond_the_ttl_costs_services_of_one_two_and_fiv
     for (service, count) in [("one", 1), ("two", 2), ("five", 5)] {
         let mut changes = Changes::of(&registry, service);
         for _ in 0..count {
-            let server = EchoServer::start(|address| registry.register(Instance::new(service, address)).ttl(TTL));
+            let server = EchoServer::start(|address| registry.registration(Instance::new(service, address)).ttl(TTL));
             server.registration().registered().await.expect("nobody takes it out");
             changes.next().await;
             servers.push(server);

@@ -20,7 +20,7 @@ fn registry(urls: impl IntoIterator<Item = String>) -> Registry {
 }
 
 fn server(registry: &Registry) -> EchoServer {
-    EchoServer::start(|address| registry.register(Instance::new("echo", address)).ttl(TTL))
+    EchoServer::start(|address| registry.registration(Instance::new("echo", address)).ttl(TTL))
 }
 
 /// The lease that it is registered under, now.

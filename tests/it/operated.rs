@@ -12,7 +12,7 @@ use crate::support::server::{EchoServer, reaches};
 use crate::support::{LIMIT, eventually};
 
 fn started(registry: &Registry, address: SocketAddr, advertise: Option<&str>) -> Registration {
-    let mut builder = registry.register(Instance::new("echo", address)).ttl(Duration::from_secs(3));
+    let mut builder = registry.registration(Instance::new("echo", address)).ttl(Duration::from_secs(3));
     if let Some(advertise) = advertise {
         builder = builder.advertise(advertise);
     }
@@ -65,7 +65,7 @@ async fn an_update_while_paused_shows_after_the_return() {
 async fn bad_updates_are_refused_and_change_nothing() {
     let registry = Registry::builder(["http://127.0.0.1:1"]).build().expect("a good registry");
     let address: SocketAddr = ([127, 0, 0, 1], 1001).into();
-    let registration = registry.register(Instance::new("echo", address)).build().expect("a good instance");
+    let registration = registry.registration(Instance::new("echo", address)).build().expect("a good instance");
     let refused = [
         registration.update(|instance| instance.weight(0)),
         registration.update(|_| Instance::new("other", address)),
@@ -196,7 +196,7 @@ async fn an_update_while_etcd_is_away_costs_no_registration_however_few_attempts
     let etcd = Etcd::start().await;
     let proxy = Proxy::start(etcd.address()).await;
     let registry = Registry::builder([proxy.url()]).build().expect("a good registry");
-    let builder = registry.register(Instance::new("echo", SocketAddr::from(([127, 0, 0, 1], 1001))));
+    let builder = registry.registration(Instance::new("echo", SocketAddr::from(([127, 0, 0, 1], 1001))));
     let registration = builder.ttl(Duration::from_secs(300)).max_attempts(2).build().expect("a good instance");
     registration.start();
     reaches(&registration, "it is registered", |status| matches!(status, RegistrationStatus::Registered { .. })).await;

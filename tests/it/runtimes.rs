@@ -17,7 +17,7 @@ fn runtime() -> Runtime {
 fn start(registry: &Registry, port: u16) -> Registration {
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let instance = Instance::new("echo", address);
-    let registration = registry.register(instance).ttl(Duration::from_secs(2)).build().expect("a good instance");
+    let registration = registry.registration(instance).ttl(Duration::from_secs(2)).build().expect("a good instance");
     registration.start();
     registration
 }

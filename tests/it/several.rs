@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tonic::Request;
 use tonic_etcd::{
-    BalancedChannel, Connectivity, EtcdNaming, Format, GoZero, Instance, Kitex, Kratos, Registries, Registry,
+    BalancedChannel, Connectivity, EtcdNaming, Format, GoZero, Instance, Kitex, Kratos, Registry, RegistrySet,
     WeightedRoundRobin,
 };
 
@@ -28,7 +28,7 @@ fn registry(etcd: &Etcd, format: impl Format) -> Registry {
 }
 
 fn channel(registries: &[&Registry]) -> BalancedChannel {
-    let registries = Registries::new(registries.iter().map(|registry| (*registry).clone()));
+    let registries = RegistrySet::new(registries.iter().map(|registry| (*registry).clone()));
     registries.channel("echo").policy(WeightedRoundRobin::new()).build().expect("a good channel")
 }
 
@@ -51,8 +51,8 @@ async fn a_server_in_two_formats_is_found_through_either_and_leaves_both_before_
     let server = EchoServer::start_all(|address| {
         let instance = Instance::new("echo", address);
         vec![
-            kitex.register(instance.clone()).propagation_pause(pause),
-            naming.register(instance).propagation_pause(Duration::ZERO),
+            kitex.registration(instance.clone()).propagation_pause(pause),
+            naming.registration(instance).propagation_pause(Duration::ZERO),
         ]
     });
     let address = server.address();
@@ -114,7 +114,7 @@ async fn a_server_with_two_services_is_found_under_both_names() {
     let etcd = Etcd::start().await;
     let registry = registry(&etcd, Kitex);
     let server = EchoServer::start_all(|address| {
-        ["echo", "hello"].into_iter().map(|service| registry.register(Instance::new(service, address))).collect()
+        ["echo", "hello"].into_iter().map(|service| registry.registration(Instance::new(service, address))).collect()
     });
     for service in ["echo", "hello"] {
         Changes::of(&registry, service).expect_insert(server.address()).await;
@@ -177,7 +177,7 @@ async fn an_address_in_both_is_one_instance_with_the_first_ones_weight() {
     let etcd = Etcd::start().await;
     let (kitex, naming) = (registry(&etcd, Kitex), registry(&etcd, EtcdNaming));
     etcd.put("echo/127.0.0.1:1001", r#"{"Op":0,"Addr":"127.0.0.1:1001","Metadata":{"weight":20}}"#).await;
-    let mut changes = Changes::over(&Registries::new([kitex.clone(), naming.clone()]), "echo");
+    let mut changes = Changes::over(&RegistrySet::new([kitex.clone(), naming.clone()]), "echo");
     assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight, 20, "the only one that knows it");
     let key = "kitex/registry-etcd/echo/127.0.0.1:1001";
     etcd.put(key, r#"{"address":"127.0.0.1:1001","weight":30}"#).await;
@@ -193,7 +193,7 @@ async fn an_address_in_both_is_one_instance_with_the_first_ones_weight() {
     etcd.delete("echo/127.0.0.1:1001").await;
     changes.expect_remove("127.0.0.1:1001").await;
 
-    let mut discover = Registries::new([naming, kitex]).discover("echo").expect("a good name");
+    let mut discover = RegistrySet::new([naming, kitex]).discover("echo").expect("a good name");
     assert!(discover.ready().await.is_empty(), "an empty list of both is one");
 }
 

@@ -42,7 +42,7 @@ async fn all_registrations_of_a_registry_share_one_keepalive_stream() {
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let start = |n: u8| {
         let ttl = Duration::from_secs(2);
-        EchoServer::start(|address| registry.register(Instance::new(format!("echo{n}"), address)).ttl(ttl))
+        EchoServer::start(|address| registry.registration(Instance::new(format!("echo{n}"), address)).ttl(ttl))
     };
     let servers: Vec<EchoServer> = (0..5).map(start).collect();
     for server in &servers {

@@ -20,7 +20,7 @@ fn registry(urls: impl IntoIterator<Item = String>) -> Registry {
 }
 
 async fn registered(registry: &Registry) -> EchoServer {
-    let server = EchoServer::start(|address| registry.register(Instance::new("echo", address)).ttl(TTL));
+    let server = EchoServer::start(|address| registry.registration(Instance::new("echo", address)).ttl(TTL));
     let registration = tokio::time::timeout(LIMIT, server.registration().registered());
     registration.await.expect("it is registered in time").expect("nobody takes it out");
     server
@@ -145,7 +145,7 @@ async fn a_stranger_that_takes_no_login_keeps_nobody_from_the_others() {
         let registry = Registry::builder(urls.clone()).auth("server", PASSWORD).build().expect("a good registry");
         let services = registry.services().await;
         services.expect("most have told their cluster, and so the other one's refusal says nothing");
-        let server = EchoServer::start(|address| registry.register(Instance::new("echo", address)).ttl(TTL));
+        let server = EchoServer::start(|address| registry.registration(Instance::new("echo", address)).ttl(TTL));
         let registration = tokio::time::timeout(Duration::from_secs(10), server.registration().registered());
         registration.await.expect("well before a refused login is tried again").expect("nobody takes it out");
         server.stop().await;

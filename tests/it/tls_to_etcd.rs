@@ -43,7 +43,8 @@ async fn works(registry: &Registry) {
 /// Tries once to register, and returns why that failed.
 async fn refused(registry: &Registry) -> String {
     let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1001));
-    let registration = registry.register(Instance::new("echo", address)).max_attempts(1).build().expect("good options");
+    let registration =
+        registry.registration(Instance::new("echo", address)).max_attempts(1).build().expect("good options");
     registration.start();
     timeout(LIMIT, registration.registered()).await.expect("it ends in time").expect_err("it does not register");
     match registration.status() {
@@ -202,7 +203,7 @@ async fn a_certificate_that_expires_ends_no_stream_and_is_used_again_once_it_is_
     assert_eq!(changes.expect_insert(server.address()).await.weight, 50, "the open connection is as good as before");
 
     authority.issue(HERE).write(&files);
-    let second = EchoServer::start(|address| other.register(Instance::new("echo", address)));
+    let second = EchoServer::start(|address| other.registration(Instance::new("echo", address)));
     changes.expect_insert(second.address()).await;
     server.stop().await;
     second.stop().await;

@@ -28,7 +28,7 @@ impl World {
     }
 
     async fn server(&self, certificate: &Certificate, clients: Option<&Authority>) -> EchoServer {
-        let register = |address| self.registry.register(Instance::new("echo", address));
+        let register = |address| self.registry.registration(Instance::new("echo", address));
         let server = EchoServer::start_secure(certificate, clients, register);
         let registered = tokio::time::timeout(LIMIT, server.registration().registered()).await;
         registered.expect("it registers in time").expect("nobody deregisters it");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::time::timeout;
-use tonic_etcd::{Change, Discover, Instance, Registries, Registry};
+use tonic_etcd::{Change, Discover, Instance, Registry, RegistrySet};
 
 use super::LIMIT;
 use super::etcd::Etcd;
@@ -24,7 +24,7 @@ impl Changes {
     }
 
     /// Watches a service in several registries from now on.
-    pub fn over(registries: &Registries, service: &str) -> Self {
+    pub fn over(registries: &RegistrySet, service: &str) -> Self {
         let stream = registries.discover(service).expect("the test's service name is valid, and it has a runtime");
         Self { service: service.to_owned(), stream }
     }

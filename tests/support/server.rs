@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{self, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
-use tonic_etcd::{Instance, Registration, RegistrationBuilder, RegistrationStatus, Registrations, Registry};
+use tonic_etcd::{Instance, Registration, RegistrationBuilder, RegistrationSet, RegistrationStatus, Registry};
 
 use super::pki::{Authority, Certificate};
 use super::{LIMIT, eventually};
@@ -80,7 +80,7 @@ impl EchoServer {
             .into_iter()
             .map(|builder| builder.build().expect("the test's registrations are valid"))
             .collect();
-        let all = Registrations::new(registrations.iter().cloned());
+        let all = RegistrationSet::new(registrations.iter().cloned());
         let (echo, (shutdown, stopped)) = (Answers::new(address), oneshot::channel::<()>());
         let serve = Server::builder()
             .layer(all.layer())
@@ -93,7 +93,7 @@ impl EchoServer {
     /// registered in all of them.
     pub async fn registered_in(registries: &[&Registry], service: &str) -> Self {
         let server = Self::start_all(|address| {
-            registries.iter().map(|registry| registry.register(Instance::new(service, address))).collect()
+            registries.iter().map(|registry| registry.registration(Instance::new(service, address))).collect()
         });
         for registration in server.registrations() {
             timeout(LIMIT, registration.registered())
@@ -107,7 +107,7 @@ impl EchoServer {
     /// Serves on a free port as an instance of `service` with all defaults, and waits until it is
     /// registered.
     pub async fn registered(registry: &Registry, service: &str) -> Self {
-        let server = Self::start(|address| registry.register(Instance::new(service, address)));
+        let server = Self::start(|address| registry.registration(Instance::new(service, address)));
         timeout(LIMIT, server.registration().registered())
             .await
             .expect("the server registers itself in time")

@@ -126,7 +126,7 @@ pub(crate) async fn weigh() {
 fn unconnected() -> (BalancedChannel, UnboundedSender<Vec<Arc<Instance>>>) {
     let (sets, items) = unbounded_channel();
     let connect = |_: Uri| -> Pending<Result<TokioIo<TcpStream>, Infallible>> { pending() };
-    let channel = BalancedChannel::over("many", UnboundedReceiverStream::new(items))
+    let channel = BalancedChannel::from_instances("many", UnboundedReceiverStream::new(items))
         .connector(service_fn(connect))
         .build()
         .expect("the defaults make a channel");

@@ -173,7 +173,7 @@ impl Balancer {
         }
     }
 
-    /// Subchannels of instances that stay are kept, and told their news.
+    /// Subchannels of instances that stay are kept, and updated.
     fn on_snapshot(&mut self, snapshot: &Snapshot) {
         let now = Instant::now();
         self.list = List::Known;
@@ -358,7 +358,7 @@ impl Balancer {
     }
 
     fn state(&self, now: Instant) -> LbState {
-        let overdue = format!("the registry has not told the instances for {FIRST_LIST:?}");
+        let overdue = format!("the registry has not answered for {FIRST_LIST:?}");
         let no_list = match self.list {
             List::Awaited => Some((Connectivity::Connecting, "")),
             List::Overdue => Some((Connectivity::TransientFailure, &*overdue)),

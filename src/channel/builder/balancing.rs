@@ -50,11 +50,10 @@ impl ChannelBuilder {
 
     /// Prefers the instances whose tag `tag` is `zone`, the client's own. Off unless given.
     ///
-    /// They take all calls while those of them that are READY make up 70 % of the weight that would be their zone's fair
-    /// share: all instances' weights divided by the number of zones. With fewer, the missing part goes to the other zones by
-    /// weight: with half of 70 %, half of the calls. It comes back when they do. Below 70 % those that are left would bear
-    /// half as much again as usual; Envoy draws the line there, too. Instances without the tag are a zone of their own. Works
-    /// with every policy.
+    /// They take all calls while the READY ones among them have at least 70 % of their zone's fair share of the weight: all
+    /// instances' weights divided by the number of zones. If less is READY, the shortfall spills over to the other zones by
+    /// weight: with half of 70 %, half of the calls. Below 70 % the rest of the zone would bear half as much again as usual;
+    /// Envoy draws the line there, too. Instances without the tag are a zone of their own. Works with every policy.
     pub fn prefer_zone(mut self, tag: impl Into<String>, zone: impl Into<String>) -> Self {
         self.balance.zone = Some(Zone { tag: tag.into(), own: zone.into() });
         self
@@ -63,13 +62,13 @@ impl ChannelBuilder {
     /// Uses, and connects to, `size` instances only. Off unless given; from 1,000 instances on a warning recommends it: a
     /// thousand clients of a thousand servers hold a million connections.
     ///
-    /// Each client has others, chosen by hashing: one that goes is replaced by one, one that comes replaces one at most, and
-    /// nothing else changes. Clients know nothing of each other: with 1,000 of them and 20 instances of 200 each, an instance has
+    /// Each client has a different set, chosen by hashing: an instance that leaves is replaced by one, one that joins replaces
+    /// one at most, and nothing else changes. Clients know nothing of each other: with 1,000 of them and 20 instances of 200 each, an instance has
     /// 100 clients with a standard deviation of 9.5, and one of 150 is more than a quarter off. With
     /// [`subset_as`](Self::subset_as) and numbers, clients spread more evenly.
     ///
-    /// An instance that is not READY is stood in for until it is; calls in flight on the stand-in then finish. While keys are
-    /// gone from etcd without a word, those that are connected stay, and nobody stands in for them.
+    /// An instance that is not READY has a replacement until it is; calls in flight on the replacement then finish. While keys are
+    /// gone from etcd unannounced, those that are connected stay, and none is replaced.
     ///
     /// With [`prefer_zone`](Self::prefer_zone), instances of the own zone come first, and the shares of zones are those in the
     /// subset: an own zone of at least `size` instances takes all calls, also where it is a small part of the service.
@@ -80,8 +79,8 @@ impl ChannelBuilder {
         self
     }
 
-    /// As [`subset`](Self::subset), for the client of this name, which no other one should have: a pod's name for instance.
-    /// The same client gets the same instances again.
+    /// As [`subset`](Self::subset), for a client with a name of its own: a pod's name for instance. A client of that name gets
+    /// the same instances again after a restart.
     ///
     /// Clients whose names differ only in the number at the end, such as `web-0`, `web-1` and so on, as pods of a `StatefulSet`
     /// have them, spread evenly: of 1,000 with 20 instances of 200 each, every instance has 75 to 125.

@@ -47,8 +47,8 @@ impl ChannelBuilder {
         self.retry_for("", policy)
     }
 
-    /// The same for the calls of one method, `package.Service/Method`, or of one service, `package.Service`. The exact name
-    /// counts before the service's.
+    /// Retries the calls of one method, `package.Service/Method`, or of one service, `package.Service`. The exact name takes
+    /// precedence over the service's.
     pub fn retry_for(mut self, name: &str, policy: RetryPolicy) -> Self {
         self.methods.retries.insert(name, Arc::new(policy));
         self

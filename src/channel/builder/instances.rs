@@ -24,11 +24,14 @@ impl BalancedChannel {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let instance = Instance::new("echo", "127.0.0.1:50051".parse::<std::net::SocketAddr>()?);
-    /// let channel = BalancedChannel::over("echo", stream::iter([vec![instance]])).build()?;
+    /// let channel = BalancedChannel::from_instances("echo", stream::iter([vec![instance]])).build()?;
     /// # Ok(())
     /// # }
     /// ```
-    pub fn over<I>(service: impl Into<String>, instances: impl Stream<Item = Vec<I>> + Send + 'static) -> ChannelBuilder
+    pub fn from_instances<I>(
+        service: impl Into<String>,
+        instances: impl Stream<Item = Vec<I>> + Send + 'static,
+    ) -> ChannelBuilder
     where
         I: Into<Arc<Instance>>,
     {

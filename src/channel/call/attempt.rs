@@ -1,4 +1,4 @@
-//! One attempt: a pick and a request become a response head, or a failure; and the instance's health is told from it.
+//! One attempt: a pick and a request become the head of a response, or a failure; and feedback about the instance.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 
 use super::request_head::RequestHead;
 use super::status;
-use crate::channel::outlier::{Ending, Outcome};
+use crate::channel::outlier::{Outcome, StatusOrigin};
 use crate::channel::picks::Pick;
 use crate::channel::subchannel::ReadyConnection;
 use crate::channel::transport::{AttemptError, Exchange, IncomingBody, RequestBody, TransportError};
@@ -141,13 +141,16 @@ impl Attempt {
     /// The connection or the stream broke. Returns the status of the call.
     pub(super) fn on_transport_error(&self, error: &TransportError) -> Status {
         let status = error.status(self.address());
-        self.report(status.code(), if error.is_of_connection() { Ending::Broken } else { Ending::Answered });
+        self.report(
+            status.code(),
+            if error.is_of_connection() { StatusOrigin::Broken } else { StatusOrigin::Answered },
+        );
         status
     }
 
     /// The server has answered, with this status in the end.
     pub(super) fn on_status(&self, code: Code) {
-        self.report(code, Ending::Answered);
+        self.report(code, StatusOrigin::Answered);
     }
 
     /// Whether the outcome was reported already, by the head.
@@ -159,7 +162,7 @@ impl Attempt {
     pub(super) fn on_missed(&self) {
         if self.connection().is_silent_since(self.answers) {
             self.connection().load().on_missed(Instant::now());
-            self.report(Code::DeadlineExceeded, Ending::Missed);
+            self.report(Code::DeadlineExceeded, StatusOrigin::Missed);
         }
     }
 
@@ -174,8 +177,8 @@ impl Attempt {
         timed_out
     }
 
-    fn report(&self, code: Code, ending: Ending) {
-        if !self.is_reported && self.connection().on_outcome(Outcome::new(code, ending)) {
+    fn report(&self, code: Code, origin: StatusOrigin) {
+        if !self.is_reported && self.connection().on_outcome(Outcome::new(code, origin)) {
             self.connection().load().on_failure(Instant::now());
         }
     }

@@ -9,7 +9,7 @@ use super::retry_state::PREVIOUS_ATTEMPTS;
 use crate::channel::deadline::{Deadline, GRPC_TIMEOUT, timeout_header};
 use crate::channel::transport::Transport;
 
-/// A call's head, kept for another attempt: everything but the extensions, which nobody on the peer sees.
+/// A call's head, kept for another attempt: everything but the extensions, which are not sent.
 pub(super) struct RequestHead {
     method: Method,
     path: PathAndQuery,

@@ -28,7 +28,7 @@ impl Ejection {
             Self::In => 0,
             Self::Probation { times } => times,
             Self::Returned { since, times } => {
-                // The same as a timer that takes one off at the end of each interval, without the timer.
+                // As if a timer took one off at the end of each interval.
                 let stayed = now.saturating_duration_since(since).as_nanos() / detection.interval.as_nanos().max(1);
                 times.saturating_sub(u32::try_from(stayed).unwrap_or(u32::MAX))
             }

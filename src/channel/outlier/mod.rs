@@ -108,10 +108,10 @@ impl OutlierDetection {
     ///
     /// ```
     /// use tonic::Code;
-    /// use tonic_etcd::{Ending, OutlierDetection};
+    /// use tonic_etcd::{StatusOrigin, OutlierDetection};
     ///
     /// let detection = OutlierDetection::new().failure_when(|outcome| {
-    ///     outcome.ending() != Ending::Answered || matches!(outcome.code(), Code::Unavailable | Code::Internal)
+    ///     outcome.origin() != StatusOrigin::Answered || matches!(outcome.code(), Code::Unavailable | Code::Internal)
     /// });
     /// # _ = detection;
     /// ```
@@ -159,7 +159,7 @@ impl OutlierDetection {
 
     pub(crate) fn is_failure(&self, outcome: Outcome) -> bool {
         match &self.failure_when.0 {
-            None => outcome.ending != Ending::Answered || outcome.code == Code::Unavailable,
+            None => outcome.origin != StatusOrigin::Answered || outcome.code == Code::Unavailable,
             Some(failed) => failed(&outcome),
         }
     }
@@ -277,12 +277,12 @@ impl Default for SuccessRate {
 #[non_exhaustive]
 pub struct Outcome {
     code: Code,
-    ending: Ending,
+    origin: StatusOrigin,
 }
 
 impl Outcome {
-    pub(crate) const fn new(code: Code, ending: Ending) -> Self {
-        Self { code, ending }
+    pub(crate) const fn new(code: Code, origin: StatusOrigin) -> Self {
+        Self { code, origin }
     }
 
     /// The gRPC status that the caller sees.
@@ -293,15 +293,15 @@ impl Outcome {
 
     /// Where that status came from.
     #[must_use]
-    pub fn ending(&self) -> Ending {
-        self.ending
+    pub fn origin(&self) -> StatusOrigin {
+        self.origin
     }
 }
 
 /// Where the end of a call came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Ending {
+pub enum StatusOrigin {
     /// The server answered, with whatever status.
     Answered,
     /// The connection broke under the call.

@@ -1,4 +1,4 @@
-//! Who an interval's numbers eject: gRPC's two algorithms (A50), as arithmetic.
+//! The numbers of an interval become outliers: gRPC's two algorithms (A50), as arithmetic.
 
 use super::ejection::may_eject;
 use super::{OutlierDetection, SuccessRate};
@@ -61,7 +61,7 @@ pub(crate) fn sweep(intervals: &[Interval], detection: &OutlierDetection, mut dr
     sweep.ejected
 }
 
-/// Who is out already in the course of one sweep.
+/// The instances that are out in the course of one sweep.
 struct Sweep<'a> {
     intervals: &'a [Interval],
     detection: &'a OutlierDetection,

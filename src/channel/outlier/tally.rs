@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use super::{Ending, Outcome, OutlierDetection};
+use super::{Outcome, OutlierDetection, StatusOrigin};
 
 /// Counts the outcomes of an instance's calls; shared with them, and a few words small.
 ///
@@ -35,7 +35,7 @@ impl Tally {
     pub(crate) fn record(&self, failed: bool, outcome: Outcome, detection: &OutlierDetection) -> Option<Verdict> {
         if failed {
             self.failure(detection).then_some(Verdict::Failing)
-        } else if outcome.ending == Ending::Answered {
+        } else if outcome.origin == StatusOrigin::Answered {
             self.success(detection).then_some(Verdict::Proved)
         } else {
             None
@@ -93,7 +93,7 @@ mod tests {
     use super::super::FailurePercentage;
     use super::*;
 
-    const UNAVAILABLE: Outcome = Outcome { code: Code::Unavailable, ending: Ending::Answered };
+    const UNAVAILABLE: Outcome = Outcome { code: Code::Unavailable, origin: StatusOrigin::Answered };
 
     fn three() -> OutlierDetection {
         OutlierDetection::new()
@@ -165,17 +165,17 @@ mod tests {
         let detection = OutlierDetection::new()
             .failure_percentage(FailurePercentage::new())
             .failure_when(|outcome| outcome.code() == Code::Unavailable);
-        let outcome = |code, ending| Outcome { code, ending };
+        let outcome = |code, origin| Outcome { code, origin };
         let record = |outcome| tally.record(detection.is_failure(outcome), outcome, &detection);
         assert_eq!(record(UNAVAILABLE), None, "the first failure of a row");
         assert_eq!(record(UNAVAILABLE), None, "the second");
-        assert_eq!(record(outcome(Code::DeadlineExceeded, Ending::Missed)), None, "counts as nothing");
+        assert_eq!(record(outcome(Code::DeadlineExceeded, StatusOrigin::Missed)), None, "counts as nothing");
         assert_eq!(record(UNAVAILABLE), Some(Verdict::Failing), "so the row was not broken");
         assert_eq!(tally.take_interval(), (0, 3), "three failures, and one outcome that says nothing");
         let tally = Tally::on_probation();
         let record = |outcome| tally.record(detection.is_failure(outcome), outcome, &detection);
-        assert_eq!(record(outcome(Code::Internal, Ending::Broken)), None, "proves nothing");
-        assert_eq!(record(outcome(Code::NotFound, Ending::Answered)), Some(Verdict::Proved), "an answer");
+        assert_eq!(record(outcome(Code::Internal, StatusOrigin::Broken)), None, "proves nothing");
+        assert_eq!(record(outcome(Code::NotFound, StatusOrigin::Answered)), Some(Verdict::Proved), "an answer");
         assert_eq!(tally.take_interval(), (1, 0), "one success, and one outcome that says nothing");
     }
 

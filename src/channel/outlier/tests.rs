@@ -62,15 +62,15 @@ fn an_option_out_of_its_range_is_refused_by_its_name_and_value() {
 #[test]
 fn unavailable_a_broken_connection_and_a_missed_deadline_are_failures_by_default() {
     let detection = OutlierDetection::new();
-    let is_failure = |code, ending| detection.is_failure(Outcome::new(code, ending));
-    assert!(is_failure(Code::Unavailable, Ending::Answered), "the server says that it cannot serve");
-    assert!(is_failure(Code::Unavailable, Ending::Broken), "the connection broke");
-    assert!(is_failure(Code::Unknown, Ending::Broken), "it broke, whatever the status is");
-    assert!(is_failure(Code::DeadlineExceeded, Ending::Missed), "the instance was too slow");
+    let is_failure = |code, origin| detection.is_failure(Outcome::new(code, origin));
+    assert!(is_failure(Code::Unavailable, StatusOrigin::Answered), "the server says that it cannot serve");
+    assert!(is_failure(Code::Unavailable, StatusOrigin::Broken), "the connection broke");
+    assert!(is_failure(Code::Unknown, StatusOrigin::Broken), "it broke, whatever the status is");
+    assert!(is_failure(Code::DeadlineExceeded, StatusOrigin::Missed), "the instance was too slow");
     for code in 0..=16 {
         let code = Code::from_i32(code);
         if code != Code::Unavailable {
-            assert!(!is_failure(code, Ending::Answered), "{code:?} is an answer of a server that is alive");
+            assert!(!is_failure(code, StatusOrigin::Answered), "{code:?} is an answer of a server that is alive");
         }
     }
 }
@@ -78,11 +78,11 @@ fn unavailable_a_broken_connection_and_a_missed_deadline_are_failures_by_default
 #[test]
 fn what_counts_as_a_failure_can_be_told() {
     let detection = OutlierDetection::new()
-        .failure_when(|outcome| outcome.code() == Code::Internal && outcome.ending() == Ending::Answered);
-    let is_failure = |code, ending| detection.is_failure(Outcome::new(code, ending));
-    assert!(is_failure(Code::Internal, Ending::Answered), "as it was told");
-    assert!(!is_failure(Code::Unavailable, Ending::Answered), "the default does not apply any more");
-    assert!(!is_failure(Code::Internal, Ending::Broken), "the ending is told as well");
+        .failure_when(|outcome| outcome.code() == Code::Internal && outcome.origin() == StatusOrigin::Answered);
+    let is_failure = |code, origin| detection.is_failure(Outcome::new(code, origin));
+    assert!(is_failure(Code::Internal, StatusOrigin::Answered), "as it was told");
+    assert!(!is_failure(Code::Unavailable, StatusOrigin::Answered), "the default does not apply any more");
+    assert!(!is_failure(Code::Internal, StatusOrigin::Broken), "the origin is told as well");
     assert!(format!("{detection:?}").contains("failure_when: given"), "people see that it is not the default");
 }
 

@@ -85,6 +85,12 @@ impl PickQueue {
         self.state.load_full()
     }
 
+    /// Whether no call waits.
+    #[cfg(test)]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// All instances as they are now, ordered by address.
     pub(crate) fn instances(&self) -> Vec<InstanceStatus> {
         self.state.load().subchannels.iter().map(|shared| shared.status()).collect()

@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_refusal_means_that_all_places_are_taken() {
-        // Two threads share two places, each holds at most one: nobody may ever be refused.
+        // Two threads share two places, each holds at most one: no call may ever be refused.
         let load = Load::new(2);
         thread::scope(|scope| {
             for _ in 0..2 {

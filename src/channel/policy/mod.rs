@@ -32,11 +32,15 @@ pub use self::round_robin::WeightedRoundRobin;
 /// makes the call.
 ///
 /// The channel takes care of the rest: it asks again when the chosen instance has no room for a call, goes through the
-/// others when that does not help, and asks only about instances that are READY and not ejected; draining ones are among
-/// them only while there are no others.
+/// others when that does not help, and asks about READY instances that are neither ejected nor draining; without any about
+/// ejected ones, and without any about draining ones.
+///
+/// A policy that panics costs no other call: where [`picker`](Self::picker) panics, calls go to any instance with room until the
+/// next one is made, and where [`key`](Self::key) does, its call fails with INTERNAL.
 ///
 /// Ready-made are [`LeastRequest`], [`PeakEwma`], [`WeightedRoundRobin`], [`WeightedRandom`], [`PickFirst`] and [`RingHash`].
-/// One of your own can use them: this one stays in its zone while an instance is READY there.
+/// One of your own can wrap them, and passes on all that the inner one says: this one stays in its zone while an instance
+/// is READY there.
 ///
 /// ```
 /// use tonic_etcd::{Candidate, Instance, LeastRequest, Picker, Policy, PolicyTester};
@@ -59,6 +63,18 @@ pub use self::round_robin::WeightedRoundRobin;
 ///         let picker = self.then.picker(&near);
 ///         Box::new(InZone { places, near, picker })
 ///     }
+///
+///     fn key(&self, request: &http::request::Parts) -> u64 {
+///         self.then.key(request)
+///     }
+///
+///     fn measures_peaks(&self) -> bool {
+///         self.then.measures_peaks()
+///     }
+///
+///     fn starts_slowly(&self) -> bool {
+///         self.then.starts_slowly()
+///     }
 /// }
 ///
 /// struct InZone {
@@ -69,7 +85,7 @@ pub use self::round_robin::WeightedRoundRobin;
 ///
 /// impl Picker for InZone {
 ///     fn pick(&self, _: &[Candidate], key: u64) -> usize {
-///         self.quota[self.picker.pick(&self.near, key)]
+///         self.places[self.picker.pick(&self.near, key)]
 ///     }
 /// }
 ///
@@ -90,25 +106,27 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     /// What chooses among `candidates` until they change. They are never empty, and in no particular order.
     fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker>;
 
-    /// What the picker is told of a call, made from the head of its request. Defaults to 0, for policies that look at
+    /// The key of a call for the picker, made from the head of its request. Defaults to 0, for policies that look at
     /// instances only.
     ///
-    /// Called once a call, before anything else; a policy around another one passes on what that one says.
+    /// Called once per call, before anything else; a policy around another one passes on what that one says.
     fn key(&self, request: &Parts) -> u64 {
         let _ = request;
         0
     }
 
     /// Whether the policy looks at [`Candidate::peak_latency`]. Defaults to `false`: measuring costs each call a little.
+    ///
+    /// Called once, when the channel is built; a policy around another one passes on what that one says.
     fn measures_peaks(&self) -> bool {
         false
     }
 
-    /// Whether new instances [start slowly](crate::ChannelBuilder::slow_start) with this policy, if the channel is told so.
+    /// Whether new instances [start slowly](crate::ChannelBuilder::slow_start) with this policy, if the channel has that option.
     /// Defaults to `true`: then a picker is asked for after each percent by which a share has grown. `false` is for policies
     /// that do not share calls by weight, or where calls have to find the same instance again.
     ///
-    /// A policy around another one passes on what that one says.
+    /// Called once, when the channel is built; a policy around another one passes on what that one says.
     fn starts_slowly(&self) -> bool {
         true
     }

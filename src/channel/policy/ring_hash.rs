@@ -13,8 +13,8 @@ use crate::channel::policy::{Picker, Policy};
 /// All calls with one key go to one instance, its owner: for caches, sessions and locks that live in a server's memory.
 ///
 /// Keys spread over the instances by weight. An instance that leaves, or is not READY, gives its keys to many others, and has
-/// them back when it returns; the keys of others stay where they are. Who owns what follows from addresses and weights alone:
-/// it is the same in every process and after every restart, and nobody has to agree on anything. A call for whose owner
+/// them back when it returns; the keys of others stay where they are. The owner of a key follows from addresses and weights alone:
+/// it is the same in every process and after every restart, without any agreement. A call for whose owner
 /// there is no room, or that it refused, goes to any other; one without a key goes to a random one.
 ///
 /// Each instance has four points on the ring for each unit of its weight: with the default weight of 10 forty, by which its

@@ -8,7 +8,7 @@ use crate::channel::policy::{Picker, Policy};
 /// Each instance in turn, as often in a cycle as its weight says.
 ///
 /// A cycle is as many calls as the weights add up to, divided by what divides all of them: with weights 20 and 10, three.
-/// Any so many calls in a row are shared exactly by weight, and shorter rows nearly so: nobody gets all of its calls at once.
+/// Any so many calls in a row are shared exactly by weight, and shorter rows nearly so: no instance gets all of its calls at once.
 /// Its use is an even load where calls cost about the same; it does not see which instance is busy or slow.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]

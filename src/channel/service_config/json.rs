@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::ServiceConfigError;
+use super::error::ServiceConfigError;
 
-/// JSON in which no field stands twice. A [`Value`] would keep the last of them without a word.
+/// JSON in which no field stands twice. A [`Value`] would keep the last of them silently.
 pub(crate) struct NoFieldTwice;
 
 impl<'de> Deserialize<'de> for NoFieldTwice {

@@ -1,16 +1,16 @@
 //! What gRPC calls a service config, in JSON: what is said of methods, and how to balance.
 
+mod error;
 mod json;
 
-use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use http::HeaderName;
 use serde_json::Value;
-use thiserror::Error;
 use tonic::Code;
 
+pub use self::error::ServiceConfigError;
 use self::json::{At, NoFieldTwice, Read};
 use crate::channel::config::methods::MethodConfig;
 use crate::channel::config::retry::RetryPolicy;
@@ -58,28 +58,6 @@ pub struct ServiceConfig {
     pub(crate) methods: Vec<(String, MethodConfig)>,
     pub(crate) throttling: Option<RetryThrottling>,
     pub(crate) policy: Option<Arc<dyn Policy>>,
-}
-
-/// What is wrong with a service config, and where.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub struct ServiceConfigError {
-    path: String,
-    problem: String,
-}
-
-impl ServiceConfigError {
-    /// Where: `methodConfig[0].retryPolicy.maxAttempts` for instance. Empty where the text is no JSON, or names a field twice.
-    #[must_use]
-    pub fn path(&self) -> &str {
-        &self.path
-    }
-}
-
-impl fmt::Display for ServiceConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, problem } = self;
-        if path.is_empty() { f.write_str(problem) } else { write!(f, "{path}: {problem}") }
-    }
 }
 
 impl FromStr for ServiceConfig {

@@ -26,12 +26,14 @@
 //! | file | |
 //! | --- | --- |
 //! | `connection` | a READY connection: what calls are picked for, and their feedback |
+//! | `queries` | what the balancer asks |
 //! | `state` | states, inputs, effects |
 //! | `shared` | the view that calls and people read |
 //! | `status` | connectivity and [`InstanceStatus`] |
 //! | `ticket` | what tells one attempt from the next |
 
 mod connection;
+mod queries;
 mod shared;
 mod state;
 mod status;
@@ -48,9 +50,7 @@ use self::shared::View;
 use self::state::{Ready, Reason, State};
 use crate::backoff::Backoff;
 use crate::channel::outlier::{Ejection, Tally};
-use crate::channel::policy::candidate::Candidate;
 use crate::channel::transport::Transport;
-use crate::instance::{Address, Instance};
 use crate::snapshot::{Member, MemberState};
 
 #[cfg(feature = "health")]
@@ -164,7 +164,7 @@ impl<T> Subchannel<T> {
         match (&self.state, self.member.state()) {
             (State::Ready(_) | State::Idle(Reason::Unselected), _) => {}
             // A suspect lives by its connection alone.
-            (_, MemberState::InQuestion) => self.enter(State::Idle(Reason::Withdrawn)),
+            (_, MemberState::Suspect) => self.enter(State::Idle(Reason::Withdrawn)),
             (State::Idle(Reason::Withdrawn), _) => self.queue(effects),
             (State::Backoff(_) | State::Idle(Reason::Ejected), _) if is_restarted => self.queue(effects),
             _ => {}
@@ -396,145 +396,12 @@ impl<T> Subchannel<T> {
             load,
         });
     }
-
-    /// gRPC's state, derived from ours.
-    pub(crate) fn connectivity(&self) -> Connectivity {
-        let has_failed = self.failure.is_some();
-        match &self.state {
-            State::Idle(_) => Connectivity::Idle,
-            State::Ready(ready) if ready.is_serving => Connectivity::Ready,
-            // A server that has not reported its health yet will soon.
-            State::Queued(_) | State::Connecting(_) | State::Ready(_) if !has_failed => Connectivity::Connecting,
-            State::Queued(_) | State::Connecting(_) | State::Ready(_) | State::Backoff(_) => {
-                Connectivity::TransientFailure
-            }
-        }
-    }
-}
-
-/// What the balancer asks; nothing here changes a subchannel.
-impl<T> Subchannel<T> {
-    pub(crate) fn member(&self) -> &Member {
-        &self.member
-    }
-
-    pub(crate) fn instance(&self) -> &Instance {
-        self.member.instance()
-    }
-
-    pub(crate) fn address(&self) -> &Address {
-        &self.member.instance().address
-    }
-
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
-    }
-
-    /// The rank in the channel's subset that it was made with.
-    pub(crate) fn rank(&self) -> u64 {
-        self.rank
-    }
-
-    pub(crate) fn ejection(&self) -> &Ejection {
-        &self.ejection
-    }
-
-    pub(crate) fn tally(&self) -> &Tally {
-        &self.tally
-    }
-
-    /// Since when the instance is READY as a new process; `None` before that.
-    pub(crate) fn ready_since(&self) -> Option<Instant> {
-        self.ready_since
-    }
-
-    pub(crate) fn is_unselected(&self) -> bool {
-        matches!(self.state, State::Idle(Reason::Unselected))
-    }
-
-    /// Whether a connection is or will be wanted without news from the registry or the subset.
-    pub(crate) fn is_in_use(&self) -> bool {
-        !matches!(self.state, State::Idle(Reason::Unselected | Reason::Withdrawn))
-    }
-
-    /// Whether the attempt with this ticket is under way.
-    pub(crate) fn is_connecting(&self, ticket: Ticket) -> bool {
-        matches!(self.state, State::Connecting(attempt) if attempt == ticket)
-    }
-
-    /// Whether calls may be picked for it: it is connected, and its server serves as far as that is known.
-    pub(crate) fn is_ready(&self) -> bool {
-        matches!(&self.state, State::Ready(ready) if ready.is_serving)
-    }
-
-    /// What calls are picked from, if it is READY.
-    pub(crate) fn candidate(&self) -> Option<(Candidate, Arc<ReadyConnection<T>>)> {
-        match &self.state {
-            State::Ready(ready) if ready.is_serving => {
-                let candidate = Candidate::new(ready.connection.load().clone(), self.member.shared_instance().clone());
-                Some((candidate, ready.connection.clone()))
-            }
-            _ => None,
-        }
-    }
-
-    /// Whether calls go to it, or will soon: it neither failed nor leaves.
-    pub(crate) fn is_fit(&self, now: Instant) -> bool {
-        let stays = match self.member.state() {
-            MemberState::Live => true,
-            // It lives by its connection: an etcd that forgets everything must not make each client dial all instances.
-            MemberState::InQuestion => self.is_ready(),
-            MemberState::Draining => false,
-        };
-        let is_trusted = !self.ejection.is_out() && !self.ejection.is_on_probation();
-        let is_good = match &self.state {
-            State::Queued(_) | State::Connecting(_) => self.failure.is_none(),
-            State::Ready(ready) => {
-                let is_settled = !self.is_recovering || ready.is_proven(SETTLED, now);
-                // A server that has not reported its health yet will soon.
-                is_settled && (ready.is_serving || self.failure.is_none())
-            }
-            State::Idle(_) | State::Backoff(_) => false,
-        };
-        stays && is_trusted && is_good
-    }
-
-    /// When an instance that came back stands long enough to need no replacement: one that comes back only to fail again
-    /// would let the replacement come and go as often.
-    pub(crate) fn settles_at(&self) -> Option<Instant> {
-        match &self.state {
-            State::Ready(ready) if self.is_recovering => Some(ready.since + SETTLED),
-            _ => None,
-        }
-    }
-
-    fn is_connected(&self) -> bool {
-        matches!(self.state, State::Ready(_))
-    }
-
-    fn ready_with(&self, ticket: Ticket) -> Option<&Ready<T>> {
-        match &self.state {
-            State::Ready(ready) if ready.ticket == ticket => Some(ready),
-            _ => None,
-        }
-    }
-
-    fn is_unchanged(&self, member: &Member) -> bool {
-        let is_same = Arc::ptr_eq(self.member.shared_instance(), member.shared_instance());
-        self.member.state() == member.state()
-            && self.member.lease() == member.lease()
-            && (is_same || self.member.instance() == member.instance())
-    }
 }
 
 /// The first wait after a failure to connect, and the longest: gRPC waits 1 s to 120 s, made for the internet; in a data
 /// centre a restarted server is wanted back at once, and a dead one is tried often enough every 10 s.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
-
-/// How long an instance that failed must stand, unless it answers a call, before it needs no replacement: several times longer
-/// than a server takes that accepts and then ends.
-const SETTLED: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 #[cfg(feature = "health")]
 use super::connection::HealthVerdict;
 use super::connection::ReadyConnection;
+use super::status::Connectivity;
 use super::ticket::Ticket;
 use crate::channel::outlier::Tally;
 use crate::channel::policy::load::Load;
@@ -27,6 +28,19 @@ pub(super) enum State<T> {
     Ready(Ready<T>),
     /// The last attempt failed, and the next one waits for its time.
     Backoff(Ticket),
+}
+
+impl<T> State<T> {
+    /// The one place that derives gRPC's state.
+    pub(super) fn connectivity(&self, has_failed: bool) -> Connectivity {
+        match self {
+            Self::Idle(_) => Connectivity::Idle,
+            Self::Ready(ready) if ready.is_serving => Connectivity::Ready,
+            // A server that has not reported its health yet will soon.
+            Self::Queued(_) | Self::Connecting(_) | Self::Ready(_) if !has_failed => Connectivity::Connecting,
+            Self::Queued(_) | Self::Connecting(_) | Self::Ready(_) | Self::Backoff(_) => Connectivity::TransientFailure,
+        }
+    }
 }
 
 /// Why no connection to an instance is wanted.

@@ -3,9 +3,11 @@ use std::net::SocketAddr;
 
 use tokio::sync::mpsc;
 
+use super::queries::SETTLED;
 use super::*;
-use crate::channel::outlier::{Ending, Outcome, OutlierDetection};
+use crate::channel::outlier::{Outcome, OutlierDetection, StatusOrigin};
 use crate::channel::policy::load::Load;
+use crate::instance::Instance;
 
 type Machine = Subchannel<()>;
 
@@ -112,7 +114,7 @@ const TABLE: [(&str, Make, [&str; 8]); 13] = [
     ("a leave", |_, _| Input::Updated(member(1, 10, MemberState::Draining)), ["="; 8]),
     (
         "a missing key",
-        |_, _| Input::Updated(member(1, 10, MemberState::InQuestion)),
+        |_, _| Input::Updated(member(1, 10, MemberState::Suspect)),
         ["Withdrawn", "=", "=", "Withdrawn", "Withdrawn", "=", "=", "Withdrawn"],
     ),
     ("selected", |_, _| Input::Selected, ["=", "Queued", "=", "=", "=", "=", "=", "="]),
@@ -273,7 +275,7 @@ fn reconnect(machine: &mut Machine) -> Arc<ReadyConnection<()>> {
     connection(machine)
 }
 
-const FAILED: Outcome = Outcome::new(tonic::Code::Unavailable, Ending::Answered);
+const FAILED: Outcome = Outcome::new(tonic::Code::Unavailable, StatusOrigin::Answered);
 
 #[tokio::test(start_paused = true)]
 async fn on_probation_one_call_comes_at_a_time_until_one_is_answered() {
@@ -328,7 +330,7 @@ async fn where_a_proof_outlives_its_connection_the_next_call_decides() {
     assert!(machine.ejection.is_on_probation(), "that connection is gone");
     machine.on(Input::BackoffOver(ticket(&machine)), now());
     let next = reconnect(&mut machine);
-    next.on_outcome(Outcome::new(tonic::Code::Ok, Ending::Answered));
+    next.on_outcome(Outcome::new(tonic::Code::Ok, StatusOrigin::Answered));
     machine.on(Input::Proved(machine.tally.clone()), now());
     assert!(!machine.ejection.is_on_probation(), "the next one decided");
 }

@@ -22,7 +22,7 @@ pub(super) type Client = EchoClient<BalancedChannel>;
 /// A channel to be built over these instances, which stay.
 pub(super) fn over<const N: usize>(addresses: [SocketAddr; N]) -> ChannelBuilder {
     let set: Vec<_> = addresses.into_iter().map(|address| Instance::new("echo", address)).collect();
-    BalancedChannel::over("echo", stream::iter([set]))
+    BalancedChannel::from_instances("echo", stream::iter([set]))
 }
 
 /// A client whose every instance is READY.

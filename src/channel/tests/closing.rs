@@ -1,11 +1,15 @@
 //! From a channel's last clone to nothing: no task, no connection, and what readers see of it.
 
-use tokio::runtime::Handle;
+use futures_util::stream;
+use tokio::runtime::{Builder, Handle};
 use tokio::time::timeout;
 
+use super::peers::proto::EchoRequest;
+use super::peers::proto::echo_client::EchoClient;
 use super::peers::{LIMIT, OnConnect, Reply};
 use super::rig::{Rig, SECOND, ends, live, rest};
-use crate::channel::Connectivity;
+use crate::channel::{BalancedChannel, Connectivity};
+use crate::instance::Instance;
 
 #[tokio::test(start_paused = true)]
 async fn a_dropped_channel_leaves_no_task_and_no_connection() {
@@ -106,4 +110,31 @@ async fn a_call_that_waits_keeps_the_channel_alive() {
     peer.on_connect(OnConnect::Accept);
     assert_eq!(ends(call).await.expect("it waited"), peer.address());
     peer.has_open(0).await;
+}
+
+#[test]
+fn where_its_runtime_is_gone_calls_fail_and_say_so_also_those_that_wait_for_ready() {
+    let runtime = || Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let (first, second) = (runtime(), runtime());
+    let channel = {
+        let _entered = first.enter();
+        let lists = stream::pending::<Vec<Instance>>();
+        BalancedChannel::from_instances("echo", lists).wait_for_ready(true).build().expect("the options are good")
+    };
+    let call = || {
+        let mut client = EchoClient::new(channel.clone());
+        second.spawn(async move { client.unary_echo(EchoRequest { message: "x".into() }).await })
+    };
+    let waiting = call();
+    while channel.handle.queue.is_idle() {
+        std::thread::yield_now();
+    }
+    drop(first);
+    for call in [waiting, call()] {
+        let ended = second.block_on(async { timeout(LIMIT, call).await.expect("it ends").expect("it does not panic") });
+        let status = ended.expect_err("there is nothing to send it to");
+        assert_eq!(status.code(), tonic::Code::Unavailable);
+        assert!(status.message().contains("the runtime that it was built on"), "{status:?}");
+    }
+    assert_eq!(channel.state(), Connectivity::Shutdown);
 }

@@ -8,7 +8,7 @@ use tonic::Code;
 use super::peers::{OnConnect, Peer, Reply};
 use super::rig::{Call, Rig, SECOND, ends, rest};
 use crate::channel::{
-    Connectivity, Ending, FailurePercentage, InstanceStatus, OutlierDetection, SuccessRate, WeightedRoundRobin,
+    Connectivity, FailurePercentage, InstanceStatus, OutlierDetection, StatusOrigin, SuccessRate, WeightedRoundRobin,
 };
 
 /// A channel over one instance that may be ejected, which the defaults would not do: every call is for it.
@@ -101,7 +101,7 @@ async fn what_counts_as_a_failure_can_be_told() {
 
 #[tokio::test(start_paused = true)]
 async fn failures_can_be_told_by_how_the_call_ended() {
-    let broken = |outcome: &crate::channel::Outcome| outcome.ending() == Ending::Broken;
+    let broken = |outcome: &crate::channel::Outcome| outcome.origin() == StatusOrigin::Broken;
     let (rig, peer) = alone(|detection| detection.failure_when(broken)).await;
     fail(&rig, &peer, Code::Unavailable, 5).await;
     for call in hold(&rig, &peer, 5, SECOND).await {
@@ -430,4 +430,17 @@ async fn an_instance_that_succeeds_far_less_often_than_the_others_is_ejected_at_
     assert!(swept(detection(), 0).await.is_empty(), "equals are no outliers");
     let few = OutlierDetection::new().success_rate(SuccessRate::new().request_volume(101));
     assert!(swept(few, 100).await.is_empty(), "100 calls are too few to judge");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_lost_its_connection_while_out_says_connecting_when_it_is_tried() {
+    let (rig, peer) = alone(|detection| detection.ejection_time(SECOND)).await;
+    fail(&rig, &peer, Code::Unavailable, 3).await;
+    peer.on_connect(OnConnect::Mute);
+    peer.cut();
+    rig.until_peer(&peer, "nothing is tried", |status| status.state() == Connectivity::Idle).await;
+    assert!(rig.status(&peer).cause().is_some(), "people see why");
+    let is_tried = |status: &InstanceStatus| status.state() == Connectivity::Connecting && status.cause().is_none();
+    rig.until_peer(&peer, "it is dialled", is_tried).await;
+    assert_eq!(rig.channel.state(), Connectivity::Connecting, "and so does the channel");
 }

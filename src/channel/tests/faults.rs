@@ -20,7 +20,9 @@ use crate::instance::Instance;
 fn ten(echoes: &[Echo], last: std::net::SocketAddr) -> EchoClient<BalancedChannel> {
     let addresses = echoes.iter().map(Echo::address).chain([last]);
     let instances = addresses.map(|address| Instance::new("echo", address)).collect();
-    EchoClient::new(BalancedChannel::over("echo", stream::iter([instances])).build().expect("the options are good"))
+    EchoClient::new(
+        BalancedChannel::from_instances("echo", stream::iter([instances])).build().expect("the options are good"),
+    )
 }
 
 /// How many of a thousand calls fail, 20 at once, the first of them while the channel connects.
@@ -56,7 +58,7 @@ async fn no_call_fails_while_one_of_ten_is_mute() {
 async fn calls_that_a_killed_server_had_fail_and_no_other() {
     let mut echoes: Vec<_> = (0..10).map(|_| Echo::start()).collect();
     let list = echoes.iter().map(|echo| Instance::new("echo", echo.address())).collect();
-    let channel = BalancedChannel::over("echo", stream::iter([list])).build().expect("the options are good");
+    let channel = BalancedChannel::from_instances("echo", stream::iter([list])).build().expect("the options are good");
     let all_ready = async {
         let mut changes = channel.instance_changes();
         while let Some(all) = changes.next().await {

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use tonic::Code;
 
 use super::peers::{OnConnect, Peer, Reply};
-use super::rig::{Rig, SECOND, draining, ends, in_question, live, member, rest, weighing};
+use super::rig::{Rig, SECOND, draining, ends, live, member, rest, suspect, weighing};
 use crate::channel::{Candidate, Connectivity, InstanceStatus, LeastRequest, Picker, Policy, WeightedRoundRobin};
 use crate::snapshot::MemberState;
 
@@ -140,7 +140,7 @@ async fn an_instance_in_question_is_kept_while_it_is_connected() {
     let rig = Rig::new();
     let peer = rig.network.peer(1);
     rig.is_ready_with(&[&peer]).await;
-    rig.list([in_question(&peer)]);
+    rig.list([suspect(&peer)]);
     rest().await;
     for _ in 0..10 {
         rig.answer().await.expect("it still answers");
@@ -163,7 +163,7 @@ async fn an_instance_in_question_without_a_connection_is_dropped() {
         peer.on_connect(before);
         rig.list([live(&peer)]);
         rest().await;
-        rig.list([in_question(&peer)]);
+        rig.list([suspect(&peer)]);
         rig.until_peer(&peer, "it is given up", |status| status.state() == Connectivity::Idle).await;
         let attempts = peer.attempted().get();
         peer.on_connect(OnConnect::Accept);

@@ -12,6 +12,7 @@ mod faults;
 #[cfg(feature = "health")]
 mod health;
 mod leaving;
+mod panicking;
 mod peers;
 mod replays;
 mod retrying;

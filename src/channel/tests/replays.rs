@@ -108,7 +108,7 @@ async fn whoever_refused_a_call_is_not_asked_again_while_another_has_room() {
     let (refuser, echo) = (Scripted::refusing_streams(), Echo::start());
     let set =
         vec![Instance::new("echo", refuser.address()).weight(1_000), Instance::new("echo", echo.address()).weight(1)];
-    let builder = BalancedChannel::over("echo", stream::iter([set])).policy(WeightedRoundRobin::new());
+    let builder = BalancedChannel::from_instances("echo", stream::iter([set])).policy(WeightedRoundRobin::new());
     let mut client = connected(builder).await;
     for _ in 0..20 {
         client.unary_echo(say("x")).await.expect("the other instance answers");

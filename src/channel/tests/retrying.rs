@@ -334,7 +334,7 @@ async fn failing(status: Status) -> (Echo, Echo, BalancedChannel) {
     // The busier one is asked last.
     let instances =
         vec![Instance::new("echo", bad.address()).weight(65_535), Instance::new("echo", good.address()).weight(1)];
-    let builder = BalancedChannel::over("echo", futures_util::stream::iter([instances]));
+    let builder = BalancedChannel::from_instances("echo", futures_util::stream::iter([instances]));
     let builder = builder
         .outlier_detection(OutlierDetection::new().consecutive_failures(0))
         .policy(super::super::WeightedRoundRobin::new());

@@ -157,8 +157,8 @@ pub(super) fn draining(peer: &Peer) -> Member {
     member(peer, 1, MemberState::Draining)
 }
 
-pub(super) fn in_question(peer: &Peer) -> Member {
-    member(peer, 1, MemberState::InQuestion)
+pub(super) fn suspect(peer: &Peer) -> Member {
+    member(peer, 1, MemberState::Suspect)
 }
 
 pub(super) fn member(peer: &Peer, lease: i64, state: MemberState) -> Member {

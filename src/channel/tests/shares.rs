@@ -8,7 +8,7 @@ use http::HeaderName;
 use tokio::time::sleep;
 
 use super::peers::{OnConnect, Peer};
-use super::rig::{Rig, SECOND, WINDOW, in_question, in_zone, live, member, rest};
+use super::rig::{Rig, SECOND, WINDOW, in_zone, live, member, rest, suspect};
 use crate::channel::{Candidate, Connectivity, PickFirst, Picker, Policy, RingHash, WeightedRoundRobin};
 use crate::snapshot::MemberState;
 
@@ -101,7 +101,7 @@ async fn while_all_keys_go_a_subset_goes_on_and_dials_nobody_else() {
     // One after the other, as leases end.
     for gone in 1..=10 {
         let (gone, there) = peers.split_at(gone);
-        rig.list(gone.iter().map(in_question).chain(there.iter().map(live)));
+        rig.list(gone.iter().map(suspect).chain(there.iter().map(live)));
         rest().await;
         assert_eq!(dialled(), 3, "{} are gone", gone.len());
     }
@@ -172,7 +172,7 @@ async fn a_zone_whose_instances_start_slowly_gets_its_calls_back_as_they_grow() 
 async fn while_all_keys_are_gone_calls_stay_in_their_zone() {
     let rig = Rig::with(|builder| builder.policy(WeightedRoundRobin::new()).prefer_zone("zone", "a"));
     let [near, far] = rig.network.peers(1);
-    for state in [MemberState::Live, MemberState::InQuestion, MemberState::Live] {
+    for state in [MemberState::Live, MemberState::Suspect, MemberState::Live] {
         rig.list([in_zone(&near, "a", state), in_zone(&far, "b", state)]);
         rig.until("both are READY", |all| all.len() == 2 && all.iter().all(|one| one.state() == Connectivity::Ready))
             .await;

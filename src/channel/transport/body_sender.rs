@@ -35,7 +35,7 @@ struct Shared {
 /// Where the rest of an body stands.
 enum State {
     Sending(Sending),
-    /// The caller's body failed, and the call was not told yet.
+    /// The caller's body failed, and the call does not know yet.
     Failed(Status),
     Over,
 }

@@ -26,8 +26,8 @@ pub(crate) struct Connection {
 pub(crate) struct ConnectionDriver {
     h2: h2::client::Connection<Socket, Bytes>,
     pings: Pings,
-    /// The limit of open calls that was told last.
-    told: Option<u32>,
+    /// The limit of open calls that was reported last.
+    reported: Option<u32>,
     peer: Arc<PeerState>,
 }
 
@@ -46,7 +46,7 @@ pub(crate) trait ConnectionObserver: Send + Sync + 'static {
 
 impl ConnectionDriver {
     pub(super) fn new(h2: h2::client::Connection<Socket, Bytes>, pings: Pings, peer: Arc<PeerState>) -> Self {
-        Self { h2, pings, told: None, peer }
+        Self { h2, pings, reported: None, peer }
     }
 
     /// A handle that closes the socket from outside.
@@ -76,9 +76,9 @@ impl ConnectionDriver {
             let ended = self.poll_end(calls > 0, cx);
             let streams = self.peer.streams();
             if let Some(limit) = streams
-                && streams != self.told
+                && streams != self.reported
             {
-                self.told = streams;
+                self.reported = streams;
                 observer.on_stream_limit(limit);
             }
             let said = self.peer.goaway().is_some();
@@ -95,8 +95,8 @@ impl ConnectionDriver {
     pub(super) async fn settings(&mut self) -> Result<u32, Ended> {
         poll_fn(|cx| {
             let ended = self.poll_end(false, cx);
-            self.told = self.peer.streams();
-            match self.told {
+            self.reported = self.peer.streams();
+            match self.reported {
                 Some(limit) => Poll::Ready(Ok(limit)),
                 None => ended.map(Err),
             }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream};
 use http_body::{Body, Frame, SizeHint};
 
-use super::exchange::TransportError;
+use super::error::TransportError;
 
 /// The body of a response as it comes in. Dropped before its end, it resets the stream.
 pub(crate) struct IncomingBody {

@@ -9,6 +9,7 @@
 //! | `connection`, `pings` | a connection -> its end: reads, writes, keepalive, windows |
 //! | `socket`, `frames` | bytes -> what h2 does not tell: SETTINGS, GOAWAY, which streams were written |
 //! | `exchange` | a request head and its body -> a response head and its body, or an error that says what it proves |
+//! | `error` | errors of h2 -> what they prove |
 //! | `request_body`, `body_sender` | the request body, kept for a replay until the response begins, and sent on after that |
 //! | `incoming_body` | DATA and trailers of a response, its window given back |
 
@@ -17,6 +18,7 @@ mod config;
 mod connect;
 mod connection;
 mod connector;
+mod error;
 mod exchange;
 mod frames;
 mod incoming_body;
@@ -32,6 +34,7 @@ pub(crate) use self::config::TransportConfig;
 pub(crate) use self::connect::connect;
 pub(crate) use self::connection::{Connection, ConnectionDriver, ConnectionObserver};
 pub(crate) use self::connector::Connector;
-pub(crate) use self::exchange::{AttemptError, Exchange, Transport, TransportError};
+pub(crate) use self::error::{AttemptError, TransportError};
+pub(crate) use self::exchange::{Exchange, Transport};
 pub(crate) use self::incoming_body::IncomingBody;
 pub(crate) use self::request_body::RequestBody;

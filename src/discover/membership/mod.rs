@@ -174,7 +174,7 @@ impl Membership {
             Ok(decoded) => {
                 let draining = decoded.draining;
                 let instance = self.instance(decoded, &kv.key, now);
-                // Shared where it is equal, so that a look at the pointer tells readers so.
+                // Shared where it is equal, so that readers can compare pointers.
                 let same = known.filter(|known| *known.instance == instance);
                 (same.map_or_else(|| Arc::new(instance), |known| known.instance.clone()), draining)
             }
@@ -263,7 +263,7 @@ impl Membership {
         let members = keys.chunk_by(|(a, _), (b, _)| a.instance.address == b.instance.address).map(|keys| {
             let (newest, is_missing) = keys[0];
             let state = if is_missing {
-                MemberState::InQuestion
+                MemberState::Suspect
             } else if keys.iter().all(|(key, _)| key.draining) {
                 MemberState::Draining
             } else {

@@ -90,7 +90,7 @@ impl World {
             let mark = match member.state() {
                 MemberState::Live => "",
                 MemberState::Draining => " draining",
-                MemberState::InQuestion => " in question",
+                MemberState::Suspect => " in question",
             };
             format!("{}{mark}", member.instance().address)
         };

@@ -1,0 +1,140 @@
+//! What the balancer asks of a subchannel; nothing here changes one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Subchannel;
+use super::connection::ReadyConnection;
+use super::shared::Shared;
+use super::state::{Ready, Reason, State};
+use super::status::Connectivity;
+use super::ticket::Ticket;
+use crate::channel::outlier::{Ejection, Tally};
+use crate::channel::policy::candidate::Candidate;
+use crate::instance::{Address, Instance};
+use crate::snapshot::{Member, MemberState};
+
+impl<T> Subchannel<T> {
+    pub(crate) fn member(&self) -> &Member {
+        &self.member
+    }
+
+    pub(crate) fn instance(&self) -> &Instance {
+        self.member.instance()
+    }
+
+    pub(crate) fn address(&self) -> &Address {
+        &self.member.instance().address
+    }
+
+    /// gRPC's state, derived from ours.
+    pub(crate) fn connectivity(&self) -> Connectivity {
+        self.state.connectivity(self.failure.is_some())
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The rank in the channel's subset that it was made with.
+    pub(crate) fn rank(&self) -> u64 {
+        self.rank
+    }
+
+    pub(crate) fn ejection(&self) -> &Ejection {
+        &self.ejection
+    }
+
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Since when the instance is READY as a new process; `None` before that.
+    pub(crate) fn ready_since(&self) -> Option<Instant> {
+        self.ready_since
+    }
+
+    pub(crate) fn is_unselected(&self) -> bool {
+        matches!(self.state, State::Idle(Reason::Unselected))
+    }
+
+    /// Whether a connection is or will be wanted without news from the registry or the subset.
+    pub(crate) fn is_in_use(&self) -> bool {
+        !matches!(self.state, State::Idle(Reason::Unselected | Reason::Withdrawn))
+    }
+
+    /// Whether the attempt with this ticket is under way.
+    pub(crate) fn is_connecting(&self, ticket: Ticket) -> bool {
+        matches!(self.state, State::Connecting(attempt) if attempt == ticket)
+    }
+
+    /// Whether calls may be picked for it: it is connected, and its server serves as far as that is known.
+    pub(crate) fn is_ready(&self) -> bool {
+        matches!(&self.state, State::Ready(ready) if ready.is_serving)
+    }
+
+    /// What calls are picked from, if it is READY.
+    pub(crate) fn candidate(&self) -> Option<(Candidate, Arc<ReadyConnection<T>>)> {
+        match &self.state {
+            State::Ready(ready) if ready.is_serving => {
+                let candidate = Candidate::new(ready.connection.load().clone(), self.member.shared_instance().clone());
+                Some((candidate, ready.connection.clone()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether calls go to it, or will soon: it neither failed nor leaves.
+    pub(crate) fn is_fit(&self, now: Instant) -> bool {
+        let stays = match self.member.state() {
+            MemberState::Live => true,
+            // It lives by its connection: an etcd that forgets everything must not make each client dial all instances.
+            MemberState::Suspect => self.is_ready(),
+            MemberState::Draining => false,
+        };
+        let is_trusted = !self.ejection.is_out() && !self.ejection.is_on_probation();
+        let is_good = match &self.state {
+            State::Queued(_) | State::Connecting(_) => self.failure.is_none(),
+            State::Ready(ready) => {
+                let is_settled = !self.is_recovering || ready.is_proven(SETTLED, now);
+                // A server that has not reported its health yet will soon.
+                is_settled && (ready.is_serving || self.failure.is_none())
+            }
+            State::Idle(_) | State::Backoff(_) => false,
+        };
+        stays && is_trusted && is_good
+    }
+
+    /// When an instance that came back stands long enough to need no replacement: one that comes back only to fail again
+    /// would let the replacement come and go as often.
+    pub(crate) fn settles_at(&self) -> Option<Instant> {
+        match &self.state {
+            State::Ready(ready) if self.is_recovering => Some(ready.since + SETTLED),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        matches!(self.state, State::Ready(_))
+    }
+
+    pub(super) fn ready_with(&self, ticket: Ticket) -> Option<&Ready<T>> {
+        match &self.state {
+            State::Ready(ready) if ready.ticket == ticket => Some(ready),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_unchanged(&self, member: &Member) -> bool {
+        let is_same = Arc::ptr_eq(self.member.shared_instance(), member.shared_instance());
+        self.member.state() == member.state()
+            && self.member.lease() == member.lease()
+            && (is_same || self.member.instance() == member.instance())
+    }
+}
+
+/// How long an instance that failed must stand, unless it answers a call, before it needs no replacement: several times longer
+/// than a server takes that accepts and then ends.
+pub(super) const SETTLED: Duration = Duration::from_secs(1);
