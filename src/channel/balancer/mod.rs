@@ -182,7 +182,7 @@ impl Balancer {
         let mut is_same_set = true;
         let known = mem::take(&mut self.subchannels);
         let mut subchannels = Vec::with_capacity(snapshot.len());
-        for difference in diff(known.into_iter(), snapshot.iter()) {
+        for difference in diff(known, snapshot.iter()) {
             match difference {
                 Difference::Kept(mut subchannel, member) => {
                     self.update(&mut subchannel, member, now);

@@ -16,14 +16,14 @@ use crate::policy::{Candidate, LeastRequest, Picker, Policy};
 /// A policy that panics wherever it is told to.
 #[derive(Debug, Clone, Default)]
 struct Fragile {
-    in_picker: Arc<AtomicBool>,
-    in_key: Arc<AtomicBool>,
-    in_drop: Arc<AtomicBool>,
+    breaks_pickers: Arc<AtomicBool>,
+    bad_key: Arc<AtomicBool>,
+    dropped_badly: Arc<AtomicBool>,
 }
 
 struct FragilePicker {
     inner: Box<dyn Picker>,
-    in_drop: Arc<AtomicBool>,
+    dropped_badly: Arc<AtomicBool>,
 }
 
 fn maybe_panic(told: &AtomicBool) {
@@ -32,12 +32,15 @@ fn maybe_panic(told: &AtomicBool) {
 
 impl Policy for Fragile {
     fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
-        maybe_panic(&self.in_picker);
-        Box::new(FragilePicker { inner: LeastRequest::new().picker(candidates), in_drop: self.in_drop.clone() })
+        maybe_panic(&self.breaks_pickers);
+        Box::new(FragilePicker {
+            inner: LeastRequest::new().picker(candidates),
+            dropped_badly: self.dropped_badly.clone(),
+        })
     }
 
     fn key(&self, _: &Parts) -> u64 {
-        maybe_panic(&self.in_key);
+        maybe_panic(&self.bad_key);
         0
     }
 }
@@ -51,7 +54,7 @@ impl Picker for FragilePicker {
 impl Drop for FragilePicker {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            maybe_panic(&self.in_drop);
+            maybe_panic(&self.dropped_badly);
         }
     }
 }
@@ -67,13 +70,13 @@ async fn serve(policy: &Fragile) -> (Rig, [Peer; 2]) {
 async fn a_policy_that_panics_for_a_picker_leaves_calls_and_later_sets_alone() {
     let policy = Fragile::default();
     let (rig, peers) = serve(&policy).await;
-    policy.in_picker.store(true, Ordering::Relaxed);
+    policy.breaks_pickers.store(true, Ordering::Relaxed);
     rig.is_ready_with(&peers.each_ref()).await;
     for _ in 0..100 {
         rig.answer().await.expect("every instance has room");
     }
     assert!(peers.iter().all(|peer| peer.calls().get() > 10), "calls go anywhere");
-    policy.in_picker.store(false, Ordering::Relaxed);
+    policy.breaks_pickers.store(false, Ordering::Relaxed);
     rig.is_ready_with(&[&peers[1]]).await;
     rig.answer().await.expect("the next picker is a good one");
 }
@@ -81,7 +84,7 @@ async fn a_policy_that_panics_for_a_picker_leaves_calls_and_later_sets_alone() {
 #[tokio::test(start_paused = true)]
 async fn a_policy_that_always_panics_hangs_no_call_that_waits_for_ready() {
     let policy = Fragile::default();
-    policy.in_picker.store(true, Ordering::Relaxed);
+    policy.breaks_pickers.store(true, Ordering::Relaxed);
     let rig = Rig::with(|builder| builder.policy(policy.clone()));
     let peer = rig.network.peer(1);
     let waiting = rig.call_with(|request| _ = request.extensions_mut().insert(WaitForReady(true)));
@@ -94,14 +97,14 @@ async fn a_policy_that_always_panics_hangs_no_call_that_waits_for_ready() {
 async fn a_policy_that_panics_over_a_request_costs_that_call_alone() {
     let policy = Fragile::default();
     let (rig, [peer, _]) = serve(&policy).await;
-    policy.in_key.store(true, Ordering::Relaxed);
+    policy.bad_key.store(true, Ordering::Relaxed);
     let status = rig.answer().await.expect_err("the policy panics");
     assert_eq!(
         (status.code(), status.message()),
         (Code::Internal, "echo under kitex/registry-etcd: the policy panicked")
     );
     assert_eq!(peer.calls().get(), 0, "nothing is sent");
-    policy.in_key.store(false, Ordering::Relaxed);
+    policy.bad_key.store(false, Ordering::Relaxed);
     rig.answer().await.expect("the next call is a good one");
 }
 
@@ -109,11 +112,11 @@ async fn a_policy_that_panics_over_a_request_costs_that_call_alone() {
 async fn a_picker_that_panics_when_it_is_dropped_ends_nothing() {
     let policy = Fragile::default();
     let (rig, peers) = serve(&policy).await;
-    policy.in_drop.store(true, Ordering::Relaxed);
+    policy.dropped_badly.store(true, Ordering::Relaxed);
     rig.is_ready_with(&peers.each_ref()).await;
     rig.is_ready_with(&[&peers[1]]).await;
     rig.answer().await.expect("the channel goes on");
-    policy.in_drop.store(false, Ordering::Relaxed);
+    policy.dropped_badly.store(false, Ordering::Relaxed);
 }
 
 #[tokio::test]

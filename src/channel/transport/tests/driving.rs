@@ -68,7 +68,7 @@ async fn a_cut_ends_a_connection_whose_peer_does_not_read() {
     }));
     far.write_all(&settings(None)).await.expect("the pipe is open");
     let options = TransportConfig { connector: Some(connector), ..TransportConfig::default() };
-    let connection = soon("a connect", super::connect(&options, &nowhere())).await.expect("SETTINGS came");
+    let connection = soon("a connect", Box::pin(super::connect(&options, &nowhere()))).await.expect("SETTINGS came");
     let mut running = run(connection);
     let (answer, mut stream) = running.send.send_request(request(()), false).expect("the connection takes it");
     let answer = tokio::spawn(answer);

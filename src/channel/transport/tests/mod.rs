@@ -156,7 +156,7 @@ fn nowhere() -> Address {
     "127.0.0.1:1".parse().expect("an address")
 }
 
-/// TransportConfig whose connector gives one end of a pipe, and the other end: no clock but tokio's has a say.
+/// Options whose connector gives one end of a pipe, and the other end: no clock but tokio's has a say.
 fn piped() -> (TransportConfig, DuplexStream) {
     let (near, far) = duplex(1 << 20);
     let near = StdMutex::new(Some(near));
