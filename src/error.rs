@@ -272,7 +272,7 @@ impl fmt::Display for EtcdError {
             EtcdErrorKind::Unavailable => f.write_str("failed: the member cannot serve it now"),
             EtcdErrorKind::Deadline(limit) => write!(f, "was not answered within {limit:?}"),
             EtcdErrorKind::Tls => f.write_str("failed: no TLS session with the member"),
-            EtcdErrorKind::Login => f.write_str("failed: nobody could log in"),
+            EtcdErrorKind::Login => f.write_str("failed: could not log in"),
             EtcdErrorKind::Withheld => f.write_str("was not tried"),
             EtcdErrorKind::Denied => f.write_str("was denied"),
             EtcdErrorKind::Token => f.write_str("was denied: the token is not valid"),

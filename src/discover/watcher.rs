@@ -170,7 +170,7 @@ async fn run(guard: WatcherGuard, mut source: Source, mut membership: Membership
                 biased;
                 () = guard.publisher.closed() => {
                     if guard.retire_if_idle() {
-                        tracing::debug!("watch stopped: nobody listens");
+                        tracing::debug!("watch stopped: no listener is left");
                         return;
                     }
                 }

@@ -60,7 +60,7 @@ impl Registry {
         }
     }
 
-    /// Registers an instance: gives a builder for options. Nothing happens before the server starts to serve.
+    /// The options of a registration of this instance. Nothing is registered before the server starts to serve.
     pub fn registration(&self, instance: Instance) -> RegistrationBuilder {
         RegistrationBuilder::new(self.registrar.clone(), instance)
     }
