@@ -208,7 +208,6 @@ impl RegistrationBuilder {
             unstarted: Mutex::new(Some(task)),
             drain: Drain::new().limit(self.drain_limit),
             propagation_pause: self.propagation_pause,
-            drain_limit: self.drain_limit,
             health: self.health,
         }))
     }
@@ -251,7 +250,7 @@ const TTL_VARIABLE: &str = "KITEX_ETCD_REGISTRY_LEASE_TTL";
 const MAX_TTL: u64 = 86_400;
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use futures_util::StreamExt;
@@ -263,7 +262,7 @@ mod tests {
     use crate::format::{DecodeError, Decoded, Entry, Format, Kitex};
 
     /// An instance whose etcd is not there.
-    fn builder() -> RegistrationBuilder {
+    pub(in crate::register) fn builder() -> RegistrationBuilder {
         builder_for(Arc::new(Kitex))
     }
 

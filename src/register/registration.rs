@@ -53,7 +53,6 @@ pub(super) struct Shared {
     pub(super) unstarted: Mutex<Option<LeaseTask>>,
     pub(super) drain: Drain,
     pub(super) propagation_pause: Duration,
-    pub(super) drain_limit: Duration,
     pub(super) health: Option<Arc<dyn HealthSource>>,
 }
 
@@ -261,7 +260,7 @@ impl Registration {
     }
 
     pub(super) fn drain_limit(&self) -> Duration {
-        self.shared.drain_limit
+        self.shared.drain.configured_limit()
     }
 
     fn take_unstarted(&self) -> Option<LeaseTask> {

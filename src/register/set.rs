@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::future::{join_all, try_join_all};
 
 use super::registration::Registration;
-use super::server::{Drain, DrainLayer, Incoming};
+use super::server::{DEFAULT_LIMIT, Drain, DrainLayer, Incoming};
 use crate::error::RegistrationEnded;
 
 /// The registrations of one server that has several: in more than one registry or format, or as more than one
@@ -46,10 +46,11 @@ impl RegistrationSet {
     /// Joins these registrations.
     ///
     /// Use [`layer`](Self::layer), [`incoming`](Self::incoming) and [`deregister_on`](Self::deregister_on) of the
-    /// set, and none of its registrations': each has a drain of its own, which knows nothing of the set's calls.
+    /// set, and none of its registrations': each has a drain of its own, which knows nothing of the set's calls. The
+    /// drain of an empty set has the default limit of 25 s.
     pub fn new(registrations: impl IntoIterator<Item = Registration>) -> Self {
         let each: Arc<[Registration]> = registrations.into_iter().collect();
-        let limit = each.iter().map(Registration::drain_limit).max().unwrap_or_default();
+        let limit = each.iter().map(Registration::drain_limit).max().unwrap_or(DEFAULT_LIMIT);
         Self { each, drain: Drain::new().limit(limit) }
     }
 
@@ -136,5 +137,21 @@ impl RegistrationSet {
     fn server(&self) -> Drain {
         let registrations = self.clone();
         self.drain.with_start(move || registrations.start())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::builder::tests::builder;
+    use super::*;
+
+    #[test]
+    fn the_drain_of_a_set_has_the_longest_limit_and_an_empty_one_the_default() {
+        let seconds = std::time::Duration::from_secs;
+        let limited = |limit| builder().drain_limit(seconds(limit)).build().expect("a good instance");
+        let set = RegistrationSet::new([limited(2), limited(7), limited(3)]);
+        assert_eq!(set.drain.configured_limit(), seconds(7), "the longest of three");
+        let empty = RegistrationSet::new([]);
+        assert_eq!(empty.drain.configured_limit(), DEFAULT_LIMIT, "calls get time, too, where etcd is left out");
     }
 }

@@ -129,6 +129,11 @@ impl Drain {
         self.server.drain().in_flight()
     }
 
+    /// What was given to [`limit`](Self::limit), or the default.
+    pub(crate) fn configured_limit(&self) -> Duration {
+        self.limit
+    }
+
     /// A handle to this drain for a server that runs `start` when it starts to serve, once or more often.
     pub(crate) fn with_start(&self, start: impl Fn() + Send + Sync + 'static) -> Self {
         Self { server: self.server.with_start(start), limit: self.limit }
