@@ -103,7 +103,8 @@ impl Drain {
     /// What is to happen while the server still serves belongs into the signal: `async { shutdown_signal().await;
     /// sleep(pause).await }` gives load balancers time to take the server out.
     ///
-    /// Of several signals the first one counts.
+    /// The first signal starts the countdown for all that share the drain; each future waits for its own signal. Give all
+    /// servers of one drain the same signal.
     ///
     /// # Panics
     ///
