@@ -51,7 +51,9 @@ impl RegistrationSet {
     pub fn new(registrations: impl IntoIterator<Item = Registration>) -> Self {
         let each: Arc<[Registration]> = registrations.into_iter().collect();
         let limit = each.iter().map(Registration::drain_limit).max().unwrap_or(DEFAULT_LIMIT);
-        Self { each, drain: Drain::new().limit(limit) }
+        // They belong to one server, so that the address of any tells its log lines from those of other servers.
+        let address = each.first().map(|registration| registration.address().clone());
+        Self { each, drain: Drain::new().limit(limit).at(address) }
     }
 
     /// The layer for `Server::builder().layer(..)`: starts all registrations, and is otherwise like

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::handle::ServerHandle;
 use super::incoming::Incoming;
 use super::layer::DrainLayer;
+use crate::instance::Address;
 
 /// Graceful shutdown with a limit, for a tonic server or any other server of tower services. A cheap handle; clones are
 /// the same drain.
@@ -63,12 +64,14 @@ use super::layer::DrainLayer;
 pub struct Drain {
     server: ServerHandle,
     limit: Duration,
+    /// What clients know the server as, for logs.
+    address: Option<Address>,
 }
 
 impl Drain {
     /// A drain with the default limit of 25 s.
     pub fn new() -> Self {
-        Self { server: ServerHandle::new(), limit: DEFAULT_LIMIT }
+        Self { server: ServerHandle::new(), limit: DEFAULT_LIMIT, address: None }
     }
 
     /// How long calls may take after the signal, before they are ended with UNAVAILABLE; their connections are closed
@@ -120,7 +123,7 @@ impl Drain {
         let drain = self.clone();
         async move {
             signal.await;
-            drain.server.drain().begin(drain.limit);
+            drain.server.drain().begin(drain.limit, drain.address.as_ref());
         }
     }
 
@@ -130,6 +133,11 @@ impl Drain {
         self.server.drain().in_flight()
     }
 
+    /// This drain with an address that tells its log lines from those of other servers.
+    pub(crate) fn at(self, address: Option<Address>) -> Self {
+        Self { address, ..self }
+    }
+
     /// What was given to [`limit`](Self::limit), or the default.
     pub(crate) fn configured_limit(&self) -> Duration {
         self.limit
@@ -137,7 +145,7 @@ impl Drain {
 
     /// A handle to this drain for a server that runs `start` when it starts to serve, once or more often.
     pub(crate) fn with_start(&self, start: impl Fn() + Send + Sync + 'static) -> Self {
-        Self { server: self.server.with_start(start), limit: self.limit }
+        Self { server: self.server.with_start(start), ..self.clone() }
     }
 }
 

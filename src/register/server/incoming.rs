@@ -260,7 +260,7 @@ mod tests {
     }
 
     async fn end(drain: &DrainState) {
-        drain.begin(Duration::ZERO);
+        drain.begin(Duration::ZERO, None);
         tokio::time::sleep(SOCKET_GRACE + Duration::from_millis(5)).await;
         assert!(drain.is_closed(), "the grace passed");
     }

@@ -340,7 +340,7 @@ mod tests {
 
     /// Lets the drain limit pass, and the countdown do its work.
     async fn end(drain: &DrainState) {
-        drain.begin(Duration::ZERO);
+        drain.begin(Duration::ZERO, None);
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert!(drain.has_ended(), "the limit passed");
     }

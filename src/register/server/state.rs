@@ -13,6 +13,7 @@ use tokio::time::{self, Instant};
 use tracing::Instrument as _;
 
 use super::open_set::OpenSet;
+use crate::instance::Address;
 
 /// The open calls and connections of one server, and the phase of its drain; a clone is a handle to the same drain.
 ///
@@ -55,14 +56,15 @@ impl DrainState {
         self.0.calls.len()
     }
 
-    /// Starts the countdown to the end of all calls. Only the first one counts, whatever the limits of later ones.
+    /// Starts the countdown to the end of all calls. Only the first one counts, whatever the limits of later ones. What it
+    /// logs names the limit and the address.
     ///
     /// The countdown is a task, which ends by itself after its work, or as soon as no handle is left.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    pub(super) fn begin(&self, limit: Duration) {
+    pub(super) fn begin(&self, limit: Duration, address: Option<&Address>) {
         // First, so that a panic leaves the drain as it was.
         let runtime = Handle::current();
         let mut first = None;
@@ -75,7 +77,8 @@ impl DrainState {
         if let Some((until, released)) = first {
             let drain = Arc::downgrade(&self.0);
             // The signal's future may be polled in any span; the countdown belongs to none of them.
-            let span = tracing::info_span!(parent: None, "drain");
+            let span =
+                tracing::info_span!(parent: None, "drain", ?limit, address = address.map(tracing::field::display));
             runtime.spawn(count_down(drain, until, released).instrument(span));
         }
     }
@@ -217,7 +220,7 @@ mod tests {
         assert_eq!(drain.phase(), Phase::Serving, "nothing has begun");
 
         let start = Instant::now();
-        drain.begin(Duration::from_secs(30));
+        drain.begin(Duration::from_secs(30), None);
         let until = start + Duration::from_secs(30);
         assert_eq!(drain.phase(), Phase::Draining { until }, "it has begun");
 
@@ -239,10 +242,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_the_first_begin_counts() {
         let drain = DrainState::new();
-        drain.begin(Duration::from_secs(2));
+        drain.begin(Duration::from_secs(2), None);
         let begun = drain.phase();
-        drain.begin(Duration::ZERO);
-        drain.begin(Duration::from_secs(9));
+        drain.begin(Duration::ZERO, None);
+        drain.begin(Duration::from_secs(9), None);
         assert_eq!(drain.phase(), begun, "a later begin changes nothing");
         time::sleep(Duration::from_millis(1_999)).await;
         assert!(!drain.has_ended(), "a shorter limit came too late");
@@ -253,9 +256,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn no_limit_is_too_long_and_none_too_short() {
         let endless = DrainState::new();
-        endless.begin(Duration::MAX);
+        endless.begin(Duration::MAX, None);
         let at_once = DrainState::new();
-        at_once.begin(Duration::ZERO);
+        at_once.begin(Duration::ZERO, None);
         time::sleep(Duration::from_millis(1)).await;
         assert!(!endless.has_ended(), "an endless limit is far ahead");
         assert!(at_once.has_ended(), "no time is no time");
@@ -265,7 +268,7 @@ mod tests {
     async fn the_task_ends_with_the_last_handle() {
         let drain = DrainState::new();
         let other = drain.clone();
-        drain.begin(Duration::from_secs(3600));
+        drain.begin(Duration::from_secs(3600), None);
         let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
         drop(drain);
         time::sleep(Duration::from_secs(1)).await;
@@ -298,7 +301,7 @@ mod tests {
                 })
                 .collect();
             tokio::task::yield_now().await;
-            drain.begin(Duration::ZERO);
+            drain.begin(Duration::ZERO, None);
             let mut entered = Vec::new();
             for racer in racers {
                 entered.extend(racer.await.expect("a racer does not panic"));
