@@ -21,6 +21,7 @@
 //! | `server/layer`, `server/call` | a call, to its response or to UNAVAILABLE at the limit |
 //! | `server/incoming` | a connection, to its end, or to errors after the limit |
 //! | `server/handle` | what starts with a server, and its drain |
+//! | `server/places` | which of the places were used, to a warning that names a forgotten one |
 //! | `server/state`, `server/open_set` | a signal, to the end of all that is open at the limit |
 
 mod advertise;

@@ -58,6 +58,9 @@ use crate::instance::Address;
 /// | [`incoming`](Self::incoming) | closes connections 250 ms after the limit | a client that stays keeps the server |
 /// | [`on`](Self::on) | stops accepting, starts the countdown | nothing ends |
 ///
+/// When the drain begins, a warning names the place that was forgotten. A server without `incoming` may be as it should: an
+/// axum server, for example, that closes its connections itself.
+///
 /// A registration brings a drain of its own: [`Registration`](crate::Registration) has the same three places.
 #[derive(Clone)]
 #[must_use = "a drain does nothing before it is in all three places of a server"]
@@ -168,9 +171,10 @@ pub(crate) const DEFAULT_LIMIT: Duration = Duration::from_secs(25);
 mod tests {
     use std::convert::Infallible;
     use std::future::{pending, ready};
+    use std::io;
     use std::pin::pin;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
 
     use futures_util::{StreamExt as _, stream};
     use http::{Request, Response};
@@ -180,6 +184,7 @@ mod tests {
     use tonic::body::Body;
     use tonic::{Code, Status};
     use tower::{Layer, Service, ServiceExt as _, service_fn};
+    use tracing::subscriber::DefaultGuard;
 
     use super::*;
 
@@ -196,6 +201,34 @@ mod tests {
     async fn slow(_: Request<Body>) -> Result<Response<Body>, Infallible> {
         sleep(LIMIT / 2).await;
         Ok(Response::new(Body::empty()))
+    }
+
+    /// What this thread logs.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Log {
+        /// Begins with this, and ends with the guard.
+        fn capture() -> (Self, DefaultGuard) {
+            let log = Self::default();
+            let writer = log.clone();
+            let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+            (log, tracing::subscriber::set_default(subscriber))
+        }
+
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().expect("no writer panics").clone()).expect("text")
+        }
+    }
+
+    impl io::Write for Log {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no writer panics").write(line)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
     }
 
     fn tasks() -> usize {
@@ -297,6 +330,34 @@ mod tests {
         drain.clone().limit(Duration::ZERO).on(ready(())).await;
         assert!(stuck.await.is_ok(), "the limit ended it");
         assert_eq!(since.elapsed().as_secs(), LIMIT.as_secs(), "a shorter limit came too late");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_that_was_forgotten_is_named_when_the_drain_begins() {
+        let connections = || stream::iter([Ok::<_, Infallible>(tokio::io::empty())]);
+        for (has_layer, has_incoming, missing) in [
+            (true, true, None),
+            (false, true, Some("missing=\"layer()\"")),
+            (true, false, Some("missing=\"incoming()\"")),
+            (false, false, Some("missing=\"layer() and incoming()\"")),
+        ] {
+            let (log, _guard) = Log::capture();
+            let drain = Drain::new().limit(LIMIT);
+            let (layer, mut incoming) = (drain.layer().count_only(), pin!(drain.incoming(connections())));
+            if has_layer {
+                drop(layer.layer(()));
+            }
+            if has_incoming {
+                assert!(incoming.next().await.is_some(), "the server accepts");
+            }
+            assert_eq!(log.text(), "", "nothing is wrong while the server serves");
+            drain.on(ready(())).await;
+            drain.on(ready(())).await;
+            let text = log.text();
+            assert_eq!(text.matches("WARN").count(), usize::from(missing.is_some()), "once at most: {text}");
+            assert!(text.contains(missing.unwrap_or_default()), "{missing:?}, not {text}");
+            assert!(missing.is_none() || text.contains("drain{limit=10s"), "it tells drains apart: {text}");
+        }
     }
 
     #[tokio::test]

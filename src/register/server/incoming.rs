@@ -68,6 +68,7 @@ where
         let this = self.project();
         if !*this.started {
             *this.started = true;
+            this.server.drain().places().on_incoming_polled();
             this.server.start();
         }
         let accepted = ready!(this.inner.poll_next(cx));

@@ -62,6 +62,7 @@ impl<S> Layer<S> for DrainLayer {
     ///
     /// Outside of a tokio runtime, if it starts a registration.
     fn layer(&self, inner: S) -> Self::Service {
+        self.server.drain().places().on_layer_applied();
         if self.starts {
             self.server.start();
         }

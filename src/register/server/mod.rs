@@ -8,6 +8,7 @@ mod handle;
 mod incoming;
 mod layer;
 mod open_set;
+mod places;
 mod state;
 
 pub(super) use self::drain::DEFAULT_LIMIT;

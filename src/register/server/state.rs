@@ -13,6 +13,7 @@ use tokio::time::{self, Instant};
 use tracing::Instrument as _;
 
 use super::open_set::OpenSet;
+use super::places::Places;
 use crate::instance::Address;
 
 /// The open calls and connections of one server, and the phase of its drain; a clone is a handle to the same drain.
@@ -46,6 +47,7 @@ impl DrainState {
         Self(Arc::new(Inner {
             passed: AtomicU8::new(LIMIT_AHEAD),
             countdown: OnceLock::new(),
+            places: Places::default(),
             calls: OpenSet::default(),
             sockets: OpenSet::default(),
         }))
@@ -79,6 +81,7 @@ impl DrainState {
             // The signal's future may be polled in any span; the countdown belongs to none of them.
             let span =
                 tracing::info_span!(parent: None, "drain", ?limit, address = address.map(tracing::field::display));
+            span.in_scope(|| self.0.places.warn_of_missing());
             runtime.spawn(count_down(drain, until, released).instrument(span));
         }
     }
@@ -100,6 +103,10 @@ impl DrainState {
     /// Whether sockets are closed as well. Cheap enough for every poll.
     pub(super) fn is_closed(&self) -> bool {
         self.0.passed.load(Ordering::Acquire) >= SOCKETS_CLOSED
+    }
+
+    pub(super) fn places(&self) -> &Places {
+        &self.0.places
     }
 
     pub(super) fn calls(&self) -> &OpenSet {
@@ -126,6 +133,7 @@ struct Inner {
     passed: AtomicU8,
     /// Set when the drain begins.
     countdown: OnceLock<Countdown>,
+    places: Places,
     calls: OpenSet,
     sockets: OpenSet,
 }
