@@ -112,6 +112,11 @@ impl Drain {
     /// The first signal starts the countdown for all that share the drain; each future waits for its own signal. Give all
     /// servers of one drain the same signal.
     ///
+    /// # Runtime
+    ///
+    /// The countdown is a task on the runtime that polls the future when the signal comes, and ends with that runtime:
+    /// calls and connections that are open then lose their limit, which a warning reports.
+    ///
     /// # Panics
     ///
     /// When the signal comes, if the future is polled outside of a tokio runtime.
@@ -178,6 +183,7 @@ mod tests {
 
     use futures_util::{StreamExt as _, stream};
     use http::{Request, Response};
+    use tokio::runtime::Builder;
     use tokio::sync::oneshot;
     use tokio::time::{Instant, sleep};
     use tokio_test::{assert_pending, assert_ready, task};
@@ -214,6 +220,10 @@ mod tests {
             let writer = log.clone();
             let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
             (log, tracing::subscriber::set_default(subscriber))
+        }
+
+        fn count(&self, what: &str) -> usize {
+            self.text().matches(what).count()
         }
 
         fn text(&self) -> String {
@@ -354,10 +364,31 @@ mod tests {
             drain.on(ready(())).await;
             drain.on(ready(())).await;
             let text = log.text();
-            assert_eq!(text.matches("WARN").count(), usize::from(missing.is_some()), "once at most: {text}");
+            assert_eq!(log.count("WARN"), usize::from(missing.is_some()), "once at most: {text}");
             assert!(text.contains(missing.unwrap_or_default()), "{missing:?}, not {text}");
             assert!(missing.is_none() || text.contains("drain{limit=10s"), "it tells drains apart: {text}");
         }
+    }
+
+    #[test]
+    fn a_limit_that_is_lost_with_a_runtime_is_reported_while_calls_are_open() {
+        let (log, _guard) = Log::capture();
+        for (is_open, limit, reports) in [(false, LIMIT, 0), (true, LIMIT, 1), (true, Duration::ZERO, 0)] {
+            let drain = Drain::new().limit(limit);
+            let stuck = drain.layer().layer(service_fn(never)).call(call());
+            let stuck = is_open.then_some(stuck);
+            let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+            runtime.block_on(async {
+                drain.on(ready(())).await;
+                sleep(LIMIT / 2).await;
+            });
+            let before = log.count("drain limit lost");
+            drop(runtime);
+            let reported = log.count("drain limit lost") - before;
+            assert_eq!(reported, reports, "a call is open: {is_open}, limit {limit:?}");
+            drop(stuck);
+        }
+        assert_eq!(log.count("calls=1 connections=0"), 1, "it says what has no limit: {}", log.text());
     }
 
     #[tokio::test]

@@ -77,12 +77,12 @@ impl DrainState {
             Countdown { until, _held: held }
         });
         if let Some((until, released)) = first {
-            let drain = Arc::downgrade(&self.0);
+            let task = CountdownTask { drain: Arc::downgrade(&self.0) };
             // The signal's future may be polled in any span; the countdown belongs to none of them.
             let span =
                 tracing::info_span!(parent: None, "drain", ?limit, address = address.map(tracing::field::display));
             span.in_scope(|| self.0.places.warn_of_missing());
-            runtime.spawn(count_down(drain, until, released).instrument(span));
+            runtime.spawn(task.run(until, released).instrument(span));
         }
     }
 
@@ -164,21 +164,39 @@ struct Countdown {
 }
 
 /// The task behind [`DrainState::begin`]. It holds no handle while it waits: the drain would live until its limit.
-async fn count_down(drain: Weak<Inner>, until: Instant, mut released: oneshot::Receiver<Infallible>) {
-    tokio::select! {
-        _ = &mut released => return,
-        () = time::sleep_until(until) => {}
-    }
-    let Some(inner) = drain.upgrade() else { return };
-    inner.end_calls().await;
-    drop(inner);
+struct CountdownTask {
+    drain: Weak<Inner>,
+}
 
-    tokio::select! {
-        _ = &mut released => return,
-        () = time::sleep(SOCKET_GRACE) => {}
+impl CountdownTask {
+    async fn run(self, until: Instant, mut released: oneshot::Receiver<Infallible>) {
+        tokio::select! {
+            _ = &mut released => return,
+            () = time::sleep_until(until) => {}
+        }
+        let Some(inner) = self.drain.upgrade() else { return };
+        inner.end_calls().await;
+        drop(inner);
+
+        tokio::select! {
+            _ = &mut released => return,
+            () = time::sleep(SOCKET_GRACE) => {}
+        }
+        let Some(inner) = self.drain.upgrade() else { return };
+        inner.close_sockets().await;
     }
-    let Some(inner) = drain.upgrade() else { return };
-    inner.close_sockets().await;
+}
+
+impl Drop for CountdownTask {
+    /// A runtime that ends drops its tasks, and the calls and connections of the drain may be on another one. Where nothing
+    /// is open the limit is not missed: so ends each process that keeps a handle for its statistics.
+    fn drop(&mut self) {
+        let Some(inner) = self.drain.upgrade() else { return };
+        let (calls, connections) = (inner.calls.len(), inner.sockets.len());
+        if inner.passed.load(Ordering::Acquire) != SOCKETS_CLOSED && calls + connections > 0 {
+            tracing::warn!(calls, connections, "drain limit lost with the runtime that counted down to it");
+        }
+    }
 }
 
 const LIMIT_AHEAD: u8 = 0;
