@@ -212,7 +212,10 @@ const LONGEST_LIMIT: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::atomic::AtomicBool;
+
+    use tokio::runtime::Runtime;
 
     use super::super::open_set::{End, Slot};
     use super::*;
@@ -302,6 +305,22 @@ mod tests {
         drop(other);
         time::sleep(Duration::from_secs(1)).await;
         assert_eq!(tasks(), 0, "no handle is left");
+    }
+
+    #[test]
+    fn a_begin_outside_of_a_runtime_panics_and_changes_nothing() {
+        let drain = DrainState::new();
+        catch_unwind(AssertUnwindSafe(|| drain.begin(Duration::ZERO, None))).expect_err("there is no runtime");
+        assert_eq!(drain.phase(), Phase::Serving, "no countdown was set that no task counts");
+        runtime().block_on(async {
+            drain.begin(Duration::ZERO, None);
+            time::sleep(Duration::from_millis(1)).await;
+        });
+        assert_eq!(drain.phase(), Phase::Ended, "a later begin works");
+    }
+
+    fn runtime() -> Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime")
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
