@@ -36,6 +36,8 @@ pub mod server;
 mod set;
 mod signal;
 mod status;
+#[cfg(test)]
+mod tests;
 
 pub use self::builder::RegistrationBuilder;
 pub(crate) use self::lease::Registrar;
