@@ -48,6 +48,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("{}", json!({ "event": "listening", "address": incoming.local_addr()? }));
 
     let drain = Drain::new().limit(Duration::from_secs(flags.drain_limit));
+    tokio::spawn(report_in_flight(drain.clone()));
     let shutdown = drain.on(async {
         signal.await;
         println!("{}", json!({ "event": "draining", "in_flight": drain.in_flight() }));
@@ -59,4 +60,17 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .await?;
     println!("{}", json!({ "event": "stopped" }));
     Ok(())
+}
+
+/// Prints how many calls are in flight when that has changed.
+async fn report_in_flight(drain: Drain) {
+    let mut reported = 0;
+    loop {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let calls = drain.in_flight();
+        if calls != reported {
+            println!("{}", json!({ "event": "in_flight", "calls": calls }));
+            reported = calls;
+        }
+    }
 }
