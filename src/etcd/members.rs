@@ -28,13 +28,23 @@ struct ClusterMember {
     outage: Mutex<Outage>,
 }
 
-/// Since when a member does not answer, and what was logged of it.
+/// Since when a member cannot be used, and what was logged of it.
 #[derive(Default)]
 struct Outage {
     since: Option<Instant>,
-    logged: Option<Instant>,
-    /// Whether this outage was logged, and its end is to be logged as well.
-    is_reported: bool,
+    /// When each fault was logged last, in this outage or before.
+    logged: [Option<Instant>; 2],
+    /// The worst fault that was logged in this outage: its end is to be logged as well.
+    reported: Option<Fault>,
+}
+
+/// What is wrong with a member; the worse fault is the last one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    /// It does not answer, until it answers again.
+    Silent,
+    /// It answers that it cannot serve, until it serves again.
+    Unavailable,
 }
 
 impl Members {
@@ -110,10 +120,12 @@ impl Members {
     /// A member sent a response: it is asked first from now on, and its outage is over.
     pub(super) fn on_response(&self, connection: &Connection) {
         self.preferred.store(connection.index(), Ordering::Relaxed);
-        let mut outage = self.each[connection.index()].outage();
-        let lasted = outage.since.take().map(|since| since.elapsed());
-        if std::mem::take(&mut outage.is_reported) {
-            tracing::info!(member = connection.name(), ?lasted, "etcd member answers again");
+        let ended = self.each[connection.index()].outage().on_response(Instant::now());
+        let member = connection.name();
+        match ended {
+            Some((Fault::Silent, lasted)) => tracing::info!(member, ?lasted, "etcd member answers again"),
+            Some((Fault::Unavailable, lasted)) => tracing::info!(member, ?lasted, "etcd member serves again"),
+            None => {}
         }
     }
 
@@ -142,22 +154,18 @@ impl Members {
         }
     }
 
-    /// A member cannot be used: logged when that begins, and once a minute however often the member is asked.
+    /// A member cannot be used: another one is asked first.
     fn on_outage(&self, index: usize, error: &EtcdError) {
         self.prefer_another(index);
-        let now = Instant::now();
-        let mut outage = self.each[index].outage();
-        let lasts = now - *outage.since.get_or_insert(now);
-        if outage.logged.is_some_and(|logged| now < logged + OUTAGE_LOG_INTERVAL) {
-            return;
-        }
-        outage.logged = Some(now);
-        outage.is_reported = true;
+        let fault = match error.kind {
+            EtcdErrorKind::Unavailable => Fault::Unavailable,
+            _ => Fault::Silent,
+        };
+        let Some(lasts) = self.each[index].outage().on_fault(fault, Instant::now()) else { return };
         let (member, chain) = (&error.member, chain(error));
-        if error.kind == EtcdErrorKind::Unavailable {
-            tracing::warn!(%member, ?lasts, error = chain, "etcd member cannot serve");
-        } else {
-            tracing::warn!(%member, ?lasts, error = chain, "etcd member does not answer");
+        match fault {
+            Fault::Silent => tracing::warn!(%member, ?lasts, error = chain, "etcd member does not answer"),
+            Fault::Unavailable => tracing::warn!(%member, ?lasts, error = chain, "etcd member cannot serve"),
         }
     }
 }
@@ -178,8 +186,70 @@ impl ClusterMember {
     }
 }
 
+impl Outage {
+    /// Returns how long the outage lasts, if this fault of the member is to be logged: once a minute, however often the
+    /// member is asked, and at once where it is another one.
+    fn on_fault(&mut self, fault: Fault, now: Instant) -> Option<Duration> {
+        let since = *self.since.get_or_insert(now);
+        let logged = &mut self.logged[fault as usize];
+        if logged.is_some_and(|logged| now < logged + OUTAGE_LOG_INTERVAL) {
+            return None;
+        }
+        *logged = Some(now);
+        self.reported = self.reported.max(Some(fault));
+        Some(now - since)
+    }
+
+    /// Returns what ended, and how long it lasted, if it was logged.
+    fn on_response(&mut self, now: Instant) -> Option<(Fault, Duration)> {
+        let since = self.since.take()?;
+        Some((self.reported.take()?, now - since))
+    }
+}
+
 /// How long a member must have been silent to count as one that does not answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How often a member that does not answer is logged.
+/// How often each fault of a member is logged.
 const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_fault_is_logged_once_a_minute_and_another_one_at_once() {
+        let (mut outage, start) = (Outage::default(), Instant::now());
+        assert_eq!(outage.on_fault(Fault::Silent, start), Some(Duration::ZERO), "it begins");
+        assert_eq!(outage.on_fault(Fault::Silent, start + SECOND), None, "it was logged a second ago");
+        assert_eq!(outage.on_fault(Fault::Unavailable, start + 2 * SECOND), Some(2 * SECOND), "that is news");
+        assert_eq!(outage.on_fault(Fault::Silent, start + 3 * SECOND), None, "they may take turns");
+        assert_eq!(outage.on_fault(Fault::Silent, start + 60 * SECOND), Some(60 * SECOND), "it lasts for a minute");
+    }
+
+    #[test]
+    fn the_end_of_an_outage_is_logged_for_its_worst_fault_if_that_was() {
+        use Fault::{Silent, Unavailable};
+        let start = Instant::now();
+        for (faults, worst) in [
+            (&[][..], None),
+            (&[Silent], Some(Silent)),
+            (&[Unavailable], Some(Unavailable)),
+            (&[Unavailable, Silent], Some(Unavailable)),
+        ] {
+            let mut outage = Outage::default();
+            for &fault in faults {
+                outage.on_fault(fault, start);
+            }
+            let ended = outage.on_response(start + SECOND);
+            assert_eq!(ended, worst.map(|worst| (worst, SECOND)), "{faults:?}");
+            assert_eq!(outage.on_response(start + SECOND), None, "it ends once");
+            for &fault in faults {
+                assert_eq!(outage.on_fault(fault, start + 2 * SECOND), None, "it was logged two seconds ago");
+            }
+            assert_eq!(outage.on_response(start + 3 * SECOND), None, "nor is the end of what was not logged");
+        }
+    }
+}
