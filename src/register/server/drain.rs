@@ -165,7 +165,11 @@ impl Default for Drain {
 
 impl fmt::Debug for Drain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Drain").field("limit", &self.limit).field("state", self.server.drain()).finish()
+        f.debug_struct("Drain")
+            .field("limit", &self.limit)
+            .field("address", &self.address)
+            .field("state", self.server.drain())
+            .finish()
     }
 }
 
