@@ -5,18 +5,19 @@
 //
 // | floor | room | what flows through it |
 // | --- | --- | --- |
-// | 6 | `builder` | options -> a running channel |
-// | 5 | this file, `changes` | a request -> a response; ready sets -> what people watch |
-// | 4 | `call` | one request -> attempts -> one response; knows no balancer |
-// | 4 | `balancer` | snapshots and feedback -> ready sets; knows no call |
-// | 3 | `picks` | where both meet: the published ready set, a pick for each call, the wait queue |
-// | 2 | `subchannel` | one instance: its state machine, its connection, its feedback |
-// | 2 | `service_config` | JSON -> policies, retries, options of methods |
-// | 1 | `policy` | candidates -> an index |
-// | 1 | `outlier` | outcomes -> ejections |
-// | 1 | `config` | options of calls |
-// | 1 | `transport` | an address -> an HTTP/2 connection -> its end; names h2 alone |
-// | 0 | `deadline`, `sync` | timeouts; primitives that loom replaces |
+// | 9 | `builder` | options -> a running channel |
+// | 8 | this file | a request -> a response |
+// | 7 | `changes` | ready sets -> what people watch |
+// | 7 | `call` | one request -> attempts -> one response; knows no balancer |
+// | 7 | `balancer` | snapshots and feedback -> ready sets; knows no call |
+// | 6 | `picks` | where both meet: the published ready set, a pick for each call, the wait queue |
+// | 5 | `subchannel` | one instance: its state machine, its connection, its feedback |
+// | 5 | `service_config` | JSON -> policies, retries, options of methods |
+// | 4 | `policy` | candidates -> an index |
+// | 4 | `outlier` | outcomes -> ejections |
+// | 4 | `config` | options of calls |
+// | 4 | `transport` | an address -> an HTTP/2 connection -> its end; names h2 alone |
+// | 3 | `deadline`, `sync` | timeouts; primitives that loom replaces |
 
 mod balancer;
 mod builder;

@@ -12,7 +12,7 @@ use crate::instance::Instance;
 pub(crate) struct ReadySet<C> {
     candidates: Box<[Candidate]>,
     connections: Box<[C]>,
-    picker: Box<dyn Picker>,
+    picker: Guarded,
     /// The number of candidates, at the front, that are preferred: those in the client's own zone.
     near: usize,
 }
@@ -27,7 +27,7 @@ impl<C> ReadySet<C> {
         picker: impl FnOnce(&[Candidate]) -> Box<dyn Picker>,
     ) -> Self {
         let (candidates, connections): (Vec<_>, Vec<_>) = members.into_iter().unzip();
-        let picker = if candidates.is_empty() { Box::new(NoPicker) } else { guarded(|| picker(&candidates)) };
+        let picker = if candidates.is_empty() { Guarded::nothing() } else { Guarded::new(|| picker(&candidates)) };
         Self { candidates: candidates.into(), connections: connections.into(), picker, near }
     }
 
@@ -50,10 +50,7 @@ impl<C> ReadySet<C> {
     /// connection.
     pub(crate) fn acquire(&self, avoid: &[Arc<Instance>], key: u64) -> Option<usize> {
         for _ in 0..PICKS_BEFORE_SCAN {
-            // A picker is the user's code: one that panics or points beyond the candidates must not end the task that asks
-            // it, which may be a call that just ended and serves those that wait.
-            let picked = panic::catch_unwind(AssertUnwindSafe(|| self.picker.pick(&self.candidates, key)));
-            let Ok(index) = picked else { break };
+            let Some(index) = self.picker.pick(&self.candidates, key) else { break };
             let Some(candidate) = self.candidates.get(index) else { break };
             if !is_among(candidate, avoid) && candidate.load().quota().acquire() {
                 return Some(index);
@@ -83,19 +80,35 @@ fn is_among(candidate: &Candidate, instances: &[Arc<Instance>]) -> bool {
     instances.iter().any(|instance| instance.address == candidate.instance().address)
 }
 
-fn guarded(build: impl FnOnce() -> Box<dyn Picker>) -> Box<dyn Picker> {
-    panic::catch_unwind(AssertUnwindSafe(build)).unwrap_or_else(|_| {
-        tracing::error!("the policy panicked while it made a picker; calls go to any instance that has room");
-        Box::new(NoPicker)
-    })
+/// A picker, which is the user's code. Wherever it panics, made, asked or dropped, the task at hand goes on: it may be the
+/// balancer, a connection, or a call that just ended and serves those that wait.
+struct Guarded(Option<Box<dyn Picker>>);
+
+impl Guarded {
+    fn nothing() -> Self {
+        Self(None)
+    }
+
+    fn new(make: impl FnOnce() -> Box<dyn Picker>) -> Self {
+        let made = panic::catch_unwind(AssertUnwindSafe(make)).inspect_err(|_| {
+            tracing::error!("the policy panicked while it made a picker; calls go to any instance that has room");
+        });
+        Self(made.ok())
+    }
+
+    /// The picker's choice, if there is a picker that can choose.
+    fn pick(&self, candidates: &[Candidate], key: u64) -> Option<usize> {
+        let picker = self.0.as_ref()?;
+        panic::catch_unwind(AssertUnwindSafe(|| picker.pick(candidates, key))).ok()
+    }
 }
 
-/// The picker where there is nothing to pick, or no policy that could: it points beyond all candidates.
-struct NoPicker;
-
-impl Picker for NoPicker {
-    fn pick(&self, _: &[Candidate], _: u64) -> usize {
-        usize::MAX
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let picker = self.0.take();
+        if panic::catch_unwind(AssertUnwindSafe(|| drop(picker))).is_err() {
+            tracing::error!("a picker panicked when it was dropped");
+        }
     }
 }
 

@@ -16,8 +16,12 @@
 //!                      +---a call fails---+
 //! ```
 //!
-//! The second machine, [`Ejection`], runs beside the first: an instance that is out keeps a connection that it has, is dialled
-//! anew for its probation, and takes one call at a time until the first of them ends. Both are stepped by
+//! The reasons: an instance is `Ejected` while it is out and has no connection, `Unselected` while the subset uses others, and
+//! `Withdrawn` once its connection ended and it announced its leave or its key is gone.
+//!
+//! The second machine, [`Ejection`], runs beside the first: an instance that is out keeps a connection that it has. The end of
+//! its time retires that and queues the instance anew (from any state but `Unselected` and `Withdrawn`); on probation it takes
+//! one call at a time until the first of them ends. Both are stepped by
 //! [`Subchannel::on`] alone, and everything that calls and people see is derived from them there: [`Connectivity`], the view in
 //! [`Shared`], the places of the quota.
 //!
@@ -173,12 +177,8 @@ impl<T> Subchannel<T> {
 
     fn on_selected(&mut self, effects: &mut Effects) {
         // A draining instance is no replacement, and a suspect lives by its connection alone.
-        if !self.is_unselected() || self.member.state() != MemberState::Live {
-            return;
-        }
-        if self.ejection.is_out() {
-            self.enter(State::Idle(Reason::Ejected));
-        } else {
+        // One that is out is dialled, too: where nothing else is READY it takes all calls.
+        if self.is_unselected() && self.member.state() == MemberState::Live {
             self.queue(effects);
         }
     }
@@ -328,14 +328,14 @@ impl<T> Subchannel<T> {
 
     /// A new process stands at the address: the failures of its predecessor do not count.
     fn forgive(&mut self) {
-        // A connection that stands is one to the process that it was, under another lease.
+        // A connection that stands is one to the process that it was, under another lease: its health is what it was.
         if !self.is_connected() {
             self.ready_since = None;
+            self.failure = None;
         }
         self.ejection.clear();
         self.backoff.reset();
         self.tally.reset();
-        self.failure = None;
         self.lift_probation();
     }
 

@@ -127,7 +127,8 @@ impl<T> Subchannel<T> {
         }
     }
 
-    pub(super) fn is_unchanged(&self, member: &Member) -> bool {
+    /// Whether a member of a snapshot says nothing new.
+    pub(crate) fn is_unchanged(&self, member: &Member) -> bool {
         let is_same = Arc::ptr_eq(self.member.shared_instance(), member.shared_instance());
         self.member.state() == member.state()
             && self.member.lease() == member.lease()

@@ -258,3 +258,16 @@ async fn ready_waits_for_the_first_instance_that_takes_calls() {
 
 /// A timer fires up to a millisecond late, and so does what follows from it.
 const TICK: Duration = Duration::from_millis(3);
+
+#[tokio::test(start_paused = true)]
+async fn the_reason_for_which_a_connection_was_lost_is_seen() {
+    let rig = Rig::new();
+    let peer = rig.network.peer(1);
+    rig.is_ready_with(&[&peer]).await;
+    peer.on_connect(OnConnect::Mute);
+    peer.cut();
+    let says = |text: &'static str| move |cause: &str| cause.contains(text);
+    let (closed, broke) = (says("the server closed the connection"), says("the connection broke"));
+    rig.until_peer(&peer, "it says why", |status| status.cause().is_some_and(|cause| closed(cause) || broke(cause)))
+        .await;
+}

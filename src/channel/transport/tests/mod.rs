@@ -53,7 +53,7 @@ impl ConnectionObserver for Ear {
         let _ = self.0.send(Told::Streams(limit));
     }
 
-    fn on_going_away(&self, _: bool) {
+    fn on_going_away(&self, _: &Ended) {
         let _ = self.0.send(Told::GoingAway);
     }
 
