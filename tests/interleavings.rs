@@ -81,7 +81,7 @@ fn answered(answers: &AtomicUsize) -> usize {
 }
 
 #[test]
-fn a_place_that_becomes_free_while_a_call_joins_the_line_is_given_to_it() {
+fn quota_freed_while_a_call_joins_the_wait_queue_goes_to_that_call() {
     explore(|| {
         let channel = Channel::new(1);
         assert!(channel.quota.acquire(), "the first call takes the only place");
@@ -98,7 +98,7 @@ fn a_place_that_becomes_free_while_a_call_joins_the_line_is_given_to_it() {
 }
 
 #[test]
-fn two_calls_that_wait_get_the_two_places_that_become_free() {
+fn two_waiting_calls_get_the_quota_of_two_that_end() {
     explore(|| {
         let channel = Channel::new(2);
         assert!(channel.quota.acquire() && channel.quota.acquire(), "two calls take the two places");
@@ -119,7 +119,7 @@ fn two_calls_that_wait_get_the_two_places_that_become_free() {
 }
 
 #[test]
-fn a_limit_that_is_raised_while_a_call_joins_the_line_lets_it_in() {
+fn a_limit_raised_while_a_call_joins_the_wait_queue_lets_it_in() {
     explore(|| {
         let channel = Channel::new(1);
         assert!(channel.quota.acquire(), "the first call takes the only place");
@@ -137,7 +137,7 @@ fn a_limit_that_is_raised_while_a_call_joins_the_line_lets_it_in() {
 }
 
 #[test]
-fn a_call_that_gives_up_leaves_its_place_to_the_next() {
+fn a_call_that_gives_up_leaves_its_quota_to_the_next() {
     explore(|| {
         let channel = Channel::new(1);
         assert!(channel.quota.acquire(), "the first call takes the only place");
@@ -159,7 +159,7 @@ fn a_call_that_gives_up_leaves_its_place_to_the_next() {
 }
 
 #[test]
-fn a_call_that_overtakes_nobody_and_one_that_waits_never_share_a_place() {
+fn a_new_call_and_a_waiting_call_never_share_the_quota() {
     explore(|| {
         let channel = Channel::new(1);
         let passing = thread::spawn({
@@ -180,7 +180,7 @@ fn a_call_that_overtakes_nobody_and_one_that_waits_never_share_a_place() {
 }
 
 #[test]
-fn nobody_is_let_in_after_the_end_and_nobody_beyond_the_limit() {
+fn no_call_is_let_in_after_the_end_or_beyond_the_limit() {
     explore(|| {
         let channel = Channel::new(1);
         let taking = thread::spawn({

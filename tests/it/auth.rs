@@ -70,7 +70,7 @@ async fn a_role_for_the_prefix_is_enough_to_register_and_to_be_found() {
 }
 
 #[tokio::test]
-async fn a_stranger_that_refuses_the_credentials_does_not_keep_them_from_the_others() {
+async fn a_stranger_that_refuses_the_credentials_does_not_block_the_others() {
     let (etcd, stranger) = (with_auth().await, with_auth().await);
     let mut client = admin(&stranger).await;
     client.user_change_password("server", "another").await.expect("root may do that");
@@ -157,7 +157,7 @@ async fn tokens_that_become_invalid_under_an_open_connection_are_renewed() {
 }
 
 #[tokio::test]
-async fn a_silent_member_delays_nobody_for_longer_than_one_login() {
+async fn a_silent_member_costs_no_more_than_the_time_of_one_login() {
     let etcd = with_auth().await;
     let proxy = Proxy::start(etcd.address()).await;
     proxy.black_hole();
@@ -286,7 +286,7 @@ async fn a_password_that_is_rotated_while_they_run_costs_nothing() {
 }
 
 #[tokio::test]
-async fn a_password_that_is_wrong_for_a_while_leaves_what_is_known_and_is_tried_twice_a_minute_at_most() {
+async fn a_wrong_password_removes_nothing_and_is_tried_at_most_twice_a_minute() {
     let etcd = with_auth().await;
     let (sender, password) = watch::channel(PASSWORD);
     let provider = move || {
@@ -339,7 +339,7 @@ async fn a_provider_that_fails_is_asked_again_until_it_has_credentials() {
 }
 
 #[tokio::test]
-async fn a_role_that_was_revoked_removes_nothing_and_is_enough_again_once_it_is_granted() {
+async fn a_revoked_role_removes_nothing_and_is_enough_once_granted_again() {
     let etcd = with_auth().await;
     let registry = registry(etcd.url());
     let registration = started_with(&registry, Duration::from_secs(1), 0);

@@ -96,7 +96,7 @@ async fn http_servers_join_answer_and_leave_without_a_failed_request() {
 }
 
 #[tokio::test]
-async fn a_layer_that_axum_applies_to_each_route_before_it_serves_registers_nothing_and_counts_all() {
+async fn a_layer_on_each_route_of_axum_registers_nothing_and_counts_all_calls() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");

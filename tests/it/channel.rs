@@ -51,7 +51,7 @@ async fn a_thousand_channels_of_one_service_share_one_watch() {
 }
 
 #[tokio::test]
-async fn calls_spread_over_all_servers_by_weight_and_new_weights_keep_the_connections() {
+async fn calls_spread_by_weight_and_new_weights_keep_the_connections() {
     let etcd = Etcd::start().await;
     let registry = registry(&etcd);
     let backend = EchoServer::unregistered();

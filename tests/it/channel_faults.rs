@@ -144,7 +144,7 @@ async fn an_etcd_that_is_killed_and_comes_back_fails_no_call() {
 }
 
 #[tokio::test]
-async fn while_the_only_server_restarts_calls_fail_at_once_and_succeed_within_a_second_of_its_return() {
+async fn calls_fail_at_once_while_the_only_server_restarts_then_succeed_in_1_s() {
     let etcd = Etcd::start().await;
     let registry = registry(&etcd);
     let mut server = Server::start(&etcd).await;
@@ -168,7 +168,7 @@ async fn while_the_only_server_restarts_calls_fail_at_once_and_succeed_within_a_
 }
 
 #[tokio::test]
-async fn without_etcd_at_the_start_calls_end_with_a_reason_and_succeed_once_it_is_there() {
+async fn without_etcd_at_the_start_calls_end_with_a_reason_and_succeed_later() {
     let etcd = Etcd::start().await;
     let server = EchoServer::unregistered();
     let address = server.address().to_string();
@@ -195,7 +195,7 @@ async fn without_etcd_at_the_start_calls_end_with_a_reason_and_succeed_once_it_i
 }
 
 #[tokio::test]
-async fn servers_that_are_all_killed_are_no_longer_called_although_the_list_keeps_them() {
+async fn killed_servers_are_no_longer_called_although_the_list_keeps_them_all() {
     let etcd = Etcd::start().await;
     let mut servers = [Server::start(&etcd).await, Server::start(&etcd).await, Server::start(&etcd).await];
     let channel = channel(&registry(&etcd));

@@ -21,7 +21,7 @@ use crate::support::server::proto::echo::echo_server::{Echo, EchoServer};
 use crate::support::server::proto::echo::{EchoReply, EchoRequest};
 
 #[tokio::test]
-async fn a_fast_call_finishes_after_the_signal_and_the_server_does_not_wait_for_the_limit() {
+async fn a_fast_call_finishes_after_the_signal_and_ends_the_drain_early() {
     let mut server = Running::start(Duration::from_secs(60));
     let mut client = server.client().await;
     let call = tokio::spawn(async move { client.unary_echo(message("slow")).await });

@@ -29,7 +29,7 @@ async fn no_change_reaches_the_stream_when_etcd_restarts_on_its_data() {
 }
 
 #[tokio::test]
-async fn no_change_reaches_the_stream_when_etcd_was_dead_for_longer_than_the_ttl() {
+async fn no_change_is_reported_when_etcd_was_dead_for_longer_than_the_ttl() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let server =
@@ -54,7 +54,7 @@ async fn no_change_reaches_the_stream_when_etcd_was_dead_for_longer_than_the_ttl
 }
 
 #[tokio::test]
-async fn no_change_reaches_the_stream_when_etcd_is_frozen_for_longer_than_the_ttl() {
+async fn no_change_is_reported_when_etcd_is_frozen_for_longer_than_the_ttl() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let start = || {
@@ -107,7 +107,7 @@ async fn no_change_reaches_the_stream_when_etcd_comes_back_wiped() {
 }
 
 #[tokio::test]
-async fn no_change_reaches_the_stream_and_no_call_fails_when_etcd_is_restored_from_a_copy() {
+async fn no_change_is_reported_and_no_call_fails_when_etcd_is_restored() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let start = || {
@@ -211,7 +211,7 @@ async fn a_change_of_the_very_revision_that_is_compacted_is_not_missed() {
 }
 
 #[tokio::test]
-async fn losing_each_member_of_three_in_turn_loses_no_registration_and_no_change() {
+async fn losing_each_of_three_members_in_turn_loses_no_registration_or_change() {
     let cluster = Cluster::start().await;
     let registry = Registry::builder(cluster.urls()).build().expect("a good registry");
     let start = || {

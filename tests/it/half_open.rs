@@ -14,7 +14,7 @@ use crate::support::server::EchoServer;
 use crate::support::{LIMIT, eventually};
 
 #[tokio::test]
-async fn a_watch_in_a_black_hole_is_noticed_within_twenty_seconds_and_a_keepalive_in_two() {
+async fn a_black_hole_is_noticed_by_a_watch_in_20_s_and_by_a_keepalive_in_2_s() {
     let etcd = Etcd::start().await;
     let proxies = [Proxy::start(etcd.address()).await, Proxy::start(etcd.address()).await];
     let registry = Registry::builder(proxies.iter().map(Proxy::url)).build().expect("a good registry");
@@ -39,7 +39,7 @@ async fn a_watch_in_a_black_hole_is_noticed_within_twenty_seconds_and_a_keepaliv
 }
 
 #[tokio::test]
-async fn an_etcd_without_space_keeps_its_leases_and_is_asked_every_ten_seconds_for_new_ones() {
+async fn an_etcd_without_space_keeps_its_leases_and_is_asked_again_every_10_s() {
     let etcd = Etcd::builder().arg("--quota-backend-bytes=16777216").start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let start = || {

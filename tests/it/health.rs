@@ -97,7 +97,7 @@ async fn a_server_is_held_back_until_it_serves_for_the_first_time() {
 }
 
 #[tokio::test]
-async fn a_server_that_stops_serving_is_taken_out_and_put_back_under_the_lease_it_had() {
+async fn a_server_that_stops_serving_is_taken_out_and_put_back_under_its_lease() {
     let mut world = World::new().await;
     let mut changes = Changes::of(&world.registry, "echo");
     world.tell(ServingStatus::Serving).await;
@@ -124,7 +124,7 @@ async fn a_server_that_stops_serving_is_taken_out_and_put_back_under_the_lease_i
 }
 
 #[tokio::test]
-async fn a_pause_and_bad_health_are_two_reasons_to_be_out_and_neither_ends_the_other() {
+async fn a_pause_and_bad_health_each_keep_a_server_out_and_end_separately() {
     let world = World::new().await;
     let mut changes = Changes::of(&world.registry, "echo");
     world.tell(ServingStatus::Serving).await;
@@ -151,7 +151,7 @@ async fn a_pause_and_bad_health_are_two_reasons_to_be_out_and_neither_ends_the_o
 }
 
 #[tokio::test]
-async fn a_lease_that_is_lost_while_the_server_does_not_serve_is_replaced_without_a_key() {
+async fn a_lease_lost_while_the_server_does_not_serve_is_replaced_without_a_key() {
     let world = World::new().await;
     world.is(RegistrationStatus::NotServing).await;
     let lost = world.lease().await;
@@ -189,7 +189,7 @@ async fn health_that_flutters_moves_the_key_about_once_a_second() {
 }
 
 #[tokio::test]
-async fn at_the_shutdown_signal_health_turns_not_serving_before_etcd_hears_of_it() {
+async fn at_the_shutdown_signal_health_turns_not_serving_before_the_key_goes() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::start(etcd.address()).await;
     let registry = Registry::builder([proxy.url()]).build().expect("a good registry");

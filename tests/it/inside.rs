@@ -218,7 +218,7 @@ impl Format for Bare {
 }
 
 #[tokio::test]
-async fn a_format_without_a_place_for_the_mark_drains_nobody() {
+async fn a_format_without_a_draining_mark_drains_no_server() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).format(Bare).build().expect("a good registry");
     let server = EchoServer::registered(&registry, "echo").await;

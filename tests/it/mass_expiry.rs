@@ -37,7 +37,7 @@ async fn put_foreign(etcd: &Etcd, address: impl ToString) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_etcd_that_is_frozen_beyond_the_ttl_costs_services_of_one_two_and_five_neither_a_call_nor_an_instance() {
+async fn an_etcd_frozen_beyond_the_ttl_costs_neither_a_call_nor_an_instance() {
     let etcd = Etcd::start().await;
     let registry = registry(&etcd);
     let (mut servers, mut clients) = (Vec::new(), Vec::new());
@@ -97,7 +97,7 @@ async fn a_service_whose_servers_all_say_that_they_leave_is_empty_at_once() {
 }
 
 #[tokio::test]
-async fn a_service_whose_servers_all_go_without_a_word_is_empty_after_its_hold() {
+async fn a_service_whose_servers_all_go_unannounced_is_empty_after_its_hold() {
     let etcd = Etcd::start().await;
     let hold = Duration::from_secs(4);
     let registry = Registry::builder([etcd.url()]).removal_hold(hold).build().expect("a good registry");
@@ -119,7 +119,7 @@ async fn a_service_whose_servers_all_go_without_a_word_is_empty_after_its_hold()
 }
 
 #[tokio::test]
-async fn a_channel_calls_servers_that_went_without_a_word_for_as_long_as_they_answer() {
+async fn a_channel_calls_unannounced_leavers_for_as_long_as_they_answer() {
     let etcd = Etcd::start().await;
     let registry = registry(&etcd);
     let servers = [EchoServer::unregistered(), EchoServer::unregistered()];
@@ -151,7 +151,7 @@ async fn a_channel_calls_servers_that_went_without_a_word_for_as_long_as_they_an
 }
 
 #[tokio::test]
-async fn one_of_several_that_goes_without_a_word_is_told_within_two_seconds_and_called_until_its_connection_ends() {
+async fn an_unannounced_leaver_is_reported_in_2_s_and_called_until_it_hangs_up() {
     let etcd = Etcd::start().await;
     let registry = registry(&etcd);
     let (gone, stays) = (EchoServer::unregistered(), [EchoServer::unregistered(), EchoServer::unregistered()]);

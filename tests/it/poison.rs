@@ -30,7 +30,7 @@ const LARGE: usize = 100;
 const HUGE: usize = 20;
 
 #[tokio::test]
-async fn five_good_ones_among_a_hundred_thousand_bad_ones_are_in_use_within_three_seconds() {
+async fn five_good_keys_among_100_000_bad_ones_are_in_use_within_three_seconds() {
     // The junk is more than half of what this etcd takes by default.
     let etcd = Etcd::builder().arg("--quota-backend-bytes=4294967296").start().await;
     let (mut early, mut quiet) = (watch(&etcd, "echo"), watch(&etcd, "quiet"));

@@ -276,7 +276,7 @@ async fn etcd_can_be_reached_through_a_proxy() {
 }
 
 #[tokio::test]
-async fn a_process_tells_events_takes_signals_and_ends() {
+async fn a_process_reports_events_takes_signals_and_ends() {
     let mut process = Process::start(&mut shell(
         r#"trap 'echo "{\"event\":\"stopped\",\"calls\":1}"; exit 3' TERM
            echo "to the log" >&2

@@ -39,7 +39,7 @@ fn body(key: &str) -> &str {
 }
 
 #[tokio::test]
-async fn no_password_no_token_and_no_key_shows_in_any_program_whatever_happens_to_it() {
+async fn no_password_token_or_key_shows_in_any_program_whatever_happens() {
     let authority = Authority::new();
     let here = authority.issue_files("etcd", &["127.0.0.1", "localhost"]);
     let client = authority.issue_files("client", &["client"]);

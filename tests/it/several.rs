@@ -44,7 +44,7 @@ async fn is_over(channel: &BalancedChannel, servers: &[&EchoServer]) {
 }
 
 #[tokio::test]
-async fn a_server_in_two_formats_is_found_through_either_and_leaves_both_before_it_stops() {
+async fn a_server_in_two_formats_is_found_in_either_and_leaves_both_in_order() {
     let etcd = Etcd::start().await;
     let (kitex, naming) = (registry(&etcd, Kitex), registry(&etcd, EtcdNaming));
     let pause = Duration::from_secs(2);
@@ -148,7 +148,7 @@ async fn a_channel_over_two_clusters_follows_both() {
 }
 
 #[tokio::test]
-async fn an_etcd_that_is_away_hides_nothing_of_the_other() {
+async fn an_unreachable_etcd_hides_nothing_of_the_other() {
     let (one, two) = (Etcd::start().await, Etcd::start().await);
     let (away, there) = (registry(&one, Kitex), registry(&two, EtcdNaming));
     one.freeze();

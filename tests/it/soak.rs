@@ -444,7 +444,7 @@ async fn random_faults() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "soak: takes three minutes"]
-async fn an_etcd_that_is_dead_for_three_minutes_costs_neither_a_call_nor_an_instance() {
+async fn an_etcd_dead_for_three_minutes_costs_neither_a_call_nor_an_instance() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let servers = [EchoServer::registered(&registry, "echo").await, EchoServer::registered(&registry, "echo").await];

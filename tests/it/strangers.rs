@@ -44,7 +44,7 @@ async fn is_untouched(stranger: &Etcd, puts: i64) {
 }
 
 #[tokio::test]
-async fn a_lease_is_kept_by_the_others_whoever_is_away_and_a_stranger_is_asked_for_nothing() {
+async fn a_lease_is_kept_without_any_one_member_and_the_stranger_is_not_asked() {
     let cluster = Cluster::start().await;
     let stranger = Etcd::start().await;
     // Where the first is away, it is the next in order.
@@ -101,7 +101,7 @@ async fn no_frozen_member_lets_a_stranger_through() {
 }
 
 #[tokio::test]
-async fn who_began_with_a_stranger_alone_leaves_it_when_the_others_are_back() {
+async fn a_registry_with_only_a_stranger_leaves_it_once_the_others_are_back() {
     let cluster = Cluster::start().await;
     let stranger = Etcd::start().await;
     put(&stranger, 9).await;
@@ -130,7 +130,7 @@ async fn who_began_with_a_stranger_alone_leaves_it_when_the_others_are_back() {
 }
 
 #[tokio::test]
-async fn a_stranger_that_takes_no_login_keeps_nobody_from_the_others() {
+async fn a_stranger_that_takes_no_login_does_not_block_the_others() {
     let (cluster, stranger) = (Cluster::start().await, Etcd::start().await);
     add_users(cluster.member(0)).await;
     cluster.member(0).client().await.auth_enable().await.expect("etcd switches authentication on");
@@ -155,7 +155,7 @@ async fn a_stranger_that_takes_no_login_keeps_nobody_from_the_others() {
 }
 
 #[tokio::test]
-async fn a_stranger_that_comes_later_tells_its_cluster_before_it_can_say_that_a_lease_is_dead() {
+async fn a_late_stranger_is_found_out_before_it_can_declare_a_lease_dead() {
     let cluster = Cluster::start().await;
     let stranger = Etcd::start().await;
     stranger.kill();

@@ -110,7 +110,7 @@ async fn a_server_name_of_ours_is_verified_instead_of_the_host() {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_in_plaintext_to_whoever_answers_at_the_address() {
+async fn nothing_is_sent_in_plaintext_to_a_listener_at_the_address() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("a listener has an address");
     let registry =
@@ -137,7 +137,7 @@ async fn nothing_is_sent_in_plaintext_to_whoever_answers_at_the_address() {
 const HANDSHAKE: u8 = 22;
 
 #[tokio::test]
-async fn a_plain_url_and_a_missing_configuration_are_refused_before_anything_is_dialled() {
+async fn plain_urls_and_missing_configurations_are_refused_before_any_dial() {
     let error = builder("http://127.0.0.1:1", trusting(Authority::new().file())).build().expect_err("no TLS there");
     assert!(error.to_string().contains("must be https"), "{error}");
     let error = Registry::builder(["https://127.0.0.1:1"]).build().expect_err("nobody is trusted");
@@ -186,7 +186,7 @@ async fn a_new_authority_and_a_new_certificate_of_etcd_cost_nothing() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_expires_ends_no_stream_and_is_used_again_once_it_is_good() {
+async fn an_expired_certificate_ends_no_stream_and_works_again_once_renewed() {
     let authority = Authority::new();
     let files = authority.issue_files("etcd", HERE);
     let etcd = Etcd::builder().tls(&files).start().await;
@@ -241,7 +241,7 @@ async fn the_system_s_authorities_are_trusted_once_they_are_asked_for() {
 
 #[cfg(feature = "tls-webpki-roots")]
 #[tokio::test]
-async fn mozilla_s_authorities_are_trusted_and_nobody_else() {
+async fn mozillas_authorities_are_trusted_and_no_others() {
     let authority = Authority::new();
     let etcd = Etcd::builder().tls(&authority.issue_files("etcd", HERE)).start().await;
     refused_for(&registry(etcd.url(), ClientTls::new().webpki_roots()), "invalid peer certificate").await;

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ejected_instance_is_out_for_five_seconds_then_on_probation_then_back() {
+    fn an_ejected_instance_is_out_for_five_seconds_then_on_probation_then_in() {
         let (now, detection) = (Instant::now(), OutlierDetection::new());
         let mut ejection = Ejection::default();
         assert_eq!(ejection, Ejection::In, "nothing is held against a new instance");

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_that_stay_in_flight_spread_by_the_shares_that_instances_have_by_now() {
+    fn calls_that_stay_in_flight_spread_by_the_weights_of_slow_start() {
         let shares = [1_000, 1_000, 100, 550];
         let slowly =
             candidates(&[10; 4]).into_iter().zip(shares).map(|(candidate, share)| candidate.with_weight(share));
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_answers_nobody_is_passed_over_until_it_does() {
+    async fn a_silent_instance_is_passed_over_until_it_answers() {
         let both = candidates(&[1, 1]);
         let (frozen, busy) = (both[0].load().clone(), both[1].load().clone());
         let answers = |load: &Load| {
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slow_instance_gets_far_less_than_a_hundredth_of_the_calls_at_any_rate() {
+    async fn a_slow_instance_gets_far_less_than_1_percent_of_the_calls_at_any_rate() {
         for rate in [10, 100, 2_000] {
             let share = share_of_the_slow_one(rate, 20_000).await;
             assert!(share < 0.006, "at {rate} calls a second the slow one got {share} of them");

@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_means_that_all_places_are_taken() {
+    fn a_refusal_means_that_the_whole_quota_is_taken() {
         // Two threads share two places, each holds at most one: no call may ever be refused.
         let load = Load::new(2);
         thread::scope(|scope| {

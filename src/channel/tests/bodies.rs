@@ -42,7 +42,7 @@ fn stops_in(stop: &Arc<AtomicBool>, time: Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_request_stream_that_always_has_more_does_not_keep_a_call_from_being_dropped() {
+async fn a_call_with_an_endless_request_stream_can_be_dropped() {
     let echo = Echo::start();
     let client = connected(over([echo.address()])).await;
     let stop = Arc::<AtomicBool>::default();

@@ -119,7 +119,7 @@ async fn large_messages_go_both_ways() {
 }
 
 #[tokio::test]
-async fn the_response_tells_which_instance_was_chosen() {
+async fn the_response_names_the_picked_instance() {
     let (one, other) = (Echo::start(), Echo::start());
     let builder = over([one.address(), other.address()]).policy(WeightedRoundRobin::new());
     let mut client = connected(builder).await;

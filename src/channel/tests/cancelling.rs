@@ -55,7 +55,7 @@ async fn a_dropped_response_lets_go_of_the_request_stream_that_is_still_open() {
 }
 
 #[tokio::test]
-async fn a_call_dropped_while_its_request_stream_is_open_is_cancelled_at_the_server() {
+async fn a_dropped_call_with_an_open_request_stream_is_cancelled_at_the_server() {
     let echo = Echo::start();
     let dropped = Arc::<Count>::default();
     let client = connected(over([echo.address()])).await;
@@ -138,7 +138,7 @@ async fn a_request_stream_that_fails_ends_the_call_with_its_own_status() {
 }
 
 #[tokio::test]
-async fn a_request_stream_that_fails_after_the_response_began_ends_it_with_its_own_status() {
+async fn a_request_stream_that_fails_ends_a_begun_response_with_its_own_status() {
     let echo = Echo::start();
     let client = connected(over([echo.address()])).await;
     let (writer, messages) = written();

@@ -113,7 +113,7 @@ async fn a_call_that_waits_keeps_the_channel_alive() {
 }
 
 #[test]
-fn where_its_runtime_is_gone_calls_fail_and_say_so_also_those_that_wait_for_ready() {
+fn calls_fail_with_the_reason_once_the_channels_runtime_is_gone() {
     let runtime = || Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let (first, second) = (runtime(), runtime());
     let channel = {

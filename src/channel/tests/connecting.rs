@@ -74,7 +74,7 @@ async fn at_most_32_instances_are_dialled_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_mute_instance_keeps_nobody_waiting() {
+async fn a_mute_instance_keeps_no_call_waiting() {
     let rig = Rig::new();
     let [mute, good] = rig.network.peers(1);
     mute.on_connect(OnConnect::Mute);

@@ -59,7 +59,7 @@ async fn the_shorter_of_the_calls_and_the_channels_deadline_counts() {
 }
 
 #[tokio::test]
-async fn the_server_is_told_the_channels_deadline_and_the_shorter_of_both() {
+async fn the_server_sees_the_channels_deadline_or_the_shorter_of_both() {
     let echo = Echo::start();
     let client = connected(over([echo.address()]).timeout(LONG)).await;
     ends(call(&client, say("x"))).await.expect("it is answered");
@@ -71,7 +71,7 @@ async fn the_server_is_told_the_channels_deadline_and_the_shorter_of_both() {
 }
 
 #[tokio::test]
-async fn a_server_is_told_what_waiting_left() {
+async fn a_server_sees_the_timeout_that_waiting_left() {
     let echo = Echo::start_allowing(1);
     let client = connected(over([echo.address()])).await;
     echo.hold(true);
@@ -111,7 +111,7 @@ async fn a_deadline_counts_while_connecting() {
 }
 
 #[tokio::test]
-async fn a_call_that_waits_for_ready_waits_until_its_deadline_and_others_fail_at_once() {
+async fn calls_that_wait_for_ready_wait_to_their_deadline_and_others_fail_now() {
     let refusing = Refusing::start();
     let channel = over([refusing.address()]).build().expect("the options are good");
     let status = ends(call(&client_of(&channel), say("x"))).await.expect_err("nobody listens");

@@ -90,7 +90,7 @@ async fn answers_that_say_no_are_answers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_counts_as_a_failure_can_be_told() {
+async fn what_counts_as_a_failure_can_be_configured() {
     let by_code = |outcome: &crate::outlier::Outcome| outcome.code() == Code::Internal;
     let (rig, peer) = alone(|detection| detection.failure_when(by_code)).await;
     fail(&rig, &peer, Code::Unavailable, 10).await;
@@ -100,7 +100,7 @@ async fn what_counts_as_a_failure_can_be_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failures_can_be_told_by_how_the_call_ended() {
+async fn failures_can_be_classified_by_how_the_call_ended() {
     let broken = |outcome: &crate::outlier::Outcome| outcome.origin() == StatusOrigin::Broken;
     let (rig, peer) = alone(|detection| detection.failure_when(broken)).await;
     fail(&rig, &peer, Code::Unavailable, 5).await;
@@ -193,7 +193,7 @@ async fn cancelled_calls_never_count() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ejections_last_five_seconds_and_twice_as_long_after_each_failed_probe_up_to_25() {
+async fn ejections_last_5_s_and_double_after_each_failed_probe_up_to_25_s() {
     let (rig, peer) = alone(|detection| detection).await;
     fail(&rig, &peer, Code::Unavailable, 3).await;
     for seconds in [5, 10, 20, 25, 25] {
@@ -336,7 +336,7 @@ async fn calls_on_the_earlier_connection_decide_no_probation() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_ends_with_the_proof_leaves_nobody_on_probation() {
+async fn a_connection_that_ends_with_the_proof_still_ends_probation() {
     let (rig, peer) = alone(|detection| detection).await;
     fail(&rig, &peer, Code::Unavailable, 3).await;
     is_back(&rig, &peer).await;
@@ -416,7 +416,7 @@ async fn swept(detection: OutlierDetection, failures: usize) -> Vec<u16> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_instance_that_fails_more_often_than_the_threshold_is_ejected_at_the_interval() {
+async fn a_failure_rate_above_the_threshold_ejects_at_the_interval() {
     let detection = || OutlierDetection::new().failure_percentage(FailurePercentage::new().threshold(50));
     assert_eq!(swept(detection(), 51).await, [1], "51 of 100 calls failed");
     assert!(swept(detection(), 50).await.is_empty(), "50 of 100 are not more than half");
@@ -424,7 +424,7 @@ async fn an_instance_that_fails_more_often_than_the_threshold_is_ejected_at_the_
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_instance_that_succeeds_far_less_often_than_the_others_is_ejected_at_the_interval() {
+async fn a_success_rate_far_below_the_others_ejects_at_the_interval() {
     let detection = || OutlierDetection::new().success_rate(SuccessRate::new());
     assert_eq!(swept(detection(), 20).await, [1], "the others never failed");
     assert!(swept(detection(), 0).await.is_empty(), "equals are no outliers");
@@ -433,7 +433,7 @@ async fn an_instance_that_succeeds_far_less_often_than_the_others_is_ejected_at_
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_lost_its_connection_while_out_says_connecting_when_it_is_tried() {
+async fn an_ejected_instance_without_a_connection_is_connecting_when_dialled() {
     let (rig, peer) = alone(|detection| detection.ejection_time(SECOND)).await;
     fail(&rig, &peer, Code::Unavailable, 3).await;
     peer.on_connect(OnConnect::Mute);

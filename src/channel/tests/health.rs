@@ -68,7 +68,7 @@ async fn answerer(channel: &BalancedChannel) -> Result<SocketAddr, Status> {
 }
 
 #[tokio::test]
-async fn nobody_stands_in_for_a_server_that_has_not_yet_said_how_it_is() {
+async fn no_replacement_is_dialled_for_a_server_of_unknown_health() {
     let patients: [Patient; 6] = futures_util::future::join_all((0..6).map(|_| Patient::start(ServingStatus::Serving)))
         .await
         .try_into()
@@ -105,7 +105,7 @@ async fn only_instances_that_say_that_they_serve_get_calls() {
 }
 
 #[tokio::test]
-async fn where_nobody_serves_calls_fail_at_once_with_the_reason_and_succeed_when_somebody_does() {
+async fn calls_fail_with_the_reason_while_no_server_serves_and_succeed_later() {
     let ill = Patient::start(ServingStatus::NotServing).await;
     let channel = asking(over([ill.address]));
     until(&channel, |all| all.iter().any(|status| is(status, ill.address, Connectivity::TransientFailure))).await;

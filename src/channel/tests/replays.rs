@@ -105,7 +105,7 @@ async fn a_call_that_broke_after_it_was_sent_is_not_replayed() {
 }
 
 #[tokio::test]
-async fn whoever_refused_a_call_is_not_asked_again_while_another_has_room() {
+async fn a_refused_call_does_not_return_to_its_instance_while_another_has_room() {
     let (refuser, echo) = (Scripted::refusing_streams(), Echo::start());
     let set =
         vec![Instance::new("echo", refuser.address()).weight(1_000), Instance::new("echo", echo.address()).weight(1)];
@@ -119,7 +119,7 @@ async fn whoever_refused_a_call_is_not_asked_again_while_another_has_room() {
 }
 
 #[tokio::test]
-async fn a_call_that_everybody_refuses_ends_with_the_refusal() {
+async fn a_call_that_every_instance_refuses_ends_with_the_refusal() {
     let refuser = Scripted::refusing_streams();
     let mut client = connected(over([refuser.address()])).await;
     let status = client.unary_echo(say("x")).await.expect_err("nobody takes it");

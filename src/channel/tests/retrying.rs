@@ -41,7 +41,7 @@ fn calls(peers: &[&Peer]) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_fails_is_followed_by_one_on_an_instance_that_was_not_tried() {
+async fn a_failed_attempt_is_followed_by_one_on_an_untried_instance() {
     let rig = retrying(on_unavailable().max_attempts(4));
     let [one, two, three, good] = rig.network.peers(1);
     for bad in [&one, &two, &three] {
@@ -53,7 +53,7 @@ async fn an_attempt_that_fails_is_followed_by_one_on_an_instance_that_was_not_tr
 }
 
 #[tokio::test(start_paused = true)]
-async fn attempts_are_as_many_as_were_allowed_each_after_its_wait_and_the_last_one_s_failure_is_the_call_s() {
+async fn attempts_end_at_their_limit_and_the_last_failure_is_the_calls() {
     let rig = retrying(on_unavailable().max_attempts(4));
     let peer = rig.network.peer(1);
     peer.reply(Reply::Fail(Code::Unavailable));
@@ -186,7 +186,7 @@ async fn a_server_that_comes_back_within_the_attempts_answers_in_the_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_nobody_is_left_to_try_a_call_fails_with_what_the_last_one_said() {
+async fn a_call_without_another_instance_fails_with_the_last_attempts_status() {
     let rig = retrying(RetryPolicy::new([Code::Aborted]).backoff(SECOND, SECOND, 1.0));
     let peer = rig.network.peer(1);
     peer.reply(Reply::Fail(Code::Aborted));
@@ -215,7 +215,7 @@ async fn a_new_connection_to_an_instance_that_was_tried_is_no_other_instance() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_channel_s_own_options_count_more_than_a_service_config_whatever_the_order() {
+async fn the_channels_own_options_override_a_service_config_in_any_order() {
     let config = r#"{"loadBalancingConfig":[{"round_robin":{}}],"methodConfig":[{"name":[{}],"timeout":"30s"}]}"#;
     let config: ServiceConfig = config.parse().expect("it is a good one");
     for is_first in [true, false] {
@@ -359,7 +359,7 @@ fn with_pushback(value: &'static str) -> Status {
 }
 
 #[tokio::test]
-async fn a_server_says_when_it_wants_to_be_asked_again_and_the_next_one_hears_how_often_others_were() {
+async fn pushback_sets_the_wait_and_the_next_server_sees_the_attempt_count() {
     let (bad, good, channel) = failing(with_pushback("300")).await;
     let begin = Instant::now();
     call(&channel).await.expect("the second attempt succeeds");

@@ -19,7 +19,7 @@ async fn all_are_known(rig: &Rig, count: usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_process_that_is_back_before_its_new_key_is_heard_of_starts_slowly_too() {
+async fn a_process_that_is_back_before_its_new_key_is_seen_starts_slowly_too() {
     let rig = Rig::slowly(WeightedRoundRobin::new());
     let [steady, restarted] = rig.network.peers(1);
     rig.is_ready_with(&[&steady, &restarted]).await;
@@ -84,7 +84,7 @@ async fn pickers_in_the_window(policy: impl Policy) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_window_costs_ninety_pickers_and_none_with_a_policy_that_nobody_starts_slowly_with() {
+async fn a_window_costs_ninety_pickers_or_none_where_the_policy_opts_out() {
     let ring = RingHash::by_header(HeaderName::from_static("key"));
     assert_eq!(pickers_in_the_window(PickFirst::new()).await, 0);
     assert_eq!(pickers_in_the_window(ring).await, 0);
@@ -92,7 +92,7 @@ async fn a_window_costs_ninety_pickers_and_none_with_a_policy_that_nobody_starts
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_all_keys_go_a_subset_goes_on_and_dials_nobody_else() {
+async fn while_all_keys_go_a_subset_goes_on_and_dials_no_other_instance() {
     let rig = Rig::with(|builder| builder.subset_as(3, "client"));
     let peers: [Peer; 10] = rig.network.peers(1);
     let dialled = || peers.iter().map(|peer| peer.attempted().get()).sum::<usize>();
@@ -124,7 +124,7 @@ async fn while_all_keys_go_a_subset_goes_on_and_dials_nobody_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_instance_that_comes_back_only_to_go_again_keeps_its_stand_in() {
+async fn an_instance_that_comes_back_only_to_go_again_keeps_its_replacement() {
     let rig = Rig::with(|builder| builder.subset_as(1, "client"));
     let peers: [Peer; 2] = rig.network.peers(1);
     rig.list(peers.iter().map(live));

@@ -14,7 +14,7 @@ use crate::policy::{LeastRequest, PickFirst, Policy, WeightedRoundRobin};
 use crate::snapshot::{Member, MemberState};
 
 #[tokio::test(start_paused = true)]
-async fn the_share_of_a_new_instance_grows_from_a_tenth_to_all_of_it_over_the_window() {
+async fn a_new_instances_share_grows_from_a_tenth_to_all_over_the_window() {
     let rig = Rig::slowly(WeightedRoundRobin::new());
     let [one, two, new] = rig.network.peers(1);
     rig.is_ready_with(&[&one, &two]).await;
@@ -32,7 +32,7 @@ async fn the_share_of_a_new_instance_grows_from_a_tenth_to_all_of_it_over_the_wi
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_instance_that_is_registered_anew_starts_slowly_again_and_one_that_only_reconnects_does_not() {
+async fn a_new_registration_starts_slowly_again_and_a_reconnect_does_not() {
     let rig = Rig::slowly(WeightedRoundRobin::new());
     let [steady, restarted] = rig.network.peers(1);
     rig.is_ready_with(&[&steady, &restarted]).await;
@@ -113,7 +113,7 @@ async fn has_ready(rig: &Rig, count: usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_subset_is_all_that_is_connected_and_one_that_fails_is_stood_in_for_until_it_is_back() {
+async fn only_the_subset_is_connected_and_a_failure_is_replaced_for_its_time() {
     let rig = Rig::with(|builder| builder.policy(LeastRequest::new()).subset_as(3, "client"));
     let peers: [Peer; 10] = rig.network.peers(1);
     rig.list(peers.iter().map(live));
@@ -153,7 +153,7 @@ async fn a_subset_is_all_that_is_connected_and_one_that_fails_is_stood_in_for_un
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_leaves_the_subset_is_replaced_by_one_and_one_that_joins_replaces_one_at_most() {
+async fn a_leave_costs_a_subset_one_replacement_and_a_join_at_most_one() {
     let rig = Rig::with(|builder| builder.subset_as(3, "client"));
     let peers: [Peer; 12] = rig.network.peers(1);
     rig.list(peers[..10].iter().map(live));
@@ -219,7 +219,7 @@ impl MakeWriter<'_> for Log {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_channel_without_a_subset_says_once_that_a_thousand_instances_are_many() {
+async fn a_channel_without_a_subset_warns_once_of_a_thousand_instances() {
     let instance = |port: u16| {
         let instance = Instance::new("echo", std::net::SocketAddr::from(([127, 0, 0, 1], port)));
         Member::new(Arc::new(instance), 1, MemberState::Live)

@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_calls_nobody_is_asked_unless_told_so() {
+    async fn without_calls_no_ping_is_sent_unless_configured() {
         let mut alive = keep_alive(false);
         assert_eq!(after(100, &mut alive, false, false).await, Ok(false), "an idle connection is left alone");
         assert_eq!(after(11, &mut alive, false, true).await, Ok(true), "one with a call is not");

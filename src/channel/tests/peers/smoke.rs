@@ -80,7 +80,7 @@ async fn echo_answers_all_four_kinds_of_call() {
 }
 
 #[tokio::test]
-async fn echo_fails_delays_and_tells_the_timeout_it_was_told() {
+async fn echo_fails_delays_and_reports_the_timeout_it_was_sent() {
     let echo = Echo::start();
     let mut client = connect(echo.address()).await;
     echo.fail_with(Status::resource_exhausted("full"));
@@ -164,7 +164,7 @@ async fn a_frozen_echo_says_nothing_until_it_thaws() {
 }
 
 #[tokio::test]
-async fn echo_allows_as_many_streams_as_it_was_told() {
+async fn echo_allows_as_many_streams_as_configured() {
     let echo = Echo::start_allowing(2);
     let client = connect(echo.address()).await;
     assert!(ends(call(&client)).await.is_ok(), "its SETTINGS came");

@@ -8,7 +8,7 @@ use super::*;
 use crate::error::BoxError;
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_accepts_and_says_nothing_is_given_up_after_the_connect_timeout() {
+async fn a_silent_peer_is_given_up_after_the_connect_timeout() {
     let (options, _far) = piped();
     let started = Instant::now();
     let error = refusal(&options, &nowhere()).await;

@@ -30,7 +30,7 @@ async fn without_a_limit_any_number_of_calls_may_be_open() {
 }
 
 #[tokio::test]
-async fn a_goaway_is_told_at_once_and_open_calls_are_finished() {
+async fn a_goaway_is_reported_at_once_and_open_calls_are_finished() {
     let (mut server, address) = Server::tcp().await;
     let mut running = run(connect(&TransportConfig::default(), &address).await.expect("connected"));
     let answer = running.ask();
@@ -156,7 +156,7 @@ async fn an_idle_connection_is_not_pinged() {
 }
 
 #[tokio::test]
-async fn the_rest_of_a_request_that_waits_for_room_is_reset_at_the_server_at_once() {
+async fn a_request_body_that_waits_for_room_is_reset_at_the_server_at_once() {
     let (mut server, address) = Server::tcp().await;
     let mut running = run(connect(&TransportConfig::default(), &address).await.expect("connected"));
     let body = Endless::default();
