@@ -308,7 +308,7 @@ async fn a_wrong_password_removes_nothing_and_is_tried_at_most_twice_a_minute() 
     let mut others: Vec<Changes> = ["one", "two", "three"].map(|name| Changes::of(&registry, name)).into();
     server.registration().update(|instance| instance.weight(50)).expect("a good weight");
     eventually("the wrong password is tried", LIMIT, async || started(&etcd, "Authenticate").await > logins).await;
-    assert!(changes.is_quiet_for(Duration::from_secs(3)).await, "nothing is removed");
+    assert!(changes.stays_quiet_for(Duration::from_secs(3)).await, "nothing is removed");
     assert_eq!(started(&etcd, "Authenticate").await, logins + 1, "all of them together ask once");
     assert_eq!(server.registration().status(), before, "the lease is kept over the open stream");
 
@@ -353,7 +353,7 @@ async fn a_revoked_role_removes_nothing_and_is_enough_once_granted_again() {
     assert!(reason.contains("permission denied"), "{reason}");
     // The looks at the key, one a second, are refused.
     let lists = started(&etcd, "Range").await;
-    assert!(changes.is_quiet_for(Duration::from_secs(5)).await, "nothing is removed");
+    assert!(changes.stays_quiet_for(Duration::from_secs(5)).await, "nothing is removed");
     assert!(started(&etcd, "Range").await <= lists + 2, "who was refused waits");
     assert_eq!(registration.status(), before, "the lease needs no role");
 

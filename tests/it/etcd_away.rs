@@ -40,7 +40,7 @@ async fn no_change_is_reported_when_etcd_was_dead_for_longer_than_the_ttl() {
     let mut client = EchoClient::new(channel);
 
     etcd.kill();
-    assert!(changes.is_quiet_for(Duration::from_secs(5)).await, "nothing is told while etcd is away");
+    assert!(changes.stays_quiet_for(Duration::from_secs(5)).await, "nothing is told while etcd is away");
     let reply = client.unary_echo(EchoRequest { message: "hi".into() }).await.expect("calls go on without etcd");
     assert_eq!(reply.into_inner().address, server.address().to_string());
     etcd.restart().await;
@@ -68,7 +68,7 @@ async fn no_change_is_reported_when_etcd_is_frozen_for_longer_than_the_ttl() {
     let leases = etcd.leases().await;
 
     etcd.freeze();
-    let quiet = changes.is_quiet_for(Duration::from_secs(6)).await;
+    let quiet = changes.stays_quiet_for(Duration::from_secs(6)).await;
     etcd.resume();
 
     assert!(quiet, "nothing is told while etcd is away");
@@ -226,7 +226,7 @@ async fn losing_each_of_three_members_in_turn_loses_no_registration_or_change() 
         cluster.member(index).kill();
         let another = start();
         changes.expect_insert(another.address()).await;
-        let quiet = changes.is_quiet_for(Duration::from_secs(6)).await;
+        let quiet = changes.stays_quiet_for(Duration::from_secs(6)).await;
         assert!(quiet, "no registration ends although its TTL of 5 s has passed");
         another.stop().await;
         changes.next().await;

@@ -80,7 +80,7 @@ async fn a_lease_of_five_seconds_survives_a_frozen_leader() {
     let registry = registry(cluster.urls());
     let (servers, mut changes, leases) = three(&registry).await;
     cluster.member(leader).freeze();
-    let quiet = changes.is_quiet_for(TTL * 2).await;
+    let quiet = changes.stays_quiet_for(TTL * 2).await;
     assert!(quiet, "no instance is lost while the leader stands still");
     let kept: Vec<i64> = servers.iter().map(lease).collect();
     assert_eq!(kept, leases, "each is under the lease that it had");
@@ -106,7 +106,7 @@ async fn a_watch_and_a_lease_move_off_a_member_that_is_cut_off_from_the_leader()
     cluster.cut_off(follower).await;
     let took = told(&mut changes, &cluster, leader, since).await;
     figures::within("a watch moves off a member that is cut off", took, Duration::from_secs(6));
-    assert!(changes.is_quiet_for(TTL * 2).await, "the instance is not lost");
+    assert!(changes.stays_quiet_for(TTL * 2).await, "the instance is not lost");
     assert_eq!(lease(&server), had, "and is under the lease that it had");
     cluster.reunite();
     server.stop().await;
@@ -126,7 +126,7 @@ async fn a_watch_and_a_lease_move_off_a_member_that_is_frozen() {
     eventually("the lease is renewed elsewhere", TTL, async || renewals(cluster.member(leader)).await > before).await;
     let took = told(&mut changes, &cluster, leader, since).await;
     figures::within("a watch moves off a member that is frozen", took, Duration::from_secs(20));
-    assert!(changes.is_quiet_for(TTL).await, "the instance is not lost");
+    assert!(changes.stays_quiet_for(TTL).await, "the instance is not lost");
     assert_eq!(lease(&server), had, "and is under the lease that it had");
     cluster.member(follower).resume();
     server.stop().await;
@@ -230,11 +230,11 @@ async fn a_stranger_among_three_costs_no_lease_while_a_member_is_lost() {
     let strange = stranger.leases().await;
     for (lost, other) in [(0, 2), (2, 0)] {
         cluster.member(lost).kill();
-        assert!(changes.is_quiet_for(TTL).await, "no instance is lost while member {lost} is");
+        assert!(changes.stays_quiet_for(TTL).await, "no instance is lost while member {lost} is");
         let alive = cluster.member(other).leases().await;
         assert!(leases.iter().all(|lease| alive.contains(lease)), "all are renewed without member {lost}");
         cluster.member(lost).restart().await;
-        assert!(changes.is_quiet_for(TTL / 2).await, "nor when it is back");
+        assert!(changes.stays_quiet_for(TTL / 2).await, "nor when it is back");
     }
     assert_eq!(servers.iter().map(lease).collect::<Vec<_>>(), leases, "each is under the lease that it had");
     assert!(stranger.keys("").await.is_empty(), "no key was put there");

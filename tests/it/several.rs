@@ -33,7 +33,7 @@ fn channel(registries: &[&Registry]) -> BalancedChannel {
 }
 
 /// Waits until the channel is connected to these servers and to no others.
-async fn is_over(channel: &BalancedChannel, servers: &[&EchoServer]) {
+async fn wait_connected(channel: &BalancedChannel, servers: &[&EchoServer]) {
     let expected: BTreeSet<String> = servers.iter().map(|server| server.address().to_string()).collect();
     let ready = async || {
         // Without those that are on the list alone: the last one that leaves go-zero's format is held for a minute.
@@ -94,13 +94,13 @@ async fn each_registration_of_a_server_has_its_own_life() {
     let mut kitex_alone = Changes::of(&kitex, "echo");
     let gone = async || etcd.keys("kitex/").await.is_empty();
     eventually("it is paused in one", LIMIT, gone).await;
-    is_over(&merged, &[&server]).await;
+    wait_connected(&merged, &[&server]).await;
     load.reaches(&server.address().to_string()).await;
     server.registrations()[0].resume();
     kitex_alone.expect_insert(server.address()).await;
 
     server.registrations()[1].deregister().await;
-    is_over(&merged, &[&server]).await;
+    wait_connected(&merged, &[&server]).await;
     eventually("it left one for good", LIMIT, async || etcd.keys("echo/").await.is_empty()).await;
     assert_eq!(etcd.keys("kitex/").await.len(), 1, "and stays in the other");
     let calls = load.finish().await;
@@ -130,18 +130,18 @@ async fn a_channel_over_two_clusters_follows_both() {
     let first = EchoServer::registered(&kitex, "echo").await;
     let merged = channel(&[&kitex, &kratos]);
     let load = Load::at_rate(RATE, &merged).await;
-    is_over(&merged, &[&first]).await;
+    wait_connected(&merged, &[&first]).await;
 
     let second = EchoServer::registered(&kratos, "echo").await;
-    is_over(&merged, &[&first, &second]).await;
+    wait_connected(&merged, &[&first, &second]).await;
     load.reaches(&second.address().to_string()).await;
     let third = EchoServer::registered(&kitex, "echo").await;
     load.reaches(&third.address().to_string()).await;
 
     first.stop().await;
-    is_over(&merged, &[&second, &third]).await;
+    wait_connected(&merged, &[&second, &third]).await;
     second.stop().await;
-    is_over(&merged, &[&third]).await;
+    wait_connected(&merged, &[&third]).await;
     let calls = load.finish().await;
     assert!(failed(&calls).is_empty(), "no call fails: {:?}", failed(&calls));
     third.stop().await;
@@ -163,7 +163,7 @@ async fn an_unreachable_etcd_hides_nothing_of_the_other() {
     one.kill();
     let later = EchoServer::registered(&there, "echo").await;
     load.reaches(&later.address().to_string()).await;
-    is_over(&merged, &[&server, &late, &later]).await;
+    wait_connected(&merged, &[&server, &late, &later]).await;
     let calls = load.finish().await;
     assert!(failed(&calls).is_empty(), "no call fails: {:?}", failed(&calls));
     one.restart().await;
@@ -246,9 +246,9 @@ async fn moves(old: &Registry, new: &Registry) {
             load.reaches(&server.address().to_string()).await;
         }
         let servers: Vec<&EchoServer> = servers.iter().collect();
-        is_over(&of_both, &servers).await;
+        wait_connected(&of_both, &servers).await;
         for channel in others {
-            is_over(channel, &servers).await;
+            wait_connected(channel, &servers).await;
             call(channel).await;
         }
     }

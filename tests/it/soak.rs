@@ -82,7 +82,7 @@ impl Journal {
         self.disturbances.lock().unwrap_or_else(PoisonError::into_inner).push(disturbance);
     }
 
-    fn is_well(&self, address: &str) {
+    fn set_recovered(&self, address: &str) {
         let mut disturbances = self.disturbances.lock().unwrap_or_else(PoisonError::into_inner);
         let last = disturbances.iter_mut().rev().find(|disturbance| disturbance.address == address);
         last.expect("it was disturbed").end = Some(Instant::now());
@@ -319,7 +319,7 @@ async fn disturb_servers(mut rng: Rng, servers: &mut [Server], journal: &Journal
                 server.start_again().await;
             }
         }
-        journal.is_well(&address);
+        journal.set_recovered(&address);
         journal.note(format!("{address} is well"));
     }
     costly

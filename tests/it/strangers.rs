@@ -38,7 +38,7 @@ async fn put(etcd: &Etcd, port: u16) {
 }
 
 /// Nothing was ever put or granted there, apart from as many puts of the test.
-async fn is_untouched(stranger: &Etcd, puts: i64) {
+async fn assert_untouched(stranger: &Etcd, puts: i64) {
     assert_eq!(stranger.revision().await, 1 + puts, "no key was written");
     assert!(stranger.leases().await.is_empty(), "no lease was granted");
 }
@@ -63,7 +63,7 @@ async fn a_lease_is_kept_without_any_one_member_and_the_stranger_is_not_asked() 
         let before = renewed().await;
         eventually("the lease is renewed by whoever is left", LIMIT, async || renewed().await >= before + 3).await;
         servers.push(registered(&registry).await);
-        is_untouched(&stranger, 0).await;
+        assert_untouched(&stranger, 0).await;
         assert_eq!(started(&stranger, "LeaseKeepAlive").await, 0, "nor is it asked for what it cannot know");
         cluster.member(away).restart().await;
     }
@@ -71,7 +71,7 @@ async fn a_lease_is_kept_without_any_one_member_and_the_stranger_is_not_asked() 
     for server in servers {
         server.stop().await;
     }
-    is_untouched(&stranger, 0).await;
+    assert_untouched(&stranger, 0).await;
 }
 
 #[tokio::test]

@@ -68,8 +68,8 @@ impl Changes {
         self.expect_insert(marker).await;
     }
 
-    /// Whether a change is there by now.
-    pub async fn is_quiet_for(&mut self, time: Duration) -> bool {
+    /// Whether no change comes within `time`. A change that comes is consumed.
+    pub async fn stays_quiet_for(&mut self, time: Duration) -> bool {
         timeout(time, self.stream.next()).await.is_err()
     }
 

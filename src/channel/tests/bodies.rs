@@ -133,7 +133,7 @@ async fn a_frame_beyond_what_http2_can_count_fails_the_call() {
     let rig = Rig::new();
     let [peer] = rig.network.peers::<1>(1);
     peer.reply(Reply::Hold);
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     let mut channel = rig.channel.clone();
     let huge = Bytes::from(vec![0_u8; 1 << 31]);
     let call = tokio::spawn(channel.call(raw("ClientStreamingEcho", Frames(vec![huge, framed("x")], true))));

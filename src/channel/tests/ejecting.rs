@@ -16,7 +16,7 @@ async fn alone(tune: impl FnOnce(OutlierDetection) -> OutlierDetection) -> (Rig,
     let detection = tune(OutlierDetection::new().max_ejected_percent(100));
     let rig = Rig::with(|builder| builder.outlier_detection(detection));
     let peer = rig.network.peer(1);
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     (rig, peer)
 }
 
@@ -41,7 +41,7 @@ async fn hold(rig: &Rig, peer: &Peer, calls: usize, limit: Duration) -> Vec<Call
     held
 }
 
-async fn is_back(rig: &Rig, peer: &Peer) {
+async fn wait_recovered(rig: &Rig, peer: &Peer) {
     let is_back = |status: &InstanceStatus| !status.is_ejected() && status.state() == Connectivity::Ready;
     rig.until_peer(peer, "it is back", is_back).await;
 }
@@ -54,7 +54,7 @@ fn is_ejected(rig: &Rig, peer: &Peer) -> bool {
 async fn three_failures_in_a_row_eject_and_two_do_not() {
     let rig = Rig::new();
     let peers = rig.network.peers::<3>(1);
-    rig.is_ready_with(&peers.each_ref()).await;
+    rig.serve(&peers.each_ref()).await;
     let [bad, others @ ..] = &peers;
     bad.reply(Reply::Fail(Code::Unavailable));
     let mut failed = 0;
@@ -137,7 +137,7 @@ async fn broken_connections_count() {
     assert_eq!(rig.state(&peer), Connectivity::Idle, "the probe brings its next connection");
     let status = rig.answer().await.expect_err("nobody is there");
     assert_eq!(status.code(), Code::Unavailable, "calls fail at once");
-    is_back(&rig, &peer).await;
+    wait_recovered(&rig, &peer).await;
     rig.answer().await.expect("an answer");
 }
 
@@ -198,7 +198,7 @@ async fn ejections_last_5_s_and_double_after_each_failed_probe_up_to_25_s() {
     fail(&rig, &peer, Code::Unavailable, 3).await;
     for seconds in [5, 10, 20, 25, 25] {
         let begin = Instant::now();
-        is_back(&rig, &peer).await;
+        wait_recovered(&rig, &peer).await;
         let lasted = begin.elapsed();
         let expected = seconds * SECOND;
         let slack = Duration::from_millis(10);
@@ -206,7 +206,7 @@ async fn ejections_last_5_s_and_double_after_each_failed_probe_up_to_25_s() {
         fail(&rig, &peer, Code::Unavailable, 1).await;
         assert!(is_ejected(&rig, &peer), "one failure is enough on probation");
     }
-    is_back(&rig, &peer).await;
+    wait_recovered(&rig, &peer).await;
     rig.answer().await.expect("the probe is answered");
     rest().await;
     fail(&rig, &peer, Code::Unavailable, 2).await;
@@ -217,7 +217,7 @@ async fn ejections_last_5_s_and_double_after_each_failed_probe_up_to_25_s() {
 async fn never_more_than_half_are_ejected() {
     let rig = Rig::new();
     let peers = rig.network.peers::<5>(1);
-    rig.is_ready_with(&peers.each_ref()).await;
+    rig.serve(&peers.each_ref()).await;
     for peer in &peers {
         peer.reply(Reply::Fail(Code::Unavailable));
     }
@@ -234,7 +234,7 @@ async fn never_more_than_half_are_ejected() {
 async fn the_only_instance_stays_by_default() {
     let rig = Rig::new();
     let peer = rig.network.peer(1);
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     fail(&rig, &peer, Code::Unavailable, 50).await;
     assert!(!is_ejected(&rig, &peer), "there is nobody to take its calls");
 }
@@ -243,9 +243,9 @@ async fn the_only_instance_stays_by_default() {
 async fn an_instance_returns_on_a_new_connection_with_one_call_at_a_time() {
     let (rig, peer) = alone(|detection| detection).await;
     fail(&rig, &peer, Code::Unavailable, 3).await;
-    is_back(&rig, &peer).await;
+    wait_recovered(&rig, &peer).await;
     assert_eq!(peer.attempted().get(), 2, "a new connection shows that somebody is there");
-    peer.has_open(1).await;
+    peer.wait_open(1).await;
     peer.reply(Reply::Hold);
     let calls: Vec<_> = (0..10).map(|_| rig.call()).collect();
     rest().await;
@@ -263,7 +263,7 @@ async fn an_instance_returns_on_a_new_connection_with_one_call_at_a_time() {
 async fn a_probe_that_its_caller_gives_up_decides_nothing() {
     let (rig, peer) = alone(|detection| detection).await;
     fail(&rig, &peer, Code::Unavailable, 3).await;
-    is_back(&rig, &peer).await;
+    wait_recovered(&rig, &peer).await;
     for call in hold(&rig, &peer, 1, 60 * SECOND).await {
         call.abort();
     }
@@ -286,7 +286,7 @@ async fn a_probe_that_its_caller_gives_up_decides_nothing() {
 async fn an_instance_on_probation_that_cannot_be_connected_stays_out_of_the_way() {
     let rig = Rig::new();
     let [bad, good] = rig.network.peers(1);
-    rig.is_ready_with(&[&bad, &good]).await;
+    rig.serve(&[&bad, &good]).await;
     bad.reply(Reply::Fail(Code::Unavailable));
     while !is_ejected(&rig, &bad) {
         _ = rig.answer().await;
@@ -297,7 +297,7 @@ async fn an_instance_on_probation_that_cannot_be_connected_stays_out_of_the_way(
     rig.until_peer(&bad, "the probe fails to connect", |status| status.state() == Connectivity::TransientFailure).await;
     assert_eq!(rig.answers_of(&good, 100).await, 100, "no call is risked");
     bad.on_connect(OnConnect::Accept);
-    is_back(&rig, &bad).await;
+    wait_recovered(&rig, &bad).await;
     let some = rig.answers_of(&bad, 100).await;
     assert!((10..90).contains(&some), "it has its share again: {some}");
 }
@@ -319,7 +319,7 @@ async fn calls_on_the_earlier_connection_decide_no_probation() {
             assert_eq!(ends(call).await.is_ok(), late == Reply::Answer, "{name}");
         }
         peer.on_connect(OnConnect::Accept);
-        is_back(&rig, &peer).await;
+        wait_recovered(&rig, &peer).await;
         assert!(!is_ejected(&rig, &peer), "{name} on the earlier connection does not fail the probe");
         peer.reply(Reply::Hold);
         let calls: Vec<_> = (0..5).map(|_| rig.call()).collect();
@@ -339,7 +339,7 @@ async fn calls_on_the_earlier_connection_decide_no_probation() {
 async fn a_connection_that_ends_with_the_proof_still_ends_probation() {
     let (rig, peer) = alone(|detection| detection).await;
     fail(&rig, &peer, Code::Unavailable, 3).await;
-    is_back(&rig, &peer).await;
+    wait_recovered(&rig, &peer).await;
     let probe = hold(&rig, &peer, 1, 60 * SECOND).await;
     peer.go_away();
     peer.release();
@@ -364,7 +364,7 @@ async fn a_connection_that_ends_with_the_proof_still_ends_probation() {
 async fn while_nothing_else_is_ready_an_ejected_instance_takes_all_calls() {
     let (rig, peer) = alone(|detection| detection).await;
     fail(&rig, &peer, Code::Unavailable, 3).await;
-    is_back(&rig, &peer).await;
+    wait_recovered(&rig, &peer).await;
     fail(&rig, &peer, Code::Unavailable, 1).await;
     assert!(is_ejected(&rig, &peer), "it is out again");
     peer.reply(Reply::Hold);
@@ -384,7 +384,7 @@ async fn intervals_are_taken_back_while_an_instance_stays() {
     for seconds in [5, 10] {
         fail(&rig, &peer, Code::Unavailable, 3).await;
         let begin = Instant::now();
-        is_back(&rig, &peer).await;
+        wait_recovered(&rig, &peer).await;
         let expected = seconds * SECOND;
         assert!(begin.elapsed() + Duration::from_millis(10) > expected, "{:?}", begin.elapsed());
         rig.answer().await.expect("an answer");
@@ -393,7 +393,7 @@ async fn intervals_are_taken_back_while_an_instance_stays() {
     timeout(21 * SECOND, std::future::pending::<()>()).await.expect_err("two intervals pass");
     fail(&rig, &peer, Code::Unavailable, 3).await;
     let begin = Instant::now();
-    is_back(&rig, &peer).await;
+    wait_recovered(&rig, &peer).await;
     assert!(begin.elapsed() < 6 * SECOND, "it is ejected as if for the first time: {:?}", begin.elapsed());
 }
 
@@ -402,7 +402,7 @@ async fn swept(detection: OutlierDetection, failures: usize) -> Vec<u16> {
     let detection = detection.consecutive_failures(0);
     let rig = Rig::with(|builder| builder.outlier_detection(detection).policy(WeightedRoundRobin::new()));
     let peers = rig.network.peers::<6>(1);
-    rig.is_ready_with(&peers.each_ref()).await;
+    rig.serve(&peers.each_ref()).await;
     for round in 0..100 {
         peers[0].reply(if round < failures { Reply::Fail(Code::Unavailable) } else { Reply::Answer });
         for _ in &peers {

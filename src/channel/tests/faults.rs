@@ -113,7 +113,7 @@ async fn ten_peers(rig: &Rig) -> [Peer; 10] {
     for peer in &peers {
         peer.delay(Duration::from_millis(10));
     }
-    rig.is_ready_with(&peers.each_ref()).await;
+    rig.serve(&peers.each_ref()).await;
     peers
 }
 
@@ -176,7 +176,7 @@ async fn an_instance_whose_answers_are_errors_is_not_taken_for_silent() {
     for code in [None, Some(Code::NotFound)] {
         let rig = Rig::new();
         let peers = rig.network.peers::<2>(1);
-        rig.is_ready_with(&[&peers[0], &peers[1]]).await;
+        rig.serve(&[&peers[0], &peers[1]]).await;
         for peer in &peers {
             peer.delay(Duration::from_millis(50));
         }

@@ -40,7 +40,7 @@ impl Patient {
         Self { address, reporter, connections }
     }
 
-    async fn says(&self, status: ServingStatus) {
+    async fn set_status(&self, status: ServingStatus) {
         self.reporter.set_service_status("echo", status).await;
     }
 }
@@ -95,8 +95,8 @@ async fn only_instances_that_say_that_they_serve_get_calls() {
     }
     assert!(channel.instances().iter().all(|status| status.in_flight() == 0), "the questions are nobody's calls");
 
-    well.says(ServingStatus::NotServing).await;
-    ill.says(ServingStatus::Serving).await;
+    well.set_status(ServingStatus::NotServing).await;
+    ill.set_status(ServingStatus::Serving).await;
     until(&channel, |all| all.iter().any(|status| is(status, ill.address, Connectivity::Ready))).await;
     until(&channel, |all| all.iter().any(|status| is(status, well.address, Connectivity::TransientFailure))).await;
     for _ in 0..20 {
@@ -112,7 +112,7 @@ async fn calls_fail_with_the_reason_while_no_server_serves_and_succeed_later() {
     let status = answerer(&channel).await.expect_err("nobody serves");
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert!(status.message().contains("NOT_SERVING"), "it says what the server said: {status:?}");
-    ill.says(ServingStatus::Serving).await;
+    ill.set_status(ServingStatus::Serving).await;
     timeout(LIMIT, channel.ready()).await.expect("it serves now");
     assert_eq!(answerer(&channel).await.expect("it serves"), ill.address);
 }

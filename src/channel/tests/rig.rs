@@ -46,21 +46,21 @@ impl Rig {
         Self { network, channel, list }
     }
 
-    /// These are the instances now.
-    pub(super) fn list(&self, members: impl IntoIterator<Item = Member>) {
+    /// Replaces the channel's list of instances.
+    pub(super) fn set_instances(&self, members: impl IntoIterator<Item = Member>) {
         let mut members: Vec<Member> = members.into_iter().collect();
         members.sort_by(|a, b| a.instance().address.cmp(&b.instance().address));
         self.list.send(Arc::new(Snapshot::new(1, members))).expect("the channel listens");
     }
 
-    /// Ends the list.
+    /// Ends the list: its sender is dropped.
     pub(super) fn without_list(self) -> (BalancedChannel, Network) {
         (self.channel, self.network)
     }
 
-    /// The same, with every peer registered and READY when it returns.
-    pub(super) async fn is_ready_with(&self, peers: &[&Peer]) {
-        self.list(peers.iter().copied().map(live));
+    /// Lists these peers, and waits until every one of them is READY.
+    pub(super) async fn serve(&self, peers: &[&Peer]) {
+        self.set_instances(peers.iter().copied().map(live));
         self.until("all are READY", |all| {
             all.len() == peers.len() && all.iter().all(|status| status.state() == Connectivity::Ready)
         })
@@ -73,7 +73,7 @@ impl Rig {
     }
 
     /// Waits until a peer is READY.
-    pub(super) async fn is_ready(&self, peer: &Peer) {
+    pub(super) async fn wait_ready(&self, peer: &Peer) {
         self.until_peer(peer, "it is READY", |status| status.state() == Connectivity::Ready).await;
     }
 

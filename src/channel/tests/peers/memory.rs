@@ -173,7 +173,7 @@ impl Peer {
     }
 
     /// Waits until that many connections are open.
-    pub(crate) async fn has_open(&self, connections: usize) {
+    pub(crate) async fn wait_open(&self, connections: usize) {
         let mut open = self.0.open.subscribe();
         let reached = timeout(LIMIT, open.wait_for(|open| *open == connections)).await.is_ok();
         assert!(reached, "{} connections are open instead of {connections}", self.open());
