@@ -1,15 +1,15 @@
-//! Modules lie on floors: a file imports only from lower floors, and no two files import each other, on however long a way.
+//! Modules lie on floors: a file imports only from lower floors, and no files import each other in a ring of any size.
 //!
-//! What counts are the paths of `src/` that begin with `crate`, `super` or `self`, outside of comments and tests. An import
-//! through a `pub use self::..` leads to the file that is re-exported, and such a line counts as an import of its own file only
-//! where that file uses the name.
+//! What counts are the paths of `src/` that begin with `crate`, `super` or `self`, outside of comments and tests. An
+//! import through a `pub use self::..` leads to the file that is re-exported, and such a line counts as an import of
+//! its own file only where that file uses the name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// Every room with its floor. A room is a file or a folder; the longest name that fits counts. Files of one room may import
-/// each other, files of two rooms only downwards.
+/// Every room with its floor. A room is a file or a folder; the longest name that fits counts. Files of one room may
+/// import each other, files of two rooms only downwards.
 const FLOORS: [(&str, u8); 33] = [
     ("lib", 12),
     ("registry", 11),

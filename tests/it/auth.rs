@@ -23,7 +23,7 @@ pub(crate) const PASSWORD: &str = "the-servers-own-password";
 /// The password of the user `root`.
 pub(crate) const ADMIN: &str = "the-tests-own-password";
 
-/// Makes the user `server` with [`PASSWORD`], who may do everything below the default prefix and nothing else.
+/// Adds the user `server` with [`PASSWORD`], with every permission below the default prefix and no other.
 pub(crate) async fn add_users(etcd: &Etcd) {
     let done = "etcd sets up its users";
     let mut client = etcd.client().await;
@@ -78,7 +78,7 @@ async fn a_stranger_that_refuses_the_credentials_does_not_block_the_others() {
     let registry = Registry::builder([one.url(), stranger.url(), two.url()]).auth("server", PASSWORD);
     let registry = registry.build().expect("a good registry");
     let mut discover = registry.discover("echo").expect("a good name");
-    // Whichever was asked first, the stranger has been asked when this is known.
+    // Whichever member was asked first, the stranger has been asked when the list is known.
     timeout(LIMIT, discover.ready()).await.expect("two of them take the credentials");
     let begin = Instant::now();
     let server = EchoServer::registered(&registry, "echo").await;
@@ -90,7 +90,7 @@ async fn a_stranger_that_refuses_the_credentials_does_not_block_the_others() {
     server.stop().await;
     let gone = async || discover.snapshot().is_some_and(|snapshot| snapshot.is_empty());
     eventually("its leave is seen", LIMIT, gone).await;
-    assert!(begin.elapsed() < Duration::from_secs(20), "nobody waited for the 30 s: {:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(20), "no login waited for the 30 s: {:?}", begin.elapsed());
 }
 
 #[tokio::test]
@@ -104,7 +104,7 @@ async fn wrong_credentials_wait_and_are_not_shown() {
         .expect_err("a wrong password registers nothing");
     assert_eq!(server.registration().status(), RegistrationStatus::Registering);
     let asked = wrong.services().await;
-    assert!(matches!(asked, Err(RegistryError::Denied { .. })), "who asks is told by a type: {asked:?}");
+    assert!(matches!(asked, Err(RegistryError::Denied { .. })), "the caller gets a typed error: {asked:?}");
     assert!(!format!("{asked:?}").contains("canary"));
     let logins = started(&etcd, "Authenticate").await;
     assert_eq!(logins, 1, "refused credentials are not tried again at once");
@@ -122,7 +122,7 @@ async fn authentication_that_is_switched_on_while_they_run_costs_nothing() {
 
     add_users(&etcd).await;
     etcd.client().await.auth_enable().await.expect("etcd switches authentication on");
-    // All streams are opened anew, and now etcd wants to know who asks.
+    // All streams are opened anew, and now etcd wants a login.
     proxy.reset();
     eventually("all connections are gone", LIMIT, async || proxy.open() == 0).await;
     proxy.forward();
@@ -184,7 +184,7 @@ async fn a_silent_member_costs_no_more_than_the_time_of_one_login() {
     server.stop().await;
 }
 
-/// A registration at an address where nobody listens, with options of the test's.
+/// A registration at an address where nothing listens, with options of the test's.
 fn started_with(registry: &Registry, checks: Duration, attempts: u32) -> Registration {
     let instance = Instance::new("echo", SocketAddr::from(([127, 0, 0, 1], 1001)));
     let builder = registry.registration(instance).check_interval(checks).max_attempts(attempts);
@@ -216,7 +216,7 @@ async fn expires_unnoticed(etcd: Etcd) {
     eventually("tokens are replaced", LIMIT, async || started(&etcd, "Authenticate").await >= first + 3).await;
     assert_eq!(registration.status(), before, "the registration noticed nothing");
     registration.update(|instance| instance.weight(50)).expect("a good weight");
-    assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight, 50, "nor did who watches");
+    assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight, 50, "nor did the watch");
     registration.deregister().await;
     changes.expect_remove("127.0.0.1:1001").await;
     assert!(admin(&etcd).await.leases().await.expect("root may look").leases().is_empty(), "the lease is revoked");
@@ -354,7 +354,7 @@ async fn a_revoked_role_removes_nothing_and_is_enough_once_granted_again() {
     // The looks at the key, one a second, are refused.
     let lists = started(&etcd, "Range").await;
     assert!(changes.stays_quiet_for(Duration::from_secs(5)).await, "nothing is removed");
-    assert!(started(&etcd, "Range").await <= lists + 2, "who was refused waits");
+    assert!(started(&etcd, "Range").await <= lists + 2, "a refused login waits");
     assert_eq!(registration.status(), before, "the lease needs no role");
 
     admin(&etcd).await.user_grant_role("server", "registry").await.expect("root may grant it");

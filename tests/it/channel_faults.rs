@@ -1,4 +1,4 @@
-//! What callers of the balanced channel notice when servers leave, crash and return, and when etcd does: next to nothing.
+//! What callers of the balanced channel notice when servers leave, crash and return, and when etcd does: little.
 
 use std::time::{Duration, Instant};
 
@@ -177,11 +177,11 @@ async fn without_etcd_at_the_start_calls_end_with_a_reason_and_succeed_later() {
     let channel = channel(&registry(&etcd));
 
     let (deadline, begin) = (Duration::from_millis(300), Instant::now());
-    let status = call(&channel, deadline).await.expect_err("nobody is known");
+    let status = call(&channel, deadline).await.expect_err("no server is known");
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
     assert!(begin.elapsed() < deadline + AT_ONCE, "its deadline counts: it took {:?}", begin.elapsed());
 
-    let status = call(&channel, LIMIT).await.expect_err("nobody is known");
+    let status = call(&channel, LIMIT).await.expect_err("no server is known");
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     assert!(begin.elapsed() < Duration::from_secs(5) + AT_ONCE, "it waited for {:?}", begin.elapsed());
     names_the_place(&status);
@@ -205,7 +205,7 @@ async fn killed_servers_are_no_longer_called_although_the_list_keeps_them_all() 
         server.process.kill();
     }
     let empty = async || channel.state() == Connectivity::TransientFailure;
-    eventually("the channel has nobody to call", LIMIT, empty).await;
+    eventually("the channel has no server to call", LIMIT, empty).await;
     assert_eq!(etcd.keys(&format!("{PREFIX}/echo/")).await.len(), 3, "etcd still believes in them");
     fails_at_once(&channel).await;
 
@@ -240,10 +240,10 @@ fn code(answer: &Result<String, Status>) -> Option<Code> {
     answer.as_ref().err().map(Status::code)
 }
 
-/// A call that nobody can answer, and which waits for nothing.
+/// A call that no server can answer, and that waits for nothing.
 async fn fails_at_once(channel: &BalancedChannel) -> Status {
     let begin = Instant::now();
-    let status = call(channel, LIMIT).await.expect_err("nobody is there");
+    let status = call(channel, LIMIT).await.expect_err("no server is there");
     assert!(begin.elapsed() < AT_ONCE, "it took {:?}", begin.elapsed());
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     names_the_place(&status);
@@ -277,7 +277,7 @@ struct Server {
 impl Server {
     /// Starts it, and waits until it is registered.
     async fn start(etcd: &Etcd) -> Self {
-        // Not a port that the kernel picks: that could be another's while the server is away.
+        // Not a port that the kernel picks: that could be another's while the server is down.
         let address = format!("127.0.0.1:{}", free_port());
         let process = Self::launch(etcd, &address).await;
         Self { address, process }

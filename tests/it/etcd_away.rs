@@ -1,4 +1,4 @@
-//! While etcd is away nothing changes for the clients, and everything is in place when it is back.
+//! While etcd is unreachable nothing changes for the clients, and everything is in place when it is back.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ async fn no_change_is_reported_when_etcd_was_dead_for_longer_than_the_ttl() {
     let mut client = EchoClient::new(channel);
 
     etcd.kill();
-    assert!(changes.stays_quiet_for(Duration::from_secs(5)).await, "nothing is told while etcd is away");
+    assert!(changes.stays_quiet_for(Duration::from_secs(5)).await, "nothing is reported while etcd is unreachable");
     let reply = client.unary_echo(EchoRequest { message: "hi".into() }).await.expect("calls go on without etcd");
     assert_eq!(reply.into_inner().address, server.address().to_string());
     etcd.restart().await;
@@ -71,7 +71,7 @@ async fn no_change_is_reported_when_etcd_is_frozen_for_longer_than_the_ttl() {
     let quiet = changes.stays_quiet_for(Duration::from_secs(6)).await;
     etcd.resume();
 
-    assert!(quiet, "nothing is told while etcd is away");
+    assert!(quiet, "nothing is reported while etcd is unreachable");
     let all_new = async || {
         let now = etcd.leases().await;
         now.len() == 3 && now.iter().all(|lease| !leases.contains(lease)) && etcd.keys("").await.len() == 3
@@ -244,7 +244,7 @@ async fn a_client_that_starts_does_not_wait_for_a_frozen_member() {
     let mut urls = cluster.urls();
     let frozen = urls.remove(follower);
     cluster.member(follower).freeze();
-    // Whoever is asked first, each registry has the frozen member in it.
+    // Whichever member is asked first, each registry has the frozen one in it.
     for _ in 0..6 {
         let registry = Registry::builder([frozen.clone(), urls[0].clone()]).build().expect("a good registry");
         let started = std::time::Instant::now();

@@ -27,10 +27,10 @@ async fn written_and_called(format: impl Format) -> (String, String, i64, String
         registry.registration(Instance::new("echo", address).weight(20).tag("zone", "a").tag("version", "v1"))
     });
     let address = server.address().to_string();
-    server.registration().registered().await.expect("nobody takes it out");
+    server.registration().registered().await.expect("it is not deregistered");
     let (key, value, lease) = etcd.keys("").await.pop().expect("the server is registered");
     let status = RegistrationStatus::Registered { key: key.clone(), lease };
-    assert_eq!(server.registration().status(), status, "the status tells the key");
+    assert_eq!(server.registration().status(), status, "the status has the key");
 
     let channel = registry.channel("echo").build().expect("a good channel");
     tokio::time::timeout(LIMIT, channel.ready()).await.expect("the channel finds the server");

@@ -89,7 +89,7 @@ async fn a_snapshot_can_be_waited_for_and_looked_at() {
     let mut discover = registry.discover("echo").expect("a good name");
     let snapshot = discover.ready().await;
     assert_eq!(snapshot.len(), 1);
-    assert!(snapshot.revision() > 1, "it tells its revision");
+    assert!(snapshot.revision() > 1, "it has its revision");
     let member = snapshot.get(server.registration().address()).expect("the server is in it");
     assert_eq!(member.instance().address, *server.registration().address());
     let address = server.registration().address().clone();

@@ -47,7 +47,7 @@ async fn an_etcd_without_space_keeps_its_leases_and_is_asked_again_every_10_s() 
         EchoServer::start(|address| registry.registration(Instance::new("echo", address)).ttl(ttl))
     };
     let early = start();
-    early.registration().registered().await.expect("nobody takes it out");
+    early.registration().registered().await.expect("it is not deregistered");
     let lease = etcd.leases().await;
     let mut client = etcd.client().await;
     let mut fill = 0;
@@ -62,7 +62,10 @@ async fn an_etcd_without_space_keeps_its_leases_and_is_asked_again_every_10_s() 
     tokio::time::sleep(Duration::from_secs(7)).await;
     assert_eq!(started(&etcd, "LeaseGrant").await, before + 1, "and leaves etcd alone then");
     assert_eq!(late.registration().status(), RegistrationStatus::Registering);
-    assert!(matches!(early.registration().status(), RegistrationStatus::Registered { .. }), "who is in stays in");
+    assert!(
+        matches!(early.registration().status(), RegistrationStatus::Registered { .. }),
+        "a registered server stays in"
+    );
     assert_eq!(etcd.leases().await, lease, "its lease is kept, and no other was granted");
 
     for n in 0..fill {

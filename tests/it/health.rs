@@ -21,7 +21,7 @@ use crate::support::{LIMIT, eventually};
 
 const SERVICE: &str = "echo.Echo";
 
-/// An etcd, and a registration that is started and follows what the reporter is told of [`SERVICE`].
+/// An etcd, and a registration that is started and follows the reported status of [`SERVICE`].
 struct World {
     etcd: Etcd,
     registry: Registry,
@@ -78,8 +78,8 @@ async fn a_server_is_held_back_until_it_serves_for_the_first_time() {
     let mut changes = Changes::of(&world.registry, "echo");
     world.wait_status(RegistrationStatus::NotServing).await;
     let lease = world.lease().await;
-    // Of the whole server this is said from the start, and it does not count.
-    assert!(changes.stays_quiet_for(Duration::from_millis(300)).await, "nobody said that the service serves");
+    // The whole server is reported as SERVING from the start, which does not count for the service.
+    assert!(changes.stays_quiet_for(Duration::from_millis(300)).await, "the service was not reported as SERVING");
     for status in [ServingStatus::NotServing, ServingStatus::Unknown] {
         world.set_status(status).await;
     }

@@ -74,7 +74,7 @@ async fn a_server_that_is_killed_leaves_after_its_ttl() {
     server.kill();
     let killed = Instant::now();
     changes.expect_remove(&address).await;
-    // A keepalive was sent at most 0.8 s before (a third of the TTL, 10 % more, and some way); etcd looks twice a second.
+    // A keepalive was sent at most 0.8 s before (a third of the TTL, 10 % more, and some way); etcd looks every 0.5 s.
     assert!(killed.elapsed() > Duration::from_secs(1), "not before its lease ended: {:?}", killed.elapsed());
     for server in stays {
         server.stop().await;

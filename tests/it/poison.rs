@@ -185,7 +185,7 @@ async fn hostile_instances_are_neither_too_many_nor_too_large() {
     put_good(&etcd, 1).await;
     expect(&mut process, 1).await;
     let before = process.memory().1;
-    // Good ones as far as can be told, each with 60 KB of tags: 120 MB.
+    // Good ones as far as can be seen, each with 60 KB of tags: 120 MB.
     for n in 0..2_000 {
         let address = format!("10.{}.{}.1:80", n / 200, n % 200);
         let tags: Vec<String> = (0..60).map(|tag| format!(r#""{tag}":"{}""#, "x".repeat(1_000))).collect();

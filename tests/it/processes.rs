@@ -111,7 +111,7 @@ async fn an_idle_client_stays_small_and_up_to_date_through_5000_changes() {
     let mut client = Process::start(example("echo_client").args(["--etcd", &etcd.url(), "--rps", "1"]));
     client.expect("calls that succeed", LIMIT, |line| line["ok"].as_u64() > Some(0)).await;
 
-    // Nobody listens on any of these, so that each of them is dialled.
+    // Nothing listens on any of these, so that each of them is dialled.
     let dead: Vec<u16> = (0..20).map(|_| free_port()).collect();
     let mut etcd_client = etcd.client().await;
     let mut change = async |n: usize| {
@@ -134,7 +134,7 @@ async fn an_idle_client_stays_small_and_up_to_date_through_5000_changes() {
     for port in &dead {
         etcd.delete(format!("{PREFIX}127.0.0.1:{port}")).await;
     }
-    // The only other one that there is: who lags behind would call the first.
+    // The only other server: a client that lags behind would call the first.
     let mut second = start(&etcd, &[]);
     let there = address(&mut second).await;
     first.signal(Signal::TERM);
@@ -148,8 +148,8 @@ async fn an_idle_client_stays_small_and_up_to_date_through_5000_changes() {
     let grown = client.memory().0.saturating_sub(before);
     let grown = usize::try_from(grown / 1024).expect("not that much");
     figures::at_most("memory that 5,000 changes leave behind in an idle client", grown, 8 * 1024, "KiB");
-    let nobody_else = async || client.sockets() <= sockets;
-    eventually("it keeps no other sockets than before", LIMIT, nobody_else).await;
+    let no_other_socket = async || client.sockets() <= sockets;
+    eventually("it keeps no other sockets than before", LIMIT, no_other_socket).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,4 +1,4 @@
-//! A registration that somebody takes away comes back within a second, and the clients notice nothing.
+//! A registration that is removed from outside comes back within a second, and the clients notice nothing.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The program `registry` shows what is registered, tells servers to leave, and says by its exit code how that went.
+//! The program `registry` shows what is registered, asks servers to leave, and reports by its exit code how that went.
 
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -136,5 +136,5 @@ async fn a_server_that_does_not_leave_is_named_and_an_order_must_be_unambiguous(
     assert!(code == 1 && complaints.contains("has not left"), "a key that no server keeps does not go: {complaints}");
     let keys = etcd.keys("").await;
     let is_marked = |index: usize| String::from_utf8_lossy(&keys[index].1).contains("draining");
-    assert_eq!((is_marked(0), is_marked(1)), (false, true), "and nobody else was marked");
+    assert_eq!((is_marked(0), is_marked(1)), (false, true), "and no other key was marked");
 }

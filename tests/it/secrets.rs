@@ -1,4 +1,4 @@
-//! No password, no token and no private key shows anywhere: not in a log at any level, not in an error, not on a screen.
+//! No password, no token and no private key shows anywhere: in no log at any level, in no error, on no screen.
 
 use std::fs;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! One server in several registries, and one client of several: a service moves from one to the other without a flag day.
+//! One server in several registries, and one client of several: a service moves from one to the other step by step.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -184,7 +184,7 @@ async fn an_address_in_both_is_one_instance_with_the_first_ones_weight() {
     assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight, 30, "the first one counts");
     etcd.put("echo/127.0.0.1:1001", r#"{"Op":0,"Addr":"127.0.0.1:1001","Metadata":{"weight":40}}"#).await;
     etcd.delete(key).await;
-    // Two watches: what happened later in one of them can be told before what happened in the other.
+    // Two watches: what happened later in one of them can be reported before what happened in the other.
     let weight = match changes.expect_insert("127.0.0.1:1001").await.weight {
         20 => changes.expect_insert("127.0.0.1:1001").await.weight,
         weight => weight,
@@ -230,8 +230,8 @@ async fn a_service_moves_from_one_cluster_to_another_without_a_failed_call() {
     }
 }
 
-/// Two servers in `old`; then in both, one after the other; then in `new` alone. A client of both is called all the time,
-/// one of the old and one of the new whenever there is somebody for them.
+/// Two servers in `old`; then in both, one after the other; then in `new` alone. A client of both is called all the
+/// time, one of the old and one of the new whenever there is a server for them.
 async fn moves(old: &Registry, new: &Registry) {
     let mut servers =
         vec![EchoServer::registered_in(&[old], "echo").await, EchoServer::registered_in(&[old], "echo").await];

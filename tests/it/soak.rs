@@ -1,7 +1,7 @@
 //! Faults without end: `scripts/test.sh --soak` runs these, which take minutes.
 //!
-//! [`random_faults`] draws its faults from a seed, which it prints; `SOAK_SEED` repeats a run, and `SOAK_SECONDS` makes it
-//! shorter or longer. Where something does not hold, everything that was done until then is printed.
+//! [`random_faults`] draws its faults from a seed, which it prints; `SOAK_SEED` repeats a run, and `SOAK_SECONDS` makes
+//! it shorter or longer. Where something does not hold, everything that was done until then is printed.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -41,7 +41,7 @@ const DEADLINE: Duration = Duration::from_secs(1);
 /// tries whether it answers.
 const PROBATION: Duration = Duration::from_secs(45);
 
-/// For how long after a server was disturbed its removal may be told: its TTL, and what an instance in question is held.
+/// For how long after a server was disturbed its removal may be reported: its TTL, and the hold of a suspect.
 const REMOVAL: Duration = Duration::from_secs(15 + 60);
 
 /// How soon everything must be in order when nothing disturbs it any more.
@@ -140,7 +140,7 @@ impl Server {
     }
 }
 
-/// A client: its calls, and what its stream tells.
+/// A client: its calls, and what its stream reports.
 struct Client {
     registry: Registry,
     channel: BalancedChannel,

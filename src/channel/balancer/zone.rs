@@ -159,7 +159,7 @@ mod tests {
                 let seen = stay(policy, &[own[..ready].to_vec(), others.clone()].concat(), &known);
                 assert!(near(seen, expected), "{policy:?}: of {ready} READY ones stay {seen} instead of {expected}");
             }
-            assert!(near(stay(policy, &own[..1], &known), 1.0), "{policy:?}: with nobody else they stay");
+            assert!(near(stay(policy, &own[..1], &known), 1.0), "{policy:?}: without another zone they stay");
         }
     }
 
@@ -187,7 +187,7 @@ mod tests {
         };
         let before = chosen(&[5, 6, 15, 16]);
         assert_eq!(before, [5, 15].map(|index| known[index].address.clone()).into());
-        assert_eq!(chosen(&[4, 5, 6, 14, 15, 16]), before, "who comes before them changes nothing");
+        assert_eq!(chosen(&[4, 5, 6, 14, 15, 16]), before, "instances before them change nothing");
         assert_eq!(chosen(&[4, 5, 14, 16]), [5, 14].map(|index| known[index].address.clone()).into());
     }
 

@@ -128,18 +128,18 @@ mod tests {
     }
 
     fn not_drawn() -> u8 {
-        panic!("nobody is an outlier, so no number is drawn")
+        panic!("there is no outlier, so no number is drawn")
     }
 
     #[test]
     fn nothing_is_ejected_without_an_algorithm() {
         let intervals = [calls(0, 1000), calls(1000, 0), calls(1000, 0), calls(1000, 0), calls(1000, 0)];
         assert_eq!(sweep(&intervals, &OutlierDetection::new(), not_drawn), NONE, "both are off");
-        assert_eq!(sweep(&[], &rates(SuccessRate::new()), not_drawn), NONE, "nobody is there");
+        assert_eq!(sweep(&[], &rates(SuccessRate::new()), not_drawn), NONE, "there is no host");
         assert_eq!(
             sweep(&[], &rates(SuccessRate::new().minimum_hosts(0)), not_drawn),
             NONE,
-            "nobody is there to compare"
+            "there is no host to compare"
         );
     }
 
@@ -156,7 +156,8 @@ mod tests {
         assert_eq!(sweep(&intervals, &factor(3001), not_drawn), NONE, "0.5 is not below 0.49985");
     }
 
-    // Four at 90 % and one at 60 %: mean 0.84, deviation sqrt((4 * 0.06^2 + 0.24^2) / 5) = 0.12, floor 0.84 - 0.228 = 0.612.
+    // Four at 90 % and one at 60 %: mean 0.84, deviation sqrt((4 * 0.06^2 + 0.24^2) / 5) = 0.12,
+    // floor 0.84 - 0.228 = 0.612.
     #[test]
     fn five_are_enough_to_compare_and_four_are_not() {
         let mut intervals = vec![calls(90, 10); 4];
@@ -303,7 +304,7 @@ mod tests {
         let mut intervals = [calls(100, 0); 10];
         intervals[3] = calls(50, 50);
         intervals[7] = calls(0, 100);
-        // Mean 0.85, deviation sqrt((8 * 0.15^2 + 0.35^2 + 0.85^2) / 10) = 0.3202, floor 0.2416: only the last is an outlier.
+        // Mean 0.85, deviation sqrt((8 * 0.15^2 + 0.35^2 + 0.85^2) / 10) = 0.3202, floor 0.2416: one outlier.
         let detection = OutlierDetection::new()
             .success_rate(SuccessRate::new())
             .failure_percentage(FailurePercentage::new().threshold(40));

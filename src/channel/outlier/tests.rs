@@ -80,10 +80,10 @@ fn what_counts_as_a_failure_can_be_configured() {
     let detection = OutlierDetection::new()
         .failure_when(|outcome| outcome.code() == Code::Internal && outcome.origin() == StatusOrigin::Answered);
     let is_failure = |code, origin| detection.is_failure(Outcome::new(code, origin));
-    assert!(is_failure(Code::Internal, StatusOrigin::Answered), "as it was told");
+    assert!(is_failure(Code::Internal, StatusOrigin::Answered), "as configured");
     assert!(!is_failure(Code::Unavailable, StatusOrigin::Answered), "the default does not apply any more");
-    assert!(!is_failure(Code::Internal, StatusOrigin::Broken), "the origin is told as well");
-    assert!(format!("{detection:?}").contains("failure_when: given"), "people see that it is not the default");
+    assert!(!is_failure(Code::Internal, StatusOrigin::Broken), "the origin is seen as well");
+    assert!(format!("{detection:?}").contains("failure_when: given"), "its output shows that it is not the default");
 }
 
 #[test]

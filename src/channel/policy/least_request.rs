@@ -222,8 +222,8 @@ mod tests {
         assert_eq!([of(400, 0), of(0, 400), of(u32::MAX, 1)], [0, 0, 30], "what is not known says nothing");
     }
 
-    /// Calls about `rate` times a second, one of ten instances answering after 50 ms and the others after one, and tells which
-    /// share of the calls the slow one got after the first second.
+    /// Calls about `rate` times a second, one of ten instances answering after 50 ms and the others after one, and
+    /// returns which share of the calls the slow one got after the first second.
     async fn share_of_the_slow_one(rate: u32, calls: u32) -> f64 {
         let choice = ReadySet::of(candidates(&[10; 10]), &LeastRequest::new());
         let begin = Instant::now();
@@ -278,8 +278,8 @@ mod tests {
         assert!(calls > 500, "a second later it is tried, and found fast: {calls} of 2000 calls");
     }
 
-    /// Ten instances have ten calls each, which take `mean` seconds on average; an eleventh joins. How many calls it has after
-    /// each tenth of the mean.
+    /// Ten instances have ten calls each, which take `mean` seconds on average; an eleventh joins. How many calls it
+    /// has after each tenth of the mean.
     async fn calls_of_one_that_joins(mean: f64) -> Vec<u32> {
         let all = candidates(&[1; 11]);
         let (before, after) =

@@ -93,7 +93,7 @@ async fn a_call_that_was_never_sent_goes_elsewhere_however_large_it_is() {
         let (leaver, other) = (Scripted::start(OnCall::Answer, None), Scripted::start(OnCall::Answer, None));
         let mut channel =
             connected_channel(over([leaver.address(), other.address()]).policy(WeightedRoundRobin::new())).await;
-        // Both have their places, and neither was polled.
+        // Both hold their quota, and neither was polled.
         let calls: Vec<_> =
             (0..2).map(|_| channel.call(raw("UnaryEcho", Frames(vec![framed(&"x".repeat(size))], false)))).collect();
         leaver.go_away_gracefully();
@@ -209,5 +209,5 @@ async fn a_head_that_is_all_of_the_response_ends_the_request_at_the_server() {
     let mut body = request.into_body();
     body.data().await.expect("the message").expect("a good one");
     let end = timeout(Duration::from_secs(2), body.data()).await;
-    assert!(end.is_ok(), "the request is still open at the server, and nobody will send more");
+    assert!(end.is_ok(), "the request is still open at the server, and no more will be sent");
 }

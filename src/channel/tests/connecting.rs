@@ -1,4 +1,4 @@
-//! From a list of instances to connections: when each is tried, what callers meet meanwhile, and what they are told.
+//! From a list of instances to connections: when each is tried, what callers meet meanwhile, and which errors they get.
 
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ async fn a_mute_instance_keeps_no_call_waiting() {
     for _ in 0..100 {
         assert_eq!(rig.answer().await.expect("one works"), good.address(), "only one can answer");
     }
-    assert!(start.elapsed() < SECOND / 10, "nobody waited: {:?}", start.elapsed());
+    assert!(start.elapsed() < SECOND / 10, "no call waited: {:?}", start.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
@@ -143,7 +143,7 @@ async fn a_connection_that_ends_takes_its_instance_out_at_once() {
     assert_eq!(rig.answers_of(&good, 100).await, 100, "the other takes all calls, and none fails");
     dead.on_connect(OnConnect::Accept);
     rig.serve(&[&dead, &good]).await;
-    assert!(rig.answers_of(&dead, 100).await > 0, "it is back without anybody's help");
+    assert!(rig.answers_of(&dead, 100).await > 0, "it is back by itself");
 }
 
 #[tokio::test(start_paused = true)]
@@ -175,7 +175,7 @@ async fn calls_fail_at_once_while_no_instance_is_registered() {
     assert!(!waiting.is_finished(), "the list did not come yet");
     rig.set_instances([]);
     for call in [waiting, rig.call()] {
-        let status = ends(call).await.expect_err("there is nobody");
+        let status = ends(call).await.expect_err("there is no instance");
         assert_eq!(status.code(), Code::Unavailable, "{status:?}");
         assert!(status.message().contains(LABEL), "{:?}", status.message());
         assert!(status.message().contains("no instance is registered"), "{:?}", status.message());
@@ -205,8 +205,8 @@ async fn a_channel_can_wait_for_ready_and_a_call_can_say_otherwise() {
     let waiting = rig.call();
     let hasty = rig.call_with(|request| _ = request.extensions_mut().insert(WaitForReady(false)));
     let mortal = rig.call_within(SECOND);
-    assert_eq!(ends(hasty).await.expect_err("nobody is there").code(), Code::Unavailable);
-    assert_eq!(ends(mortal).await.expect_err("nobody is there").code(), Code::DeadlineExceeded);
+    assert_eq!(ends(hasty).await.expect_err("no instance is there").code(), Code::Unavailable);
+    assert_eq!(ends(mortal).await.expect_err("no instance is there").code(), Code::DeadlineExceeded);
     assert!(!waiting.is_finished(), "it waits");
     let peer = rig.network.peer(1);
     rig.serve(&[&peer]).await;

@@ -63,7 +63,7 @@ async fn three_failures_in_a_row_eject_and_two_do_not() {
         rest().await;
         assert_eq!(is_ejected(&rig, bad), failed >= 3, "after {failed} failures");
     }
-    assert_eq!((failed, bad.calls().get()), (3, 3), "nobody calls it any more");
+    assert_eq!((failed, bad.calls().get()), (3, 3), "it is not called any more");
     assert!(others.iter().all(|peer| !is_ejected(&rig, peer)), "the others stay");
     assert_eq!(rig.state(bad), Connectivity::Ready, "its connection stands");
 }
@@ -135,7 +135,7 @@ async fn broken_connections_count() {
     rest().await;
     assert!(is_ejected(&rig, &peer), "three calls broke");
     assert_eq!(rig.state(&peer), Connectivity::Idle, "the probe brings its next connection");
-    let status = rig.answer().await.expect_err("nobody is there");
+    let status = rig.answer().await.expect_err("no instance is there");
     assert_eq!(status.code(), Code::Unavailable, "calls fail at once");
     wait_recovered(&rig, &peer).await;
     rig.answer().await.expect("an answer");
@@ -148,7 +148,7 @@ async fn missed_deadlines_count_if_nothing_was_answered_meanwhile() {
         assert_eq!(ends(call).await.expect_err("it is held").code(), Code::DeadlineExceeded);
     }
     rest().await;
-    assert!(is_ejected(&rig, &peer), "it answered nobody");
+    assert!(is_ejected(&rig, &peer), "it answered no call");
 }
 
 #[tokio::test(start_paused = true)]
@@ -187,7 +187,7 @@ async fn cancelled_calls_never_count() {
     }
     peer.resets().reaches(20).await;
     rest().await;
-    assert!(!is_ejected(&rig, &peer), "it was the callers who gave up");
+    assert!(!is_ejected(&rig, &peer), "it was the callers that gave up");
     fail(&rig, &peer, Code::Unavailable, 2).await;
     assert!(!is_ejected(&rig, &peer), "nor did they begin a row");
 }
@@ -236,7 +236,7 @@ async fn the_only_instance_stays_by_default() {
     let peer = rig.network.peer(1);
     rig.serve(&[&peer]).await;
     fail(&rig, &peer, Code::Unavailable, 50).await;
-    assert!(!is_ejected(&rig, &peer), "there is nobody to take its calls");
+    assert!(!is_ejected(&rig, &peer), "there is no instance to take its calls");
 }
 
 #[tokio::test(start_paused = true)]
@@ -244,7 +244,7 @@ async fn an_instance_returns_on_a_new_connection_with_one_call_at_a_time() {
     let (rig, peer) = alone(|detection| detection).await;
     fail(&rig, &peer, Code::Unavailable, 3).await;
     wait_recovered(&rig, &peer).await;
-    assert_eq!(peer.attempted().get(), 2, "a new connection shows that somebody is there");
+    assert_eq!(peer.attempted().get(), 2, "a new connection shows that the process is there");
     peer.wait_open(1).await;
     peer.reply(Reply::Hold);
     let calls: Vec<_> = (0..10).map(|_| rig.call()).collect();
@@ -255,7 +255,7 @@ async fn an_instance_returns_on_a_new_connection_with_one_call_at_a_time() {
     assert_eq!(peer.inside(), 9, "its answer lets in all the others");
     peer.release();
     for call in calls {
-        ends(call).await.expect("nobody was harmed");
+        ends(call).await.expect("no call was harmed");
     }
 }
 
@@ -278,7 +278,7 @@ async fn a_probe_that_its_caller_gives_up_decides_nothing() {
     assert_eq!(peer.inside(), 4, "and decides");
     peer.release();
     for call in calls {
-        ends(call).await.expect("nobody was harmed");
+        ends(call).await.expect("no call was harmed");
     }
 }
 
@@ -330,7 +330,7 @@ async fn calls_on_the_earlier_connection_decide_no_probation() {
         assert_eq!(peer.inside(), 4, "the probe itself does");
         peer.release();
         for call in calls {
-            ends(call).await.expect("nobody was harmed");
+            ends(call).await.expect("no call was harmed");
         }
     }
 }
@@ -356,7 +356,7 @@ async fn a_connection_that_ends_with_the_proof_still_ends_probation() {
     assert_eq!(peer.inside(), 5, "any number of calls at once");
     peer.release();
     for call in calls {
-        ends(call).await.expect("nobody was harmed");
+        ends(call).await.expect("no call was harmed");
     }
 }
 
@@ -370,7 +370,7 @@ async fn while_nothing_else_is_ready_an_ejected_instance_takes_all_calls() {
     peer.reply(Reply::Hold);
     let calls: Vec<_> = (0..20).map(|_| rig.call()).collect();
     rest().await;
-    assert_eq!(peer.inside(), 20, "better than nobody, and not one by one");
+    assert_eq!(peer.inside(), 20, "better than no instance, and not one by one");
     peer.release();
     for call in calls {
         ends(call).await.expect("an answer");
@@ -397,7 +397,7 @@ async fn intervals_are_taken_back_while_an_instance_stays() {
     assert!(begin.elapsed() < 6 * SECOND, "it is ejected as if for the first time: {:?}", begin.elapsed());
 }
 
-/// Six instances, the first of which fails some of its calls, over one interval and a little more; and which are ejected.
+/// Six instances, of which the first fails some calls, over one interval and a little more; and which are ejected.
 async fn swept(detection: OutlierDetection, failures: usize) -> Vec<u16> {
     let detection = detection.consecutive_failures(0);
     let rig = Rig::with(|builder| builder.outlier_detection(detection).policy(WeightedRoundRobin::new()));
@@ -439,7 +439,7 @@ async fn an_ejected_instance_without_a_connection_is_connecting_when_dialled() {
     peer.on_connect(OnConnect::Mute);
     peer.cut();
     rig.until_peer(&peer, "nothing is tried", |status| status.state() == Connectivity::Idle).await;
-    assert!(rig.status(&peer).cause().is_some(), "people see why");
+    assert!(rig.status(&peer).cause().is_some(), "its status shows why");
     let is_tried = |status: &InstanceStatus| status.state() == Connectivity::Connecting && status.cause().is_none();
     rig.until_peer(&peer, "it is dialled", is_tried).await;
     assert_eq!(rig.channel.state(), Connectivity::Connecting, "and so does the channel");

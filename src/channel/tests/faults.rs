@@ -41,7 +41,7 @@ async fn failed_of_a_thousand(client: &EchoClient<BalancedChannel>) -> usize {
 async fn no_call_fails_while_one_of_ten_refuses() {
     let (echoes, refusing) = ([(); 9].map(|()| Echo::start()), Refusing::start());
     let client = ten(&echoes, refusing.address());
-    assert_eq!(failed_of_a_thousand(&client).await, 0, "nobody is sent to it");
+    assert_eq!(failed_of_a_thousand(&client).await, 0, "no call is sent to it");
     assert!(echoes.iter().all(|echo| echo.calls().get() > 0), "the others share the calls");
 }
 
@@ -49,7 +49,7 @@ async fn no_call_fails_while_one_of_ten_refuses() {
 async fn no_call_fails_while_one_of_ten_is_mute() {
     let (echoes, mute) = ([(); 9].map(|()| Echo::start()), Mute::start());
     let client = ten(&echoes, mute.address());
-    assert_eq!(failed_of_a_thousand(&client).await, 0, "nobody is sent to it");
+    assert_eq!(failed_of_a_thousand(&client).await, 0, "no call is sent to it");
     mute.connections().reaches(1).await;
     assert!(echoes.iter().all(|echo| echo.calls().get() > 0), "the others share the calls");
 }

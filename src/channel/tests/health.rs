@@ -27,7 +27,7 @@ struct Patient {
 }
 
 impl Patient {
-    /// It says that `echo` is like that.
+    /// Starts a server that reports this status of `echo`.
     async fn start(status: ServingStatus) -> Self {
         let (reporter, service) = health_reporter();
         reporter.set_service_status("echo", status).await;
@@ -60,10 +60,10 @@ fn is(status: &InstanceStatus, address: SocketAddr, state: Connectivity) -> bool
     status.instance().address == address.into() && status.state() == state
 }
 
-/// Who answers a call.
+/// The address that answers a call.
 async fn answerer(channel: &BalancedChannel) -> Result<SocketAddr, Status> {
     let answer = HealthClient::new(channel.clone()).check(HealthCheckRequest { service: String::new() }).await?;
-    let chosen = answer.extensions().get::<Arc<Instance>>().expect("the instance is told");
+    let chosen = answer.extensions().get::<Arc<Instance>>().expect("the instance is in the extensions");
     Ok(chosen.address.to_string().parse().expect("an IP address"))
 }
 
@@ -93,7 +93,7 @@ async fn only_instances_that_say_that_they_serve_get_calls() {
     for _ in 0..20 {
         assert_eq!(answerer(&channel).await.expect("one of them serves"), well.address, "the other one does not");
     }
-    assert!(channel.instances().iter().all(|status| status.in_flight() == 0), "the questions are nobody's calls");
+    assert!(channel.instances().iter().all(|status| status.in_flight() == 0), "health checks are not counted as calls");
 
     well.set_status(ServingStatus::NotServing).await;
     ill.set_status(ServingStatus::Serving).await;
@@ -109,9 +109,9 @@ async fn calls_fail_with_the_reason_while_no_server_serves_and_succeed_later() {
     let ill = Patient::start(ServingStatus::NotServing).await;
     let channel = asking(over([ill.address]));
     until(&channel, |all| all.iter().any(|status| is(status, ill.address, Connectivity::TransientFailure))).await;
-    let status = answerer(&channel).await.expect_err("nobody serves");
+    let status = answerer(&channel).await.expect_err("no server serves");
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-    assert!(status.message().contains("NOT_SERVING"), "it says what the server said: {status:?}");
+    assert!(status.message().contains("NOT_SERVING"), "it carries the server's status: {status:?}");
     ill.set_status(ServingStatus::Serving).await;
     timeout(LIMIT, channel.ready()).await.expect("it serves now");
     assert_eq!(answerer(&channel).await.expect("it serves"), ill.address);

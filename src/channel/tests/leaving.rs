@@ -1,4 +1,4 @@
-//! From one list of instances to the next: who takes calls no more, and what stays of whom.
+//! From one list of instances to the next: which instances take no more calls, and what stays of each.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -42,7 +42,7 @@ async fn a_removed_instance_is_not_called_and_its_streams_finish() {
     removed.release();
     assert_eq!(ends(held).await.expect("it finishes"), removed.address());
     removed.wait_open(0).await;
-    assert_eq!(removed.attempted().get(), 1, "nobody dialled it again");
+    assert_eq!(removed.attempted().get(), 1, "it was not dialled again");
 }
 
 #[tokio::test(start_paused = true)]
@@ -105,7 +105,7 @@ async fn an_updated_instance_keeps_its_connection_and_what_is_known_of_it() {
     rig.until_peer(&one, "it weighs more", |status| status.instance().weight == 30).await;
     assert_eq!(rig.status(&one).latency(), latency, "it is still known");
     assert_eq!(rig.answers_of(&one, 400).await, 300, "the new weight counts, exactly over one cycle");
-    assert_eq!((one.attempted().get(), other.attempted().get()), (1, 1), "nobody was dialled again");
+    assert_eq!((one.attempted().get(), other.attempted().get()), (1, 1), "none was dialled again");
 }
 
 #[tokio::test(start_paused = true)]
@@ -149,8 +149,8 @@ async fn an_instance_in_question_is_kept_while_it_is_connected() {
     peer.cut();
     rig.until_peer(&peer, "it is given up", |status| status.state() == Connectivity::Idle).await;
     sleep(60 * SECOND).await;
-    assert_eq!(peer.attempted().get(), 1, "nobody dials it");
-    let status = rig.answer().await.expect_err("nobody is left");
+    assert_eq!(peer.attempted().get(), 1, "it is not dialled");
+    let status = rig.answer().await.expect_err("no instance is left");
     assert!(status.message().contains("no instance is registered"), "{:?}", status.message());
     rig.serve(&[&peer]).await;
     rig.answer().await.expect("it is back with its key");
@@ -169,7 +169,7 @@ async fn an_instance_in_question_without_a_connection_is_dropped() {
         let attempts = peer.attempted().get();
         peer.on_connect(OnConnect::Accept);
         sleep(60 * SECOND).await;
-        assert_eq!(peer.attempted().get(), attempts, "nobody dials it after {before:?}");
+        assert_eq!(peer.attempted().get(), attempts, "it is not dialled after {before:?}");
         assert_eq!(rig.state(&peer), Connectivity::Idle, "also what was under way is not wanted");
     }
 }
@@ -233,5 +233,5 @@ async fn a_failed_instance_that_is_removed_is_forgotten() {
     rig.until("it is gone", <[_]>::is_empty).await;
     let attempts = peer.attempted().get();
     sleep(Duration::from_secs(60)).await;
-    assert_eq!(peer.attempted().get(), attempts, "nobody dials it");
+    assert_eq!(peer.attempted().get(), attempts, "it is not dialled");
 }

@@ -13,7 +13,7 @@ use crate::channel::{BalancedChannel, Connectivity, WaitForReady};
 use crate::instance::Instance;
 use crate::policy::{Candidate, LeastRequest, Picker, Policy};
 
-/// A policy that panics wherever it is told to.
+/// A policy that panics wherever the test wants it to.
 #[derive(Debug, Clone, Default)]
 struct Fragile {
     breaks_pickers: Arc<AtomicBool>,

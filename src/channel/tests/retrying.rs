@@ -1,4 +1,4 @@
-//! Calls that fail and are made again because somebody said so: how often, when, where, and when not.
+//! Calls that fail and are made again as configured: how often, when, where, and when not.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn on_unavailable() -> RetryPolicy {
     RetryPolicy::new([Code::Unavailable]).backoff(millis(100), millis(1_000), 2.0)
 }
 
-/// A channel that retries and ejects nobody.
+/// A channel that retries and ejects no instance.
 fn retrying(policy: RetryPolicy) -> Rig {
     with(|builder| builder.retry(policy))
 }
@@ -128,7 +128,7 @@ async fn a_call_that_is_dropped_while_it_waits_is_made_no_more() {
     let call = rig.call();
     peer.calls().reaches(1).await;
     rest().await;
-    assert_eq!(rig.status(&peer).in_flight(), 0, "it holds no place while it waits");
+    assert_eq!(rig.status(&peer).in_flight(), 0, "it holds no quota while it waits");
     call.abort();
     sleep(10 * SECOND).await;
     assert_eq!(peer.calls().get(), 1);
@@ -179,7 +179,7 @@ async fn a_server_that_comes_back_within_the_attempts_answers_in_the_end() {
     peer.kill();
     // One more attempt fails meanwhile, and its successor finds the instance connected or another one does.
     sleep(millis(300)).await;
-    assert!(!call.is_finished(), "nobody is there, and attempts are left");
+    assert!(!call.is_finished(), "no instance is there, and attempts are left");
     peer.reply(Reply::Answer);
     peer.on_connect(OnConnect::Accept);
     assert_eq!(ends(call).await.expect("it answers"), peer.address());
@@ -195,7 +195,7 @@ async fn a_call_without_another_instance_fails_with_the_last_attempts_status() {
     peer.calls().reaches(1).await;
     rest().await;
     peer.kill();
-    assert_eq!(ends(call).await.expect_err("nobody is there").code(), Code::Aborted);
+    assert_eq!(ends(call).await.expect_err("no instance is there").code(), Code::Aborted);
 }
 
 #[tokio::test(start_paused = true)]
@@ -314,9 +314,9 @@ async fn a_service_config_counts_for_its_methods_until_something_else_is_said() 
     assert_eq!(rig.answer().await.expect_err("its time is over").code(), Code::DeadlineExceeded);
     assert_eq!(begin.elapsed().as_secs(), 2, "the config's timeout");
     rig.set_instances([]);
-    rig.until("nobody is there", <[_]>::is_empty).await;
+    rig.until("no instance is there", <[_]>::is_empty).await;
     let begin = Instant::now();
-    assert_eq!(rig.answer().await.expect_err("nobody came").code(), Code::DeadlineExceeded, "it waits");
+    assert_eq!(rig.answer().await.expect_err("no instance came").code(), Code::DeadlineExceeded, "it waits");
     assert_eq!(begin.elapsed().as_secs(), 2);
 
     let rig = with(|builder| builder.service_config(config(4)).retry_for(METHOD, on_unavailable().max_attempts(2)));
@@ -398,5 +398,5 @@ async fn a_response_that_has_begun_is_the_caller_s_whatever_follows() {
         }
     };
     assert_eq!(status.code(), Code::Unavailable);
-    assert_eq!(good.calls().get(), 0, "nobody else was asked");
+    assert_eq!(good.calls().get(), 0, "no other instance was asked");
 }

@@ -29,7 +29,7 @@ pub(super) struct Rig {
     list: mpsc::UnboundedSender<Arc<Snapshot>>,
 }
 
-/// A call on a task of its own: who answered it.
+/// A call on a task of its own, which ends with the address that answered it.
 pub(super) type Call = JoinHandle<Result<SocketAddr, Status>>;
 
 impl Rig {
@@ -77,7 +77,7 @@ impl Rig {
         self.until_peer(peer, "it is READY", |status| status.state() == Connectivity::Ready).await;
     }
 
-    /// What is known of a peer.
+    /// The channel's status of a peer.
     pub(super) fn status(&self, peer: &Peer) -> InstanceStatus {
         let address = peer.address().into();
         let all = self.channel.instances();
@@ -120,7 +120,7 @@ impl Rig {
         tokio::spawn(async move { client.unary_echo(request).await.map(answerer) })
     }
 
-    /// Makes a call and tells who answered.
+    /// Makes a call and returns the address that answered.
     pub(super) async fn answer(&self) -> Result<SocketAddr, Status> {
         ends(self.call()).await
     }
@@ -137,7 +137,7 @@ impl Rig {
 }
 
 fn answerer(response: Response<super::peers::proto::EchoReply>) -> SocketAddr {
-    response.into_inner().address.parse().expect("a peer tells its address")
+    response.into_inner().address.parse().expect("a peer reports its address")
 }
 
 pub(super) async fn ends(call: Call) -> Result<SocketAddr, Status> {

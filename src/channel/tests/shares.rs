@@ -1,4 +1,4 @@
-//! Slow start, the own zone and a subset on bad days: restarts, and an etcd that forgets everybody.
+//! Slow start, the own zone and a subset on bad days: restarts, and an etcd that loses all keys.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -116,7 +116,7 @@ async fn while_all_keys_go_a_subset_goes_on_and_dials_no_other_instance() {
     lost.wait_open(0).await;
     sleep(60 * SECOND).await;
     rig.answer().await.expect("two still serve");
-    assert_eq!(dialled(), 3, "whose connection ends is gone, and nobody stands in for it");
+    assert_eq!(dialled(), 3, "an instance without a connection is gone, and is not replaced");
     rig.set_instances(peers.iter().map(live));
     sleep(SECOND).await;
     rig.answer().await.expect("the subset still serves");
@@ -136,7 +136,7 @@ async fn an_instance_that_comes_back_only_to_go_again_keeps_its_replacement() {
     chosen.on_connect(OnConnect::HangUp);
     sleep(120 * SECOND).await;
     assert!(chosen.attempted().get() > before + 5, "it came back and went again");
-    assert_eq!(replacement.attempted().get(), 1, "the stand-in stayed");
+    assert_eq!(replacement.attempted().get(), 1, "the replacement stayed");
     chosen.on_connect(OnConnect::Accept);
     replacement.wait_open(0).await;
     assert_eq!(rig.answer().await.expect("one is used"), chosen.address());

@@ -69,7 +69,7 @@ async fn every_policy_but_pick_first_and_ring_hash_lets_instances_start_slowly()
         rig.set_instances([live(&old), live(&new)]);
         rig.wait_ready(&new).await;
         let calls = rig.answers_of(&new, 600).await;
-        // Of eleven calls one, in the mean. The ring shares by its places, which are even within a third.
+        // Of eleven calls one, in the mean. The ring shares by its points, which are even within a third.
         let is_slow = (15..130).contains(&calls);
         assert!(is_slow || !slow, "{name}: {calls} of 600 calls");
         assert!(name.contains("PickFirst") || slow || calls > 150, "{name}: {calls} of 600 calls");
@@ -94,7 +94,7 @@ async fn calls_stay_in_the_own_zone_spill_when_it_fails_and_come_back_with_it() 
     assert!((50..160).contains(&spilt), "{spilt} of 2,000 calls go elsewhere");
     also_near.kill();
     rig.until_peer(&also_near, "it is gone", |status| status.state() != Connectivity::Ready).await;
-    assert_eq!(rig.answers_of(&far, 200).await, 200, "nobody else is left");
+    assert_eq!(rig.answers_of(&far, 200).await, 200, "no other instance is left");
     for peer in [&near, &also_near] {
         peer.on_connect(super::peers::OnConnect::Accept);
         rig.wait_ready(peer).await;
@@ -121,7 +121,7 @@ async fn only_the_subset_is_connected_and_a_failure_is_replaced_for_its_time() {
     let chosen = used(&peers);
     assert_eq!(chosen.len(), 3, "connections are held to the subset only");
     let attempted: usize = peers.iter().map(|peer| peer.attempted().get()).sum();
-    assert_eq!(attempted, 3, "nobody else was dialled");
+    assert_eq!(attempted, 3, "no other instance was dialled");
 
     let failing = &peers[chosen[0]];
     failing.kill();
@@ -187,7 +187,7 @@ async fn a_subset_begins_with_the_own_zone() {
     rig.until_peer(&peers[1], "it failed", |status| status.state() == Connectivity::TransientFailure).await;
     wait_ready_count(&rig, 3).await;
     let now = used(&peers);
-    assert!(now.len() == 3 && now[0] == 0 && now[1] == 2 && now[2] > 2, "{now:?}: another zone stands in");
+    assert!(now.len() == 3 && now[0] == 0 && now[1] == 2 && now[2] > 2, "{now:?}: another zone replaces it");
 }
 
 /// A log that the test reads.

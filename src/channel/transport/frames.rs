@@ -304,7 +304,7 @@ mod tests {
         ]
         .concat();
         let expected = [None, Some(2)].map(|max_concurrent_streams| Notice::Settings { max_concurrent_streams });
-        assert_eq!(read([&bytes[..]]), (expected.to_vec(), Ok(())), "only what is well formed is told");
+        assert_eq!(read([&bytes[..]]), (expected.to_vec(), Ok(())), "only well-formed frames are reported");
     }
 
     proptest! {

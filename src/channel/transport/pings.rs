@@ -254,7 +254,7 @@ mod tests {
         KeepAlive::new(Duration::from_secs(10), PingConfig { while_idle, ..CONFIG })
     }
 
-    /// Polls it once, in `seconds`.
+    /// Polls the keepalive once, in `seconds`.
     async fn after(seconds: u64, keep_alive: &mut KeepAlive, heard: bool, has_calls: bool) -> Result<bool, Silent> {
         tokio::time::advance(Duration::from_secs(seconds)).await;
         spawn(()).enter(|cx, _| keep_alive.poll(heard, has_calls, cx))

@@ -1,4 +1,4 @@
-//! Connections that are open: what is told of them, and how they end.
+//! Connections that are open: what is reported of them, and how they end.
 
 use std::future::poll_fn;
 
@@ -41,7 +41,7 @@ async fn a_goaway_is_reported_at_once_and_open_calls_are_finished() {
     assert!(soon("the answer", answer).await.expect("no panic").is_ok(), "the open call is answered");
     let ended = soon("the end", running.driver).await.expect("no panic");
     assert!(matches!(ended, Ended::GoneAway(h2::Reason::NO_ERROR)), "{ended}");
-    assert_eq!(running.told.recv().await, None, "it is told once");
+    assert_eq!(running.told.recv().await, None, "it is reported once");
 }
 
 #[tokio::test]
