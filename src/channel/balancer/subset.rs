@@ -147,7 +147,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn one_that_goes_is_replaced_by_one_and_one_that_comes_replaces_one_at_most(
+        fn one_that_goes_costs_one_replacement_and_one_that_comes_at_most_one(
             client in prop_oneof![".{1,12}", "[a-z]{1,3}-[0-9]{1,25}"],
             size in 1..30_usize,
             there in prop::collection::btree_set(0..500_u16, 1..200),

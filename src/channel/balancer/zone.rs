@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_stay_while_seven_tenths_of_a_fair_share_are_ready_and_what_is_missing_spills() {
+    fn calls_stay_while_70_percent_of_a_fair_share_is_ready_and_spill_below() {
         let policies: [Box<dyn Policy>; 4] = [
             Box::new(LeastRequest::new()),
             Box::new(WeightedRoundRobin::new()),
@@ -159,7 +159,7 @@ mod tests {
                 let seen = stay(policy, &[own[..ready].to_vec(), others.clone()].concat(), &known);
                 assert!(near(seen, expected), "{policy:?}: of {ready} READY ones stay {seen} instead of {expected}");
             }
-            assert!(near(stay(policy, &own[..1], &known), 1.0), "{policy:?}: with nobody else they stay");
+            assert!(near(stay(policy, &own[..1], &known), 1.0), "{policy:?}: without another zone they stay");
         }
     }
 
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn pick_first_keeps_its_choice_in_either_zone_while_a_part_spills() {
+    fn pick_first_keeps_its_pick_in_either_zone_while_a_part_spills() {
         let known = [instances(Some("a"), 10, 10), instances(Some("b"), 10, 10)].concat();
         let candidate = |index: usize| Candidate::new(Arc::new(Load::new(u32::MAX)), Arc::new(known[index].clone()));
         let zone = Zone { tag: "zone".into(), own: "a".into() };
@@ -187,7 +187,7 @@ mod tests {
         };
         let before = chosen(&[5, 6, 15, 16]);
         assert_eq!(before, [5, 15].map(|index| known[index].address.clone()).into());
-        assert_eq!(chosen(&[4, 5, 6, 14, 15, 16]), before, "who comes before them changes nothing");
+        assert_eq!(chosen(&[4, 5, 6, 14, 15, 16]), before, "instances before them change nothing");
         assert_eq!(chosen(&[4, 5, 14, 16]), [5, 14].map(|index| known[index].address.clone()).into());
     }
 

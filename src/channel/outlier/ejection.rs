@@ -87,7 +87,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// When its time is over, if it is out.
+    /// When the time of an ejected instance is over.
     fn due(ejection: &Ejection) -> Option<Instant> {
         match *ejection {
             Ejection::Out { until, .. } => Some(until),
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ejected_instance_is_out_for_five_seconds_then_on_probation_then_back() {
+    fn an_ejected_instance_is_out_for_five_seconds_then_on_probation_then_in() {
         let (now, detection) = (Instant::now(), OutlierDetection::new());
         let mut ejection = Ejection::default();
         assert_eq!(ejection, Ejection::In, "nothing is held against a new instance");
@@ -140,7 +140,7 @@ mod tests {
         ];
         for state in states {
             let mut ejection = state;
-            assert!(!ejection.begin_probation(now), "nobody's time is over");
+            assert!(!ejection.begin_probation(now), "no ejection time is over");
             assert_eq!(ejection, state, "so nothing moves");
 
             ejection.on_proved(now);

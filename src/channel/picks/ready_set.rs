@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn full_and_closed_candidates_are_never_taken_and_none_with_room_is_missed() {
+    fn full_and_closed_candidates_are_never_taken_and_room_is_never_missed() {
         for policy in policies() {
             let set = ReadySet::of(candidates(&[1, 2, 65_535, 4, 5, 6]), &policy);
             for (index, candidate) in set.candidates().iter().enumerate() {
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_without_room_at_the_policys_choice_stays_near_if_it_can() {
+    fn a_call_without_room_at_the_policys_pick_stays_near_if_it_can() {
         let candidates = candidates(&[1; 10]);
         let members = candidates.into_iter().map(|candidate| (candidate, ())).collect();
         let set = ReadySet::new(members, 3, |candidates| PickFirst::new().picker(candidates));
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_that_find_their_choice_full_spread_over_the_others() {
+    fn calls_that_find_their_pick_full_spread_over_the_others() {
         let set = ReadySet::of(candidates(&[1; 10]), &PickFirst::new());
         set.candidates()[0].load().quota().close();
         let shares = share(&set, 9_000);

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_that_stay_in_flight_spread_by_the_shares_that_instances_have_by_now() {
+    fn calls_that_stay_in_flight_spread_by_the_weights_of_slow_start() {
         let shares = [1_000, 1_000, 100, 550];
         let slowly =
             candidates(&[10; 4]).into_iter().zip(shares).map(|(candidate, share)| candidate.with_weight(share));
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_answers_nobody_is_passed_over_until_it_does() {
+    async fn a_silent_instance_is_passed_over_until_it_answers() {
         let both = candidates(&[1, 1]);
         let (frozen, busy) = (both[0].load().clone(), both[1].load().clone());
         let answers = |load: &Load| {
@@ -222,8 +222,8 @@ mod tests {
         assert_eq!([of(400, 0), of(0, 400), of(u32::MAX, 1)], [0, 0, 30], "what is not known says nothing");
     }
 
-    /// Calls about `rate` times a second, one of ten instances answering after 50 ms and the others after one, and tells which
-    /// share of the calls the slow one got after the first second.
+    /// Calls about `rate` times a second, one of ten instances answering after 50 ms and the others after one, and
+    /// returns which share of the calls the slow one got after the first second.
     async fn share_of_the_slow_one(rate: u32, calls: u32) -> f64 {
         let choice = ReadySet::of(candidates(&[10; 10]), &LeastRequest::new());
         let begin = Instant::now();
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slow_instance_gets_far_less_than_a_hundredth_of_the_calls_at_any_rate() {
+    async fn a_slow_instance_gets_far_less_than_1_percent_of_the_calls_at_any_rate() {
         for rate in [10, 100, 2_000] {
             let share = share_of_the_slow_one(rate, 20_000).await;
             assert!(share < 0.006, "at {rate} calls a second the slow one got {share} of them");
@@ -278,8 +278,8 @@ mod tests {
         assert!(calls > 500, "a second later it is tried, and found fast: {calls} of 2000 calls");
     }
 
-    /// Ten instances have ten calls each, which take `mean` seconds on average; an eleventh joins. How many calls it has after
-    /// each tenth of the mean.
+    /// Ten instances have ten calls each, which take `mean` seconds on average; an eleventh joins. How many calls it
+    /// has after each tenth of the mean.
     async fn calls_of_one_that_joins(mean: f64) -> Vec<u32> {
         let all = candidates(&[1; 11]);
         let (before, after) =

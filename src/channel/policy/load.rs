@@ -275,19 +275,19 @@ mod tests {
                 });
             }
         });
-        assert!(most.load(Ordering::SeqCst) <= 3, "three places were taken by {most:?} calls at once");
-        assert_eq!(load.in_flight(), 0, "every place was given back");
+        assert!(most.load(Ordering::SeqCst) <= 3, "a quota of three was taken by {most:?} calls at once");
+        assert_eq!(load.in_flight(), 0, "the whole quota was given back");
     }
 
     #[test]
-    fn a_refusal_means_that_all_places_are_taken() {
-        // Two threads share two places, each holds at most one: no call may ever be refused.
+    fn a_refusal_means_that_the_whole_quota_is_taken() {
+        // Two threads share a quota of two, each holds at most one: no call may ever be refused.
         let load = Load::new(2);
         thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
                     for _ in 0..100_000 {
-                        assert!(load.quota().acquire(), "the other thread holds one place, so one was free");
+                        assert!(load.quota().acquire(), "the other thread holds one of two, so one was free");
                         load.quota().release();
                     }
                 });
@@ -298,9 +298,9 @@ mod tests {
     #[test]
     fn the_limit_follows_the_peer_until_the_quota_is_closed() {
         let load = Load::new(1);
-        assert!(load.quota().acquire() && !load.quota().acquire(), "one place");
+        assert!(load.quota().acquire() && !load.quota().acquire(), "a quota of one");
         load.quota().set_limit(2);
-        assert!(load.quota().acquire() && !load.quota().acquire(), "two places");
+        assert!(load.quota().acquire() && !load.quota().acquire(), "a quota of two");
         load.quota().set_limit(0);
         assert!(load.is_saturated(), "a peer may allow no calls for a while");
         load.quota().set_limit(u32::MAX);

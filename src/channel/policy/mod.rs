@@ -210,7 +210,7 @@ pub(crate) mod tests {
         shares
     }
 
-    /// Asserts that calls are shared by weight, within six standard deviations: a good policy fails this once in 10^8 runs.
+    /// Asserts that calls are shared by weight, within six standard deviations: a good policy fails once in 10^8 runs.
     pub(crate) fn assert_shared_by_weight(policy: &dyn Policy, weights: &[u16]) {
         let calls = 100_000;
         let shares = share(&ReadySet::of(candidates(weights), policy), calls);

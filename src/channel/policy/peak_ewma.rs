@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn calls_that_stay_in_flight_spread_by_the_shares_that_instances_have_by_now() {
+    async fn calls_that_stay_in_flight_spread_by_the_weights_of_slow_start() {
         let shares = [1_000, 1_000, 100, 550];
         let slowly = measured(&[10; 4]).into_iter().zip(shares).map(|(candidate, share)| candidate.with_weight(share));
         let choice = ReadySet::of(slowly.collect(), &PeakEwma::new());

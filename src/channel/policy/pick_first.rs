@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn the_choice_stays_until_its_instance_leaves() {
+    fn the_pick_stays_until_its_instance_leaves() {
         let policy = PickFirst::new();
         let all = candidates(&[1, 1, 65_535, 1]);
         assert_eq!(port(&policy, &[all[2].clone(), all[1].clone(), all[3].clone()]), 2, "the first by address");
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clone_makes_its_own_choice() {
+    fn a_clone_makes_its_own_pick() {
         let policy = PickFirst::new();
         let all = candidates(&[1, 1]);
         assert_eq!(port(&policy, &all[1..]), 2);

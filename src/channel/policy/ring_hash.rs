@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn owners_are_the_same_everywhere_and_for_ever() {
         let owners = owners(&candidates(&[10; 5]), 8);
-        assert_eq!(owners, [2, 1, 5, 1, 4, 2, 1, 4], "a change here moves everybody's keys");
+        assert_eq!(owners, [2, 1, 5, 1, 4, 2, 1, 4], "a change here moves all keys");
     }
 
     #[test]

@@ -249,7 +249,7 @@ mod tests {
         assert_eq!(cycle.len, 6_553_499_999);
         assert_eq!(greatest_common_divisor(circle.len, circle.stride), 1, "the stride visits every position");
         for turn in [0, 1, cycle.len - 1, cycle.len, u64::from(u32::MAX), u64::MAX] {
-            assert!(cycle.at(turn) < weights.len(), "turn {turn} is somebody's");
+            assert!(cycle.at(turn) < weights.len(), "turn {turn} is an instance's");
         }
         let turns = 1_000_000;
         let mut got = vec![0_u32; weights.len()];

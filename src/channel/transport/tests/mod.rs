@@ -195,7 +195,7 @@ async fn read_all(mut body: RecvStream) -> Vec<u8> {
     read
 }
 
-/// A request body that always has more, and tells whether it is still there.
+/// A request body that always has more, and shows whether it is still there.
 #[derive(Default)]
 struct Endless(Arc<()>);
 
