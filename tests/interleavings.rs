@@ -137,6 +137,59 @@ fn a_limit_raised_while_a_call_joins_the_wait_queue_lets_it_in() {
 }
 
 #[test]
+fn a_probation_that_ends_while_a_call_joins_the_wait_queue_lets_it_in() {
+    explore(|| {
+        let channel = Channel::new(2);
+        channel.quota.set_one_at_a_time(true);
+        assert!(channel.quota.acquire(), "the first call has the one place");
+        let lifting = thread::spawn({
+            let channel = channel.clone();
+            move || {
+                channel.quota.set_one_at_a_time(false);
+                channel.serve();
+            }
+        });
+        let (_, answers) = channel.wait();
+        lifting.join().expect("no panic");
+        assert_eq!(answered(&answers), 1, "the waiting call has the second place");
+    });
+}
+
+#[test]
+fn a_limit_and_a_probation_set_at_once_both_hold() {
+    explore(|| {
+        let channel = Channel::new(1);
+        let limiting = thread::spawn({
+            let channel = channel.clone();
+            move || channel.quota.set_limit(2)
+        });
+        channel.quota.set_one_at_a_time(true);
+        limiting.join().expect("no panic");
+        assert!(channel.quota.acquire(), "the first has the one place");
+        assert!(!channel.quota.acquire(), "there is one at a time");
+        channel.quota.set_one_at_a_time(false);
+        assert!(channel.quota.acquire(), "the limit is two");
+        assert!(!channel.quota.acquire(), "and no more");
+    });
+}
+
+#[test]
+fn no_probation_and_no_limit_opens_what_was_closed() {
+    explore(|| {
+        let channel = Channel::new(1);
+        let closing = thread::spawn({
+            let channel = channel.clone();
+            move || channel.quota.close()
+        });
+        channel.quota.set_one_at_a_time(true);
+        channel.quota.set_limit(3);
+        channel.quota.set_one_at_a_time(false);
+        closing.join().expect("no panic");
+        assert!(!channel.quota.acquire(), "closed is for good");
+    });
+}
+
+#[test]
 fn a_call_that_gives_up_leaves_its_quota_to_the_next() {
     explore(|| {
         let channel = Channel::new(1);

@@ -90,10 +90,10 @@ impl Guarded {
     }
 
     fn new(make: impl FnOnce() -> Box<dyn Picker>) -> Self {
-        let made = panic::catch_unwind(AssertUnwindSafe(make)).inspect_err(|_| {
+        let picker = panic::catch_unwind(AssertUnwindSafe(make)).inspect_err(|_| {
             tracing::error!("the policy panicked while it made a picker; calls go to any instance that has room");
         });
-        Self(made.ok())
+        Self(picker.ok())
     }
 
     /// The picker's choice, if there is a picker that can choose.

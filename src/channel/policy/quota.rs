@@ -50,7 +50,8 @@ impl StreamQuota {
 
     /// Lets no further call in, for good.
     pub(crate) fn close(&self) {
-        self.limit.store(CLOSED, SeqCst);
+        // A swap, as all other changes are: loom orders a plain store less strictly than the language does.
+        self.limit.swap(CLOSED, SeqCst);
     }
 
     /// Whether there is no room for another call: full or closed.

@@ -263,7 +263,7 @@ const TICK: Duration = Duration::from_millis(3);
 async fn the_reason_for_which_a_connection_was_lost_is_seen() {
     let rig = Rig::new();
     let peer = rig.network.peer(1);
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     peer.on_connect(OnConnect::Mute);
     peer.cut();
     let says = |text: &'static str| move |cause: &str| cause.contains(text);
