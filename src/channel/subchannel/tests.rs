@@ -43,7 +43,9 @@ fn feed(machine: &mut Machine, reported: &mut mpsc::UnboundedReceiver<FeedbackEv
         all.push(match event {
             FeedbackEvent::Failing { tally, .. } => machine.on(Input::Failing { tally, may_eject }, now()),
             FeedbackEvent::Proved { tally, .. } => machine.on(Input::Proved(tally), now()),
-            other => panic!("calls report no {other:?}"),
+            FeedbackEvent::Ended { ticket, cause, .. } => machine.on(Input::Ended(ticket, cause), now()),
+            #[cfg(feature = "health")]
+            FeedbackEvent::Health { ticket, verdict, .. } => machine.on(Input::Health(ticket, verdict), now()),
         });
     }
     all
