@@ -1,15 +1,16 @@
-//! Modules lie on floors: a file imports only from lower floors, and no two files import each other, on however long a way.
+//! Modules lie on floors: a file imports only from lower floors, and no two files import each other, on however long a
+//! way.
 //!
-//! What counts are the paths of `src/` that begin with `crate`, `super`, `self` or a child module, outside of comments and
-//! tests. An import through a `pub use self::..` leads to the file that is re-exported, and such a line counts as an import of
-//! its own file only where that file uses the name. Methods do not count: a call of one names no module.
+//! What counts are the paths of `src/` that begin with `crate`, `super`, `self` or a child module, outside of comments
+//! and tests. An import through a `pub use self::..` leads to the file that is re-exported, and such a line counts as
+//! an import of its own file only where that file uses the name. Methods do not count: a call of one names no module.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// Every room with its floor. A room is a file or a folder; the longest name that fits counts. Files of one room may import
-/// each other, files of two rooms only downwards.
+/// Every room with its floor. A room is a file or a folder; the longest name that fits counts. Files of one room may
+/// import each other, files of two rooms only downwards.
 const FLOORS: [(&str, u8); 39] = [
     ("lib", 15),
     ("registry", 14),

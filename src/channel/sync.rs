@@ -5,7 +5,7 @@ pub(crate) use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Stands between an access that others have to see and one that has to see theirs.
 ///
-/// Both are `SeqCst` everywhere and so in one total order already, which costs nothing more here. loom takes `SeqCst` for
-/// less than that, and puts a fence in this place.
+/// Both are `SeqCst` everywhere and so in one total order already, which costs nothing more here. loom takes `SeqCst`
+/// for less than that, and puts a fence in this place.
 #[inline]
 pub(crate) fn in_order() {}

@@ -1,4 +1,5 @@
-//! Turns to be dialled become attempts, attempts become transports, and each transport a connection that is driven to its end.
+//! Turns to be dialled become attempts, attempts become transports, and each transport a connection that is driven to
+//! its end.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -149,8 +150,8 @@ fn watch_health(
     None
 }
 
-/// Lives as long as the connection: until its last call ended and it can be picked no more, or until the peer or the limit of
-/// a removed instance ends it.
+/// Lives as long as the connection: until its last call ended and it can be picked no more, or until the peer or the
+/// limit of a removed instance ends it.
 async fn drive(driver: ConnectionDriver, observer: Observer, retired: oneshot::Receiver<()>, limit: Duration) {
     let end = CloseOnDrop(observer.end.clone());
     let abort = driver.abort_handle();

@@ -1,8 +1,8 @@
 //! Snapshots and feedback become ready sets: the one task of a channel.
 //!
-//! It owns every subchannel, feeds inputs to them and carries out their effects. It never waits for an instance: attempts to
-//! connect, connections and calls run on tasks of their own and send feedback. All that is there at one moment is taken in
-//! before one ready set is published.
+//! It owns every subchannel, feeds inputs to them and carries out their effects. It never waits for an instance:
+//! attempts to connect, connections and calls run on tasks of their own and send feedback. All that is there at one
+//! moment is taken in before one ready set is published.
 //!
 //! # Layout
 //!
@@ -428,8 +428,8 @@ impl Balancer {
     }
 }
 
-/// However the task ends: its last handle may be dropped, its runtime may end under it, and it may panic. Connections end with
-/// the last of their calls.
+/// However the task ends: its last handle may be dropped, its runtime may end under it, and it may panic. Connections
+/// end with the last of their calls.
 impl Drop for Balancer {
     fn drop(&mut self) {
         self.queue.publish(LbState {

@@ -1,5 +1,5 @@
-//! One policy becomes two pickers: calls stay in the client's own zone while enough of it is READY, and the shortfall spills
-//! over to the other zones.
+//! One policy becomes two pickers: calls stay in the client's own zone while enough of it is READY, and the shortfall
+//! spills over to the other zones.
 
 use std::collections::HashSet;
 
@@ -26,9 +26,9 @@ impl Zone {
         members.partition_point(|(candidate, _)| self.is_own(candidate.instance()))
     }
 
-    /// The picker that prefers the first `near` candidates, those of the own zone. `known` are all instances, READY or not,
-    /// each with a weight as candidates have it: the fair share of a zone is all weights divided by the number of zones.
-    /// Without any, all calls stay.
+    /// The picker that prefers the first `near` candidates, those of the own zone. `known` are all instances, READY or
+    /// not, each with a weight as candidates have it: the fair share of a zone is all weights divided by the number of
+    /// zones. Without any, all calls stay.
     pub(super) fn picker<'a>(
         &self,
         policy: &dyn Policy,
@@ -88,8 +88,8 @@ fn part_of(key: u64) -> u32 {
     u32::try_from(spread >> 32).unwrap_or(u32::MAX)
 }
 
-/// How much of its fair share a zone must have to take all calls of its clients, in tenths: below seven of them, the rest
-/// of the zone would have to bear half as much again as usual.
+/// How much of its fair share a zone must have to take all calls of its clients, in tenths: below seven of them, the
+/// rest of the zone would have to bear half as much again as usual.
 const ENOUGH: u128 = 7;
 const WHOLE: u128 = 10;
 

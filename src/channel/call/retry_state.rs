@@ -71,8 +71,8 @@ impl RetryState {
         self.failed
     }
 
-    /// An attempt ended with `code`, `by` an instance if it found one. Returns the wait before the next one, if there is to be
-    /// one.
+    /// An attempt ended with `code`, `by` an instance if it found one. Returns the wait before the next one, if there
+    /// is to be one.
     pub(crate) fn on_failure(
         &mut self,
         code: Code,

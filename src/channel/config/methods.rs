@@ -74,7 +74,8 @@ pub(crate) struct MethodConfigs {
 }
 
 impl MethodConfigs {
-    /// The options of the method of this path. For retries the channel's own options take precedence over the service config's.
+    /// The options of the method of this path. For retries the channel's own options take precedence over the service
+    /// config's.
     pub(crate) fn of(&self, path: &str) -> CallOptions<'_> {
         let config = self.config.of(path);
         CallOptions {

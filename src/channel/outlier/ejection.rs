@@ -19,7 +19,8 @@ pub(crate) enum Ejection {
 }
 
 impl Ejection {
-    /// Takes the instance out, for longer the more often it was lately, and returns until when; `None` if it is out already.
+    /// Takes the instance out, for longer the more often it was lately, and returns until when; `None` if it is out
+    /// already.
     ///
     /// Ask [`may_eject`] first.
     pub(crate) fn eject(&mut self, now: Instant, detection: &OutlierDetection) -> Option<Instant> {
@@ -39,8 +40,8 @@ impl Ejection {
         Some(until)
     }
 
-    /// Puts the instance on probation if its time is over, and returns whether that happened. Connections that are made now
-    /// need a tally [on probation](super::Tally::on_probation).
+    /// Puts the instance on probation if its time is over, and returns whether that happened. Connections that are made
+    /// now need a tally [on probation](super::Tally::on_probation).
     pub(crate) fn begin_probation(&mut self, now: Instant) -> bool {
         match *self {
             Self::Out { until, times } if until <= now => {
@@ -58,7 +59,8 @@ impl Ejection {
         }
     }
 
-    /// Forgets everything: the process that runs there now is not the one that failed. [`Tally::reset`](super::Tally::reset) has to follow.
+    /// Forgets everything: the process that runs there now is not the one that failed.
+    /// [`Tally::reset`](super::Tally::reset) has to follow.
     pub(crate) fn clear(&mut self) {
         *self = Self::In;
     }

@@ -32,8 +32,8 @@ impl Interval {
     }
 }
 
-/// Which instances the interval's numbers eject, by their index: first by success rate, then by failure percentage, never
-/// beyond the share that may be out.
+/// Which instances the interval's numbers eject, by their index: first by success rate, then by failure percentage,
+/// never beyond the share that may be out.
 ///
 /// `draw` is a random number from 0 to 99, drawn once for each outlier.
 pub(crate) fn sweep(intervals: &[Interval], detection: &OutlierDetection, mut draw: impl FnMut() -> u8) -> Vec<usize> {

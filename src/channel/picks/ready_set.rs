@@ -7,8 +7,8 @@ use crate::channel::policy::Picker;
 use crate::channel::policy::candidate::Candidate;
 use crate::instance::Instance;
 
-/// The READY instances of the moment, each with a connection `C`, and the picker over them. Candidates and connections lie in
-/// two slices under one index, so that policies work on candidates alone.
+/// The READY instances of the moment, each with a connection `C`, and the picker over them. Candidates and connections
+/// lie in two slices under one index, so that policies work on candidates alone.
 pub(crate) struct ReadySet<C> {
     candidates: Box<[Candidate]>,
     connections: Box<[C]>,
@@ -43,11 +43,11 @@ impl<C> ReadySet<C> {
         &self.candidates
     }
 
-    /// Picks a candidate and takes a place for one call there, which the caller gives back to its quota. Returns its index, or
-    /// `None` where no candidate has room.
+    /// Picks a candidate and takes a place for one call there, which the caller gives back to its quota. Returns its
+    /// index, or `None` where no candidate has room.
     ///
-    /// Instances to `avoid`, which just refused or failed this call, are taken only while no other has room, on whatever
-    /// connection.
+    /// Instances to `avoid`, which just refused or failed this call, are taken only while no other has room, on
+    /// whatever connection.
     pub(crate) fn acquire(&self, avoid: &[Arc<Instance>], key: u64) -> Option<usize> {
         for _ in 0..PICKS_BEFORE_SCAN {
             let Some(index) = self.picker.pick(&self.candidates, key) else { break };
@@ -80,8 +80,8 @@ fn is_among(candidate: &Candidate, instances: &[Arc<Instance>]) -> bool {
     instances.iter().any(|instance| instance.address == candidate.instance().address)
 }
 
-/// A picker, which is the user's code. Wherever it panics, made, asked or dropped, the task at hand goes on: it may be the
-/// balancer, a connection, or a call that just ended and serves those that wait.
+/// A picker, which is the user's code. Wherever it panics, made, asked or dropped, the task at hand goes on: it may be
+/// the balancer, a connection, or a call that just ended and serves those that wait.
 struct Guarded(Option<Box<dyn Picker>>);
 
 impl Guarded {
@@ -112,8 +112,8 @@ impl Drop for Guarded {
     }
 }
 
-/// How often the picker is asked before all candidates are: a few times, so that while some are full the others are still
-/// chosen as the policy would, and no more, because a policy may give the same answer each time.
+/// How often the picker is asked before all candidates are: a few times, so that while some are full the others are
+/// still chosen as the policy would, and no more, because a policy may give the same answer each time.
 const PICKS_BEFORE_SCAN: usize = 4;
 
 /// Ready sets without connections, for tests of policies.

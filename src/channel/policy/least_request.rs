@@ -9,16 +9,17 @@ use crate::channel::policy::{Picker, Policy};
 
 /// The less busy one of two instances drawn by weight: the default.
 ///
-/// Busy means calls in flight for its weight. Two random instances are enough to keep all of them about equally busy, and
-/// unlike the least busy of all, they do not send every client to the same instance at once. While nothing is in flight,
-/// calls are shared by weight. A call whose deadline passed without a sign of life from its instance counts as in flight for
-/// another second: a frozen instance would look idle otherwise. One that has calls waiting and has answered none for 16 ms
-/// and for twice as long as it usually takes is passed over for one that answers.
+/// Busy means calls in flight for its weight. Two random instances are enough to keep all of them about equally busy,
+/// and unlike the least busy of all, they do not send every client to the same instance at once. While nothing is in
+/// flight, calls are shared by weight. A call whose deadline passed without a sign of life from its instance counts as
+/// in flight for another second: a frozen instance would look idle otherwise. One that has calls waiting and has
+/// answered none for 16 ms and for twice as long as it usually takes is passed over for one that answers.
 ///
-/// Calls in flight alone do not show a slow instance while there are few calls: mostly none is in flight anywhere. So of the
-/// two, one whose responses take at least four times as long to begin counts as having one call more in flight, and one more
-/// for each further doubling. An instance that is 50 times slower than nine others gets at most a few calls in a
-/// thousand, enough to see when it has become faster: what was measured more than a second ago is overlooked now and then.
+/// Calls in flight alone do not show a slow instance while there are few calls: mostly none is in flight anywhere. So
+/// of the two, one whose responses take at least four times as long to begin counts as having one call more in flight,
+/// and one more for each further doubling. An instance that is 50 times slower than nine others gets at most a few
+/// calls in a thousand, enough to see when it has become faster: what was measured more than a second ago is overlooked
+/// now and then.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct LeastRequest;
@@ -44,7 +45,8 @@ impl Policy for LeastRequest {
 
 struct LeastRequestPicker {
     sampler: Sampler,
-    /// A copy of the weights, side by side: those in the instances lie all over the memory. `None` where they are equal.
+    /// A copy of the weights, side by side: those in the instances lie all over the memory. `None` where they are
+    /// equal.
     weights: Option<Box<[u32]>>,
 }
 
@@ -67,7 +69,8 @@ impl Picker for LeastRequestPicker {
 
 /// Whether `chosen` may well be frozen, and `other` is not.
 ///
-/// A frozen instance completes nothing, so under load its in-flight count stops growing while those of the others do not.
+/// A frozen instance completes nothing, so under load its in-flight count stops growing while those of the others do
+/// not.
 fn is_stuck(chosen: &Load, other: &Load) -> bool {
     let now = Instant::now();
     if !chosen.is_awaited() {
@@ -80,9 +83,9 @@ fn is_stuck(chosen: &Load, other: &Load) -> bool {
 
 /// Whether a call should go to `other` rather than to `one`, which was drawn first.
 ///
-/// It should if `other` would still be no busier for its weight than `one` is now. So `one`, which comes up as often as its
-/// weight says, keeps the call where both are idle, and a heavy instance with one call in flight does not lose the next to a
-/// light one.
+/// It should if `other` would still be no busier for its weight than `one` is now. So `one`, which comes up as often as
+/// its weight says, keeps the call where both are idle, and a heavy instance with one call in flight does not lose the
+/// next to a light one.
 fn is_better((other, other_weight): (&Load, u64), (one, weight): (&Load, u64)) -> bool {
     let (calls, other_calls) = (u64::from(one.outstanding()), u64::from(other.outstanding()));
     let plain = (other_calls + 1) * weight <= calls * other_weight;

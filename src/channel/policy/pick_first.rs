@@ -8,8 +8,8 @@ use crate::instance::Address;
 
 /// One instance for all calls: the first by address, and then that one until it is no longer READY.
 ///
-/// With a [preferred zone](crate::ChannelBuilder::prefer_zone) it is one in the own zone, and one elsewhere for calls that spill.
-/// Where both an earlier choice and others could follow the present one, it is the earlier choice.
+/// With a [preferred zone](crate::ChannelBuilder::prefer_zone) it is one in the own zone, and one elsewhere for calls
+/// that spill. Where both an earlier choice and others could follow the present one, it is the earlier choice.
 ///
 /// For services with one active server, or where a warm cache matters more than an even load. Weights say nothing here.
 /// Calls beyond what the instance takes at once go to any other.

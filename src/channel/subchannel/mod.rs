@@ -1,4 +1,5 @@
-//! One instance as its channel sees it: registry news, attempts to connect, connections and calls go in, effects come out.
+//! One instance as its channel sees it: registry news, attempts to connect, connections and calls go in, effects come
+//! out.
 //!
 //! ```text
 //!                    its turn                connected
@@ -16,14 +17,14 @@
 //!                      +---a call fails---+
 //! ```
 //!
-//! The reasons: an instance is `Ejected` while it is out and has no connection, `Unselected` while the subset uses others, and
-//! `Withdrawn` once its connection ended and it announced its leave or its key is gone.
+//! The reasons: an instance is `Ejected` while it is out and has no connection, `Unselected` while the subset uses
+//! others, and `Withdrawn` once its connection ended and it announced its leave or its key is gone.
 //!
-//! The second machine, [`Ejection`], runs beside the first: an instance that is out keeps a connection that it has. The end of
-//! its time retires that and queues the instance anew (from any state but `Unselected` and `Withdrawn`); on probation it takes
-//! one call at a time until the first of them ends. Both are stepped by
-//! [`Subchannel::on`] alone, and everything that calls and people see is derived from them there: [`Connectivity`], the view in
-//! [`Shared`], the places of the quota.
+//! The second machine, [`Ejection`], runs beside the first: an instance that is out keeps a connection that it has. The
+//! end of its time retires that and queues the instance anew (from any state but `Unselected` and `Withdrawn`); on
+//! probation it takes one call at a time until the first of them ends. Both are stepped by [`Subchannel::on`] alone,
+//! and everything that calls and people see is derived from them there: [`Connectivity`], the view in [`Shared`], the
+//! places of the quota.
 //!
 //! # Layout
 //!
@@ -77,8 +78,8 @@ pub(crate) struct Subchannel<T = Transport> {
     ready_since: Option<Instant>,
     /// Whether an attempt or a connection failed before the present one.
     is_recovering: bool,
-    /// The calls that are counted together. Each connection that is made on probation has a tally of its own, so that calls
-    /// on earlier ones decide nothing.
+    /// The calls that are counted together. Each connection that is made on probation has a tally of its own, so that
+    /// calls on earlier ones decide nothing.
     tally: Arc<Tally>,
     shared: Arc<Shared>,
     /// Earlier connections whose streams may go on; sending gives those streams a limit.
@@ -398,8 +399,8 @@ impl<T> Subchannel<T> {
     }
 }
 
-/// The first wait after a failure to connect, and the longest: gRPC waits 1 s to 120 s, made for the internet; in a data
-/// centre a restarted server is wanted back at once, and a dead one is tried often enough every 10 s.
+/// The first wait after a failure to connect, and the longest: gRPC waits 1 s to 120 s, made for the internet; in a
+/// data centre a restarted server is wanted back at once, and a dead one is tried often enough every 10 s.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 

@@ -119,8 +119,8 @@ fn at(state: &str) -> Machine {
 /// An input for a machine, made with its ticket or with another one.
 type Make = fn(&Machine, Ticket) -> Input<()>;
 
-/// An input, the state that it leads to from each of [`STATES`] (`=` where it changes none), and what it has published there:
-/// nothing (`-`), the status (`s`) or the ready set (`r`).
+/// An input, the state that it leads to from each of [`STATES`] (`=` where it changes none), and what it has published
+/// there: nothing (`-`), the status (`s`) or the ready set (`r`).
 type Row = (&'static str, Make, [&'static str; 8], &'static str);
 
 const TABLE: [Row; 13] = [

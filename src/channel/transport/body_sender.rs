@@ -92,7 +92,8 @@ impl Drop for BodySender {
 }
 
 impl Shared {
-    /// Takes the state, unless the task holds it. Dropping it may run the caller's code, which must not happen under the lock.
+    /// Takes the state, unless the task holds it. Dropping it may run the caller's code, which must not happen under
+    /// the lock.
     fn take(&self) -> Option<State> {
         let mut state = match self.state.try_lock() {
             Ok(state) => state,

@@ -37,8 +37,8 @@ pub(crate) trait ConnectionObserver: Send + Sync + 'static {
     /// The peer changed its limit of open calls.
     fn on_stream_limit(&self, limit: u32);
 
-    /// The server said GOAWAY: the connection takes no new calls, and ends with those it has, for this reason. Called once at
-    /// most, and never for a connection that ends unannounced.
+    /// The server said GOAWAY: the connection takes no new calls, and ends with those it has, for this reason. Called
+    /// once at most, and never for a connection that ends unannounced.
     fn on_going_away(&self, cause: &Ended);
 
     /// The number of calls that are open on the connection.
@@ -66,8 +66,8 @@ impl ConnectionDriver {
         let (mut gathered, mut is_going) = (false, false);
         let ended = poll_fn(|cx| {
             let calls = observer.open_calls();
-            // A call that is made wakes this task, which would run next and write that one call. After one turn at the end of
-            // the queue of tasks, the calls that were made meanwhile go out in the same write.
+            // A call that is made wakes this task, which would run next and write that one call. After one turn at the
+            // end of the queue of tasks, the calls that were made meanwhile go out in the same write.
             if !gathered && calls >= GATHERS_FROM {
                 gathered = true;
                 cx.waker().wake_by_ref();
@@ -160,6 +160,6 @@ pub(crate) enum Ended {
     Unused,
 }
 
-/// From how many open calls on a connection a write waits for more of them. With fewer none is likely to come, and a task
-/// that goes to the end of the queue wakes another thread for nothing.
+/// From how many open calls on a connection a write waits for more of them. With fewer none is likely to come, and a
+/// task that goes to the end of the queue wakes another thread for nothing.
 pub(crate) const GATHERS_FROM: u32 = 4;

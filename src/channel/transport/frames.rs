@@ -1,5 +1,5 @@
-//! Reads along with the frames on a connection, for what h2 does not tell: the server's SETTINGS, its GOAWAY at once, and
-//! which calls were never written.
+//! Reads along with the frames on a connection, for what h2 does not tell: the server's SETTINGS, its GOAWAY at once,
+//! and which calls were never written.
 
 /// Follows an incoming HTTP/2 byte stream, however it is cut into pieces. Payloads are skipped, nothing is kept.
 #[derive(Debug, Default)]

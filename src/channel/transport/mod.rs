@@ -1,4 +1,5 @@
-//! An address becomes an HTTP/2 connection, requests and responses travel on it, and it ends. The only room that names h2.
+//! An address becomes an HTTP/2 connection, requests and responses travel on it, and it ends. The only room that names
+//! h2.
 //!
 //! # Layout
 //!
