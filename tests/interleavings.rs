@@ -1,5 +1,4 @@
-//! Every interleaving of the channel's lock-free parts: its stream quota and its wait queue, as they are in the crate,
-//! on loom's primitives.
+//! The interleavings of the stream quota and the wait queue, as they are in the crate, on loom's primitives.
 
 // The crate uses more of these files than the tests do.
 #[path = "../src/channel/policy/quota.rs"]

@@ -1,4 +1,4 @@
-//! The primitives of the lock-free parts, in one place so that their interleaving test can put others here.
+//! The primitives of quota and wait queue, in one place so that their interleaving test can put others here.
 
 pub(crate) use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
 pub(crate) use std::sync::{Mutex, MutexGuard, PoisonError};
