@@ -1,4 +1,4 @@
-//! What the choice of an instance costs a call, from the choice to the end of the call, against tower's balancer.
+//! What the pick of an instance costs a call, from the pick to the end of the call, against tower's balancer.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -73,7 +73,7 @@ fn unequal(index: u16) -> u16 {
     1 + index * 31 % 100
 }
 
-/// The same by tower's balancer with its usual load measure, behind the buffer that shares it between callers.
+/// One call by tower's balancer with its usual load measure, behind the buffer that shares it between callers.
 ///
 /// On one thread, which flatters it: with its worker on another, each call also waits for two wake-ups.
 fn buffer_p2c(group: &mut BenchmarkGroup<'_, WallTime>, count: u16) {

@@ -30,8 +30,8 @@ mod values;
 /// An echo server that registers itself in etcd.
 ///
 /// Standard output is one JSON line for each event: listening, registered (in each format, and again after each
-/// re-registration, with the new lease in hex), lost, `gave_up`, deregistered or drained (from each) and stopped. Ctrl-c and
-/// SIGTERM end it gracefully.
+/// re-registration, with the new lease in hex), lost, `gave_up`, deregistered or drained (from each) and stopped.
+/// Ctrl-c and SIGTERM end it gracefully.
 #[derive(Parser)]
 #[command(name = "echo_server")]
 struct Flags {
@@ -46,7 +46,7 @@ struct Flags {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", value_parser = listen)]
     listen: SocketAddr,
 
-    /// The address that clients are told [default: where it listens]
+    /// The address that clients dial [default: where it listens]
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Option<String>,
 
@@ -117,7 +117,7 @@ async fn run(flags: Flags) -> Result<(), Failure> {
         calls: Arc::clone(&calls),
     };
 
-    // Handled from here on: who reads the next line may send one.
+    // Handled from here on: the reader of the next line may send a signal.
     let shutdown = shutdown_signal();
     shared::print_line(&Event::Listening { address: bound })?;
     let changes = registrations.iter().map(Registration::status_changes);

@@ -17,7 +17,7 @@ use proto::hello::{HelloReply, HelloRequest};
 
 mod proto;
 
-/// A server that says hello. When it is told to end, it waits for the calls in flight, but not longer than the limit.
+/// A server that says hello. At the signal, it waits for the calls in flight, but not longer than the limit.
 #[derive(Parser)]
 #[command(name = "graceful_server")]
 struct Flags {

@@ -79,7 +79,7 @@ async fn run(flags: Flags) -> Result<(), Failure> {
             () = &mut shutdown => break,
         }
     }
-    // Nobody is accepted any more. This waits for the connections, which the registration closes at its drain limit.
+    // No connection is accepted any more. This waits for the connections, which the registration closes at the limit.
     drop(incoming);
     connections.shutdown().await;
     Ok(())

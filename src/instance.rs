@@ -223,8 +223,8 @@ impl fmt::Display for Address {
 
 /// One server of a service: its address, its share of the load, and its tags.
 ///
-/// As the argument of [`Registry::registration`](crate::Registry::registration) it is what a server wants to be known as, and
-/// is checked by `build()`. As an item of [`Discover`](crate::Discover) it is what was read from etcd, checked.
+/// As the argument of [`Registry::registration`](crate::Registry::registration) it is what a server wants to be known
+/// as, and is checked by `build()`. As an item of [`Discover`](crate::Discover) it is what was read from etcd, checked.
 ///
 /// ```
 /// use tonic_etcd::Instance;

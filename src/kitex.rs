@@ -2,8 +2,9 @@
 //! beside it.
 //!
 //! The extension is `github.com/kitex-contrib/registry-etcd`, today a front for `etcdkitex` of
-//! `github.com/cloudwego-contrib/cwgo-pkg`. Keys and values are byte for byte the same ([`Kitex`](crate::format::Kitex) is the
-//! default format), so that both sides find each other. Calls between the two need a Kitex service that speaks gRPC.
+//! `github.com/cloudwego-contrib/cwgo-pkg`. Keys and values are byte for byte the same ([`Kitex`](crate::format::Kitex)
+//! is the default format), so that both sides find each other. Calls between the two need a Kitex service that speaks
+//! gRPC.
 //!
 //! # Table
 //!

@@ -2,9 +2,9 @@
 //!
 //! A tonic server adds one layer and appears in etcd under its service name. A tonic client asks for a service by name
 //! and gets a channel that follows every server that joins or leaves within milliseconds, sends no calls to those that
-//! crashed or froze, and keeps working while etcd is away. Go services on the same etcd are found, and find ours: those of
-//! [`Kitex`](format::Kitex), of grpc-go ([`EtcdNaming`](format::EtcdNaming)), of go-zero ([`GoZero`](format::GoZero)) and of
-//! [`Kratos`](format::Kratos).
+//! crashed or froze, and keeps working while etcd is away. Go services on the same etcd are found, and find ours: those
+//! of [`Kitex`](format::Kitex), of grpc-go ([`EtcdNaming`](format::EtcdNaming)), of go-zero
+//! ([`GoZero`](format::GoZero)) and of [`Kratos`](format::Kratos).
 //!
 //! # Vocabulary
 //!
@@ -70,10 +70,11 @@
 //! # }
 //! ```
 //!
-//! [`BalancedChannel`] says what the channel does, [`ChannelBuilder`] has its options, [`Policy`](policy::Policy) is how to pick
-//! instances in a way of your own. [`Discover::balance_channel`] feeds tonic's own balancer instead. A server can be in several
-//! registries at once ([`RegistrationSet`]) and a client can look in several ([`RegistrySet`]), so that a service can move from
-//! one to the other. [`server::Drain`] shuts any tonic server down gracefully, without etcd.
+//! [`BalancedChannel`] says what the channel does, [`ChannelBuilder`] has its options, [`Policy`](policy::Policy) is
+//! how to pick instances in a way of your own. [`Discover::balance_channel`] feeds tonic's own balancer instead. A
+//! server can be in several registries at once ([`RegistrationSet`]) and a client can look in several
+//! ([`RegistrySet`]), so that a service can move from one to the other. [`server::Drain`] shuts any tonic server down
+//! gracefully, without etcd.
 //!
 //! # Modules
 //!
@@ -94,8 +95,8 @@
 //! Those for TLS are named like tonic's, and switch on none of tonic's.
 //!
 //! - `tls-ring` (default): TLS towards etcd and towards instances (`ClientTls`), with rustls and ring.
-//! - `tls-aws-lc`: the same with rustls and aws-lc. With both, aws-lc is used; what the process has for a default provider
-//!   does not matter.
+//! - `tls-aws-lc`: the same with rustls and aws-lc. With both, aws-lc is used; what the process has for a default
+//!   provider does not matter.
 //! - `tls-native-roots`: with one of them, `ClientTls::native_roots` trusts the operating system's authorities.
 //! - `tls-webpki-roots`: with one of them, `ClientTls::webpki_roots` trusts Mozilla's authorities.
 //! - `health`: `ChannelBuilder::health_check` leaves out servers that say they are not well, and

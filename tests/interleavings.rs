@@ -1,5 +1,4 @@
-//! Every interleaving of the channel's lock-free parts: its places and its line of waiting calls, as they are in the crate,
-//! on loom's primitives.
+//! The interleavings of the stream quota and the wait queue, as they are in the crate, on loom's primitives.
 
 // The crate uses more of these files than the tests do.
 #[path = "../src/channel/policy/quota.rs"]
@@ -31,7 +30,7 @@ use loom::thread;
 use quota::StreamQuota;
 use wait_queue::{Turn, WaitQueue};
 
-/// What calls share: one connection, and the line of those that wait for a place on it.
+/// What calls share: the stream quota of one connection, and the queue of calls that wait for it.
 struct Channel {
     quota: StreamQuota,
     queue: WaitQueue<std::sync::Arc<AtomicUsize>>,
@@ -53,10 +52,10 @@ impl Channel {
         });
     }
 
-    /// What a call does that found no place.
+    /// What a call does that found no quota left.
     fn wait(&self) -> (u64, std::sync::Arc<AtomicUsize>) {
         let answers = std::sync::Arc::<AtomicUsize>::default();
-        let number = self.queue.join(answers.clone()).expect("the line has room");
+        let number = self.queue.join(answers.clone()).expect("the wait queue has room");
         self.serve();
         (number, answers)
     }
@@ -68,8 +67,8 @@ impl Channel {
     }
 }
 
-/// Runs it in every order of its threads with at most three preemptions: no error of two or three short threads needs more,
-/// and without a bound the longest of them takes hours.
+/// Runs a test in every order of its threads with at most three preemptions: no error of two or three short threads
+/// needs more, and without a bound the longest of them takes hours.
 fn explore(run: impl Fn() + Sync + Send + 'static) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
@@ -81,27 +80,27 @@ fn answered(answers: &AtomicUsize) -> usize {
 }
 
 #[test]
-fn a_place_that_becomes_free_while_a_call_joins_the_line_is_given_to_it() {
+fn quota_freed_while_a_call_joins_the_wait_queue_goes_to_that_call() {
     explore(|| {
         let channel = Channel::new(1);
-        assert!(channel.quota.acquire(), "the first call takes the only place");
+        assert!(channel.quota.acquire(), "the first call takes the whole quota");
         let ending = thread::spawn({
             let channel = channel.clone();
             move || channel.end()
         });
         let (_, answers) = channel.wait();
         ending.join().expect("no panic");
-        assert_eq!(answered(&answers), 1, "the waiting call has the place, once");
-        assert_eq!(channel.quota.in_flight(), 1, "and nobody else");
-        assert!(channel.queue.is_empty(), "nobody waits");
+        assert_eq!(answered(&answers), 1, "the waiting call has the quota, once");
+        assert_eq!(channel.quota.in_flight(), 1, "and no other call");
+        assert!(channel.queue.is_empty(), "no call waits");
     });
 }
 
 #[test]
-fn two_calls_that_wait_get_the_two_places_that_become_free() {
+fn two_waiting_calls_get_the_quota_of_two_that_end() {
     explore(|| {
         let channel = Channel::new(2);
-        assert!(channel.quota.acquire() && channel.quota.acquire(), "two calls take the two places");
+        assert!(channel.quota.acquire() && channel.quota.acquire(), "two calls take the quota of two");
         let ending: Vec<_> = (0..2)
             .map(|_| {
                 let channel = channel.clone();
@@ -119,10 +118,10 @@ fn two_calls_that_wait_get_the_two_places_that_become_free() {
 }
 
 #[test]
-fn a_limit_that_is_raised_while_a_call_joins_the_line_lets_it_in() {
+fn a_limit_raised_while_a_call_joins_the_wait_queue_lets_it_in() {
     explore(|| {
         let channel = Channel::new(1);
-        assert!(channel.quota.acquire(), "the first call takes the only place");
+        assert!(channel.quota.acquire(), "the first call takes the whole quota");
         let raising = thread::spawn({
             let channel = channel.clone();
             move || {
@@ -132,15 +131,68 @@ fn a_limit_that_is_raised_while_a_call_joins_the_line_lets_it_in() {
         });
         let (_, answers) = channel.wait();
         raising.join().expect("no panic");
-        assert_eq!(answered(&answers), 1, "the waiting call has the new place");
+        assert_eq!(answered(&answers), 1, "the waiting call has the new quota");
     });
 }
 
 #[test]
-fn a_call_that_gives_up_leaves_its_place_to_the_next() {
+fn a_probation_that_ends_while_a_call_joins_the_wait_queue_lets_it_in() {
+    explore(|| {
+        let channel = Channel::new(2);
+        channel.quota.set_one_at_a_time(true);
+        assert!(channel.quota.acquire(), "the first call has the one place");
+        let lifting = thread::spawn({
+            let channel = channel.clone();
+            move || {
+                channel.quota.set_one_at_a_time(false);
+                channel.serve();
+            }
+        });
+        let (_, answers) = channel.wait();
+        lifting.join().expect("no panic");
+        assert_eq!(answered(&answers), 1, "the waiting call has the second place");
+    });
+}
+
+#[test]
+fn a_limit_and_a_probation_set_at_once_both_hold() {
     explore(|| {
         let channel = Channel::new(1);
-        assert!(channel.quota.acquire(), "the first call takes the only place");
+        let limiting = thread::spawn({
+            let channel = channel.clone();
+            move || channel.quota.set_limit(2)
+        });
+        channel.quota.set_one_at_a_time(true);
+        limiting.join().expect("no panic");
+        assert!(channel.quota.acquire(), "the first has the one place");
+        assert!(!channel.quota.acquire(), "there is one at a time");
+        channel.quota.set_one_at_a_time(false);
+        assert!(channel.quota.acquire(), "the limit is two");
+        assert!(!channel.quota.acquire(), "and no more");
+    });
+}
+
+#[test]
+fn no_probation_and_no_limit_opens_what_was_closed() {
+    explore(|| {
+        let channel = Channel::new(1);
+        let closing = thread::spawn({
+            let channel = channel.clone();
+            move || channel.quota.close()
+        });
+        channel.quota.set_one_at_a_time(true);
+        channel.quota.set_limit(3);
+        channel.quota.set_one_at_a_time(false);
+        closing.join().expect("no panic");
+        assert!(!channel.quota.acquire(), "closed is for good");
+    });
+}
+
+#[test]
+fn a_call_that_gives_up_leaves_its_quota_to_the_next() {
+    explore(|| {
+        let channel = Channel::new(1);
+        assert!(channel.quota.acquire(), "the first call takes the whole quota");
         let (number, given_up) = channel.wait();
         let (_, next) = channel.wait();
         let ending = thread::spawn({
@@ -148,18 +200,18 @@ fn a_call_that_gives_up_leaves_its_place_to_the_next() {
             move || channel.end()
         });
         channel.queue.leave(number);
-        // Where the answer came first, the call has to give its place back.
+        // Where the answer came first, the call has to give its quota back.
         if answered(&given_up) == 1 {
             channel.end();
         }
         ending.join().expect("no panic");
-        assert_eq!(answered(&next), 1, "the next call has the place");
-        assert_eq!(channel.quota.in_flight(), 1, "and nobody else");
+        assert_eq!(answered(&next), 1, "the next call has the quota");
+        assert_eq!(channel.quota.in_flight(), 1, "and no other call");
     });
 }
 
 #[test]
-fn a_call_that_overtakes_nobody_and_one_that_waits_never_share_a_place() {
+fn a_new_call_and_a_waiting_call_never_share_the_quota() {
     explore(|| {
         let channel = Channel::new(1);
         let passing = thread::spawn({
@@ -167,20 +219,20 @@ fn a_call_that_overtakes_nobody_and_one_that_waits_never_share_a_place() {
             move || {
                 let took = channel.queue.is_empty() && channel.quota.acquire();
                 if took {
-                    assert_eq!(channel.quota.in_flight(), 1, "one place, one call");
+                    assert_eq!(channel.quota.in_flight(), 1, "a quota of one, one call");
                     channel.end();
                 }
             }
         });
         let (_, answers) = channel.wait();
         passing.join().expect("no panic");
-        assert_eq!(answered(&answers), 1, "the waiting call has its place in the end");
-        assert_eq!(channel.quota.in_flight(), 1, "and nobody else");
+        assert_eq!(answered(&answers), 1, "the waiting call has the quota in the end");
+        assert_eq!(channel.quota.in_flight(), 1, "and no other call");
     });
 }
 
 #[test]
-fn nobody_is_let_in_after_the_end_and_nobody_beyond_the_limit() {
+fn no_call_is_let_in_after_the_end_or_beyond_the_limit() {
     explore(|| {
         let channel = Channel::new(1);
         let taking = thread::spawn({
@@ -189,7 +241,7 @@ fn nobody_is_let_in_after_the_end_and_nobody_beyond_the_limit() {
         });
         let took = channel.quota.acquire();
         let other_took = taking.join().expect("no panic");
-        assert!(took != other_took, "one of two has the only place");
+        assert!(took != other_took, "one of two has the quota");
         channel.quota.close();
         channel.quota.set_limit(5);
         channel.quota.release();

@@ -54,10 +54,10 @@ fn metadata(arguments: &[&str]) -> Result<Value, String> {
     serde_json::from_slice(&output.stdout).map_err(|error| format!("cargo's answer: {error}"))
 }
 
-/// The target triple that rustc builds for when it is not told another.
+/// The target triple that rustc builds for by default.
 fn host() -> String {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = Command::new(rustc).arg("-vV").output().expect("rustc tells its version");
+    let output = Command::new(rustc).arg("-vV").output().expect("rustc prints its version");
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .find_map(|line| line.strip_prefix("host: "))

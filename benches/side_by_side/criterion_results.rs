@@ -35,7 +35,7 @@ struct Goal {
     at_most: f64,
 }
 
-/// With which benchmark, and whose it is.
+/// The benchmark that a goal compares with, and its subject.
 enum Compared {
     Quotient((&'static str, &'static str)),
     Difference((&'static str, &'static str)),
@@ -45,7 +45,7 @@ enum Compared {
 type Found = BTreeMap<String, Estimate>;
 
 impl Goal {
-    /// The benchmarks behind it, and whose they are.
+    /// The benchmarks behind a goal, and their subjects.
     fn benchmarks(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let theirs = match self.compared {
             Compared::Quotient(theirs) | Compared::Difference(theirs) => Some(theirs),

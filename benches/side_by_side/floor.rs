@@ -17,8 +17,8 @@ use tower::Service;
 
 /// A power-of-two-choices balancer over bare hyper connections: what any balanced channel costs at least.
 ///
-/// No retry, no deadline, no cancellation, no reconnect, not even a user-agent: only the count of calls in flight, which
-/// the choice needs. It ends with the head of the response.
+/// No retry, no deadline, no cancellation, no reconnect, not even a user-agent: only the count of calls in flight,
+/// which the pick needs. It ends with the head of the response.
 #[derive(Debug, Clone)]
 pub(crate) struct Floor {
     peers: Arc<[Peer]>,

@@ -1,4 +1,4 @@
-//! Load: calls go out through a client, either a fixed number at a time or at a fixed rate; what became of them comes back.
+//! Load: calls go out through a client, either a fixed number at a time or at a fixed rate; their outcomes come back.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::statistics::{figure, percentile};
 
 /// A client of any channel.
 pub(crate) trait Caller: Clone + Send + 'static {
-    /// One unary call. Its deadline, if it has one, is told to the server and to the channel.
+    /// One unary call. Its deadline, if it has one, is sent to the server and set on the channel.
     fn call(&mut self, deadline: Option<Duration>) -> impl Future<Output = Result<EchoReply, Status>> + Send;
 }
 
@@ -167,7 +167,7 @@ async fn call_once(mut caller: impl Caller, begun: Instant, deadline: Duration) 
     Call { begun, took: begun.elapsed(), answered_by }
 }
 
-/// The figures of calls that were made at a fixed rate; the CPU time is not told, for it is mostly that of waking up.
+/// The figures of calls that were made at a fixed rate; the CPU time is left out, for it is mostly that of waking up.
 pub(crate) fn sample(calls: &[Call], duration: Duration) -> Sample {
     Sample {
         cpu: Duration::ZERO,

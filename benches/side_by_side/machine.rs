@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// User and system time of all threads of this process: the sum of what `getrusage` tells, in nanoseconds.
+/// User and system time of all threads of this process: the sum of what `getrusage` reports, in nanoseconds.
 pub(crate) fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     let seconds = u64::try_from(time.tv_sec).expect("CPU time is not negative");
@@ -13,7 +13,7 @@ pub(crate) fn cpu_time() -> Duration {
     Duration::new(seconds, nanoseconds)
 }
 
-/// The memory that lies in RAM now, in bytes, where the operating system tells (Linux).
+/// The memory that lies in RAM now, in bytes, where the operating system reports it (Linux).
 pub(crate) fn resident_memory() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

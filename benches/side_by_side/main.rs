@@ -1,11 +1,11 @@
-//! The side-by-side benchmark: the same calls go through this crate's channel, tonic's and a bare floor, in turns; ratios
-//! come out. `scripts/bench.sh` runs it, together with the microbenchmarks.
+//! The side-by-side benchmark: the same calls go through this crate's channel, tonic's and a bare floor, in turns;
+//! ratios come out. `scripts/bench.sh` runs it, together with the microbenchmarks.
 //!
 //! # How it measures
 //!
-//! Client and servers are two processes; each has a runtime with two worker threads. All subjects live in the client at the
-//! same time, connected and warm, and take turns under load ([`rounds`]). Every goal is for a ratio or a difference within
-//! one run ([`results`]): its median over the rounds, and that median's interval ([`statistics`]).
+//! Client and servers are two processes; each has a runtime with two worker threads. All subjects live in the client at
+//! the same time, connected and warm, and take turns under load ([`rounds`]). Every goal is for a ratio or a difference
+//! within one run ([`results`]): its median over the rounds, and that median's interval ([`statistics`]).
 //!
 //! # Layout
 //!
@@ -107,7 +107,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The same for the client, the servers, and all subjects.
+/// The figures that hold for the client, the servers, and all subjects.
 fn runtime() -> Runtime {
     Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build().expect("a runtime")
 }

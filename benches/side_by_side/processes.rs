@@ -58,7 +58,7 @@ impl Servers {
         assert_eq!(line.trim_end(), DONE, "the servers obey");
     }
 
-    /// As [`delay`](Self::delay), for all of them.
+    /// Like [`delay`](Self::delay), for all of them.
     ///
     /// # Panics
     ///

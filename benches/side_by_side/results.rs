@@ -46,8 +46,8 @@ pub(crate) struct Line {
     /// How many calls were in flight on the servers that the fault befell, when it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) in_flight_on_lost: Option<u32>,
-    /// The most that were in flight on each of them at a time, from just before until the fault was known, summed up, and what that counting may have
-    /// missed.
+    /// The most that were in flight on each of them at a time, from just before until the fault was known, summed up,
+    /// and what that counting may have missed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) most_in_flight_on_lost: Option<u32>,
     /// The deadline of each call; none where this is left out.

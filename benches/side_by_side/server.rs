@@ -18,8 +18,8 @@ use crate::proto::echo::{EchoReply, EchoRequest};
 /// What the process prints when an order has been carried out.
 pub(crate) const DONE: &str = "done";
 
-/// Starts `count` servers and prints their addresses as a JSON array on one line. Then obeys `delay INDEX MILLISECONDS`,
-/// a line each, until standard input ends: no server outlives the process that started it.
+/// Starts `count` servers and prints their addresses as a JSON array on one line. Then obeys
+/// `delay INDEX MILLISECONDS`, a line each, until standard input ends: no server outlives the process that started it.
 ///
 /// # Panics
 ///

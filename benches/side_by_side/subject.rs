@@ -80,7 +80,7 @@ impl Subject {
 /// If the defaults do not make a channel.
 pub(crate) fn balanced(addresses: &[SocketAddr]) -> BalancedChannel {
     let instances: Vec<Instance> = addresses.iter().map(|address| Instance::new("echo", *address)).collect();
-    // A stream that ended would be a set that nobody keeps up to date.
+    // A stream that ended would be a set that is no longer kept up to date.
     let set = stream::iter([instances]).chain(stream::pending());
     BalancedChannel::from_instances("echo", set).build().expect("the defaults make a channel")
 }

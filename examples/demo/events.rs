@@ -1,4 +1,4 @@
-//! What the demo hears: from its processes, from the client's calls, and from whoever interrupts it.
+//! What the demo hears: from its processes, from the client's calls, and from the terminal that interrupts it.
 
 use std::time::Instant;
 
@@ -35,6 +35,6 @@ pub(crate) enum Line {
 pub(crate) struct Call {
     pub(crate) begin: Instant,
     pub(crate) end: Instant,
-    /// The address of the server that answered, or why none did.
+    /// The address of the server that answered, or the error.
     pub(crate) answer: Result<String, String>,
 }

@@ -10,7 +10,7 @@ use crate::events::{Call, Event, Events};
 use crate::proto::echo::EchoRequest;
 use crate::proto::echo::echo_client::EchoClient;
 
-/// Calls `channel` until nobody listens any more.
+/// Calls `channel` until the receiver of its events is gone.
 pub(crate) async fn run(channel: BalancedChannel, events: Events) {
     let client = EchoClient::new(channel);
     let mut due = time::interval(Duration::from_secs(1) / CALLS_A_SECOND);
@@ -35,7 +35,7 @@ async fn call(mut client: EchoClient<BalancedChannel>) -> Call {
     Call { begin, end: Instant::now(), answer }
 }
 
-/// Enough to see within 50 ms who is called, and next to nothing for a small machine.
+/// Enough to see within 50 ms which servers are called, and next to nothing for a small machine.
 pub(crate) const CALLS_A_SECOND: u32 = 200;
 /// Far above what an echo takes, so that only a call that hangs meets it.
 const DEADLINE: Duration = Duration::from_secs(2);

@@ -94,5 +94,5 @@ fn interrupt(events: Events) -> io::Result<()> {
     Ok(())
 }
 
-/// The story takes about 40 s; this is for what nobody foresaw.
+/// The story takes about 40 s; this is for what was not foreseen.
 const LIMIT: Duration = Duration::from_secs(57);

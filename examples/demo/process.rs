@@ -97,7 +97,7 @@ impl Etcd {
             .stdout(log.try_clone()?)
             .stderr(log);
         if cfg!(target_arch = "aarch64") {
-            // etcd 3.4 does not start there without being told to.
+            // etcd 3.4 does not start there without this variable.
             command.env("ETCD_UNSUPPORTED_ARCH", "arm64");
         }
         self.process = Some(Process::spawn(&mut command)?);

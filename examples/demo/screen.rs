@@ -32,7 +32,7 @@ pub(crate) struct Screen {
     colours: bool,
     /// The table's lines as they stand on the terminal now.
     drawn: Vec<String>,
-    /// Elsewhere: the state that was last told of each server.
+    /// Elsewhere: the state that was last printed of each server.
     told: Vec<&'static str>,
 }
 

@@ -47,7 +47,7 @@ pub(crate) struct Server {
 pub(crate) enum Life {
     /// It runs, and is not in etcd yet.
     Starting,
-    /// It said that it is in etcd.
+    /// It reported that it is in etcd.
     Registered(Instant),
     /// It got SIGTERM.
     Leaving,
@@ -55,7 +55,7 @@ pub(crate) enum Life {
     Stopped,
     /// It got SIGKILL.
     Killed,
-    /// It ended, and nobody asked it to.
+    /// It ended without being asked to.
     Crashed,
 }
 
@@ -66,7 +66,7 @@ enum Listed {
     NoMore { since: Instant, weight: u16 },
 }
 
-/// etcd, as the spectator is told of it.
+/// etcd, as the spectator sees it.
 enum Registrar {
     Starting,
     Up,
@@ -119,7 +119,7 @@ impl Stage {
         let channel = self.registry.channel(SERVICE).build()?;
         let events = self.events.clone();
         tokio::spawn(async move {
-            // Before the first server is registered there is nobody to call.
+            // Before the first server is registered there is no server to call.
             channel.ready().await;
             load::run(channel, events).await;
         });
@@ -368,7 +368,7 @@ pub(crate) fn name(server: usize) -> char {
 const NAMES: &str = "ABCDEFGH";
 /// The name that the servers register and the client asks for: the default of `echo_server`.
 const SERVICE: &str = "echo";
-/// Short, so that nobody waits long for a killed server's lease to end.
+/// Short, so that the wait for the end of a killed server's lease is short.
 pub(crate) const TTL: Duration = Duration::from_secs(5);
 /// Ten pictures a second look alive, and cost nothing.
 const REDRAW: Duration = Duration::from_millis(100);

@@ -1,4 +1,4 @@
-//! What happens, step by step, and what the spectator is told about it.
+//! What happens, step by step, and what the spectator reads about it.
 
 use std::time::{Duration, Instant};
 
@@ -144,7 +144,7 @@ async fn away(stage: &mut Stage) -> Result<Away, StatusOrigin> {
     Ok(Away { from, until, forgotten: stage.struck_out() - struck_out })
 }
 
-/// Longer than anything takes on a slow machine; whoever waits this long waits in vain.
+/// Longer than anything takes on a slow machine: a longer wait is in vain.
 const PATIENCE: Duration = Duration::from_secs(12);
 /// Long enough to see the table come to rest.
 const LOOK: Duration = Duration::from_secs(4);

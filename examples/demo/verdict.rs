@@ -8,7 +8,7 @@ use crate::screen::{Tone, grouped};
 use crate::stage::Stage;
 use crate::story::Moments;
 
-/// Prints the summary, and tells whether every promise held.
+/// Prints the summary, and returns whether every promise held.
 pub(crate) fn sum_up(stage: &mut Stage, moments: &Moments, took: Duration) -> bool {
     let failures = Failures::sort(stage.calls(), moments);
     let promises =

@@ -21,8 +21,8 @@ use crate::values::{number, seconds};
 /// How servers are chosen, and calls retried.
 #[derive(Args)]
 pub(crate) struct Balancing {
-    /// How a server is chosen for each call; tonic's balancer knows only random [default: what --service-config says, or
-    /// least-request, or random with --balancer tonic]
+    /// How a server is chosen for each call; tonic's balancer knows only random [default: what --service-config says,
+    /// or least-request, or random with --balancer tonic]
     #[arg(long, value_enum, value_name = "NAME")]
     policy: Option<Policy>,
 

@@ -74,7 +74,7 @@ struct Flags {
     #[arg(long)]
     wait_for_ready: bool,
 
-    /// Who balances
+    /// Which channel balances
     #[arg(long, value_enum, default_value = "own")]
     balancer: Balancer,
 }
@@ -188,7 +188,7 @@ fn schedule(rps: u32) -> mpsc::Receiver<Instant> {
 
 /// A client over one of the two channels.
 trait Echo: Clone + Send + 'static {
-    /// Makes a call, and tells the address of the server that answered.
+    /// Makes a call, and returns the address of the server that answered.
     fn echo(
         self,
         request: Request<EchoRequest>,

@@ -142,5 +142,5 @@ pub(crate) fn name(code: Code) -> &'static str {
     }
 }
 
-/// Significant digits of a latency: three tell 1.00 ms from 1.01 ms.
+/// Significant digits of a latency: three separate 1.00 ms from 1.01 ms.
 const LATENCY_DIGITS: u8 = 3;

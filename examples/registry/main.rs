@@ -1,4 +1,4 @@
-//! A look into a registry, and an order to one of its servers: `print.rs` shows it to people or to programs.
+//! A look into a registry, and an order to one of its servers: `print.rs` shows it as columns or as JSON.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -29,16 +29,16 @@ mod shared;
 /// How often a watch of all services looks for new ones.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long a server that is told to leave may take.
+/// How long a server that is asked to leave may take.
 const LEAVE_LIMIT: Duration = Duration::from_secs(5);
 
 /// How often it is looked at meanwhile.
 const LEAVE_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Looks into a registry, and tells servers to leave.
+/// Looks into a registry, and asks servers to leave.
 ///
-/// Exits with 0 if it did what it was told; with 1 if etcd failed, nothing of that name or address is registered, or a
-/// server did not leave; with 2 if the command line is wrong.
+/// Exits with 0 if it did what it was asked to; with 1 if etcd failed, nothing of that name or address is registered,
+/// or a server did not leave; with 2 if the command line is wrong.
 #[derive(Parser)]
 #[command(name = "registry")]
 struct Flags {
@@ -65,7 +65,7 @@ enum Command {
         /// The service's name
         service: Option<String>,
     },
-    /// Tells a server to leave: it is struck out and gets no new calls, but serves on
+    /// Asks a server to leave: it is struck out and gets no new calls, but serves on
     Drain {
         /// Where the server is registered, as host:port
         address: Address,
@@ -78,19 +78,19 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // In front of the command or behind it: nobody remembers which.
+    // In front of the command or behind it: both are easy to type.
     let command = Flags::command().mut_args(|flag| flag.global(true));
     let flags = Flags::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
     shared::log_to_stderr(flags.command.log());
     match run(flags).await {
-        // Who reads us has seen enough, as `head` does.
+        // The reader of the output has seen enough, as `head` does.
         Err(Failure::Run(error)) if is_closed_pipe(&*error) => ExitCode::SUCCESS,
         ended => shared::exit_code::<Flags>(ended),
     }
 }
 
 impl Command {
-    /// What is logged: an etcd that does not answer is the error of those who ask once.
+    /// What is logged: an etcd that does not answer is the error of the commands that ask once.
     fn log(&self) -> &'static str {
         match self {
             Self::Watch { .. } => "warn",

@@ -124,7 +124,7 @@ fn lease(member: &Member) -> String {
     format!("{:x}", member.lease())
 }
 
-/// Anybody can write tags, and a terminal obeys control characters.
+/// Any program can write tags, and a terminal obeys control characters.
 fn tags(tags: &BTreeMap<String, String>) -> String {
     let tags: Vec<String> = tags.iter().map(|(name, value)| format!("{name}={value}")).collect();
     tags.join(" ").escape_debug().to_string()

@@ -1,4 +1,4 @@
-//! A change of a service as the programs tell it that follow one.
+//! A change of a service, as the programs that follow one print it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{SystemTime, UNIX_EPOCH};

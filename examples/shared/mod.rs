@@ -168,7 +168,7 @@ fn with_causes(error: &dyn Error) -> String {
     message
 }
 
-/// Prints one JSON line to standard output, now: whoever reads it acts on it.
+/// Prints one JSON line to standard output, now: its reader acts on it.
 pub(crate) fn print_line(line: &impl Serialize) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     serde_json::to_writer(&mut stdout, line)?;

@@ -1,5 +1,5 @@
-//! What stands in etcd, to an instance: each format reads any key and value without a panic, what it reads it can write,
-//! and what it wrote it reads back.
+//! What stands in etcd, to an instance: each format reads any key and value without a panic, what it reads it can
+//! write, and what it wrote it reads back.
 
 #![no_main]
 

@@ -10,9 +10,9 @@ use super::subchannel::InstanceStatus;
 
 /// The instances of a channel each time that something about them changes.
 ///
-/// Changes of membership, connectivity, ejection, weights and tags count; in-flight counts and latencies are as they are
-/// at the moment. A slow reader misses intermediate states, never the last one. Ends when the channel's last clone is
-/// dropped.
+/// Changes of membership, connectivity, ejection, weights and tags count; in-flight counts and latencies are as they
+/// are at the moment. A slow reader misses intermediate states, never the last one. Ends when the channel's last clone
+/// is dropped.
 pub struct InstanceChanges {
     queue: Arc<PickQueue>,
     changed: watch::Receiver<()>,

@@ -1,4 +1,5 @@
-//! How long a call may take: from its `grpc-timeout` header or the channel's default, counted from the moment of the call.
+//! How long a call may take: from its `grpc-timeout` header or the channel's default, counted from the moment of the
+//! call.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

@@ -1,22 +1,23 @@
-//! Calls go in, and each goes to one of the instances of a service: the balanced channel. It knows instances, not the registry
-//! that they come from.
+//! Calls go in, and each goes to one of the instances of a service: the balanced channel. It knows instances, not the
+//! registry that they come from.
 
 // A room imports only from rooms below it.
 //
 // | floor | room | what flows through it |
 // | --- | --- | --- |
-// | 6 | `builder` | options -> a running channel |
-// | 5 | this file, `changes` | a request -> a response; ready sets -> what people watch |
-// | 4 | `call` | one request -> attempts -> one response; knows no balancer |
-// | 4 | `balancer` | snapshots and feedback -> ready sets; knows no call |
-// | 3 | `picks` | where both meet: the published ready set, a pick for each call, the wait queue |
-// | 2 | `subchannel` | one instance: its state machine, its connection, its feedback |
-// | 2 | `service_config` | JSON -> policies, retries, options of methods |
-// | 1 | `policy` | candidates -> an index |
-// | 1 | `outlier` | outcomes -> ejections |
-// | 1 | `config` | options of calls |
-// | 1 | `transport` | an address -> an HTTP/2 connection -> its end; names h2 alone |
-// | 0 | `deadline`, `sync` | timeouts; primitives that loom replaces |
+// | 9 | `builder` | options -> a running channel |
+// | 8 | this file | a request -> a response |
+// | 7 | `changes` | ready sets -> what people watch |
+// | 7 | `call` | one request -> attempts -> one response; knows no balancer |
+// | 7 | `balancer` | snapshots and feedback -> ready sets; knows no call |
+// | 6 | `picks` | where both meet: the published ready set, a pick for each call, the wait queue |
+// | 5 | `subchannel` | one instance: its state machine, its connection, its feedback |
+// | 5 | `service_config` | JSON -> policies, retries, options of methods |
+// | 4 | `policy` | candidates -> an index |
+// | 4 | `outlier` | outcomes -> ejections |
+// | 4 | `config` | options of calls |
+// | 4 | `transport` | an address -> an HTTP/2 connection -> its end; names h2 alone |
+// | 3 | `deadline`, `sync` | timeouts; primitives that loom replaces |
 
 mod balancer;
 mod builder;
@@ -52,8 +53,9 @@ pub use self::subchannel::{Connectivity, InstanceStatus};
 
 /// A gRPC channel that balances over the instances of a service, for any generated client.
 ///
-/// It holds a connection to every instance, or to a [subset](ChannelBuilder::subset) of them, and sends each call to one that is
-/// READY, picked by a [`Policy`](crate::policy::Policy). Clones are cheap and share everything; the channel closes when the last is dropped, and its connections with the last of their calls.
+/// It holds a connection to every instance, or to a [subset](ChannelBuilder::subset) of them, and sends each call to
+/// one that is READY, picked by a [`Policy`](crate::policy::Policy). Clones are cheap and share everything; the channel
+/// closes when the last is dropped, and its connections with the last of their calls.
 ///
 /// - **Instances that come and go** are followed at once, also while the channel is idle. One that announced its leave
 ///   gets calls only while nothing else is READY. Streams to a removed one may finish, within a
@@ -63,10 +65,10 @@ pub use self::subchannel::{Connectivity, InstanceStatus};
 ///   [eject](crate::outlier::OutlierDetection) an instance that still takes calls.
 /// - **A call that provably reached no handler** goes to another instance, with its body if that is at most 64 KiB.
 ///   Any other failure is the caller's to judge.
-/// - **Without any READY instance** calls wait while a first attempt is under way, and fail with UNAVAILABLE at once when
-///   the set is empty or every instance failed, unless they [wait for ready](WaitForReady).
-/// - **Deadlines** ([`tonic::Request::set_timeout`], or the channel's [default](ChannelBuilder::timeout)) count from the
-///   call until the end of the response, waiting and connecting included. A missed one is `DEADLINE_EXCEEDED`.
+/// - **Without any READY instance** calls wait while a first attempt is under way, and fail with UNAVAILABLE at once
+///   when the set is empty or every instance failed, unless they [wait for ready](WaitForReady).
+/// - **Deadlines** ([`tonic::Request::set_timeout`], or the channel's [default](ChannelBuilder::timeout)) count from
+///   the call until the end of the response, waiting and connecting included. A missed one is `DEADLINE_EXCEEDED`.
 /// - **Dropping** a call or its response cancels it at the server at once.
 /// - **The chosen instance** is in the response's extensions, as an `Arc<Instance>`.
 ///
@@ -98,8 +100,8 @@ impl BalancedChannel {
         self.handle.queue.connectivity()
     }
 
-    /// Waits until a call could be sent, for however long that takes: put a time limit around it where that matters. Returns also
-    /// when the channel has ended with the runtime that built it.
+    /// Waits until a call could be sent, for however long that takes: put a time limit around it where that matters.
+    /// Returns also when the channel has ended with the runtime that built it.
     ///
     /// # Cancel safety
     ///

@@ -22,9 +22,9 @@ use super::{DecodeError, Decoded, Entry, Format, WEIGHT, address, metadata, weig
 /// readers ignore.
 ///
 /// Weight and tags are in `Metadata`, and that is `null` unless there are tags or a weight other than
-/// [`Instance::DEFAULT_WEIGHT`](crate::Instance::DEFAULT_WEIGHT). **Set neither where old grpc-go clients read along:** with an old version
-/// of etcd's package they panic on an object there ("comparing uncomparable type map"). A tag named `weight` cannot be
-/// told from the weight, and is not written.
+/// [`Instance::DEFAULT_WEIGHT`](crate::Instance::DEFAULT_WEIGHT). **Set neither where old grpc-go clients read along:**
+/// with an old version of etcd's package they panic on an object there ("comparing uncomparable type map"). A tag named
+/// `weight` cannot be told from the weight, and is not written.
 ///
 /// **Under a prefix a grpc-go client has to name an authority**, with `grpc.WithAuthority("echo")`. Left to itself it
 /// sends the whole target, `{prefix}%2Fecho`, which is none to hyper: the server resets each call with

@@ -25,13 +25,13 @@ use crate::instance::Address;
 /// - **Endpoints**: one is written, `grpc://`, and the first of that scheme is read. [`secure`](Self::secure) makes
 ///   both `grpcs://`.
 /// - **Tags** are the metadata. The tag `version` is Kratos' version, by which its clients can filter.
-/// - **Weight**: the metadata `weight`, in digits. [`Instance::DEFAULT_WEIGHT`](crate::Instance::DEFAULT_WEIGHT) is not stated, so that
-///   Kratos counts a server with that weight as it counts its own without one: 100. Where some servers state a weight,
-///   let all of them, and none of 10; or read as Kratos does, with
+/// - **Weight**: the metadata `weight`, in digits. [`Instance::DEFAULT_WEIGHT`](crate::Instance::DEFAULT_WEIGHT) is not
+///   stated, so that Kratos counts a server with that weight as it counts its own without one: 100. Where some servers
+///   state a weight, let all of them, and none of 10; or read as Kratos does, with
 ///   [`default_weight(100)`](crate::RegistryBuilder::default_weight). A tag named `weight` is not written.
 ///
-/// Reading follows Go's JSON decoder, as with [`Kitex`](crate::format::Kitex). A value without an endpoint of the scheme, such
-/// as that of a service with HTTP alone, is skipped.
+/// Reading follows Go's JSON decoder, as with [`Kitex`](crate::format::Kitex). A value without an endpoint of the
+/// scheme, such as that of a service with HTTP alone, is skipped.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Kratos {
     secure: bool,

@@ -186,8 +186,8 @@ pub struct RegistryBuilder {
 
 impl RegistryBuilder {
     /// What every key begins with. Defaults to the format's own: `kitex/registry-etcd` for [`Kitex`], `/microservices`
-    /// for
-    /// [`Kratos`](crate::format::Kratos), nothing for [`EtcdNaming`](crate::format::EtcdNaming) and [`GoZero`](crate::format::GoZero).
+    /// for [`Kratos`](crate::format::Kratos), nothing for [`EtcdNaming`](crate::format::EtcdNaming) and
+    /// [`GoZero`](crate::format::GoZero).
     ///
     /// A slash at the end changes nothing, one at the beginning is kept.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
@@ -195,8 +195,8 @@ impl RegistryBuilder {
         self
     }
 
-    /// How instances look in etcd: [`Kitex`], [`EtcdNaming`](crate::format::EtcdNaming), [`GoZero`](crate::format::GoZero),
-    /// [`Kratos`](crate::format::Kratos), or one of your own. Defaults to [`Kitex`].
+    /// How instances look in etcd: [`Kitex`], [`EtcdNaming`](crate::format::EtcdNaming),
+    /// [`GoZero`](crate::format::GoZero), [`Kratos`](crate::format::Kratos), or one of your own. Defaults to [`Kitex`].
     pub fn format(mut self, format: impl Format) -> Self {
         self.format = Arc::new(format);
         self

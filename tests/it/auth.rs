@@ -23,7 +23,7 @@ pub(crate) const PASSWORD: &str = "the-servers-own-password";
 /// The password of the user `root`.
 pub(crate) const ADMIN: &str = "the-tests-own-password";
 
-/// Makes the user `server` with [`PASSWORD`], who may do everything below the default prefix and nothing else.
+/// Adds the user `server` with [`PASSWORD`], with every permission below the default prefix and no other.
 pub(crate) async fn add_users(etcd: &Etcd) {
     let done = "etcd sets up its users";
     let mut client = etcd.client().await;
@@ -70,7 +70,7 @@ async fn a_role_for_the_prefix_is_enough_to_register_and_to_be_found() {
 }
 
 #[tokio::test]
-async fn a_stranger_that_refuses_the_credentials_does_not_keep_them_from_the_others() {
+async fn a_stranger_that_refuses_the_credentials_does_not_block_the_others() {
     let (etcd, stranger) = (with_auth().await, with_auth().await);
     let mut client = admin(&stranger).await;
     client.user_change_password("server", "another").await.expect("root may do that");
@@ -78,7 +78,7 @@ async fn a_stranger_that_refuses_the_credentials_does_not_keep_them_from_the_oth
     let registry = Registry::builder([one.url(), stranger.url(), two.url()]).auth("server", PASSWORD);
     let registry = registry.build().expect("a good registry");
     let mut discover = registry.discover("echo").expect("a good name");
-    // Whichever was asked first, the stranger has been asked when this is known.
+    // Whichever member was asked first, the stranger has been asked when the list is known.
     timeout(LIMIT, discover.ready()).await.expect("two of them take the credentials");
     let begin = Instant::now();
     let server = EchoServer::registered(&registry, "echo").await;
@@ -90,7 +90,7 @@ async fn a_stranger_that_refuses_the_credentials_does_not_keep_them_from_the_oth
     server.stop().await;
     let gone = async || discover.snapshot().is_some_and(|snapshot| snapshot.is_empty());
     eventually("its leave is seen", LIMIT, gone).await;
-    assert!(begin.elapsed() < Duration::from_secs(20), "nobody waited for the 30 s: {:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(20), "no login waited for the 30 s: {:?}", begin.elapsed());
 }
 
 #[tokio::test]
@@ -104,7 +104,7 @@ async fn wrong_credentials_wait_and_are_not_shown() {
         .expect_err("a wrong password registers nothing");
     assert_eq!(server.registration().status(), RegistrationStatus::Registering);
     let asked = wrong.services().await;
-    assert!(matches!(asked, Err(RegistryError::Denied { .. })), "who asks is told by a type: {asked:?}");
+    assert!(matches!(asked, Err(RegistryError::Denied { .. })), "the caller gets a typed error: {asked:?}");
     assert!(!format!("{asked:?}").contains("canary"));
     let logins = started(&etcd, "Authenticate").await;
     assert_eq!(logins, 1, "refused credentials are not tried again at once");
@@ -122,7 +122,7 @@ async fn authentication_that_is_switched_on_while_they_run_costs_nothing() {
 
     add_users(&etcd).await;
     etcd.client().await.auth_enable().await.expect("etcd switches authentication on");
-    // All streams are opened anew, and now etcd wants to know who asks.
+    // All streams are opened anew, and now etcd wants a login.
     proxy.reset();
     eventually("all connections are gone", LIMIT, async || proxy.open() == 0).await;
     proxy.forward();
@@ -157,7 +157,7 @@ async fn tokens_that_become_invalid_under_an_open_connection_are_renewed() {
 }
 
 #[tokio::test]
-async fn a_silent_member_delays_nobody_for_longer_than_one_login() {
+async fn a_silent_member_costs_no_more_than_the_time_of_one_login() {
     let etcd = with_auth().await;
     let proxy = Proxy::start(etcd.address()).await;
     proxy.black_hole();
@@ -184,7 +184,7 @@ async fn a_silent_member_delays_nobody_for_longer_than_one_login() {
     server.stop().await;
 }
 
-/// A registration at an address where nobody listens, with options of the test's.
+/// A registration at an address where nothing listens, with options of the test's.
 fn started_with(registry: &Registry, checks: Duration, attempts: u32) -> Registration {
     let instance = Instance::new("echo", SocketAddr::from(([127, 0, 0, 1], 1001)));
     let builder = registry.registration(instance).check_interval(checks).max_attempts(attempts);
@@ -216,7 +216,7 @@ async fn expires_unnoticed(etcd: Etcd) {
     eventually("tokens are replaced", LIMIT, async || started(&etcd, "Authenticate").await >= first + 3).await;
     assert_eq!(registration.status(), before, "the registration noticed nothing");
     registration.update(|instance| instance.weight(50)).expect("a good weight");
-    assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight, 50, "nor did who watches");
+    assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight, 50, "nor did the watch");
     registration.deregister().await;
     changes.expect_remove("127.0.0.1:1001").await;
     assert!(admin(&etcd).await.leases().await.expect("root may look").leases().is_empty(), "the lease is revoked");
@@ -286,7 +286,7 @@ async fn a_password_that_is_rotated_while_they_run_costs_nothing() {
 }
 
 #[tokio::test]
-async fn a_password_that_is_wrong_for_a_while_leaves_what_is_known_and_is_tried_twice_a_minute_at_most() {
+async fn a_wrong_password_removes_nothing_and_is_tried_at_most_twice_a_minute() {
     let etcd = with_auth().await;
     let (sender, password) = watch::channel(PASSWORD);
     let provider = move || {
@@ -308,7 +308,7 @@ async fn a_password_that_is_wrong_for_a_while_leaves_what_is_known_and_is_tried_
     let mut others: Vec<Changes> = ["one", "two", "three"].map(|name| Changes::of(&registry, name)).into();
     server.registration().update(|instance| instance.weight(50)).expect("a good weight");
     eventually("the wrong password is tried", LIMIT, async || started(&etcd, "Authenticate").await > logins).await;
-    assert!(changes.is_quiet_for(Duration::from_secs(3)).await, "nothing is removed");
+    assert!(changes.stays_quiet_for(Duration::from_secs(3)).await, "nothing is removed");
     assert_eq!(started(&etcd, "Authenticate").await, logins + 1, "all of them together ask once");
     assert_eq!(server.registration().status(), before, "the lease is kept over the open stream");
 
@@ -339,7 +339,7 @@ async fn a_provider_that_fails_is_asked_again_until_it_has_credentials() {
 }
 
 #[tokio::test]
-async fn a_role_that_was_revoked_removes_nothing_and_is_enough_again_once_it_is_granted() {
+async fn a_revoked_role_removes_nothing_and_is_enough_once_granted_again() {
     let etcd = with_auth().await;
     let registry = registry(etcd.url());
     let registration = started_with(&registry, Duration::from_secs(1), 0);
@@ -353,8 +353,8 @@ async fn a_role_that_was_revoked_removes_nothing_and_is_enough_again_once_it_is_
     assert!(reason.contains("permission denied"), "{reason}");
     // The looks at the key, one a second, are refused.
     let lists = started(&etcd, "Range").await;
-    assert!(changes.is_quiet_for(Duration::from_secs(5)).await, "nothing is removed");
-    assert!(started(&etcd, "Range").await <= lists + 2, "who was refused waits");
+    assert!(changes.stays_quiet_for(Duration::from_secs(5)).await, "nothing is removed");
+    assert!(started(&etcd, "Range").await <= lists + 2, "a refused login waits");
     assert_eq!(registration.status(), before, "the lease needs no role");
 
     admin(&etcd).await.user_grant_role("server", "registry").await.expect("root may grant it");

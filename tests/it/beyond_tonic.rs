@@ -96,7 +96,7 @@ async fn http_servers_join_answer_and_leave_without_a_failed_request() {
 }
 
 #[tokio::test]
-async fn a_layer_that_axum_applies_to_each_route_before_it_serves_registers_nothing_and_counts_all() {
+async fn a_layer_on_each_route_of_axum_registers_nothing_and_counts_all_calls() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
@@ -159,7 +159,7 @@ async fn an_axum_server_ends_soon_after_its_drain_limit_whatever_its_clients_do(
     end.expect("it ends without an error");
     // The limit, a quarter of a second for the answers, at most three seconds for etcd, and a slow machine.
     assert!(asked.elapsed() < Duration::from_secs(8), "it took {:?}", asked.elapsed());
-    assert!(never.answer().await.starts_with("HTTP/1.1 503"), "who got no answer is told to go elsewhere");
+    assert!(never.answer().await.starts_with("HTTP/1.1 503"), "an unanswered request gets a 503 to go elsewhere");
     let cut = unread.answer().await;
     assert!(!cut.ends_with("0\r\n\r\n"), "a body that was cut off does not look complete");
     drop(silent);

@@ -22,7 +22,7 @@ fn channel(registry: &Registry) -> BalancedChannel {
     registry.channel("echo").build().expect("the defaults make a channel")
 }
 
-/// One call, and who answered it.
+/// One call, and the address that answered it.
 async fn call(channel: &BalancedChannel) -> Result<String, Status> {
     let mut request = Request::new(EchoRequest { message: "hi".into() });
     request.set_timeout(LIMIT);
@@ -51,7 +51,7 @@ async fn a_thousand_channels_of_one_service_share_one_watch() {
 }
 
 #[tokio::test]
-async fn calls_spread_over_all_servers_by_weight_and_new_weights_keep_the_connections() {
+async fn calls_spread_by_weight_and_new_weights_keep_the_connections() {
     let etcd = Etcd::start().await;
     let registry = registry(&etcd);
     let backend = EchoServer::unregistered();
@@ -90,7 +90,7 @@ async fn calls_spread_over_all_servers_by_weight_and_new_weights_keep_the_connec
 async fn an_empty_service_fails_at_once_and_says_which_it_is() {
     let etcd = Etcd::start().await;
     let channel = channel(&registry(&etcd));
-    let status = call(&channel).await.expect_err("nobody is registered");
+    let status = call(&channel).await.expect_err("no server is registered");
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     for part in ["echo", "kitex/registry-etcd", "no instance is registered"] {
         assert!(status.message().contains(part), "{part:?} is missing in {:?}", status.message());

@@ -1,4 +1,4 @@
-//! What callers of the balanced channel notice when servers leave, crash and return, and when etcd does: next to nothing.
+//! What callers of the balanced channel notice when servers leave, crash and return, and when etcd does: little.
 
 use std::time::{Duration, Instant};
 
@@ -144,7 +144,7 @@ async fn an_etcd_that_is_killed_and_comes_back_fails_no_call() {
 }
 
 #[tokio::test]
-async fn while_the_only_server_restarts_calls_fail_at_once_and_succeed_within_a_second_of_its_return() {
+async fn calls_fail_at_once_while_the_only_server_restarts_then_succeed_in_1_s() {
     let etcd = Etcd::start().await;
     let registry = registry(&etcd);
     let mut server = Server::start(&etcd).await;
@@ -168,7 +168,7 @@ async fn while_the_only_server_restarts_calls_fail_at_once_and_succeed_within_a_
 }
 
 #[tokio::test]
-async fn without_etcd_at_the_start_calls_end_with_a_reason_and_succeed_once_it_is_there() {
+async fn without_etcd_at_the_start_calls_end_with_a_reason_and_succeed_later() {
     let etcd = Etcd::start().await;
     let server = EchoServer::unregistered();
     let address = server.address().to_string();
@@ -177,11 +177,11 @@ async fn without_etcd_at_the_start_calls_end_with_a_reason_and_succeed_once_it_i
     let channel = channel(&registry(&etcd));
 
     let (deadline, begin) = (Duration::from_millis(300), Instant::now());
-    let status = call(&channel, deadline).await.expect_err("nobody is known");
+    let status = call(&channel, deadline).await.expect_err("no server is known");
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
     assert!(begin.elapsed() < deadline + AT_ONCE, "its deadline counts: it took {:?}", begin.elapsed());
 
-    let status = call(&channel, LIMIT).await.expect_err("nobody is known");
+    let status = call(&channel, LIMIT).await.expect_err("no server is known");
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     assert!(begin.elapsed() < Duration::from_secs(5) + AT_ONCE, "it waited for {:?}", begin.elapsed());
     names_the_place(&status);
@@ -195,7 +195,7 @@ async fn without_etcd_at_the_start_calls_end_with_a_reason_and_succeed_once_it_i
 }
 
 #[tokio::test]
-async fn servers_that_are_all_killed_are_no_longer_called_although_the_list_keeps_them() {
+async fn killed_servers_are_no_longer_called_although_the_list_keeps_them_all() {
     let etcd = Etcd::start().await;
     let mut servers = [Server::start(&etcd).await, Server::start(&etcd).await, Server::start(&etcd).await];
     let channel = channel(&registry(&etcd));
@@ -205,7 +205,7 @@ async fn servers_that_are_all_killed_are_no_longer_called_although_the_list_keep
         server.process.kill();
     }
     let empty = async || channel.state() == Connectivity::TransientFailure;
-    eventually("the channel has nobody to call", LIMIT, empty).await;
+    eventually("the channel has no server to call", LIMIT, empty).await;
     assert_eq!(etcd.keys(&format!("{PREFIX}/echo/")).await.len(), 3, "etcd still believes in them");
     fails_at_once(&channel).await;
 
@@ -240,10 +240,10 @@ fn code(answer: &Result<String, Status>) -> Option<Code> {
     answer.as_ref().err().map(Status::code)
 }
 
-/// A call that nobody can answer, and which waits for nothing.
+/// A call that no server can answer, and that waits for nothing.
 async fn fails_at_once(channel: &BalancedChannel) -> Status {
     let begin = Instant::now();
-    let status = call(channel, LIMIT).await.expect_err("nobody is there");
+    let status = call(channel, LIMIT).await.expect_err("no server is there");
     assert!(begin.elapsed() < AT_ONCE, "it took {:?}", begin.elapsed());
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     names_the_place(&status);
@@ -277,7 +277,7 @@ struct Server {
 impl Server {
     /// Starts it, and waits until it is registered.
     async fn start(etcd: &Etcd) -> Self {
-        // Not a port that the kernel picks: that could be another's while the server is away.
+        // Not a port that the kernel picks: that could be another's while the server is down.
         let address = format!("127.0.0.1:{}", free_port());
         let process = Self::launch(etcd, &address).await;
         Self { address, process }

@@ -21,7 +21,7 @@ use crate::support::server::proto::echo::echo_server::{Echo, EchoServer};
 use crate::support::server::proto::echo::{EchoReply, EchoRequest};
 
 #[tokio::test]
-async fn a_fast_call_finishes_after_the_signal_and_the_server_does_not_wait_for_the_limit() {
+async fn a_fast_call_finishes_after_the_signal_and_ends_the_drain_early() {
     let mut server = Running::start(Duration::from_secs(60));
     let mut client = server.client().await;
     let call = tokio::spawn(async move { client.unary_echo(message("slow")).await });
@@ -112,7 +112,7 @@ async fn peers_that_say_nothing_do_not_keep_the_server() {
     let mut idle = server.peer().await;
     idle.write_all(http2::PREFACE).await.expect("the server reads");
     idle.write_all(&http2::SETTINGS).await.expect("the server reads");
-    // Its SETTINGS tell that it knows of the last; the first two came before.
+    // The server's SETTINGS show that it accepted the last connection; the first two came before.
     idle.read_exact(&mut [0; 9]).await.expect("the server answers");
 
     server.stop();
@@ -157,14 +157,14 @@ async fn a_handler_sees_the_address_of_its_peer() {
 
 const LIMIT: Duration = Duration::from_millis(300);
 
-/// From the signal to the end of `serve`: the drain limit, 250 ms for the sockets, the 3 s that a registration may take to
-/// find out that etcd is away, and a slow machine.
+/// From the signal to the end of `serve`: the drain limit, 250 ms for the sockets, the 3 s that a registration may take
+/// to find out that etcd is unreachable, and a slow machine.
 const PATIENCE: Duration = Duration::from_secs(8);
 
 /// Enough for an endless stream to fill each window and buffer on its way; less makes a test easier, not wrong.
 const FILLED: Duration = Duration::from_millis(50);
 
-/// A server whose etcd is away, which changes nothing for its calls.
+/// A server without a reachable etcd, which changes nothing for its calls.
 struct Running {
     address: SocketAddr,
     registration: Registration,
@@ -299,7 +299,7 @@ impl Echo for Handlers {
         let report = self.report.clone();
         tokio::spawn(async move {
             if first.message == "read" {
-                // Whether anyone is there to hear it is the test's own affair.
+                // Only some tests keep the receiver.
                 let _ = report.send(requests.message().await);
             }
             let _kept = requests;

@@ -1,4 +1,4 @@
-//! While etcd is away nothing changes for the clients, and everything is in place when it is back.
+//! While etcd is unreachable nothing changes for the clients, and everything is in place when it is back.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn no_change_reaches_the_stream_when_etcd_restarts_on_its_data() {
 }
 
 #[tokio::test]
-async fn no_change_reaches_the_stream_when_etcd_was_dead_for_longer_than_the_ttl() {
+async fn no_change_is_reported_when_etcd_was_dead_for_longer_than_the_ttl() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let server =
@@ -40,7 +40,7 @@ async fn no_change_reaches_the_stream_when_etcd_was_dead_for_longer_than_the_ttl
     let mut client = EchoClient::new(channel);
 
     etcd.kill();
-    assert!(changes.is_quiet_for(Duration::from_secs(5)).await, "nothing is told while etcd is away");
+    assert!(changes.stays_quiet_for(Duration::from_secs(5)).await, "nothing is reported while etcd is unreachable");
     let reply = client.unary_echo(EchoRequest { message: "hi".into() }).await.expect("calls go on without etcd");
     assert_eq!(reply.into_inner().address, server.address().to_string());
     etcd.restart().await;
@@ -54,7 +54,7 @@ async fn no_change_reaches_the_stream_when_etcd_was_dead_for_longer_than_the_ttl
 }
 
 #[tokio::test]
-async fn no_change_reaches_the_stream_when_etcd_is_frozen_for_longer_than_the_ttl() {
+async fn no_change_is_reported_when_etcd_is_frozen_for_longer_than_the_ttl() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let start = || {
@@ -68,10 +68,10 @@ async fn no_change_reaches_the_stream_when_etcd_is_frozen_for_longer_than_the_tt
     let leases = etcd.leases().await;
 
     etcd.freeze();
-    let quiet = changes.is_quiet_for(Duration::from_secs(6)).await;
+    let quiet = changes.stays_quiet_for(Duration::from_secs(6)).await;
     etcd.resume();
 
-    assert!(quiet, "nothing is told while etcd is away");
+    assert!(quiet, "nothing is reported while etcd is unreachable");
     let all_new = async || {
         let now = etcd.leases().await;
         now.len() == 3 && now.iter().all(|lease| !leases.contains(lease)) && etcd.keys("").await.len() == 3
@@ -107,7 +107,7 @@ async fn no_change_reaches_the_stream_when_etcd_comes_back_wiped() {
 }
 
 #[tokio::test]
-async fn no_change_reaches_the_stream_and_no_call_fails_when_etcd_is_restored_from_a_copy() {
+async fn no_change_is_reported_and_no_call_fails_when_etcd_is_restored() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let start = || {
@@ -211,7 +211,7 @@ async fn a_change_of_the_very_revision_that_is_compacted_is_not_missed() {
 }
 
 #[tokio::test]
-async fn losing_each_member_of_three_in_turn_loses_no_registration_and_no_change() {
+async fn losing_each_of_three_members_in_turn_loses_no_registration_or_change() {
     let cluster = Cluster::start().await;
     let registry = Registry::builder(cluster.urls()).build().expect("a good registry");
     let start = || {
@@ -226,7 +226,7 @@ async fn losing_each_member_of_three_in_turn_loses_no_registration_and_no_change
         cluster.member(index).kill();
         let another = start();
         changes.expect_insert(another.address()).await;
-        let quiet = changes.is_quiet_for(Duration::from_secs(6)).await;
+        let quiet = changes.stays_quiet_for(Duration::from_secs(6)).await;
         assert!(quiet, "no registration ends although its TTL of 5 s has passed");
         another.stop().await;
         changes.next().await;
@@ -244,7 +244,7 @@ async fn a_client_that_starts_does_not_wait_for_a_frozen_member() {
     let mut urls = cluster.urls();
     let frozen = urls.remove(follower);
     cluster.member(follower).freeze();
-    // Whoever is asked first, each registry has the frozen member in it.
+    // Whichever member is asked first, each registry has the frozen one in it.
     for _ in 0..6 {
         let registry = Registry::builder([frozen.clone(), urls[0].clone()]).build().expect("a good registry");
         let started = std::time::Instant::now();

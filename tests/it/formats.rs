@@ -27,10 +27,10 @@ async fn written_and_called(format: impl Format) -> (String, String, i64, String
         registry.registration(Instance::new("echo", address).weight(20).tag("zone", "a").tag("version", "v1"))
     });
     let address = server.address().to_string();
-    server.registration().registered().await.expect("nobody takes it out");
+    server.registration().registered().await.expect("it is not deregistered");
     let (key, value, lease) = etcd.keys("").await.pop().expect("the server is registered");
     let status = RegistrationStatus::Registered { key: key.clone(), lease };
-    assert_eq!(server.registration().status(), status, "the status tells the key");
+    assert_eq!(server.registration().status(), status, "the status has the key");
 
     let channel = registry.channel("echo").build().expect("a good channel");
     tokio::time::timeout(LIMIT, channel.ready()).await.expect("the channel finds the server");
@@ -192,7 +192,7 @@ async fn a_new_value_on_a_go_zero_key_swaps_the_instance() {
 }
 
 #[tokio::test]
-async fn a_go_zero_server_that_lost_its_lease_is_back_under_the_key_of_the_next_one() {
+async fn a_go_zero_server_that_lost_its_lease_is_back_under_the_next_leases_key() {
     let etcd = Etcd::start().await;
     let registry = registry(&etcd, GoZero);
     let server = EchoServer::registered(&registry, "echo").await;
@@ -230,7 +230,7 @@ async fn a_go_zero_key_that_is_deleted_or_overwritten_is_put_back_as_it_was() {
 }
 
 #[tokio::test]
-async fn a_go_zero_server_can_be_paused_and_resumed_also_after_its_lease_was_lost() {
+async fn a_go_zero_server_can_be_paused_and_resumed_even_after_a_lost_lease() {
     let etcd = Etcd::start().await;
     let server = EchoServer::registered(&registry(&etcd, GoZero), "echo").await;
     let (key, _, lease) = etcd.keys("").await.pop().expect("the server is registered");
@@ -324,7 +324,7 @@ async fn a_kratos_server_keeps_its_key_when_it_loses_its_lease() {
 }
 
 #[tokio::test]
-async fn the_draining_mark_of_an_operator_drains_a_server_in_every_format_that_has_one() {
+async fn an_operators_draining_mark_drains_in_every_format_that_has_one() {
     let etcd = Etcd::start().await;
     for registry in [registry(&etcd, EtcdNaming), registry(&etcd, Kratos::new())] {
         let server = EchoServer::registered(&registry, "echo").await;
@@ -344,7 +344,7 @@ async fn the_draining_mark_of_an_operator_drains_a_server_in_every_format_that_h
 }
 
 #[tokio::test]
-async fn the_example_programs_find_each_other_in_every_format_and_in_several_at_once() {
+async fn the_example_programs_find_each_other_in_every_format_and_in_several() {
     let etcd = Etcd::start().await;
     for (theirs, ours, keys) in
         [("etcd", "etcd", 1), ("go-zero", "go-zero", 1), ("kratos", "kratos", 1), ("kitex,kratos", "etcd,kratos", 2)]

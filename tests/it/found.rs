@@ -89,7 +89,7 @@ async fn a_snapshot_can_be_waited_for_and_looked_at() {
     let mut discover = registry.discover("echo").expect("a good name");
     let snapshot = discover.ready().await;
     assert_eq!(snapshot.len(), 1);
-    assert!(snapshot.revision() > 1, "it tells its revision");
+    assert!(snapshot.revision() > 1, "it has its revision");
     let member = snapshot.get(server.registration().address()).expect("the server is in it");
     assert_eq!(member.instance().address, *server.registration().address());
     let address = server.registration().address().clone();
@@ -139,7 +139,7 @@ async fn the_example_programs_find_each_other() {
 }
 
 #[tokio::test]
-async fn the_example_client_prefers_a_zone_uses_a_subset_and_calls_by_key_as_it_is_told() {
+async fn the_example_clients_flags_set_its_zone_its_subset_and_its_keys() {
     let etcd = Etcd::start().await;
     let mut servers = Vec::new();
     for zone in ["rack=a", "rack=a", "rack=b"] {
@@ -171,7 +171,7 @@ async fn the_example_client_prefers_a_zone_uses_a_subset_and_calls_by_key_as_it_
 }
 
 #[tokio::test]
-async fn the_example_client_retries_as_it_is_told_by_a_flag_or_a_service_config() {
+async fn the_example_client_retries_by_a_flag_or_a_service_config() {
     let etcd = Etcd::start().await;
     let mut servers = Vec::new();
     for percent in ["50", "0"] {
@@ -210,7 +210,7 @@ async fn the_example_client_retries_as_it_is_told_by_a_flag_or_a_service_config(
 }
 
 #[tokio::test]
-async fn a_client_fails_at_once_while_nobody_is_there_unless_it_is_told_to_wait() {
+async fn without_servers_a_client_fails_at_once_unless_it_waits_for_ready() {
     let etcd = Etcd::start().await;
     let flags = ["--etcd", &etcd.url(), "--count", "3", "--timeout", "200"];
     for (wait, code) in [(&[][..], "UNAVAILABLE"), (&["--wait-for-ready"], "DEADLINE_EXCEEDED")] {

@@ -14,7 +14,7 @@ use crate::support::server::EchoServer;
 use crate::support::{LIMIT, eventually};
 
 #[tokio::test]
-async fn a_watch_in_a_black_hole_is_noticed_within_twenty_seconds_and_a_keepalive_in_two() {
+async fn a_black_hole_is_noticed_by_a_watch_in_20_s_and_by_a_keepalive_in_2_s() {
     let etcd = Etcd::start().await;
     let proxies = [Proxy::start(etcd.address()).await, Proxy::start(etcd.address()).await];
     let registry = Registry::builder(proxies.iter().map(Proxy::url)).build().expect("a good registry");
@@ -39,7 +39,7 @@ async fn a_watch_in_a_black_hole_is_noticed_within_twenty_seconds_and_a_keepaliv
 }
 
 #[tokio::test]
-async fn an_etcd_without_space_keeps_its_leases_and_is_asked_every_ten_seconds_for_new_ones() {
+async fn an_etcd_without_space_keeps_its_leases_and_is_asked_again_every_10_s() {
     let etcd = Etcd::builder().arg("--quota-backend-bytes=16777216").start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let start = || {
@@ -47,7 +47,7 @@ async fn an_etcd_without_space_keeps_its_leases_and_is_asked_every_ten_seconds_f
         EchoServer::start(|address| registry.registration(Instance::new("echo", address)).ttl(ttl))
     };
     let early = start();
-    early.registration().registered().await.expect("nobody takes it out");
+    early.registration().registered().await.expect("it is not deregistered");
     let lease = etcd.leases().await;
     let mut client = etcd.client().await;
     let mut fill = 0;
@@ -62,7 +62,10 @@ async fn an_etcd_without_space_keeps_its_leases_and_is_asked_every_ten_seconds_f
     tokio::time::sleep(Duration::from_secs(7)).await;
     assert_eq!(started(&etcd, "LeaseGrant").await, before + 1, "and leaves etcd alone then");
     assert_eq!(late.registration().status(), RegistrationStatus::Registering);
-    assert!(matches!(early.registration().status(), RegistrationStatus::Registered { .. }), "who is in stays in");
+    assert!(
+        matches!(early.registration().status(), RegistrationStatus::Registered { .. }),
+        "a registered server stays in"
+    );
     assert_eq!(etcd.leases().await, lease, "its lease is kept, and no other was granted");
 
     for n in 0..fill {

@@ -21,7 +21,7 @@ use crate::support::{LIMIT, eventually};
 
 const SERVICE: &str = "echo.Echo";
 
-/// An etcd, and a registration that is started and follows what the reporter is told of [`SERVICE`].
+/// An etcd, and a registration that is started and follows the reported status of [`SERVICE`].
 struct World {
     etcd: Etcd,
     registry: Registry,
@@ -46,16 +46,16 @@ impl World {
         Self { etcd, registry, reporter, registration, address }
     }
 
-    async fn tell(&self, status: ServingStatus) {
+    async fn set_status(&self, status: ServingStatus) {
         self.reporter.set_service_status(SERVICE, status).await;
     }
 
-    async fn is_registered(&self) {
+    async fn wait_registered(&self) {
         let registered = |status: &RegistrationStatus| matches!(status, RegistrationStatus::Registered { .. });
         reaches(&self.registration, "it is registered", registered).await;
     }
 
-    async fn is(&self, status: RegistrationStatus) {
+    async fn wait_status(&self, status: RegistrationStatus) {
         reaches(&self.registration, &format!("it is {status}"), |now| *now == status).await;
     }
 
@@ -67,7 +67,7 @@ impl World {
         eventually("there is one lease", LIMIT, one).await
     }
 
-    async fn has_no_key(&self) {
+    async fn assert_no_key(&self) {
         assert!(self.etcd.keys("").await.is_empty(), "the key is not there");
     }
 }
@@ -76,93 +76,93 @@ impl World {
 async fn a_server_is_held_back_until_it_serves_for_the_first_time() {
     let world = World::new().await;
     let mut changes = Changes::of(&world.registry, "echo");
-    world.is(RegistrationStatus::NotServing).await;
+    world.wait_status(RegistrationStatus::NotServing).await;
     let lease = world.lease().await;
-    // Of the whole server this is said from the start, and it does not count.
-    assert!(changes.is_quiet_for(Duration::from_millis(300)).await, "nobody said that the service serves");
+    // The whole server is reported as SERVING from the start, which does not count for the service.
+    assert!(changes.stays_quiet_for(Duration::from_millis(300)).await, "the service was not reported as SERVING");
     for status in [ServingStatus::NotServing, ServingStatus::Unknown] {
-        world.tell(status).await;
+        world.set_status(status).await;
     }
     changes.expect_nothing_before(&world.etcd, "127.0.0.1:1").await;
     world.etcd.delete("kitex/registry-etcd/echo/127.0.0.1:1").await;
     changes.expect_remove("127.0.0.1:1").await;
-    world.has_no_key().await;
+    world.assert_no_key().await;
 
-    world.tell(ServingStatus::Serving).await;
+    world.set_status(ServingStatus::Serving).await;
     changes.expect_insert(world.address).await;
-    world.is_registered().await;
+    world.wait_registered().await;
     assert_eq!(world.etcd.keys("").await[0].2, lease, "under the lease that was granted before");
     world.registration.deregister().await;
     assert!(world.etcd.leases().await.is_empty(), "nothing is left behind");
 }
 
 #[tokio::test]
-async fn a_server_that_stops_serving_is_taken_out_and_put_back_under_the_lease_it_had() {
+async fn a_server_that_stops_serving_is_taken_out_and_put_back_under_its_lease() {
     let mut world = World::new().await;
     let mut changes = Changes::of(&world.registry, "echo");
-    world.tell(ServingStatus::Serving).await;
+    world.set_status(ServingStatus::Serving).await;
     changes.expect_insert(world.address).await;
-    world.is_registered().await;
+    world.wait_registered().await;
     let before = world.etcd.keys("").await;
 
     for status in [Some(ServingStatus::NotServing), Some(ServingStatus::Unknown), None] {
         match status {
-            Some(status) => world.tell(status).await,
+            Some(status) => world.set_status(status).await,
             None => world.reporter.clear_service_status(SERVICE).await,
         }
         changes.expect_remove(world.address).await;
-        world.is(RegistrationStatus::NotServing).await;
-        world.has_no_key().await;
+        world.wait_status(RegistrationStatus::NotServing).await;
+        world.assert_no_key().await;
         assert_eq!(world.etcd.leases().await, [before[0].2], "the lease is kept");
 
-        world.tell(ServingStatus::Serving).await;
+        world.set_status(ServingStatus::Serving).await;
         changes.expect_insert(world.address).await;
-        world.is_registered().await;
+        world.wait_registered().await;
         assert_eq!(world.etcd.keys("").await, before, "as it was");
     }
     world.registration.deregister().await;
 }
 
 #[tokio::test]
-async fn a_pause_and_bad_health_are_two_reasons_to_be_out_and_neither_ends_the_other() {
+async fn a_pause_and_bad_health_each_keep_a_server_out_and_end_separately() {
     let world = World::new().await;
     let mut changes = Changes::of(&world.registry, "echo");
-    world.tell(ServingStatus::Serving).await;
+    world.set_status(ServingStatus::Serving).await;
     changes.expect_insert(world.address).await;
 
-    world.tell(ServingStatus::NotServing).await;
+    world.set_status(ServingStatus::NotServing).await;
     changes.expect_remove(world.address).await;
-    world.is(RegistrationStatus::NotServing).await;
+    world.wait_status(RegistrationStatus::NotServing).await;
     world.registration.pause();
-    world.is(RegistrationStatus::Paused).await;
+    world.wait_status(RegistrationStatus::Paused).await;
     world.registration.resume();
-    world.is(RegistrationStatus::NotServing).await;
+    world.wait_status(RegistrationStatus::NotServing).await;
 
     world.registration.pause();
-    world.is(RegistrationStatus::Paused).await;
-    world.tell(ServingStatus::Serving).await;
+    world.wait_status(RegistrationStatus::Paused).await;
+    world.set_status(ServingStatus::Serving).await;
     changes.expect_nothing_before(&world.etcd, "127.0.0.1:1").await;
     assert_eq!(world.registration.status(), RegistrationStatus::Paused, "health does not resume what was paused");
 
     world.registration.resume();
     changes.expect_insert(world.address).await;
-    world.is_registered().await;
+    world.wait_registered().await;
     world.registration.deregister().await;
 }
 
 #[tokio::test]
-async fn a_lease_that_is_lost_while_the_server_does_not_serve_is_replaced_without_a_key() {
+async fn a_lease_lost_while_the_server_does_not_serve_is_replaced_without_a_key() {
     let world = World::new().await;
-    world.is(RegistrationStatus::NotServing).await;
+    world.wait_status(RegistrationStatus::NotServing).await;
     let lost = world.lease().await;
     world.etcd.revoke(lost).await;
     let replaced = async || matches!(world.etcd.leases().await[..], [lease] if lease != lost);
     eventually("there is another lease", LIMIT, replaced).await;
-    world.is(RegistrationStatus::NotServing).await;
-    world.has_no_key().await;
+    world.wait_status(RegistrationStatus::NotServing).await;
+    world.assert_no_key().await;
 
-    world.tell(ServingStatus::Serving).await;
-    world.is_registered().await;
+    world.set_status(ServingStatus::Serving).await;
+    world.wait_registered().await;
     let (lease, keys) = (world.lease().await, world.etcd.keys("").await);
     assert_eq!(keys[0].2, lease, "the key is under the new lease");
     world.registration.deregister().await;
@@ -171,16 +171,16 @@ async fn a_lease_that_is_lost_while_the_server_does_not_serve_is_replaced_withou
 #[tokio::test]
 async fn health_that_flutters_moves_the_key_about_once_a_second() {
     let world = World::new().await;
-    world.tell(ServingStatus::Serving).await;
-    world.is_registered().await;
+    world.set_status(ServingStatus::Serving).await;
+    world.wait_registered().await;
     let (before, began) = (world.etcd.revision().await, Instant::now());
     for _ in 0..200 {
-        world.tell(ServingStatus::NotServing).await;
+        world.set_status(ServingStatus::NotServing).await;
         tokio::time::sleep(Duration::from_millis(3)).await;
-        world.tell(ServingStatus::Serving).await;
+        world.set_status(ServingStatus::Serving).await;
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
-    world.is_registered().await;
+    world.wait_registered().await;
     let written = world.etcd.revision().await - before;
     // A mark, a delete and a put each time; the first return is free.
     let at_most = 3 * (i64::try_from(began.elapsed().as_secs()).expect("a short time") + 2);
@@ -189,7 +189,7 @@ async fn health_that_flutters_moves_the_key_about_once_a_second() {
 }
 
 #[tokio::test]
-async fn at_the_shutdown_signal_health_turns_not_serving_before_etcd_hears_of_it() {
+async fn at_the_shutdown_signal_health_turns_not_serving_before_the_key_goes() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::start(etcd.address()).await;
     let registry = Registry::builder([proxy.url()]).build().expect("a good registry");

@@ -33,8 +33,8 @@ async fn names(registry: &Registry) -> Vec<(String, usize)> {
 async fn services_and_instances_are_what_is_registered_right_now() {
     let etcd = Etcd::start().await;
     let registry = registry(&etcd);
-    assert!(registry.services().await.expect("etcd answers").is_empty(), "nobody is there yet");
-    assert!(registry.instances("echo").await.expect("etcd answers").is_empty(), "nobody is there yet");
+    assert!(registry.services().await.expect("etcd answers").is_empty(), "no server is there yet");
+    assert!(registry.instances("echo").await.expect("etcd answers").is_empty(), "no server is there yet");
 
     let server =
         EchoServer::start(|address| registry.registration(Instance::new("echo", address).weight(20).tag("zone", "a")));
@@ -64,7 +64,7 @@ async fn services_and_instances_are_what_is_registered_right_now() {
 
     server.stop().await;
     hello.stop().await;
-    assert_eq!(names(&registry).await, [("echo".into(), 2)], "who left is not there any more");
+    assert_eq!(names(&registry).await, [("echo".into(), 2)], "a server that left is not there any more");
 }
 
 #[tokio::test]
@@ -103,7 +103,7 @@ async fn what_cannot_be_answered_says_why() {
         assert!(matches!(denied, Err(RegistryError::Denied { .. })), "{denied:?}");
     }
     let allowed = Registry::builder([etcd.url()]).auth("root", "root").build().expect("a good registry");
-    assert!(allowed.services().await.is_ok(), "who may look can");
+    assert!(allowed.services().await.is_ok(), "a permitted user can look");
 
     etcd.kill();
     let away = allowed.services().await;
@@ -133,7 +133,7 @@ async fn a_server_that_is_drained_leaves_as_if_signalled_and_serves_on() {
     let reply = call.await.expect("the call does not panic").expect("calls in flight go on");
     assert_eq!(reply.into_inner().message, "hello");
     let mut client = EchoClient::connect(format!("http://{}", server.address())).await.expect("the server serves on");
-    client.unary_echo(EchoRequest::default()).await.expect("also for who has not heard of it");
+    client.unary_echo(EchoRequest::default()).await.expect("also from a client that has not seen it");
 
     let again = registry.drain("echo", server.address()).await;
     assert!(matches!(again, Err(RegistryError::UnknownAddress { .. })), "{again:?}");
@@ -190,7 +190,7 @@ async fn the_mark_keeps_the_lease_and_all_else_that_another_program_wrote() {
     assert_eq!(etcd.revision().await, before, "which is not done twice");
 }
 
-/// An address and nothing else, with no place for a mark.
+/// An address and nothing else: the format cannot carry a mark.
 #[derive(Debug)]
 struct Bare;
 
@@ -218,12 +218,12 @@ impl Format for Bare {
 }
 
 #[tokio::test]
-async fn a_format_without_a_place_for_the_mark_drains_nobody() {
+async fn a_format_without_a_draining_mark_drains_no_server() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).format(Bare).build().expect("a good registry");
     let server = EchoServer::registered(&registry, "echo").await;
     let before = etcd.keys("").await;
-    let refused = registry.drain("echo", server.address()).await.expect_err("it has no place for the mark");
+    let refused = registry.drain("echo", server.address()).await.expect_err("it cannot carry the mark");
     assert!(
         matches!(refused, RegistryError::NoDrainingMark { .. }) && refused.to_string().contains("Bare"),
         "{refused}"

@@ -180,7 +180,7 @@ async fn the_draining_mark_changes_nothing_for_grpc_go() {
 }
 
 #[tokio::test]
-async fn grpc_go_calls_through_a_rolling_restart_of_our_servers_without_a_failed_call() {
+async fn no_call_of_grpc_go_fails_during_a_rolling_restart_of_our_servers() {
     let Some(naming) = neighbour::naming() else { return };
     let etcd = Etcd::start().await;
     let addresses = [(); 3].map(|()| format!("127.0.0.1:{}", free_port()));

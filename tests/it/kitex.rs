@@ -1,4 +1,4 @@
-//! What Kitex's etcd extension offers, as it is called here: the preset, the retries, the fixed address, the environment.
+//! What Kitex's etcd extension offers, as it is called here: preset, retries, fixed address, environment.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -11,7 +11,7 @@ use crate::support::server::EchoServer;
 use crate::support::{LIMIT, eventually};
 
 #[tokio::test]
-async fn sigterm_revokes_the_lease_at_once_and_the_server_serves_on_for_the_pause() {
+async fn sigterm_revokes_the_lease_at_once_and_the_server_serves_for_the_pause() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let mut changes = Changes::of(&registry, "echo");
@@ -74,7 +74,7 @@ async fn a_server_that_is_killed_leaves_after_its_ttl() {
     server.kill();
     let killed = Instant::now();
     changes.expect_remove(&address).await;
-    // A keepalive was sent at most 0.8 s before (a third of the TTL, 10 % more, and some way); etcd looks twice a second.
+    // A keepalive was sent at most 0.8 s before (a third of the TTL, 10 % more, and some way); etcd looks every 0.5 s.
     assert!(killed.elapsed() > Duration::from_secs(1), "not before its lease ended: {:?}", killed.elapsed());
     for server in stays {
         server.stop().await;
@@ -114,7 +114,7 @@ async fn a_registration_can_be_ended_at_any_moment_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_server_ends_in_time_while_etcd_is_away() {
+async fn a_server_ends_in_time_while_etcd_is_unreachable() {
     let etcd = Etcd::start().await;
     let mut server = Process::start(example("echo_server").args(["--etcd", &etcd.url(), "--pause", "0"]));
     server.expect_event("registered", LIMIT).await;

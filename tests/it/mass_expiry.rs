@@ -1,4 +1,4 @@
-//! Leases that end together are etcd's fault, not the servers': nobody is taken out for that. And who really leaves is gone.
+//! Leases that end together are etcd's fault, not the servers': no server is taken out for that. A real leave is seen.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::support::{LIMIT, eventually};
 
 const TTL: Duration = Duration::from_secs(2);
 
-/// How long one that goes without a word is kept where others stay, and what a busy machine adds.
+/// How long an unannounced leaver is kept while others stay, and what a busy machine adds.
 const JUDGED: Duration = Duration::from_millis(2_000 + 800);
 
 fn registry(etcd: &Etcd) -> Registry {
@@ -26,7 +26,7 @@ fn channel(registry: &Registry) -> BalancedChannel {
     registry.channel("echo").build().expect("a good channel")
 }
 
-/// Registers an address as another program would: under a lease of its own, and without a word when it goes.
+/// Registers an address as another program would: under a lease of its own, and unannounced when it goes.
 async fn put_foreign(etcd: &Etcd, address: impl ToString) -> i64 {
     let (mut client, address) = (etcd.client().await, address.to_string());
     let lease = client.lease_grant(600, None).await.expect("etcd grants").id();
@@ -37,7 +37,7 @@ async fn put_foreign(etcd: &Etcd, address: impl ToString) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_etcd_that_is_frozen_beyond_the_ttl_costs_services_of_one_two_and_five_neither_a_call_nor_an_instance() {
+async fn an_etcd_frozen_beyond_the_ttl_costs_neither_a_call_nor_an_instance() {
     let etcd = Etcd::start().await;
     let registry = registry(&etcd);
     let (mut servers, mut clients) = (Vec::new(), Vec::new());
@@ -45,7 +45,7 @@ async fn an_etcd_that_is_frozen_beyond_the_ttl_costs_services_of_one_two_and_fiv
         let mut changes = Changes::of(&registry, service);
         for _ in 0..count {
             let server = EchoServer::start(|address| registry.registration(Instance::new(service, address)).ttl(TTL));
-            server.registration().registered().await.expect("nobody takes it out");
+            server.registration().registered().await.expect("it is not deregistered");
             changes.next().await;
             servers.push(server);
         }
@@ -92,12 +92,12 @@ async fn a_service_whose_servers_all_say_that_they_leave_is_empty_at_once() {
     for _ in 0..2 {
         changes.next().await;
     }
-    eventually("the channel knows nobody", LIMIT, async || channel.instances().is_empty()).await;
+    eventually("the channel knows no server", LIMIT, async || channel.instances().is_empty()).await;
     assert!(told.elapsed() < JUDGED, "nothing was held: {:?}", told.elapsed());
 }
 
 #[tokio::test]
-async fn a_service_whose_servers_all_go_without_a_word_is_empty_after_its_hold() {
+async fn a_service_whose_servers_all_go_unannounced_is_empty_after_its_hold() {
     let etcd = Etcd::start().await;
     let hold = Duration::from_secs(4);
     let registry = Registry::builder([etcd.url()]).removal_hold(hold).build().expect("a good registry");
@@ -119,7 +119,7 @@ async fn a_service_whose_servers_all_go_without_a_word_is_empty_after_its_hold()
 }
 
 #[tokio::test]
-async fn a_channel_calls_servers_that_went_without_a_word_for_as_long_as_they_answer() {
+async fn a_channel_calls_unannounced_leavers_for_as_long_as_they_answer() {
     let etcd = Etcd::start().await;
     let registry = registry(&etcd);
     let servers = [EchoServer::unregistered(), EchoServer::unregistered()];
@@ -145,13 +145,13 @@ async fn a_channel_calls_servers_that_went_without_a_word_for_as_long_as_they_an
     for server in servers {
         server.stop().await;
     }
-    let nobody = async || channel.instances().iter().all(|instance| instance.state() == Connectivity::Idle);
-    eventually("the channel has nobody to call", LIMIT, nobody).await;
+    let none_ready = async || channel.instances().iter().all(|instance| instance.state() == Connectivity::Idle);
+    eventually("the channel has no server to call", LIMIT, none_ready).await;
     assert!(since.elapsed() < Duration::from_secs(10), "long before the hold ends: {:?}", since.elapsed());
 }
 
 #[tokio::test]
-async fn one_of_several_that_goes_without_a_word_is_told_within_two_seconds_and_called_until_its_connection_ends() {
+async fn an_unannounced_leaver_is_reported_in_2_s_and_called_until_it_hangs_up() {
     let etcd = Etcd::start().await;
     let registry = registry(&etcd);
     let (gone, stays) = (EchoServer::unregistered(), [EchoServer::unregistered(), EchoServer::unregistered()]);

@@ -23,7 +23,7 @@ fn server(registry: &Registry) -> EchoServer {
     EchoServer::start(|address| registry.registration(Instance::new("echo", address)).ttl(TTL))
 }
 
-/// The lease that it is registered under, now.
+/// The lease that the server is registered under now.
 fn lease(server: &EchoServer) -> i64 {
     match server.registration().status() {
         RegistrationStatus::Registered { lease, .. } => lease,
@@ -31,12 +31,12 @@ fn lease(server: &EchoServer) -> i64 {
     }
 }
 
-/// Three registered servers, a stream that has told them, and their leases.
+/// Three registered servers, a stream that has reported them, and their leases.
 async fn three(registry: &Registry) -> ([EchoServer; 3], Changes, Vec<i64>) {
     let servers = [server(registry), server(registry), server(registry)];
     let mut changes = Changes::of(registry, "echo");
     for server in &servers {
-        server.registration().registered().await.expect("nobody takes it out");
+        server.registration().registered().await.expect("it is not deregistered");
         changes.next().await;
     }
     let leases = servers.iter().map(lease).collect();
@@ -53,7 +53,7 @@ async fn on(cluster: &Cluster, member: usize, other: usize) -> (EchoServer, Chan
         assert!(tries < 50, "chance favours no member");
         let registry = registry(urls.clone());
         let server = server(&registry);
-        server.registration().registered().await.expect("nobody takes it out");
+        server.registration().registered().await.expect("it is not deregistered");
         let mut changes = Changes::of(&registry, "echo");
         changes.expect_insert(server.address()).await;
         // Its own key, and the service.
@@ -80,13 +80,13 @@ async fn a_lease_of_five_seconds_survives_a_frozen_leader() {
     let registry = registry(cluster.urls());
     let (servers, mut changes, leases) = three(&registry).await;
     cluster.member(leader).freeze();
-    let quiet = changes.is_quiet_for(TTL * 2).await;
+    let quiet = changes.stays_quiet_for(TTL * 2).await;
     assert!(quiet, "no instance is lost while the leader stands still");
     let kept: Vec<i64> = servers.iter().map(lease).collect();
     assert_eq!(kept, leases, "each is under the lease that it had");
     let alive = cluster.member((leader + 1) % 3).leases().await;
     assert!(leases.iter().all(|lease| alive.contains(lease)), "etcd has all of them");
-    // Which may revoke what it thinks has expired, and then it is put back.
+    // The old leader may revoke what it thinks has expired, and then it is put back.
     cluster.member(leader).resume();
     changes.expect_nothing_before(cluster.member((leader + 1) % 3), "127.0.0.1:1").await;
     for server in servers {
@@ -106,7 +106,7 @@ async fn a_watch_and_a_lease_move_off_a_member_that_is_cut_off_from_the_leader()
     cluster.cut_off(follower).await;
     let took = told(&mut changes, &cluster, leader, since).await;
     figures::within("a watch moves off a member that is cut off", took, Duration::from_secs(6));
-    assert!(changes.is_quiet_for(TTL * 2).await, "the instance is not lost");
+    assert!(changes.stays_quiet_for(TTL * 2).await, "the instance is not lost");
     assert_eq!(lease(&server), had, "and is under the lease that it had");
     cluster.reunite();
     server.stop().await;
@@ -126,7 +126,7 @@ async fn a_watch_and_a_lease_move_off_a_member_that_is_frozen() {
     eventually("the lease is renewed elsewhere", TTL, async || renewals(cluster.member(leader)).await > before).await;
     let took = told(&mut changes, &cluster, leader, since).await;
     figures::within("a watch moves off a member that is frozen", took, Duration::from_secs(20));
-    assert!(changes.is_quiet_for(TTL).await, "the instance is not lost");
+    assert!(changes.stays_quiet_for(TTL).await, "the instance is not lost");
     assert_eq!(lease(&server), had, "and is under the lease that it had");
     cluster.member(follower).resume();
     server.stop().await;
@@ -141,7 +141,7 @@ async fn whichever_member_is_lost_no_change_is() {
     let value = |n: usize, weight: usize| format!(r#"{{"address":"127.0.0.1:{}","weight":{weight}}}"#, 1000 + n);
     for lost in 0..3 {
         cluster.member(lost).kill();
-        // Nobody can write before.
+        // Without a leader no write succeeds.
         cluster.leader().await;
         let there = cluster.member((lost + 1) % 3);
         for change in 1..=60 {
@@ -155,7 +155,7 @@ async fn whichever_member_is_lost_no_change_is() {
         // The last one, so that all that came before is known.
         let mark = 1000 + lost;
         there.put(key(20), value(20, mark)).await;
-        eventually("the last change is told", LIMIT, async || {
+        eventually("the last change is reported", LIMIT, async || {
             let snapshot = discover.snapshot().expect("the first list came");
             snapshot.iter().any(|member| usize::from(member.instance().weight) == mark)
         })
@@ -177,13 +177,14 @@ fn read(value: &[u8]) -> (String, u16) {
 }
 
 #[tokio::test]
-async fn members_of_two_clusters_are_refused_with_a_typed_error_until_they_are_one() {
+async fn members_of_two_clusters_are_a_typed_error_until_they_are_one() {
     let (one, other) = (Etcd::start().await, Etcd::builder().arg("--initial-cluster-token=other").start().await);
     for _ in 0..4 {
         let registry = registry([one.url(), other.url()]);
         match registry.services().await {
             Err(RegistryError::SplitCluster { source }) => {
-                let source = std::error::Error::source(&*source).expect("it says who is of which").to_string();
+                let source =
+                    std::error::Error::source(&*source).expect("it says which member is of which cluster").to_string();
                 assert!(source.contains(&one.url()) && source.contains(&other.url()), "{source} names both");
             }
             answer => panic!("it is refused: {answer:?}"),
@@ -200,7 +201,7 @@ async fn members_of_two_clusters_are_refused_with_a_typed_error_until_they_are_o
 
     other.kill();
     let registration = registered.registration().registered();
-    tokio::time::timeout(LIMIT, registration).await.expect("one of them is left").expect("nobody takes it out");
+    tokio::time::timeout(LIMIT, registration).await.expect("one of them is left").expect("it is not deregistered");
     assert_eq!(registry.services().await.expect("it is one cluster").len(), 1);
     registered.stop().await;
 }
@@ -210,7 +211,7 @@ async fn a_member_of_another_cluster_among_three_is_passed_over() {
     let cluster = Cluster::start().await;
     let stranger = Etcd::start().await;
     let urls = [cluster.member(0).url(), stranger.url(), cluster.member(2).url()];
-    // Whoever is asked first.
+    // Whichever member is asked first.
     for _ in 0..6 {
         let registry = registry(urls.clone());
         let server = EchoServer::registered(&registry, "echo").await;
@@ -222,7 +223,7 @@ async fn a_member_of_another_cluster_among_three_is_passed_over() {
 }
 
 #[tokio::test]
-async fn a_stranger_among_three_costs_no_lease_while_a_member_is_lost_and_comes_back() {
+async fn a_stranger_among_three_costs_no_lease_while_a_member_is_lost() {
     let cluster = Cluster::start().await;
     let stranger = Etcd::start().await;
     let registry = registry([cluster.member(0).url(), stranger.url(), cluster.member(2).url()]);
@@ -230,11 +231,11 @@ async fn a_stranger_among_three_costs_no_lease_while_a_member_is_lost_and_comes_
     let strange = stranger.leases().await;
     for (lost, other) in [(0, 2), (2, 0)] {
         cluster.member(lost).kill();
-        assert!(changes.is_quiet_for(TTL).await, "no instance is lost while member {lost} is");
+        assert!(changes.stays_quiet_for(TTL).await, "no instance is lost while member {lost} is");
         let alive = cluster.member(other).leases().await;
         assert!(leases.iter().all(|lease| alive.contains(lease)), "all are renewed without member {lost}");
         cluster.member(lost).restart().await;
-        assert!(changes.is_quiet_for(TTL / 2).await, "nor when it is back");
+        assert!(changes.stays_quiet_for(TTL / 2).await, "nor when it is back");
     }
     assert_eq!(servers.iter().map(lease).collect::<Vec<_>>(), leases, "each is under the lease that it had");
     assert!(stranger.keys("").await.is_empty(), "no key was put there");
@@ -253,7 +254,7 @@ async fn a_stranger_is_not_believed_while_a_member_is_silent() {
     let urls = [cluster.member(silent).url(), stranger.url(), cluster.member((silent + 1) % 3).url()];
     cluster.member(silent).freeze();
     let mut early = Vec::new();
-    // Whoever is asked first.
+    // Whichever member is asked first.
     for _ in 0..6 {
         let mut discover = registry(urls.clone()).discover("echo").expect("a good name");
         let known = tokio::time::timeout(Duration::from_secs(4), discover.ready()).await;
@@ -276,7 +277,7 @@ async fn a_cluster_that_was_set_up_anew_is_no_other_cluster() {
     let servers = [server(&registry), server(&registry)];
     let mut changes = Changes::of(&registry, "echo");
     for server in &servers {
-        server.registration().registered().await.expect("nobody takes it out");
+        server.registration().registered().await.expect("it is not deregistered");
         changes.next().await;
     }
     etcd.set_up_anew().await;

@@ -100,7 +100,7 @@ async fn the_draining_mark_under_the_servers_own_lease_drains_it() {
 }
 
 #[tokio::test]
-async fn who_is_bound_to_the_address_takes_it_over_and_the_former_owner_gives_way_until_it_goes() {
+async fn a_server_bound_to_the_address_takes_it_over_until_it_leaves() {
     let etcd = Etcd::start().await;
     // Two processes: two registries.
     let registry = || Registry::builder([etcd.url()]).build().expect("a good registry");
@@ -128,7 +128,7 @@ async fn who_is_bound_to_the_address_takes_it_over_and_the_former_owner_gives_wa
 }
 
 #[tokio::test]
-async fn who_is_not_bound_to_the_address_waits_for_its_owner() {
+async fn a_server_not_bound_to_the_address_waits_for_its_owner() {
     let etcd = Etcd::start().await;
     let registry = || Registry::builder([etcd.url()]).build().expect("a good registry");
     let (one, two) = (registry(), registry());
@@ -171,7 +171,7 @@ async fn a_fast_restart_on_one_address_survives_the_end_of_the_old_lease() {
 }
 
 #[tokio::test]
-async fn a_resume_while_etcd_is_away_says_that_the_registration_is_on_its_way() {
+async fn a_resume_while_etcd_is_unreachable_reports_a_pending_registration() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::start(etcd.address()).await;
     let registry = Registry::builder([proxy.url()]).build().expect("a good registry");
@@ -192,7 +192,7 @@ async fn a_resume_while_etcd_is_away_says_that_the_registration_is_on_its_way() 
 }
 
 #[tokio::test]
-async fn an_update_while_etcd_is_away_costs_no_registration_however_few_attempts_are_allowed() {
+async fn an_update_while_etcd_is_unreachable_costs_no_registration() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::start(etcd.address()).await;
     let registry = Registry::builder([proxy.url()]).build().expect("a good registry");

@@ -30,7 +30,7 @@ const LARGE: usize = 100;
 const HUGE: usize = 20;
 
 #[tokio::test]
-async fn five_good_ones_among_a_hundred_thousand_bad_ones_are_in_use_within_three_seconds() {
+async fn five_good_keys_among_100_000_bad_ones_are_in_use_within_three_seconds() {
     // The junk is more than half of what this etcd takes by default.
     let etcd = Etcd::builder().arg("--quota-backend-bytes=4294967296").start().await;
     let (mut early, mut quiet) = (watch(&etcd, "echo"), watch(&etcd, "quiet"));
@@ -185,7 +185,7 @@ async fn hostile_instances_are_neither_too_many_nor_too_large() {
     put_good(&etcd, 1).await;
     expect(&mut process, 1).await;
     let before = process.memory().1;
-    // Good ones as far as can be told, each with 60 KB of tags: 120 MB.
+    // Good ones as far as can be seen, each with 60 KB of tags: 120 MB.
     for n in 0..2_000 {
         let address = format!("10.{}.{}.1:80", n / 200, n % 200);
         let tags: Vec<String> = (0..60).map(|tag| format!(r#""{tag}":"{}""#, "x".repeat(1_000))).collect();

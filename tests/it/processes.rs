@@ -40,7 +40,7 @@ async fn are_ready(channel: &BalancedChannel, count: usize) {
 }
 
 #[tokio::test]
-async fn a_server_that_was_paused_beyond_its_ttl_is_registered_again_within_a_second() {
+async fn a_server_paused_beyond_its_ttl_is_registered_again_within_a_second() {
     let etcd = Etcd::start().await;
     let mut server = start(&etcd, &["--ttl", "2"]);
     address(&mut server).await;
@@ -55,7 +55,7 @@ async fn a_server_that_was_paused_beyond_its_ttl_is_registered_again_within_a_se
 }
 
 #[tokio::test]
-async fn a_server_that_is_told_to_end_at_any_moment_of_registering_leaves_nothing() {
+async fn sigterm_at_any_moment_of_registering_leaves_nothing_behind() {
     let etcd = Etcd::start().await;
     for moment in 0..16 {
         let mut server = start(&etcd, &["--pause", "0", "--ttl", "2"]);
@@ -71,7 +71,7 @@ async fn a_server_that_is_told_to_end_at_any_moment_of_registering_leaves_nothin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_half_of_the_servers_freeze_calls_succeed_from_the_fourth_second_on_and_they_are_back_soon_after() {
+async fn half_of_the_servers_may_freeze_and_calls_succeed_after_four_seconds() {
     let etcd = Etcd::start().await;
     let mut servers: Vec<Process> = (0..4).map(|_| start(&etcd, &["--ttl", "60"])).collect();
     let mut addresses = Vec::new();
@@ -104,14 +104,14 @@ async fn when_half_of_the_servers_freeze_calls_succeed_from_the_fourth_second_on
 }
 
 #[tokio::test]
-async fn an_idle_client_is_as_small_after_five_thousand_changes_and_calls_who_is_there() {
+async fn an_idle_client_stays_small_and_up_to_date_through_5000_changes() {
     let etcd = Etcd::start().await;
     let mut first = start(&etcd, &[]);
     address(&mut first).await;
     let mut client = Process::start(example("echo_client").args(["--etcd", &etcd.url(), "--rps", "1"]));
     client.expect("calls that succeed", LIMIT, |line| line["ok"].as_u64() > Some(0)).await;
 
-    // Nobody listens on any of these, so that each of them is dialled.
+    // Nothing listens on any of these, so that each of them is dialled.
     let dead: Vec<u16> = (0..20).map(|_| free_port()).collect();
     let mut etcd_client = etcd.client().await;
     let mut change = async |n: usize| {
@@ -134,7 +134,7 @@ async fn an_idle_client_is_as_small_after_five_thousand_changes_and_calls_who_is
     for port in &dead {
         etcd.delete(format!("{PREFIX}127.0.0.1:{port}")).await;
     }
-    // The only other one that there is: who lags behind would call the first.
+    // The only other server: a client that lags behind would call the first.
     let mut second = start(&etcd, &[]);
     let there = address(&mut second).await;
     first.signal(Signal::TERM);
@@ -148,8 +148,8 @@ async fn an_idle_client_is_as_small_after_five_thousand_changes_and_calls_who_is
     let grown = client.memory().0.saturating_sub(before);
     let grown = usize::try_from(grown / 1024).expect("not that much");
     figures::at_most("memory that 5,000 changes leave behind in an idle client", grown, 8 * 1024, "KiB");
-    let nobody_else = async || client.sockets() <= sockets;
-    eventually("it keeps no other sockets than before", LIMIT, nobody_else).await;
+    let no_other_socket = async || client.sockets() <= sockets;
+    eventually("it keeps no other sockets than before", LIMIT, no_other_socket).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

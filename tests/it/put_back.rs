@@ -1,4 +1,4 @@
-//! A registration that somebody takes away comes back within a second, and the clients notice nothing.
+//! A registration that is removed from outside comes back within a second, and the clients notice nothing.
 
 use std::time::Duration;
 
@@ -86,7 +86,7 @@ async fn a_key_that_is_deleted_again_and_again_is_put_back_each_time() {
 }
 
 #[tokio::test]
-async fn the_status_tells_of_the_loss_and_of_the_new_lease() {
+async fn the_status_reports_the_loss_and_the_new_lease() {
     use futures_util::StreamExt;
     let world = World::new().await;
     let mut statuses = world.server.registration().status_changes();

@@ -1,4 +1,4 @@
-//! The program `registry` shows what is registered, tells servers to leave, and says by its exit code how that went.
+//! The program `registry` shows what is registered, asks servers to leave, and reports by its exit code how that went.
 
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -38,7 +38,7 @@ async fn put(etcd: &Etcd, service: &str, address: &str, rest: &str) {
 }
 
 #[tokio::test]
-async fn services_and_servers_are_listed_in_columns_for_people_and_as_json_for_programs() {
+async fn services_and_servers_are_listed_in_columns_or_as_json() {
     let etcd = Etcd::start().await;
     assert_eq!(succeeds(&etcd, &["ls"]).await, "", "nothing is there yet, which is no failure");
     put(&etcd, "echo", "10.0.0.1:80", r#""weight":7,"tags":{"zone":"a","red":"\u001b[31m"}"#).await;
@@ -68,7 +68,7 @@ async fn services_and_servers_are_listed_in_columns_for_people_and_as_json_for_p
 }
 
 #[tokio::test]
-async fn what_cannot_be_done_is_told_apart_from_what_cannot_be_understood() {
+async fn what_cannot_be_done_differs_from_what_cannot_be_understood() {
     let etcd = Etcd::start().await;
     assert!(fails(&etcd, &["ls", "nobody"], 1).await.contains("no server of nobody"));
     assert!(fails(&etcd, &["drain", "10.0.0.1:80"], 1).await.contains("10.0.0.1:80"));
@@ -107,7 +107,7 @@ async fn a_watch_of_everything_takes_in_services_that_come_later() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_told_to_leave_leaves_and_serves_on() {
+async fn a_server_that_is_asked_to_leave_leaves_and_serves_on() {
     let etcd = Etcd::start().await;
     let mut server = Process::start(example("echo_server").args(["--etcd", &etcd.url()]));
     let address = server.expect_event("listening", LIMIT).await["address"].as_str().expect("an address").to_owned();
@@ -125,7 +125,7 @@ async fn a_server_that_is_told_to_leave_leaves_and_serves_on() {
 }
 
 #[tokio::test]
-async fn who_does_not_obey_is_named_and_who_is_meant_must_be_clear() {
+async fn a_server_that_does_not_leave_is_named_and_an_order_must_be_unambiguous() {
     let etcd = Etcd::start().await;
     put(&etcd, "echo", "10.0.0.1:80", r#""weight":1"#).await;
     put(&etcd, "hello", "10.0.0.1:80", r#""weight":1"#).await;
@@ -136,5 +136,5 @@ async fn who_does_not_obey_is_named_and_who_is_meant_must_be_clear() {
     assert!(code == 1 && complaints.contains("has not left"), "a key that no server keeps does not go: {complaints}");
     let keys = etcd.keys("").await;
     let is_marked = |index: usize| String::from_utf8_lossy(&keys[index].1).contains("draining");
-    assert_eq!((is_marked(0), is_marked(1)), (false, true), "and nobody else was marked");
+    assert_eq!((is_marked(0), is_marked(1)), (false, true), "and no other key was marked");
 }

@@ -29,7 +29,7 @@ async fn an_etcd_that_is_killed_and_restarted_has_its_data_and_its_url() {
 
     etcd.kill();
     let refused = TcpStream::connect(etcd.address()).await;
-    assert!(refused.is_err(), "nothing listens while etcd is away");
+    assert!(refused.is_err(), "nothing listens while etcd is down");
 
     etcd.restart().await;
     let keys = etcd.keys("a").await;
@@ -86,7 +86,7 @@ async fn an_etcd_with_authentication_restarts() {
 
     let mut client = etcd.client().await;
     let refused = client.get("a", None).await;
-    assert!(refused.is_err(), "etcd wants to know who asks");
+    assert!(refused.is_err(), "etcd wants a login");
 }
 
 #[tokio::test]
@@ -156,7 +156,7 @@ async fn a_cluster_elects_another_leader_while_one_is_frozen() {
 
     cluster.member(first).freeze();
     let second = cluster.leader().await;
-    assert_ne!(first, second, "a frozen leader leads nobody");
+    assert_ne!(first, second, "a frozen leader does not lead");
     cluster.member(second).put("a", "2").await;
 
     cluster.member(first).resume();
@@ -176,7 +176,7 @@ async fn a_cluster_survives_the_kill_of_a_member_and_of_all() {
     let leader = cluster.leader().await;
     cluster.member(leader).kill();
     let next = cluster.leader().await;
-    assert_ne!(leader, next, "a killed leader leads nobody");
+    assert_ne!(leader, next, "a killed leader does not lead");
 
     let members = [0, 1, 2].map(|index| cluster.member(index));
     for member in members {
@@ -276,7 +276,7 @@ async fn etcd_can_be_reached_through_a_proxy() {
 }
 
 #[tokio::test]
-async fn a_process_tells_events_takes_signals_and_ends() {
+async fn a_process_reports_events_takes_signals_and_ends() {
     let mut process = Process::start(&mut shell(
         r#"trap 'echo "{\"event\":\"stopped\",\"calls\":1}"; exit 3' TERM
            echo "to the log" >&2

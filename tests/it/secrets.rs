@@ -1,4 +1,4 @@
-//! No password, no token and no private key shows anywhere: not in a log at any level, not in an error, not on a screen.
+//! No password, no token and no private key shows anywhere: in no log at any level, in no error, on no screen.
 
 use std::fs;
 use std::time::Duration;
@@ -39,7 +39,7 @@ fn body(key: &str) -> &str {
 }
 
 #[tokio::test]
-async fn no_password_no_token_and_no_key_shows_in_any_program_whatever_happens_to_it() {
+async fn no_password_token_or_key_shows_in_any_program_whatever_happens() {
     let authority = Authority::new();
     let here = authority.issue_files("etcd", &["127.0.0.1", "localhost"]);
     let client = authority.issue_files("client", &["client"]);

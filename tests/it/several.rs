@@ -1,4 +1,4 @@
-//! One server in several registries, and one client of several: a service moves from one to the other without a flag day.
+//! One server in several registries, and one client of several: a service moves from one to the other step by step.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -33,7 +33,7 @@ fn channel(registries: &[&Registry]) -> BalancedChannel {
 }
 
 /// Waits until the channel is connected to these servers and to no others.
-async fn is_over(channel: &BalancedChannel, servers: &[&EchoServer]) {
+async fn wait_connected(channel: &BalancedChannel, servers: &[&EchoServer]) {
     let expected: BTreeSet<String> = servers.iter().map(|server| server.address().to_string()).collect();
     let ready = async || {
         // Without those that are on the list alone: the last one that leaves go-zero's format is held for a minute.
@@ -44,7 +44,7 @@ async fn is_over(channel: &BalancedChannel, servers: &[&EchoServer]) {
 }
 
 #[tokio::test]
-async fn a_server_in_two_formats_is_found_through_either_and_leaves_both_before_it_stops() {
+async fn a_server_in_two_formats_is_found_in_either_and_leaves_both_in_order() {
     let etcd = Etcd::start().await;
     let (kitex, naming) = (registry(&etcd, Kitex), registry(&etcd, EtcdNaming));
     let pause = Duration::from_secs(2);
@@ -94,13 +94,13 @@ async fn each_registration_of_a_server_has_its_own_life() {
     let mut kitex_alone = Changes::of(&kitex, "echo");
     let gone = async || etcd.keys("kitex/").await.is_empty();
     eventually("it is paused in one", LIMIT, gone).await;
-    is_over(&merged, &[&server]).await;
+    wait_connected(&merged, &[&server]).await;
     load.reaches(&server.address().to_string()).await;
     server.registrations()[0].resume();
     kitex_alone.expect_insert(server.address()).await;
 
     server.registrations()[1].deregister().await;
-    is_over(&merged, &[&server]).await;
+    wait_connected(&merged, &[&server]).await;
     eventually("it left one for good", LIMIT, async || etcd.keys("echo/").await.is_empty()).await;
     assert_eq!(etcd.keys("kitex/").await.len(), 1, "and stays in the other");
     let calls = load.finish().await;
@@ -130,25 +130,25 @@ async fn a_channel_over_two_clusters_follows_both() {
     let first = EchoServer::registered(&kitex, "echo").await;
     let merged = channel(&[&kitex, &kratos]);
     let load = Load::at_rate(RATE, &merged).await;
-    is_over(&merged, &[&first]).await;
+    wait_connected(&merged, &[&first]).await;
 
     let second = EchoServer::registered(&kratos, "echo").await;
-    is_over(&merged, &[&first, &second]).await;
+    wait_connected(&merged, &[&first, &second]).await;
     load.reaches(&second.address().to_string()).await;
     let third = EchoServer::registered(&kitex, "echo").await;
     load.reaches(&third.address().to_string()).await;
 
     first.stop().await;
-    is_over(&merged, &[&second, &third]).await;
+    wait_connected(&merged, &[&second, &third]).await;
     second.stop().await;
-    is_over(&merged, &[&third]).await;
+    wait_connected(&merged, &[&third]).await;
     let calls = load.finish().await;
     assert!(failed(&calls).is_empty(), "no call fails: {:?}", failed(&calls));
     third.stop().await;
 }
 
 #[tokio::test]
-async fn an_etcd_that_is_away_hides_nothing_of_the_other() {
+async fn an_unreachable_etcd_hides_nothing_of_the_other() {
     let (one, two) = (Etcd::start().await, Etcd::start().await);
     let (away, there) = (registry(&one, Kitex), registry(&two, EtcdNaming));
     one.freeze();
@@ -163,7 +163,7 @@ async fn an_etcd_that_is_away_hides_nothing_of_the_other() {
     one.kill();
     let later = EchoServer::registered(&there, "echo").await;
     load.reaches(&later.address().to_string()).await;
-    is_over(&merged, &[&server, &late, &later]).await;
+    wait_connected(&merged, &[&server, &late, &later]).await;
     let calls = load.finish().await;
     assert!(failed(&calls).is_empty(), "no call fails: {:?}", failed(&calls));
     one.restart().await;
@@ -184,7 +184,7 @@ async fn an_address_in_both_is_one_instance_with_the_first_ones_weight() {
     assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight, 30, "the first one counts");
     etcd.put("echo/127.0.0.1:1001", r#"{"Op":0,"Addr":"127.0.0.1:1001","Metadata":{"weight":40}}"#).await;
     etcd.delete(key).await;
-    // Two watches: what happened later in one of them can be told before what happened in the other.
+    // Two watches: what happened later in one of them can be reported before what happened in the other.
     let weight = match changes.expect_insert("127.0.0.1:1001").await.weight {
         20 => changes.expect_insert("127.0.0.1:1001").await.weight,
         weight => weight,
@@ -230,8 +230,8 @@ async fn a_service_moves_from_one_cluster_to_another_without_a_failed_call() {
     }
 }
 
-/// Two servers in `old`; then in both, one after the other; then in `new` alone. A client of both is called all the time,
-/// one of the old and one of the new whenever there is somebody for them.
+/// Two servers in `old`; then in both, one after the other; then in `new` alone. A client of both is called all the
+/// time, one of the old and one of the new whenever there is a server for them.
 async fn moves(old: &Registry, new: &Registry) {
     let mut servers =
         vec![EchoServer::registered_in(&[old], "echo").await, EchoServer::registered_in(&[old], "echo").await];
@@ -246,9 +246,9 @@ async fn moves(old: &Registry, new: &Registry) {
             load.reaches(&server.address().to_string()).await;
         }
         let servers: Vec<&EchoServer> = servers.iter().collect();
-        is_over(&of_both, &servers).await;
+        wait_connected(&of_both, &servers).await;
         for channel in others {
-            is_over(channel, &servers).await;
+            wait_connected(channel, &servers).await;
             call(channel).await;
         }
     }

@@ -33,7 +33,7 @@ async fn two_channels_and_a_stream_of_one_service_use_one_watch_and_end_it() {
 
     let mut stream = registry.discover("echo").expect("a good name");
     stream.ready().await;
-    eventually("who comes later starts another", LIMIT, watched).await;
+    eventually("a later user starts another", LIMIT, watched).await;
 }
 
 #[tokio::test]

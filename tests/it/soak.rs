@@ -1,7 +1,7 @@
 //! Faults without end: `scripts/test.sh --soak` runs these, which take minutes.
 //!
-//! [`random_faults`] draws its faults from a seed, which it prints; `SOAK_SEED` repeats a run, and `SOAK_SECONDS` makes it
-//! shorter or longer. Where something does not hold, everything that was done until then is printed.
+//! [`random_faults`] draws its faults from a seed, which it prints; `SOAK_SEED` repeats a run, and `SOAK_SECONDS` makes
+//! it shorter or longer. Where something does not hold, everything that was done until then is printed.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -41,7 +41,7 @@ const DEADLINE: Duration = Duration::from_secs(1);
 /// tries whether it answers.
 const PROBATION: Duration = Duration::from_secs(45);
 
-/// For how long after a server was disturbed its removal may be told: its TTL, and what an instance in question is held.
+/// For how long after a server was disturbed its removal may be reported: its TTL, and the hold of a suspect.
 const REMOVAL: Duration = Duration::from_secs(15 + 60);
 
 /// How soon everything must be in order when nothing disturbs it any more.
@@ -82,7 +82,7 @@ impl Journal {
         self.disturbances.lock().unwrap_or_else(PoisonError::into_inner).push(disturbance);
     }
 
-    fn is_well(&self, address: &str) {
+    fn set_recovered(&self, address: &str) {
         let mut disturbances = self.disturbances.lock().unwrap_or_else(PoisonError::into_inner);
         let last = disturbances.iter_mut().rev().find(|disturbance| disturbance.address == address);
         last.expect("it was disturbed").end = Some(Instant::now());
@@ -140,7 +140,7 @@ impl Server {
     }
 }
 
-/// A client: its calls, and what its stream tells.
+/// A client: its calls, and what its stream reports.
 struct Client {
     registry: Registry,
     channel: BalancedChannel,
@@ -319,7 +319,7 @@ async fn disturb_servers(mut rng: Rng, servers: &mut [Server], journal: &Journal
                 server.start_again().await;
             }
         }
-        journal.is_well(&address);
+        journal.set_recovered(&address);
         journal.note(format!("{address} is well"));
     }
     costly
@@ -444,7 +444,7 @@ async fn random_faults() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "soak: takes three minutes"]
-async fn an_etcd_that_is_dead_for_three_minutes_costs_neither_a_call_nor_an_instance() {
+async fn an_etcd_dead_for_three_minutes_costs_neither_a_call_nor_an_instance() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let servers = [EchoServer::registered(&registry, "echo").await, EchoServer::registered(&registry, "echo").await];

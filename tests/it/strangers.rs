@@ -1,4 +1,4 @@
-//! A member that belongs to another cluster, among those of ours that are away, frozen or come later.
+//! A stranger, a member of another cluster, among members of ours that are unreachable, frozen or come later.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn registry(urls: impl IntoIterator<Item = String>) -> Registry {
 async fn registered(registry: &Registry) -> EchoServer {
     let server = EchoServer::start(|address| registry.registration(Instance::new("echo", address)).ttl(TTL));
     let registration = tokio::time::timeout(LIMIT, server.registration().registered());
-    registration.await.expect("it is registered in time").expect("nobody takes it out");
+    registration.await.expect("it is registered in time").expect("it is not deregistered");
     server
 }
 
@@ -37,33 +37,34 @@ async fn put(etcd: &Etcd, port: u16) {
     etcd.put(format!("{RANGE}127.0.0.1:{port}"), format!(r#"{{"address":"127.0.0.1:{port}","weight":10}}"#)).await;
 }
 
-/// Nothing was ever put or granted there, apart from as many puts of the test.
-async fn is_untouched(stranger: &Etcd, puts: i64) {
+/// Asserts that nothing was ever put or granted there, apart from as many puts of the test.
+async fn assert_untouched(stranger: &Etcd, puts: i64) {
     assert_eq!(stranger.revision().await, 1 + puts, "no key was written");
     assert!(stranger.leases().await.is_empty(), "no lease was granted");
 }
 
 #[tokio::test]
-async fn a_lease_is_kept_by_the_others_whoever_is_away_and_a_stranger_is_asked_for_nothing() {
+async fn a_lease_is_kept_without_any_one_member_and_the_stranger_is_not_asked() {
     let cluster = Cluster::start().await;
     let stranger = Etcd::start().await;
-    // Where the first is away, it is the next in order.
+    // Where the first is unreachable, the stranger is the next in order.
     let registry = registry([cluster.member(0).url(), stranger.url(), cluster.member(2).url()]);
-    registry.services().await.expect("it is known by now who is of which");
+    registry.services().await.expect("the cluster of each member is known by now");
     let mut servers = vec![registered(&registry).await];
     let had = lease(servers[0].registration());
     // The first one is asked when it is lost.
     for (away, left) in [(2, 0), (0, 2)] {
         cluster.member(away).kill();
         cluster.leader().await;
-        // It misses what is asked meanwhile.
+        // The stranger misses what is asked meanwhile.
         stranger.restart().await;
-        // Counted by the leader, whoever is asked.
+        // Counted by the leader, whichever member is asked.
         let renewed = async || renewals(cluster.member(left)).await + renewals(cluster.member(1)).await;
         let before = renewed().await;
-        eventually("the lease is renewed by whoever is left", LIMIT, async || renewed().await >= before + 3).await;
+        eventually("the lease is renewed by the members that are left", LIMIT, async || renewed().await >= before + 3)
+            .await;
         servers.push(registered(&registry).await);
-        is_untouched(&stranger, 0).await;
+        assert_untouched(&stranger, 0).await;
         assert_eq!(started(&stranger, "LeaseKeepAlive").await, 0, "nor is it asked for what it cannot know");
         cluster.member(away).restart().await;
     }
@@ -71,7 +72,7 @@ async fn a_lease_is_kept_by_the_others_whoever_is_away_and_a_stranger_is_asked_f
     for server in servers {
         server.stop().await;
     }
-    is_untouched(&stranger, 0).await;
+    assert_untouched(&stranger, 0).await;
 }
 
 #[tokio::test]
@@ -82,13 +83,13 @@ async fn no_frozen_member_lets_a_stranger_through() {
     let urls = [cluster.member(0).url(), stranger.url(), cluster.member(2).url()];
     cluster.member(2).freeze();
     cluster.leader().await;
-    // Whoever is asked first.
+    // Whichever member is asked first.
     for _ in 0..6 {
         let registry = registry(urls.clone());
         let answer = registry.services().await;
         assert!(
             matches!(answer, Err(RegistryError::SplitCluster { .. } | RegistryError::Unavailable { .. })),
-            "who is left cannot tell which of them is wrong: {answer:?}"
+            "the rest cannot tell which of them is wrong: {answer:?}"
         );
     }
     let registry = registry(urls);
@@ -97,11 +98,11 @@ async fn no_frozen_member_lets_a_stranger_through() {
     assert!(known.is_err(), "and no list counts");
     cluster.member(2).resume();
     let known = tokio::time::timeout(LIMIT, discover.ready()).await.expect("most are of one cluster again");
-    assert!(known.is_empty(), "nobody is registered there: {known:?}");
+    assert!(known.is_empty(), "no server is registered there: {known:?}");
 }
 
 #[tokio::test]
-async fn who_began_with_a_stranger_alone_leaves_it_when_the_others_are_back() {
+async fn a_registry_with_only_a_stranger_leaves_it_once_the_others_are_back() {
     let cluster = Cluster::start().await;
     let stranger = Etcd::start().await;
     put(&stranger, 9).await;
@@ -112,7 +113,7 @@ async fn who_began_with_a_stranger_alone_leaves_it_when_the_others_are_back() {
     let registry = registry([cluster.member(0).url(), stranger.url(), cluster.member(2).url()]);
     let mut discover = registry.discover("echo").expect("a good name");
     let server = registered(&registry).await;
-    let known = tokio::time::timeout(LIMIT, discover.ready()).await.expect("one answers, and nobody disagrees");
+    let known = tokio::time::timeout(LIMIT, discover.ready()).await.expect("one answers, and no member disagrees");
     assert!(known.iter().any(|member| member.instance().address.to_string() == "127.0.0.1:9"));
 
     let back = [0, 1, 2].map(|member| cluster.member(member).restart());
@@ -130,7 +131,7 @@ async fn who_began_with_a_stranger_alone_leaves_it_when_the_others_are_back() {
 }
 
 #[tokio::test]
-async fn a_stranger_that_takes_no_login_keeps_nobody_from_the_others() {
+async fn a_stranger_that_takes_no_login_does_not_block_the_others() {
     let (cluster, stranger) = (Cluster::start().await, Etcd::start().await);
     add_users(cluster.member(0)).await;
     cluster.member(0).client().await.auth_enable().await.expect("etcd switches authentication on");
@@ -140,14 +141,14 @@ async fn a_stranger_that_takes_no_login_keeps_nobody_from_the_others() {
     client.user_grant_role("root", "root").await.expect(done);
     client.auth_enable().await.expect(done);
     let urls = [cluster.member(0).url(), stranger.url(), cluster.member(2).url()];
-    // Whoever is asked first.
+    // Whichever member is asked first.
     for _ in 0..6 {
         let registry = Registry::builder(urls.clone()).auth("server", PASSWORD).build().expect("a good registry");
         let services = registry.services().await;
-        services.expect("most have told their cluster, and so the other one's refusal says nothing");
+        services.expect("most have reported their cluster, so the stranger's refusal proves nothing");
         let server = EchoServer::start(|address| registry.registration(Instance::new("echo", address)).ttl(TTL));
         let registration = tokio::time::timeout(Duration::from_secs(10), server.registration().registered());
-        registration.await.expect("well before a refused login is tried again").expect("nobody takes it out");
+        registration.await.expect("well before a refused login is tried again").expect("it is not deregistered");
         server.stop().await;
     }
     let leases = admin(cluster.member(0)).await.leases().await.expect("root may look");
@@ -155,7 +156,7 @@ async fn a_stranger_that_takes_no_login_keeps_nobody_from_the_others() {
 }
 
 #[tokio::test]
-async fn a_stranger_that_comes_later_tells_its_cluster_before_it_can_say_that_a_lease_is_dead() {
+async fn a_late_stranger_is_found_out_before_it_can_declare_a_lease_dead() {
     let cluster = Cluster::start().await;
     let stranger = Etcd::start().await;
     stranger.kill();

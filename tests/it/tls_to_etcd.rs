@@ -1,4 +1,5 @@
-//! TLS and mutual TLS towards etcd: who is trusted, who is refused with a reason, and what happens when files change.
+//! TLS and mutual TLS towards etcd: which peers are trusted, which are refused with a reason, and what happens when
+//! files change.
 
 use std::path::Path;
 use std::time::Duration;
@@ -93,7 +94,7 @@ async fn an_etcd_that_cannot_show_a_good_certificate_is_refused_with_the_reason(
     let wrong = registry(etcd.url(), trusting(Authority::new().file()));
     refused_for(&wrong, "invalid peer certificate").await;
     let asked = wrong.services().await;
-    assert!(matches!(asked, Err(RegistryError::Tls { .. })), "who asks is told by a type: {asked:?}");
+    assert!(matches!(asked, Err(RegistryError::Tls { .. })), "the caller gets a typed error: {asked:?}");
 
     let expired = authority.files("expired");
     authority.issue_expired(HERE).write(&expired);
@@ -110,7 +111,7 @@ async fn a_server_name_of_ours_is_verified_instead_of_the_host() {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_in_plaintext_to_whoever_answers_at_the_address() {
+async fn nothing_is_sent_in_plaintext_to_a_listener_at_the_address() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("a listener has an address");
     let registry =
@@ -137,12 +138,12 @@ async fn nothing_is_sent_in_plaintext_to_whoever_answers_at_the_address() {
 const HANDSHAKE: u8 = 22;
 
 #[tokio::test]
-async fn a_plain_url_and_a_missing_configuration_are_refused_before_anything_is_dialled() {
+async fn plain_urls_and_missing_configurations_are_refused_before_any_dial() {
     let error = builder("http://127.0.0.1:1", trusting(Authority::new().file())).build().expect_err("no TLS there");
     assert!(error.to_string().contains("must be https"), "{error}");
-    let error = Registry::builder(["https://127.0.0.1:1"]).build().expect_err("nobody is trusted");
+    let error = Registry::builder(["https://127.0.0.1:1"]).build().expect_err("no authority is trusted");
     assert!(error.to_string().contains("https needs tls"), "{error}");
-    let error = builder("https://127.0.0.1:1", ClientTls::new()).build().expect_err("nobody is trusted");
+    let error = builder("https://127.0.0.1:1", ClientTls::new()).build().expect_err("no authority is trusted");
     assert!(error.to_string().contains("the certificate authority"), "{error}");
 }
 
@@ -186,7 +187,7 @@ async fn a_new_authority_and_a_new_certificate_of_etcd_cost_nothing() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_expires_ends_no_stream_and_is_used_again_once_it_is_good() {
+async fn an_expired_certificate_ends_no_stream_and_works_again_once_renewed() {
     let authority = Authority::new();
     let files = authority.issue_files("etcd", HERE);
     let etcd = Etcd::builder().tls(&files).start().await;
@@ -215,14 +216,14 @@ async fn the_dial_timeout_covers_the_tls_session() {
     let url = format!("https://{}", mute.local_addr().expect("a listener has an address"));
     let short = builder(url, trusting(Authority::new().file())).dial_timeout(Duration::from_millis(50)).build();
     let reason = refused(&short.expect("a good registry")).await;
-    // Without it the grant's own limit would have come first, and would have said so.
+    // Without it the grant's own limit would have come first, and its error would name it.
     assert!(reason.contains("cannot be reached"), "{reason}");
 }
 
 #[cfg(feature = "tls-native-roots")]
 #[tokio::test]
 async fn the_system_s_authorities_are_trusted_once_they_are_asked_for() {
-    // Which ones these are is said by a variable, and only a process of its own can be given that.
+    // A variable names the system's authorities, and only a process of its own can be given one.
     const URL: &str = "TONIC_ETCD_TEST_URL";
     if let Ok(url) = std::env::var(URL) {
         return works(&registry(url, ClientTls::new().native_roots().expect("the variable names a good file"))).await;
@@ -241,7 +242,7 @@ async fn the_system_s_authorities_are_trusted_once_they_are_asked_for() {
 
 #[cfg(feature = "tls-webpki-roots")]
 #[tokio::test]
-async fn mozilla_s_authorities_are_trusted_and_nobody_else() {
+async fn mozillas_authorities_are_trusted_and_no_others() {
     let authority = Authority::new();
     let etcd = Etcd::builder().tls(&authority.issue_files("etcd", HERE)).start().await;
     refused_for(&registry(etcd.url(), ClientTls::new().webpki_roots()), "invalid peer certificate").await;

@@ -31,7 +31,7 @@ impl World {
         let register = |address| self.registry.registration(Instance::new("echo", address));
         let server = EchoServer::start_secure(certificate, clients, register);
         let registered = tokio::time::timeout(LIMIT, server.registration().registered()).await;
-        registered.expect("it registers in time").expect("nobody deregisters it");
+        registered.expect("it registers in time").expect("it is not deregistered");
         server
     }
 
@@ -133,7 +133,7 @@ async fn files_that_are_replaced_are_used_by_the_next_connection() {
     let tls = trusting(authority.file()).identity_files(&files.cert, &files.key).expect("good files");
     let channel = world.channel(tls);
     let server = world.server(&authority.issue(HERE), Some(&clients)).await;
-    assert_eq!(call(&channel).await.expect_err("nobody knows who signed ours").code(), Code::Unavailable);
+    assert_eq!(call(&channel).await.expect_err("no authority of ours is trusted").code(), Code::Unavailable);
     clients.issue(&["client"]).write(&files);
     reaches(&channel, &server).await;
     server.stop().await;
@@ -151,7 +151,7 @@ async fn a_connection_that_is_open_outlives_its_authority() {
     let server = world.server(&authority.issue(HERE), None).await;
     let channel = world.channel(trusting(authority.file()));
     reaches(&channel, &server).await;
-    // From here on nobody could connect.
+    // From here on no connection could be made.
     std::fs::write(authority.file(), Authority::new().pem()).expect("the authority's file can be replaced");
     for _ in 0..20 {
         call(&channel).await.expect("the connection is as good as before");

@@ -1,4 +1,4 @@
-//! What a discover stream tells, in words that a test can compare.
+//! What a discover stream reports, in words that a test can compare.
 
 use std::time::Duration;
 
@@ -59,7 +59,7 @@ impl Changes {
         }
     }
 
-    /// Shows that nothing was told since the last change: puts a key of its own into etcd, and that comes next.
+    /// Shows that nothing was reported since the last change: puts a key of its own into etcd, and that comes next.
     ///
     /// Each call wants a `marker` of its own, such as `127.0.0.1:1`.
     pub async fn expect_nothing_before(&mut self, etcd: &Etcd, marker: &str) {
@@ -68,8 +68,8 @@ impl Changes {
         self.expect_insert(marker).await;
     }
 
-    /// Whether a change is there by now.
-    pub async fn is_quiet_for(&mut self, time: Duration) -> bool {
+    /// Whether no change comes within `time`. A change that comes is consumed.
+    pub async fn stays_quiet_for(&mut self, time: Duration) -> bool {
         timeout(time, self.stream.next()).await.is_err()
     }
 

@@ -23,7 +23,7 @@ use super::{LIMIT, POLL_INTERVAL, eventually, init_tracing};
 /// One etcd process with its own folder and ports: alone, or a member of a [`Cluster`].
 ///
 /// The program is what the variable `ETCD` names, or `etcd` of the PATH. All methods panic when
-/// etcd does not do what it is told within [`LIMIT`]; a member that has just lost its leader is given
+/// etcd does not do what it is asked to within [`LIMIT`]; a member that has just lost its leader is given
 /// the time to find another. The process ends when this is dropped, and its
 /// folder goes with it.
 #[derive(Debug)]
@@ -93,7 +93,7 @@ impl Etcd {
         }
     }
 
-    /// As [`restart`](Self::restart), with all data lost. For an etcd that is alone: a member that
+    /// Like [`restart`](Self::restart), with all data lost. For an etcd that is alone: a member that
     /// forgets what it voted for breaks its cluster.
     pub async fn wipe_and_restart(&self) {
         self.kill();
@@ -101,7 +101,7 @@ impl Etcd {
         self.restart().await;
     }
 
-    /// As [`wipe_and_restart`](Self::wipe_and_restart), and the cluster that it is gets another id.
+    /// Like [`wipe_and_restart`](Self::wipe_and_restart), and the cluster that it is gets another id.
     pub async fn set_up_anew(&self) {
         self.kill();
         fs::remove_dir_all(data(&self.folder)).expect("the data can be removed");
@@ -116,7 +116,7 @@ impl Etcd {
         self.restart().await;
     }
 
-    /// As [`restart`](Self::restart), with the data that were [saved](Self::save): the revision goes back.
+    /// Like [`restart`](Self::restart), with the data that were [saved](Self::save): the revision goes back.
     pub async fn restore(&self) {
         self.kill();
         fs::remove_dir_all(data(&self.folder)).expect("the data can be removed");
@@ -311,14 +311,14 @@ impl EtcdBuilder {
         self
     }
 
-    /// Serves clients with TLS under this certificate, which etcd reads anew for each connection. The rig itself goes on
-    /// asking over a port without.
+    /// Serves clients with TLS under this certificate, which etcd reads anew for each connection. The rig itself goes
+    /// on asking over a port without.
     pub fn tls(mut self, files: &Files) -> Self {
         self.is_secure = true;
         self.arg(format!("--cert-file={}", files.cert.display())).arg(format!("--key-file={}", files.key.display()))
     }
 
-    /// The same, for clients alone that show a certificate of `clients`.
+    /// Like [`tls`](Self::tls), for clients alone that show a certificate of `clients`.
     pub fn mutual_tls(self, files: &Files, clients: &Authority) -> Self {
         self.tls(files).arg("--client-cert-auth").arg(format!("--trusted-ca-file={}", clients.file().display()))
     }
@@ -340,7 +340,7 @@ impl EtcdBuilder {
         Cluster { members: self.launch(&MEMBERS).await, links: Vec::new() }
     }
 
-    /// The same, with members that can be [cut off](Cluster::cut_off).
+    /// Starts a cluster of three members that can be [cut off](Cluster::cut_off).
     pub async fn start_divisible_cluster(self) -> Cluster {
         let ports = MEMBERS.map(|_| Ports::free(self.is_secure));
         let mut links = Vec::new();
@@ -435,7 +435,7 @@ impl Cluster {
                 }
             }
             let leader = views.first()?.1.leader();
-            // A leader that was frozen believes in itself until it hears of the others' choice.
+            // A leader that was frozen believes in itself until it hears of the others' election.
             let agreed = views.iter().all(|(_, status)| status.leader() == leader);
             let id = |status: &StatusResponse| status.header().expect(HEADER).member_id();
             let (index, _) = views.iter().find(|(_, status)| id(status) == leader)?;
@@ -528,7 +528,7 @@ fn copy(from: &Path, to: &Path) {
 /// A port that nothing listens on, and that no other test of this process gets.
 ///
 /// It lies below the range from which the kernel takes ports for outgoing connections (32,768 and
-/// up), so that none of those takes it while etcd is away: a client that dials a dead port of that
+/// up), so that none of those takes it while etcd is down: a client that dials a dead port of that
 /// range over and over even meets itself in the end.
 pub fn free_port() -> u16 {
     static TAKEN: AtomicU16 = AtomicU16::new(0);
@@ -555,7 +555,7 @@ const ATTEMPTS: usize = 5;
 /// How long one question may take while etcd starts or elects.
 const ATTEMPT: Duration = Duration::from_secs(1);
 
-/// A key that nobody puts.
+/// A key that is never put.
 const PROBE: &str = "tonic-etcd-probe";
 
 const LOG: &str = "log";

@@ -1,4 +1,4 @@
-//! Figures of promises: each is held by the test that measures it, and told in a line of its own, of which
+//! Figures of promises: each is held by the test that measures it, and printed in a line of its own, of which
 //! `scripts/test.sh --soak` makes a table.
 
 use std::time::Duration;

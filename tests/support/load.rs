@@ -19,7 +19,7 @@ use super::{LIMIT, eventually};
 pub struct Call {
     /// The moment at which it was sent into the channel.
     pub begin: Instant,
-    /// The address of the server that answered, or why none did.
+    /// The address of the server that answered, or the error.
     pub answer: Result<String, Status>,
 }
 
@@ -43,7 +43,7 @@ impl Load {
         Self::with_deadlines(rate, LIMIT, channel).await
     }
 
-    /// The same, each call with this deadline.
+    /// Starts to call that many times a second, each call with this deadline, and waits until the first are answered.
     pub async fn with_deadlines(rate: u32, deadline: Duration, channel: &BalancedChannel) -> Self {
         let (ended, stop) = (Arc::default(), Arc::default());
         let task = tokio::spawn(call_all(rate, deadline, channel.clone(), Arc::clone(&ended), Arc::clone(&stop)));
@@ -69,7 +69,7 @@ impl Load {
         eventually("the server answers calls", LIMIT, reached).await;
     }
 
-    /// Begins no more calls, waits for those in flight, and tells what became of all, in the order in which they ended.
+    /// Begins no more calls, waits for those in flight, and returns what became of all, in the order of their ends.
     ///
     /// # Panics
     ///

@@ -17,7 +17,7 @@ pub fn naming() -> Option<&'static Path> {
     PROGRAM.get_or_init(|| build("naming")).as_deref()
 }
 
-/// As [`naming`], with the go-zero program.
+/// Like [`naming`], with the go-zero program.
 pub fn gozero() -> Option<&'static Path> {
     static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
     PROGRAM.get_or_init(|| build("gozero")).as_deref()

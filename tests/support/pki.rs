@@ -9,7 +9,7 @@ use rcgen::{
 };
 use tempfile::TempDir;
 
-/// Who signs, with a folder for files.
+/// A certificate authority, with a folder for files.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: TempDir,
@@ -46,7 +46,7 @@ impl Default for Authority {
 }
 
 impl Authority {
-    /// A new authority, which nobody trusts yet.
+    /// A new authority, which no peer trusts yet.
     pub fn new() -> Self {
         let mut params = CertificateParams::new([]).expect("no names are good names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -63,7 +63,7 @@ impl Authority {
         self.issuer.pem()
     }
 
-    /// The same as a file.
+    /// The authority's own certificate, as a PEM file.
     pub fn file(&self) -> PathBuf {
         self.folder.path().join(CA)
     }
@@ -73,7 +73,7 @@ impl Authority {
         self.sign(&params(names))
     }
 
-    /// The same, but it ended long ago.
+    /// A certificate for these names that expired long ago.
     pub fn issue_expired(&self, names: &[&str]) -> Certificate {
         let mut params = params(names);
         (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2020, 2, 1));

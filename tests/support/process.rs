@@ -36,8 +36,8 @@ pub fn example(name: &str) -> Command {
     Command::new(path)
 }
 
-/// The memory that a process has now, and the most that it ever had, in bytes; 0 where the system does not tell. `process`
-/// is its id, or `self`.
+/// The memory that a process has now, and the most that it ever had, in bytes; 0 where the system does not report it.
+/// `process` is its id, or `self`.
 pub fn memory_of(process: &str) -> (u64, u64) {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let read = |name: &str| {
@@ -157,12 +157,12 @@ impl Process {
         self.child.inner.id()
     }
 
-    /// The memory that it has now, and the most that it ever had, in bytes; 0 where the system does not tell.
+    /// The memory that it has now, and the most that it ever had, in bytes; 0 where the system does not report it.
     pub fn memory(&self) -> (u64, u64) {
         memory_of(&self.id().to_string())
     }
 
-    /// How many sockets it has open; 0 where the system does not tell.
+    /// How many sockets it has open; 0 where the system does not report it.
     pub fn sockets(&self) -> usize {
         let Ok(files) = fs::read_dir(format!("/proc/{}/fd", self.id())) else { return 0 };
         let target = |file: std::io::Result<fs::DirEntry>| fs::read_link(file.ok()?.path()).ok();
@@ -250,7 +250,7 @@ impl Child {
     ///
     /// If the process has ended: its id may be another's by now.
     pub fn signal(&mut self, signal: Signal) {
-        // Nobody else waits for the child, so its id stays its own until `exited` has seen its end.
+        // Nothing else waits for the child, so its id stays its own until `exited` has seen its end.
         if let Some(status) = self.exited() {
             panic!("{signal:?} comes too late for {self:?}: {status}");
         }

@@ -29,7 +29,7 @@ impl Proxy {
         Self::start_any(target.into(), false).await
     }
 
-    /// The same between members of an etcd cluster: it knows from whom each connection is.
+    /// Starts a proxy between members of an etcd cluster, which knows the member behind each connection.
     pub async fn start_between_members(target: impl Into<String>) -> Self {
         Self::start_any(target.into(), true).await
     }
@@ -66,7 +66,7 @@ impl Proxy {
         self.mode.send_replace(Mode::BlackHole);
     }
 
-    /// As a black hole, for what comes from this member of the cluster and what goes to it.
+    /// Like a black hole, for what comes from this member of the cluster and what goes to it.
     ///
     /// # Panics
     ///
@@ -103,7 +103,7 @@ enum Mode {
     Forward,
     /// Bytes wait until the mode changes.
     BlackHole,
-    /// The same on connections of this member.
+    /// Bytes on connections of this member wait until the mode changes.
     BlackHoleFrom(u64),
     /// No connection lives.
     Reset,

@@ -44,7 +44,8 @@ impl EchoServer {
         Self::serve(Server::builder(), register)
     }
 
-    /// The same with TLS under `certificate`; with `clients`, for those alone who show a certificate of that authority.
+    /// Like [`start`](Self::start), with TLS under `certificate`; with `clients`, for clients alone that show a
+    /// certificate of that authority.
     pub fn start_secure(
         certificate: &Certificate,
         clients: Option<&Authority>,
@@ -73,7 +74,7 @@ impl EchoServer {
         Self { address, registrations: vec![registration.clone()], echo, shutdown, task: tokio::spawn(serve) }
     }
 
-    /// As [`start`](Self::start), with all the registrations that `register` makes, as one.
+    /// Like [`start`](Self::start), with all the registrations that `register` makes, as one.
     pub fn start_all(register: impl FnOnce(SocketAddr) -> Vec<RegistrationBuilder>) -> Self {
         let (incoming, address) = listen();
         let registrations: Vec<Registration> = register(address)
@@ -99,7 +100,7 @@ impl EchoServer {
             timeout(LIMIT, registration.registered())
                 .await
                 .expect("the server registers itself in time")
-                .expect("nobody deregisters the server");
+                .expect("the server is not deregistered");
         }
         server
     }
@@ -111,7 +112,7 @@ impl EchoServer {
         timeout(LIMIT, server.registration().registered())
             .await
             .expect("the server registers itself in time")
-            .expect("nobody deregisters the server");
+            .expect("the server is not deregistered");
         server
     }
 

@@ -20,7 +20,7 @@ use crate::subject::{Subject, TONIC_BALANCE, TONIC_ETCD, balanced};
 /// 1 of 10 instances refuses connections.
 pub(crate) async fn refuses(plan: Plan, results: &mut Results) {
     let servers = Servers::start(9);
-    // Bound and not listening: nobody else gets the port meanwhile.
+    // Bound and not listening: no other process gets the port meanwhile.
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("the loopback interface has a free port");
     let refusing = socket.local_addr().expect("a bound socket has an address");
@@ -80,7 +80,7 @@ pub(crate) async fn frozen(plan: Plan, results: &mut Results) {
     let fault = Fault {
         case: "frozen",
         lost: 1,
-        // Until calls to it have missed their deadline nobody can know, and three of them in a row make sure.
+        // The fault shows once calls have missed their deadline, and three of them in a row make sure.
         known_after: DEADLINE + Duration::from_millis(100),
         duration: plan.fault * 2,
         strike: Servers::freeze,
@@ -89,7 +89,7 @@ pub(crate) async fn frozen(plan: Plan, results: &mut Results) {
     report(results, &fault, TONIC_ETCD, &ours);
     report(results, &fault, TONIC_BALANCE, &[fault.happens_to_tonic().await]);
     let toll: Toll = ours.iter().sum();
-    // Nobody can know before answers are overdue.
+    // The fault cannot show before answers are overdue.
     let goal = "failed ≤ in flight on it until its silence shows; 0 of the calls begun after the first deadline";
     results.row(toll.row("1 of 10 is frozen under load", toll.most_in_flight, goal));
 }
@@ -190,7 +190,7 @@ impl Fault {
         let (mut counted, mut gap) = (struck, Duration::ZERO);
         while struck.elapsed() < self.known_after {
             if struck.elapsed() < TURMOIL {
-                // No timer of the runtime is as short as this. It holds up nobody: the load has threads of its own.
+                // No timer of the runtime is as short as this. The load is not held up: it has its own threads.
                 thread::sleep(Duration::from_micros(100));
                 gap = gap.max(counted.elapsed());
                 counted = Instant::now();
@@ -213,7 +213,7 @@ impl Fault {
 
 /// What a fault cost.
 ///
-/// The most that were in flight includes those that may have begun and ended between two counts, when a connection ended.
+/// The most in flight includes calls that may have begun and ended between two counts, when a connection ended.
 #[derive(Debug, Clone, Copy, Default)]
 struct Toll {
     calls: usize,
@@ -224,7 +224,7 @@ struct Toll {
 }
 
 impl Toll {
-    /// Held if no more calls failed than those that nobody could have saved, and none that came later.
+    /// Held if no more calls failed than those that no channel could have saved, and none that came later.
     fn row(self, goal_of: &str, doomed: u32, goal: &str) -> Row {
         let Self { failed, failed_late, in_flight, most_in_flight, .. } = self;
         let measured = format!(

@@ -1,4 +1,4 @@
-//! A running server's key is put into a real etcd: how soon it answers a call, against how soon etcd tells of any key.
+//! A running server's key is put into a real etcd: how soon it answers a call, against how soon etcd reports any key.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -122,7 +122,7 @@ pub(crate) async fn weigh() {
     drop((channel, sets));
 }
 
-/// A channel whose connects never end, and what tells it its instances.
+/// A channel whose connects never end, and the sender of its instances.
 /// Shared instances, as they come from etcd: a change there makes one anew and leaves the others as they are.
 fn unconnected() -> (BalancedChannel, UnboundedSender<Vec<Arc<Instance>>>) {
     let (sets, items) = unbounded_channel();

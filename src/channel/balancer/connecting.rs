@@ -1,9 +1,12 @@
-//! Turns to be dialled become attempts, attempts become transports, and each transport a connection that is driven to its end.
+//! Turns to be dialled become attempts, attempts become transports, and each transport a connection that is driven to
+//! its end.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::error::Error;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -16,7 +19,9 @@ use super::health::HealthWatch;
 use crate::channel::picks::PickQueue;
 use crate::channel::policy::load::Load;
 use crate::channel::subchannel::{Established, FeedbackEvent, Ticket};
-use crate::channel::transport::{self, Connection, ConnectionDriver, ConnectionObserver, Transport, TransportConfig};
+use crate::channel::transport::{
+    self, Connection, ConnectionDriver, ConnectionObserver, Ended, Transport, TransportConfig,
+};
 use crate::error::chain;
 use crate::instance::Address;
 
@@ -107,7 +112,13 @@ pub(super) fn establish(
     let reserved = u32::from(health.is_some());
     let load = Arc::new(Load::new(max_streams - reserved).measuring_peaks(config.measures_peaks));
     let (retire, retired) = oneshot::channel();
-    let end = End { address: address.clone(), ticket, load: load.clone(), events: events.clone() };
+    let end = Arc::new(End {
+        address: address.clone(),
+        ticket,
+        load: load.clone(),
+        events: events.clone(),
+        is_reported: AtomicBool::new(false),
+    });
     let observer = Observer { end, queue: queue.clone(), reserved };
     let span = tracing::debug_span!(parent: None, "connection", %address);
     tokio::spawn(drive(driver, observer, retired, config.drain_limit).instrument(span));
@@ -139,8 +150,8 @@ fn watch_health(
     None
 }
 
-/// Lives as long as the connection: until its last call ended and it can be picked no more, or until the peer or the limit of
-/// a removed instance ends it.
+/// Lives as long as the connection: until its last call ended and it can be picked no more, or until the peer or the
+/// limit of a removed instance ends it.
 async fn drive(driver: ConnectionDriver, observer: Observer, retired: oneshot::Receiver<()>, limit: Duration) {
     let end = CloseOnDrop(observer.end.clone());
     let abort = driver.abort_handle();
@@ -160,39 +171,47 @@ async fn drive(driver: ConnectionDriver, observer: Observer, retired: oneshot::R
             running.await
         }
     };
-    end.0.report(&chain(&ended));
+    end.0.report(&ended);
 }
 
-/// How the end of a connection is reported.
-#[derive(Clone)]
+/// How the end of a connection is reported: once, when it takes no more calls.
 struct End {
     address: Address,
     ticket: Ticket,
     load: Arc<Load>,
     events: mpsc::UnboundedSender<FeedbackEvent>,
+    is_reported: AtomicBool,
 }
 
 impl End {
     /// Lets no more calls in, from this moment on, and tells the balancer.
-    fn report(&self, cause: &str) {
+    fn report(&self, cause: &(dyn Error + 'static)) {
         self.load.quota().close();
-        let cause = format!("{}: {cause}", self.address).into();
-        // Without a balancer the channel is gone.
-        let _ = self.events.send(FeedbackEvent::Ended { address: self.address.clone(), ticket: self.ticket, cause });
+        if !self.is_reported.swap(true, Ordering::Relaxed) {
+            let cause = format!("{}: {}", self.address, chain(cause)).into();
+            // Without a balancer the channel is gone.
+            let _ =
+                self.events.send(FeedbackEvent::Ended { address: self.address.clone(), ticket: self.ticket, cause });
+        }
     }
 }
 
 /// However the task of a connection ends, no call may be let in after that.
-struct CloseOnDrop(End);
+struct CloseOnDrop(Arc<End>);
 
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
-        self.0.report("the task of the connection ended");
+        self.0.report(&TaskEnded);
     }
 }
 
+/// The runtime of a connection's task ended, or the task panicked.
+#[derive(Debug, thiserror::Error)]
+#[error("the task of the connection ended")]
+struct TaskEnded;
+
 struct Observer {
-    end: End,
+    end: Arc<End>,
     queue: Arc<PickQueue>,
     /// The peer's streams that are not for calls: one, where health is watched.
     reserved: u32,
@@ -204,8 +223,8 @@ impl ConnectionObserver for Observer {
         self.queue.serve();
     }
 
-    fn on_going_away(&self, is_announced: bool) {
-        self.end.report(if is_announced { "the server is going away" } else { "the connection ended" });
+    fn on_going_away(&self, cause: &Ended) {
+        self.end.report(cause);
     }
 
     fn open_calls(&self) -> u32 {

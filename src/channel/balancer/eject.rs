@@ -3,8 +3,8 @@
 use crate::channel::outlier::{self, Interval, OutlierDetection};
 use crate::channel::subchannel::Subchannel;
 
-/// Whether one more instance may be ejected. Those that the subset does not use do not count; those on probation count as
-/// out, since they carry no load yet.
+/// Whether one more instance may be ejected. Those that the subset does not use do not count; those on probation count
+/// as out, since they carry no load yet.
 pub(super) fn may_eject(subchannels: &[Subchannel], detection: &OutlierDetection) -> bool {
     let used = || subchannels.iter().filter(|subchannel| !subchannel.is_unselected()).map(Subchannel::ejection);
     let out = used().filter(|ejection| ejection.is_out() || ejection.is_on_probation()).count();

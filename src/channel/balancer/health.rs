@@ -6,8 +6,8 @@
 //! | serving | with the answer SERVING, or where the server does not know the method | yes |
 //! | not serving | with any other answer, none in time, or the end of the stream of answers | no: `TRANSIENT_FAILURE` |
 //!
-//! One task per connection asks, and again after a pause where the answers end; the balancer is told each change. The task ends
-//! with the connection, or as soon as no more calls are picked for that.
+//! One task per connection asks, and again after a pause where the answers end; the balancer is told each change. The
+//! task ends with the connection, or as soon as no more calls are picked for that.
 
 use std::convert::Infallible;
 use std::future::poll_fn;

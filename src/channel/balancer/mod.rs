@@ -1,8 +1,8 @@
 //! Snapshots and feedback become ready sets: the one task of a channel.
 //!
-//! It owns every subchannel, feeds inputs to them and carries out their effects. It never waits for an instance: attempts to
-//! connect, connections and calls run on tasks of their own and send feedback. All that is there at one moment is taken in
-//! before one ready set is published.
+//! It owns every subchannel, feeds inputs to them and carries out their effects. It never waits for an instance:
+//! attempts to connect, connections and calls run on tasks of their own and send feedback. All that is there at one
+//! moment is taken in before one ready set is published.
 //!
 //! # Layout
 //!
@@ -179,29 +179,38 @@ impl Balancer {
         self.list = List::Known;
         // Also an empty list is news: calls that waited for it fail now.
         self.publish = self.publish.max(Publish::Status);
-        let mut is_same_set = true;
-        let known = mem::take(&mut self.subchannels);
+        let mut known = mem::take(&mut self.subchannels);
+        let is_known = |(known, member): (&Subchannel, &Member)| *known.address() == member.instance().address;
+        if known.len() == snapshot.len() && known.iter().zip(snapshot.iter()).all(is_known) {
+            for (subchannel, member) in known.iter_mut().zip(snapshot.iter()) {
+                self.update(subchannel, member, now);
+            }
+            self.subchannels = known;
+            return;
+        }
         let mut subchannels = Vec::with_capacity(snapshot.len());
         for difference in diff(known, snapshot.iter()) {
             match difference {
                 Difference::Kept(mut subchannel, member) => {
                     self.update(&mut subchannel, member, now);
                     subchannels.push(subchannel);
-                    continue;
                 }
                 Difference::Joined(member) => subchannels.push(self.admit(member)),
                 Difference::Left(subchannel) => self.remove(subchannel),
             }
-            is_same_set = false;
         }
         self.subchannels = subchannels;
-        if !is_same_set {
-            self.shared = self.subchannels.iter().map(|subchannel| subchannel.shared().clone()).collect();
-        }
+        self.shared = self.subchannels.iter().map(|subchannel| subchannel.shared().clone()).collect();
     }
 
     fn update(&mut self, subchannel: &mut Subchannel, member: &Member, now: Instant) {
-        self.order.on_updated(subchannel.instance(), member.instance());
+        // Most members of a snapshot are those of the last one, which a look at pointers tells.
+        if subchannel.is_unchanged(member) {
+            return;
+        }
+        if self.config.subset.is_some() {
+            self.order.on_updated(subchannel.instance(), member.instance());
+        }
         let effects = subchannel.on(Input::Updated(member.clone()), now);
         self.carry_out(subchannel.address(), effects);
     }
@@ -419,14 +428,14 @@ impl Balancer {
     }
 }
 
-/// However the task ends: its last handle may be dropped, its runtime may end under it, and it may panic. Connections end with
-/// the last of their calls.
+/// However the task ends: its last handle may be dropped, its runtime may end under it, and it may panic. Connections
+/// end with the last of their calls.
 impl Drop for Balancer {
     fn drop(&mut self) {
         self.queue.publish(LbState {
             connectivity: Connectivity::Shutdown,
             ready: None,
-            reason: "the channel has ended with the runtime that it was built on".into(),
+            reason: "the channel has ended, as the runtime that it was built on did".into(),
             subchannels: Arc::new([]),
         });
     }

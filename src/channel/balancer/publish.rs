@@ -23,8 +23,8 @@ pub(super) struct Published<'a> {
 }
 
 impl Published<'_> {
-    /// The state of the channel. `no_list` is why there is no list of instances, if there is none, and `failure` the newest
-    /// reason why an instance is not READY.
+    /// The state of the channel. `no_list` is why there is no list of instances, if there is none, and `failure` the
+    /// newest reason why an instance is not READY.
     pub(super) fn state(&self, no_list: Option<(Connectivity, &str)>, failure: Option<&str>) -> LbState {
         let growth = self.growth();
         let members = self.members(growth);

@@ -1,5 +1,5 @@
-//! All instances become those that a channel uses, where it does not use all: a different set per client, and for one client
-//! the same set as long as its instances are there.
+//! All instances become those that a channel uses, where it does not use all: a different set per client, and for one
+//! client the same set as long as its instances are there.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -28,8 +28,8 @@ impl Subset {
         Self { size, seed: fastrand::u64(..), start: 0 }
     }
 
-    /// The subset of the client of this name. Clients whose names differ in the number at the end alone share circles, and start on each
-    /// at even distances; all others have circles of their own.
+    /// The subset of the client of this name. Clients whose names differ in the number at the end alone share circles,
+    /// and start on each at even distances; all others have circles of their own.
     pub(crate) fn of(size: usize, client: &str) -> Self {
         let name = client.trim_end_matches(|char: char| char.is_ascii_digit());
         match client[name.len()..].parse::<u64>() {
@@ -52,8 +52,8 @@ impl Subset {
         self.size
     }
 
-    /// The rank of an instance for this client: the highest ones are used. It follows from both names alone, so nothing that
-    /// happens to one instance changes the order of the others.
+    /// The rank of an instance for this client: the highest ones are used. It follows from both names alone, so nothing
+    /// that happens to one instance changes the order of the others.
     pub(crate) fn rank(self, address: &Address) -> u64 {
         !xxh3_64_with_seed(address.to_string().as_bytes(), self.seed).wrapping_sub(self.start)
     }
@@ -90,8 +90,9 @@ impl SubsetOrder {
         });
     }
 
-    /// Selects as many fit instances as the subset has, and all before them that may be fit again; unselects the others. Calls
-    /// `carry_out` with the effects, and returns when an instance that came back may need no replacement any more.
+    /// Selects as many fit instances as the subset has, and all before them that may be fit again; unselects the
+    /// others. Calls `carry_out` with the effects, and returns when an instance that came back may need no replacement
+    /// any more.
     pub(super) fn select(
         &self,
         subset: Subset,
@@ -120,8 +121,8 @@ impl SubsetOrder {
 /// From this many instances on, clients that connect to all of them cost too many connections.
 pub(super) const MANY: usize = 1_000;
 
-/// The number of circles among which clients with numbers take turns: with one, instances that happen to lie close together have
-/// few clients each; with many, few clients share a circle and spread evenly over it.
+/// The number of circles among which clients with numbers take turns: with one, instances that happen to lie close
+/// together have few clients each; with many, few clients share a circle and spread evenly over it.
 const ORDERS: u64 = 32;
 
 /// The golden part of the whole: steps of it spread evenly over a circle, however many there are.
@@ -147,7 +148,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn one_that_goes_is_replaced_by_one_and_one_that_comes_replaces_one_at_most(
+        fn one_that_goes_costs_one_replacement_and_one_that_comes_at_most_one(
             client in prop_oneof![".{1,12}", "[a-z]{1,3}-[0-9]{1,25}"],
             size in 1..30_usize,
             there in prop::collection::btree_set(0..500_u16, 1..200),

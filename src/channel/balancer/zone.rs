@@ -1,5 +1,5 @@
-//! One policy becomes two pickers: calls stay in the client's own zone while enough of it is READY, and the shortfall spills
-//! over to the other zones.
+//! One policy becomes two pickers: calls stay in the client's own zone while enough of it is READY, and the shortfall
+//! spills over to the other zones.
 
 use std::collections::HashSet;
 
@@ -26,9 +26,9 @@ impl Zone {
         members.partition_point(|(candidate, _)| self.is_own(candidate.instance()))
     }
 
-    /// The picker that prefers the first `near` candidates, those of the own zone. `known` are all instances, READY or not,
-    /// each with a weight as candidates have it: the fair share of a zone is all weights divided by the number of zones.
-    /// Without any, all calls stay.
+    /// The picker that prefers the first `near` candidates, those of the own zone. `known` are all instances, READY or
+    /// not, each with a weight as candidates have it: the fair share of a zone is all weights divided by the number of
+    /// zones. Without any, all calls stay.
     pub(super) fn picker<'a>(
         &self,
         policy: &dyn Policy,
@@ -88,8 +88,8 @@ fn part_of(key: u64) -> u32 {
     u32::try_from(spread >> 32).unwrap_or(u32::MAX)
 }
 
-/// How much of its fair share a zone must have to take all calls of its clients, in tenths: below seven of them, the rest
-/// of the zone would have to bear half as much again as usual.
+/// How much of its fair share a zone must have to take all calls of its clients, in tenths: below seven of them, the
+/// rest of the zone would have to bear half as much again as usual.
 const ENOUGH: u128 = 7;
 const WHOLE: u128 = 10;
 
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_stay_while_seven_tenths_of_a_fair_share_are_ready_and_what_is_missing_spills() {
+    fn calls_stay_while_70_percent_of_a_fair_share_is_ready_and_spill_below() {
         let policies: [Box<dyn Policy>; 4] = [
             Box::new(LeastRequest::new()),
             Box::new(WeightedRoundRobin::new()),
@@ -159,7 +159,7 @@ mod tests {
                 let seen = stay(policy, &[own[..ready].to_vec(), others.clone()].concat(), &known);
                 assert!(near(seen, expected), "{policy:?}: of {ready} READY ones stay {seen} instead of {expected}");
             }
-            assert!(near(stay(policy, &own[..1], &known), 1.0), "{policy:?}: with nobody else they stay");
+            assert!(near(stay(policy, &own[..1], &known), 1.0), "{policy:?}: without another zone they stay");
         }
     }
 
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn pick_first_keeps_its_choice_in_either_zone_while_a_part_spills() {
+    fn pick_first_keeps_its_pick_in_either_zone_while_a_part_spills() {
         let known = [instances(Some("a"), 10, 10), instances(Some("b"), 10, 10)].concat();
         let candidate = |index: usize| Candidate::new(Arc::new(Load::new(u32::MAX)), Arc::new(known[index].clone()));
         let zone = Zone { tag: "zone".into(), own: "a".into() };
@@ -187,7 +187,7 @@ mod tests {
         };
         let before = chosen(&[5, 6, 15, 16]);
         assert_eq!(before, [5, 15].map(|index| known[index].address.clone()).into());
-        assert_eq!(chosen(&[4, 5, 6, 14, 15, 16]), before, "who comes before them changes nothing");
+        assert_eq!(chosen(&[4, 5, 6, 14, 15, 16]), before, "instances before them change nothing");
         assert_eq!(chosen(&[4, 5, 14, 16]), [5, 14].map(|index| known[index].address.clone()).into());
     }
 

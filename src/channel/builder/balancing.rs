@@ -26,23 +26,25 @@ impl ChannelBuilder {
     /// name that servers know it by, `package.Service`; an empty one asks for the whole server. Off unless given.
     ///
     /// The question stays open on each connection, so an answer that changes counts at once. An instance gets no calls
-    /// before its first answer, which may take the [`connect_timeout`](Self::connect_timeout), and none while its server
-    /// does not know the service; one whose server has no health service at all counts as serving. Where no instance serves, calls fail
-    /// with UNAVAILABLE. The stream takes one of those that the server allows on a connection.
+    /// before its first answer, which may take the [`connect_timeout`](Self::connect_timeout), and none while its
+    /// server does not know the service; one whose server has no health service at all counts as serving. Where no
+    /// instance serves, calls fail with UNAVAILABLE. The stream takes one of those that the server allows on a
+    /// connection.
     #[cfg(feature = "health")]
     pub fn health_check(mut self, service: impl Into<String>) -> Self {
         self.health = Some(service.into().into());
         self
     }
 
-    /// Lets the share of a new instance grow from 10 % to 100 % of its weight, in a straight line over `window`: for servers
-    /// that have to fill caches or compile first. Off unless given.
+    /// Lets the share of a new instance grow from 10 % to 100 % of its weight, in a straight line over `window`: for
+    /// servers that have to fill caches or compile first. Off unless given.
     ///
-    /// New is an instance that is READY for the first time since it was registered, or since it could not be reached: it is
-    /// another process then, most likely. One that only reconnects is not. Where all are new alike, as when the channel
-    /// starts, all have the same share. Shares are set anew after each percent, ninety times a window, and every 100 ms at
-    /// most. [`PickFirst`](crate::policy::PickFirst) and [`RingHash`](crate::policy::RingHash) do not know of it, and a channel with one of
-    /// them pays nothing; [`Policy::starts_slowly`](crate::policy::Policy::starts_slowly) tells.
+    /// New is an instance that is READY for the first time since it was registered, or since it could not be reached:
+    /// it is another process then, most likely. One that only reconnects is not. Where all are new alike, as when the
+    /// channel starts, all have the same share. Shares are set anew after each percent, ninety times a window, and
+    /// every 100 ms at most. [`PickFirst`](crate::policy::PickFirst) and [`RingHash`](crate::policy::RingHash) do not
+    /// know of it, and a channel with one of them pays nothing;
+    /// [`Policy::starts_slowly`](crate::policy::Policy::starts_slowly) tells.
     pub fn slow_start(mut self, window: Duration) -> Self {
         self.balance.slow_start = Some(SlowStart::new(window));
         self
@@ -50,28 +52,30 @@ impl ChannelBuilder {
 
     /// Prefers the instances whose tag `tag` is `zone`, the client's own. Off unless given.
     ///
-    /// They take all calls while the READY ones among them have at least 70 % of their zone's fair share of the weight: all
-    /// instances' weights divided by the number of zones. If less is READY, the shortfall spills over to the other zones by
-    /// weight: with half of 70 %, half of the calls. Below 70 % the rest of the zone would bear half as much again as usual;
-    /// Envoy draws the line there, too. Instances without the tag are a zone of their own. Works with every policy.
+    /// They take all calls while the READY ones among them have at least 70 % of their zone's fair share of the weight:
+    /// all instances' weights divided by the number of zones. If less is READY, the shortfall spills over to the other
+    /// zones by weight: with half of 70 %, half of the calls. Below 70 % the rest of the zone would bear half as much
+    /// again as usual; Envoy draws the line there, too. Instances without the tag are a zone of their own. Works with
+    /// every policy.
     pub fn prefer_zone(mut self, tag: impl Into<String>, zone: impl Into<String>) -> Self {
         self.balance.zone = Some(Zone { tag: tag.into(), own: zone.into() });
         self
     }
 
-    /// Uses, and connects to, `size` instances only. Off unless given; from 1,000 instances on a warning recommends it: a
-    /// thousand clients of a thousand servers hold a million connections.
+    /// Uses, and connects to, `size` instances only. Off unless given; from 1,000 instances on a warning recommends it:
+    /// a thousand clients of a thousand servers hold a million connections.
     ///
-    /// Each client has a different set, chosen by hashing: an instance that leaves is replaced by one, one that joins replaces
-    /// one at most, and nothing else changes. Clients know nothing of each other: with 1,000 of them and 20 instances of 200 each, an instance has
-    /// 100 clients with a standard deviation of 9.5, and one of 150 is more than a quarter off. With
-    /// [`subset_as`](Self::subset_as) and numbers, clients spread more evenly.
+    /// Each client has a different set, chosen by hashing: an instance that leaves is replaced by one, one that joins
+    /// replaces one at most, and nothing else changes. Clients know nothing of each other: with 1,000 of them and 20
+    /// instances of 200 each, an instance has 100 clients with a standard deviation of 9.5, and one of 150 is more than
+    /// a quarter off. With [`subset_as`](Self::subset_as) and numbers, clients spread more evenly.
     ///
-    /// An instance that is not READY has a replacement until it is; calls in flight on the replacement then finish. While keys are
-    /// gone from etcd unannounced, those that are connected stay, and none is replaced.
+    /// An instance that is not READY has a replacement until it is; calls in flight on the replacement then finish.
+    /// While keys are gone from etcd unannounced, those that are connected stay, and none is replaced.
     ///
-    /// With [`prefer_zone`](Self::prefer_zone), instances of the own zone come first, and the shares of zones are those in the
-    /// subset: an own zone of at least `size` instances takes all calls, also where it is a small part of the service.
+    /// With [`prefer_zone`](Self::prefer_zone), instances of the own zone come first, and the shares of zones are those
+    /// in the subset: an own zone of at least `size` instances takes all calls, also where it is a small part of the
+    /// service.
     ///
     /// The choice is random for each channel; with [`subset_as`](Self::subset_as) it is the same after a restart.
     pub fn subset(mut self, size: usize) -> Self {
@@ -79,11 +83,11 @@ impl ChannelBuilder {
         self
     }
 
-    /// As [`subset`](Self::subset), for a client with a name of its own: a pod's name for instance. A client of that name gets
-    /// the same instances again after a restart.
+    /// As [`subset`](Self::subset), for a client with a name of its own: a pod's name for instance. A client of that
+    /// name gets the same instances again after a restart.
     ///
-    /// Clients whose names differ only in the number at the end, such as `web-0`, `web-1` and so on, as pods of a `StatefulSet`
-    /// have them, spread evenly: of 1,000 with 20 instances of 200 each, every instance has 75 to 125.
+    /// Clients whose names differ only in the number at the end, such as `web-0`, `web-1` and so on, as pods of a
+    /// `StatefulSet` have them, spread evenly: of 1,000 with 20 instances of 200 each, every instance has 75 to 125.
     pub fn subset_as(mut self, size: usize, client: &str) -> Self {
         self.balance.subset = Some(Subset::of(size, client));
         self

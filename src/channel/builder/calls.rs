@@ -21,34 +21,35 @@ impl ChannelBuilder {
         self
     }
 
-    /// Whether calls wait, under their deadline, where no instance is known or every one failed. Defaults to `false`: such
-    /// calls fail at once. A call can say otherwise with [`WaitForReady`](crate::channel::WaitForReady).
+    /// Whether calls wait, under their deadline, where no instance is known or every one failed. Defaults to `false`:
+    /// such calls fail at once. A call can say otherwise with [`WaitForReady`](crate::channel::WaitForReady).
     pub fn wait_for_ready(mut self, wait: bool) -> Self {
         self.wait_for_ready = wait;
         self
     }
 
-    /// How many calls may wait for a connection or a turn at once; those beyond fail with `RESOURCE_EXHAUSTED`. Defaults to
-    /// 10,000: about 20 MB of calls.
+    /// How many calls may wait for a connection or a turn at once; those beyond fail with `RESOURCE_EXHAUSTED`.
+    /// Defaults to 10,000: about 20 MB of calls.
     pub fn max_waiting(mut self, calls: usize) -> Self {
         self.max_waiting = calls;
         self
     }
 
-    /// The user agent of calls that bring none, before our own. Defaults to our own alone: `tonic-etcd/` and the version.
+    /// The user agent of calls that bring none, before our own. Defaults to our own alone: `tonic-etcd/` and the
+    /// version.
     pub fn user_agent(mut self, user_agent: impl Into<String>) -> Self {
         self.user_agent = Some(user_agent.into());
         self
     }
 
-    /// Makes calls that fail again, all of them: only for services whose every method may run twice on the policy's codes.
-    /// Off unless given. [`retry_for`](Self::retry_for) counts more.
+    /// Makes calls that fail again, all of them: only for services whose every method may run twice on the policy's
+    /// codes. Off unless given. [`retry_for`](Self::retry_for) counts more.
     pub fn retry(self, policy: RetryPolicy) -> Self {
         self.retry_for("", policy)
     }
 
-    /// Retries the calls of one method, `package.Service/Method`, or of one service, `package.Service`. The exact name takes
-    /// precedence over the service's.
+    /// Retries the calls of one method, `package.Service/Method`, or of one service, `package.Service`. The exact name
+    /// takes precedence over the service's.
     pub fn retry_for(mut self, name: &str, policy: RetryPolicy) -> Self {
         self.methods.retries.insert(name, Arc::new(policy));
         self
@@ -60,12 +61,13 @@ impl ChannelBuilder {
         self
     }
 
-    /// Takes over what a gRPC service config says: of methods, of retries, and how to balance. Another one takes its place.
+    /// Takes over what a gRPC service config says: of methods, of retries, and how to balance. Another one takes its
+    /// place.
     ///
-    /// Whatever the order, [`policy`](Self::policy), [`retry_throttling`](Self::retry_throttling) and, for calls that they name,
-    /// [`retry`](Self::retry) and [`retry_for`](Self::retry_for) count more. Of timeouts the shortest counts: the call's own,
-    /// the method's and the [channel's](Self::timeout). A method's `waitForReady` counts more than the
-    /// [channel's](Self::wait_for_ready), and [`WaitForReady`](crate::channel::WaitForReady) more than both.
+    /// Whatever the order, [`policy`](Self::policy), [`retry_throttling`](Self::retry_throttling) and, for calls that
+    /// they name, [`retry`](Self::retry) and [`retry_for`](Self::retry_for) count more. Of timeouts the shortest
+    /// counts: the call's own, the method's and the [channel's](Self::timeout). A method's `waitForReady` counts more
+    /// than the [channel's](Self::wait_for_ready), and [`WaitForReady`](crate::channel::WaitForReady) more than both.
     pub fn service_config(mut self, config: ServiceConfig) -> Self {
         self.service_config = Some(config);
         self

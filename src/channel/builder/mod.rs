@@ -143,6 +143,6 @@ impl fmt::Debug for ChannelBuilder {
 /// ten seconds for them, longer than most callers wait.
 const MAX_WAITING: usize = 10_000;
 
-/// How long the streams of a removed instance may go on: as long as a server that leaves in order grants them itself, and as
-/// Kubernetes grants that server.
+/// How long the streams of a removed instance may go on: as long as a server that leaves in order grants them itself,
+/// and as Kubernetes grants that server.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);

@@ -15,8 +15,8 @@ use crate::tls::ClientTls;
 
 /// Connections to the instances.
 impl ChannelBuilder {
-    /// How long connecting to an instance may take, up to the server's first HTTP/2 SETTINGS. Defaults to 1 s: on a network
-    /// where that is too short, calls would be too slow as well.
+    /// How long connecting to an instance may take, up to the server's first HTTP/2 SETTINGS. Defaults to 1 s: on a
+    /// network where that is too short, calls would be too slow as well.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.transport.connect_timeout = timeout;
         self
@@ -34,10 +34,10 @@ impl ChannelBuilder {
         self
     }
 
-    /// How long a connection with calls may be silent before an HTTP/2 ping is sent; `None` switches pings off. Defaults to
-    /// 310 s: gRPC servers close a connection whose client pings more often than every five minutes while they themselves
-    /// send nothing, unless they are told to allow it (`MinTime` in grpc-go's `EnforcementPolicy`). tonic servers allow any
-    /// interval; where all servers do, 10 s finds a frozen one sooner.
+    /// How long a connection with calls may be silent before an HTTP/2 ping is sent; `None` switches pings off.
+    /// Defaults to 310 s: gRPC servers close a connection whose client pings more often than every five minutes while
+    /// they themselves send nothing, unless they are told to allow it (`MinTime` in grpc-go's `EnforcementPolicy`).
+    /// tonic servers allow any interval; where all servers do, 10 s finds a frozen one sooner.
     pub fn http2_keep_alive_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
         self.transport.http2_keep_alive_interval = interval.into();
         self
@@ -85,8 +85,8 @@ impl ChannelBuilder {
         self
     }
 
-    /// How long the streams of an instance that was removed may go on. Defaults to 30 s, which is what Kubernetes grants
-    /// the server itself.
+    /// How long the streams of an instance that was removed may go on. Defaults to 30 s, which is what Kubernetes
+    /// grants the server itself.
     pub fn drain_limit(mut self, limit: Duration) -> Self {
         self.drain_limit = limit;
         self
@@ -99,8 +99,8 @@ impl ChannelBuilder {
         self
     }
 
-    /// Connects with `connector` instead of TCP: a Unix socket, a proxy. It is given `http://` and the instance's address,
-    /// and is called for each attempt. TLS, if set, goes on top, and the address is `https://` then.
+    /// Connects with `connector` instead of TCP: a Unix socket, a proxy. It is given `http://` and the instance's
+    /// address, and is called for each attempt. TLS, if set, goes on top, and the address is `https://` then.
     pub fn connector<C>(mut self, connector: C) -> Self
     where
         C: Service<Uri> + Send + 'static,
@@ -112,8 +112,8 @@ impl ChannelBuilder {
         self
     }
 
-    /// TLS towards the instances. Without a [`server_name`](ClientTls::server_name) each must have a certificate for the host
-    /// of its address.
+    /// TLS towards the instances. Without a [`server_name`](ClientTls::server_name) each must have a certificate for
+    /// the host of its address.
     #[cfg(feature = "_tls")]
     pub fn tls(mut self, tls: ClientTls) -> Self {
         self.tls = Some(tls);

@@ -166,8 +166,8 @@ impl Attempt {
         }
     }
 
-    /// Looks whether the server's own clock ran out, a moment before ours. tonic's servers call that CANCELLED; it is a missed
-    /// deadline: rewritten to one here, and counted as one.
+    /// Looks whether the server's own clock ran out, a moment before ours. tonic's servers call that CANCELLED; it is a
+    /// missed deadline: rewritten to one here, and counted as one.
     pub(super) fn take_server_timeout(&self, headers: &mut HeaderMap) -> bool {
         let timed_out = self.has_deadline && status::is_servers_timeout(headers);
         if timed_out {

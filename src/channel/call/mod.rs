@@ -1,5 +1,5 @@
-//! One request becomes attempts, and one of them a response: a pick, the request on its connection, the head of the response;
-//! again elsewhere where the request provably reached no handler, or as the retry policy allows.
+//! One request becomes attempts, and one of them a response: a pick, the request on its connection, the head of the
+//! response; again elsewhere where the request provably reached no handler, or as the retry policy allows.
 //!
 //! | state | waits for | ends with |
 //! | --- | --- | --- |
@@ -8,9 +8,9 @@
 //! | pausing | the back-off before a retry | picking again |
 //! | responding | the caller reads [`ResponseBody`] | the body's end, a failure, the deadline |
 //!
-//! Dropped in any state, a call gives its place back, lets go of the request body and resets the stream at the server. It runs on
-//! the caller's own task, writes its frames and reads its answer there; the only other task is the one that moves the
-//! connection's bytes.
+//! Dropped in any state, a call gives its place back, lets go of the request body and resets the stream at the server.
+//! It runs on the caller's own task, writes its frames and reads its answer there; the only other task is the one that
+//! moves the connection's bytes.
 //!
 //! # Layout
 //!
@@ -74,8 +74,8 @@ pub struct ResponseFuture {
 impl ResponseFuture {
     pub(super) fn new(handle: Arc<Handle>, request: http::Request<Body>) -> Self {
         match Call::new(handle, request) {
-            // In the future's place, `request` would lie beside everything that is made of it: kept small, the future comes from
-            // the allocator's cache of small blocks, which takes no lock where another thread frees it.
+            // In the future's place, `request` would lie beside everything that is made of it: kept small, the future
+            // comes from the allocator's cache of small blocks, which takes no lock where another thread frees it.
             Ok(call) => Self { call: Box::pin(call.run()) },
             Err(status) => Self { call: Box::pin(std::future::ready(Err(status))) },
         }
@@ -290,8 +290,8 @@ impl Call {
         }
     }
 
-    /// The wait before a retry, `by` an instance that failed the attempt if one was found; `None` where there is to be none. A
-    /// wait that would outlast the call's time is not begun.
+    /// The wait before a retry, `by` an instance that failed the attempt if one was found; `None` where there is to be
+    /// none. A wait that would outlast the call's time is not begun.
     fn pause_after(&mut self, code: Code, pushback: Pushback, by: Option<&Arc<Instance>>) -> Option<Duration> {
         let retry = self.retry.as_mut().filter(|_| self.body.is_replayable())?;
         let pause = retry.on_failure(code, pushback, by)?;
@@ -325,6 +325,6 @@ async fn within<F: Future>(deadline: &mut Deadline, mut future: Pin<impl DerefMu
     .await
 }
 
-/// How often one call is made again invisibly. Each attempt that reached no handler came from an instance that will be READY no
-/// more or refuses now: after ten of them in a row, the failure is better news than an eleventh attempt.
+/// How often one call is made again invisibly. Each attempt that reached no handler came from an instance that will be
+/// READY no more or refuses now: after ten of them in a row, the failure is better news than an eleventh attempt.
 const REPLAYS: u32 = 9;

@@ -84,8 +84,8 @@ impl Body for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
-        // A stream whose messages are always there already would never meet its deadline otherwise. The answer to a unary
-        // call is over before that is looked at.
+        // A stream whose messages are always there already would never meet its deadline otherwise. The answer to a
+        // unary call is over before that is looked at.
         if let Some(call) = &mut this.call
             && call.messages > 1
             && call.deadline.poll_missed(cx).is_ready()

@@ -71,8 +71,8 @@ impl RetryState {
         self.failed
     }
 
-    /// An attempt ended with `code`, `by` an instance if it found one. Returns the wait before the next one, if there is to be
-    /// one.
+    /// An attempt ended with `code`, `by` an instance if it found one. Returns the wait before the next one, if there
+    /// is to be one.
     pub(crate) fn on_failure(
         &mut self,
         code: Code,
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_is_repeated_on_its_codes_as_often_as_is_allowed_and_never_more_than_five_times() {
+    fn attempts_are_repeated_on_their_codes_to_their_limit_and_never_past_5() {
         for (asked, made) in [(2, 2), (3, 3), (5, 5), (50, 5)] {
             let policy = Arc::new(RetryPolicy::new([Code::Unavailable, Code::Aborted]).max_attempts(asked));
             let mut retry = RetryState::new(policy.clone(), None);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_channel_whose_calls_fail_too_often_tries_nothing_twice_until_enough_succeed() {
+    fn too_many_failures_stop_all_retries_until_enough_calls_succeed() {
         let policy = Arc::new(RetryPolicy::new([Code::Unavailable]).max_attempts(2));
         let budget = Arc::new(RetryBudget::new(RetryThrottling::new(10, 0.5)));
         let retries = |code, pushback| {

@@ -74,7 +74,8 @@ pub(crate) struct MethodConfigs {
 }
 
 impl MethodConfigs {
-    /// The options of the method of this path. For retries the channel's own options take precedence over the service config's.
+    /// The options of the method of this path. For retries the channel's own options take precedence over the service
+    /// config's.
     pub(crate) fn of(&self, path: &str) -> CallOptions<'_> {
         let config = self.config.of(path);
         CallOptions {
@@ -101,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_most_exact_name_counts_and_the_channels_own_retries_before_those_of_a_service_config() {
+    fn the_most_exact_name_counts_and_the_channels_own_retries_come_first() {
         let mut methods = MethodConfigs::default();
         for (name, attempts) in [("a.B/C", 2), ("a.B", 3), ("", 4)] {
             let retry = Some(Arc::new(RetryPolicy::new([Code::Aborted]).max_attempts(attempts)));

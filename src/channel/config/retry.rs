@@ -1,5 +1,5 @@
-//! Which failures of calls are worth another attempt, how many attempts there may be, and the waits between them, in the terms
-//! of gRPC's proposal A6.
+//! Which failures of calls are worth another attempt, how many attempts there may be, and the waits between them, in
+//! the terms of gRPC's proposal A6.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use crate::error::ConfigError;
 /// When a call that failed is made again: on which status codes, how often and after which waits.
 ///
 /// A call is made again only while its whole request is kept (64 KiB at most) and nothing of a response has begun: its
-/// status must come without one. Attempts that provably reached no handler are repeated anyhow and do not count. Each attempt
-/// goes to an instance that was not tried, while there is one. The call's deadline covers all attempts and waits; a wait that
-/// would outlast it is not begun, and the call fails with what the last attempt failed with.
+/// status must come without one. Attempts that provably reached no handler are repeated anyhow and do not count. Each
+/// attempt goes to an instance that was not tried, while there is one. The call's deadline covers all attempts and
+/// waits; a wait that would outlast it is not begun, and the call fails with what the last attempt failed with.
 ///
 /// Only calls that may run twice should be retried on codes that do not say that they did not run.
 ///
@@ -37,8 +37,8 @@ pub struct RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Retries calls that end with one of these codes: three attempts in all, the second after about 50 ms and the third after
-    /// about 100 ms, which are some round trips within a data centre and short for people.
+    /// Retries calls that end with one of these codes: three attempts in all, the second after about 50 ms and the
+    /// third after about 100 ms, which are some round trips within a data centre and short for people.
     pub fn new(codes: impl IntoIterator<Item = Code>) -> Self {
         Self {
             codes: codes.into_iter().fold(0, |codes, code| codes | bit(code)),
@@ -50,15 +50,16 @@ impl RetryPolicy {
         }
     }
 
-    /// How many attempts there are at most, the first included: 2 or more, of which more than 5 count as 5. Defaults to 3.
+    /// How many attempts there are at most, the first included: 2 or more, of which more than 5 count as 5. Defaults to
+    /// 3.
     #[must_use]
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = attempts;
         self
     }
 
-    /// The wait before the second attempt, the longest one, and by what each is longer than the one before. Each is up to 20 %
-    /// shorter or longer, by chance. Defaults to 50 ms, 1 s and 2. A server that says when to come back
+    /// The wait before the second attempt, the longest one, and by what each is longer than the one before. Each is up
+    /// to 20 % shorter or longer, by chance. Defaults to 50 ms, 1 s and 2. A server that says when to come back
     /// (`grpc-retry-pushback-ms`) is obeyed instead, and the waits begin anew after that.
     #[must_use]
     pub fn backoff(mut self, initial: Duration, max: Duration, multiplier: f64) -> Self {

@@ -6,9 +6,9 @@ use crate::error::ConfigError;
 
 /// A limit for the retries of all calls of a channel together: while too many fail, nothing is tried twice.
 ///
-/// There are `max_tokens` at first. Each failure of a call that could be made again, with a code that is retried or where the
-/// server wants no other attempt, takes one; each call of the channel whose response is read up to OK gives back `token_ratio`
-/// of one. There are retries while more than half of them are left.
+/// There are `max_tokens` at first. Each failure of a call that could be made again, with a code that is retried or
+/// where the server wants no other attempt, takes one; each call of the channel whose response is read up to OK gives
+/// back `token_ratio` of one. There are retries while more than half of them are left.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RetryThrottling {
     max_tokens: u32,

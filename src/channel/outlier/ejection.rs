@@ -19,7 +19,8 @@ pub(crate) enum Ejection {
 }
 
 impl Ejection {
-    /// Takes the instance out, for longer the more often it was lately, and returns until when; `None` if it is out already.
+    /// Takes the instance out, for longer the more often it was lately, and returns until when; `None` if it is out
+    /// already.
     ///
     /// Ask [`may_eject`] first.
     pub(crate) fn eject(&mut self, now: Instant, detection: &OutlierDetection) -> Option<Instant> {
@@ -39,8 +40,8 @@ impl Ejection {
         Some(until)
     }
 
-    /// Puts the instance on probation if its time is over, and returns whether that happened. Connections that are made now
-    /// need a tally [on probation](super::Tally::on_probation).
+    /// Puts the instance on probation if its time is over, and returns whether that happened. Connections that are made
+    /// now need a tally [on probation](super::Tally::on_probation).
     pub(crate) fn begin_probation(&mut self, now: Instant) -> bool {
         match *self {
             Self::Out { until, times } if until <= now => {
@@ -58,7 +59,8 @@ impl Ejection {
         }
     }
 
-    /// Forgets everything: the process that runs there now is not the one that failed. [`Tally::reset`](super::Tally::reset) has to follow.
+    /// Forgets everything: the process that runs there now is not the one that failed.
+    /// [`Tally::reset`](super::Tally::reset) has to follow.
     pub(crate) fn clear(&mut self) {
         *self = Self::In;
     }
@@ -87,7 +89,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// When its time is over, if it is out.
+    /// When the time of an ejected instance is over.
     fn due(ejection: &Ejection) -> Option<Instant> {
         match *ejection {
             Ejection::Out { until, .. } => Some(until),
@@ -107,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ejected_instance_is_out_for_five_seconds_then_on_probation_then_back() {
+    fn an_ejected_instance_is_out_for_five_seconds_then_on_probation_then_in() {
         let (now, detection) = (Instant::now(), OutlierDetection::new());
         let mut ejection = Ejection::default();
         assert_eq!(ejection, Ejection::In, "nothing is held against a new instance");
@@ -140,7 +142,7 @@ mod tests {
         ];
         for state in states {
             let mut ejection = state;
-            assert!(!ejection.begin_probation(now), "nobody's time is over");
+            assert!(!ejection.begin_probation(now), "no ejection time is over");
             assert_eq!(ejection, state, "so nothing moves");
 
             ejection.on_proved(now);

@@ -1,7 +1,8 @@
-//! Outcomes of calls flow in, ejections and returns flow out: which instances are kept from being picked for a while, and
-//! why.
+//! Outcomes of calls flow in, ejections and returns flow out: which instances are kept from being picked for a while,
+//! and why.
 //!
-//! Pure logic: calls count with atomics in a [`Tally`], a subchannel owns one [`Ejection`] and passes the time in. Here are the options, and what became of a call.
+//! Pure logic: calls count with atomics in a [`Tally`], a subchannel owns one [`Ejection`] and passes the time in. Here
+//! are the options, and what became of a call.
 
 mod ejection;
 mod sweep;
@@ -21,8 +22,8 @@ use crate::error::ConfigError;
 /// When an instance that fails is kept from being picked, and for how long.
 ///
 /// On by default: after three failures in a row an instance is out for 5 s, then 10 s, 20 s and 25 s if it goes on like
-/// that, and never are more than half of the instances out. It returns by probe: one call is sent to it, and what becomes
-/// of that call decides. Comparing the failure rates of whole intervals, as gRPC's A50 has it, is an option:
+/// that, and never are more than half of the instances out. It returns by probe: one call is sent to it, and what
+/// becomes of that call decides. Comparing the failure rates of whole intervals, as gRPC's A50 has it, is an option:
 /// [`failure_percentage`](Self::failure_percentage) and [`success_rate`](Self::success_rate).
 ///
 /// A call that its caller gave up never counts.
@@ -60,8 +61,8 @@ impl OutlierDetection {
         self
     }
 
-    /// How long the first ejection lasts, at most a day. Each further one lasts twice as long as the one before, unless the
-    /// instance stayed in for a while: each [`interval`](Self::interval) takes back one doubling. Defaults to 5 s.
+    /// How long the first ejection lasts, at most a day. Each further one lasts twice as long as the one before, unless
+    /// the instance stayed in for a while: each [`interval`](Self::interval) takes back one doubling. Defaults to 5 s.
     pub fn ejection_time(mut self, time: Duration) -> Self {
         self.ejection_time = time;
         self
@@ -73,8 +74,8 @@ impl OutlierDetection {
         self
     }
 
-    /// How many of a hundred instances may be out at once, rounded down: with 50, one of two and one of three. Unlike in
-    /// gRPC, where one always may, the only instance is never ejected below 100. Defaults to 50.
+    /// How many of a hundred instances may be out at once, rounded down: with 50, one of two and one of three. Unlike
+    /// in gRPC, where one always may, the only instance is never ejected below 100. Defaults to 50.
     pub fn max_ejected_percent(mut self, percent: u8) -> Self {
         self.max_ejected_percent = percent;
         self
@@ -94,7 +95,8 @@ impl OutlierDetection {
         self
     }
 
-    /// Ejects, at the end of each interval, the instances that succeed far less often than the others. Off unless given.
+    /// Ejects, at the end of each interval, the instances that succeed far less often than the others. Off unless
+    /// given.
     pub fn success_rate(mut self, options: SuccessRate) -> Self {
         self.success_rate = Some(options);
         self
@@ -102,8 +104,8 @@ impl OutlierDetection {
 
     /// What counts as a failure. Defaults to UNAVAILABLE, a broken connection and a missed deadline.
     ///
-    /// Asked once for each call that ended, on the task that made it: it should be quick. What is no failure is a success
-    /// if the server answered, and counts as nothing at all otherwise.
+    /// Asked once for each call that ended, on the task that made it: it should be quick. What is no failure is a
+    /// success if the server answered, and counts as nothing at all otherwise.
     ///
     /// ```
     /// use tonic::Code;
@@ -240,7 +242,8 @@ impl SuccessRate {
         Self { stdev_factor: 1900, enforcement_percentage: 100, minimum_hosts: 5, request_volume: 100 }
     }
 
-    /// How many standard deviations below the mean success rate make an outlier, in thousandths. Defaults to 1900 (1.9).
+    /// How many standard deviations below the mean success rate make an outlier, in thousandths. Defaults to 1900
+    /// (1.9).
     pub fn stdev_factor(mut self, thousandths: u32) -> Self {
         self.stdev_factor = thousandths;
         self
@@ -339,7 +342,8 @@ const DEFAULT_CONSECUTIVE_FAILURES: u32 = 3;
 /// Longer than a restart, which clears the ejection by its new lease anyway; short enough to try again soon.
 const DEFAULT_EJECTION_TIME: Duration = Duration::from_secs(5);
 
-/// An instance that is still registered shall be tried again before people look for it: gRPC's 300 s are meant for rates.
+/// An instance that is still registered shall be tried again before people look for it: gRPC's 300 s are meant for
+/// rates.
 const DEFAULT_MAX_EJECTION_TIME: Duration = Duration::from_secs(25);
 
 /// Failures of more than half of the instances say something about the network, or about the calls.

@@ -32,8 +32,8 @@ impl Interval {
     }
 }
 
-/// Which instances the interval's numbers eject, by their index: first by success rate, then by failure percentage, never
-/// beyond the share that may be out.
+/// Which instances the interval's numbers eject, by their index: first by success rate, then by failure percentage,
+/// never beyond the share that may be out.
 ///
 /// `draw` is a random number from 0 to 99, drawn once for each outlier.
 pub(crate) fn sweep(intervals: &[Interval], detection: &OutlierDetection, mut draw: impl FnMut() -> u8) -> Vec<usize> {
@@ -109,7 +109,7 @@ mod tests {
     use super::super::FailurePercentage;
     use super::*;
 
-    const NOBODY: [usize; 0] = [];
+    const NONE: [usize; 0] = [];
 
     fn calls(successes: u32, failures: u32) -> Interval {
         Interval { successes, failures, is_out: false }
@@ -128,18 +128,18 @@ mod tests {
     }
 
     fn not_drawn() -> u8 {
-        panic!("nobody is an outlier, so no number is drawn")
+        panic!("there is no outlier, so no number is drawn")
     }
 
     #[test]
     fn nothing_is_ejected_without_an_algorithm() {
         let intervals = [calls(0, 1000), calls(1000, 0), calls(1000, 0), calls(1000, 0), calls(1000, 0)];
-        assert_eq!(sweep(&intervals, &OutlierDetection::new(), not_drawn), NOBODY, "both are off");
-        assert_eq!(sweep(&[], &rates(SuccessRate::new()), not_drawn), NOBODY, "nobody is there");
+        assert_eq!(sweep(&intervals, &OutlierDetection::new(), not_drawn), NONE, "both are off");
+        assert_eq!(sweep(&[], &rates(SuccessRate::new()), not_drawn), NONE, "there is no host");
         assert_eq!(
             sweep(&[], &rates(SuccessRate::new().minimum_hosts(0)), not_drawn),
-            NOBODY,
-            "nobody is there to compare"
+            NONE,
+            "there is no host to compare"
         );
     }
 
@@ -152,11 +152,12 @@ mod tests {
         assert_eq!(sweep(&intervals, &rates(SuccessRate::new()), always), [4], "0.5 is below 0.665");
         let factor = |thousandths| rates(SuccessRate::new().stdev_factor(thousandths));
         assert_eq!(sweep(&intervals, &factor(2999), always), [4], "0.5 is below 0.50015");
-        assert_eq!(sweep(&intervals, &factor(3000), not_drawn), NOBODY, "0.5 is not below 0.5");
-        assert_eq!(sweep(&intervals, &factor(3001), not_drawn), NOBODY, "0.5 is not below 0.49985");
+        assert_eq!(sweep(&intervals, &factor(3000), not_drawn), NONE, "0.5 is not below 0.5");
+        assert_eq!(sweep(&intervals, &factor(3001), not_drawn), NONE, "0.5 is not below 0.49985");
     }
 
-    // Four at 90 % and one at 60 %: mean 0.84, deviation sqrt((4 * 0.06^2 + 0.24^2) / 5) = 0.12, floor 0.84 - 0.228 = 0.612.
+    // Four at 90 % and one at 60 %: mean 0.84, deviation sqrt((4 * 0.06^2 + 0.24^2) / 5) = 0.12,
+    // floor 0.84 - 0.228 = 0.612.
     #[test]
     fn five_are_enough_to_compare_and_four_are_not() {
         let mut intervals = vec![calls(90, 10); 4];
@@ -166,14 +167,10 @@ mod tests {
         // Mean 0.844, deviation 0.112, floor 0.6312.
         assert_eq!(sweep(&intervals, &rates(SuccessRate::new()), always), [4], "0.62 is below 0.6312");
         intervals.remove(0);
-        assert_eq!(
-            sweep(&intervals, &rates(SuccessRate::new()), not_drawn),
-            NOBODY,
-            "four are fewer than minimum_hosts"
-        );
+        assert_eq!(sweep(&intervals, &rates(SuccessRate::new()), not_drawn), NONE, "four are fewer than minimum_hosts");
         // Mean 0.83, deviation sqrt((3 * 0.07^2 + 0.21^2) / 4) = 0.1212, floor 0.83 - 0.2304 = 0.5996.
         let four = rates(SuccessRate::new().minimum_hosts(4));
-        assert_eq!(sweep(&intervals, &four, not_drawn), NOBODY, "they are enough then, but 0.62 is not below 0.5996");
+        assert_eq!(sweep(&intervals, &four, not_drawn), NONE, "they are enough then, but 0.62 is not below 0.5996");
     }
 
     #[test]
@@ -182,7 +179,7 @@ mod tests {
         intervals[0] = calls(0, 99);
         assert_eq!(
             sweep(&intervals, &rates(SuccessRate::new()), not_drawn),
-            NOBODY,
+            NONE,
             "99 calls are less than request_volume"
         );
         intervals[0] = calls(0, 100);
@@ -191,19 +188,19 @@ mod tests {
         intervals[2] = calls(99, 0);
         assert_eq!(
             sweep(&intervals, &rates(SuccessRate::new()), not_drawn),
-            NOBODY,
+            NONE,
             "four with volume are too few to compare"
         );
     }
 
     #[test]
-    fn equal_rates_eject_nobody_whatever_the_factor() {
+    fn equal_rates_eject_nothing_whatever_the_factor() {
         for hosts in [5, 7, 11, 999] {
             for (successes, failures) in [(100, 0), (0, 100), (90, 10), (70, 49), (1, 998)] {
                 let intervals = vec![calls(successes, failures); hosts];
                 for factor in [0, 1, 500, 1900] {
                     let detection = rates(SuccessRate::new().stdev_factor(factor));
-                    assert_eq!(sweep(&intervals, &detection, not_drawn), NOBODY, "{hosts} of {successes}/{failures}");
+                    assert_eq!(sweep(&intervals, &detection, not_drawn), NONE, "{hosts} of {successes}/{failures}");
                 }
             }
         }
@@ -213,9 +210,9 @@ mod tests {
     fn no_calls_at_all_tell_nothing_even_if_no_volume_is_asked_for() {
         let intervals = [calls(0, 0); 10];
         let rate = rates(SuccessRate::new().request_volume(0).minimum_hosts(0));
-        assert_eq!(sweep(&intervals, &rate, not_drawn), NOBODY, "there is no rate");
+        assert_eq!(sweep(&intervals, &rate, not_drawn), NONE, "there is no rate");
         let percentage = percentages(FailurePercentage::new().request_volume(0).minimum_hosts(0).threshold(0));
-        assert_eq!(sweep(&intervals, &percentage, not_drawn), NOBODY, "there is no percentage");
+        assert_eq!(sweep(&intervals, &percentage, not_drawn), NONE, "there is no percentage");
     }
 
     #[test]
@@ -223,7 +220,7 @@ mod tests {
         let mut intervals = [calls(100, 0); 5];
         intervals[2] = calls(15, 85);
         let detection = percentages(FailurePercentage::new());
-        assert_eq!(sweep(&intervals, &detection, not_drawn), NOBODY, "85 of 100 are not more than 85 %");
+        assert_eq!(sweep(&intervals, &detection, not_drawn), NONE, "85 of 100 are not more than 85 %");
         intervals[2] = calls(14, 86);
         assert_eq!(sweep(&intervals, &detection, always), [2], "86 of 100 are");
         intervals[2] = calls(149, 851);
@@ -231,7 +228,7 @@ mod tests {
         intervals[2] = calls(0, u32::MAX);
         assert_eq!(sweep(&intervals, &detection, always), [2], "no number overflows");
         intervals[2] = calls(u32::MAX, u32::MAX);
-        assert_eq!(sweep(&intervals, &detection, not_drawn), NOBODY, "no number overflows, and 50 % are fine");
+        assert_eq!(sweep(&intervals, &detection, not_drawn), NONE, "no number overflows, and 50 % are fine");
     }
 
     #[test]
@@ -241,7 +238,7 @@ mod tests {
         intervals[1] = calls(0, 1000);
         let threshold = |percent| percentages(FailurePercentage::new().threshold(percent));
         assert_eq!(sweep(&intervals, &threshold(0), always), [0, 1], "any failure is more than none");
-        assert_eq!(sweep(&intervals, &threshold(100), not_drawn), NOBODY, "nothing is more than all");
+        assert_eq!(sweep(&intervals, &threshold(100), not_drawn), NONE, "nothing is more than all");
     }
 
     #[test]
@@ -249,13 +246,13 @@ mod tests {
         let detection = percentages(FailurePercentage::new());
         let mut intervals = [calls(50, 0); 6];
         intervals[5] = calls(0, 49);
-        assert_eq!(sweep(&intervals, &detection, not_drawn), NOBODY, "49 calls are less than request_volume");
+        assert_eq!(sweep(&intervals, &detection, not_drawn), NONE, "49 calls are less than request_volume");
         intervals[5] = calls(0, 50);
         assert_eq!(sweep(&intervals, &detection, always), [5], "50 calls are enough");
         intervals[0] = calls(49, 0);
         assert_eq!(sweep(&intervals, &detection, always), [5], "five hosts with volume are enough");
         intervals[1] = calls(49, 0);
-        assert_eq!(sweep(&intervals, &detection, not_drawn), NOBODY, "four hosts with volume are too few");
+        assert_eq!(sweep(&intervals, &detection, not_drawn), NONE, "four hosts with volume are too few");
     }
 
     #[test]
@@ -267,7 +264,7 @@ mod tests {
         intervals[6].is_out = true;
         assert_eq!(sweep(&intervals, &detection, always), [1], "two of the three are out already");
         intervals[3].is_out = true;
-        assert_eq!(sweep(&intervals, &detection, not_drawn), NOBODY, "all three are out already");
+        assert_eq!(sweep(&intervals, &detection, not_drawn), NONE, "all three are out already");
     }
 
     #[test]
@@ -286,11 +283,11 @@ mod tests {
         intervals[9] = calls(0, 100);
         let rate = rates(SuccessRate::new().enforcement_percentage(30));
         assert_eq!(sweep(&intervals, &rate, || 29), [9], "29 is below 30");
-        assert_eq!(sweep(&intervals, &rate, || 30), NOBODY, "30 is not");
+        assert_eq!(sweep(&intervals, &rate, || 30), NONE, "30 is not");
     }
 
     #[test]
-    fn a_number_is_drawn_for_each_outlier_and_for_nobody_else() {
+    fn a_number_is_drawn_for_each_outlier_and_for_no_other_host() {
         let mut intervals = [calls(100, 0); 8];
         for outlier in [1, 4, 6] {
             intervals[outlier] = calls(0, 100);
@@ -303,11 +300,11 @@ mod tests {
     }
 
     #[test]
-    fn both_algorithms_together_eject_nobody_twice() {
+    fn both_algorithms_together_eject_no_host_twice() {
         let mut intervals = [calls(100, 0); 10];
         intervals[3] = calls(50, 50);
         intervals[7] = calls(0, 100);
-        // Mean 0.85, deviation sqrt((8 * 0.15^2 + 0.35^2 + 0.85^2) / 10) = 0.3202, floor 0.2416: only the last is an outlier.
+        // Mean 0.85, deviation sqrt((8 * 0.15^2 + 0.35^2 + 0.85^2) / 10) = 0.3202, floor 0.2416: one outlier.
         let detection = OutlierDetection::new()
             .success_rate(SuccessRate::new())
             .failure_percentage(FailurePercentage::new().threshold(40));

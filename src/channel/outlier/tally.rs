@@ -150,11 +150,11 @@ mod tests {
         for detection in [three(), off()] {
             let tally = Tally::on_probation();
             assert!(tally.success(&detection), "it proves the instance");
-            assert!(!tally.success(&detection), "which was told already");
+            assert!(!tally.success(&detection), "which was reported already");
 
             let tally = Tally::on_probation();
             assert!(tally.failure(&detection), "one failure is enough on probation");
-            assert!(!tally.failure(&detection), "which was told already");
+            assert!(!tally.failure(&detection), "which was reported already");
             assert!(!tally.success(&detection), "the probation is over");
         }
     }
@@ -253,8 +253,8 @@ mod tests {
         RestartRow,
     }
 
-    /// Every step is one read-modify-write of one word (a success reads first, and then swaps whatever is there), so the orders
-    /// of steps are all interleavings that there are.
+    /// Every step is one read-modify-write of one word (a success reads first, and then swaps whatever is there), so
+    /// the orders of steps are all interleavings that there are.
     #[test]
     fn every_order_of_seven_steps_does_what_it_should() {
         use Step::{Failure, RestartRow, Success};

@@ -60,7 +60,7 @@ fn an_option_out_of_its_range_is_refused_by_its_name_and_value() {
 }
 
 #[test]
-fn unavailable_a_broken_connection_and_a_missed_deadline_are_failures_by_default() {
+fn unavailable_broken_connections_and_missed_deadlines_are_failures() {
     let detection = OutlierDetection::new();
     let is_failure = |code, origin| detection.is_failure(Outcome::new(code, origin));
     assert!(is_failure(Code::Unavailable, StatusOrigin::Answered), "the server says that it cannot serve");
@@ -76,14 +76,14 @@ fn unavailable_a_broken_connection_and_a_missed_deadline_are_failures_by_default
 }
 
 #[test]
-fn what_counts_as_a_failure_can_be_told() {
+fn what_counts_as_a_failure_can_be_configured() {
     let detection = OutlierDetection::new()
         .failure_when(|outcome| outcome.code() == Code::Internal && outcome.origin() == StatusOrigin::Answered);
     let is_failure = |code, origin| detection.is_failure(Outcome::new(code, origin));
-    assert!(is_failure(Code::Internal, StatusOrigin::Answered), "as it was told");
+    assert!(is_failure(Code::Internal, StatusOrigin::Answered), "as configured");
     assert!(!is_failure(Code::Unavailable, StatusOrigin::Answered), "the default does not apply any more");
-    assert!(!is_failure(Code::Internal, StatusOrigin::Broken), "the origin is told as well");
-    assert!(format!("{detection:?}").contains("failure_when: given"), "people see that it is not the default");
+    assert!(!is_failure(Code::Internal, StatusOrigin::Broken), "the origin is seen as well");
+    assert!(format!("{detection:?}").contains("failure_when: given"), "its output shows that it is not the default");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Where calls and the balancer meet: the published ready set, a pick for each call at once or in turn, and the calls that
-//! wait.
+//! Where calls and the balancer meet: the published ready set, a pick for each call at once or in turn, and the calls
+//! that wait.
 //!
 //! # Layout
 //!

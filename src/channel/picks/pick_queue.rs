@@ -108,11 +108,7 @@ impl PickQueue {
 
     /// Publishes a state, and gives the calls that wait what there is for them.
     pub(crate) fn publish(self: &Arc<Self>, state: LbState) {
-        let before = self.state.swap(Arc::new(state));
-        // A picker is the user's code, and its drop must not end the balancer.
-        if panic::catch_unwind(AssertUnwindSafe(|| drop(before))).is_err() {
-            tracing::error!("a picker panicked when it was dropped");
-        }
+        self.state.store(Arc::new(state));
         self.serve();
     }
 
@@ -156,6 +152,9 @@ impl PickQueue {
     }
 
     fn turn(self: &Arc<Self>, state: &LbState, waiting: &mut Waiting) -> Turn {
+        if waiting.answer.is_none() {
+            return Turn::Answered;
+        }
         let answer = match (&state.ready, state.connectivity) {
             (Some(ready), _) => match self.pick_from(ready, &waiting.avoid, waiting.key) {
                 Some(pick) => Ok(pick),

@@ -7,12 +7,12 @@ use crate::channel::policy::Picker;
 use crate::channel::policy::candidate::Candidate;
 use crate::instance::Instance;
 
-/// The READY instances of the moment, each with a connection `C`, and the picker over them. Candidates and connections lie in
-/// two slices under one index, so that policies work on candidates alone.
+/// The READY instances of the moment, each with a connection `C`, and the picker over them. Candidates and connections
+/// lie in two slices under one index, so that policies work on candidates alone.
 pub(crate) struct ReadySet<C> {
     candidates: Box<[Candidate]>,
     connections: Box<[C]>,
-    picker: Box<dyn Picker>,
+    picker: Guarded,
     /// The number of candidates, at the front, that are preferred: those in the client's own zone.
     near: usize,
 }
@@ -27,7 +27,7 @@ impl<C> ReadySet<C> {
         picker: impl FnOnce(&[Candidate]) -> Box<dyn Picker>,
     ) -> Self {
         let (candidates, connections): (Vec<_>, Vec<_>) = members.into_iter().unzip();
-        let picker = if candidates.is_empty() { Box::new(NoPicker) } else { guarded(|| picker(&candidates)) };
+        let picker = if candidates.is_empty() { Guarded::nothing() } else { Guarded::new(|| picker(&candidates)) };
         Self { candidates: candidates.into(), connections: connections.into(), picker, near }
     }
 
@@ -43,17 +43,14 @@ impl<C> ReadySet<C> {
         &self.candidates
     }
 
-    /// Picks a candidate and takes a place for one call there, which the caller gives back to its quota. Returns its index, or
-    /// `None` where no candidate has room.
+    /// Picks a candidate and takes a place for one call there, which the caller gives back to its quota. Returns its
+    /// index, or `None` where no candidate has room.
     ///
-    /// Instances to `avoid`, which just refused or failed this call, are taken only while no other has room, on whatever
-    /// connection.
+    /// Instances to `avoid`, which just refused or failed this call, are taken only while no other has room, on
+    /// whatever connection.
     pub(crate) fn acquire(&self, avoid: &[Arc<Instance>], key: u64) -> Option<usize> {
         for _ in 0..PICKS_BEFORE_SCAN {
-            // A picker is the user's code: one that panics or points beyond the candidates must not end the task that asks
-            // it, which may be a call that just ended and serves those that wait.
-            let picked = panic::catch_unwind(AssertUnwindSafe(|| self.picker.pick(&self.candidates, key)));
-            let Ok(index) = picked else { break };
+            let Some(index) = self.picker.pick(&self.candidates, key) else { break };
             let Some(candidate) = self.candidates.get(index) else { break };
             if !is_among(candidate, avoid) && candidate.load().quota().acquire() {
                 return Some(index);
@@ -83,24 +80,40 @@ fn is_among(candidate: &Candidate, instances: &[Arc<Instance>]) -> bool {
     instances.iter().any(|instance| instance.address == candidate.instance().address)
 }
 
-fn guarded(build: impl FnOnce() -> Box<dyn Picker>) -> Box<dyn Picker> {
-    panic::catch_unwind(AssertUnwindSafe(build)).unwrap_or_else(|_| {
-        tracing::error!("the policy panicked while it made a picker; calls go to any instance that has room");
-        Box::new(NoPicker)
-    })
-}
+/// A picker, which is the user's code. Wherever it panics, made, asked or dropped, the task at hand goes on: it may be
+/// the balancer, a connection, or a call that just ended and serves those that wait.
+struct Guarded(Option<Box<dyn Picker>>);
 
-/// The picker where there is nothing to pick, or no policy that could: it points beyond all candidates.
-struct NoPicker;
+impl Guarded {
+    fn nothing() -> Self {
+        Self(None)
+    }
 
-impl Picker for NoPicker {
-    fn pick(&self, _: &[Candidate], _: u64) -> usize {
-        usize::MAX
+    fn new(make: impl FnOnce() -> Box<dyn Picker>) -> Self {
+        let picker = panic::catch_unwind(AssertUnwindSafe(make)).inspect_err(|_| {
+            tracing::error!("the policy panicked while it made a picker; calls go to any instance that has room");
+        });
+        Self(picker.ok())
+    }
+
+    /// The picker's choice, if there is a picker that can choose.
+    fn pick(&self, candidates: &[Candidate], key: u64) -> Option<usize> {
+        let picker = self.0.as_ref()?;
+        panic::catch_unwind(AssertUnwindSafe(|| picker.pick(candidates, key))).ok()
     }
 }
 
-/// How often the picker is asked before all candidates are: a few times, so that while some are full the others are still
-/// chosen as the policy would, and no more, because a policy may give the same answer each time.
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let picker = self.0.take();
+        if panic::catch_unwind(AssertUnwindSafe(|| drop(picker))).is_err() {
+            tracing::error!("a picker panicked when it was dropped");
+        }
+    }
+}
+
+/// How often the picker is asked before all candidates are: a few times, so that while some are full the others are
+/// still chosen as the policy would, and no more, because a policy may give the same answer each time.
 const PICKS_BEFORE_SCAN: usize = 4;
 
 /// Ready sets without connections, for tests of policies.
@@ -147,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn full_and_closed_candidates_are_never_taken_and_none_with_room_is_missed() {
+    fn full_and_closed_candidates_are_never_taken_and_room_is_never_missed() {
         for policy in policies() {
             let set = ReadySet::of(candidates(&[1, 2, 65_535, 4, 5, 6]), &policy);
             for (index, candidate) in set.candidates().iter().enumerate() {
@@ -184,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_without_room_at_the_policys_choice_stays_near_if_it_can() {
+    fn a_call_without_room_at_the_policys_pick_stays_near_if_it_can() {
         let candidates = candidates(&[1; 10]);
         let members = candidates.into_iter().map(|candidate| (candidate, ())).collect();
         let set = ReadySet::new(members, 3, |candidates| PickFirst::new().picker(candidates));
@@ -238,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_that_find_their_choice_full_spread_over_the_others() {
+    fn calls_that_find_their_pick_full_spread_over_the_others() {
         let set = ReadySet::of(candidates(&[1; 10]), &PickFirst::new());
         set.candidates()[0].load().quota().close();
         let shares = share(&set, 9_000);

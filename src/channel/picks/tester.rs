@@ -14,7 +14,8 @@ use crate::channel::policy::candidate::Candidate;
 use crate::channel::policy::load::Load;
 use crate::instance::Instance;
 
-/// Picks by a policy among instances that are all READY, without connecting to any: for tests and measurements of policies.
+/// Picks by a policy among instances that are all READY, without connecting to any: for tests and measurements of
+/// policies.
 ///
 /// A pick is what every call of a channel begins with, down to the last count.
 ///

@@ -6,9 +6,10 @@
 //! | a call joins the queue | the call itself, once: a place may have become free while it joined |
 //! | a ready set is published, a peer raises its limit | the balancer, the connection's task |
 //!
-//! No wake-up is lost: a place is given back before the queue is looked at, and a call joins the queue before it looks for a
-//! place, all in one total order (`SeqCst`), so that at least one of the two sees the other. An exhaustive interleaving test
-//! in `tests/interleavings.rs` holds this file to it, which is why the primitives come from `channel::sync`.
+//! No wake-up is lost: a place is given back before the queue is looked at, and a call joins the queue before it looks
+//! for a place, all in one total order (`SeqCst`), so that at least one of the two sees the other. An exhaustive
+//! interleaving test in `tests/interleavings.rs` holds this file to it, which is why the primitives come from
+//! `channel::sync`.
 
 use std::collections::BTreeMap;
 

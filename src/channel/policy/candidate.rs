@@ -11,8 +11,8 @@ use crate::instance::Instance;
 
 /// One READY instance as a [`Policy`](crate::policy::Policy) sees it.
 ///
-/// A cheap handle. Its counts belong to the connection and survive every rebuild of the picker; weight and tags are as they
-/// were when the picker was built.
+/// A cheap handle. Its counts belong to the connection and survive every rebuild of the picker; weight and tags are as
+/// they were when the picker was built.
 #[derive(Clone)]
 pub struct Candidate {
     load: Arc<Load>,
@@ -66,9 +66,9 @@ impl Candidate {
         self.load.latency()
     }
 
-    /// The peak of the time until a response begins: a slower answer counts at once and in full, decays over some ten seconds
-    /// down to the latency of faster ones, and doubles with each failure, at least to 100 ms. `None` before the first answer,
-    /// and for policies that do not [measure peaks](crate::policy::Policy::measures_peaks).
+    /// The peak of the time until a response begins: a slower answer counts at once and in full, decays over some ten
+    /// seconds down to the latency of faster ones, and doubles with each failure, at least to 100 ms. `None` before the
+    /// first answer, and for policies that do not [measure peaks](crate::policy::Policy::measures_peaks).
     #[must_use]
     pub fn peak_latency(&self) -> Option<Duration> {
         match self.load.peak_micros(Instant::now()) {

@@ -9,16 +9,17 @@ use crate::channel::policy::{Picker, Policy};
 
 /// The less busy one of two instances drawn by weight: the default.
 ///
-/// Busy means calls in flight for its weight. Two random instances are enough to keep all of them about equally busy, and
-/// unlike the least busy of all, they do not send every client to the same instance at once. While nothing is in flight,
-/// calls are shared by weight. A call whose deadline passed without a sign of life from its instance counts as in flight for
-/// another second: a frozen instance would look idle otherwise. One that has calls waiting and has answered none for 16 ms
-/// and for twice as long as it usually takes is passed over for one that answers.
+/// Busy means calls in flight for its weight. Two random instances are enough to keep all of them about equally busy,
+/// and unlike the least busy of all, they do not send every client to the same instance at once. While nothing is in
+/// flight, calls are shared by weight. A call whose deadline passed without a sign of life from its instance counts as
+/// in flight for another second: a frozen instance would look idle otherwise. One that has calls waiting and has
+/// answered none for 16 ms and for twice as long as it usually takes is passed over for one that answers.
 ///
-/// Calls in flight alone do not show a slow instance while there are few calls: mostly none is in flight anywhere. So of the
-/// two, one whose responses take at least four times as long to begin counts as having one call more in flight, and one more
-/// for each further doubling. An instance that is 50 times slower than nine others gets at most a few calls in a
-/// thousand, enough to see when it has become faster: what was measured more than a second ago is overlooked now and then.
+/// Calls in flight alone do not show a slow instance while there are few calls: mostly none is in flight anywhere. So
+/// of the two, one whose responses take at least four times as long to begin counts as having one call more in flight,
+/// and one more for each further doubling. An instance that is 50 times slower than nine others gets at most a few
+/// calls in a thousand, enough to see when it has become faster: what was measured more than a second ago is overlooked
+/// now and then.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct LeastRequest;
@@ -44,7 +45,8 @@ impl Policy for LeastRequest {
 
 struct LeastRequestPicker {
     sampler: Sampler,
-    /// A copy of the weights, side by side: those in the instances lie all over the memory. `None` where they are equal.
+    /// A copy of the weights, side by side: those in the instances lie all over the memory. `None` where they are
+    /// equal.
     weights: Option<Box<[u32]>>,
 }
 
@@ -67,7 +69,8 @@ impl Picker for LeastRequestPicker {
 
 /// Whether `chosen` may well be frozen, and `other` is not.
 ///
-/// A frozen instance completes nothing, so under load its in-flight count stops growing while those of the others do not.
+/// A frozen instance completes nothing, so under load its in-flight count stops growing while those of the others do
+/// not.
 fn is_stuck(chosen: &Load, other: &Load) -> bool {
     let now = Instant::now();
     if !chosen.is_awaited() {
@@ -80,9 +83,9 @@ fn is_stuck(chosen: &Load, other: &Load) -> bool {
 
 /// Whether a call should go to `other` rather than to `one`, which was drawn first.
 ///
-/// It should if `other` would still be no busier for its weight than `one` is now. So `one`, which comes up as often as its
-/// weight says, keeps the call where both are idle, and a heavy instance with one call in flight does not lose the next to a
-/// light one.
+/// It should if `other` would still be no busier for its weight than `one` is now. So `one`, which comes up as often as
+/// its weight says, keeps the call where both are idle, and a heavy instance with one call in flight does not lose the
+/// next to a light one.
 fn is_better((other, other_weight): (&Load, u64), (one, weight): (&Load, u64)) -> bool {
     let (calls, other_calls) = (u64::from(one.outstanding()), u64::from(other.outstanding()));
     let plain = (other_calls + 1) * weight <= calls * other_weight;
@@ -153,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_that_stay_in_flight_spread_by_the_shares_that_instances_have_by_now() {
+    fn calls_that_stay_in_flight_spread_by_the_weights_of_slow_start() {
         let shares = [1_000, 1_000, 100, 550];
         let slowly =
             candidates(&[10; 4]).into_iter().zip(shares).map(|(candidate, share)| candidate.with_weight(share));
@@ -180,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_answers_nobody_is_passed_over_until_it_does() {
+    async fn a_silent_instance_is_passed_over_until_it_answers() {
         let both = candidates(&[1, 1]);
         let (frozen, busy) = (both[0].load().clone(), both[1].load().clone());
         let answers = |load: &Load| {
@@ -222,8 +225,8 @@ mod tests {
         assert_eq!([of(400, 0), of(0, 400), of(u32::MAX, 1)], [0, 0, 30], "what is not known says nothing");
     }
 
-    /// Calls about `rate` times a second, one of ten instances answering after 50 ms and the others after one, and tells which
-    /// share of the calls the slow one got after the first second.
+    /// Calls about `rate` times a second, one of ten instances answering after 50 ms and the others after one, and
+    /// returns which share of the calls the slow one got after the first second.
     async fn share_of_the_slow_one(rate: u32, calls: u32) -> f64 {
         let choice = ReadySet::of(candidates(&[10; 10]), &LeastRequest::new());
         let begin = Instant::now();
@@ -253,7 +256,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slow_instance_gets_far_less_than_a_hundredth_of_the_calls_at_any_rate() {
+    async fn a_slow_instance_gets_far_less_than_1_percent_of_the_calls_at_any_rate() {
         for rate in [10, 100, 2_000] {
             let share = share_of_the_slow_one(rate, 20_000).await;
             assert!(share < 0.006, "at {rate} calls a second the slow one got {share} of them");
@@ -278,8 +281,8 @@ mod tests {
         assert!(calls > 500, "a second later it is tried, and found fast: {calls} of 2000 calls");
     }
 
-    /// Ten instances have ten calls each, which take `mean` seconds on average; an eleventh joins. How many calls it has after
-    /// each tenth of the mean.
+    /// Ten instances have ten calls each, which take `mean` seconds on average; an eleventh joins. How many calls it
+    /// has after each tenth of the mean.
     async fn calls_of_one_that_joins(mean: f64) -> Vec<u32> {
         let all = candidates(&[1; 11]);
         let (before, after) =

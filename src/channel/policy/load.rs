@@ -1,5 +1,5 @@
-//! What is counted of a READY instance: calls in flight, latency, silence. It knows no connection, so that policies can be
-//! tested and measured without one.
+//! What is counted of a READY instance: calls in flight, latency, silence. It knows no connection, so that policies can
+//! be tested and measured without one.
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -12,21 +12,22 @@ use super::quota::StreamQuota;
 
 /// The load of one instance on its present connection.
 ///
-/// Every pick reads two of them and writes one, so a load is small and one cache line holds it: ten thousand of them stay in a
-/// core's cache.
+/// Every pick reads two of them and writes one, so a load is small and one cache line holds it: ten thousand of them
+/// stay in a core's cache.
 pub(crate) struct Load {
     quota: StreamQuota,
     /// The moving average in microseconds; 0 before the first answer.
     latency: AtomicU32,
     /// When the average was updated, see [`millis`].
     averaged_at: AtomicU32,
-    /// Calls whose deadline passed in silence, and when the last of them did. Their places are free again, but the instance
-    /// may be stuck, and each would make room for another call.
+    /// Calls whose deadline passed in silence, and when the last of them did. Their places are free again, but the
+    /// instance may be stuck, and each would make room for another call.
     missed: AtomicU32,
     missed_at: AtomicU32,
     /// Of the calls in flight, those whose response has begun.
     responding: AtomicU32,
-    /// The peak in microseconds when it was updated, 0 before the first; [`UNMEASURED`] for policies that do not use it.
+    /// The peak in microseconds when it was updated, 0 before the first; [`UNMEASURED`] for policies that do not use
+    /// it.
     peak: AtomicU32,
     /// When the peak was updated.
     peaked_at: AtomicU32,
@@ -125,8 +126,8 @@ impl Load {
         self.in_flight() > self.responding.load(Ordering::Relaxed)
     }
 
-    /// Whether calls wait, and none was answered for longer than answers usually take: the instance may be frozen. Unknown,
-    /// and so `false`, before the first answer.
+    /// Whether calls wait, and none was answered for longer than answers usually take: the instance may be frozen.
+    /// Unknown, and so `false`, before the first answer.
     pub(crate) fn is_silent(&self, now: Instant) -> bool {
         let usual = self.latency_micros();
         let silence = millis(now).wrapping_sub(self.heard_at.load(Ordering::Relaxed));
@@ -149,8 +150,8 @@ impl Load {
 
     /// A response began `after` its call was sent.
     ///
-    /// An answer counts for an eighth; after a pause for as much of a second as the pause was long, so that a value from a
-    /// second ago counts for nothing. Not exact when two answers meet: one of them may be lost.
+    /// An answer counts for an eighth; after a pause for as much of a second as the pause was long, so that a value
+    /// from a second ago counts for nothing. Not exact when two answers meet: one of them may be lost.
     pub(crate) fn on_latency(&self, now: Instant, after: Duration) {
         let sample = u32::try_from(after.as_micros()).unwrap_or(u32::MAX).max(1);
         if self.peak.load(Ordering::Relaxed) != UNMEASURED && sample >= self.peak_micros(now) {
@@ -212,7 +213,8 @@ fn has_passed(then: u32, now: Instant) -> bool {
     millis(now).wrapping_sub(then) >= FORGETS_AFTER
 }
 
-/// Milliseconds since the first use in this process. They start again after 49 days, so only differences mean something.
+/// Milliseconds since the first use in this process. They start again after 49 days, so only differences mean
+/// something.
 fn millis(at: Instant) -> u32 {
     static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
     let low = |duration: Duration| u32::try_from(duration.as_millis() % (1 << 32)).unwrap_or_default();
@@ -231,8 +233,8 @@ fn decayed(peak: u32, passed: u32) -> u32 {
     u32::try_from(left).unwrap_or(u32::MAX)
 }
 
-/// After how many milliseconds without an answer an average says nothing any more: an instance that was slow a second ago
-/// may have been restarting or collecting garbage. A power of two, because every answer divides by it.
+/// After how many milliseconds without an answer an average says nothing any more: an instance that was slow a second
+/// ago may have been restarting or collecting garbage. A power of two, because every answer divides by it.
 const FORGETS_AFTER: u32 = 1024;
 
 /// No peak.
@@ -275,19 +277,19 @@ mod tests {
                 });
             }
         });
-        assert!(most.load(Ordering::SeqCst) <= 3, "three places were taken by {most:?} calls at once");
-        assert_eq!(load.in_flight(), 0, "every place was given back");
+        assert!(most.load(Ordering::SeqCst) <= 3, "a quota of three was taken by {most:?} calls at once");
+        assert_eq!(load.in_flight(), 0, "the whole quota was given back");
     }
 
     #[test]
-    fn a_refusal_means_that_all_places_are_taken() {
-        // Two threads share two places, each holds at most one: no call may ever be refused.
+    fn a_refusal_means_that_the_whole_quota_is_taken() {
+        // Two threads share a quota of two, each holds at most one: no call may ever be refused.
         let load = Load::new(2);
         thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
                     for _ in 0..100_000 {
-                        assert!(load.quota().acquire(), "the other thread holds one place, so one was free");
+                        assert!(load.quota().acquire(), "the other thread holds one of two, so one was free");
                         load.quota().release();
                     }
                 });
@@ -298,9 +300,9 @@ mod tests {
     #[test]
     fn the_limit_follows_the_peer_until_the_quota_is_closed() {
         let load = Load::new(1);
-        assert!(load.quota().acquire() && !load.quota().acquire(), "one place");
+        assert!(load.quota().acquire() && !load.quota().acquire(), "a quota of one");
         load.quota().set_limit(2);
-        assert!(load.quota().acquire() && !load.quota().acquire(), "two places");
+        assert!(load.quota().acquire() && !load.quota().acquire(), "a quota of two");
         load.quota().set_limit(0);
         assert!(load.is_saturated(), "a peer may allow no calls for a while");
         load.quota().set_limit(u32::MAX);

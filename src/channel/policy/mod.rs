@@ -27,20 +27,20 @@ pub use self::round_robin::WeightedRoundRobin;
 
 /// Chooses the instance of each call.
 ///
-/// A policy works in two steps. Whenever the set of candidates changes, a weight or a tag included, the channel's own task
-/// asks it for a [`Picker`]: here is the time for sorting and tables. Then every call asks that picker, on the task that
-/// makes the call.
+/// A policy works in two steps. Whenever the set of candidates changes, a weight or a tag included, the channel's own
+/// task asks it for a [`Picker`]: here is the time for sorting and tables. Then every call asks that picker, on the
+/// task that makes the call.
 ///
 /// The channel takes care of the rest: it asks again when the chosen instance has no room for a call, goes through the
-/// others when that does not help, and asks about READY instances that are neither ejected nor draining; without any about
-/// ejected ones, and without any about draining ones.
+/// others when that does not help, and asks about READY instances that are neither ejected nor draining; without any
+/// about ejected ones, and without any about draining ones.
 ///
-/// A policy that panics costs no other call: where [`picker`](Self::picker) panics, calls go to any instance with room until the
-/// next one is made, and where [`key`](Self::key) does, its call fails with INTERNAL.
+/// A policy that panics costs no other call: where [`picker`](Self::picker) panics, calls go to any instance with room
+/// until the next one is made, and where [`key`](Self::key) does, its call fails with INTERNAL.
 ///
-/// Ready-made are [`LeastRequest`], [`PeakEwma`], [`WeightedRoundRobin`], [`WeightedRandom`], [`PickFirst`] and [`RingHash`].
-/// One of your own can wrap them, and passes on all that the inner one says: this one stays in its zone while an instance
-/// is READY there.
+/// Ready-made are [`LeastRequest`], [`PeakEwma`], [`WeightedRoundRobin`], [`WeightedRandom`], [`PickFirst`] and
+/// [`RingHash`]. One of your own can wrap them, and passes on all that the inner one says: this one stays in its zone
+/// while an instance is READY there.
 ///
 /// ```
 /// use tonic_etcd::Instance;
@@ -117,16 +117,17 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
         0
     }
 
-    /// Whether the policy looks at [`Candidate::peak_latency`]. Defaults to `false`: measuring costs each call a little.
+    /// Whether the policy looks at [`Candidate::peak_latency`]. Defaults to `false`: measuring costs each call a
+    /// little.
     ///
     /// Called once, when the channel is built; a policy around another one passes on what that one says.
     fn measures_peaks(&self) -> bool {
         false
     }
 
-    /// Whether new instances [start slowly](crate::ChannelBuilder::slow_start) with this policy, if the channel has that option.
-    /// Defaults to `true`: then a picker is asked for after each percent by which a share has grown. `false` is for policies
-    /// that do not share calls by weight, or where calls have to find the same instance again.
+    /// Whether new instances [start slowly](crate::ChannelBuilder::slow_start) with this policy, if the channel has
+    /// that option. Defaults to `true`: then a picker is asked for after each percent by which a share has grown.
+    /// `false` is for policies that do not share calls by weight, or where calls have to find the same instance again.
     ///
     /// Called once, when the channel is built; a policy around another one passes on what that one says.
     fn starts_slowly(&self) -> bool {
@@ -138,9 +139,9 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
 pub trait Picker: Send + Sync + 'static {
     /// The index of the candidate for the next call.
     ///
-    /// `candidates` are those that the picker was made from, in the same order. Called by every call, from many threads at
-    /// once: it must not block. An index beyond them is no error; then the channel takes any that has room. `key` is what
-    /// [`Policy::key`] made of the call.
+    /// `candidates` are those that the picker was made from, in the same order. Called by every call, from many threads
+    /// at once: it must not block. An index beyond them is no error; then the channel takes any that has room. `key` is
+    /// what [`Policy::key`] made of the call.
     fn pick(&self, candidates: &[Candidate], key: u64) -> usize;
 }
 
@@ -210,7 +211,7 @@ pub(crate) mod tests {
         shares
     }
 
-    /// Asserts that calls are shared by weight, within six standard deviations: a good policy fails this once in 10^8 runs.
+    /// Asserts that calls are shared by weight, within six standard deviations: a good policy fails once in 10^8 runs.
     pub(crate) fn assert_shared_by_weight(policy: &dyn Policy, weights: &[u16]) {
         let calls = 100_000;
         let shares = share(&ReadySet::of(candidates(weights), policy), calls);

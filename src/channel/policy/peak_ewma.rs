@@ -9,15 +9,15 @@ use crate::channel::policy::{Picker, Policy};
 
 /// Of two instances drawn by weight, the one that promises the sooner answer: its latency times its calls in flight.
 ///
-/// The latency is a [peak](Candidate::peak_latency): a slower answer counts at once and in full, and less and less
-/// over some ten seconds; each failure doubles it. So an instance that stumbles loses its calls with the first slow answer,
-/// where [`LeastRequest`](crate::policy::LeastRequest) would wait until calls pile up there; in return a single slow call, which says
-/// little about the next one, costs its instance load for seconds. Made for many short calls of one kind, over instances or
-/// networks that differ. linkerd and tower balance like this.
+/// The latency is a [peak](Candidate::peak_latency): a slower answer counts at once and in full, and less and less over
+/// some ten seconds; each failure doubles it. So an instance that stumbles loses its calls with the first slow answer,
+/// where [`LeastRequest`](crate::policy::LeastRequest) would wait until calls pile up there; in return a single slow
+/// call, which says little about the next one, costs its instance load for seconds. Made for many short calls of one
+/// kind, over instances or networks that differ. linkerd and tower balance like this.
 ///
-/// Calls in flight count for the heavier of the two less than for the lighter one, as much as their weights differ. So equally
-/// fast instances share by weight, also those that [start slowly](crate::ChannelBuilder::slow_start), whether each has many
-/// calls in flight or hardly one.
+/// Calls in flight count for the heavier of the two less than for the lighter one, as much as their weights differ. So
+/// equally fast instances share by weight, also those that [start slowly](crate::ChannelBuilder::slow_start), whether
+/// each has many calls in flight or hardly one.
 ///
 /// An instance that has answered nothing yet gets calls as one that answers at once, one at a time.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,7 +58,8 @@ impl Picker for PeakEwmaPicker {
             return if other.is_saturated() { first } else { second };
         }
         let (weight, other_weight) = (f64::from(self.weights[first]), f64::from(self.weights[second]));
-        // Each multiplied by both weights, instead of divided by its own: where both are idle, the sooner answer decides alone.
+        // Each multiplied by both weights, instead of divided by its own: where both are idle, the sooner answer
+        // decides alone.
         let (both, heavier, now) = (weight * other_weight, weight.max(other_weight), Instant::now());
         let promised = |load, other_weight| promise(load, both, heavier * other_weight, now);
         // The first, drawn by weight, keeps a tie.
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn calls_that_stay_in_flight_spread_by_the_shares_that_instances_have_by_now() {
+    async fn calls_that_stay_in_flight_spread_by_the_weights_of_slow_start() {
         let shares = [1_000, 1_000, 100, 550];
         let slowly = measured(&[10; 4]).into_iter().zip(shares).map(|(candidate, share)| candidate.with_weight(share));
         let choice = ReadySet::of(slowly.collect(), &PeakEwma::new());

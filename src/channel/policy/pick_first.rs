@@ -8,8 +8,8 @@ use crate::instance::Address;
 
 /// One instance for all calls: the first by address, and then that one until it is no longer READY.
 ///
-/// With a [preferred zone](crate::ChannelBuilder::prefer_zone) it is one in the own zone, and one elsewhere for calls that spill.
-/// Where both an earlier choice and others could follow the present one, it is the earlier choice.
+/// With a [preferred zone](crate::ChannelBuilder::prefer_zone) it is one in the own zone, and one elsewhere for calls
+/// that spill. Where both an earlier choice and others could follow the present one, it is the earlier choice.
 ///
 /// For services with one active server, or where a warm cache matters more than an even load. Weights say nothing here.
 /// Calls beyond what the instance takes at once go to any other.
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn the_choice_stays_until_its_instance_leaves() {
+    fn the_pick_stays_until_its_instance_leaves() {
         let policy = PickFirst::new();
         let all = candidates(&[1, 1, 65_535, 1]);
         assert_eq!(port(&policy, &[all[2].clone(), all[1].clone(), all[3].clone()]), 2, "the first by address");
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clone_makes_its_own_choice() {
+    fn a_clone_makes_its_own_pick() {
         let policy = PickFirst::new();
         let all = candidates(&[1, 1]);
         assert_eq!(port(&policy, &all[1..]), 2);

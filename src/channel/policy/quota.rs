@@ -1,7 +1,7 @@
 //! How many calls may be open on one connection: counted without a lock, and never more than the peer allows.
 //!
-//! Together with the wait queue of `picks/` this is what an exhaustive interleaving test in `tests/interleavings.rs` goes
-//! through, which is why the primitives come from `channel::sync`.
+//! Together with the wait queue of `picks/` this is what an exhaustive interleaving test in `tests/interleavings.rs`
+//! goes through, which is why the primitives come from `channel::sync`.
 
 use crate::channel::sync::{AtomicI32, AtomicU32, Ordering::SeqCst};
 
@@ -21,8 +21,8 @@ impl StreamQuota {
 
     /// Takes a place for one call, if there is one.
     ///
-    /// Never counts beyond the limit, not even for a moment: a count that is taken back would let another caller see no room,
-    /// and wait for the release of a call that never was.
+    /// Never counts beyond the limit, not even for a moment: a count that is taken back would let another caller see no
+    /// room, and wait for the release of a call that never was.
     pub(crate) fn acquire(&self) -> bool {
         let one_more = |calls| (clamped(calls) < effective(self.limit.load(SeqCst))).then(|| calls + 1);
         self.in_flight.fetch_update(SeqCst, SeqCst, one_more).is_ok()
@@ -50,7 +50,8 @@ impl StreamQuota {
 
     /// Lets no further call in, for good.
     pub(crate) fn close(&self) {
-        self.limit.store(CLOSED, SeqCst);
+        // A swap, as all other changes are: loom orders a plain store less strictly than the language does.
+        self.limit.swap(CLOSED, SeqCst);
     }
 
     /// Whether there is no room for another call: full or closed.

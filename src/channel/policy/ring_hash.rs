@@ -12,13 +12,13 @@ use crate::channel::policy::{Picker, Policy};
 
 /// All calls with one key go to one instance, its owner: for caches, sessions and locks that live in a server's memory.
 ///
-/// Keys spread over the instances by weight. An instance that leaves, or is not READY, gives its keys to many others, and has
-/// them back when it returns; the keys of others stay where they are. The owner of a key follows from addresses and weights alone:
-/// it is the same in every process and after every restart, without any agreement. A call for whose owner
-/// there is no room, or that it refused, goes to any other; one without a key goes to a random one.
+/// Keys spread over the instances by weight. An instance that leaves, or is not READY, gives its keys to many others,
+/// and has them back when it returns; the keys of others stay where they are. The owner of a key follows from addresses
+/// and weights alone: it is the same in every process and after every restart, without any agreement. A call for whose
+/// owner there is no room, or that it refused, goes to any other; one without a key goes to a random one.
 ///
-/// Each instance has four points on the ring for each unit of its weight: with the default weight of 10 forty, by which its
-/// share of the keys is right within about 16 % (a standard deviation), and with a weight of 100 within 5 %. Where
+/// Each instance has four points on the ring for each unit of its weight: with the default weight of 10 forty, by which
+/// its share of the keys is right within about 16 % (a standard deviation), and with a weight of 100 within 5 %. Where
 /// all of them together would be more than four million points, everybody has half as many, or a quarter, and so on.
 ///
 /// ```
@@ -152,8 +152,8 @@ fn halvings(weights: u64) -> u32 {
     shift
 }
 
-/// The hash of one of an address's points: steps by the golden section, which no two seeds share, mixed so that each bit of
-/// the sum counts for each of the result (the finalizer of `SplitMix64`).
+/// The hash of one of an address's points: steps by the golden section, which no two seeds share, mixed so that each
+/// bit of the sum counts for each of the result (the finalizer of `SplitMix64`).
 fn mixed(seed: u64, number: u64) -> u64 {
     let mut hash = seed.wrapping_add(number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn owners_are_the_same_everywhere_and_for_ever() {
         let owners = owners(&candidates(&[10; 5]), 8);
-        assert_eq!(owners, [2, 1, 5, 1, 4, 2, 1, 4], "a change here moves everybody's keys");
+        assert_eq!(owners, [2, 1, 5, 1, 4, 2, 1, 4], "a change here moves all keys");
     }
 
     #[test]

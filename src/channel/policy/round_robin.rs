@@ -7,9 +7,10 @@ use crate::channel::policy::{Picker, Policy};
 
 /// Each instance in turn, as often in a cycle as its weight says.
 ///
-/// A cycle is as many calls as the weights add up to, divided by what divides all of them: with weights 20 and 10, three.
-/// Any so many calls in a row are shared exactly by weight, and shorter rows nearly so: no instance gets all of its calls at once.
-/// Its use is an even load where calls cost about the same; it does not see which instance is busy or slow.
+/// A cycle is as many calls as the weights add up to, divided by what divides all of them: with weights 20 and 10,
+/// three. Any so many calls in a row are shared exactly by weight, and shorter rows nearly so: no instance gets all of
+/// its calls at once. Its use is an even load where calls cost about the same; it does not see which instance is busy
+/// or slow.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct WeightedRoundRobin;
@@ -78,8 +79,8 @@ enum Order {
     Circle(Circle),
 }
 
-/// The turns of a short cycle: each candidate's turns at equal distances, and each one's first shifted by the golden section
-/// against the one before, so that the turns of equals do not fall together.
+/// The turns of a short cycle: each candidate's turns at equal distances, and each one's first shifted by the golden
+/// section against the one before, so that the turns of equals do not fall together.
 fn list(weights: &[u64]) -> Box<[u32]> {
     let mut turns: Vec<(u64, u32)> = Vec::new();
     for (index, &weight) in (0_u32..).zip(weights) {
@@ -92,9 +93,9 @@ fn list(weights: &[u64]) -> Box<[u32]> {
 
 /// A long cycle as a circle, on which each candidate has as many neighbouring positions as its weight.
 ///
-/// A turn moves on by a fixed stride. The stride and the length of the circle have no divisor in common, so a cycle visits
-/// each position once; and the stride is about the golden section of the circle, so that any few turns in a row are spread
-/// over it as evenly as can be.
+/// A turn moves on by a fixed stride. The stride and the length of the circle have no divisor in common, so a cycle
+/// visits each position once; and the stride is about the golden section of the circle, so that any few turns in a row
+/// are spread over it as evenly as can be.
 struct Circle {
     len: u64,
     stride: u64,
@@ -138,9 +139,9 @@ impl Circle {
 
 /// A stride over a circle of `len` positions that visits all of them, and any few in a row evenly.
 ///
-/// How evenly shows in the quotients of Euclid's algorithm, as in a continued fraction: the golden section's are all 1, and
-/// a large one means that some turns nearly repeat. So among the strides next to the golden section that share no divisor
-/// with the length, the one with the smallest sum of quotients is taken.
+/// How evenly shows in the quotients of Euclid's algorithm, as in a continued fraction: the golden section's are all 1,
+/// and a large one means that some turns nearly repeat. So among the strides next to the golden section that share no
+/// divisor with the length, the one with the smallest sum of quotients is taken.
 fn stride(len: u64) -> u64 {
     let golden = narrow((u128::from(len) * u128::from(GOLDEN_SECTION)) >> 32);
     let strides = golden.saturating_sub(STRIDES).max(1)..(golden + STRIDES).min(len);
@@ -173,8 +174,8 @@ fn narrow(number: u128) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
 
-/// The longest cycle that is kept as a list: 4 KB. Short circles have few strides that visit all positions, or none that
-/// spreads them; for long ones a list takes too long to make.
+/// The longest cycle that is kept as a list: 4 KB. Short circles have few strides that visit all positions, or none
+/// that spreads them; for long ones a list takes too long to make.
 const LISTED: u64 = 1024;
 
 /// The golden section of 2^32.
@@ -249,7 +250,7 @@ mod tests {
         assert_eq!(cycle.len, 6_553_499_999);
         assert_eq!(greatest_common_divisor(circle.len, circle.stride), 1, "the stride visits every position");
         for turn in [0, 1, cycle.len - 1, cycle.len, u64::from(u32::MAX), u64::MAX] {
-            assert!(cycle.at(turn) < weights.len(), "turn {turn} is somebody's");
+            assert!(cycle.at(turn) < weights.len(), "turn {turn} is an instance's");
         }
         let turns = 1_000_000;
         let mut got = vec![0_u32; weights.len()];

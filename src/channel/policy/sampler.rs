@@ -6,8 +6,8 @@ use super::candidate::Candidate;
 pub(crate) enum Sampler {
     /// All weights are equal: no table, so a draw touches no memory.
     Uniform { len: u32 },
-    /// One slot a candidate, drawn uniformly; a slot belongs to its candidate up to a threshold and to one other beyond it
-    /// (Walker's alias method). Small slots: the table of 10,000 candidates takes 80 KB.
+    /// One slot a candidate, drawn uniformly; a slot belongs to its candidate up to a threshold and to one other beyond
+    /// it (Walker's alias method). Small slots: the table of 10,000 candidates takes 80 KB.
     Weighted { slots: Box<[Slot]> },
 }
 

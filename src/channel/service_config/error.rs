@@ -12,7 +12,8 @@ pub struct ServiceConfigError {
 }
 
 impl ServiceConfigError {
-    /// Where: `methodConfig[0].retryPolicy.maxAttempts` for instance. Empty where the text is no JSON, or names a field twice.
+    /// Where: `methodConfig[0].retryPolicy.maxAttempts` for instance. Empty where the text is no JSON, or names a field
+    /// twice.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path

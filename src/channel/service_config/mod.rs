@@ -308,7 +308,7 @@ mod tests {
         assert_eq!(config.methods[2].1.retry.as_deref(), Some(&retry));
         assert_eq!(config.throttling, Some(RetryThrottling::new(10, 0.1)));
         assert_eq!(format!("{:?}", config.policy.expect("a policy")), "WeightedRoundRobin");
-        assert!(read("{}").is_ok(), "nothing is said, and that is fine");
+        assert!(read("{}").is_ok(), "nothing is configured, and that is fine");
     }
 
     #[test]

@@ -27,12 +27,13 @@ pub(crate) struct ReadyConnection<T = Transport> {
 #[derive(Debug, Clone)]
 pub(crate) struct Reports {
     pub(crate) outliers: Arc<OutlierDetection>,
-    /// To the balancer. Bounded by what is reported: the end of each connection, a row of failures and a proof once each.
+    /// To the balancer. Bounded by what is reported: the end of each connection, a row of failures and a proof once
+    /// each.
     pub(crate) events: mpsc::UnboundedSender<FeedbackEvent>,
 }
 
-/// News of one instance from its connections and calls. A ticket names the connection; a tally the calls that are counted
-/// together.
+/// News of one instance from its connections and calls. A ticket names the connection; a tally the calls that are
+/// counted together.
 #[derive(Debug)]
 pub(crate) enum FeedbackEvent {
     /// A connection takes no more calls: it ended, or its server said GOAWAY.
@@ -73,8 +74,8 @@ impl<T> ReadyConnection<T> {
         &self.address
     }
 
-    /// Whether the instance has answered no call since the load had counted `answers`: neither on this connection, nor on the
-    /// one that took its place.
+    /// Whether the instance has answered no call since the load had counted `answers`: neither on this connection, nor
+    /// on the one that took its place.
     pub(crate) fn is_silent_since(&self, answers: u32) -> bool {
         let successor = self.shared.load().filter(|present| !Arc::ptr_eq(present, &self.load));
         self.load.answers() == answers && successor.is_none_or(|load| load.answers() == 0)

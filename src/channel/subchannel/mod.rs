@@ -1,4 +1,5 @@
-//! One instance as its channel sees it: registry news, attempts to connect, connections and calls go in, effects come out.
+//! One instance as its channel sees it: registry news, attempts to connect, connections and calls go in, effects come
+//! out.
 //!
 //! ```text
 //!                    its turn                connected
@@ -16,10 +17,14 @@
 //!                      +---a call fails---+
 //! ```
 //!
-//! The second machine, [`Ejection`], runs beside the first: an instance that is out keeps a connection that it has, is dialled
-//! anew for its probation, and takes one call at a time until the first of them ends. Both are stepped by
-//! [`Subchannel::on`] alone, and everything that calls and people see is derived from them there: [`Connectivity`], the view in
-//! [`Shared`], the places of the quota.
+//! The reasons: an instance is `Ejected` while it is out and has no connection, `Unselected` while the subset uses
+//! others, and `Withdrawn` once its connection ended and it announced its leave or its key is gone.
+//!
+//! The second machine, [`Ejection`], runs beside the first: an instance that is out keeps a connection that it has. The
+//! end of its time retires that and queues the instance anew (from any state but `Unselected` and `Withdrawn`); on
+//! probation it takes one call at a time until the first of them ends. Both are stepped by [`Subchannel::on`] alone,
+//! and everything that calls and people see is derived from them there: [`Connectivity`], the view in [`Shared`], the
+//! places of the quota.
 //!
 //! # Layout
 //!
@@ -73,8 +78,8 @@ pub(crate) struct Subchannel<T = Transport> {
     ready_since: Option<Instant>,
     /// Whether an attempt or a connection failed before the present one.
     is_recovering: bool,
-    /// The calls that are counted together. Each connection that is made on probation has a tally of its own, so that calls
-    /// on earlier ones decide nothing.
+    /// The calls that are counted together. Each connection that is made on probation has a tally of its own, so that
+    /// calls on earlier ones decide nothing.
     tally: Arc<Tally>,
     shared: Arc<Shared>,
     /// Earlier connections whose streams may go on; sending gives those streams a limit.
@@ -173,12 +178,8 @@ impl<T> Subchannel<T> {
 
     fn on_selected(&mut self, effects: &mut Effects) {
         // A draining instance is no replacement, and a suspect lives by its connection alone.
-        if !self.is_unselected() || self.member.state() != MemberState::Live {
-            return;
-        }
-        if self.ejection.is_out() {
-            self.enter(State::Idle(Reason::Ejected));
-        } else {
+        // One that is out is dialled, too: where nothing else is READY it takes all calls.
+        if self.is_unselected() && self.member.state() == MemberState::Live {
             self.queue(effects);
         }
     }
@@ -328,14 +329,14 @@ impl<T> Subchannel<T> {
 
     /// A new process stands at the address: the failures of its predecessor do not count.
     fn forgive(&mut self) {
-        // A connection that stands is one to the process that it was, under another lease.
+        // A connection that stands is one to the process that it was, under another lease: its health is what it was.
         if !self.is_connected() {
             self.ready_since = None;
+            self.failure = None;
         }
         self.ejection.clear();
         self.backoff.reset();
         self.tally.reset();
-        self.failure = None;
         self.lift_probation();
     }
 
@@ -398,8 +399,8 @@ impl<T> Subchannel<T> {
     }
 }
 
-/// The first wait after a failure to connect, and the longest: gRPC waits 1 s to 120 s, made for the internet; in a data
-/// centre a restarted server is wanted back at once, and a dead one is tried often enough every 10 s.
+/// The first wait after a failure to connect, and the longest: gRPC waits 1 s to 120 s, made for the internet; in a
+/// data centre a restarted server is wanted back at once, and a dead one is tried often enough every 10 s.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 

@@ -107,8 +107,8 @@ impl<T> Subchannel<T> {
         stays && is_trusted && is_good
     }
 
-    /// When an instance that came back stands long enough to need no replacement: one that comes back only to fail again
-    /// would let the replacement come and go as often.
+    /// When an instance that came back stands long enough to need no replacement: one that comes back only to fail
+    /// again would let the replacement come and go as often.
     pub(crate) fn settles_at(&self) -> Option<Instant> {
         match &self.state {
             State::Ready(ready) if self.is_recovering => Some(ready.since + SETTLED),
@@ -127,7 +127,8 @@ impl<T> Subchannel<T> {
         }
     }
 
-    pub(super) fn is_unchanged(&self, member: &Member) -> bool {
+    /// Whether a member of a snapshot says nothing new.
+    pub(crate) fn is_unchanged(&self, member: &Member) -> bool {
         let is_same = Arc::ptr_eq(self.member.shared_instance(), member.shared_instance());
         self.member.state() == member.state()
             && self.member.lease() == member.lease()
@@ -135,6 +136,6 @@ impl<T> Subchannel<T> {
     }
 }
 
-/// How long an instance that failed must stand, unless it answers a call, before it needs no replacement: several times longer
-/// than a server takes that accepts and then ends.
+/// How long an instance that failed must stand, unless it answers a call, before it needs no replacement: several times
+/// longer than a server takes that accepts and then ends.
 pub(super) const SETTLED: Duration = Duration::from_secs(1);

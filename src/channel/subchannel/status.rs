@@ -9,19 +9,19 @@ use crate::instance::Instance;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Connectivity {
-    /// Nothing is tried: the instance left the list unannounced or drains, and its connection ended; it is ejected and has lost its
-    /// connection; or the channel's subset uses others.
+    /// Nothing is tried: the instance left the list unannounced or drains, and its connection ended; it is ejected and
+    /// has lost its connection; or the channel's subset uses others.
     Idle,
-    /// The first attempt, or the first after a connection that had answered or after an ejection, is under way or waits for
-    /// its turn.
+    /// The first attempt, or the first after a connection that had answered or after an ejection, is under way or waits
+    /// for its turn.
     #[default]
     Connecting,
     /// Calls can be sent. For an instance: its connection stands and the server's SETTINGS came.
     Ready,
     /// The last attempt failed; it is tried again in the background. Calls fail at once.
     TransientFailure,
-    /// The channel has ended with the runtime that built it, and connects to nothing any more: all calls fail, also those that
-    /// [wait for ready](crate::channel::WaitForReady). No instance is ever in this state.
+    /// The channel has ended with the runtime that built it, and connects to nothing any more: all calls fail, also
+    /// those that [wait for ready](crate::channel::WaitForReady). No instance is ever in this state.
     Shutdown,
 }
 

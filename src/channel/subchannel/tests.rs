@@ -26,8 +26,29 @@ fn live() -> Member {
 
 fn reports() -> Reports {
     let outliers = OutlierDetection::new().consecutive_failures(3);
-    // No test looks at what calls report.
     Reports { outliers: Arc::new(outliers), events: mpsc::unbounded_channel().0 }
+}
+
+/// What calls on the connections report that are made from now on.
+fn listen(machine: &mut Machine) -> mpsc::UnboundedReceiver<FeedbackEvent> {
+    let (events, reported) = mpsc::unbounded_channel();
+    machine.reports.events = events;
+    reported
+}
+
+/// Passes on what calls reported, as the balancer does. Returns the effects of each.
+fn feed(machine: &mut Machine, reported: &mut mpsc::UnboundedReceiver<FeedbackEvent>, may_eject: bool) -> Vec<Effects> {
+    let mut all = Vec::new();
+    while let Ok(event) = reported.try_recv() {
+        all.push(match event {
+            FeedbackEvent::Failing { tally, .. } => machine.on(Input::Failing { tally, may_eject }, now()),
+            FeedbackEvent::Proved { tally, .. } => machine.on(Input::Proved(tally), now()),
+            FeedbackEvent::Ended { ticket, cause, .. } => machine.on(Input::Ended(ticket, cause), now()),
+            #[cfg(feature = "health")]
+            FeedbackEvent::Health { ticket, verdict, .. } => machine.on(Input::Health(ticket, verdict), now()),
+        });
+    }
+    all
 }
 
 fn now() -> Instant {
@@ -98,67 +119,86 @@ fn at(state: &str) -> Machine {
 /// An input for a machine, made with its ticket or with another one.
 type Make = fn(&Machine, Ticket) -> Input<()>;
 
-/// Each input, and the state that it leads to from each of [`STATES`]; `=` where it changes nothing.
-const TABLE: [(&str, Make, [&str; 8]); 13] = [
-    ("the same again", |machine, _| Input::Updated(machine.member.clone()), ["="; 8]),
+/// An input, the state that it leads to from each of [`STATES`] (`=` where it changes none), and what it has published
+/// there: nothing (`-`), the status (`s`) or the ready set (`r`).
+type Row = (&'static str, Make, [&'static str; 8], &'static str);
+
+const TABLE: [Row; 13] = [
+    ("the same again", |machine, _| Input::Updated(machine.member.clone()), ["="; 8], "--------"),
     (
         "another weight",
         |_, _| Input::Updated(member(1, 20, MemberState::Live)),
         ["=", "=", "Queued", "=", "=", "=", "=", "="],
+        "sssssrss",
     ),
     (
         "another lease",
         |_, _| Input::Updated(member(2, 10, MemberState::Live)),
         ["Queued", "=", "Queued", "=", "=", "=", "=", "Queued"],
+        "sssssrss",
     ),
-    ("a leave", |_, _| Input::Updated(member(1, 10, MemberState::Draining)), ["="; 8]),
+    ("a leave", |_, _| Input::Updated(member(1, 10, MemberState::Draining)), ["="; 8], "ss-ssrss"),
     (
         "a missing key",
         |_, _| Input::Updated(member(1, 10, MemberState::Suspect)),
         ["Withdrawn", "=", "=", "Withdrawn", "Withdrawn", "=", "=", "Withdrawn"],
+        "sssssrss",
     ),
-    ("selected", |_, _| Input::Selected, ["=", "Queued", "=", "=", "=", "=", "=", "="]),
+    ("selected", |_, _| Input::Selected, ["=", "Queued", "=", "=", "=", "=", "=", "="], "--------"),
     (
         "unselected",
         |_, _| Input::Unselected,
         ["Unselected", "=", "Unselected", "Unselected", "Unselected", "Unselected", "Unselected", "Unselected"],
+        "r-rrrrrr",
     ),
-    ("its turn", |_, ticket| Input::Turn(ticket), ["=", "=", "=", "Connecting", "=", "=", "=", "="]),
+    ("its turn", |_, ticket| Input::Turn(ticket), ["=", "=", "=", "Connecting", "=", "=", "=", "="], "--------"),
     (
         "connected",
         |_, ticket| Input::Connected(ticket, established(None).0),
         ["=", "=", "=", "=", "Ready", "=", "=", "="],
+        "----r---",
     ),
     (
         "not connected",
         |_, ticket| Input::ConnectFailed(ticket, "refused".into()),
         ["=", "=", "=", "=", "Backoff", "=", "=", "="],
+        "----s---",
     ),
-    ("ended", |_, ticket| Input::Ended(ticket, "broken".into()), ["=", "=", "=", "=", "=", "Backoff", "Backoff", "="]),
-    ("its time", |_, ticket| Input::BackoffOver(ticket), ["=", "=", "=", "=", "=", "=", "=", "Queued"]),
-    ("an outlier", |_, _| Input::Outlier, ["=", "=", "=", "Ejected", "Ejected", "=", "=", "Ejected"]),
+    (
+        "ended",
+        |_, ticket| Input::Ended(ticket, "broken".into()),
+        ["=", "=", "=", "=", "=", "Backoff", "Backoff", "="],
+        "-----rr-",
+    ),
+    ("its time", |_, ticket| Input::BackoffOver(ticket), ["=", "=", "=", "=", "=", "=", "=", "Queued"], "--------"),
+    ("an outlier", |_, _| Input::Outlier, ["=", "=", "=", "Ejected", "Ejected", "=", "=", "Ejected"], "-rrrrrrr"),
 ];
+
+fn published(letter: char) -> Publish {
+    match letter {
+        's' => Publish::Status,
+        'r' => Publish::ReadySet,
+        _ => Publish::Nothing,
+    }
+}
 
 #[tokio::test(start_paused = true)]
 async fn every_input_leads_from_every_state_where_the_table_says() {
-    for (input, make, expected) in TABLE {
-        for (state, expected) in STATES.into_iter().zip(expected) {
+    for (input, make, expected, publishes) in TABLE {
+        for ((state, expected), letter) in STATES.into_iter().zip(expected).zip(publishes.chars()) {
             let mut machine = at(state);
             let (before, was_out) = (ticket(&machine), machine.ejection.is_out());
             let effects = machine.on(make(&machine, before), now());
-            let expected = if expected == "=" { state } else { expected };
-            assert_eq!(name(&machine), expected, "{input} at {state}");
-            let has_moved = expected != state;
+            let has_moved = expected != "=";
+            assert_eq!(name(&machine), if has_moved { expected } else { state }, "{input} at {state}");
+            assert_eq!(effects.publish, published(letter), "{input} at {state}: what is published");
             assert_eq!(effects.queue.is_some(), has_moved && expected == "Queued", "{input} at {state}: a turn");
             assert!(effects.queue.is_none_or(|queued| queued == ticket(&machine)), "the turn's ticket");
             assert_eq!(effects.dial.is_some(), has_moved && expected == "Connecting", "{input} at {state}: an attempt");
+            let has_failed = has_moved && expected == "Backoff";
+            assert_eq!(effects.failure.is_some(), has_failed, "{input} at {state}: a failure");
             let is_ejected = !was_out && machine.ejection.is_out();
-            let wakes = is_ejected || has_moved && expected == "Backoff";
-            assert_eq!(effects.wake.is_some(), wakes, "{input} at {state}: a timer");
-            let touches_ready = matches!((state, expected), ("Ready", new) if new != "Ready") || expected == "Ready";
-            if has_moved && touches_ready || is_ejected {
-                assert_eq!(effects.publish, Publish::ReadySet, "{input} at {state}");
-            }
+            assert_eq!(effects.wake.is_some(), has_failed || is_ejected, "{input} at {state}: a timer");
         }
     }
 }
@@ -268,7 +308,7 @@ async fn an_instance_that_is_dialled_after_an_ejection_says_connecting() {
     assert_eq!((status.state(), status.cause()), (Connectivity::Connecting, None), "it is tried");
 }
 
-/// Connects an instance on probation.
+/// Connects an instance that waits for its turn.
 fn reconnect(machine: &mut Machine) -> Arc<ReadyConnection<()>> {
     machine.on(Input::Turn(ticket(machine)), now());
     connected(machine);
@@ -276,16 +316,51 @@ fn reconnect(machine: &mut Machine) -> Arc<ReadyConnection<()>> {
 }
 
 const FAILED: Outcome = Outcome::new(tonic::Code::Unavailable, StatusOrigin::Answered);
+const ANSWERED: Outcome = Outcome::new(tonic::Code::NotFound, StatusOrigin::Answered);
+
+#[tokio::test(start_paused = true)]
+async fn three_calls_in_a_row_that_fail_eject_on_whatever_connections() {
+    let mut machine = at("Queued");
+    let mut reported = listen(&mut machine);
+    let first = reconnect(&mut machine);
+    first.on_outcome(FAILED);
+    machine.on(Input::Ended(ticket(&machine), "broken".into()), now());
+    machine.on(Input::BackoffOver(ticket(&machine)), now());
+    let second = reconnect(&mut machine);
+    first.on_outcome(FAILED);
+    assert_eq!(feed(&mut machine, &mut reported, true), [], "two are no row");
+    second.on_outcome(FAILED);
+    let effects = feed(&mut machine, &mut reported, true);
+    assert!(machine.ejection.is_out() && effects.len() == 1, "three are");
+    assert_eq!(name(&machine), "Ready", "its connection stands");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_of_failures_that_may_not_eject_begins_anew() {
+    let mut machine = at("Queued");
+    let mut reported = listen(&mut machine);
+    let connection = reconnect(&mut machine);
+    for row in 1..=3 {
+        for failures in 1..=3 {
+            connection.on_outcome(FAILED);
+            let asked = feed(&mut machine, &mut reported, false).len();
+            assert_eq!(asked, usize::from(failures == 3), "row {row}, failure {failures}");
+        }
+    }
+    assert!(!machine.ejection.is_out());
+}
 
 #[tokio::test(start_paused = true)]
 async fn on_probation_one_call_comes_at_a_time_until_one_is_answered() {
     let mut machine = at("Ready");
     to_probation(&mut machine).await;
+    let mut reported = listen(&mut machine);
     let on_probation = reconnect(&mut machine);
     let quota = on_probation.load().quota();
     assert!(quota.acquire() && !quota.acquire(), "one at a time");
-    let effects = machine.on(Input::Proved(machine.tally.clone()), now());
-    assert_eq!(effects.publish, Publish::ReadySet);
+    on_probation.on_outcome(ANSWERED);
+    let effects = feed(&mut machine, &mut reported, true);
+    assert_eq!(effects.iter().map(|effects| effects.publish).collect::<Vec<_>>(), [Publish::ReadySet]);
     assert!(!machine.ejection.is_on_probation() && quota.acquire(), "it is back");
 }
 
@@ -293,10 +368,11 @@ async fn on_probation_one_call_comes_at_a_time_until_one_is_answered() {
 async fn on_probation_one_failure_ejects_for_longer_and_whatever_the_limit() {
     let mut machine = at("Ready");
     to_probation(&mut machine).await;
+    let mut reported = listen(&mut machine);
     let on_probation = reconnect(&mut machine);
-    assert!(on_probation.on_outcome(FAILED), "it counts");
-    let effects = machine.on(Input::Failing { tally: machine.tally.clone(), may_eject: false }, now());
-    let (until, _) = effects.wake.expect("it is out again");
+    on_probation.on_outcome(FAILED);
+    let effects = feed(&mut machine, &mut reported, false);
+    let (until, _) = effects.iter().find_map(|effects| effects.wake).expect("it is out again");
     assert_eq!(until - now(), Duration::from_secs(10), "twice as long");
     let quota = on_probation.load().quota();
     assert!(quota.acquire() && quota.acquire(), "where nothing else is READY it takes all calls");
@@ -304,47 +380,72 @@ async fn on_probation_one_failure_ejects_for_longer_and_whatever_the_limit() {
 
 #[tokio::test(start_paused = true)]
 async fn calls_on_a_connection_from_before_the_probation_decide_nothing() {
-    let mut machine = at("Ready");
-    let (earlier, earlier_tally) = (connection(&machine), machine.tally.clone());
-    to_probation(&mut machine).await;
-    assert!(!earlier.load().quota().acquire(), "it takes no more calls");
-    for late in 0..2 {
-        let failing = Input::Failing { tally: earlier_tally.clone(), may_eject: true };
-        assert_eq!(machine.on(failing, now()), Effects::default());
-        assert_eq!(machine.on(Input::Proved(earlier_tally.clone()), now()), Effects::default());
-        if late == 0 {
-            reconnect(&mut machine);
-        }
+    for outcome in [FAILED, ANSWERED] {
+        let mut machine = at("Queued");
+        let mut reported = listen(&mut machine);
+        let earlier = reconnect(&mut machine);
+        to_probation(&mut machine).await;
+        assert!(!earlier.load().quota().acquire(), "it takes no more calls");
+        (0..10).for_each(|_| _ = earlier.on_outcome(outcome));
+        feed(&mut machine, &mut reported, true);
+        reconnect(&mut machine);
+        (0..10).for_each(|_| _ = earlier.on_outcome(outcome));
+        feed(&mut machine, &mut reported, true);
+        assert!(machine.ejection.is_on_probation(), "{outcome:?}");
     }
-    assert!(machine.ejection.is_on_probation());
 }
 
 #[tokio::test(start_paused = true)]
 async fn where_a_proof_outlives_its_connection_the_next_call_decides() {
     let mut machine = at("Ready");
     to_probation(&mut machine).await;
-    reconnect(&mut machine);
-    let proof = machine.tally.clone();
+    let mut reported = listen(&mut machine);
+    reconnect(&mut machine).on_outcome(ANSWERED);
     machine.on(Input::Ended(ticket(&machine), "broken".into()), now());
-    machine.on(Input::Proved(proof), now());
+    feed(&mut machine, &mut reported, true);
     assert!(machine.ejection.is_on_probation(), "that connection is gone");
     machine.on(Input::BackoffOver(ticket(&machine)), now());
-    let next = reconnect(&mut machine);
-    next.on_outcome(Outcome::new(tonic::Code::Ok, StatusOrigin::Answered));
-    machine.on(Input::Proved(machine.tally.clone()), now());
+    reconnect(&mut machine).on_outcome(ANSWERED);
+    feed(&mut machine, &mut reported, true);
     assert!(!machine.ejection.is_on_probation(), "the next one decided");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_of_failures_that_may_not_eject_begins_anew() {
+async fn a_connection_that_ends_settles_a_suspect_and_keeps_one_that_is_out_idle() {
     let mut machine = at("Ready");
-    let connection = connection(&machine);
-    for _ in 0..2 {
-        (0..3).for_each(|_| assert!(connection.on_outcome(FAILED), "each counts"));
-        let failing = Input::Failing { tally: machine.tally.clone(), may_eject: false };
-        assert_eq!(machine.on(failing, now()), Effects::default());
-    }
-    assert!(!machine.ejection.is_out());
+    machine.on(Input::Updated(member(1, 10, MemberState::Suspect)), now());
+    assert!(machine.is_fit(now()), "it lives by its connection");
+    machine.on(Input::Ended(ticket(&machine), "broken".into()), now());
+    assert_eq!(name(&machine), "Withdrawn");
+    let mut machine = at("Ready");
+    machine.on(Input::Outlier, now());
+    let effects = machine.on(Input::Ended(ticket(&machine), "broken".into()), now());
+    assert_eq!((name(&machine), effects.queue, effects.failure.as_deref()), ("Ejected", None, Some("broken")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_is_new_until_it_is_ready_and_after_it_could_not_be_reached() {
+    let mut machine = at("Ready");
+    let first = machine.ready_since();
+    assert_eq!(first, Some(now()));
+    connection(&machine).load().on_answer(now());
+    tokio::time::advance(Duration::from_secs(1)).await;
+    machine.on(Input::Ended(ticket(&machine), "going away".into()), now());
+    reconnect(&mut machine);
+    assert_eq!(machine.ready_since(), first, "one that only reconnects is not new");
+    machine.on(Input::Updated(member(2, 10, MemberState::Live)), now());
+    assert_eq!(machine.ready_since(), first, "nor is one whose connection outlived its lease");
+    connection(&machine).load().on_answer(now());
+    machine.on(Input::Ended(ticket(&machine), "going away".into()), now());
+    machine.on(Input::Turn(ticket(&machine)), now());
+    machine.on(Input::ConnectFailed(ticket(&machine), "refused".into()), now());
+    assert_eq!(machine.ready_since(), None, "it is another process, most likely");
+    machine.on(Input::BackoffOver(ticket(&machine)), now());
+    reconnect(&mut machine);
+    connection(&machine).load().on_answer(now());
+    machine.on(Input::Ended(ticket(&machine), "going away".into()), now());
+    machine.on(Input::Updated(member(3, 10, MemberState::Live)), now());
+    assert_eq!(machine.ready_since(), None, "another lease without a connection is another process");
 }
 
 #[tokio::test(start_paused = true)]
@@ -361,12 +462,15 @@ async fn a_new_lease_ends_an_ejection_and_a_probation() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_selected_instance_that_is_out_waits_for_its_probation() {
+async fn a_selected_instance_that_is_out_is_dialled_as_a_last_resort() {
     let mut machine = at("Ready");
     machine.on(Input::Outlier, now());
     machine.on(Input::Unselected, now());
     machine.on(Input::Selected, now());
-    assert_eq!(name(&machine), "Ejected");
+    let connection = reconnect(&mut machine);
+    let quota = connection.load().quota();
+    assert!(machine.ejection.is_out() && quota.acquire() && quota.acquire(), "it takes all calls");
+    assert!(!machine.is_fit(now()), "and needs a replacement");
 }
 
 #[tokio::test(start_paused = true)]
@@ -416,4 +520,14 @@ async fn an_instance_starts_slowly_once_its_server_says_that_it_serves() {
     assert_eq!(machine.ready_since(), Some(begin), "it does not begin anew");
     machine.on(Input::Health(Ticket::next(), Err("an earlier connection".into())), now());
     assert_eq!(machine.connectivity(), Connectivity::Ready, "earlier connections say nothing");
+}
+
+#[cfg(feature = "health")]
+#[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_serve_fails_also_under_another_lease() {
+    let mut machine = at("Asked");
+    machine.on(Input::Health(ticket(&machine), Err("it is overloaded".into())), now());
+    machine.on(Input::Updated(member(2, 10, MemberState::Live)), now());
+    assert_eq!(machine.connectivity(), Connectivity::TransientFailure, "the lease says nothing of health");
+    assert!(!machine.is_fit(now()), "it needs a replacement");
 }

@@ -2,8 +2,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Given to a wish to connect, and kept by the attempt and the connection that come of it; another one for each back-off.
-/// Unique in the process, so that news of an earlier attempt, or of an earlier instance at the address, is recognised.
+/// Given to a wish to connect, and kept by the attempt and the connection that come of it; another one for each
+/// back-off. Unique in the process, so that news of an earlier attempt, or of an earlier instance at the address, is
+/// recognised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ticket(u64);
 

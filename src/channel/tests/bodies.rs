@@ -42,7 +42,7 @@ fn stops_in(stop: &Arc<AtomicBool>, time: Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_request_stream_that_always_has_more_does_not_keep_a_call_from_being_dropped() {
+async fn a_call_with_an_endless_request_stream_can_be_dropped() {
     let echo = Echo::start();
     let client = connected(over([echo.address()])).await;
     let stop = Arc::<AtomicBool>::default();
@@ -93,7 +93,7 @@ async fn a_call_that_was_never_sent_goes_elsewhere_however_large_it_is() {
         let (leaver, other) = (Scripted::start(OnCall::Answer, None), Scripted::start(OnCall::Answer, None));
         let mut channel =
             connected_channel(over([leaver.address(), other.address()]).policy(WeightedRoundRobin::new())).await;
-        // Both have their places, and neither was polled.
+        // Both hold their quota, and neither was polled.
         let calls: Vec<_> =
             (0..2).map(|_| channel.call(raw("UnaryEcho", Frames(vec![framed(&"x".repeat(size))], false)))).collect();
         leaver.go_away_gracefully();
@@ -133,7 +133,7 @@ async fn a_frame_beyond_what_http2_can_count_fails_the_call() {
     let rig = Rig::new();
     let [peer] = rig.network.peers::<1>(1);
     peer.reply(Reply::Hold);
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     let mut channel = rig.channel.clone();
     let huge = Bytes::from(vec![0_u8; 1 << 31]);
     let call = tokio::spawn(channel.call(raw("ClientStreamingEcho", Frames(vec![huge, framed("x")], true))));
@@ -209,5 +209,5 @@ async fn a_head_that_is_all_of_the_response_ends_the_request_at_the_server() {
     let mut body = request.into_body();
     body.data().await.expect("the message").expect("a good one");
     let end = timeout(Duration::from_secs(2), body.data()).await;
-    assert!(end.is_ok(), "the request is still open at the server, and nobody will send more");
+    assert!(end.is_ok(), "the request is still open at the server, and no more will be sent");
 }

@@ -1,4 +1,4 @@
-//! A balanced channel is a channel to generated clients: every kind of call, and what people put around them.
+//! A balanced channel is a channel to generated clients: every kind of call, and the layers around them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,8 +92,8 @@ async fn compressed_messages_go_both_ways() {
     let mut client = client.send_compressed(Gzip).accept_compressed(Gzip);
     let message = "gzip ".repeat(10_000);
     let response = client.unary_echo(say(&message)).await.expect("an answer");
-    assert_eq!(response.metadata().get("grpc-encoding").expect("the answer tells"), "gzip", "compressed back");
-    assert_eq!(echo.last_metadata().get("grpc-encoding").expect("the call told"), "gzip", "compressed there");
+    assert_eq!(response.metadata().get("grpc-encoding").expect("the answer has it"), "gzip", "compressed back");
+    assert_eq!(echo.last_metadata().get("grpc-encoding").expect("the call has it"), "gzip", "compressed there");
     assert!(response.into_inner().message == message, "and nothing is lost");
 }
 
@@ -119,13 +119,13 @@ async fn large_messages_go_both_ways() {
 }
 
 #[tokio::test]
-async fn the_response_tells_which_instance_was_chosen() {
+async fn the_response_names_the_picked_instance() {
     let (one, other) = (Echo::start(), Echo::start());
     let builder = over([one.address(), other.address()]).policy(WeightedRoundRobin::new());
     let mut client = connected(builder).await;
     for _ in 0..4 {
         let response = client.unary_echo(say("x")).await.expect("an answer");
-        let chosen = response.extensions().get::<Arc<Instance>>().expect("the instance is told").clone();
+        let chosen = response.extensions().get::<Arc<Instance>>().expect("the instance is in the extensions").clone();
         assert_eq!(chosen.address.to_string(), response.into_inner().address, "it is the one that answered");
     }
     assert_eq!((one.calls().get(), other.calls().get()), (2, 2), "both had their turns");

@@ -1,4 +1,4 @@
-//! Whoever drops a call or its response ends it at the server, at once, and harms no other call.
+//! A dropped call or response ends at the server, at once, and harms no other call.
 
 use std::sync::Arc;
 
@@ -55,11 +55,11 @@ async fn a_dropped_response_lets_go_of_the_request_stream_that_is_still_open() {
 }
 
 #[tokio::test]
-async fn a_call_dropped_while_its_request_stream_is_open_is_cancelled_at_the_server() {
+async fn a_dropped_call_with_an_open_request_stream_is_cancelled_at_the_server() {
     let echo = Echo::start();
     let dropped = Arc::<Count>::default();
     let client = connected(over([echo.address()])).await;
-    // tonic shows a handler that reads a cancelled request stream its end, as if all had been sent: this one must not read.
+    // To a handler that reads, a cancelled request stream ends as if all had been sent: this one must not read.
     echo.hold(true);
     let messages = watched(stream::iter([say("one")]).chain(stream::pending()), &dropped);
     let mut streaming = client.clone();
@@ -83,7 +83,7 @@ async fn a_dropped_upload_that_flow_control_blocks_frees_the_connection() {
     let mut streaming = client.clone();
     let mut blocked = tokio::spawn(async move { streaming.client_streaming_echo(messages).await });
     echo.calls().reaches(1).await;
-    assert!(hangs(&mut blocked).await, "nobody reads it");
+    assert!(hangs(&mut blocked).await, "it is not read");
     blocked.abort();
     dropped.reaches(1).await;
     echo.cancelled().reaches(1).await;
@@ -104,7 +104,7 @@ async fn a_dropped_call_whose_one_large_message_is_blocked_is_cancelled_too() {
     let messages = stream::iter([say(large())]);
     let mut blocked = tokio::spawn(async move { streaming.client_streaming_echo(messages).await });
     echo.calls().reaches(1).await;
-    assert!(hangs(&mut blocked).await, "nobody reads it");
+    assert!(hangs(&mut blocked).await, "it is not read");
     blocked.abort();
     echo.cancelled().reaches(1).await;
     echo.hold(false);
@@ -138,7 +138,7 @@ async fn a_request_stream_that_fails_ends_the_call_with_its_own_status() {
 }
 
 #[tokio::test]
-async fn a_request_stream_that_fails_after_the_response_began_ends_it_with_its_own_status() {
+async fn a_request_stream_that_fails_ends_a_begun_response_with_its_own_status() {
     let echo = Echo::start();
     let client = connected(over([echo.address()])).await;
     let (writer, messages) = written();

@@ -83,7 +83,7 @@ pub(super) fn written() -> (mpsc::UnboundedSender<EchoRequest>, UnboundedReceive
     (writer, UnboundedReceiverStream::new(messages))
 }
 
-/// Messages that tell when they are dropped, however far they were read.
+/// Messages that count their drop, however far they were read.
 pub(super) fn watched<S: Stream>(messages: S, dropped: &Arc<Count>) -> impl Stream<Item = S::Item> + use<S> {
     let guard = CountsDrop(dropped.clone());
     let mut messages = Box::pin(messages);

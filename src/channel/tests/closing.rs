@@ -18,7 +18,7 @@ async fn a_dropped_channel_leaves_no_task_and_no_connection() {
     let [good, refusing, mute] = rig.network.peers(1);
     refusing.on_connect(OnConnect::Refuse);
     mute.on_connect(OnConnect::Mute);
-    rig.list([live(&good), live(&refusing), live(&mute)]);
+    rig.set_instances([live(&good), live(&refusing), live(&mute)]);
     rig.channel.ready().await;
     rig.answer().await.expect("one works");
     let clone = rig.channel.clone();
@@ -26,10 +26,10 @@ async fn a_dropped_channel_leaves_no_task_and_no_connection() {
     rest().await;
     assert_eq!(good.open(), 1, "a clone is left");
     drop(clone);
-    good.has_open(0).await;
+    good.wait_open(0).await;
     // What is left of the mute peer itself notices now.
     mute.on_connect(OnConnect::Accept);
-    mute.has_open(0).await;
+    mute.wait_open(0).await;
     rest().await;
     assert_eq!(Handle::current().metrics().num_alive_tasks(), before, "nothing runs any more");
 }
@@ -41,7 +41,7 @@ async fn a_dropped_channel_whose_instances_fail_leaves_no_task() {
         let rig = Rig::new();
         let peer = rig.network.peer(1);
         peer.on_connect(on_connect);
-        rig.list([live(&peer)]);
+        rig.set_instances([live(&peer)]);
         peer.attempted().reaches(3).await;
         drop(rig);
         rest().await;
@@ -53,7 +53,7 @@ async fn a_dropped_channel_whose_instances_fail_leaves_no_task() {
 async fn a_call_under_way_outlives_its_channel() {
     let rig = Rig::new();
     let peer = rig.network.peer(1);
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     peer.reply(Reply::Hold);
     let held = rig.call();
     peer.calls().reaches(1).await;
@@ -62,28 +62,28 @@ async fn a_call_under_way_outlives_its_channel() {
     assert!(!held.is_finished(), "it goes on");
     peer.release();
     ends(held).await.expect("it is answered");
-    peer.has_open(0).await;
+    peer.wait_open(0).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_list_that_ends_stays() {
     let rig = Rig::new();
     let peer = rig.network.peer(1);
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     let (channel, network) = rig.without_list();
     peer.cut();
     peer.attempted().reaches(2).await;
     timeout(LIMIT, channel.ready()).await.expect("it is connected again");
     assert_eq!(channel.instances().len(), 1, "it is still known");
     drop((channel, network));
-    peer.has_open(0).await;
+    peer.wait_open(0).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_reader_of_changes_sees_the_present_then_each_change_then_the_end() {
     let rig = Rig::new();
     let [one, other] = rig.network.peers(1);
-    rig.is_ready_with(&[&one, &other]).await;
+    rig.serve(&[&one, &other]).await;
     let mut changes = rig.channel.instance_changes();
     let now = timeout(LIMIT, changes.next()).await.expect("at once").expect("the channel is there");
     let addresses: Vec<_> = now.iter().map(|status| status.instance().address.port()).collect();
@@ -102,18 +102,18 @@ async fn a_call_that_waits_keeps_the_channel_alive() {
     let rig = Rig::new();
     let peer = rig.network.peer(1);
     peer.on_connect(OnConnect::Mute);
-    rig.list([live(&peer)]);
+    rig.set_instances([live(&peer)]);
     let call = rig.call();
     rest().await;
     drop(rig);
     rest().await;
     peer.on_connect(OnConnect::Accept);
     assert_eq!(ends(call).await.expect("it waited"), peer.address());
-    peer.has_open(0).await;
+    peer.wait_open(0).await;
 }
 
 #[test]
-fn where_its_runtime_is_gone_calls_fail_and_say_so_also_those_that_wait_for_ready() {
+fn calls_fail_with_the_reason_once_the_channels_runtime_is_gone() {
     let runtime = || Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let (first, second) = (runtime(), runtime());
     let channel = {

@@ -14,10 +14,10 @@ use crate::channel::{BalancedChannel, WaitForReady};
 
 use super::peers::proto::echo_client::EchoClient;
 
-/// What the server was told is left.
+/// The remaining time that the server was sent.
 fn told(echo: &Echo) -> Duration {
     let mut headers = HeaderMap::new();
-    let written = echo.last_timeout().expect("the server is told a timeout");
+    let written = echo.last_timeout().expect("the server gets a timeout");
     headers.insert("grpc-timeout", HeaderValue::try_from(written).expect("a header's value"));
     timeout_of(&headers).expect("it is well formed")
 }
@@ -33,7 +33,7 @@ async fn a_call_without_an_answer_ends_at_its_own_deadline_and_is_reset() {
     let held = call(&client, say_within(SHORT));
     peer.calls().reaches(1).await;
     tokio::time::pause();
-    let status = ends(held).await.expect_err("nobody answers");
+    let status = ends(held).await.expect_err("no answer comes");
     tokio::time::resume();
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
     peer.resets().reaches(1).await;
@@ -50,7 +50,7 @@ async fn the_shorter_of_the_calls_and_the_channels_deadline_counts() {
         tokio::time::pause();
         let started = Instant::now();
         let request = own.map_or_else(|| tonic::Request::new(say("x")), say_within);
-        let status = ends(call(&client, request)).await.expect_err("nobody answers");
+        let status = ends(call(&client, request)).await.expect_err("no answer comes");
         let took = started.elapsed();
         tokio::time::resume();
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
@@ -59,7 +59,7 @@ async fn the_shorter_of_the_calls_and_the_channels_deadline_counts() {
 }
 
 #[tokio::test]
-async fn the_server_is_told_the_channels_deadline_and_the_shorter_of_both() {
+async fn the_server_sees_the_channels_deadline_or_the_shorter_of_both() {
     let echo = Echo::start();
     let client = connected(over([echo.address()]).timeout(LONG)).await;
     ends(call(&client, say("x"))).await.expect("it is answered");
@@ -71,7 +71,7 @@ async fn the_server_is_told_the_channels_deadline_and_the_shorter_of_both() {
 }
 
 #[tokio::test]
-async fn a_server_is_told_what_waiting_left() {
+async fn a_server_sees_the_timeout_that_waiting_left() {
     let echo = Echo::start_allowing(1);
     let client = connected(over([echo.address()])).await;
     echo.hold(true);
@@ -111,16 +111,16 @@ async fn a_deadline_counts_while_connecting() {
 }
 
 #[tokio::test]
-async fn a_call_that_waits_for_ready_waits_until_its_deadline_and_others_fail_at_once() {
+async fn calls_that_wait_for_ready_wait_to_their_deadline_and_others_fail_now() {
     let refusing = Refusing::start();
     let channel = over([refusing.address()]).build().expect("the options are good");
-    let status = ends(call(&client_of(&channel), say("x"))).await.expect_err("nobody listens");
+    let status = ends(call(&client_of(&channel), say("x"))).await.expect_err("nothing listens");
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     let mut request = say_within(SHORT);
     request.extensions_mut().insert(WaitForReady(true));
     tokio::time::pause();
     let started = Instant::now();
-    let status = ends(call(&client_of(&channel), request)).await.expect_err("nobody listens");
+    let status = ends(call(&client_of(&channel), request)).await.expect_err("nothing listens");
     let took = started.elapsed();
     tokio::time::resume();
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");

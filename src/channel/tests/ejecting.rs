@@ -16,7 +16,7 @@ async fn alone(tune: impl FnOnce(OutlierDetection) -> OutlierDetection) -> (Rig,
     let detection = tune(OutlierDetection::new().max_ejected_percent(100));
     let rig = Rig::with(|builder| builder.outlier_detection(detection));
     let peer = rig.network.peer(1);
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     (rig, peer)
 }
 
@@ -41,7 +41,7 @@ async fn hold(rig: &Rig, peer: &Peer, calls: usize, limit: Duration) -> Vec<Call
     held
 }
 
-async fn is_back(rig: &Rig, peer: &Peer) {
+async fn wait_recovered(rig: &Rig, peer: &Peer) {
     let is_back = |status: &InstanceStatus| !status.is_ejected() && status.state() == Connectivity::Ready;
     rig.until_peer(peer, "it is back", is_back).await;
 }
@@ -54,7 +54,7 @@ fn is_ejected(rig: &Rig, peer: &Peer) -> bool {
 async fn three_failures_in_a_row_eject_and_two_do_not() {
     let rig = Rig::new();
     let peers = rig.network.peers::<3>(1);
-    rig.is_ready_with(&peers.each_ref()).await;
+    rig.serve(&peers.each_ref()).await;
     let [bad, others @ ..] = &peers;
     bad.reply(Reply::Fail(Code::Unavailable));
     let mut failed = 0;
@@ -63,7 +63,7 @@ async fn three_failures_in_a_row_eject_and_two_do_not() {
         rest().await;
         assert_eq!(is_ejected(&rig, bad), failed >= 3, "after {failed} failures");
     }
-    assert_eq!((failed, bad.calls().get()), (3, 3), "nobody calls it any more");
+    assert_eq!((failed, bad.calls().get()), (3, 3), "it is not called any more");
     assert!(others.iter().all(|peer| !is_ejected(&rig, peer)), "the others stay");
     assert_eq!(rig.state(bad), Connectivity::Ready, "its connection stands");
 }
@@ -90,7 +90,7 @@ async fn answers_that_say_no_are_answers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_counts_as_a_failure_can_be_told() {
+async fn what_counts_as_a_failure_can_be_configured() {
     let by_code = |outcome: &crate::outlier::Outcome| outcome.code() == Code::Internal;
     let (rig, peer) = alone(|detection| detection.failure_when(by_code)).await;
     fail(&rig, &peer, Code::Unavailable, 10).await;
@@ -100,7 +100,7 @@ async fn what_counts_as_a_failure_can_be_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failures_can_be_told_by_how_the_call_ended() {
+async fn failures_can_be_classified_by_how_the_call_ended() {
     let broken = |outcome: &crate::outlier::Outcome| outcome.origin() == StatusOrigin::Broken;
     let (rig, peer) = alone(|detection| detection.failure_when(broken)).await;
     fail(&rig, &peer, Code::Unavailable, 5).await;
@@ -135,9 +135,9 @@ async fn broken_connections_count() {
     rest().await;
     assert!(is_ejected(&rig, &peer), "three calls broke");
     assert_eq!(rig.state(&peer), Connectivity::Idle, "the probe brings its next connection");
-    let status = rig.answer().await.expect_err("nobody is there");
+    let status = rig.answer().await.expect_err("no instance is there");
     assert_eq!(status.code(), Code::Unavailable, "calls fail at once");
-    is_back(&rig, &peer).await;
+    wait_recovered(&rig, &peer).await;
     rig.answer().await.expect("an answer");
 }
 
@@ -148,7 +148,7 @@ async fn missed_deadlines_count_if_nothing_was_answered_meanwhile() {
         assert_eq!(ends(call).await.expect_err("it is held").code(), Code::DeadlineExceeded);
     }
     rest().await;
-    assert!(is_ejected(&rig, &peer), "it answered nobody");
+    assert!(is_ejected(&rig, &peer), "it answered no call");
 }
 
 #[tokio::test(start_paused = true)]
@@ -187,18 +187,18 @@ async fn cancelled_calls_never_count() {
     }
     peer.resets().reaches(20).await;
     rest().await;
-    assert!(!is_ejected(&rig, &peer), "it was the callers who gave up");
+    assert!(!is_ejected(&rig, &peer), "it was the callers that gave up");
     fail(&rig, &peer, Code::Unavailable, 2).await;
     assert!(!is_ejected(&rig, &peer), "nor did they begin a row");
 }
 
 #[tokio::test(start_paused = true)]
-async fn ejections_last_five_seconds_and_twice_as_long_after_each_failed_probe_up_to_25() {
+async fn ejections_last_5_s_and_double_after_each_failed_probe_up_to_25_s() {
     let (rig, peer) = alone(|detection| detection).await;
     fail(&rig, &peer, Code::Unavailable, 3).await;
     for seconds in [5, 10, 20, 25, 25] {
         let begin = Instant::now();
-        is_back(&rig, &peer).await;
+        wait_recovered(&rig, &peer).await;
         let lasted = begin.elapsed();
         let expected = seconds * SECOND;
         let slack = Duration::from_millis(10);
@@ -206,7 +206,7 @@ async fn ejections_last_five_seconds_and_twice_as_long_after_each_failed_probe_u
         fail(&rig, &peer, Code::Unavailable, 1).await;
         assert!(is_ejected(&rig, &peer), "one failure is enough on probation");
     }
-    is_back(&rig, &peer).await;
+    wait_recovered(&rig, &peer).await;
     rig.answer().await.expect("the probe is answered");
     rest().await;
     fail(&rig, &peer, Code::Unavailable, 2).await;
@@ -217,7 +217,7 @@ async fn ejections_last_five_seconds_and_twice_as_long_after_each_failed_probe_u
 async fn never_more_than_half_are_ejected() {
     let rig = Rig::new();
     let peers = rig.network.peers::<5>(1);
-    rig.is_ready_with(&peers.each_ref()).await;
+    rig.serve(&peers.each_ref()).await;
     for peer in &peers {
         peer.reply(Reply::Fail(Code::Unavailable));
     }
@@ -234,18 +234,18 @@ async fn never_more_than_half_are_ejected() {
 async fn the_only_instance_stays_by_default() {
     let rig = Rig::new();
     let peer = rig.network.peer(1);
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     fail(&rig, &peer, Code::Unavailable, 50).await;
-    assert!(!is_ejected(&rig, &peer), "there is nobody to take its calls");
+    assert!(!is_ejected(&rig, &peer), "there is no instance to take its calls");
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_instance_returns_on_a_new_connection_with_one_call_at_a_time() {
     let (rig, peer) = alone(|detection| detection).await;
     fail(&rig, &peer, Code::Unavailable, 3).await;
-    is_back(&rig, &peer).await;
-    assert_eq!(peer.attempted().get(), 2, "a new connection shows that somebody is there");
-    peer.has_open(1).await;
+    wait_recovered(&rig, &peer).await;
+    assert_eq!(peer.attempted().get(), 2, "a new connection shows that the process is there");
+    peer.wait_open(1).await;
     peer.reply(Reply::Hold);
     let calls: Vec<_> = (0..10).map(|_| rig.call()).collect();
     rest().await;
@@ -255,7 +255,7 @@ async fn an_instance_returns_on_a_new_connection_with_one_call_at_a_time() {
     assert_eq!(peer.inside(), 9, "its answer lets in all the others");
     peer.release();
     for call in calls {
-        ends(call).await.expect("nobody was harmed");
+        ends(call).await.expect("no call was harmed");
     }
 }
 
@@ -263,7 +263,7 @@ async fn an_instance_returns_on_a_new_connection_with_one_call_at_a_time() {
 async fn a_probe_that_its_caller_gives_up_decides_nothing() {
     let (rig, peer) = alone(|detection| detection).await;
     fail(&rig, &peer, Code::Unavailable, 3).await;
-    is_back(&rig, &peer).await;
+    wait_recovered(&rig, &peer).await;
     for call in hold(&rig, &peer, 1, 60 * SECOND).await {
         call.abort();
     }
@@ -278,7 +278,7 @@ async fn a_probe_that_its_caller_gives_up_decides_nothing() {
     assert_eq!(peer.inside(), 4, "and decides");
     peer.release();
     for call in calls {
-        ends(call).await.expect("nobody was harmed");
+        ends(call).await.expect("no call was harmed");
     }
 }
 
@@ -286,7 +286,7 @@ async fn a_probe_that_its_caller_gives_up_decides_nothing() {
 async fn an_instance_on_probation_that_cannot_be_connected_stays_out_of_the_way() {
     let rig = Rig::new();
     let [bad, good] = rig.network.peers(1);
-    rig.is_ready_with(&[&bad, &good]).await;
+    rig.serve(&[&bad, &good]).await;
     bad.reply(Reply::Fail(Code::Unavailable));
     while !is_ejected(&rig, &bad) {
         _ = rig.answer().await;
@@ -297,7 +297,7 @@ async fn an_instance_on_probation_that_cannot_be_connected_stays_out_of_the_way(
     rig.until_peer(&bad, "the probe fails to connect", |status| status.state() == Connectivity::TransientFailure).await;
     assert_eq!(rig.answers_of(&good, 100).await, 100, "no call is risked");
     bad.on_connect(OnConnect::Accept);
-    is_back(&rig, &bad).await;
+    wait_recovered(&rig, &bad).await;
     let some = rig.answers_of(&bad, 100).await;
     assert!((10..90).contains(&some), "it has its share again: {some}");
 }
@@ -319,7 +319,7 @@ async fn calls_on_the_earlier_connection_decide_no_probation() {
             assert_eq!(ends(call).await.is_ok(), late == Reply::Answer, "{name}");
         }
         peer.on_connect(OnConnect::Accept);
-        is_back(&rig, &peer).await;
+        wait_recovered(&rig, &peer).await;
         assert!(!is_ejected(&rig, &peer), "{name} on the earlier connection does not fail the probe");
         peer.reply(Reply::Hold);
         let calls: Vec<_> = (0..5).map(|_| rig.call()).collect();
@@ -330,16 +330,16 @@ async fn calls_on_the_earlier_connection_decide_no_probation() {
         assert_eq!(peer.inside(), 4, "the probe itself does");
         peer.release();
         for call in calls {
-            ends(call).await.expect("nobody was harmed");
+            ends(call).await.expect("no call was harmed");
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_ends_with_the_proof_leaves_nobody_on_probation() {
+async fn a_connection_that_ends_with_the_proof_still_ends_probation() {
     let (rig, peer) = alone(|detection| detection).await;
     fail(&rig, &peer, Code::Unavailable, 3).await;
-    is_back(&rig, &peer).await;
+    wait_recovered(&rig, &peer).await;
     let probe = hold(&rig, &peer, 1, 60 * SECOND).await;
     peer.go_away();
     peer.release();
@@ -356,7 +356,7 @@ async fn a_connection_that_ends_with_the_proof_leaves_nobody_on_probation() {
     assert_eq!(peer.inside(), 5, "any number of calls at once");
     peer.release();
     for call in calls {
-        ends(call).await.expect("nobody was harmed");
+        ends(call).await.expect("no call was harmed");
     }
 }
 
@@ -364,13 +364,13 @@ async fn a_connection_that_ends_with_the_proof_leaves_nobody_on_probation() {
 async fn while_nothing_else_is_ready_an_ejected_instance_takes_all_calls() {
     let (rig, peer) = alone(|detection| detection).await;
     fail(&rig, &peer, Code::Unavailable, 3).await;
-    is_back(&rig, &peer).await;
+    wait_recovered(&rig, &peer).await;
     fail(&rig, &peer, Code::Unavailable, 1).await;
     assert!(is_ejected(&rig, &peer), "it is out again");
     peer.reply(Reply::Hold);
     let calls: Vec<_> = (0..20).map(|_| rig.call()).collect();
     rest().await;
-    assert_eq!(peer.inside(), 20, "better than nobody, and not one by one");
+    assert_eq!(peer.inside(), 20, "better than no instance, and not one by one");
     peer.release();
     for call in calls {
         ends(call).await.expect("an answer");
@@ -384,7 +384,7 @@ async fn intervals_are_taken_back_while_an_instance_stays() {
     for seconds in [5, 10] {
         fail(&rig, &peer, Code::Unavailable, 3).await;
         let begin = Instant::now();
-        is_back(&rig, &peer).await;
+        wait_recovered(&rig, &peer).await;
         let expected = seconds * SECOND;
         assert!(begin.elapsed() + Duration::from_millis(10) > expected, "{:?}", begin.elapsed());
         rig.answer().await.expect("an answer");
@@ -393,16 +393,16 @@ async fn intervals_are_taken_back_while_an_instance_stays() {
     timeout(21 * SECOND, std::future::pending::<()>()).await.expect_err("two intervals pass");
     fail(&rig, &peer, Code::Unavailable, 3).await;
     let begin = Instant::now();
-    is_back(&rig, &peer).await;
+    wait_recovered(&rig, &peer).await;
     assert!(begin.elapsed() < 6 * SECOND, "it is ejected as if for the first time: {:?}", begin.elapsed());
 }
 
-/// Six instances, the first of which fails some of its calls, over one interval and a little more; and which are ejected.
+/// Six instances, of which the first fails some calls, over one interval and a little more; and which are ejected.
 async fn swept(detection: OutlierDetection, failures: usize) -> Vec<u16> {
     let detection = detection.consecutive_failures(0);
     let rig = Rig::with(|builder| builder.outlier_detection(detection).policy(WeightedRoundRobin::new()));
     let peers = rig.network.peers::<6>(1);
-    rig.is_ready_with(&peers.each_ref()).await;
+    rig.serve(&peers.each_ref()).await;
     for round in 0..100 {
         peers[0].reply(if round < failures { Reply::Fail(Code::Unavailable) } else { Reply::Answer });
         for _ in &peers {
@@ -416,7 +416,7 @@ async fn swept(detection: OutlierDetection, failures: usize) -> Vec<u16> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_instance_that_fails_more_often_than_the_threshold_is_ejected_at_the_interval() {
+async fn a_failure_rate_above_the_threshold_ejects_at_the_interval() {
     let detection = || OutlierDetection::new().failure_percentage(FailurePercentage::new().threshold(50));
     assert_eq!(swept(detection(), 51).await, [1], "51 of 100 calls failed");
     assert!(swept(detection(), 50).await.is_empty(), "50 of 100 are not more than half");
@@ -424,7 +424,7 @@ async fn an_instance_that_fails_more_often_than_the_threshold_is_ejected_at_the_
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_instance_that_succeeds_far_less_often_than_the_others_is_ejected_at_the_interval() {
+async fn a_success_rate_far_below_the_others_ejects_at_the_interval() {
     let detection = || OutlierDetection::new().success_rate(SuccessRate::new());
     assert_eq!(swept(detection(), 20).await, [1], "the others never failed");
     assert!(swept(detection(), 0).await.is_empty(), "equals are no outliers");
@@ -433,13 +433,13 @@ async fn an_instance_that_succeeds_far_less_often_than_the_others_is_ejected_at_
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_lost_its_connection_while_out_says_connecting_when_it_is_tried() {
+async fn an_ejected_instance_without_a_connection_is_connecting_when_dialled() {
     let (rig, peer) = alone(|detection| detection.ejection_time(SECOND)).await;
     fail(&rig, &peer, Code::Unavailable, 3).await;
     peer.on_connect(OnConnect::Mute);
     peer.cut();
     rig.until_peer(&peer, "nothing is tried", |status| status.state() == Connectivity::Idle).await;
-    assert!(rig.status(&peer).cause().is_some(), "people see why");
+    assert!(rig.status(&peer).cause().is_some(), "its status shows why");
     let is_tried = |status: &InstanceStatus| status.state() == Connectivity::Connecting && status.cause().is_none();
     rig.until_peer(&peer, "it is dialled", is_tried).await;
     assert_eq!(rig.channel.state(), Connectivity::Connecting, "and so does the channel");

@@ -41,7 +41,7 @@ async fn failed_of_a_thousand(client: &EchoClient<BalancedChannel>) -> usize {
 async fn no_call_fails_while_one_of_ten_refuses() {
     let (echoes, refusing) = ([(); 9].map(|()| Echo::start()), Refusing::start());
     let client = ten(&echoes, refusing.address());
-    assert_eq!(failed_of_a_thousand(&client).await, 0, "nobody is sent to it");
+    assert_eq!(failed_of_a_thousand(&client).await, 0, "no call is sent to it");
     assert!(echoes.iter().all(|echo| echo.calls().get() > 0), "the others share the calls");
 }
 
@@ -49,7 +49,7 @@ async fn no_call_fails_while_one_of_ten_refuses() {
 async fn no_call_fails_while_one_of_ten_is_mute() {
     let (echoes, mute) = ([(); 9].map(|()| Echo::start()), Mute::start());
     let client = ten(&echoes, mute.address());
-    assert_eq!(failed_of_a_thousand(&client).await, 0, "nobody is sent to it");
+    assert_eq!(failed_of_a_thousand(&client).await, 0, "no call is sent to it");
     mute.connections().reaches(1).await;
     assert!(echoes.iter().all(|echo| echo.calls().get() > 0), "the others share the calls");
 }
@@ -113,7 +113,7 @@ async fn ten_peers(rig: &Rig) -> [Peer; 10] {
     for peer in &peers {
         peer.delay(Duration::from_millis(10));
     }
-    rig.is_ready_with(&peers.each_ref()).await;
+    rig.serve(&peers.each_ref()).await;
     peers
 }
 
@@ -176,7 +176,7 @@ async fn an_instance_whose_answers_are_errors_is_not_taken_for_silent() {
     for code in [None, Some(Code::NotFound)] {
         let rig = Rig::new();
         let peers = rig.network.peers::<2>(1);
-        rig.is_ready_with(&[&peers[0], &peers[1]]).await;
+        rig.serve(&[&peers[0], &peers[1]]).await;
         for peer in &peers {
             peer.delay(Duration::from_millis(50));
         }

@@ -27,7 +27,7 @@ struct Patient {
 }
 
 impl Patient {
-    /// It says that `echo` is like that.
+    /// Starts a server that reports this status of `echo`.
     async fn start(status: ServingStatus) -> Self {
         let (reporter, service) = health_reporter();
         reporter.set_service_status("echo", status).await;
@@ -40,7 +40,7 @@ impl Patient {
         Self { address, reporter, connections }
     }
 
-    async fn says(&self, status: ServingStatus) {
+    async fn set_status(&self, status: ServingStatus) {
         self.reporter.set_service_status("echo", status).await;
     }
 }
@@ -60,15 +60,15 @@ fn is(status: &InstanceStatus, address: SocketAddr, state: Connectivity) -> bool
     status.instance().address == address.into() && status.state() == state
 }
 
-/// Who answers a call.
+/// The address that answers a call.
 async fn answerer(channel: &BalancedChannel) -> Result<SocketAddr, Status> {
     let answer = HealthClient::new(channel.clone()).check(HealthCheckRequest { service: String::new() }).await?;
-    let chosen = answer.extensions().get::<Arc<Instance>>().expect("the instance is told");
+    let chosen = answer.extensions().get::<Arc<Instance>>().expect("the instance is in the extensions");
     Ok(chosen.address.to_string().parse().expect("an IP address"))
 }
 
 #[tokio::test]
-async fn nobody_stands_in_for_a_server_that_has_not_yet_said_how_it_is() {
+async fn no_replacement_is_dialled_for_a_server_of_unknown_health() {
     let patients: [Patient; 6] = futures_util::future::join_all((0..6).map(|_| Patient::start(ServingStatus::Serving)))
         .await
         .try_into()
@@ -93,10 +93,10 @@ async fn only_instances_that_say_that_they_serve_get_calls() {
     for _ in 0..20 {
         assert_eq!(answerer(&channel).await.expect("one of them serves"), well.address, "the other one does not");
     }
-    assert!(channel.instances().iter().all(|status| status.in_flight() == 0), "the questions are nobody's calls");
+    assert!(channel.instances().iter().all(|status| status.in_flight() == 0), "health checks are not counted as calls");
 
-    well.says(ServingStatus::NotServing).await;
-    ill.says(ServingStatus::Serving).await;
+    well.set_status(ServingStatus::NotServing).await;
+    ill.set_status(ServingStatus::Serving).await;
     until(&channel, |all| all.iter().any(|status| is(status, ill.address, Connectivity::Ready))).await;
     until(&channel, |all| all.iter().any(|status| is(status, well.address, Connectivity::TransientFailure))).await;
     for _ in 0..20 {
@@ -105,14 +105,14 @@ async fn only_instances_that_say_that_they_serve_get_calls() {
 }
 
 #[tokio::test]
-async fn where_nobody_serves_calls_fail_at_once_with_the_reason_and_succeed_when_somebody_does() {
+async fn calls_fail_with_the_reason_while_no_server_serves_and_succeed_later() {
     let ill = Patient::start(ServingStatus::NotServing).await;
     let channel = asking(over([ill.address]));
     until(&channel, |all| all.iter().any(|status| is(status, ill.address, Connectivity::TransientFailure))).await;
-    let status = answerer(&channel).await.expect_err("nobody serves");
+    let status = answerer(&channel).await.expect_err("no server serves");
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-    assert!(status.message().contains("NOT_SERVING"), "it says what the server said: {status:?}");
-    ill.says(ServingStatus::Serving).await;
+    assert!(status.message().contains("NOT_SERVING"), "it carries the server's status: {status:?}");
+    ill.set_status(ServingStatus::Serving).await;
     timeout(LIMIT, channel.ready()).await.expect("it serves now");
     assert_eq!(answerer(&channel).await.expect("it serves"), ill.address);
 }

@@ -1,4 +1,4 @@
-//! From one list of instances to the next: who takes calls no more, and what stays of whom.
+//! From one list of instances to the next: which instances take no more calls, and what stays of each.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,8 +17,8 @@ use crate::snapshot::MemberState;
 async fn a_draining_instance_is_called_only_while_nothing_else_is_ready() {
     let rig = Rig::new();
     let [leaving, staying] = rig.network.peers(1);
-    rig.is_ready_with(&[&leaving, &staying]).await;
-    rig.list([draining(&leaving), live(&staying)]);
+    rig.serve(&[&leaving, &staying]).await;
+    rig.set_instances([draining(&leaving), live(&staying)]);
     rig.until_peer(&leaving, "it is draining", InstanceStatus::is_draining).await;
     assert_eq!(rig.answers_of(&staying, 100).await, 100, "the other takes all calls");
     staying.kill();
@@ -31,81 +31,81 @@ async fn a_draining_instance_is_called_only_while_nothing_else_is_ready() {
 async fn a_removed_instance_is_not_called_and_its_streams_finish() {
     let rig = Rig::new();
     let [removed, staying] = rig.network.peers(1);
-    rig.is_ready_with(&[&removed]).await;
+    rig.serve(&[&removed]).await;
     removed.reply(Reply::Hold);
     let held = rig.call();
     removed.calls().reaches(1).await;
-    rig.is_ready_with(&[&staying]).await;
+    rig.serve(&[&staying]).await;
     assert_eq!(rig.answers_of(&staying, 100).await, 100, "only one is left");
     sleep(29 * SECOND).await;
     assert!(!held.is_finished(), "the stream goes on");
     removed.release();
     assert_eq!(ends(held).await.expect("it finishes"), removed.address());
-    removed.has_open(0).await;
-    assert_eq!(removed.attempted().get(), 1, "nobody dialled it again");
+    removed.wait_open(0).await;
+    assert_eq!(removed.attempted().get(), 1, "it was not dialled again");
 }
 
 #[tokio::test(start_paused = true)]
 async fn streams_of_a_removed_instance_are_cut_at_their_limit() {
     let rig = Rig::with(|builder| builder.drain_limit(5 * SECOND));
     let [removed, staying] = rig.network.peers(1);
-    rig.is_ready_with(&[&removed]).await;
+    rig.serve(&[&removed]).await;
     removed.reply(Reply::Hold);
     let held = rig.call();
     removed.calls().reaches(1).await;
     let start = Instant::now();
-    rig.is_ready_with(&[&staying]).await;
+    rig.serve(&[&staying]).await;
     assert_eq!(ends(held).await.expect_err("it was cut").code(), Code::Unavailable);
     assert!(start.elapsed() >= 5 * SECOND && start.elapsed() < 6 * SECOND, "cut after {:?}", start.elapsed());
-    removed.has_open(0).await;
+    removed.wait_open(0).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_limit_holds_for_streams_of_an_earlier_connection_too() {
     let rig = Rig::with(|builder| builder.drain_limit(5 * SECOND));
     let [removed, staying] = rig.network.peers(1);
-    rig.is_ready_with(&[&removed]).await;
+    rig.serve(&[&removed]).await;
     removed.reply(Reply::Hold);
     let held = rig.call();
     removed.calls().reaches(1).await;
     removed.go_away();
-    removed.has_open(2).await;
+    removed.wait_open(2).await;
     let start = Instant::now();
-    rig.is_ready_with(&[&staying]).await;
+    rig.serve(&[&staying]).await;
     assert_eq!(ends(held).await.expect_err("it was cut").code(), Code::Unavailable);
     assert!(start.elapsed() >= 5 * SECOND && start.elapsed() < 6 * SECOND, "cut after {:?}", start.elapsed());
-    removed.has_open(0).await;
+    removed.wait_open(0).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_removed_instance_that_returns_starts_fresh() {
     let rig = Rig::new();
     let peer = rig.network.peer(1);
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     peer.delay(SECOND);
     rig.answer().await.expect("an answer");
     assert!(rig.status(&peer).latency().is_some(), "it was measured");
-    rig.list([]);
+    rig.set_instances([]);
     rig.until("it is gone", <[_]>::is_empty).await;
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     assert_eq!(rig.status(&peer).latency(), None, "nothing is known of it");
     assert_eq!(peer.attempted().get(), 2, "on a new connection");
-    peer.has_open(1).await;
+    peer.wait_open(1).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_updated_instance_keeps_its_connection_and_what_is_known_of_it() {
     let rig = Rig::with(|builder| builder.policy(WeightedRoundRobin::new()));
     let [one, other] = rig.network.peers(1);
-    rig.is_ready_with(&[&one, &other]).await;
+    rig.serve(&[&one, &other]).await;
     rig.answers_of(&one, 2).await;
     let latency = rig.status(&one).latency();
     assert!(latency.is_some(), "it was measured");
-    rig.list([weighing(&one, 30), live(&other)]);
+    rig.set_instances([weighing(&one, 30), live(&other)]);
     rig.until_peer(&one, "it weighs more", |status| status.instance().weight == 30).await;
     assert_eq!(rig.status(&one).latency(), latency, "it is still known");
     assert_eq!(rig.answers_of(&one, 400).await, 300, "the new weight counts, exactly over one cycle");
-    assert_eq!((one.attempted().get(), other.attempted().get()), (1, 1), "nobody was dialled again");
+    assert_eq!((one.attempted().get(), other.attempted().get()), (1, 1), "none was dialled again");
 }
 
 #[tokio::test(start_paused = true)]
@@ -113,14 +113,14 @@ async fn a_new_lease_ends_the_wait_of_an_instance_that_failed() {
     let rig = Rig::new();
     let peer = rig.network.peer(1);
     peer.on_connect(OnConnect::Refuse);
-    rig.list([live(&peer)]);
+    rig.set_instances([live(&peer)]);
     sleep(120 * SECOND).await;
     // Right after an attempt: a wait has just begun.
     peer.attempted().reaches(peer.attempted().get() + 1).await;
     rest().await;
     peer.on_connect(OnConnect::Accept);
     let start = Instant::now();
-    rig.list([member(&peer, 2, MemberState::Live)]);
+    rig.set_instances([member(&peer, 2, MemberState::Live)]);
     rig.channel.ready().await;
     assert!(start.elapsed() < SECOND / 100, "it was dialled at once, not after {:?}", start.elapsed());
 }
@@ -129,8 +129,8 @@ async fn a_new_lease_ends_the_wait_of_an_instance_that_failed() {
 async fn a_new_lease_keeps_a_connection_that_is_ready() {
     let rig = Rig::new();
     let peer = rig.network.peer(1);
-    rig.is_ready_with(&[&peer]).await;
-    rig.list([member(&peer, 2, MemberState::Live)]);
+    rig.serve(&[&peer]).await;
+    rig.set_instances([member(&peer, 2, MemberState::Live)]);
     rest().await;
     rig.answer().await.expect("it goes on");
     assert_eq!(peer.attempted().get(), 1, "the connection stays");
@@ -140,8 +140,8 @@ async fn a_new_lease_keeps_a_connection_that_is_ready() {
 async fn an_instance_in_question_is_kept_while_it_is_connected() {
     let rig = Rig::new();
     let peer = rig.network.peer(1);
-    rig.is_ready_with(&[&peer]).await;
-    rig.list([suspect(&peer)]);
+    rig.serve(&[&peer]).await;
+    rig.set_instances([suspect(&peer)]);
     rest().await;
     for _ in 0..10 {
         rig.answer().await.expect("it still answers");
@@ -149,10 +149,10 @@ async fn an_instance_in_question_is_kept_while_it_is_connected() {
     peer.cut();
     rig.until_peer(&peer, "it is given up", |status| status.state() == Connectivity::Idle).await;
     sleep(60 * SECOND).await;
-    assert_eq!(peer.attempted().get(), 1, "nobody dials it");
-    let status = rig.answer().await.expect_err("nobody is left");
+    assert_eq!(peer.attempted().get(), 1, "it is not dialled");
+    let status = rig.answer().await.expect_err("no instance is left");
     assert!(status.message().contains("no instance is registered"), "{:?}", status.message());
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     rig.answer().await.expect("it is back with its key");
 }
 
@@ -162,14 +162,14 @@ async fn an_instance_in_question_without_a_connection_is_dropped() {
         let rig = Rig::new();
         let peer = rig.network.peer(1);
         peer.on_connect(before);
-        rig.list([live(&peer)]);
+        rig.set_instances([live(&peer)]);
         rest().await;
-        rig.list([suspect(&peer)]);
+        rig.set_instances([suspect(&peer)]);
         rig.until_peer(&peer, "it is given up", |status| status.state() == Connectivity::Idle).await;
         let attempts = peer.attempted().get();
         peer.on_connect(OnConnect::Accept);
         sleep(60 * SECOND).await;
-        assert_eq!(peer.attempted().get(), attempts, "nobody dials it after {before:?}");
+        assert_eq!(peer.attempted().get(), attempts, "it is not dialled after {before:?}");
         assert_eq!(rig.state(&peer), Connectivity::Idle, "also what was under way is not wanted");
     }
 }
@@ -178,14 +178,14 @@ async fn an_instance_in_question_without_a_connection_is_dropped() {
 async fn a_draining_instance_whose_connection_ended_is_not_dialled_again() {
     let rig = Rig::new();
     let [leaving, staying] = rig.network.peers(1);
-    rig.is_ready_with(&[&leaving, &staying]).await;
-    rig.list([draining(&leaving), live(&staying)]);
+    rig.serve(&[&leaving, &staying]).await;
+    rig.set_instances([draining(&leaving), live(&staying)]);
     rig.until_peer(&leaving, "it is draining", InstanceStatus::is_draining).await;
     leaving.cut();
     rig.until_peer(&leaving, "it is given up", |status| status.state() == Connectivity::Idle).await;
     sleep(60 * SECOND).await;
     assert_eq!(leaving.attempted().get(), 1, "it said that it leaves");
-    rig.is_ready_with(&[&leaving, &staying]).await;
+    rig.serve(&[&leaving, &staying]).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -193,19 +193,19 @@ async fn changes_are_applied_while_the_channel_is_idle_with_one_rebuild_a_list()
     let rebuilds = Arc::<AtomicUsize>::default();
     let rig = Rig::with(|builder| builder.policy(Counting { rebuilds: rebuilds.clone() }));
     let peers: [Peer; 10] = rig.network.peers(1);
-    rig.is_ready_with(&peers.each_ref()).await;
+    rig.serve(&peers.each_ref()).await;
     rest().await;
     let before = rebuilds.load(Ordering::Relaxed);
-    rig.list(peers.iter().map(|peer| weighing(peer, 7)));
+    rig.set_instances(peers.iter().map(|peer| weighing(peer, 7)));
     rig.until("all weigh 7", |all| all.iter().all(|status| status.instance().weight == 7)).await;
     rest().await;
     assert_eq!(rebuilds.load(Ordering::Relaxed), before + 1, "ten changes, one rebuild");
-    rig.list(peers[..5].iter().map(live));
+    rig.set_instances(peers[..5].iter().map(live));
     rig.until("five are left", |all| all.len() == 5).await;
     rest().await;
     assert_eq!(rebuilds.load(Ordering::Relaxed), before + 2, "ten changes, one rebuild");
     for peer in &peers[5..] {
-        peer.has_open(0).await;
+        peer.wait_open(0).await;
     }
 }
 
@@ -227,11 +227,11 @@ async fn a_failed_instance_that_is_removed_is_forgotten() {
     let rig = Rig::new();
     let peer = rig.network.peer(1);
     peer.on_connect(OnConnect::Refuse);
-    rig.list([live(&peer)]);
+    rig.set_instances([live(&peer)]);
     rig.until_peer(&peer, "it failed", |status| status.state() == Connectivity::TransientFailure).await;
-    rig.list([]);
+    rig.set_instances([]);
     rig.until("it is gone", <[_]>::is_empty).await;
     let attempts = peer.attempted().get();
     sleep(Duration::from_secs(60)).await;
-    assert_eq!(peer.attempted().get(), attempts, "nobody dials it");
+    assert_eq!(peer.attempted().get(), attempts, "it is not dialled");
 }

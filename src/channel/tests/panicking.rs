@@ -13,7 +13,7 @@ use crate::channel::{BalancedChannel, Connectivity, WaitForReady};
 use crate::instance::Instance;
 use crate::policy::{Candidate, LeastRequest, Picker, Policy};
 
-/// A policy that panics wherever it is told to.
+/// A policy that panics wherever the test wants it to.
 #[derive(Debug, Clone, Default)]
 struct Fragile {
     breaks_pickers: Arc<AtomicBool>,
@@ -62,7 +62,7 @@ impl Drop for FragilePicker {
 async fn serve(policy: &Fragile) -> (Rig, [Peer; 2]) {
     let rig = Rig::with(|builder| builder.policy(policy.clone()));
     let peers = rig.network.peers::<2>(1);
-    rig.is_ready_with(&[&peers[0]]).await;
+    rig.serve(&[&peers[0]]).await;
     (rig, peers)
 }
 
@@ -71,13 +71,13 @@ async fn a_policy_that_panics_for_a_picker_leaves_calls_and_later_sets_alone() {
     let policy = Fragile::default();
     let (rig, peers) = serve(&policy).await;
     policy.breaks_pickers.store(true, Ordering::Relaxed);
-    rig.is_ready_with(&peers.each_ref()).await;
+    rig.serve(&peers.each_ref()).await;
     for _ in 0..100 {
         rig.answer().await.expect("every instance has room");
     }
     assert!(peers.iter().all(|peer| peer.calls().get() > 10), "calls go anywhere");
     policy.breaks_pickers.store(false, Ordering::Relaxed);
-    rig.is_ready_with(&[&peers[1]]).await;
+    rig.serve(&[&peers[1]]).await;
     rig.answer().await.expect("the next picker is a good one");
 }
 
@@ -89,7 +89,7 @@ async fn a_policy_that_always_panics_hangs_no_call_that_waits_for_ready() {
     let peer = rig.network.peer(1);
     let waiting = rig.call_with(|request| _ = request.extensions_mut().insert(WaitForReady(true)));
     rest().await;
-    rig.list([live(&peer)]);
+    rig.set_instances([live(&peer)]);
     ends(waiting).await.expect("it is sent to the only instance");
 }
 
@@ -113,8 +113,8 @@ async fn a_picker_that_panics_when_it_is_dropped_ends_nothing() {
     let policy = Fragile::default();
     let (rig, peers) = serve(&policy).await;
     policy.dropped_badly.store(true, Ordering::Relaxed);
-    rig.is_ready_with(&peers.each_ref()).await;
-    rig.is_ready_with(&[&peers[1]]).await;
+    rig.serve(&peers.each_ref()).await;
+    rig.serve(&[&peers[1]]).await;
     rig.answer().await.expect("the channel goes on");
     policy.dropped_badly.store(false, Ordering::Relaxed);
 }

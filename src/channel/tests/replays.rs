@@ -1,4 +1,4 @@
-//! What reached nobody goes elsewhere unseen, and what may have reached somebody does not.
+//! Calls that were provably not processed go to another instance unseen, and calls that may have been do not.
 
 use futures_util::{StreamExt, stream};
 use tonic::Code;
@@ -105,7 +105,7 @@ async fn a_call_that_broke_after_it_was_sent_is_not_replayed() {
 }
 
 #[tokio::test]
-async fn whoever_refused_a_call_is_not_asked_again_while_another_has_room() {
+async fn a_refused_call_does_not_return_to_its_instance_while_another_has_room() {
     let (refuser, echo) = (Scripted::refusing_streams(), Echo::start());
     let set =
         vec![Instance::new("echo", refuser.address()).weight(1_000), Instance::new("echo", echo.address()).weight(1)];
@@ -119,12 +119,15 @@ async fn whoever_refused_a_call_is_not_asked_again_while_another_has_room() {
 }
 
 #[tokio::test]
-async fn a_call_that_everybody_refuses_ends_with_the_refusal() {
+async fn a_call_that_every_instance_refuses_ends_with_the_refusal() {
     let refuser = Scripted::refusing_streams();
     let mut client = connected(over([refuser.address()])).await;
-    let status = client.unary_echo(say("x")).await.expect_err("nobody takes it");
+    let status = client.unary_echo(say("x")).await.expect_err("no instance takes it");
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-    assert!(status.message().contains(&refuser.address().to_string()), "it names who refused: {status:?}");
+    assert!(
+        status.message().contains(&refuser.address().to_string()),
+        "it names the instance that refused: {status:?}"
+    );
     let attempts = refuser.calls().get();
     assert!((1..=10).contains(&attempts), "attempts are bounded: {attempts}");
 }

@@ -1,4 +1,4 @@
-//! Calls that fail and are made again because somebody said so: how often, when, where, and when not.
+//! Calls that fail and are made again as configured: how often, when, where, and when not.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn on_unavailable() -> RetryPolicy {
     RetryPolicy::new([Code::Unavailable]).backoff(millis(100), millis(1_000), 2.0)
 }
 
-/// A channel that retries and ejects nobody.
+/// A channel that retries and ejects no instance.
 fn retrying(policy: RetryPolicy) -> Rig {
     with(|builder| builder.retry(policy))
 }
@@ -41,23 +41,23 @@ fn calls(peers: &[&Peer]) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_attempt_that_fails_is_followed_by_one_on_an_instance_that_was_not_tried() {
+async fn a_failed_attempt_is_followed_by_one_on_an_untried_instance() {
     let rig = retrying(on_unavailable().max_attempts(4));
     let [one, two, three, good] = rig.network.peers(1);
     for bad in [&one, &two, &three] {
         bad.reply(Reply::Fail(Code::Unavailable));
     }
-    rig.is_ready_with(&[&one, &two, &three, &good]).await;
+    rig.serve(&[&one, &two, &three, &good]).await;
     // Of four attempts one is on the good one, whatever the policy says.
     assert_eq!(rig.answers_of(&good, 200).await, 200);
 }
 
 #[tokio::test(start_paused = true)]
-async fn attempts_are_as_many_as_were_allowed_each_after_its_wait_and_the_last_one_s_failure_is_the_call_s() {
+async fn attempts_end_at_their_limit_and_the_last_failure_is_the_calls() {
     let rig = retrying(on_unavailable().max_attempts(4));
     let peer = rig.network.peer(1);
     peer.reply(Reply::Fail(Code::Unavailable));
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     let begin = Instant::now();
     let status = rig.answer().await.expect_err("every attempt fails");
     assert_eq!(status.code(), Code::Unavailable);
@@ -79,7 +79,7 @@ async fn other_codes_and_other_methods_are_not_retried() {
         let rig = with(|builder| builder.retry_for(name, on_unavailable()));
         let peer = rig.network.peer(1);
         peer.reply(Reply::Fail(code));
-        rig.is_ready_with(&[&peer]).await;
+        rig.serve(&[&peer]).await;
         assert_eq!(rig.answer().await.expect_err("it fails").code(), code);
         assert_eq!(peer.calls().get(), attempts, "{name} with {code:?}");
     }
@@ -93,7 +93,7 @@ async fn an_attempt_that_takes_too_long_is_cancelled_and_made_elsewhere() {
     for peer in &peers {
         peer.reply(Reply::Hold);
     }
-    rig.is_ready_with(&[&peers[0], &peers[1]]).await;
+    rig.serve(&[&peers[0], &peers[1]]).await;
     let begin = Instant::now();
     let call = rig.call();
     while calls(&[&peers[0], &peers[1]]) == 0 {
@@ -112,7 +112,7 @@ async fn a_wait_that_would_outlast_the_deadline_is_not_begun() {
     let rig = retrying(policy);
     let peer = rig.network.peer(1);
     peer.reply(Reply::Fail(Code::Unavailable));
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     let begin = Instant::now();
     let status = ends(rig.call_within(SECOND)).await.expect_err("it fails");
     assert_eq!(status.code(), Code::Unavailable, "what the server said is more than that the time is over");
@@ -124,11 +124,11 @@ async fn a_call_that_is_dropped_while_it_waits_is_made_no_more() {
     let rig = retrying(on_unavailable());
     let peer = rig.network.peer(1);
     peer.reply(Reply::Fail(Code::Unavailable));
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     let call = rig.call();
     peer.calls().reaches(1).await;
     rest().await;
-    assert_eq!(rig.status(&peer).in_flight(), 0, "it holds no place while it waits");
+    assert_eq!(rig.status(&peer).in_flight(), 0, "it holds no quota while it waits");
     call.abort();
     sleep(10 * SECOND).await;
     assert_eq!(peer.calls().get(), 1);
@@ -138,7 +138,7 @@ async fn a_call_that_is_dropped_while_it_waits_is_made_no_more() {
 async fn while_too_many_calls_fail_nothing_is_tried_twice() {
     let rig = with(|builder| builder.retry(on_unavailable()).retry_throttling(RetryThrottling::new(4, 1.0)));
     let peer = rig.network.peer(1);
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     peer.reply(Reply::Fail(Code::Unavailable));
     rig.answer().await.expect_err("it fails");
     assert_eq!(peer.calls().get(), 2, "a second attempt leaves half of four tokens, which is not more than half");
@@ -158,7 +158,7 @@ async fn a_request_that_is_too_large_to_be_kept_is_not_made_again() {
     let rig = retrying(on_unavailable());
     let peer = rig.network.peer(1);
     peer.reply(Reply::Fail(Code::Unavailable));
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     for (size, attempts) in [(60_000, 3), (70_000, 1)] {
         let before = peer.calls().get();
         let mut client = EchoClient::new(rig.channel.clone());
@@ -173,36 +173,36 @@ async fn a_server_that_comes_back_within_the_attempts_answers_in_the_end() {
     let rig = retrying(RetryPolicy::new([Code::Unavailable]).max_attempts(5).backoff(millis(200), 5 * SECOND, 2.0));
     let peer = rig.network.peer(1);
     peer.reply(Reply::Hold);
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     let call = rig.call();
     peer.calls().reaches(1).await;
     peer.kill();
     // One more attempt fails meanwhile, and its successor finds the instance connected or another one does.
     sleep(millis(300)).await;
-    assert!(!call.is_finished(), "nobody is there, and attempts are left");
+    assert!(!call.is_finished(), "no instance is there, and attempts are left");
     peer.reply(Reply::Answer);
     peer.on_connect(OnConnect::Accept);
     assert_eq!(ends(call).await.expect("it answers"), peer.address());
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_nobody_is_left_to_try_a_call_fails_with_what_the_last_one_said() {
+async fn a_call_without_another_instance_fails_with_the_last_attempts_status() {
     let rig = retrying(RetryPolicy::new([Code::Aborted]).backoff(SECOND, SECOND, 1.0));
     let peer = rig.network.peer(1);
     peer.reply(Reply::Fail(Code::Aborted));
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     let call = rig.call();
     peer.calls().reaches(1).await;
     rest().await;
     peer.kill();
-    assert_eq!(ends(call).await.expect_err("nobody is there").code(), Code::Aborted);
+    assert_eq!(ends(call).await.expect_err("no instance is there").code(), Code::Aborted);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_new_connection_to_an_instance_that_was_tried_is_no_other_instance() {
     let rig = with(|builder| builder.policy(PickFirst::new()).retry(on_unavailable()));
     let peers: [Peer; 2] = rig.network.peers(1);
-    rig.is_ready_with(&[&peers[0], &peers[1]]).await;
+    rig.serve(&[&peers[0], &peers[1]]).await;
     let first = rig.answer().await.expect("it answers");
     let (tried, other) = if first == peers[0].address() { (&peers[0], &peers[1]) } else { (&peers[1], &peers[0]) };
     tried.reply(Reply::Hold);
@@ -215,7 +215,7 @@ async fn a_new_connection_to_an_instance_that_was_tried_is_no_other_instance() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_channel_s_own_options_count_more_than_a_service_config_whatever_the_order() {
+async fn the_channels_own_options_override_a_service_config_in_any_order() {
     let config = r#"{"loadBalancingConfig":[{"round_robin":{}}],"methodConfig":[{"name":[{}],"timeout":"30s"}]}"#;
     let config: ServiceConfig = config.parse().expect("it is a good one");
     for is_first in [true, false] {
@@ -229,7 +229,7 @@ async fn the_channel_s_own_options_count_more_than_a_service_config_whatever_the
             }
         });
         let [one, two] = rig.network.peers(1);
-        rig.is_ready_with(&[&one, &two]).await;
+        rig.serve(&[&one, &two]).await;
         assert!([0, 20].contains(&rig.answers_of(&one, 20).await), "the policy is the channel's");
         one.reply(Reply::Fail(Code::Unavailable));
         two.reply(Reply::Fail(Code::Unavailable));
@@ -250,7 +250,7 @@ async fn a_proxy_s_page_is_a_failure_and_no_response_that_has_begun() {
     let [one, two] = rig.network.peers(1);
     one.reply(Reply::NoServer);
     two.reply(Reply::NoServer);
-    rig.is_ready_with(&[&one, &two]).await;
+    rig.serve(&[&one, &two]).await;
     // What it fails with is tonic's, which looks into the page for a message.
     rig.answer().await.expect_err("there is no server");
     assert_eq!(calls(&[&one, &two]), 3, "three attempts");
@@ -277,7 +277,7 @@ impl http_body::Body for Broken {
 async fn a_request_that_fails_itself_is_not_made_again_whatever_it_fails_with() {
     let mut rig = retrying(on_unavailable());
     let peer = rig.network.peer(1);
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     let begin = Instant::now();
     let request = http::Request::post(format!("http://ignored/{METHOD}"));
     let request = request.body(tonic::body::Body::new(Broken)).expect("a request");
@@ -305,7 +305,7 @@ async fn a_service_config_counts_for_its_methods_until_something_else_is_said() 
     let [one, two] = rig.network.peers(1);
     one.reply(Reply::Fail(Code::Unavailable));
     two.reply(Reply::Fail(Code::Unavailable));
-    rig.is_ready_with(&[&one, &two]).await;
+    rig.serve(&[&one, &two]).await;
     rig.answer().await.expect_err("it fails");
     assert_eq!(calls(&[&one, &two]), 4);
     one.reply(Reply::Hold);
@@ -313,16 +313,16 @@ async fn a_service_config_counts_for_its_methods_until_something_else_is_said() 
     let begin = Instant::now();
     assert_eq!(rig.answer().await.expect_err("its time is over").code(), Code::DeadlineExceeded);
     assert_eq!(begin.elapsed().as_secs(), 2, "the config's timeout");
-    rig.list([]);
-    rig.until("nobody is there", <[_]>::is_empty).await;
+    rig.set_instances([]);
+    rig.until("no instance is there", <[_]>::is_empty).await;
     let begin = Instant::now();
-    assert_eq!(rig.answer().await.expect_err("nobody came").code(), Code::DeadlineExceeded, "it waits");
+    assert_eq!(rig.answer().await.expect_err("no instance came").code(), Code::DeadlineExceeded, "it waits");
     assert_eq!(begin.elapsed().as_secs(), 2);
 
     let rig = with(|builder| builder.service_config(config(4)).retry_for(METHOD, on_unavailable().max_attempts(2)));
     let peer = rig.network.peer(1);
     peer.reply(Reply::Fail(Code::Unavailable));
-    rig.is_ready_with(&[&peer]).await;
+    rig.serve(&[&peer]).await;
     rig.answer().await.expect_err("it fails");
     assert_eq!(peer.calls().get(), 2, "the exact name counts before the service's");
 }
@@ -359,7 +359,7 @@ fn with_pushback(value: &'static str) -> Status {
 }
 
 #[tokio::test]
-async fn a_server_says_when_it_wants_to_be_asked_again_and_the_next_one_hears_how_often_others_were() {
+async fn pushback_sets_the_wait_and_the_next_server_sees_the_attempt_count() {
     let (bad, good, channel) = failing(with_pushback("300")).await;
     let begin = Instant::now();
     call(&channel).await.expect("the second attempt succeeds");
@@ -398,5 +398,5 @@ async fn a_response_that_has_begun_is_the_caller_s_whatever_follows() {
         }
     };
     assert_eq!(status.code(), Code::Unavailable);
-    assert_eq!(good.calls().get(), 0, "nobody else was asked");
+    assert_eq!(good.calls().get(), 0, "no other instance was asked");
 }

@@ -29,7 +29,7 @@ pub(super) struct Rig {
     list: mpsc::UnboundedSender<Arc<Snapshot>>,
 }
 
-/// A call on a task of its own: who answered it.
+/// A call on a task of its own, which ends with the address that answered it.
 pub(super) type Call = JoinHandle<Result<SocketAddr, Status>>;
 
 impl Rig {
@@ -46,21 +46,21 @@ impl Rig {
         Self { network, channel, list }
     }
 
-    /// These are the instances now.
-    pub(super) fn list(&self, members: impl IntoIterator<Item = Member>) {
+    /// Replaces the channel's list of instances.
+    pub(super) fn set_instances(&self, members: impl IntoIterator<Item = Member>) {
         let mut members: Vec<Member> = members.into_iter().collect();
         members.sort_by(|a, b| a.instance().address.cmp(&b.instance().address));
         self.list.send(Arc::new(Snapshot::new(1, members))).expect("the channel listens");
     }
 
-    /// Ends the list.
+    /// Ends the list: its sender is dropped.
     pub(super) fn without_list(self) -> (BalancedChannel, Network) {
         (self.channel, self.network)
     }
 
-    /// The same, with every peer registered and READY when it returns.
-    pub(super) async fn is_ready_with(&self, peers: &[&Peer]) {
-        self.list(peers.iter().copied().map(live));
+    /// Lists these peers, and waits until every one of them is READY.
+    pub(super) async fn serve(&self, peers: &[&Peer]) {
+        self.set_instances(peers.iter().copied().map(live));
         self.until("all are READY", |all| {
             all.len() == peers.len() && all.iter().all(|status| status.state() == Connectivity::Ready)
         })
@@ -73,11 +73,11 @@ impl Rig {
     }
 
     /// Waits until a peer is READY.
-    pub(super) async fn is_ready(&self, peer: &Peer) {
+    pub(super) async fn wait_ready(&self, peer: &Peer) {
         self.until_peer(peer, "it is READY", |status| status.state() == Connectivity::Ready).await;
     }
 
-    /// What is known of a peer.
+    /// The channel's status of a peer.
     pub(super) fn status(&self, peer: &Peer) -> InstanceStatus {
         let address = peer.address().into();
         let all = self.channel.instances();
@@ -120,7 +120,7 @@ impl Rig {
         tokio::spawn(async move { client.unary_echo(request).await.map(answerer) })
     }
 
-    /// Makes a call and tells who answered.
+    /// Makes a call and returns the address that answered.
     pub(super) async fn answer(&self) -> Result<SocketAddr, Status> {
         ends(self.call()).await
     }
@@ -137,7 +137,7 @@ impl Rig {
 }
 
 fn answerer(response: Response<super::peers::proto::EchoReply>) -> SocketAddr {
-    response.into_inner().address.parse().expect("a peer tells its address")
+    response.into_inner().address.parse().expect("a peer reports its address")
 }
 
 pub(super) async fn ends(call: Call) -> Result<SocketAddr, Status> {

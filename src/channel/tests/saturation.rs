@@ -1,4 +1,4 @@
-//! A peer's `MAX_CONCURRENT_STREAMS` is kept to, and who finds no place waits in order.
+//! A peer's `MAX_CONCURRENT_STREAMS` is kept to, and calls without quota wait in order.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -36,7 +36,7 @@ async fn waiting_calls_are_served_in_the_order_in_which_they_came() {
             let (mut client, order) = (client.clone(), order.clone());
             tokio::spawn(async move {
                 client.unary_echo(say("x")).await.expect("it is answered in its turn");
-                order.lock().expect("nobody panicked").push(number);
+                order.lock().expect("no thread panicked").push(number);
             })
         })
         .collect();
@@ -47,7 +47,7 @@ async fn waiting_calls_are_served_in_the_order_in_which_they_came() {
     for call in calls {
         ends(call).await;
     }
-    assert_eq!(*order.lock().expect("nobody panicked"), [0, 1, 2, 3, 4, 5], "first come, first served");
+    assert_eq!(*order.lock().expect("no thread panicked"), [0, 1, 2, 3, 4, 5], "first come, first served");
 }
 
 #[tokio::test]
@@ -79,7 +79,7 @@ async fn one_more_than_may_wait_is_turned_away_and_dropped_waiters_make_room() {
     first.abort();
     first.await.expect_err("it was aborted");
     let mut third = call(&client, say("x"));
-    assert!(hangs(&mut third).await, "its place in the line is free again");
+    assert!(hangs(&mut third).await, "its place in the wait queue is free again");
     for sent in 1..=3 {
         peer.calls().reaches(sent).await;
         peer.answer(1);
@@ -104,7 +104,7 @@ async fn a_deadline_ends_the_wait_for_a_turn() {
     peer.answer(1);
     ends(sent).await.expect("the other call is unharmed");
     peer.on_call(OnCall::Answer);
-    ends(call(&client, say("x"))).await.expect("the place is free for the next");
+    ends(call(&client, say("x"))).await.expect("the quota is free for the next");
 }
 
 #[tokio::test]
@@ -118,5 +118,5 @@ async fn a_full_instance_is_passed_over_while_another_has_room() {
     for call in calls {
         ends(call).await.expect("it is answered");
     }
-    assert_eq!((full.calls().get(), roomy.calls().get()), (1, 19), "nobody waited while there was room");
+    assert_eq!((full.calls().get(), roomy.calls().get()), (1, 19), "no call waited while there was room");
 }

@@ -1,4 +1,4 @@
-//! Slow start, the own zone and a subset on bad days: restarts, and an etcd that forgets everybody.
+//! Slow start, the own zone and a subset on bad days: restarts, and an etcd that loses all keys.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,22 +13,22 @@ use crate::channel::Connectivity;
 use crate::policy::{Candidate, PickFirst, Picker, Policy, RingHash, WeightedRoundRobin};
 use crate::snapshot::MemberState;
 
-async fn all_are_known(rig: &Rig, count: usize) {
+async fn wait_known(rig: &Rig, count: usize) {
     rig.until("they are known", |all| all.len() == count).await;
     rest().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_process_that_is_back_before_its_new_key_is_heard_of_starts_slowly_too() {
+async fn a_process_that_is_back_before_its_new_key_is_seen_starts_slowly_too() {
     let rig = Rig::slowly(WeightedRoundRobin::new());
     let [steady, restarted] = rig.network.peers(1);
-    rig.is_ready_with(&[&steady, &restarted]).await;
+    rig.serve(&[&steady, &restarted]).await;
     sleep(WINDOW + SECOND).await;
     restarted.kill();
     rig.until_peer(&restarted, "it is gone", |status| status.state() == Connectivity::TransientFailure).await;
     restarted.on_connect(OnConnect::Accept);
-    rig.is_ready(&restarted).await;
-    rig.list([live(&steady), member(&restarted, 2, MemberState::Live)]);
+    rig.wait_ready(&restarted).await;
+    rig.set_instances([live(&steady), member(&restarted, 2, MemberState::Live)]);
     rest().await;
     // 100 : 10, and a cycle of 11.
     assert_eq!(rig.answers_of(&restarted, 110).await, 10, "a tenth at first");
@@ -43,11 +43,11 @@ async fn a_process_that_is_back_before_its_new_key_is_heard_of_starts_slowly_too
 async fn one_that_only_reconnects_keeps_its_share() {
     let rig = Rig::slowly(WeightedRoundRobin::new());
     let [steady, cut] = rig.network.peers(1);
-    rig.is_ready_with(&[&steady, &cut]).await;
+    rig.serve(&[&steady, &cut]).await;
     sleep(WINDOW + SECOND).await;
     cut.cut();
     cut.attempted().reaches(2).await;
-    rig.is_ready(&cut).await;
+    rig.wait_ready(&cut).await;
     rest().await;
     assert_eq!(rig.answers_of(&cut, 100).await, 50, "a new connection to the same process");
 }
@@ -76,7 +76,7 @@ async fn pickers_in_the_window(policy: impl Policy) -> usize {
     let policy = Counting { policy, pickers: pickers.clone() };
     let rig = Rig::with(|builder| builder.policy(policy).slow_start(WINDOW));
     let peers: [Peer; 3] = rig.network.peers(1);
-    rig.is_ready_with(&peers.each_ref()).await;
+    rig.serve(&peers.each_ref()).await;
     rest().await;
     let before = pickers.load(Ordering::Relaxed);
     sleep(2 * WINDOW).await;
@@ -84,7 +84,7 @@ async fn pickers_in_the_window(policy: impl Policy) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_window_costs_ninety_pickers_and_none_with_a_policy_that_nobody_starts_slowly_with() {
+async fn a_window_costs_ninety_pickers_or_none_where_the_policy_opts_out() {
     let ring = RingHash::by_header(HeaderName::from_static("key"));
     assert_eq!(pickers_in_the_window(PickFirst::new()).await, 0);
     assert_eq!(pickers_in_the_window(ring).await, 0);
@@ -92,17 +92,17 @@ async fn a_window_costs_ninety_pickers_and_none_with_a_policy_that_nobody_starts
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_all_keys_go_a_subset_goes_on_and_dials_nobody_else() {
+async fn while_all_keys_go_a_subset_goes_on_and_dials_no_other_instance() {
     let rig = Rig::with(|builder| builder.subset_as(3, "client"));
     let peers: [Peer; 10] = rig.network.peers(1);
     let dialled = || peers.iter().map(|peer| peer.attempted().get()).sum::<usize>();
-    rig.list(peers.iter().map(live));
-    all_are_known(&rig, 10).await;
+    rig.set_instances(peers.iter().map(live));
+    wait_known(&rig, 10).await;
     assert_eq!(dialled(), 3);
     // One after the other, as leases end.
     for gone in 1..=10 {
         let (gone, there) = peers.split_at(gone);
-        rig.list(gone.iter().map(suspect).chain(there.iter().map(live)));
+        rig.set_instances(gone.iter().map(suspect).chain(there.iter().map(live)));
         rest().await;
         assert_eq!(dialled(), 3, "{} are gone", gone.len());
     }
@@ -113,32 +113,32 @@ async fn while_all_keys_go_a_subset_goes_on_and_dials_nobody_else() {
     assert_eq!(dialled(), 3, "the herd stays at home");
     let lost = peers.iter().find(|peer| peer.open() > 0).expect("three are connected");
     lost.cut();
-    lost.has_open(0).await;
+    lost.wait_open(0).await;
     sleep(60 * SECOND).await;
     rig.answer().await.expect("two still serve");
-    assert_eq!(dialled(), 3, "whose connection ends is gone, and nobody stands in for it");
-    rig.list(peers.iter().map(live));
+    assert_eq!(dialled(), 3, "an instance without a connection is gone, and is not replaced");
+    rig.set_instances(peers.iter().map(live));
     sleep(SECOND).await;
     rig.answer().await.expect("the subset still serves");
     assert_eq!((dialled(), lost.open()), (4, 1), "it is the same subset");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_instance_that_comes_back_only_to_go_again_keeps_its_stand_in() {
+async fn an_instance_that_comes_back_only_to_go_again_keeps_its_replacement() {
     let rig = Rig::with(|builder| builder.subset_as(1, "client"));
     let peers: [Peer; 2] = rig.network.peers(1);
-    rig.list(peers.iter().map(live));
+    rig.set_instances(peers.iter().map(live));
     rig.answer().await.expect("one is used");
-    let (chosen, stand_in) = if peers[0].open() > 0 { (&peers[0], &peers[1]) } else { (&peers[1], &peers[0]) };
+    let (chosen, replacement) = if peers[0].open() > 0 { (&peers[0], &peers[1]) } else { (&peers[1], &peers[0]) };
     chosen.kill();
-    stand_in.has_open(1).await;
+    replacement.wait_open(1).await;
     let before = chosen.attempted().get();
     chosen.on_connect(OnConnect::HangUp);
     sleep(120 * SECOND).await;
     assert!(chosen.attempted().get() > before + 5, "it came back and went again");
-    assert_eq!(stand_in.attempted().get(), 1, "the stand-in stayed");
+    assert_eq!(replacement.attempted().get(), 1, "the replacement stayed");
     chosen.on_connect(OnConnect::Accept);
-    stand_in.has_open(0).await;
+    replacement.wait_open(0).await;
     assert_eq!(rig.answer().await.expect("one is used"), chosen.address());
 }
 
@@ -149,8 +149,8 @@ async fn a_zone_whose_instances_start_slowly_gets_its_calls_back_as_they_grow() 
     });
     let [near, back, far, farther] = rig.network.peers(1);
     let all = [(&near, "a"), (&back, "a"), (&far, "b"), (&farther, "b")];
-    rig.list(all.map(|(peer, zone)| in_zone(peer, zone, MemberState::Live)));
-    all_are_known(&rig, 4).await;
+    rig.set_instances(all.map(|(peer, zone)| in_zone(peer, zone, MemberState::Live)));
+    wait_known(&rig, 4).await;
     rig.until("all are READY", |all| all.iter().all(|one| one.state() == Connectivity::Ready)).await;
     assert_eq!(rig.answers_of(&near, 100).await, 50, "all are new alike: calls stay in their zone");
     sleep(91 * SECOND).await;
@@ -174,7 +174,7 @@ async fn while_all_keys_are_gone_calls_stay_in_their_zone() {
     let rig = Rig::with(|builder| builder.policy(WeightedRoundRobin::new()).prefer_zone("zone", "a"));
     let [near, far] = rig.network.peers(1);
     for state in [MemberState::Live, MemberState::Suspect, MemberState::Live] {
-        rig.list([in_zone(&near, "a", state), in_zone(&far, "b", state)]);
+        rig.set_instances([in_zone(&near, "a", state), in_zone(&far, "b", state)]);
         rig.until("both are READY", |all| all.len() == 2 && all.iter().all(|one| one.state() == Connectivity::Ready))
             .await;
         rest().await;
@@ -188,14 +188,14 @@ async fn a_subset_follows_an_instance_to_another_zone() {
     let peers: [Peer; 4] = rig.network.peers(1);
     let list = |own: [usize; 2]| {
         let zone = |index: usize| if own.contains(&index) { "a" } else { "b" };
-        rig.list(peers.iter().enumerate().map(|(index, peer)| in_zone(peer, zone(index), MemberState::Live)));
+        rig.set_instances(peers.iter().enumerate().map(|(index, peer)| in_zone(peer, zone(index), MemberState::Live)));
     };
     list([0, 1]);
-    all_are_known(&rig, 4).await;
+    wait_known(&rig, 4).await;
     for own in [[0, 1], [1, 2], [2, 3]] {
         list(own);
         for (index, peer) in peers.iter().enumerate() {
-            peer.has_open(usize::from(own.contains(&index))).await;
+            peer.wait_open(usize::from(own.contains(&index))).await;
         }
     }
 }

@@ -14,14 +14,14 @@ use crate::policy::{LeastRequest, PickFirst, Policy, WeightedRoundRobin};
 use crate::snapshot::{Member, MemberState};
 
 #[tokio::test(start_paused = true)]
-async fn the_share_of_a_new_instance_grows_from_a_tenth_to_all_of_it_over_the_window() {
+async fn a_new_instances_share_grows_from_a_tenth_to_all_over_the_window() {
     let rig = Rig::slowly(WeightedRoundRobin::new());
     let [one, two, new] = rig.network.peers(1);
-    rig.is_ready_with(&[&one, &two]).await;
+    rig.serve(&[&one, &two]).await;
     assert_eq!(rig.answers_of(&one, 100).await, 50, "all are new alike");
     sleep(WINDOW).await;
-    rig.list([live(&one), live(&two), live(&new)]);
-    rig.is_ready(&new).await;
+    rig.set_instances([live(&one), live(&two), live(&new)]);
+    rig.wait_ready(&new).await;
     // 100 : 100 : 10, and a cycle of 21.
     assert_eq!(rig.answers_of(&new, 210).await, 10, "a tenth at first");
     sleep(45 * SECOND + SECOND / 2).await;
@@ -32,20 +32,20 @@ async fn the_share_of_a_new_instance_grows_from_a_tenth_to_all_of_it_over_the_wi
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_instance_that_is_registered_anew_starts_slowly_again_and_one_that_only_reconnects_does_not() {
+async fn a_new_registration_starts_slowly_again_and_a_reconnect_does_not() {
     let rig = Rig::slowly(WeightedRoundRobin::new());
     let [steady, restarted] = rig.network.peers(1);
-    rig.is_ready_with(&[&steady, &restarted]).await;
+    rig.serve(&[&steady, &restarted]).await;
     sleep(WINDOW + SECOND).await;
     restarted.cut();
     restarted.attempted().reaches(2).await;
-    rig.is_ready(&restarted).await;
+    rig.wait_ready(&restarted).await;
     assert_eq!(rig.answers_of(&restarted, 100).await, 50, "a new connection to the same process");
     restarted.kill();
     rig.until_peer(&restarted, "it is gone", |status| status.state() != Connectivity::Ready).await;
     restarted.on_connect(super::peers::OnConnect::Accept);
-    rig.list([live(&steady), member(&restarted, 2, MemberState::Live)]);
-    rig.is_ready(&restarted).await;
+    rig.set_instances([live(&steady), member(&restarted, 2, MemberState::Live)]);
+    rig.wait_ready(&restarted).await;
     assert_eq!(rig.answers_of(&restarted, 110).await, 10, "a new process");
 }
 
@@ -64,12 +64,12 @@ async fn every_policy_but_pick_first_and_ring_hash_lets_instances_start_slowly()
         let name = format!("{policy:?}");
         let rig = Rig::slowly(policy);
         let [old, new] = rig.network.peers(1);
-        rig.is_ready_with(&[&old]).await;
+        rig.serve(&[&old]).await;
         sleep(WINDOW + SECOND).await;
-        rig.list([live(&old), live(&new)]);
-        rig.is_ready(&new).await;
+        rig.set_instances([live(&old), live(&new)]);
+        rig.wait_ready(&new).await;
         let calls = rig.answers_of(&new, 600).await;
-        // Of eleven calls one, in the mean. The ring shares by its places, which are even within a third.
+        // Of eleven calls one, in the mean. The ring shares by its points, which are even within a third.
         let is_slow = (15..130).contains(&calls);
         assert!(is_slow || !slow, "{name}: {calls} of 600 calls");
         assert!(name.contains("PickFirst") || slow || calls > 150, "{name}: {calls} of 600 calls");
@@ -80,7 +80,7 @@ async fn every_policy_but_pick_first_and_ring_hash_lets_instances_start_slowly()
 async fn calls_stay_in_the_own_zone_spill_when_it_fails_and_come_back_with_it() {
     let rig = Rig::with(|builder| builder.policy(WeightedRoundRobin::new()).prefer_zone("zone", "a"));
     let [near, also_near, far] = rig.network.peers(1);
-    rig.list([
+    rig.set_instances([
         in_zone(&near, "a", MemberState::Live),
         in_zone(&also_near, "a", MemberState::Live),
         in_zone(&far, "b", MemberState::Live),
@@ -94,10 +94,10 @@ async fn calls_stay_in_the_own_zone_spill_when_it_fails_and_come_back_with_it() 
     assert!((50..160).contains(&spilt), "{spilt} of 2,000 calls go elsewhere");
     also_near.kill();
     rig.until_peer(&also_near, "it is gone", |status| status.state() != Connectivity::Ready).await;
-    assert_eq!(rig.answers_of(&far, 200).await, 200, "nobody else is left");
+    assert_eq!(rig.answers_of(&far, 200).await, 200, "no other instance is left");
     for peer in [&near, &also_near] {
         peer.on_connect(super::peers::OnConnect::Accept);
-        rig.is_ready(peer).await;
+        rig.wait_ready(peer).await;
     }
     assert_eq!(rig.answers_of(&far, 200).await, 0, "everything is back");
 }
@@ -106,69 +106,69 @@ fn used(peers: &[Peer]) -> Vec<usize> {
     (0..peers.len()).filter(|index| peers[*index].open() > 0).collect()
 }
 
-async fn has_ready(rig: &Rig, count: usize) {
+async fn wait_ready_count(rig: &Rig, count: usize) {
     let ready = |status: &&InstanceStatus| status.state() == Connectivity::Ready;
     rig.until("so many are READY", |all| all.iter().filter(ready).count() == count).await;
     rest().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_subset_is_all_that_is_connected_and_one_that_fails_is_stood_in_for_until_it_is_back() {
+async fn only_the_subset_is_connected_and_a_failure_is_replaced_for_its_time() {
     let rig = Rig::with(|builder| builder.policy(LeastRequest::new()).subset_as(3, "client"));
     let peers: [Peer; 10] = rig.network.peers(1);
-    rig.list(peers.iter().map(live));
-    has_ready(&rig, 3).await;
+    rig.set_instances(peers.iter().map(live));
+    wait_ready_count(&rig, 3).await;
     let chosen = used(&peers);
     assert_eq!(chosen.len(), 3, "connections are held to the subset only");
     let attempted: usize = peers.iter().map(|peer| peer.attempted().get()).sum();
-    assert_eq!(attempted, 3, "nobody else was dialled");
+    assert_eq!(attempted, 3, "no other instance was dialled");
 
     let failing = &peers[chosen[0]];
     failing.kill();
     rig.until_peer(failing, "it failed", |status| status.state() == Connectivity::TransientFailure).await;
-    has_ready(&rig, 3).await;
+    wait_ready_count(&rig, 3).await;
     let now = used(&peers);
-    let stand_in: Vec<usize> = now.iter().copied().filter(|index| !chosen.contains(index)).collect();
-    assert_eq!(stand_in.len(), 1, "one stands in: {chosen:?} became {now:?}");
-    let stand_in = &peers[stand_in[0]];
-    stand_in.reply(Reply::Hold);
+    let replacement: Vec<usize> = now.iter().copied().filter(|index| !chosen.contains(index)).collect();
+    assert_eq!(replacement.len(), 1, "one stands in: {chosen:?} became {now:?}");
+    let replacement = &peers[replacement[0]];
+    replacement.reply(Reply::Hold);
     let held = loop {
         let call = rig.call();
         rest().await;
-        if stand_in.inside() > 0 {
+        if replacement.inside() > 0 {
             break call;
         }
         ends(call).await.expect("the others answer");
     };
 
     failing.on_connect(super::peers::OnConnect::Accept);
-    rig.is_ready(failing).await;
-    rig.until_peer(stand_in, "it is let go", |status| status.state() == Connectivity::Idle).await;
+    rig.wait_ready(failing).await;
+    rig.until_peer(replacement, "it is let go", |status| status.state() == Connectivity::Idle).await;
     rest().await;
-    assert!(!held.is_finished() && stand_in.open() == 1, "its call goes on");
-    stand_in.release();
-    assert_eq!(ends(held).await.expect("it finishes"), stand_in.address());
-    stand_in.has_open(0).await;
+    assert!(!held.is_finished() && replacement.open() == 1, "its call goes on");
+    replacement.release();
+    assert_eq!(ends(held).await.expect("it finishes"), replacement.address());
+    replacement.wait_open(0).await;
     assert_eq!(used(&peers), chosen, "the subset is what it was");
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_leaves_the_subset_is_replaced_by_one_and_one_that_joins_replaces_one_at_most() {
+async fn a_leave_costs_a_subset_one_replacement_and_a_join_at_most_one() {
     let rig = Rig::with(|builder| builder.subset_as(3, "client"));
     let peers: [Peer; 12] = rig.network.peers(1);
-    rig.list(peers[..10].iter().map(live));
-    has_ready(&rig, 3).await;
+    rig.set_instances(peers[..10].iter().map(live));
+    wait_ready_count(&rig, 3).await;
     let before = used(&peers);
     let without = |gone: usize| peers[..10].iter().enumerate().filter(move |(index, _)| *index != gone);
-    rig.list(without(before[0]).map(|(_, peer)| live(peer)));
+    rig.set_instances(without(before[0]).map(|(_, peer)| live(peer)));
     rig.until("one is gone", |all| all.len() == 9).await;
-    has_ready(&rig, 3).await;
-    peers[before[0]].has_open(0).await;
+    wait_ready_count(&rig, 3).await;
+    peers[before[0]].wait_open(0).await;
     let after = used(&peers);
     assert_eq!(after.iter().filter(|index| before.contains(index)).count(), 2, "{before:?} became {after:?}");
-    rig.list(peers.iter().map(live));
+    rig.set_instances(peers.iter().map(live));
     rig.until("all are there", |all| all.len() == 12).await;
-    has_ready(&rig, 3).await;
+    wait_ready_count(&rig, 3).await;
     sleep(SECOND).await;
     let last = used(&peers);
     let new = last.iter().filter(|index| !before.contains(index)).count();
@@ -180,14 +180,14 @@ async fn a_subset_begins_with_the_own_zone() {
     let rig = Rig::with(|builder| builder.subset_as(3, "client").prefer_zone("zone", "a"));
     let peers: [Peer; 10] = rig.network.peers(1);
     let zone = |index: usize| if index < 3 { "a" } else { "b" };
-    rig.list(peers.iter().enumerate().map(|(index, peer)| in_zone(peer, zone(index), MemberState::Live)));
-    has_ready(&rig, 3).await;
+    rig.set_instances(peers.iter().enumerate().map(|(index, peer)| in_zone(peer, zone(index), MemberState::Live)));
+    wait_ready_count(&rig, 3).await;
     assert_eq!(used(&peers), [0, 1, 2]);
     peers[1].kill();
     rig.until_peer(&peers[1], "it failed", |status| status.state() == Connectivity::TransientFailure).await;
-    has_ready(&rig, 3).await;
+    wait_ready_count(&rig, 3).await;
     let now = used(&peers);
-    assert!(now.len() == 3 && now[0] == 0 && now[1] == 2 && now[2] > 2, "{now:?}: another zone stands in");
+    assert!(now.len() == 3 && now[0] == 0 && now[1] == 2 && now[2] > 2, "{now:?}: another zone replaces it");
 }
 
 /// A log that the test reads.
@@ -219,7 +219,7 @@ impl MakeWriter<'_> for Log {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_channel_without_a_subset_says_once_that_a_thousand_instances_are_many() {
+async fn a_channel_without_a_subset_warns_once_of_a_thousand_instances() {
     let instance = |port: u16| {
         let instance = Instance::new("echo", std::net::SocketAddr::from(([127, 0, 0, 1], port)));
         Member::new(Arc::new(instance), 1, MemberState::Live)
@@ -233,7 +233,7 @@ async fn a_channel_without_a_subset_says_once_that_a_thousand_instances_are_many
             None => builder,
         });
         for count in first..first + 3 {
-            rig.list((1..=count).map(instance));
+            rig.set_instances((1..=count).map(instance));
             rig.until("they are known", |all| all.len() == usize::from(count)).await;
         }
         assert_eq!(log.count("ChannelBuilder::subset"), warnings, "{first} instances, subset of {subset:?}");

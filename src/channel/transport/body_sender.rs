@@ -32,7 +32,7 @@ struct Shared {
     task: AtomicWaker,
 }
 
-/// Where the rest of an body stands.
+/// Where the rest of a body stands.
 enum State {
     Sending(Sending),
     /// The caller's body failed, and the call does not know yet.
@@ -46,7 +46,7 @@ struct Sending {
 }
 
 impl BodySender {
-    /// What is left of an body. Sends on in a task of its own, if there is more.
+    /// What is left of a body. Sends on in a task of its own, if there is more.
     pub(crate) fn of(mut body: RequestBody, stream: SendStream<Bytes>) -> Self {
         body.on_response();
         if body.is_sent() {
@@ -92,7 +92,8 @@ impl Drop for BodySender {
 }
 
 impl Shared {
-    /// Takes the state, unless the task holds it. Dropping it may run the caller's code, which must not happen under the lock.
+    /// Takes the state, unless the task holds it. Dropping it may run the caller's code, which must not happen under
+    /// the lock.
     fn take(&self) -> Option<State> {
         let mut state = match self.state.try_lock() {
             Ok(state) => state,

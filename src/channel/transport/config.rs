@@ -136,7 +136,8 @@ impl TransportConfig {
     }
 }
 
-/// Ten times what a connect across a continent takes, and short enough to find out about a mute instance while a call waits.
+/// Ten times what a connect across a continent takes, and short enough to find out about a mute instance while a call
+/// waits.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A little above five minutes. gRPC servers (grpc-go, C++) call it abuse when the third ping in a
@@ -144,8 +145,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// `too_many_pings`: a shorter interval would kill every stream that is quiet for a while. tonic servers do not mind.
 pub(super) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(310);
 
-/// Enough for any network that calls still make sense on. Not while idle: without calls those servers allow a ping in two
-/// hours.
+/// Enough for any network that calls still make sense on. Not while idle: without calls those servers allow a ping in
+/// two hours.
 pub(super) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// More is a mistake in units, and would overflow clocks.
@@ -156,18 +157,20 @@ const LARGEST_WINDOW: u32 = 0x7fff_ffff;
 /// HTTP/2's own windows at first, which adaptive ones grow from.
 const SMALLEST_WINDOW: u32 = 65_535;
 
-/// The windows, buffers and lists of tonic's channel, by hyper's defaults: a change from one to the other changes none of them.
+/// The windows, buffers and lists of tonic's channel, by hyper's defaults: a change from one to the other changes none
+/// of them.
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 5 * 1024 * 1024;
 const SEND_BUFFER: usize = 1024 * 1024;
 const HEADER_LIST: u32 = 16 * 1024;
 
-/// For how many calls that were given up h2 remembers, for a second, that an answer may still come. An answer to another is
-/// refused, and by default the thousandth of these would end the connection, with all calls on it: a network that stalls
-/// makes as many calls miss their deadlines at once. What the limit is there for, a server does not do to its clients.
+/// For how many calls that were given up h2 remembers, for a second, that an answer may still come. An answer to
+/// another is refused, and by default the thousandth of these would end the connection, with all calls on it: a network
+/// that stalls makes as many calls miss their deadlines at once. What the limit is there for, a server does not do to
+/// its clients.
 const RESET_STREAMS: usize = 10_000;
 
-/// What unread frames of less than 256 bytes may lack of that together, before h2 ends the connection. By default that are
-/// 10,000 small messages on one stream whose reader lags, and 200 with adaptive windows; here it is a quarter of a million,
-/// some 20 MB.
+/// What unread frames of less than 256 bytes may lack of that together, before h2 ends the connection. By default that
+/// are 10,000 small messages on one stream whose reader lags, and 200 with adaptive windows; here it is a quarter of a
+/// million, some 20 MB.
 const DATA_FRAME_BUDGET: usize = 64 * 1024 * 1024;

@@ -62,7 +62,8 @@ impl<'a> Attempt<'a> {
         Ok(Self { config, address, scheme, authority, started: Instant::now() })
     }
 
-    /// The addresses to dial, without those that clients must never be sent to, which the resolver of a name could return.
+    /// The addresses to dial, without those that clients must never be sent to, which the resolver of a name could
+    /// return.
     async fn resolve(&self) -> Result<Vec<SocketAddr>, ConnectError> {
         let port = self.address.port();
         let name = match self.address.host() {

@@ -3,6 +3,7 @@
 //! One task drives it: reads, writes, keepalive pings, and what the server says about all of it.
 
 use std::future::poll_fn;
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -36,9 +37,9 @@ pub(crate) trait ConnectionObserver: Send + Sync + 'static {
     /// The peer changed its limit of open calls.
     fn on_stream_limit(&self, limit: u32);
 
-    /// The connection takes no new calls, and ends with those it has. Called once: when the server says GOAWAY
-    /// (`is_announced`), and at the end of the connection at the latest.
-    fn on_going_away(&self, is_announced: bool);
+    /// The server said GOAWAY: the connection takes no new calls, and ends with those it has, for this reason. Called
+    /// once at most, and never for a connection that ends unannounced.
+    fn on_going_away(&self, cause: &Ended);
 
     /// The number of calls that are open on the connection.
     fn open_calls(&self) -> u32;
@@ -62,11 +63,11 @@ impl ConnectionDriver {
     ///
     /// Dropping the future closes the socket and ends the calls on it.
     pub(crate) async fn run(mut self, observer: impl ConnectionObserver) -> Ended {
-        let (mut gathered, mut going) = (false, false);
+        let (mut gathered, mut is_going) = (false, false);
         let ended = poll_fn(|cx| {
             let calls = observer.open_calls();
-            // A call that is made wakes this task, which would run next and write that one call. After one turn at the end of
-            // the queue of tasks, the calls that were made meanwhile go out in the same write.
+            // A call that is made wakes this task, which would run next and write that one call. After one turn at the
+            // end of the queue of tasks, the calls that were made meanwhile go out in the same write.
             if !gathered && calls >= GATHERS_FROM {
                 gathered = true;
                 cx.waker().wake_by_ref();
@@ -81,10 +82,10 @@ impl ConnectionDriver {
                 self.reported = streams;
                 observer.on_stream_limit(limit);
             }
-            let said = self.peer.goaway().is_some();
-            if !going && (said || ended.is_ready()) {
-                going = true;
-                observer.on_going_away(said);
+            if let Some(reason) = self.peer.goaway()
+                && !mem::replace(&mut is_going, true)
+            {
+                observer.on_going_away(&Ended::GoneAway(reason));
             }
             ended
         });
@@ -159,6 +160,6 @@ pub(crate) enum Ended {
     Unused,
 }
 
-/// From how many open calls on a connection a write waits for more of them. With fewer none is likely to come, and a task
-/// that goes to the end of the queue wakes another thread for nothing.
+/// From how many open calls on a connection a write waits for more of them. With fewer none is likely to come, and a
+/// task that goes to the end of the queue wakes another thread for nothing.
 pub(crate) const GATHERS_FROM: u32 = 4;

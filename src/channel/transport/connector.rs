@@ -27,8 +27,8 @@ impl Connector {
         C::Error: Into<BoxError>,
         C::Future: Send,
     {
-        // One for all connects, and not a clone each: it need not be Clone. The lock ends with the call, which takes what
-        // the service made ready; the connects themselves go on side by side.
+        // One for all connects, and not a clone each: it need not be Clone. The lock ends with the call, which takes
+        // what the service made ready; the connects themselves go on side by side.
         let connector = Arc::new(Mutex::new(connector));
         let connect = move |uri| -> BoxFuture<'static, Result<BoxIo, BoxError>> {
             let connector = connector.clone();

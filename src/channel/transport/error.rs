@@ -32,8 +32,8 @@ impl TransportError {
         !self.0.is_reset()
     }
 
-    /// Whether the connection that refused a call stays open, and nothing else will say that it takes no more: the numbers
-    /// of its streams are used up.
+    /// Whether the connection that refused a call stays open, and nothing else will say that it takes no more: the
+    /// numbers of its streams are used up.
     pub(crate) fn is_exhaustion(&self) -> bool {
         !self.0.is_go_away() && !self.0.is_io()
     }

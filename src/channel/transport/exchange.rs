@@ -1,7 +1,7 @@
 //! A request head and its body become a response head and its body, or an error that says what it proves.
 //!
-//! The caller's own task writes the frames and reads the answer; the only other task is the one that moves the connection's
-//! bytes.
+//! The caller's own task writes the frames and reads the answer; the only other task is the one that moves the
+//! connection's bytes.
 
 use std::fmt;
 use std::pin::Pin;
@@ -21,7 +21,8 @@ use super::incoming_body::IncomingBody;
 use super::request_body::RequestBody;
 use super::socket::PeerState;
 
-/// One HTTP/2 connection as its calls use it. Clones are handles to the same connection, which stays open while one is left.
+/// One HTTP/2 connection as its calls use it. Clones are handles to the same connection, which stays open while one is
+/// left.
 #[derive(Clone)]
 pub(crate) struct Transport {
     send: SendRequest<Bytes>,

@@ -1,5 +1,5 @@
-//! Reads along with the frames on a connection, for what h2 does not tell: the server's SETTINGS, its GOAWAY at once, and
-//! which calls were never written.
+//! Reads along with the frames on a connection, for what h2 does not tell: the server's SETTINGS, its GOAWAY at once,
+//! and which calls were never written.
 
 /// Follows an incoming HTTP/2 byte stream, however it is cut into pieces. Payloads are skipped, nothing is kept.
 #[derive(Debug, Default)]
@@ -263,13 +263,13 @@ mod tests {
     }
 
     #[test]
-    fn settings_and_goaway_are_told_in_order_and_nothing_else() {
+    fn settings_and_goaway_are_reported_in_order_and_nothing_else() {
         let (bytes, expected) = conversation();
         assert_eq!(read([&bytes[..]]), (expected, Ok(())), "the whole conversation in one piece");
     }
 
     #[test]
-    fn every_cut_of_the_stream_tells_the_same() {
+    fn every_cut_of_the_stream_reads_the_same() {
         let (bytes, expected) = conversation();
         for size in 1..40 {
             assert_eq!(read(bytes.chunks(size)), (expected.clone(), Ok(())), "in pieces of {size} bytes");
@@ -304,7 +304,7 @@ mod tests {
         ]
         .concat();
         let expected = [None, Some(2)].map(|max_concurrent_streams| Notice::Settings { max_concurrent_streams });
-        assert_eq!(read([&bytes[..]]), (expected.to_vec(), Ok(())), "only what is well formed is told");
+        assert_eq!(read([&bytes[..]]), (expected.to_vec(), Ok(())), "only well-formed frames are reported");
     }
 
     proptest! {
@@ -317,7 +317,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_streams_of_all_heads_are_told_however_the_bytes_are_cut(
+        fn the_streams_of_all_heads_are_reported_however_the_bytes_are_cut(
             frames in prop::collection::vec((0_u8..10, 1_u32..1_000, prop::collection::vec(any::<u8>(), 0..50)), 0..20),
             cut in 1_usize..40,
         ) {

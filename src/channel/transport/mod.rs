@@ -1,4 +1,5 @@
-//! An address becomes an HTTP/2 connection, requests and responses travel on it, and it ends. The only room that names h2.
+//! An address becomes an HTTP/2 connection, requests and responses travel on it, and it ends. The only room that names
+//! h2.
 //!
 //! # Layout
 //!
@@ -32,7 +33,7 @@ mod tests;
 pub(crate) use self::body_sender::BodySender;
 pub(crate) use self::config::TransportConfig;
 pub(crate) use self::connect::connect;
-pub(crate) use self::connection::{Connection, ConnectionDriver, ConnectionObserver};
+pub(crate) use self::connection::{Connection, ConnectionDriver, ConnectionObserver, Ended};
 pub(crate) use self::connector::Connector;
 pub(crate) use self::error::{AttemptError, TransportError};
 pub(crate) use self::exchange::{Exchange, Transport};

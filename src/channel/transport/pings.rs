@@ -254,7 +254,7 @@ mod tests {
         KeepAlive::new(Duration::from_secs(10), PingConfig { while_idle, ..CONFIG })
     }
 
-    /// Polls it once, in `seconds`.
+    /// Polls the keepalive once, in `seconds`.
     async fn after(seconds: u64, keep_alive: &mut KeepAlive, heard: bool, has_calls: bool) -> Result<bool, Silent> {
         tokio::time::advance(Duration::from_secs(seconds)).await;
         spawn(()).enter(|cx, _| keep_alive.poll(heard, has_calls, cx))
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_calls_nobody_is_asked_unless_told_so() {
+    async fn without_calls_no_ping_is_sent_unless_configured() {
         let mut alive = keep_alive(false);
         assert_eq!(after(100, &mut alive, false, false).await, Ok(false), "an idle connection is left alone");
         assert_eq!(after(11, &mut alive, false, true).await, Ok(true), "one with a call is not");

@@ -158,8 +158,8 @@ impl RequestBody {
         matches!(self.source, Source::Ended) && self.next == self.frames.len()
     }
 
-    /// Polls the caller's body, and after its first frame once more: if that frame was the last, the end goes out in the
-    /// frame itself, where a unary call of tonic's would need another one.
+    /// Polls the caller's body, and after its first frame once more: if that frame was the last, the end goes out in
+    /// the frame itself, where a unary call of tonic's would need another one.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
         let is_first = self.frames.len() == 0 && self.kept == Kept::All;
         let Source::Open(body) = &mut self.source else { return Poll::Ready(Ok(())) };
@@ -226,8 +226,8 @@ fn poll_caller(body: &mut Body, cx: &mut Context<'_>) -> Poll<Option<Result<Fram
         .unwrap_or_else(|_| Poll::Ready(Some(Err(Status::internal("the request stream panicked")))))
 }
 
-/// Waits until the peer takes more; `false` if the stream is over. Bytes beyond the window wait in memory, which this bounds
-/// to one frame.
+/// Waits until the peer takes more; `false` if the stream is over. Bytes beyond the window wait in memory, which this
+/// bounds to one frame.
 fn poll_room(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<bool> {
     stream.reserve_capacity(1);
     while stream.capacity() == 0 {

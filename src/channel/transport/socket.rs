@@ -65,7 +65,8 @@ impl PeerState {
         Traffic { bytes: self.read.swap(0, Ordering::Relaxed), data: self.data.swap(0, Ordering::Relaxed) }
     }
 
-    /// Whether nothing of the call on this stream was written so far. Streams are written in the order of their numbers.
+    /// Whether nothing of the call on this stream was written so far. Streams are written in the order of their
+    /// numbers.
     pub(crate) fn is_unwritten(&self, stream: u32) -> bool {
         stream > self.written.load(Ordering::Acquire)
     }

@@ -21,8 +21,8 @@ use super::{ANY_PORT, Count, LIMIT, listen};
 
 /// An echo server, whose replies carry its address. Dropping it kills it.
 ///
-/// Unary: the message. Server streaming: a reply a word. Client streaming: the messages, joined by spaces. Bidirectional: a
-/// reply a message. The switches hold for calls that begin later, except [`hold`](Self::hold).
+/// Unary: the message. Server streaming: a reply a word. Client streaming: the messages, joined by spaces.
+/// Bidirectional: a reply a message. The switches hold for calls that begin later, except [`hold`](Self::hold).
 #[derive(Debug)]
 pub(crate) struct Echo {
     address: SocketAddr,
@@ -38,12 +38,12 @@ impl Echo {
         Self::serve(Server::builder(), ANY_PORT)
     }
 
-    /// The same on a known address: an instance that comes back.
+    /// Listens on a known address: an instance that comes back.
     pub(crate) fn start_at(address: SocketAddr) -> Self {
         Self::serve(Server::builder(), address)
     }
 
-    /// The same, with that `MAX_CONCURRENT_STREAMS`.
+    /// Listens on a free port, with that `MAX_CONCURRENT_STREAMS`.
     pub(crate) fn start_allowing(streams: u32) -> Self {
         Self::serve(Server::builder().max_concurrent_streams(streams), ANY_PORT)
     }
@@ -128,7 +128,7 @@ impl Echo {
             .expect("the server ends without an error");
     }
 
-    /// Closes the listener and every socket without a word, as the kernel does for a killed process. The address refuses
+    /// Closes the listener and every socket unannounced, as the kernel does for a killed process. The address refuses
     /// connections when this returns.
     pub(crate) async fn kill(&mut self) {
         self.task.abort();
@@ -136,7 +136,8 @@ impl Echo {
         self.sockets.close();
     }
 
-    /// Stops to read and to write; the kernel goes on to accept. What arrives meanwhile is read after [`thaw`](Self::thaw).
+    /// Stops to read and to write; the kernel goes on to accept. What arrives meanwhile is read after
+    /// [`thaw`](Self::thaw).
     pub(crate) fn freeze(&self) {
         self.sockets.freeze(true);
     }

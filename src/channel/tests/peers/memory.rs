@@ -22,7 +22,7 @@ use tower::util::service_fn;
 use super::proto::EchoReply;
 use super::{Count, LIMIT};
 
-/// What a connector reaches: peers by their address. Nobody else refuses.
+/// What a connector reaches: peers by their address. Every other address refuses.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Network {
     peers: Arc<Mutex<HashMap<String, Peer>>>,
@@ -35,13 +35,13 @@ pub(crate) struct Peer(Arc<Shared>);
 /// What happens to an attempt to connect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OnConnect {
-    /// It is answered with SETTINGS.
+    /// The attempt is answered with SETTINGS.
     Accept,
-    /// It is refused.
+    /// The attempt is refused.
     Refuse,
-    /// It is accepted, and hears nothing until this is switched to something else.
+    /// The attempt is accepted, and hears nothing until this is switched to something else.
     Mute,
-    /// It is answered with SETTINGS and closed.
+    /// The attempt is answered with SETTINGS and closed.
     HangUp,
     /// The connector panics.
     Panic,
@@ -50,13 +50,13 @@ pub(crate) enum OnConnect {
 /// What happens to a call that begins from now on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reply {
-    /// It is answered, after the delay.
+    /// The call is answered, after the delay.
     Answer,
-    /// It waits for [`Peer::release`], and is answered then.
+    /// The call waits for [`Peer::release`], and is answered then.
     Hold,
-    /// It ends with this code.
+    /// The call ends with this code.
     Fail(Code),
-    /// It is answered as a proxy does that has no server: with a page, under HTTP's status 503.
+    /// The call is answered as a proxy does that has no server: with a page, under HTTP's status 503.
     NoServer,
 }
 
@@ -146,7 +146,7 @@ impl Peer {
         self.0.goaway.send_replace(());
     }
 
-    /// Ends every connection without a word.
+    /// Ends every connection without a GOAWAY.
     pub(crate) fn cut(&self) {
         self.0.cut.send_replace(());
     }
@@ -173,7 +173,7 @@ impl Peer {
     }
 
     /// Waits until that many connections are open.
-    pub(crate) async fn has_open(&self, connections: usize) {
+    pub(crate) async fn wait_open(&self, connections: usize) {
         let mut open = self.0.open.subscribe();
         let reached = timeout(LIMIT, open.wait_for(|open| *open == connections)).await.is_ok();
         assert!(reached, "{} connections are open instead of {connections}", self.open());
@@ -265,7 +265,7 @@ impl Peer {
                 _ = poll_fn(|cx| respond.poll_reset(cx)) => return self.0.resets.add_one(),
             }
         }
-        // Whoever called may be gone.
+        // The caller may be gone.
         _ = self.answer(reply, respond);
     }
 

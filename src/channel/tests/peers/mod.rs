@@ -1,10 +1,11 @@
 //! Peers on the loopback interface that behave, or misbehave on demand: what a channel may meet behind an address.
 //!
-//! Everything is real TCP, and ends with its handle. Nothing here waits for a duration: [`Count::reaches`] waits for what
-//! happened, and a held call is answered when the test says so.
+//! Everything is real TCP, and ends with its handle. Nothing here waits for a duration: [`Count::reaches`] waits for
+//! what happened, and a held call is answered when the test says so.
 //!
 //! - [`Echo`]: a real tonic server; delays, fails, holds calls, freezes, shuts down, is killed.
-//! - [`Scripted`]: HTTP/2 frames by hand; refuses streams, sends any GOAWAY, limits streams and changes the limit, hangs up.
+//! - [`Scripted`]: HTTP/2 frames by hand; refuses streams, sends any GOAWAY, limits streams and changes the limit,
+//!   hangs up.
 //! - [`Mute`]: accepts, and never writes a byte.
 //! - [`Refusing`]: an address where nothing listens.
 //! - [`Network`]: the exception, pipes in memory for tests under paused time, with a [`Peer`] behind each address.
@@ -99,7 +100,7 @@ impl Mute {
     }
 }
 
-/// An address that refuses connections. It is bound, so that nobody else gets the port meanwhile, and nobody listens.
+/// An address that refuses connections. It is bound, so that no other process gets the port, and nothing listens.
 #[derive(Debug)]
 pub(crate) struct Refusing {
     address: SocketAddr,

@@ -13,10 +13,10 @@ use tokio::sync::{mpsc, oneshot};
 use super::proto::EchoReply;
 use super::{ANY_PORT, Count, listen};
 
-/// An HTTP/2 server without a library: it counts calls, holds them, and says what the test tells it to.
+/// An HTTP/2 server without a library: it counts calls, holds them, and sends what the test asks for.
 ///
-/// It does not read what a call sends: an answer is an echo reply with an empty message and the peer's address. Commands go
-/// to all of its connections. Dropping it closes everything.
+/// It does not read what a call sends: an answer is an echo reply with an empty message and the peer's address.
+/// Commands go to all of its connections. Dropping it closes everything.
 #[derive(Debug)]
 pub(crate) struct Scripted {
     address: SocketAddr,
@@ -27,13 +27,13 @@ pub(crate) struct Scripted {
 /// What happens to a call as soon as its head arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OnCall {
-    /// It waits for a command.
+    /// The call waits for a command.
     Hold,
-    /// It is answered.
+    /// The call is answered.
     Answer,
-    /// It is reset with `REFUSED_STREAM`.
+    /// The call is reset with `REFUSED_STREAM`.
     Refuse,
-    /// A GOAWAY says that it and whatever follows is not processed.
+    /// A GOAWAY says that the call and whatever follows is not processed.
     GoAwayBelow,
 }
 
@@ -142,7 +142,7 @@ impl Scripted {
         state.send_to_all(|connection| go_away(connection.newest.saturating_sub(2)));
     }
 
-    /// Closes every connection without a word: calls that were sent end by the end of file.
+    /// Closes every connection without a GOAWAY: calls that were sent end by the end of file.
     pub(crate) fn hang_up(&self) {
         self.shared.hang_up();
     }

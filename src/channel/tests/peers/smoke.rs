@@ -60,7 +60,11 @@ async fn echo_answers_all_four_kinds_of_call() {
     let mut client = connect(echo.address()).await;
 
     let reply = client.unary_echo(say("hi")).await.expect("an answer").into_inner();
-    assert_eq!(reply, EchoReply { message: "hi".into(), address: address.clone() }, "the message and who repeats it");
+    assert_eq!(
+        reply,
+        EchoReply { message: "hi".into(), address: address.clone() },
+        "the message and the address of the peer"
+    );
 
     let replies = client.server_streaming_echo(say("a b")).await.expect("an answer").into_inner();
     let words: Vec<_> = replies.map_ok(|reply| reply.message).try_collect().await.expect("a stream of replies");
@@ -80,12 +84,12 @@ async fn echo_answers_all_four_kinds_of_call() {
 }
 
 #[tokio::test]
-async fn echo_fails_delays_and_tells_the_timeout_it_was_told() {
+async fn echo_fails_delays_and_reports_the_timeout_it_was_sent() {
     let echo = Echo::start();
     let mut client = connect(echo.address()).await;
     echo.fail_with(Status::resource_exhausted("full"));
     let status = client.unary_echo(say("x")).await.expect_err("it fails on demand");
-    assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, "full"), "as it was told");
+    assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, "full"), "as configured");
     assert_eq!(echo.cancelled().get(), 0, "a failure is an answer");
 
     echo.fail_with(None);
@@ -131,7 +135,7 @@ async fn echo_finishes_held_calls_after_its_goaway() {
     echo.hold(false);
     assert!(ends(held).await.is_ok(), "a held call is answered");
     echo.stopped().await;
-    assert!(TcpStream::connect(echo.address()).await.is_err(), "nobody listens any more");
+    assert!(TcpStream::connect(echo.address()).await.is_err(), "nothing listens any more");
 }
 
 #[tokio::test]
@@ -142,7 +146,7 @@ async fn a_killed_echo_breaks_its_calls_and_can_come_back() {
     let held = call(&client);
     echo.calls().reaches(1).await;
     echo.kill().await;
-    assert!(TcpStream::connect(echo.address()).await.is_err(), "nobody listens any more");
+    assert!(TcpStream::connect(echo.address()).await.is_err(), "nothing listens any more");
     assert!(ends(held).await.is_err(), "its connection broke");
     echo.cancelled().reaches(1).await;
 
@@ -164,7 +168,7 @@ async fn a_frozen_echo_says_nothing_until_it_thaws() {
 }
 
 #[tokio::test]
-async fn echo_allows_as_many_streams_as_it_was_told() {
+async fn echo_allows_as_many_streams_as_configured() {
     let echo = Echo::start_allowing(2);
     let client = connect(echo.address()).await;
     assert!(ends(call(&client)).await.is_ok(), "its SETTINGS came");
@@ -187,7 +191,7 @@ async fn a_dropped_echo_is_gone() {
     echo.calls().reaches(1).await;
     drop(echo);
     assert!(ends(held).await.is_err(), "its connection broke");
-    assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+    assert!(TcpStream::connect(address).await.is_err(), "nothing listens any more");
 }
 
 #[tokio::test]
@@ -201,7 +205,7 @@ async fn a_mute_peer_accepts_and_never_answers() {
 #[tokio::test]
 async fn a_refusing_address_refuses() {
     let refusing = Refusing::start();
-    let error = TcpStream::connect(refusing.address()).await.expect_err("nobody listens");
+    let error = TcpStream::connect(refusing.address()).await.expect_err("nothing listens");
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "it is refused, not dropped");
 }
 
@@ -218,7 +222,7 @@ async fn streams_are_refused_until_they_are_not() {
     }
     peer.on_call(OnCall::Answer);
     let reply = ends(call(&client)).await.expect("it answers now");
-    assert_eq!(reply.address, peer.address().to_string(), "it tells who it is");
+    assert_eq!(reply.address, peer.address().to_string(), "it reports its address");
     assert_eq!(peer.connections().get(), 1, "all on one connection");
 }
 
@@ -242,7 +246,7 @@ async fn a_goaway_below_the_newest_call_leaves_the_older_ones_alone() {
     peer.calls().reaches(2).await;
     peer.go_away_below_newest();
     let status = ends(newest).await.expect_err("it is above the last stream");
-    assert!(h2_error(&status).is_go_away(), "and is told so");
+    assert!(h2_error(&status).is_go_away(), "and sees the GOAWAY");
     assert_eq!(peer.answer(2), 1, "one call is left");
     assert!(ends(older).await.is_ok(), "it is answered");
 }
@@ -272,7 +276,7 @@ async fn four_streams_are_allowed_and_then_as_many_as_the_peer_says() {
     peer.on_call(OnCall::Hold);
     let mut calls: Vec<_> = (0..8).map(|_| call(&client)).collect();
     peer.calls().reaches(1 + 4).await;
-    assert!(hangs(&mut calls[7]).await, "nobody is answered");
+    assert!(hangs(&mut calls[7]).await, "no call is answered");
     assert_eq!((peer.calls().get(), peer.held()), (1 + 4, 4), "four are there, and four wait at the client");
     peer.change_streams(6);
     peer.calls().reaches(1 + 6).await;

@@ -8,7 +8,7 @@ use super::*;
 use crate::error::BoxError;
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_accepts_and_says_nothing_is_given_up_after_the_connect_timeout() {
+async fn a_silent_peer_is_given_up_after_the_connect_timeout() {
     let (options, _far) = piped();
     let started = Instant::now();
     let error = refusal(&options, &nowhere()).await;
@@ -88,7 +88,7 @@ async fn a_unix_socket_is_reached_through_a_connector_that_cannot_be_cloned() {
             Poll::Ready(Ok(()))
         }
         fn call(&mut self, uri: Uri) -> Self::Future {
-            assert_eq!(uri, "http://127.0.0.1:1/", "it is told the address");
+            assert_eq!(uri, "http://127.0.0.1:1/", "it gets the address");
             let path = self.path.clone();
             Box::pin(async move { Ok(TokioIo::new(tokio::net::UnixStream::connect(path).await?)) })
         }

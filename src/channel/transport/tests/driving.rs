@@ -1,4 +1,4 @@
-//! Connections that are open: what is told of them, and how they end.
+//! Connections that are open: what is reported of them, and how they end.
 
 use std::future::poll_fn;
 
@@ -30,7 +30,7 @@ async fn without_a_limit_any_number_of_calls_may_be_open() {
 }
 
 #[tokio::test]
-async fn a_goaway_is_told_at_once_and_open_calls_are_finished() {
+async fn a_goaway_is_reported_at_once_and_open_calls_are_finished() {
     let (mut server, address) = Server::tcp().await;
     let mut running = run(connect(&TransportConfig::default(), &address).await.expect("connected"));
     let answer = running.ask();
@@ -41,7 +41,7 @@ async fn a_goaway_is_told_at_once_and_open_calls_are_finished() {
     assert!(soon("the answer", answer).await.expect("no panic").is_ok(), "the open call is answered");
     let ended = soon("the end", running.driver).await.expect("no panic");
     assert!(matches!(ended, Ended::GoneAway(h2::Reason::NO_ERROR)), "{ended}");
-    assert_eq!(running.told.recv().await, None, "it is told once");
+    assert_eq!(running.told.recv().await, None, "it is reported once");
 }
 
 #[tokio::test]
@@ -156,7 +156,7 @@ async fn an_idle_connection_is_not_pinged() {
 }
 
 #[tokio::test]
-async fn the_rest_of_a_request_that_waits_for_room_is_reset_at_the_server_at_once() {
+async fn a_request_body_that_waits_for_room_is_reset_at_the_server_at_once() {
     let (mut server, address) = Server::tcp().await;
     let mut running = run(connect(&TransportConfig::default(), &address).await.expect("connected"));
     let body = Endless::default();

@@ -53,7 +53,7 @@ impl ConnectionObserver for Ear {
         let _ = self.0.send(Told::Streams(limit));
     }
 
-    fn on_going_away(&self, _: bool) {
+    fn on_going_away(&self, _: &Ended) {
         let _ = self.0.send(Told::GoingAway);
     }
 
@@ -195,7 +195,7 @@ async fn read_all(mut body: RecvStream) -> Vec<u8> {
     read
 }
 
-/// A request body that always has more, and tells whether it is still there.
+/// A request body that always has more, and shows whether it is still there.
 #[derive(Default)]
 struct Endless(Arc<()>);
 
