@@ -58,8 +58,8 @@ use crate::instance::Address;
 /// | [`incoming`](Self::incoming) | closes connections 250 ms after the limit | a client that stays keeps the server |
 /// | [`on`](Self::on) | stops accepting, starts the countdown | nothing ends |
 ///
-/// When the drain begins, a warning names the place that was forgotten. A server without `incoming` may be as it should: an
-/// axum server, for example, that closes its connections itself.
+/// When the drain begins, a warning names the place that was forgotten. A server without `incoming` may be as it
+/// should: an axum server, for example, that closes its connections itself.
 ///
 /// A registration brings a drain of its own: [`Registration`](crate::Registration) has the same three places.
 #[derive(Clone)]
@@ -109,8 +109,8 @@ impl Drain {
     /// What is to happen while the server still serves belongs into the signal: `async { shutdown_signal().await;
     /// sleep(pause).await }` gives load balancers time to take the server out.
     ///
-    /// The first signal starts the countdown for all that share the drain; each future waits for its own signal. Give all
-    /// servers of one drain the same signal.
+    /// The first signal starts the countdown for all that share the drain; each future waits for its own signal. Give
+    /// all servers of one drain the same signal.
     ///
     /// # Runtime
     ///

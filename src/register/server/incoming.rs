@@ -23,10 +23,10 @@ pin_project! {
     /// [`Drain::incoming`](super::Drain::incoming) or [`Registration::incoming`](crate::Registration::incoming); the
     /// latter starts the registration when it is polled for the first time, which is when the server begins to accept.
     ///
-    /// For tonic's `serve_with_incoming_shutdown`, which waits for every open connection after its signal, without limit:
-    /// a client that does not read, a peer that sends nothing and one that never answers a ping would keep the server for
-    /// ever. At the drain limit the calls are ended, and 250 ms later, when the answers have reached the clients, reads
-    /// and writes on the connections that are still open fail.
+    /// For tonic's `serve_with_incoming_shutdown`, which waits for every open connection after its signal, without
+    /// limit: a client that does not read, a peer that sends nothing and one that never answers a ping would keep the
+    /// server for ever. At the drain limit the calls are ended, and 250 ms later, when the answers have reached the
+    /// clients, reads and writes on the connections that are still open fail.
     ///
     /// TCP streams get TCP_NODELAY (tonic sets it only where it binds the listener itself): without it small messages
     /// can wait 40 ms for an acknowledgement. [`tcp_nodelay`](Self::tcp_nodelay) switches that off.

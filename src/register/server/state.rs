@@ -58,8 +58,8 @@ impl DrainState {
         self.0.calls.len()
     }
 
-    /// Starts the countdown to the end of all calls. Only the first one counts, whatever the limits of later ones. What it
-    /// logs names the limit and the address.
+    /// Starts the countdown to the end of all calls. Only the first one counts, whatever the limits of later ones. What
+    /// it logs names the limit and the address.
     ///
     /// The countdown is a task, which ends by itself after its work, or as soon as no handle is left.
     ///
@@ -188,8 +188,8 @@ impl CountdownTask {
 }
 
 impl Drop for CountdownTask {
-    /// A runtime that ends drops its tasks, and the calls and connections of the drain may be on another one. Where nothing
-    /// is open the limit is not missed: so ends each process that keeps a handle for its statistics.
+    /// A runtime that ends drops its tasks, and the calls and connections of the drain may be on another one. Where
+    /// nothing is open the limit is not missed: so ends each process that keeps a handle for its statistics.
     fn drop(&mut self) {
         let Some(inner) = self.drain.upgrade() else { return };
         let (calls, connections) = (inner.calls.len(), inner.sockets.len());
