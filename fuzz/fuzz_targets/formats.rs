@@ -4,8 +4,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tonic_etcd::{Instance, ServiceName};
 use tonic_etcd::format::{Entry, EtcdNaming, Format, GoZero, Kitex, Kratos};
+use tonic_etcd::{Instance, ServiceName};
 
 fuzz_target!(|input: (&str, &[u8])| {
     let (segment, value) = input;
