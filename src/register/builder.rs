@@ -194,7 +194,7 @@ impl RegistrationBuilder {
             id: u128::from(random()) << 64 | u128::from(random()),
         };
         let address = instance.address.clone();
-        let drain = Drain::new().limit(self.drain_limit).at(Some(address.clone()));
+        let drain = Drain::new().limit(self.drain_limit).at(Some(address.to_string().into()));
         let (spec, specs) = watch::channel(Spec { instance, paused: false, leave: false });
         let (publisher, status) = watch::channel(RegistrationStatus::Unregistered);
         let desired = DesiredState::new(specs, self.health.clone());

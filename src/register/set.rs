@@ -52,7 +52,7 @@ impl RegistrationSet {
         let each: Arc<[Registration]> = registrations.into_iter().collect();
         let limit = each.iter().map(Registration::drain_limit).max().unwrap_or(DEFAULT_LIMIT);
         // They belong to one server, so that the address of any tells its log lines from those of other servers.
-        let address = each.first().map(|registration| registration.address().clone());
+        let address = each.first().map(|registration| registration.address().to_string().into());
         Self { each, drain: Drain::new().limit(limit).at(address) }
     }
 

@@ -1,12 +1,12 @@
 //! The graceful shutdown of one server as a user sees it: an option, and three places in the server.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::handle::ServerHandle;
 use super::incoming::Incoming;
 use super::layer::DrainLayer;
-use crate::instance::Address;
 
 /// Graceful shutdown with a limit, for a tonic server or any other server of tower services. A cheap handle; clones are
 /// the same drain.
@@ -67,8 +67,8 @@ use crate::instance::Address;
 pub struct Drain {
     server: ServerHandle,
     limit: Duration,
-    /// What clients know the server as, for logs.
-    address: Option<Address>,
+    /// Where clients know the server, for logs.
+    address: Option<Arc<str>>,
 }
 
 impl Drain {
@@ -131,7 +131,7 @@ impl Drain {
         let drain = self.clone();
         async move {
             signal.await;
-            drain.server.drain().begin(drain.limit, drain.address.as_ref());
+            drain.server.drain().begin(drain.limit, drain.address.as_deref());
         }
     }
 
@@ -142,7 +142,7 @@ impl Drain {
     }
 
     /// This drain with an address that tells its log lines from those of other servers.
-    pub(crate) fn at(self, address: Option<Address>) -> Self {
+    pub(crate) fn at(self, address: Option<Arc<str>>) -> Self {
         Self { address, ..self }
     }
 
@@ -182,8 +182,8 @@ mod tests {
     use std::future::{pending, ready};
     use std::io;
     use std::pin::pin;
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::sync::{Arc, Mutex};
 
     use futures_util::{StreamExt as _, stream};
     use http::{Request, Response};
@@ -356,7 +356,7 @@ mod tests {
             (false, false, Some("missing=\"layer() and incoming()\"")),
         ] {
             let (log, _guard) = Log::capture();
-            let drain = Drain::new().limit(LIMIT);
+            let drain = Drain::new().limit(LIMIT).at(Some("10.0.0.1:80".into()));
             let (layer, mut incoming) = (drain.layer().count_only(), pin!(drain.incoming(connections())));
             if has_layer {
                 drop(layer.layer(()));
@@ -370,7 +370,8 @@ mod tests {
             let text = log.text();
             assert_eq!(log.count("WARN"), usize::from(missing.is_some()), "once at most: {text}");
             assert!(text.contains(missing.unwrap_or_default()), "{missing:?}, not {text}");
-            assert!(missing.is_none() || text.contains("drain{limit=10s"), "it tells drains apart: {text}");
+            let span = r#"drain{limit=10s address="10.0.0.1:80"}"#;
+            assert_eq!(log.count(span), log.count("WARN"), "it tells drains apart: {text}");
         }
     }
 

@@ -14,7 +14,6 @@ use tracing::Instrument as _;
 
 use super::open_set::OpenSet;
 use super::places::Places;
-use crate::instance::Address;
 
 /// The open calls and connections of one server, and the phase of its drain; a clone is a handle to the same drain.
 ///
@@ -66,7 +65,7 @@ impl DrainState {
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    pub(super) fn begin(&self, limit: Duration, address: Option<&Address>) {
+    pub(super) fn begin(&self, limit: Duration, address: Option<&str>) {
         // First, so that a panic leaves the drain as it was.
         let runtime = Handle::current();
         let mut first = None;
@@ -79,8 +78,7 @@ impl DrainState {
         if let Some((until, released)) = first {
             let task = CountdownTask { drain: Arc::downgrade(&self.0) };
             // The signal's future may be polled in any span; the countdown belongs to none of them.
-            let span =
-                tracing::info_span!(parent: None, "drain", ?limit, address = address.map(tracing::field::display));
+            let span = tracing::info_span!(parent: None, "drain", ?limit, address);
             span.in_scope(|| self.0.places.warn_of_missing());
             runtime.spawn(task.run(until, released).instrument(span));
         }
