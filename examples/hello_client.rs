@@ -1,4 +1,4 @@
-//! A client that says hello to whoever is registered as "hello", once a second: start and stop servers meanwhile.
+//! A client that says hello to the servers registered as "hello", once a second: start and stop servers meanwhile.
 
 use std::error::Error;
 use std::time::Duration;
