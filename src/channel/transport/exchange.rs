@@ -50,6 +50,16 @@ impl Transport {
         Uri::from_parts(parts).map_err(|error| Status::internal(format!("the path cannot be sent: {error}")))
     }
 
+    /// How often bytes came from the peer, modulo 2^32: it was silent between two equal counts.
+    pub(crate) fn heard(&self) -> u32 {
+        self.peer.heard()
+    }
+
+    /// Has the peer asked for a sign of life now, whatever the keepalive interval says.
+    pub(crate) fn suspect(&self) {
+        self.peer.suspect();
+    }
+
     /// Hands the request's head to h2, and with it the part of its body that is there.
     ///
     /// # Errors

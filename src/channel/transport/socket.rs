@@ -37,6 +37,10 @@ pub(crate) struct PeerState {
     /// Bytes that came since the last [`take_read`](PeerState::take_read), and those of data among them.
     read: AtomicUsize,
     data: AtomicUsize,
+    /// Reads that brought bytes, modulo 2^32.
+    heard: AtomicU32,
+    /// Whether the peer is to be asked for a sign of life now.
+    is_suspected: AtomicBool,
     /// The last stream whose HEADERS the socket has taken, at least in part.
     written: AtomicU32,
     aborted: AtomicBool,
@@ -63,6 +67,17 @@ impl PeerState {
     /// The bytes that came since the last call of this.
     pub(crate) fn take_read(&self) -> Traffic {
         Traffic { bytes: self.read.swap(0, Ordering::Relaxed), data: self.data.swap(0, Ordering::Relaxed) }
+    }
+
+    /// How often bytes came, modulo 2^32: the peer was silent between two equal counts.
+    pub(crate) fn heard(&self) -> u32 {
+        self.heard.load(Ordering::Relaxed)
+    }
+
+    /// Has the driver ask the peer for a sign of life.
+    pub(crate) fn suspect(&self) {
+        self.is_suspected.store(true, Ordering::Release);
+        self.driver.wake();
     }
 
     /// Whether nothing of the call on this stream was written so far. Streams are written in the order of their
@@ -123,6 +138,8 @@ impl Socket {
             end_of_file: false.into(),
             read: 0.into(),
             data: 0.into(),
+            heard: 0.into(),
+            is_suspected: false.into(),
             written: 0.into(),
             aborted: false.into(),
             driver: AtomicWaker::new(),
@@ -149,6 +166,9 @@ impl AsyncRead for Socket {
             let read = &buf.filled()[before..];
             if read.is_empty() && room {
                 peer.end_of_file.store(true, Ordering::Relaxed);
+            }
+            if !read.is_empty() {
+                peer.heard.fetch_add(1, Ordering::Relaxed);
             }
             peer.read.fetch_add(read.len(), Ordering::Relaxed);
             if let Err(error) = reader.read(read, |notice| peer.on_notice(notice)) {
