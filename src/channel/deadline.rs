@@ -38,6 +38,11 @@ impl Deadline {
         self.at
     }
 
+    /// Whether the time is over.
+    pub(crate) fn is_over(&self) -> bool {
+        self.at.is_some_and(|at| Instant::now() >= at)
+    }
+
     /// Whether the time is over. Registers the task to be woken then.
     pub(crate) fn poll_missed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(at) = self.at else { return Poll::Pending };

@@ -18,7 +18,7 @@ use tracing::Instrument;
 use super::health::HealthWatch;
 use crate::channel::picks::PickQueue;
 use crate::channel::policy::load::Load;
-use crate::channel::subchannel::{Established, FeedbackEvent, Ticket};
+use crate::channel::subchannel::{self, EndKind, Established, FeedbackEvent, Ticket};
 use crate::channel::transport::{
     self, Connection, ConnectionDriver, ConnectionObserver, Ended, Transport, TransportConfig,
 };
@@ -163,7 +163,7 @@ async fn drive(driver: ConnectionDriver, observer: Observer, retired: oneshot::R
         }
     };
     let mut running = std::pin::pin!(driver.run(observer));
-    let ended = tokio::select! {
+    let (ended, open_calls) = tokio::select! {
         ended = &mut running => ended,
         () = limit_passed => {
             tracing::debug!("streams of a removed instance are cut at their limit");
@@ -171,7 +171,16 @@ async fn drive(driver: ConnectionDriver, observer: Observer, retired: oneshot::R
             running.await
         }
     };
-    end.0.report(&ended);
+    end.0.report(kind_of(&ended, open_calls), &ended);
+}
+
+/// What the end of a connection with so many open calls says about its server.
+fn kind_of(ended: &Ended, open_calls: u32) -> EndKind {
+    match ended {
+        _ if ended.is_planned() || open_calls == 0 => EndKind::Planned,
+        Ended::GoneAway(_) => EndKind::Refused,
+        _ => EndKind::Broken,
+    }
 }
 
 /// How the end of a connection is reported: once, when it takes no more calls.
@@ -185,13 +194,12 @@ struct End {
 
 impl End {
     /// Lets no more calls in, from this moment on, and tells the balancer.
-    fn report(&self, cause: &(dyn Error + 'static)) {
+    fn report(&self, kind: EndKind, cause: &(dyn Error + 'static)) {
         self.load.quota().close();
         if !self.is_reported.swap(true, Ordering::Relaxed) {
-            let cause = format!("{}: {}", self.address, chain(cause)).into();
+            let end = subchannel::End { kind, cause: format!("{}: {}", self.address, chain(cause)).into() };
             // Without a balancer the channel is gone.
-            let _ =
-                self.events.send(FeedbackEvent::Ended { address: self.address.clone(), ticket: self.ticket, cause });
+            let _ = self.events.send(FeedbackEvent::Ended { address: self.address.clone(), ticket: self.ticket, end });
         }
     }
 }
@@ -201,7 +209,7 @@ struct CloseOnDrop(Arc<End>);
 
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
-        self.0.report(&TaskEnded);
+        self.0.report(EndKind::Refused, &TaskEnded);
     }
 }
 
@@ -224,7 +232,7 @@ impl ConnectionObserver for Observer {
     }
 
     fn on_going_away(&self, cause: &Ended) {
-        self.end.report(cause);
+        self.end.report(kind_of(cause, self.open_calls()), cause);
     }
 
     fn open_calls(&self) -> u32 {

@@ -212,6 +212,11 @@ impl Balancer {
             self.order.on_updated(subchannel.instance(), member.instance());
         }
         let effects = subchannel.on(Input::Updated(member.clone()), now);
+        if effects.suspect
+            && let Some((_, connection)) = subchannel.candidate()
+        {
+            connection.transport().suspect();
+        }
         self.carry_out(subchannel.address(), effects);
     }
 
@@ -238,17 +243,35 @@ impl Balancer {
 
     fn on_feedback(&mut self, event: FeedbackEvent) {
         match event {
-            FeedbackEvent::Ended { address, ticket, cause } => self.step(&address, Input::Ended(ticket, cause)),
+            FeedbackEvent::Ended { address, ticket, end } => self.step(&address, Input::Ended(ticket, end)),
             #[cfg(feature = "health")]
             FeedbackEvent::Health { address, ticket, verdict } => self.step(&address, Input::Health(ticket, verdict)),
+            FeedbackEvent::Suspected { address, tally } => self.on_suspected(&address, tally),
             FeedbackEvent::Failing { address, tally } => self.on_failing(&address, tally),
             FeedbackEvent::Proved { address, tally } => self.step(&address, Input::Proved(tally)),
         }
     }
 
+    fn on_suspected(&mut self, address: &Address, tally: Arc<Tally>) {
+        if let Some(index) = self.find(address) {
+            let others = eject::others(&self.subchannels, index);
+            self.step_at(index, Input::Suspected { tally, others });
+        }
+    }
+
     fn on_failing(&mut self, address: &Address, tally: Arc<Tally>) {
+        let Some(index) = self.find(address) else { return };
         let may_eject = eject::may_eject(&self.subchannels, &self.reports.outliers);
-        self.step(address, Input::Failing { tally, may_eject });
+        let others = eject::others(&self.subchannels, index);
+        self.step_at(index, Input::Failing { tally, may_eject, others });
+        if !may_eject {
+            // A connected instance must not be kept from taking calls while this one goes on failing.
+            for other in (0..self.subchannels.len()).filter(|other| *other != index) {
+                if self.subchannels[other].is_ready() {
+                    self.step_at(other, Input::Admitted);
+                }
+            }
+        }
     }
 
     fn on_attempt(&mut self, Attempt { address, ticket, result }: Attempt) {
@@ -275,7 +298,8 @@ impl Balancer {
         while let Some(due) = self.agenda.take_due(now) {
             match due {
                 Due::Wake(address, Wake::Backoff(ticket)) => self.step(&address, Input::BackoffOver(ticket)),
-                Due::Wake(address, Wake::Ejection) => self.step(&address, Input::EjectionOver),
+                Due::Wake(address, Wake::Ejection) => self.on_ejection_over(&address),
+                Due::Wake(address, Wake::Probation) => self.step(&address, Input::ProbationOver),
                 Due::Sweep => self.sweep(now),
                 Due::Growth => self.growth = Growth::Due,
                 Due::Settled => self.publish = self.publish.max(Publish::Status),
@@ -286,6 +310,13 @@ impl Balancer {
                     }
                 }
             }
+        }
+    }
+
+    fn on_ejection_over(&mut self, address: &Address) {
+        if let Some(index) = self.find(address) {
+            let others = eject::others(&self.subchannels, index);
+            self.step_at(index, Input::EjectionOver { others });
         }
     }
 
@@ -407,7 +438,7 @@ impl Balancer {
     }
 
     fn carry_out(&mut self, address: &Address, effects: Effects) {
-        let Effects { queue, dial, wake, publish, failure } = effects;
+        let Effects { queue, dial, wake, publish, failing, failure, suspect: _ } = effects;
         self.publish = self.publish.max(publish);
         if failure.is_some() {
             self.failure = failure;
@@ -420,6 +451,9 @@ impl Balancer {
         }
         if let Some((at, wake)) = wake {
             self.agenda.add(at, Due::Wake(address.clone(), wake));
+        }
+        if failing && let Some(index) = self.find(address) {
+            self.on_failing(address, self.subchannels[index].tally().clone());
         }
     }
 

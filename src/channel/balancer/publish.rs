@@ -64,10 +64,23 @@ impl Published<'_> {
         };
         let best = of(&|subchannel| stays(subchannel) && is_in(subchannel));
         if !best.is_empty() {
+            self.limit_probations();
             return best;
         }
         let ejected = of(&stays);
         if ejected.is_empty() { of(&|_| true) } else { ejected }
+    }
+
+    /// On probation an instance takes one call at a time; where nothing else is READY it takes all calls.
+    fn limit_probations(&self) {
+        let is_on_probation = |subchannel: &&Subchannel| subchannel.ejection().is_on_probation();
+        let has_others = self.subchannels.iter().any(|subchannel| {
+            let is_staying = subchannel.member().state() != MemberState::Draining;
+            subchannel.is_ready() && is_staying && !subchannel.ejection().is_out() && !is_on_probation(&subchannel)
+        });
+        for (candidate, _) in self.subchannels.iter().filter(is_on_probation).filter_map(Subchannel::candidate) {
+            candidate.load().quota().set_one_at_a_time(has_others);
+        }
     }
 
     /// The state of a channel without a READY instance.

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use http::response::Parts;
 use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::request_head::RequestHead;
-use super::status;
-use crate::channel::outlier::{Outcome, StatusOrigin};
+use super::status::{self, Answer};
+use crate::channel::outlier::{EndedRow, Outcome, StatusOrigin};
 use crate::channel::picks::Pick;
 use crate::channel::subchannel::ReadyConnection;
 use crate::channel::transport::{AttemptError, Exchange, IncomingBody, RequestBody, TransportError};
@@ -20,13 +21,30 @@ pub(super) struct Attempt {
     pick: Pick,
     /// When it was sent.
     at: Instant,
-    /// The answers of its instance by then.
-    answers: u32,
+    /// What the instance had done when the last part of the request went out; `None` while it is the caller's turn to
+    /// send more.
+    sent: Option<Sent>,
     has_deadline: bool,
     /// Whether its outcome was reported already, by its head.
     is_reported: bool,
     /// Whether its response has begun and not ended.
     is_responding: bool,
+    /// The row of failures that the head of its response ended, and the answers of the instance by then.
+    ended: (EndedRow, u32),
+}
+
+/// What an instance had done by the moment when so much of a request was sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Sent {
+    bytes: usize,
+    answers: u32,
+    progress: u32,
+}
+
+impl Sent {
+    fn now(bytes: usize, connection: &ReadyConnection) -> Self {
+        Self { bytes, answers: connection.load().answers(), progress: connection.transport().progress() }
+    }
 }
 
 /// An attempt that failed: the instance, and the status that its call would fail with.
@@ -37,8 +55,8 @@ pub(super) struct FailedAttempt {
 
 impl Attempt {
     pub(super) fn new(pick: Pick, at: Instant, has_deadline: bool) -> Self {
-        let answers = pick.connection().load().answers();
-        Self { pick, at, answers, has_deadline, is_reported: false, is_responding: false }
+        let (sent, ended) = (None, (EndedRow::default(), 0));
+        Self { pick, at, sent, has_deadline, is_reported: false, is_responding: false, ended }
     }
 
     pub(super) fn address(&self) -> &Address {
@@ -55,48 +73,90 @@ impl Attempt {
 
     /// Hands the request to the connection.
     pub(super) fn begin(
-        &self,
+        &mut self,
         head: &mut RequestHead,
         body: &mut RequestBody,
         cx: &mut Context<'_>,
     ) -> Result<Exchange, AttemptError> {
         let transport = self.connection().transport();
         let request = head.request(transport).map_err(AttemptError::Request)?;
-        transport.begin(request, body, cx)
+        let begun = transport.begin(request, body, cx);
+        self.on_sent(body);
+        begun
     }
 
     /// Sends on, and looks for the head of the response.
     pub(super) fn poll_response(
-        &self,
+        &mut self,
         exchange: &mut Exchange,
         body: &mut RequestBody,
         cx: &mut Context<'_>,
     ) -> Poll<Result<http::Response<IncomingBody>, AttemptError>> {
-        exchange.poll_response(self.connection().transport(), body, cx)
+        let response = exchange.poll_response(self.connection().transport(), body, cx);
+        self.on_sent(body);
+        response
     }
 
-    /// The head of the response is here. Returns the status in it, if there is one.
-    pub(super) fn on_head(&mut self, head: &mut http::response::Parts) -> Option<Code> {
+    /// Notes whose turn it is: from the last part of the request on, the instance's silence says something.
+    fn on_sent(&mut self, body: &RequestBody) {
+        if body.is_callers_turn() {
+            self.sent = None;
+        } else if self.sent.is_none_or(|sent| sent.bytes != body.sent_bytes()) {
+            self.sent = Some(Sent::now(body.sent_bytes(), self.connection()));
+        }
+    }
+
+    /// The head of the response is here, and maybe all of it. Returns the status in it, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// It is no gRPC response.
+    pub(super) fn on_head(&mut self, head: &mut Parts, is_all: bool) -> Result<Option<Code>, FailedAttempt> {
         head.extensions.insert(self.instance().clone());
         let timed_out = self.take_server_timeout(&mut head.headers);
         let now = Instant::now();
-        let load = self.connection().load();
-        if !timed_out {
-            load.on_answer(now);
-        }
-        // A head with a status decides, whatever follows; so does one that failed in HTTP.
-        let code = status::code_of(&head.headers).or_else(|| status::code_of_http(head.status));
+        // A head with a status decides, whatever follows.
+        let code = match Answer::of(head) {
+            Answer::Begins if is_all => {
+                let status = status::without_status(self.address());
+                return Err(self.on_not_grpc(status));
+            }
+            Answer::NotGrpc(code) => {
+                let status = status::not_grpc(code, self.address(), head);
+                return Err(self.on_not_grpc(status));
+            }
+            Answer::Begins => {
+                let connection = self.connection();
+                connection.load().on_answer(now);
+                self.ended = (connection.on_head(), connection.load().answers());
+                None
+            }
+            Answer::Status(code) => {
+                if !timed_out {
+                    self.connection().load().on_answer(now);
+                    self.on_status(code);
+                }
+                Some(code)
+            }
+        };
         // Fast failures must not lower the latency average.
         if code.is_none_or(|code| code == Code::Ok) {
-            load.on_latency(now, now - self.at);
+            self.connection().load().on_latency(now, now - self.at);
         }
-        if let Some(code) = code
-            && !timed_out
-        {
-            self.on_status(code);
-        }
-        self.is_reported = timed_out || code.is_some();
-        code
+        self.is_reported = code.is_some();
+        Ok(code)
+    }
+
+    /// The answer, or its end, is no gRPC: that of a proxy, or of a server of another kind.
+    fn on_not_grpc(&self, status: Status) -> FailedAttempt {
+        tracing::debug!(address = %self.address(), status = status.message(), "attempt failed");
+        self.report(status.code(), StatusOrigin::NotGrpc);
+        self.failed_with(status)
+    }
+
+    /// The response ended without a status. Returns that of the call.
+    pub(super) fn on_end_without_status(&self) -> Status {
+        self.on_not_grpc(status::without_status(self.address())).status
     }
 
     /// The response has begun, and is the caller's: the call stays in flight until its end.
@@ -106,9 +166,9 @@ impl Attempt {
     }
 
     /// It was answered with a status alone.
-    pub(super) fn refused(&self, head: &http::response::Parts) -> FailedAttempt {
-        let of_http = || Status::unavailable(format!("{} answers with HTTP status {}", self.address(), head.status));
-        self.failed_with(Status::from_header_map(&head.headers).unwrap_or_else(of_http))
+    pub(super) fn refused(&self, head: &Parts) -> FailedAttempt {
+        let status = Status::from_header_map(&head.headers);
+        self.failed_with(status.unwrap_or_else(|| status::without_status(self.address())))
     }
 
     /// No handler saw the request.
@@ -141,10 +201,10 @@ impl Attempt {
     /// The connection or the stream broke. Returns the status of the call.
     pub(super) fn on_transport_error(&self, error: &TransportError) -> Status {
         let status = error.status(self.address());
-        self.report(
-            status.code(),
-            if error.is_of_connection() { StatusOrigin::Broken } else { StatusOrigin::Answered },
-        );
+        // The end of a connection is reported once, by its driver.
+        if !error.is_of_connection() {
+            self.on_status(status.code());
+        }
         status
     }
 
@@ -158,10 +218,15 @@ impl Attempt {
         self.is_reported
     }
 
-    /// The deadline came first. That says something about the instance only if it answered no call since.
+    /// The deadline came first. That says something about the instance only if it did nothing for its calls since the
+    /// last part of the request went out, and is not replaced by another connection.
     pub(super) fn on_missed(&self) {
-        if self.connection().is_silent_since(self.answers) {
-            self.connection().load().on_missed(Instant::now());
+        let connection = self.connection();
+        connection.on_missed();
+        let is_silent = self.sent.is_some_and(|sent| sent == Sent::now(sent.bytes, connection));
+        if is_silent && !connection.load().quota().is_closed() {
+            connection.load().on_missed(Instant::now());
+            connection.transport().suspect();
             self.report(Code::DeadlineExceeded, StatusOrigin::Missed);
         }
     }
@@ -178,8 +243,15 @@ impl Attempt {
     }
 
     fn report(&self, code: Code, origin: StatusOrigin) {
-        if !self.is_reported && self.connection().on_outcome(Outcome::new(code, origin)) {
-            self.connection().load().on_failure(Instant::now());
+        if self.is_reported {
+            return;
+        }
+        let (ended, answers) = self.ended;
+        let load = self.connection().load();
+        // Another response that began meanwhile ended the row as well.
+        let ended = if load.answers() == answers { ended } else { EndedRow::default() };
+        if self.connection().on_outcome(Outcome::new(code, origin), ended) {
+            load.on_failure(Instant::now());
         }
     }
 

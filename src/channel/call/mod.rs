@@ -30,6 +30,7 @@ mod status;
 
 use std::fmt;
 use std::future::poll_fn;
+use std::mem;
 use std::ops::DerefMut;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -105,15 +106,16 @@ struct Call {
     wait_for_ready: bool,
     /// What the policy makes of the request.
     key: u64,
-    started: Instant,
-    /// The pick of the first attempt, where there was one at once.
-    first: Option<Pick>,
+    /// Whether no pick was looked for yet.
+    is_new: bool,
     /// Only where the method is to be retried.
     retry: Option<Box<RetryState>>,
     /// The last attempt that failed.
     last: Option<Box<FailedAttempt>>,
-    /// The attempts that may still be made without a retry policy, where each provably reached no handler.
+    /// The attempts that may still be made without a retry policy, where nothing of the last one was processed.
     replays: u32,
+    /// Whether a server refused it as one call too many, after which it was made again elsewhere.
+    was_refused: bool,
 }
 
 /// What becomes of a call after a step.
@@ -131,7 +133,6 @@ impl Call {
     ///
     /// INTERNAL where the policy panics.
     fn new(handle: Arc<Handle>, request: http::Request<Body>) -> Result<Self, Status> {
-        let started = Instant::now();
         let config = &handle.config;
         let (head, body) = request.into_parts();
         let key = handle.queue.key(&head)?;
@@ -140,6 +141,7 @@ impl Call {
         let wait_for_ready = head.extensions.get().map_or(waits, |WaitForReady(wait)| *wait);
         let own = timeout_of(&head.headers);
         let timeout = options.timeout.into_iter().chain(config.timeout).min();
+        let started = Instant::now();
         let deadline = Deadline::new(own, timeout, started);
         let retry = options.retry.map(|policy| Box::new(RetryState::new(policy.clone(), config.retry_budget.clone())));
         let mut head = RequestHead::new(head.method, &head.uri, head.headers, &config.user_agent);
@@ -147,10 +149,9 @@ impl Call {
         if deadline.at() != own.map(|own| started + own) {
             head.set_timeout(&deadline, started);
         }
-        let first = handle.queue.pick_now(key);
         let body = RequestBody::new(body);
-        let (last, replays) = (None, REPLAYS);
-        Ok(Self { handle, head, body, deadline, wait_for_ready, key, started, first, retry, last, replays })
+        let (last, replays, is_new, was_refused) = (None, REPLAYS, true, false);
+        Ok(Self { handle, head, body, deadline, wait_for_ready, key, is_new, retry, last, replays, was_refused })
     }
 
     /// Makes attempts until one of them decides.
@@ -164,7 +165,7 @@ impl Call {
                 };
                 match verdict {
                     Verdict::Done(result) => return result,
-                    Verdict::Replay => self.replays -= 1,
+                    Verdict::Replay => self.replays = self.replays.saturating_sub(1),
                     Verdict::Retry(pause) => self.pause(pause).await,
                 }
             }
@@ -173,8 +174,11 @@ impl Call {
 
     /// A pick for the next attempt, and when it was there.
     async fn pick(&mut self) -> Result<(Pick, Instant), Verdict> {
-        if let Some(pick) = self.first.take() {
-            return Ok((pick, self.started));
+        // Not before the first poll: a future that is kept for later must not hold a place.
+        if mem::take(&mut self.is_new)
+            && let Some(pick) = self.handle.queue.pick_now(self.key)
+        {
+            return Ok((pick, Instant::now()));
         }
         let avoid = self.avoid();
         let picking = Box::pin(self.handle.queue.pick(avoid, self.wait_for_ready, self.key));
@@ -200,7 +204,7 @@ impl Call {
         if let Some(retry) = &mut self.retry {
             retry.on_attempt(at);
         }
-        let attempt = Attempt::new(pick, at, self.deadline.at().is_some());
+        let mut attempt = Attempt::new(pick, at, self.deadline.at().is_some());
         let begun = poll_fn(|cx| Poll::Ready(attempt.begin(&mut self.head, &mut self.body, cx))).await;
         let mut exchange = match begun {
             Ok(exchange) => exchange,
@@ -218,11 +222,7 @@ impl Call {
                 let failed = attempt.on_too_slow();
                 self.on_failed(failed)
             }
-            None => {
-                attempt.on_missed();
-                let waiting_for = format!("{} to answer", attempt.address());
-                Verdict::Done(Err(status::deadline_exceeded(&waiting_for)))
-            }
+            None => Verdict::Done(Err(missed(&attempt))),
         }
     }
 
@@ -234,7 +234,14 @@ impl Call {
         response: http::Response<IncomingBody>,
     ) -> Verdict {
         let (mut head, incoming) = response.into_parts();
-        let code = attempt.on_head(&mut head);
+        let is_all = http_body::Body::is_end_stream(&incoming);
+        let code = match attempt.on_head(&mut head, is_all) {
+            Ok(code) => code,
+            Err(failed) => {
+                exchange.finish(&self.body);
+                return self.on_failed(failed);
+            }
+        };
         if let (Some(Code::Ok), Some(budget)) = (code, &self.handle.config.retry_budget) {
             budget.on_success();
         }
@@ -244,15 +251,15 @@ impl Call {
             self.last = Some(Box::new(attempt.refused(&head)));
             return Verdict::Retry(pause);
         }
-        if http_body::Body::is_end_stream(&incoming) {
+        if is_all {
             exchange.finish(&self.body);
             return Verdict::Done(Ok(http::Response::from_parts(head, ResponseBody::default())));
         }
         attempt.on_response_begin();
         let call = OpenCall {
             attempt,
-            sender: exchange.send_rest(std::mem::take(&mut self.body)),
-            deadline: std::mem::take(&mut self.deadline),
+            sender: exchange.send_rest(mem::take(&mut self.body)),
+            deadline: mem::take(&mut self.deadline),
             retry_budget: self.handle.config.retry_budget.clone(),
             messages: 0,
         };
@@ -263,14 +270,20 @@ impl Call {
     fn on_error(&mut self, attempt: &Attempt, error: AttemptError) -> Verdict {
         match error {
             AttemptError::Request(status) => Verdict::Done(Err(status)),
+            // Servers that reset a call at its deadline are heard a moment before our own clock is looked at.
+            AttemptError::MaybeProcessed(error) if error.is_cancelled_by_server() && self.deadline.is_over() => {
+                Verdict::Done(Err(missed(attempt)))
+            }
             AttemptError::MaybeProcessed(error) => self.on_failed(attempt.on_broken(&error)),
             AttemptError::Unprocessed { error, is_unsent } => {
                 let failed = attempt.on_unprocessed(&error, is_unsent);
+                let may_replay =
+                    if error.is_refusal() { !mem::replace(&mut self.was_refused, true) } else { self.replays > 0 };
                 // Without its body there is no second attempt, so the call must not wait for a pick either.
                 if !self.body.is_replayable() {
                     return Verdict::Done(Err(failed.status));
                 }
-                if self.replays > 0 {
+                if may_replay {
                     self.last = Some(Box::new(failed));
                     return Verdict::Replay;
                 }
@@ -316,6 +329,12 @@ impl Call {
     }
 }
 
+/// The deadline of a call passed before the head of its response. Returns its status.
+fn missed(attempt: &Attempt) -> Status {
+    attempt.on_missed();
+    status::deadline_exceeded(&format!("{} to answer", attempt.address()))
+}
+
 /// The output of `future`; `None` where the deadline comes first.
 async fn within<F: Future>(deadline: &mut Deadline, mut future: Pin<impl DerefMut<Target = F>>) -> Option<F::Output> {
     poll_fn(|cx| match future.as_mut().poll(cx) {
@@ -325,6 +344,7 @@ async fn within<F: Future>(deadline: &mut Deadline, mut future: Pin<impl DerefMu
     .await
 }
 
-/// How often one call is made again invisibly. Each attempt that reached no handler came from an instance that will be
-/// READY no more or refuses now: after ten of them in a row, the failure is better news than an eleventh attempt.
+/// How often one call is made again invisibly. Each attempt of which nothing was processed came from an instance that
+/// will be READY no more: after ten of them in a row, the failure is better news than an eleventh attempt. A refusal as
+/// one call too many is replayed once: more would multiply the load just when servers shed it.
 const REPLAYS: u32 = 9;

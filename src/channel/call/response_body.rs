@@ -39,37 +39,56 @@ impl ResponseBody {
     }
 
     /// The response ended, with these trailers.
-    fn on_end(&mut self, trailers: Option<&mut Frame<Bytes>>) {
-        let Some(call) = self.call.take() else { return };
-        match trailers.and_then(Frame::trailers_mut) {
-            Some(trailers) => {
-                if !call.attempt.take_server_timeout(trailers) {
-                    call.on_status(status::code_of(trailers).unwrap_or(Code::Unknown));
-                }
-            }
-            None => call.on_status(Code::Unknown),
+    ///
+    /// # Errors
+    ///
+    /// There is no status in them.
+    fn on_end(&mut self, trailers: Option<&mut Frame<Bytes>>) -> Result<(), Status> {
+        self.incoming = None;
+        let Some(call) = self.call.take() else { return Ok(()) };
+        // The head said it already.
+        if call.attempt.is_reported() {
+            return Ok(());
         }
+        let Some(trailers) = trailers.and_then(Frame::trailers_mut) else {
+            return Err(call.attempt.on_end_without_status());
+        };
+        if !call.attempt.take_server_timeout(trailers) {
+            let code = status::code_of(trailers).ok_or_else(|| call.attempt.on_end_without_status())?;
+            call.on_status(code);
+        }
+        Ok(())
     }
 
     fn on_error(&mut self, error: &TransportError) -> Status {
+        self.incoming = None;
         let Some(call) = self.call.take() else { return Status::unknown(error.to_string()) };
         // The caller's own stream failed, and that reset the call: nothing that the instance did.
-        call.sender.failure().unwrap_or_else(|| call.attempt.on_transport_error(error))
+        if let Some(status) = call.sender.failure() {
+            return status;
+        }
+        // Servers that reset a call at its deadline are heard a moment before our own clock is looked at.
+        if error.is_cancelled_by_server() && call.deadline.is_over() {
+            return call.on_missed();
+        }
+        call.attempt.on_transport_error(error)
     }
 
     fn on_deadline(&mut self) -> Option<Status> {
         // Dropping it resets the stream.
         self.incoming = None;
-        let call = self.call.take()?;
-        call.attempt.on_missed();
-        Some(status::deadline_exceeded(&format!("the rest of the answer of {}", call.attempt.address())))
+        self.call.take().map(|call| call.on_missed())
     }
 }
 
 impl OpenCall {
+    fn on_missed(&self) -> Status {
+        self.attempt.on_missed();
+        status::deadline_exceeded(&format!("the rest of the answer of {}", self.attempt.address()))
+    }
+
     fn on_status(&self, code: Code) {
         if code == Code::Ok
-            && !self.attempt.is_reported()
             && let Some(budget) = &self.retry_budget
         {
             budget.on_success();
@@ -96,23 +115,16 @@ impl Body for ResponseBody {
         match Pin::new(incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(mut frame))) => {
                 if frame.is_trailers() {
-                    this.on_end(Some(&mut frame));
-                    this.incoming = None;
+                    if let Err(status) = this.on_end(Some(&mut frame)) {
+                        return Poll::Ready(Some(Err(status)));
+                    }
                 } else if let Some(call) = &mut this.call {
                     call.messages = 2.min(call.messages + 1);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => {
-                let status = this.on_error(&error);
-                this.incoming = None;
-                Poll::Ready(Some(Err(status)))
-            }
-            Poll::Ready(None) => {
-                this.on_end(None);
-                this.incoming = None;
-                Poll::Ready(None)
-            }
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(this.on_error(&error)))),
+            Poll::Ready(None) => Poll::Ready(this.on_end(None).err().map(Err)),
             Poll::Pending => match &mut this.call {
                 Some(call) => call.deadline.poll_missed(cx).map(|()| this.on_deadline().map(Err)),
                 None => Poll::Pending,
@@ -121,7 +133,8 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(IncomingBody::is_end_stream)
+        // Before that its status is still to be looked at.
+        self.incoming.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -1,4 +1,12 @@
 //! Whether an instance takes calls, as far as its failures decide: out, on probation, back.
+//!
+//! ```text
+//! In --failures in a row, or a rate--> Out --time--> Probation --a response, or time--> Returned
+//!                                       ^                |
+//!                                       +---a failure----+
+//! ```
+//!
+//! Each state but `In` and `Returned` has a way out that needs no call.
 
 use tokio::time::Instant;
 
@@ -12,8 +20,8 @@ pub(crate) enum Ejection {
     In,
     /// It takes no calls until then; it was ejected this often lately.
     Out { until: Instant, times: u32 },
-    /// Its time is over: one call at a time is sent to it, and the first to end decides.
-    Probation { times: u32 },
+    /// Its time is over: one call at a time is sent to it, until the first response begins, or until this moment.
+    Probation { until: Instant, times: u32 },
     /// It takes calls since then, and each interval that it stays takes one of these times off the next ejection.
     Returned { since: Instant, times: u32 },
 }
@@ -27,7 +35,7 @@ impl Ejection {
         let before = match *self {
             Self::Out { .. } => return None,
             Self::In => 0,
-            Self::Probation { times } => times,
+            Self::Probation { times, .. } => times,
             Self::Returned { since, times } => {
                 // As if a timer took one off at the end of each interval.
                 let stayed = now.saturating_duration_since(since).as_nanos() / detection.interval.as_nanos().max(1);
@@ -40,23 +48,40 @@ impl Ejection {
         Some(until)
     }
 
-    /// Puts the instance on probation if its time is over, and returns whether that happened. Connections that are made
-    /// now need a tally [on probation](super::Tally::on_probation).
-    pub(crate) fn begin_probation(&mut self, now: Instant) -> bool {
+    /// Puts the instance on probation if its time is over, and returns until when. Connections that are made now need a
+    /// tally [on probation](super::Tally::on_probation).
+    pub(crate) fn begin_probation(&mut self, now: Instant, detection: &OutlierDetection) -> Option<Instant> {
         match *self {
             Self::Out { until, times } if until <= now => {
-                *self = Self::Probation { times };
-                true
+                let until = now + detection.ejection_time;
+                *self = Self::Probation { until, times };
+                Some(until)
             }
-            _ => false,
+            _ => None,
         }
     }
 
-    /// Takes the instance back: a call succeeded on probation.
-    pub(crate) fn on_proved(&mut self, now: Instant) {
-        if let Self::Probation { times } = *self {
-            *self = Self::Returned { since: now, times };
+    /// Whether the time of a probation is over.
+    pub(crate) fn is_probation_over(&self, now: Instant) -> bool {
+        matches!(*self, Self::Probation { until, .. } if until <= now)
+    }
+
+    /// Goes on with a probation whose time is over, and returns until when: the first call is still on its way.
+    pub(crate) fn prolong_probation(&mut self, now: Instant, detection: &OutlierDetection) -> Option<Instant> {
+        match self {
+            Self::Probation { until, .. } => {
+                *until = now + detection.ejection_time;
+                Some(*until)
+            }
+            _ => None,
         }
+    }
+
+    /// Takes the instance back from probation, and returns whether it was on one.
+    pub(crate) fn take_back(&mut self, now: Instant) -> bool {
+        let Self::Probation { times, .. } = *self else { return false };
+        *self = Self::Returned { since: now, times };
+        true
     }
 
     /// Forgets everything: the process that runs there now is not the one that failed.
@@ -76,7 +101,8 @@ impl Ejection {
     }
 }
 
-/// Whether one more of that many instances may be ejected. Those on probation count as out: they carry no load yet.
+/// Whether one more of that many instances may be ejected. Those on probation are not out: they are READY, and take all
+/// calls where nothing else is.
 pub(crate) fn may_eject(already_out: usize, of: usize, detection: &OutlierDetection) -> bool {
     (already_out + 1) * 100 <= of * usize::from(detection.max_ejected_percent)
 }
@@ -103,8 +129,8 @@ mod tests {
         let until = due(ejection).expect("it is out");
         let lasted = until - *now;
         *now = until;
-        assert!(ejection.begin_probation(*now), "its time is over");
-        ejection.on_proved(*now);
+        assert!(ejection.begin_probation(*now, detection).is_some(), "its time is over");
+        assert!(ejection.take_back(*now), "a response");
         lasted
     }
 
@@ -121,12 +147,18 @@ mod tests {
         assert!(ejection.is_out() && !ejection.is_on_probation(), "it takes no calls");
         assert_eq!(due(&ejection), Some(until), "it is due when its time is over");
 
-        assert!(!ejection.begin_probation(until - Duration::from_nanos(1)), "its time is not over");
+        assert_eq!(ejection.begin_probation(until - Duration::from_nanos(1), &detection), None, "its time is not over");
         assert!(ejection.is_out(), "so it stays out");
-        assert!(ejection.begin_probation(until), "its time is over");
+        let probation = ejection.begin_probation(until, &detection);
+        assert_eq!(probation, Some(until + 5 * SECOND), "its time is over");
         assert!(ejection.is_on_probation() && !ejection.is_out() && due(&ejection).is_none(), "it takes a probe");
 
-        ejection.on_proved(until);
+        assert!(!ejection.is_probation_over(until + 4 * SECOND) && ejection.is_probation_over(until + 5 * SECOND));
+        let later = until + 5 * SECOND;
+        assert_eq!(ejection.prolong_probation(later, &detection), Some(later + 5 * SECOND), "its probe is on its way");
+        assert!(!ejection.is_probation_over(later), "once more");
+
+        assert!(ejection.take_back(until), "it was on probation");
         assert_eq!(ejection, Ejection::Returned { since: until, times: 1 }, "it is back, and not yet forgotten");
         assert!(!ejection.is_out() && !ejection.is_on_probation() && due(&ejection).is_none(), "it takes calls");
     }
@@ -137,17 +169,18 @@ mod tests {
         let states = [
             Ejection::In,
             Ejection::Out { until: now + SECOND, times: 2 },
-            Ejection::Probation { times: 2 },
+            Ejection::Probation { until: now + SECOND, times: 2 },
             Ejection::Returned { since: now, times: 2 },
         ];
         for state in states {
             let mut ejection = state;
-            assert!(!ejection.begin_probation(now), "no ejection time is over");
+            assert_eq!(ejection.begin_probation(now, &detection), None, "no ejection time is over");
+            assert!(!ejection.is_probation_over(now), "nor that of a probation");
             assert_eq!(ejection, state, "so nothing moves");
 
-            ejection.on_proved(now);
+            assert_eq!(ejection.take_back(now), state.is_on_probation());
             let proved = if state.is_on_probation() { Ejection::Returned { since: now, times: 2 } } else { state };
-            assert_eq!(ejection, proved, "only a probation can be proved");
+            assert_eq!(ejection, proved, "only from probation is it taken back");
 
             ejection = state;
             ejection.eject(now, &detection);
@@ -178,7 +211,7 @@ mod tests {
             let until = due(&ejection).expect("it is out");
             lasted.push((until - now).as_secs());
             now = until;
-            assert!(ejection.begin_probation(now), "its time is over");
+            assert!(ejection.begin_probation(now, &detection).is_some(), "its time is over");
         }
         assert_eq!(lasted, [5, 10, 20, 25, 25, 25], "each failed probe doubles it, up to 25 s");
     }

@@ -1,9 +1,10 @@
-//! Outcomes of calls flow in, ejections and returns flow out: which instances are kept from being picked for a while,
+//! Evidence of calls flows in, ejections and returns flow out: which instances are kept from being picked for a while,
 //! and why.
 //!
 //! Pure logic: calls count with atomics in a [`Tally`], a subchannel owns one [`Ejection`] and passes the time in. Here
 //! are the options, and what became of a call.
 
+mod compared;
 mod ejection;
 mod sweep;
 mod tally;
@@ -16,17 +17,30 @@ use tonic::Code;
 
 pub(crate) use self::ejection::{Ejection, may_eject};
 pub(crate) use self::sweep::{Interval, sweep};
-pub(crate) use self::tally::{Tally, Verdict};
+pub(crate) use self::compared::Compared;
+pub(crate) use self::tally::{EndedRow, Tally, Verdict};
 use crate::error::ConfigError;
 
 /// When an instance that fails is kept from being picked, and for how long.
 ///
 /// On by default: after three failures in a row an instance is out for 5 s, then 10 s, 20 s and 25 s if it goes on like
-/// that, and never are more than half of the instances out. It returns by probe: one call is sent to it, and what
-/// becomes of that call decides. Comparing the failure rates of whole intervals, as gRPC's A50 has it, is an option:
+/// that, and never are more than half of the instances out. It returns on probation: it takes one call at a time until
+/// the head of a response comes, or until nothing was held against it for [`ejection_time`](Self::ejection_time). Where
+/// nothing else is READY it takes all calls. Comparing the failure rates of whole intervals, as gRPC's A50 has it, is an option:
 /// [`failure_percentage`](Self::failure_percentage) and [`success_rate`](Self::success_rate).
 ///
-/// A call that its caller gave up never counts.
+/// What proves something, and what does not:
+///
+/// | seen | counts as |
+/// | --- | --- |
+/// | the head of a gRPC response | a success; its status may still be a failure |
+/// | UNAVAILABLE from the server | a failure |
+/// | an answer that is no gRPC: an HTTP error or page of a proxy or a stranger, a response without a status | a failure |
+/// | the connection breaks unannounced with calls open | one failure, however many calls |
+/// | its end after a GOAWAY, or while it was idle | nothing |
+/// | a deadline passes, and the instance answered no call since the whole request was sent | a failure, unless the other instances miss theirs as well |
+/// | a deadline passes otherwise: it answered others, or the caller was not done with its request | nothing |
+/// | a call that its caller gave up; a failed attempt to connect | nothing |
 #[derive(Debug, Clone)]
 #[must_use = "it does nothing before a channel is given it"]
 pub struct OutlierDetection {
@@ -102,17 +116,23 @@ impl OutlierDetection {
         self
     }
 
-    /// What counts as a failure. Defaults to UNAVAILABLE, a broken connection and a missed deadline.
+    /// What counts as a failure. Defaults to UNAVAILABLE, a broken connection, a missed deadline and an answer that is
+    /// no gRPC.
     ///
-    /// Asked once for each call that ended, on the task that made it: it should be quick. What is no failure is a
-    /// success if the server answered, and counts as nothing at all otherwise.
+    /// Asked once for each call that ended, on the task that made it: it should be quick. A broken connection is asked
+    /// about once, with UNAVAILABLE, not for each of its calls. What is no failure is a success if the server answered,
+    /// and counts as nothing at all otherwise.
+    ///
+    /// A server of another kind that took over an address answers UNIMPLEMENTED to every call, quickly. Where all
+    /// instances implement all methods, count that as well:
     ///
     /// ```
     /// use tonic::Code;
     /// use tonic_etcd::outlier::{OutlierDetection, StatusOrigin};
     ///
     /// let detection = OutlierDetection::new().failure_when(|outcome| {
-    ///     outcome.origin() != StatusOrigin::Answered || matches!(outcome.code(), Code::Unavailable | Code::Internal)
+    ///     let codes = [Code::Unavailable, Code::Unimplemented];
+    ///     outcome.origin() != StatusOrigin::Answered || codes.contains(&outcome.code())
     /// });
     /// # _ = detection;
     /// ```
@@ -306,10 +326,13 @@ impl Outcome {
 pub enum StatusOrigin {
     /// The server answered, with whatever status.
     Answered,
-    /// The connection broke under the call.
+    /// The connection broke, unannounced and with calls open.
     Broken,
-    /// The deadline passed first, and the instance answered no other call since this one was sent.
+    /// The deadline passed first, and the instance answered no call since the whole request was sent.
     Missed,
+    /// What answered does not speak gRPC: an HTTP error or another content type without a `grpc-status`, or a response
+    /// that ended without one.
+    NotGrpc,
 }
 
 fn is_time(time: Duration, max: Duration) -> bool {

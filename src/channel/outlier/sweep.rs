@@ -8,7 +8,7 @@ use super::{OutlierDetection, SuccessRate};
 pub(crate) struct Interval {
     pub(crate) successes: u32,
     pub(crate) failures: u32,
-    /// Whether it is out or on probation: it counts towards the limit and is not ejected again.
+    /// Whether it is out: it counts towards the limit and is not ejected again.
     pub(crate) is_out: bool,
 }
 

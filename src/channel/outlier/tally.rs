@@ -1,18 +1,21 @@
-//! Outcomes of an instance's calls, counted together: a row of failures, a probation, the numbers of an interval.
+//! Evidence about an instance, counted together: a row of failures, a probation, missed deadlines, the numbers of an
+//! interval.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::{Outcome, OutlierDetection, StatusOrigin};
 
-/// Counts the outcomes of an instance's calls; shared with them, and a few words small.
+/// Counts the evidence that an instance's calls bring; shared with them, and a few words small.
 ///
 /// All of it is `Relaxed`: each word stands alone, and verdicts travel through the balancer's queue.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    /// Failures in a row up to the limit, or [`PROBATION`].
+    /// Failures in a row up to the limit, with the flags [`PROBATION`] and [`MISSED`].
     row: AtomicU32,
     successes: AtomicU32,
     failures: AtomicU32,
+    /// Deadlines that passed, modulo 2^32, whatever they prove.
+    missed: AtomicU32,
 }
 
 /// A verdict on an instance, for the balancer.
@@ -20,55 +23,109 @@ pub(crate) struct Tally {
 pub(crate) enum Verdict {
     /// Eject it: a row reached the limit, or a call failed while it was on probation.
     Failing,
-    /// Take it back: a call succeeded while it was on probation.
+    /// Take it back: a response began while it was on probation.
     Proved,
+    /// A missed deadline is the first of its row: from now on the other instances are compared with.
+    Suspected,
 }
 
+/// The row that the head of a response has ended. The same response may still fail, which goes on with it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct EndedRow(u32);
+
 impl Tally {
-    /// The tally of a connection that is made on probation: the first of its calls to end decides whether the instance
-    /// returns.
+    /// The tally of a connection that is made on probation: its first response decides whether the instance returns.
     pub(crate) fn on_probation() -> Self {
         Self { row: AtomicU32::new(PROBATION), ..Self::default() }
     }
 
-    /// Counts the end of one call. A verdict goes to the balancer; each occasion has exactly one.
+    /// A response has begun, with a status that is no failure or without one yet: ends the row, and a probation.
+    /// Returns the verdict, if there is one, and the row for [`resume`](Self::resume).
+    ///
+    /// One load on the fast path, so that the cache line stays shared between cores.
+    pub(crate) fn on_head(&self) -> (Option<Verdict>, EndedRow) {
+        if self.row.load(Relaxed) == 0 {
+            return (None, EndedRow::default());
+        }
+        let row = self.row.swap(0, Relaxed);
+        ((row & PROBATION != 0).then_some(Verdict::Proved), EndedRow(row & COUNT))
+    }
+
+    /// A response that had ended this row fails, and no other has begun meanwhile: its head proved nothing. The failure
+    /// itself is still to be recorded.
+    pub(crate) fn resume(&self, ended: EndedRow) {
+        if ended != EndedRow::default() {
+            // Whatever was counted meanwhile is more recent.
+            let _ = self.row.compare_exchange(0, ended.0, Relaxed, Relaxed);
+        }
+    }
+
+    /// Counts the outcome of one call. A verdict goes to the balancer; each occasion has exactly one.
     pub(crate) fn record(&self, failed: bool, outcome: Outcome, detection: &OutlierDetection) -> Option<Verdict> {
         if failed {
-            self.failure(detection).then_some(Verdict::Failing)
+            self.failure(outcome.origin == StatusOrigin::Missed, detection)
         } else if outcome.origin == StatusOrigin::Answered {
-            self.success(detection).then_some(Verdict::Proved)
+            self.success(detection)
         } else {
             None
         }
     }
 
-    /// Counts a success: ends the row. True exactly when it ends a probation.
-    ///
-    /// One load on the fast path, so that the cache line stays shared between cores.
-    pub(crate) fn success(&self, detection: &OutlierDetection) -> bool {
+    /// A deadline passed, whatever that proves about the instance.
+    pub(crate) fn on_missed(&self) {
+        self.missed.fetch_add(1, Relaxed);
+    }
+
+    /// The deadlines that passed, modulo 2^32.
+    pub(crate) fn missed(&self) -> u32 {
+        self.missed.load(Relaxed)
+    }
+
+    /// Whether the present row has a missed deadline in it.
+    pub(crate) fn has_missed(&self) -> bool {
+        self.row.load(Relaxed) & MISSED != 0
+    }
+
+    /// Counts a success: ends the row, and a probation.
+    fn success(&self, detection: &OutlierDetection) -> Option<Verdict> {
         if detection.counts_intervals() {
             self.successes.fetch_add(1, Relaxed);
         }
-        self.row.load(Relaxed) != 0 && self.row.swap(0, Relaxed) & PROBATION != 0
+        self.on_head().0
     }
 
-    /// Counts a failure. True exactly when a row reaches the limit, or a probation ends by it.
-    pub(crate) fn failure(&self, detection: &OutlierDetection) -> bool {
+    /// Counts a failure. [`Verdict::Failing`] exactly when a row reaches the limit, or a probation ends by it.
+    fn failure(&self, is_missed: bool, detection: &OutlierDetection) -> Option<Verdict> {
         if detection.counts_intervals() {
             self.failures.fetch_add(1, Relaxed);
         }
         let limit = detection.consecutive_failures;
-        let lengthen = |row| if row & PROBATION != 0 { Some(limit) } else { (row < limit).then(|| row + 1) };
-        let before = self.row.fetch_update(Relaxed, Relaxed, lengthen);
-        before.is_ok_and(|row| row & PROBATION != 0 || row + 1 == limit)
+        let flag = if is_missed { MISSED } else { 0 };
+        let lengthen = |row| {
+            let on_probation = row & PROBATION != 0;
+            let count = if on_probation { limit } else { (row & COUNT) + 1 };
+            (on_probation || row & COUNT < limit).then_some(count | row & MISSED | flag)
+        };
+        let before = self.row.fetch_update(Relaxed, Relaxed, lengthen).ok()?;
+        if before & PROBATION != 0 || (before & COUNT) + 1 == limit {
+            Some(Verdict::Failing)
+        } else {
+            (is_missed && before & MISSED == 0).then_some(Verdict::Suspected)
+        }
     }
 
-    /// Begins to count a new row: after an ejection that was not allowed, so that the next full row asks again.
+    /// A connection broke under open calls: one failure, however many they are. True where that ejects.
+    pub(crate) fn on_broken(&self, detection: &OutlierDetection) -> bool {
+        self.failure(false, detection) == Some(Verdict::Failing)
+    }
+
+    /// Begins to count a new row, without a probation: after an ejection that was not allowed, so that the next full
+    /// row asks again.
     pub(crate) fn restart_row(&self) {
         self.row.store(0, Relaxed);
     }
 
-    /// Forgets everything.
+    /// Forgets everything but the number of missed deadlines, which only differences are made of.
     pub(crate) fn reset(&self) {
         self.restart_row();
         self.take_interval();
@@ -82,6 +139,12 @@ impl Tally {
 
 /// In [`Tally::row`]: the instance is on probation.
 const PROBATION: u32 = 1 << 31;
+
+/// In [`Tally::row`]: a missed deadline is among the failures.
+const MISSED: u32 = 1 << 30;
+
+/// In [`Tally::row`]: the number of failures.
+const COUNT: u32 = MISSED - 1;
 
 #[cfg(test)]
 mod tests {
@@ -99,6 +162,16 @@ mod tests {
         OutlierDetection::new()
     }
 
+    /// A failure that is no missed deadline; whether it ejects.
+    fn fails(tally: &Tally, detection: &OutlierDetection) -> bool {
+        tally.failure(false, detection) == Some(Verdict::Failing)
+    }
+
+    /// A success; whether it ends a probation.
+    fn succeeds(tally: &Tally, detection: &OutlierDetection) -> bool {
+        tally.success(detection) == Some(Verdict::Proved)
+    }
+
     fn off() -> OutlierDetection {
         OutlierDetection::new().consecutive_failures(0)
     }
@@ -106,7 +179,7 @@ mod tests {
     #[test]
     fn the_third_failure_in_a_row_is_reported_and_no_other() {
         let (tally, detection) = (Tally::default(), three());
-        let reports: Vec<bool> = (0..10).map(|_| tally.failure(&detection)).collect();
+        let reports: Vec<bool> = (0..10).map(|_| fails(&tally, &detection)).collect();
         let third: Vec<bool> = (0..10).map(|call| call == 2).collect();
         assert_eq!(reports, third, "one report a row, at the third failure");
     }
@@ -115,33 +188,33 @@ mod tests {
     fn a_success_ends_the_row() {
         let (tally, detection) = (Tally::default(), three());
         for _ in 0..5 {
-            assert!(!tally.failure(&detection), "the first of a row");
-            assert!(!tally.failure(&detection), "the second of a row");
-            assert!(!tally.success(&detection), "there is no probation that it could end");
+            assert!(!fails(&tally, &detection), "the first of a row");
+            assert!(!fails(&tally, &detection), "the second of a row");
+            assert!(!succeeds(&tally, &detection), "there is no probation that it could end");
         }
-        assert!(!tally.failure(&detection) && !tally.failure(&detection), "the row begins anew");
-        assert!(tally.failure(&detection), "and is reported at the third");
+        assert!(!fails(&tally, &detection) && !fails(&tally, &detection), "the row begins anew");
+        assert!(fails(&tally, &detection), "and is reported at the third");
     }
 
     #[test]
     fn a_limit_of_one_reports_the_first_failure() {
         let (tally, detection) = (Tally::default(), three().consecutive_failures(1));
-        assert!(tally.failure(&detection), "the first failure is the whole row");
-        assert!(!tally.failure(&detection), "once a row");
+        assert!(fails(&tally, &detection), "the first failure is the whole row");
+        assert!(!fails(&tally, &detection), "once a row");
     }
 
     #[test]
     fn no_row_is_reported_if_it_is_switched_off() {
         let (tally, detection) = (Tally::default(), off());
-        assert!((0..100).all(|_| !tally.failure(&detection)), "rows are off");
+        assert!((0..100).all(|_| !fails(&tally, &detection)), "rows are off");
     }
 
     #[test]
     fn a_row_that_began_anew_is_reported_again() {
         let (tally, detection) = (Tally::default(), three());
-        assert!((0..3).any(|_| tally.failure(&detection)), "a whole row");
+        assert!((0..3).any(|_| fails(&tally, &detection)), "a whole row");
         tally.restart_row();
-        let reports: Vec<bool> = (0..4).map(|_| tally.failure(&detection)).collect();
+        let reports: Vec<bool> = (0..4).map(|_| fails(&tally, &detection)).collect();
         assert_eq!(reports, [false, false, true, false], "three more failures ask again");
     }
 
@@ -149,13 +222,13 @@ mod tests {
     fn on_probation_the_first_call_to_end_decides_once() {
         for detection in [three(), off()] {
             let tally = Tally::on_probation();
-            assert!(tally.success(&detection), "it proves the instance");
-            assert!(!tally.success(&detection), "which was reported already");
+            assert!(succeeds(&tally, &detection), "it proves the instance");
+            assert!(!succeeds(&tally, &detection), "which was reported already");
 
             let tally = Tally::on_probation();
-            assert!(tally.failure(&detection), "one failure is enough on probation");
-            assert!(!tally.failure(&detection), "which was reported already");
-            assert!(!tally.success(&detection), "the probation is over");
+            assert!(fails(&tally, &detection), "one failure is enough on probation");
+            assert!(!fails(&tally, &detection), "which was reported already");
+            assert!(!succeeds(&tally, &detection), "the probation is over");
         }
     }
 
@@ -182,13 +255,13 @@ mod tests {
     #[test]
     fn intervals_are_counted_only_where_they_are_read() {
         let (tally, detection) = (Tally::default(), three().failure_percentage(FailurePercentage::new()));
-        tally.success(&three());
-        tally.failure(&three());
+        succeeds(&tally, &three());
+        fails(&tally, &three());
         assert_eq!(tally.take_interval(), (0, 0), "no algorithm is on");
         for _ in 0..7 {
-            tally.success(&detection);
+            succeeds(&tally, &detection);
         }
-        tally.failure(&detection);
+        fails(&tally, &detection);
         assert_eq!(tally.take_interval(), (7, 1), "one is on");
         assert_eq!(tally.take_interval(), (0, 0), "each interval begins at zero");
     }
@@ -196,14 +269,14 @@ mod tests {
     #[test]
     fn a_reset_forgets_row_probation_and_interval() {
         let (tally, detection) = (Tally::default(), three().failure_percentage(FailurePercentage::new()));
-        tally.failure(&detection);
-        tally.failure(&detection);
+        fails(&tally, &detection);
+        fails(&tally, &detection);
         tally.reset();
-        assert!(!tally.failure(&detection), "the row began anew");
+        assert!(!fails(&tally, &detection), "the row began anew");
         assert_eq!(tally.take_interval(), (0, 1), "the interval, too");
         let tally = Tally::on_probation();
         tally.reset();
-        assert!(!tally.success(&detection), "the probation is over");
+        assert!(!succeeds(&tally, &detection), "the probation is over");
     }
 
     #[test]
@@ -213,7 +286,7 @@ mod tests {
             let start = Barrier::new(THREADS);
             let fail = || {
                 start.wait();
-                (0..50).filter(|_| tally.failure(detection)).count()
+                (0..50).filter(|_| fails(tally, detection)).count()
             };
             thread::scope(|scope| {
                 let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(fail)).collect();
@@ -268,8 +341,8 @@ mod tests {
                 let step = STEPS[rest % STEPS.len()];
                 rest /= STEPS.len();
                 let returned = match step {
-                    Success => tally.success(&detection),
-                    Failure => tally.failure(&detection),
+                    Success => succeeds(&tally, &detection),
+                    Failure => fails(&tally, &detection),
                     RestartRow => {
                         tally.restart_row();
                         false
@@ -283,7 +356,49 @@ mod tests {
     }
 
     #[test]
-    fn a_tally_is_three_words_of_32_bits() {
-        assert_eq!(size_of::<Tally>(), 12, "it is part of every idle instance");
+    fn a_tally_is_four_words_of_32_bits() {
+        assert_eq!(size_of::<Tally>(), 16, "it is part of every idle instance");
+    }
+
+    #[test]
+    fn a_head_ends_a_row_and_a_probation_and_its_own_failure_goes_on_with_the_row() {
+        let (tally, detection) = (Tally::default(), three());
+        assert!(!fails(&tally, &detection) && !fails(&tally, &detection), "two of a row");
+        let (verdict, ended) = tally.on_head();
+        assert_eq!((verdict, ended), (None, EndedRow(2)), "there was no probation");
+        assert_eq!(tally.on_head(), (None, EndedRow(0)), "the row is over");
+        tally.resume(ended);
+        assert!(fails(&tally, &detection), "the response of that head failed: the third in a row");
+
+        let tally = Tally::default();
+        fails(&tally, &detection);
+        let (_, ended) = tally.on_head();
+        fails(&tally, &detection);
+        tally.resume(ended);
+        assert!(!fails(&tally, &detection) && fails(&tally, &detection), "a newer row is not replaced");
+
+        let tally = Tally::on_probation();
+        let (verdict, ended) = tally.on_head();
+        assert_eq!((verdict, ended), (Some(Verdict::Proved), EndedRow(0)), "it takes calls");
+        tally.resume(ended);
+        assert!(!fails(&tally, &detection), "a failure later is the first of a row");
+    }
+
+    #[test]
+    fn the_first_missed_deadline_of_a_row_is_a_suspicion() {
+        let (tally, detection) = (Tally::default(), three());
+        assert_eq!(tally.failure(false, &detection), None, "not a missed one");
+        assert!(!tally.has_missed());
+        assert_eq!(tally.failure(true, &detection), Some(Verdict::Suspected), "the first missed one");
+        assert!(tally.has_missed());
+        assert_eq!(tally.failure(true, &detection), Some(Verdict::Failing), "the third failure");
+        assert!(tally.has_missed(), "until the row ends");
+        tally.on_head();
+        assert!(!tally.has_missed(), "with a response");
+        assert_eq!(tally.failure(true, &detection), Some(Verdict::Suspected), "anew");
+        assert_eq!(tally.failure(true, &detection), None, "once a row");
+        let tally = Tally::on_probation();
+        assert_eq!(tally.failure(true, &detection), Some(Verdict::Failing), "one is enough on probation");
+        assert!(tally.has_missed());
     }
 }

@@ -54,6 +54,11 @@ impl StreamQuota {
         self.limit.swap(CLOSED, SeqCst);
     }
 
+    /// Whether no further call is let in, for good.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.limit.load(SeqCst) == CLOSED
+    }
+
     /// Whether there is no room for another call: full or closed.
     pub(crate) fn is_saturated(&self) -> bool {
         clamped(self.in_flight()) >= effective(self.limit.load(SeqCst))

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::shared::Shared;
+use super::state::{End, EndKind};
 use super::ticket::Ticket;
-use crate::channel::outlier::{Outcome, OutlierDetection, Tally, Verdict};
+use crate::channel::outlier::{EndedRow, Outcome, OutlierDetection, Tally, Verdict};
 use crate::channel::policy::load::Load;
 use crate::channel::transport::Transport;
 use crate::instance::Address;
@@ -19,7 +19,6 @@ pub(crate) struct ReadyConnection<T = Transport> {
     address: Address,
     ticket: Ticket,
     tally: Arc<Tally>,
-    shared: Arc<Shared>,
     reports: Reports,
 }
 
@@ -27,8 +26,8 @@ pub(crate) struct ReadyConnection<T = Transport> {
 #[derive(Debug, Clone)]
 pub(crate) struct Reports {
     pub(crate) outliers: Arc<OutlierDetection>,
-    /// To the balancer. Bounded by what is reported: the end of each connection, a row of failures and a proof once
-    /// each.
+    /// To the balancer. Bounded by what is reported: the end of each connection, the beginning of a row of missed
+    /// deadlines, a row of failures and a proof once each.
     pub(crate) events: mpsc::UnboundedSender<FeedbackEvent>,
 }
 
@@ -37,10 +36,12 @@ pub(crate) struct Reports {
 #[derive(Debug)]
 pub(crate) enum FeedbackEvent {
     /// A connection takes no more calls: it ended, or its server said GOAWAY.
-    Ended { address: Address, ticket: Ticket, cause: Arc<str> },
-    /// Calls failed in a row, or the first call on probation failed.
+    Ended { address: Address, ticket: Ticket, end: End },
+    /// A missed deadline is the first of a row.
+    Suspected { address: Address, tally: Arc<Tally> },
+    /// Calls failed in a row, or one on probation failed.
     Failing { address: Address, tally: Arc<Tally> },
-    /// The first call on probation was answered.
+    /// The first response on probation has begun.
     Proved { address: Address, tally: Arc<Tally> },
     /// The server behind a connection reported its health: serving, or why not.
     #[cfg(feature = "health")]
@@ -56,10 +57,10 @@ impl<T> ReadyConnection<T> {
         transport: T,
         load: Arc<Load>,
         (address, ticket): (Address, Ticket),
-        (tally, shared): (Arc<Tally>, Arc<Shared>),
+        tally: Arc<Tally>,
         reports: Reports,
     ) -> Self {
-        Self { transport, load, address, ticket, tally, shared, reports }
+        Self { transport, load, address, ticket, tally, reports }
     }
 
     pub(crate) fn transport(&self) -> &T {
@@ -74,30 +75,45 @@ impl<T> ReadyConnection<T> {
         &self.address
     }
 
-    /// Whether the instance has answered no call since the load had counted `answers`: neither on this connection, nor
-    /// on the one that took its place.
-    pub(crate) fn is_silent_since(&self, answers: u32) -> bool {
-        let successor = self.shared.load().filter(|present| !Arc::ptr_eq(present, &self.load));
-        self.load.answers() == answers && successor.is_none_or(|load| load.answers() == 0)
+    /// The head of a gRPC response came, with a status that is no failure or without one: the instance takes calls.
+    pub(crate) fn on_head(&self) -> EndedRow {
+        let (verdict, ended) = self.tally.on_head();
+        self.on_verdict(verdict);
+        ended
     }
 
-    /// A call ended, other than by being given up. Returns whether that counts as a failure of the instance.
-    pub(crate) fn on_outcome(&self, outcome: Outcome) -> bool {
-        let Reports { outliers, .. } = &self.reports;
+    /// A call ended, other than by being given up or with its connection. Returns whether that counts as a failure of
+    /// the instance, which goes on with the `ended` row if the call's own head had ended one.
+    pub(crate) fn on_outcome(&self, outcome: Outcome, ended: EndedRow) -> bool {
+        let outliers = &self.reports.outliers;
         let failed = outliers.is_failure(outcome);
-        let (address, tally) = (|| self.address.clone(), || self.tally.clone());
-        match self.tally.record(failed, outcome, outliers) {
-            None => {}
-            Some(Verdict::Failing) => self.report(FeedbackEvent::Failing { address: address(), tally: tally() }),
-            Some(Verdict::Proved) => self.report(FeedbackEvent::Proved { address: address(), tally: tally() }),
+        if failed {
+            self.tally.resume(ended);
         }
+        self.on_verdict(self.tally.record(failed, outcome, outliers));
         failed
+    }
+
+    /// A deadline passed, whatever that proves.
+    pub(crate) fn on_missed(&self) {
+        self.tally.on_missed();
     }
 
     /// The connection takes no more calls, which nothing else will report.
     pub(crate) fn on_exhausted(&self, cause: Arc<str>) {
         self.load.quota().close();
-        self.report(FeedbackEvent::Ended { address: self.address.clone(), ticket: self.ticket, cause });
+        let end = End { kind: EndKind::Planned, cause };
+        self.report(FeedbackEvent::Ended { address: self.address.clone(), ticket: self.ticket, end });
+    }
+
+    fn on_verdict(&self, verdict: Option<Verdict>) {
+        let (address, tally) = (|| self.address.clone(), || self.tally.clone());
+        match verdict {
+            None => {}
+            Some(Verdict::Suspected) => self.report(FeedbackEvent::Suspected { address: address(), tally: tally() }),
+            Some(Verdict::Failing) => self.report(FeedbackEvent::Failing { address: address(), tally: tally() }),
+            Some(Verdict::Proved) => self.report(FeedbackEvent::Proved { address: address(), tally: tally() }),
+        }
     }
 
     fn report(&self, event: FeedbackEvent) {

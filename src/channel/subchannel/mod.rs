@@ -12,7 +12,7 @@
 //!    |                                                           |
 //!    +-- a reason no more -- Idle(Ejected | Unselected | Withdrawn) <-- a reason --+ (from any state)
 //!
-//!  In ---failures---> Out ---time---> Probation ---a call is answered---> In
+//!  In ---failures---> Out ---time---> Probation ---a response begins, or time---> In
 //!                      ^                  |
 //!                      +---a call fails---+
 //! ```
@@ -21,10 +21,11 @@
 //! others, and `Withdrawn` once its connection ended and it announced its leave or its key is gone.
 //!
 //! The second machine, [`Ejection`], runs beside the first: an instance that is out keeps a connection that it has. The
-//! end of its time retires that and queues the instance anew (from any state but `Unselected` and `Withdrawn`); on
-//! probation it takes one call at a time until the first of them ends. Both are stepped by [`Subchannel::on`] alone,
-//! and everything that calls and people see is derived from them there: [`Connectivity`], the view in [`Shared`], the
-//! places of the quota.
+//! end of its time retires that and queues the instance anew (from any state but `Unselected` and `Withdrawn`). On
+//! probation it takes one call at a time until the head of a response comes, or until nothing was held against it for
+//! a while; it comes in at once where another instance fails that may not be ejected. Both are stepped by
+//! [`Subchannel::on`] alone, and everything that calls and people see is derived from them: [`Connectivity`] and the
+//! view in [`Shared`] there, the places of a quota on probation with each ready set.
 //!
 //! # Layout
 //!
@@ -51,10 +52,11 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use self::queries::SETTLED;
 use self::shared::View;
 use self::state::{Ready, Reason, State};
 use crate::backoff::Backoff;
-use crate::channel::outlier::{Ejection, Tally};
+use crate::channel::outlier::{Compared, Ejection, Outcome, StatusOrigin, Tally};
 use crate::channel::transport::Transport;
 use crate::snapshot::{Member, MemberState};
 
@@ -62,7 +64,7 @@ use crate::snapshot::{Member, MemberState};
 pub(crate) use self::connection::HealthVerdict;
 pub(crate) use self::connection::{FeedbackEvent, ReadyConnection, Reports};
 pub(crate) use self::shared::Shared;
-pub(crate) use self::state::{Effects, Established, Input, Publish, Wake};
+pub(crate) use self::state::{Effects, End, EndKind, Established, Input, Publish, Wake};
 pub use self::status::{Connectivity, InstanceStatus};
 pub(crate) use self::ticket::Ticket;
 
@@ -81,6 +83,8 @@ pub(crate) struct Subchannel<T = Transport> {
     /// The calls that are counted together. Each connection that is made on probation has a tally of its own, so that
     /// calls on earlier ones decide nothing.
     tally: Arc<Tally>,
+    /// What the other instances had done when the present row of missed deadlines, or the probation, began.
+    compared: Compared,
     shared: Arc<Shared>,
     /// Earlier connections whose streams may go on; sending gives those streams a limit.
     retired: Vec<oneshot::Sender<()>>,
@@ -117,6 +121,7 @@ impl<T> Subchannel<T> {
             ready_since: None,
             is_recovering: false,
             tally: Arc::default(),
+            compared: Compared::default(),
             shared: Arc::new(Shared::new(view)),
             retired: Vec::new(),
             reports,
@@ -135,13 +140,18 @@ impl<T> Subchannel<T> {
             Input::Connected(ticket, established) => self.on_connected(ticket, established, now, &mut effects),
             Input::ConnectFailed(ticket, cause) => self.on_connect_failed(ticket, cause, now, &mut effects),
             Input::BackoffOver(ticket) => self.on_backoff_over(ticket, &mut effects),
-            Input::Ended(ticket, cause) => self.on_ended(ticket, cause, now, &mut effects),
+            Input::Ended(ticket, end) => self.on_ended(ticket, end, now, &mut effects),
             #[cfg(feature = "health")]
             Input::Health(ticket, verdict) => self.on_health(ticket, verdict, now, &mut effects),
-            Input::Failing { tally, may_eject } => self.on_failing(&tally, may_eject, now, &mut effects),
+            Input::Suspected { tally, others } => self.on_suspected(&tally, others),
+            Input::Failing { tally, may_eject, others } => {
+                self.on_failing(&tally, may_eject, others, now, &mut effects);
+            }
             Input::Proved(tally) => self.on_proved(&tally, now, &mut effects),
-            Input::Outlier => self.eject(now, &mut effects),
-            Input::EjectionOver => self.on_ejection_over(now, &mut effects),
+            Input::Admitted => self.take_back(now, "another instance fails", &mut effects),
+            Input::Outlier => self.eject("it fails more often than the others", now, &mut effects),
+            Input::EjectionOver { others } => self.on_ejection_over(others, now, &mut effects),
+            Input::ProbationOver => self.on_probation_over(now, &mut effects),
         }
         self.publish_view();
         effects
@@ -165,6 +175,8 @@ impl<T> Subchannel<T> {
         effects.publish = if self.is_ready() { Publish::ReadySet } else { Publish::Status };
         if is_restarted {
             self.forgive();
+            // The connection may still lead to the process before, which is gone.
+            effects.suspect = self.is_connected();
         }
         match (&self.state, self.member.state()) {
             (State::Ready(_) | State::Idle(Reason::Unselected), _) => {}
@@ -213,7 +225,7 @@ impl<T> Subchannel<T> {
             transport,
             load,
             (self.address().clone(), ticket),
-            (self.tally.clone(), self.shared.clone()),
+            self.tally.clone(),
             self.reports.clone(),
         ));
         let is_serving = health.is_none();
@@ -228,7 +240,8 @@ impl<T> Subchannel<T> {
             // The next process at the address is another one, most likely: its key may tell so only later.
             self.ready_since = None;
             self.is_recovering = true;
-            self.back_off(cause, now, effects);
+            self.back_off(now, effects);
+            self.fail(cause, effects);
         }
     }
 
@@ -238,26 +251,42 @@ impl<T> Subchannel<T> {
         }
     }
 
-    fn on_ended(&mut self, ticket: Ticket, cause: Arc<str>, now: Instant, effects: &mut Effects) {
-        let Some(was_good) = self.ready_with(ticket).map(|ready| ready.is_proven(MAX_BACKOFF, now)) else { return };
+    fn on_ended(&mut self, ticket: Ticket, end: End, now: Instant, effects: &mut Effects) {
+        let Some(ready) = self.ready_with(ticket) else { return };
+        let End { kind, cause } = end;
+        // What ended as planned is wanted back sooner; only an end right after the beginning is not.
+        let long = if kind == EndKind::Planned { SETTLED } else { MAX_BACKOFF };
+        let was_good = ready.is_proven(long, now);
         tracing::debug!(address = %self.address(), %cause, "connection ended");
         effects.publish = Publish::ReadySet;
         self.is_recovering = !was_good;
         if was_good {
             self.backoff.reset();
         }
+        if kind == EndKind::Broken {
+            self.on_broken(effects);
+        }
         if self.member.state() != MemberState::Live {
             // It announced its leave, or its key is gone: the end of its connection settles that.
             self.enter(State::Idle(Reason::Withdrawn));
         } else if self.ejection.is_out() {
-            self.failure = Some(cause.clone());
-            effects.failure = Some(cause);
             self.enter(State::Idle(Reason::Ejected));
+            self.fail(cause, effects);
         } else if was_good {
             self.queue(effects);
         } else {
-            self.back_off(cause, now, effects);
+            self.back_off(now, effects);
+            if kind != EndKind::Planned {
+                self.fail(cause, effects);
+            }
         }
+    }
+
+    /// The calls on the connection were one failure.
+    fn on_broken(&mut self, effects: &mut Effects) {
+        let outliers = &self.reports.outliers;
+        let outcome = Outcome::new(tonic::Code::Unavailable, StatusOrigin::Broken);
+        effects.failing = outliers.is_failure(outcome) && self.tally.on_broken(outliers);
     }
 
     #[cfg(feature = "health")]
@@ -273,12 +302,35 @@ impl<T> Subchannel<T> {
         effects.publish = Publish::ReadySet;
     }
 
-    fn on_failing(&mut self, tally: &Arc<Tally>, may_eject: bool, now: Instant, effects: &mut Effects) {
+    fn on_suspected(&mut self, tally: &Arc<Tally>, others: Compared) {
+        if Arc::ptr_eq(tally, &self.tally) {
+            self.compared = others;
+        }
+    }
+
+    fn on_failing(
+        &mut self,
+        tally: &Arc<Tally>,
+        may_eject: bool,
+        others: Compared,
+        now: Instant,
+        effects: &mut Effects,
+    ) {
         if !Arc::ptr_eq(tally, &self.tally) {
             return;
         }
-        if may_eject || self.ejection.is_on_probation() {
-            self.eject(now, effects);
+        let is_on_probation = self.ejection.is_on_probation();
+        if tally.has_missed() && others.is_as_slow(self.compared) {
+            // The method is slow, or its deadline short.
+            tally.restart_row();
+            self.take_back(now, "the others are as slow", effects);
+        } else if may_eject || is_on_probation {
+            let evidence = match (tally.has_missed(), is_on_probation) {
+                (true, _) => "it missed deadlines in silence",
+                (false, true) => "it failed on probation",
+                (false, false) => "its calls failed in a row",
+            };
+            self.eject(evidence, now, effects);
         } else {
             // The next row asks again.
             tally.restart_row();
@@ -288,18 +340,15 @@ impl<T> Subchannel<T> {
     fn on_proved(&mut self, tally: &Arc<Tally>, now: Instant, effects: &mut Effects) {
         // Where that connection is gone, the first call on the next one decides.
         if Arc::ptr_eq(tally, &self.tally) && self.is_connected() {
-            self.ejection.on_proved(now);
-            self.lift_probation();
-            tracing::info!(address = %self.address(), "instance answers again");
-            effects.publish = Publish::ReadySet;
+            self.take_back(now, "it answers again", effects);
         }
     }
 
-    fn on_ejection_over(&mut self, now: Instant, effects: &mut Effects) {
-        if !self.ejection.begin_probation(now) {
-            return;
-        }
+    fn on_ejection_over(&mut self, others: Compared, now: Instant, effects: &mut Effects) {
+        let Some(until) = self.ejection.begin_probation(now, &self.reports.outliers) else { return };
+        effects.wake = Some((until, Wake::Probation));
         effects.publish = Publish::ReadySet;
+        self.compared = others;
         // Calls that are still open on an earlier connection decide nothing.
         self.tally = Arc::default();
         // A new connection shows that a server is there before a call is risked.
@@ -313,10 +362,35 @@ impl<T> Subchannel<T> {
         }
     }
 
+    fn on_probation_over(&mut self, now: Instant, effects: &mut Effects) {
+        if !self.ejection.is_probation_over(now) {
+            return;
+        }
+        // A call that waits for its response is about to decide.
+        let is_awaited = matches!(&self.state, State::Ready(ready) if ready.connection.load().is_awaited());
+        if is_awaited {
+            let until = self.ejection.prolong_probation(now, &self.reports.outliers);
+            effects.wake = until.map(|until| (until, Wake::Probation));
+        } else {
+            self.take_back(now, "nothing was held against it", effects);
+        }
+    }
+
+    /// Ends a probation, if there is one: the instance takes calls again.
+    fn take_back(&mut self, now: Instant, evidence: &str, effects: &mut Effects) {
+        if self.ejection.take_back(now) {
+            tracing::info!(address = %self.address(), evidence, "instance returned");
+            // A connection on probation counts as any other from now on.
+            self.tally.restart_row();
+            self.lift_probation();
+            effects.publish = Publish::ReadySet;
+        }
+    }
+
     /// Leaves the instance out for a while, unless it is out already.
-    fn eject(&mut self, now: Instant, effects: &mut Effects) {
+    fn eject(&mut self, evidence: &str, now: Instant, effects: &mut Effects) {
         let Some(until) = self.ejection.eject(now, &self.reports.outliers) else { return };
-        tracing::info!(address = %self.address(), for_s = (until - now).as_secs(), "instance ejected");
+        tracing::info!(address = %self.address(), for_s = (until - now).as_secs(), evidence, "instance ejected");
         if !matches!(self.state, State::Ready(_) | State::Idle(_)) {
             self.enter(State::Idle(Reason::Ejected));
         }
@@ -365,13 +439,17 @@ impl<T> Subchannel<T> {
         effects.queue = Some(ticket);
     }
 
-    fn back_off(&mut self, cause: Arc<str>, now: Instant, effects: &mut Effects) {
+    fn back_off(&mut self, now: Instant, effects: &mut Effects) {
         let ticket = Ticket::next();
         self.enter(State::Backoff(ticket));
-        self.failure = Some(cause.clone());
-        effects.failure = Some(cause);
         effects.wake = Some((now + self.backoff.next(), Wake::Backoff(ticket)));
         effects.publish = effects.publish.max(Publish::Status);
+    }
+
+    /// Says why the instance is not READY.
+    fn fail(&mut self, cause: Arc<str>, effects: &mut Effects) {
+        self.failure = Some(cause.clone());
+        effects.failure = Some(cause);
     }
 
     /// The one place that sets the state. A connection that is left takes no more calls, and its streams go on.

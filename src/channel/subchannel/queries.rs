@@ -47,7 +47,7 @@ impl<T> Subchannel<T> {
         &self.ejection
     }
 
-    pub(crate) fn tally(&self) -> &Tally {
+    pub(crate) fn tally(&self) -> &Arc<Tally> {
         &self.tally
     }
 
@@ -113,6 +113,14 @@ impl<T> Subchannel<T> {
         match &self.state {
             State::Ready(ready) if self.is_recovering => Some(ready.since + SETTLED),
             _ => None,
+        }
+    }
+
+    /// The responses that have begun on its present connection.
+    pub(crate) fn answers(&self) -> u32 {
+        match &self.state {
+            State::Ready(ready) => ready.connection.load().answers(),
+            _ => 0,
         }
     }
 

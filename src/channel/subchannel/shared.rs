@@ -34,11 +34,6 @@ impl Shared {
         drop(before);
     }
 
-    /// The load on the present connection.
-    pub(super) fn load(&self) -> Option<Arc<Load>> {
-        self.view().load.clone()
-    }
-
     /// Where the instance stands now, for people and programs.
     pub(crate) fn status(&self) -> InstanceStatus {
         let View { instance, connectivity, is_ejected, is_draining, failure, load } = self.view().clone();

@@ -12,7 +12,7 @@ use super::connection::HealthVerdict;
 use super::connection::ReadyConnection;
 use super::status::Connectivity;
 use super::ticket::Ticket;
-use crate::channel::outlier::Tally;
+use crate::channel::outlier::{Compared, Tally};
 use crate::channel::policy::load::Load;
 use crate::snapshot::Member;
 
@@ -26,7 +26,7 @@ pub(super) enum State<T> {
     Connecting(Ticket),
     /// A connection stands, and the server's SETTINGS came.
     Ready(Ready<T>),
-    /// The last attempt failed, and the next one waits for its time.
+    /// The last attempt failed, or the last connection ended early, and the next attempt waits for its time.
     Backoff(Ticket),
 }
 
@@ -36,9 +36,9 @@ impl<T> State<T> {
         match self {
             Self::Idle(_) => Connectivity::Idle,
             Self::Ready(ready) if ready.is_serving => Connectivity::Ready,
+            _ if has_failed => Connectivity::TransientFailure,
             // A server that has not reported its health yet will soon.
-            Self::Queued(_) | Self::Connecting(_) | Self::Ready(_) if !has_failed => Connectivity::Connecting,
-            Self::Queued(_) | Self::Connecting(_) | Self::Ready(_) | Self::Backoff(_) => Connectivity::TransientFailure,
+            Self::Queued(_) | Self::Connecting(_) | Self::Ready(_) | Self::Backoff(_) => Connectivity::Connecting,
         }
     }
 }
@@ -74,6 +74,23 @@ impl<T> Ready<T> {
     }
 }
 
+/// How a connection came to take no more calls.
+#[derive(Debug, Clone)]
+pub(crate) struct End {
+    pub(crate) kind: EndKind,
+    pub(crate) cause: Arc<str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EndKind {
+    /// Announced as a matter of course, or while no call was open: nothing failed.
+    Planned,
+    /// Announced as an error.
+    Refused,
+    /// Unannounced, with calls open: the server crashed, or the network did.
+    Broken,
+}
+
 /// A new connection, whose driver runs.
 pub(crate) struct Established<T> {
     pub(crate) transport: T,
@@ -101,18 +118,24 @@ pub(crate) enum Input<T> {
     /// The back-off is over.
     BackoffOver(Ticket),
     /// The connection takes no more calls.
-    Ended(Ticket, Arc<str>),
+    Ended(Ticket, End),
     /// The server reported its health.
     #[cfg(feature = "health")]
     Health(Ticket, HealthVerdict),
-    /// The calls of this tally failed in a row, or the first one on probation failed.
-    Failing { tally: Arc<Tally>, may_eject: bool },
-    /// The first call on probation was answered.
+    /// A missed deadline is the first of a row in this tally, when the others had done that.
+    Suspected { tally: Arc<Tally>, others: Compared },
+    /// The calls of this tally failed in a row, or one on probation failed.
+    Failing { tally: Arc<Tally>, may_eject: bool, others: Compared },
+    /// The first response on probation has begun.
     Proved(Arc<Tally>),
+    /// Another instance fails, and may not be ejected: one on probation comes in.
+    Admitted,
     /// The instance fails more often than the others.
     Outlier,
     /// The time of an ejection is over, unless it was ended or renewed meanwhile.
-    EjectionOver,
+    EjectionOver { others: Compared },
+    /// The time of a probation is over, unless it was ended meanwhile.
+    ProbationOver,
 }
 
 /// What the balancer has to do after an input.
@@ -125,6 +148,10 @@ pub(crate) struct Effects {
     /// An input is due then.
     pub(crate) wake: Option<(Instant, Wake)>,
     pub(crate) publish: Publish,
+    /// Whether the calls of its tally fail: [`Input::Failing`] is to follow.
+    pub(crate) failing: bool,
+    /// Whether to ask the server behind the connection for a sign of life.
+    pub(crate) suspect: bool,
     /// The newest reason why an instance is not READY, for calls that find none.
     pub(crate) failure: Option<Arc<str>>,
 }
@@ -136,6 +163,8 @@ pub(crate) enum Wake {
     Backoff(Ticket),
     /// [`Input::EjectionOver`]
     Ejection,
+    /// [`Input::ProbationOver`]
+    Probation,
 }
 
 /// What has to be published anew.

@@ -265,9 +265,13 @@ async fn the_reason_for_which_a_connection_was_lost_is_seen() {
     let peer = rig.network.peer(1);
     rig.serve(&[&peer]).await;
     peer.on_connect(OnConnect::Mute);
+    peer.reply(Reply::Hold);
+    let call = rig.call();
+    peer.calls().reaches(1).await;
     peer.cut();
     let says = |text: &'static str| move |cause: &str| cause.contains(text);
     let (closed, broke) = (says("the server closed the connection"), says("the connection broke"));
     rig.until_peer(&peer, "it says why", |status| status.cause().is_some_and(|cause| closed(cause) || broke(cause)))
         .await;
+    ends(call).await.expect_err("it broke");
 }

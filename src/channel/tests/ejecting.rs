@@ -9,7 +9,7 @@ use super::peers::{OnConnect, Peer, Reply};
 use super::rig::{Call, Rig, SECOND, ends, rest};
 use crate::channel::{Connectivity, InstanceStatus};
 use crate::outlier::{FailurePercentage, OutlierDetection, StatusOrigin, SuccessRate};
-use crate::policy::WeightedRoundRobin;
+use crate::policy::{Candidate, Picker, Policy, WeightedRoundRobin};
 
 /// A channel over one instance that may be ejected, which the defaults would not do: every call is for it.
 async fn alone(tune: impl FnOnce(OutlierDetection) -> OutlierDetection) -> (Rig, Peer) {
@@ -18,6 +18,33 @@ async fn alone(tune: impl FnOnce(OutlierDetection) -> OutlierDetection) -> (Rig,
     let peer = rig.network.peer(1);
     rig.serve(&[&peer]).await;
     (rig, peer)
+}
+
+/// A channel whose calls go to the first of two instances while that has room, and the second one always answers.
+async fn beside() -> (Rig, Peer) {
+    let rig = Rig::with(|builder| builder.policy(Lowest));
+    let [peer, other] = rig.network.peers(1);
+    rig.serve(&[&peer, &other]).await;
+    (rig, peer)
+}
+
+/// The candidate with the lowest address.
+#[derive(Debug)]
+struct Lowest;
+
+impl Policy for Lowest {
+    fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
+        let address = |index: &usize| &candidates[*index].instance().address;
+        Box::new(At((0..candidates.len()).min_by_key(address).unwrap_or_default()))
+    }
+}
+
+struct At(usize);
+
+impl Picker for At {
+    fn pick(&self, _: &[Candidate], _: u64) -> usize {
+        self.0
+    }
 }
 
 /// Makes that many calls that are answered with a code.
@@ -39,6 +66,19 @@ async fn hold(rig: &Rig, peer: &Peer, calls: usize, limit: Duration) -> Vec<Call
     peer.calls().reaches(before + calls).await;
     peer.reply(Reply::Answer);
     held
+}
+
+/// Breaks that many connections in a row, each under ten calls.
+async fn break_connections(rig: &Rig, peer: &Peer, connections: usize) {
+    for _ in 0..connections {
+        rig.channel.ready().await;
+        let held = hold(rig, peer, 10, 60 * SECOND).await;
+        peer.cut();
+        for call in held {
+            assert_eq!(ends(call).await.expect_err("it broke").code(), Code::Unavailable);
+        }
+        rest().await;
+    }
 }
 
 async fn wait_recovered(rig: &Rig, peer: &Peer) {
@@ -108,13 +148,8 @@ async fn failures_can_be_classified_by_how_the_call_ended() {
         assert_eq!(ends(call).await.expect_err("it is held").code(), Code::DeadlineExceeded);
     }
     assert!(!is_ejected(&rig, &peer), "neither is a broken connection");
-    let held = hold(&rig, &peer, 3, SECOND).await;
-    peer.cut();
-    for call in held {
-        assert_eq!(ends(call).await.expect_err("it broke").code(), Code::Unavailable);
-    }
-    rest().await;
-    assert!(is_ejected(&rig, &peer), "three calls on one are");
+    break_connections(&rig, &peer, 3).await;
+    assert!(is_ejected(&rig, &peer), "three of them are");
 }
 
 #[tokio::test(start_paused = true)]
@@ -127,13 +162,10 @@ async fn ejection_can_be_switched_off() {
 #[tokio::test(start_paused = true)]
 async fn broken_connections_count() {
     let (rig, peer) = alone(|detection| detection).await;
-    let held = hold(&rig, &peer, 3, 60 * SECOND).await;
-    peer.cut();
-    for call in held {
-        assert_eq!(ends(call).await.expect_err("it broke").code(), Code::Unavailable);
-    }
-    rest().await;
-    assert!(is_ejected(&rig, &peer), "three calls broke");
+    break_connections(&rig, &peer, 2).await;
+    assert!(!is_ejected(&rig, &peer), "two are no row, however many calls were on them");
+    break_connections(&rig, &peer, 1).await;
+    assert!(is_ejected(&rig, &peer), "three are");
     assert_eq!(rig.state(&peer), Connectivity::Idle, "the probe brings its next connection");
     let status = rig.answer().await.expect_err("no instance is there");
     assert_eq!(status.code(), Code::Unavailable, "calls fail at once");
@@ -241,7 +273,7 @@ async fn the_only_instance_stays_by_default() {
 
 #[tokio::test(start_paused = true)]
 async fn an_instance_returns_on_a_new_connection_with_one_call_at_a_time() {
-    let (rig, peer) = alone(|detection| detection).await;
+    let (rig, peer) = beside().await;
     fail(&rig, &peer, Code::Unavailable, 3).await;
     wait_recovered(&rig, &peer).await;
     assert_eq!(peer.attempted().get(), 2, "a new connection shows that the process is there");
@@ -249,19 +281,21 @@ async fn an_instance_returns_on_a_new_connection_with_one_call_at_a_time() {
     peer.reply(Reply::Hold);
     let calls: Vec<_> = (0..10).map(|_| rig.call()).collect();
     rest().await;
-    assert_eq!(peer.inside(), 1, "one call is risked, the others wait");
+    assert_eq!(peer.inside(), 1, "one call is risked, the others go elsewhere");
     peer.release();
     rest().await;
-    assert_eq!(peer.inside(), 9, "its answer lets in all the others");
+    let more: Vec<_> = (0..10).map(|_| rig.call()).collect();
+    rest().await;
+    assert_eq!(peer.inside(), 10, "its answer lets in any number");
     peer.release();
-    for call in calls {
+    for call in calls.into_iter().chain(more) {
         ends(call).await.expect("no call was harmed");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_its_caller_gives_up_decides_nothing() {
-    let (rig, peer) = alone(|detection| detection).await;
+    let (rig, peer) = beside().await;
     fail(&rig, &peer, Code::Unavailable, 3).await;
     wait_recovered(&rig, &peer).await;
     for call in hold(&rig, &peer, 1, 60 * SECOND).await {
@@ -269,16 +303,20 @@ async fn a_probe_that_its_caller_gives_up_decides_nothing() {
     }
     peer.resets().reaches(1).await;
     assert!(!is_ejected(&rig, &peer), "nothing is known of it still");
+    one_call_decides(&rig, &peer, "the next call is the probe").await;
+}
+
+/// Checks that one call at a time goes there, and that its answer lets in the others.
+async fn one_call_decides(rig: &Rig, peer: &Peer, what: &str) {
     peer.reply(Reply::Hold);
-    let calls: Vec<_> = (0..5).map(|_| rig.call()).collect();
-    rest().await;
-    assert_eq!(peer.inside(), 1, "the next call is the probe");
-    peer.release();
-    rest().await;
-    assert_eq!(peer.inside(), 4, "and decides");
-    peer.release();
-    for call in calls {
-        ends(call).await.expect("no call was harmed");
+    for inside in [1, 5] {
+        let calls: Vec<_> = (0..5).map(|_| rig.call()).collect();
+        rest().await;
+        assert_eq!(peer.inside(), inside, "{what}");
+        peer.release();
+        for call in calls {
+            ends(call).await.expect("no call was harmed");
+        }
     }
 }
 
@@ -305,7 +343,7 @@ async fn an_instance_on_probation_that_cannot_be_connected_stays_out_of_the_way(
 #[tokio::test(start_paused = true)]
 async fn calls_on_the_earlier_connection_decide_no_probation() {
     for (late, name) in [(Reply::Answer, "an answer"), (Reply::Hold, "a missed deadline")] {
-        let (rig, peer) = alone(|detection| detection).await;
+        let (rig, peer) = beside().await;
         let held = hold(&rig, &peer, 1, 7 * SECOND).await;
         fail(&rig, &peer, Code::Unavailable, 3).await;
         assert!(is_ejected(&rig, &peer), "{name}");
@@ -321,17 +359,7 @@ async fn calls_on_the_earlier_connection_decide_no_probation() {
         peer.on_connect(OnConnect::Accept);
         wait_recovered(&rig, &peer).await;
         assert!(!is_ejected(&rig, &peer), "{name} on the earlier connection does not fail the probe");
-        peer.reply(Reply::Hold);
-        let calls: Vec<_> = (0..5).map(|_| rig.call()).collect();
-        rest().await;
-        assert_eq!(peer.inside(), 1, "{name} on the earlier connection does not pass the probe");
-        peer.release();
-        rest().await;
-        assert_eq!(peer.inside(), 4, "the probe itself does");
-        peer.release();
-        for call in calls {
-            ends(call).await.expect("no call was harmed");
-        }
+        one_call_decides(&rig, &peer, &format!("{name} on the earlier connection does not pass the probe")).await;
     }
 }
 

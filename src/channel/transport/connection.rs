@@ -55,16 +55,17 @@ impl ConnectionDriver {
         AbortHandle { peer: self.peer.clone() }
     }
 
-    /// Drives the connection to its end, and tells why that was.
+    /// Drives the connection to its end, and returns why that was and how many calls were open on it then.
     ///
     /// It goes on after the last `SendRequest` was dropped, and after a GOAWAY, until the calls on it are done.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future closes the socket and ends the calls on it.
-    pub(crate) async fn run(mut self, observer: impl ConnectionObserver) -> Ended {
+    pub(crate) async fn run(mut self, observer: impl ConnectionObserver) -> (Ended, u32) {
         let (mut gathered, mut is_going) = (false, false);
         let ended = poll_fn(|cx| {
+            // Before h2 is polled, which ends the calls of a connection that breaks.
             let calls = observer.open_calls();
             // A call that is made wakes this task, which would run next and write that one call. After one turn at the
             // end of the queue of tasks, the calls that were made meanwhile go out in the same write.
@@ -87,7 +88,7 @@ impl ConnectionDriver {
             {
                 observer.on_going_away(&Ended::GoneAway(reason));
             }
-            ended
+            ended.map(|ended| (ended, calls))
         });
         ended.await
     }
@@ -158,6 +159,13 @@ pub(crate) enum Ended {
     Broken(#[source] h2::Error),
     #[error("the connection was not needed any more")]
     Unused,
+}
+
+impl Ended {
+    /// Whether it was announced as a matter of course, or is no end that the server brought about.
+    pub(crate) fn is_planned(&self) -> bool {
+        matches!(self, Self::GoneAway(h2::Reason::NO_ERROR) | Self::Unused | Self::Aborted)
+    }
 }
 
 /// From how many open calls on a connection a write waits for more of them. With fewer none is likely to come, and a

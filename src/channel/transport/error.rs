@@ -38,6 +38,16 @@ impl TransportError {
         !self.0.is_go_away() && !self.0.is_io()
     }
 
+    /// Whether the server refused the call as one too many.
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.0.is_reset() && self.0.reason() == Some(Reason::REFUSED_STREAM)
+    }
+
+    /// Whether the server gave the call up: its clock ran out first, where the call has a deadline.
+    pub(crate) fn is_cancelled_by_server(&self) -> bool {
+        self.0.is_remote() && self.0.is_reset() && self.0.reason() == Some(Reason::CANCEL)
+    }
+
     /// The status of a call that ended with it at `address`, by gRPC's table of HTTP/2 error codes.
     pub(crate) fn status(&self, address: &Address) -> Status {
         let code = match self.0.reason() {

@@ -50,9 +50,9 @@ impl Transport {
         Uri::from_parts(parts).map_err(|error| Status::internal(format!("the path cannot be sent: {error}")))
     }
 
-    /// How often bytes came from the peer, modulo 2^32: it was silent between two equal counts.
-    pub(crate) fn heard(&self) -> u32 {
-        self.peer.heard()
+    /// How often a call made progress by DATA or by a window, modulo 2^32: none did between two equal counts.
+    pub(crate) fn progress(&self) -> u32 {
+        self.peer.progress()
     }
 
     /// Has the peer asked for a sign of life now, whatever the keepalive interval says.

@@ -9,6 +9,8 @@ pub(crate) struct FrameReader {
     begun: bool,
     /// Bytes in DATA frames.
     data: usize,
+    /// Whether a call made progress.
+    has_progress: bool,
 }
 
 /// What a frame says that concerns the whole connection.
@@ -94,6 +96,12 @@ impl FrameReader {
         std::mem::take(&mut self.data)
     }
 
+    /// Whether a call made progress since this was asked the last time: DATA came, or a window for more of a request.
+    /// Heads are for the calls themselves to judge.
+    pub(crate) fn take_progress(&mut self) -> bool {
+        std::mem::take(&mut self.has_progress)
+    }
+
     fn header(&mut self, header: [u8; 9], notice: &mut impl FnMut(Notice)) -> Result<State, NotHttp2> {
         let [l0, l1, l2, kind, flags, stream @ ..] = header;
         let left = u32::from_be_bytes([0, l0, l1, l2]);
@@ -106,6 +114,7 @@ impl FrameReader {
         if kind == DATA {
             self.data += usize::try_from(left).unwrap_or(usize::MAX);
         }
+        self.has_progress |= kind == DATA || kind == WINDOW_UPDATE && !whole_connection;
         Ok(match kind {
             _ if settings && left == 0 => {
                 notice(Notice::Settings { max_concurrent_streams: None });
@@ -200,6 +209,7 @@ const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
 const SETTINGS: u8 = 0x4;
 const GOAWAY: u8 = 0x7;
+const WINDOW_UPDATE: u8 = 0x8;
 const ACK: u8 = 0x1;
 const MAX_CONCURRENT_STREAMS: u16 = 0x3;
 const STREAM_ID: u32 = 0x7fff_ffff;

@@ -138,13 +138,18 @@ impl RequestBody {
         self.progress == Progress::Entirely
     }
 
+    /// Whether the caller has more to say, and is not there yet.
+    pub(crate) fn is_callers_turn(&self) -> bool {
+        matches!(self.source, Source::Open(_)) && self.next == self.frames.len()
+    }
+
     /// Whether all that was read is kept for another attempt.
     pub(crate) fn is_replayable(&self) -> bool {
         self.kept != Kept::Tail
     }
 
     /// How many bytes the present attempt has sent.
-    pub(super) fn sent_bytes(&self) -> usize {
+    pub(crate) fn sent_bytes(&self) -> usize {
         self.bytes
     }
 

@@ -37,8 +37,8 @@ pub(crate) struct PeerState {
     /// Bytes that came since the last [`take_read`](PeerState::take_read), and those of data among them.
     read: AtomicUsize,
     data: AtomicUsize,
-    /// Reads that brought bytes, modulo 2^32.
-    heard: AtomicU32,
+    /// Reads that brought progress of a call, modulo 2^32.
+    progress: AtomicU32,
     /// Whether the peer is to be asked for a sign of life now.
     is_suspected: AtomicBool,
     /// The last stream whose HEADERS the socket has taken, at least in part.
@@ -69,9 +69,9 @@ impl PeerState {
         Traffic { bytes: self.read.swap(0, Ordering::Relaxed), data: self.data.swap(0, Ordering::Relaxed) }
     }
 
-    /// How often bytes came, modulo 2^32: the peer was silent between two equal counts.
-    pub(crate) fn heard(&self) -> u32 {
-        self.heard.load(Ordering::Relaxed)
+    /// How often a call made progress, modulo 2^32: none did between two equal counts.
+    pub(crate) fn progress(&self) -> u32 {
+        self.progress.load(Ordering::Relaxed)
     }
 
     /// Has the driver ask the peer for a sign of life.
@@ -138,7 +138,7 @@ impl Socket {
             end_of_file: false.into(),
             read: 0.into(),
             data: 0.into(),
-            heard: 0.into(),
+            progress: 0.into(),
             is_suspected: false.into(),
             written: 0.into(),
             aborted: false.into(),
@@ -167,14 +167,14 @@ impl AsyncRead for Socket {
             if read.is_empty() && room {
                 peer.end_of_file.store(true, Ordering::Relaxed);
             }
-            if !read.is_empty() {
-                peer.heard.fetch_add(1, Ordering::Relaxed);
-            }
             peer.read.fetch_add(read.len(), Ordering::Relaxed);
             if let Err(error) = reader.read(read, |notice| peer.on_notice(notice)) {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
             }
             peer.data.fetch_add(reader.take_data(), Ordering::Relaxed);
+            if reader.take_progress() {
+                peer.progress.fetch_add(1, Ordering::Relaxed);
+            }
         }
         polled
     }

@@ -76,7 +76,8 @@ fn run(connection: Connection) -> Running {
     let (tell, told) = unbounded_channel();
     let calls = Arc::<AtomicU32>::default();
     let abort_handle = connection.driver.abort_handle();
-    let driver = tokio::spawn(connection.driver.run(Ear(tell, calls.clone())));
+    let running = connection.driver.run(Ear(tell, calls.clone()));
+    let driver = tokio::spawn(async move { running.await.0 });
     Running { send: connection.transport.h2(), abort_handle, told, calls, driver }
 }
 

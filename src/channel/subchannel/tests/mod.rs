@@ -1,3 +1,5 @@
+mod ejecting;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 
@@ -5,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::queries::SETTLED;
 use super::*;
-use crate::channel::outlier::{Outcome, OutlierDetection, StatusOrigin};
+use crate::channel::outlier::OutlierDetection;
 use crate::channel::policy::load::Load;
 use crate::instance::Instance;
 
@@ -24,6 +26,11 @@ fn live() -> Member {
     member(1, 10, MemberState::Live)
 }
 
+/// There are no other instances.
+const ALONE: Compared = Compared { answered: 0, missed: 0, is_missing: false };
+
+const OVER: Input<()> = Input::EjectionOver { others: ALONE };
+
 fn reports() -> Reports {
     let outliers = OutlierDetection::new().consecutive_failures(3);
     Reports { outliers: Arc::new(outliers), events: mpsc::unbounded_channel().0 }
@@ -41,14 +48,25 @@ fn feed(machine: &mut Machine, reported: &mut mpsc::UnboundedReceiver<FeedbackEv
     let mut all = Vec::new();
     while let Ok(event) = reported.try_recv() {
         all.push(match event {
-            FeedbackEvent::Failing { tally, .. } => machine.on(Input::Failing { tally, may_eject }, now()),
+            FeedbackEvent::Suspected { tally, .. } => machine.on(Input::Suspected { tally, others: ALONE }, now()),
+            FeedbackEvent::Failing { tally, .. } => {
+                machine.on(Input::Failing { tally, may_eject, others: ALONE }, now())
+            }
             FeedbackEvent::Proved { tally, .. } => machine.on(Input::Proved(tally), now()),
-            FeedbackEvent::Ended { ticket, cause, .. } => machine.on(Input::Ended(ticket, cause), now()),
+            FeedbackEvent::Ended { ticket, end, .. } => machine.on(Input::Ended(ticket, end), now()),
             #[cfg(feature = "health")]
             FeedbackEvent::Health { ticket, verdict, .. } => machine.on(Input::Health(ticket, verdict), now()),
         });
     }
     all
+}
+
+fn broken() -> End {
+    End { kind: EndKind::Broken, cause: "broken".into() }
+}
+
+fn planned(cause: &str) -> End {
+    End { kind: EndKind::Planned, cause: cause.into() }
 }
 
 fn now() -> Instant {
@@ -107,7 +125,7 @@ fn at(state: &str) -> Machine {
     }
     if state == "Withdrawn" {
         machine.on(Input::Updated(member(1, 10, MemberState::Draining)), now());
-        machine.on(Input::Ended(ticket(&machine), "it left".into()), now());
+        machine.on(Input::Ended(ticket(&machine), planned("it left")), now());
     }
     if state == "Ejected" {
         machine.on(Input::Outlier, now());
@@ -123,7 +141,7 @@ type Make = fn(&Machine, Ticket) -> Input<()>;
 /// there: nothing (`-`), the status (`s`) or the ready set (`r`).
 type Row = (&'static str, Make, [&'static str; 8], &'static str);
 
-const TABLE: [Row; 13] = [
+const TABLE: [Row; 16] = [
     ("the same again", |machine, _| Input::Updated(machine.member.clone()), ["="; 8], "--------"),
     (
         "another weight",
@@ -166,10 +184,18 @@ const TABLE: [Row; 13] = [
     ),
     (
         "ended",
-        |_, ticket| Input::Ended(ticket, "broken".into()),
+        |_, ticket| Input::Ended(ticket, broken()),
         ["=", "=", "=", "=", "=", "Backoff", "Backoff", "="],
         "-----rr-",
     ),
+    (
+        "ended as planned",
+        |_, ticket| Input::Ended(ticket, planned("idle for long")),
+        ["=", "=", "=", "=", "=", "Backoff", "Backoff", "="],
+        "-----rr-",
+    ),
+    ("admitted", |_, _| Input::Admitted, ["="; 8], "--------"),
+    ("the end of a probation", |_, _| Input::ProbationOver, ["="; 8], "--------"),
     ("its time", |_, ticket| Input::BackoffOver(ticket), ["=", "=", "=", "=", "=", "=", "=", "Queued"], "--------"),
     ("an outlier", |_, _| Input::Outlier, ["=", "=", "=", "Ejected", "Ejected", "=", "=", "Ejected"], "-rrrrrrr"),
 ];
@@ -195,10 +221,11 @@ async fn every_input_leads_from_every_state_where_the_table_says() {
             assert_eq!(effects.queue.is_some(), has_moved && expected == "Queued", "{input} at {state}: a turn");
             assert!(effects.queue.is_none_or(|queued| queued == ticket(&machine)), "the turn's ticket");
             assert_eq!(effects.dial.is_some(), has_moved && expected == "Connecting", "{input} at {state}: an attempt");
-            let has_failed = has_moved && expected == "Backoff";
+            let is_delayed = has_moved && expected == "Backoff";
+            let has_failed = is_delayed && input != "ended as planned";
             assert_eq!(effects.failure.is_some(), has_failed, "{input} at {state}: a failure");
             let is_ejected = !was_out && machine.ejection.is_out();
-            assert_eq!(effects.wake.is_some(), has_failed || is_ejected, "{input} at {state}: a timer");
+            assert_eq!(effects.wake.is_some(), is_delayed || is_ejected, "{input} at {state}: a timer");
         }
     }
 }
@@ -209,7 +236,7 @@ async fn news_of_an_earlier_ticket_change_nothing() {
         |_, ticket| Input::Turn(ticket),
         |_, ticket| Input::Connected(ticket, established(None).0),
         |_, ticket| Input::ConnectFailed(ticket, "refused".into()),
-        |_, ticket| Input::Ended(ticket, "broken".into()),
+        |_, ticket| Input::Ended(ticket, broken()),
         |_, ticket| Input::BackoffOver(ticket),
     ];
     for make in stale {
@@ -225,7 +252,7 @@ async fn news_of_an_earlier_ticket_change_nothing() {
 async fn reports_of_calls_that_are_not_counted_together_change_nothing() {
     for state in STATES {
         let mut machine = at(state);
-        let failing = Input::Failing { tally: Arc::default(), may_eject: true };
+        let failing = Input::Failing { tally: Arc::default(), may_eject: true, others: ALONE };
         let effects = [machine.on(failing, now()), machine.on(Input::Proved(Arc::default()), now())];
         assert_eq!((name(&machine), effects), (state, [Effects::default(), Effects::default()]));
     }
@@ -260,52 +287,17 @@ async fn a_failure_shows_until_the_next_connection_stands() {
 async fn a_connection_that_answered_is_replaced_at_once() {
     let mut machine = at("Ready");
     connection(&machine).load().on_answer(now());
-    let effects = machine.on(Input::Ended(ticket(&machine), "going away".into()), now());
+    let effects = machine.on(Input::Ended(ticket(&machine), planned("going away")), now());
     assert_eq!((name(&machine), machine.connectivity()), ("Queued", Connectivity::Connecting));
     assert!(effects.queue.is_some() && effects.failure.is_none(), "nothing failed");
     let mut machine = at("Ready");
     tokio::time::advance(MAX_BACKOFF).await;
-    machine.on(Input::Ended(ticket(&machine), "going away".into()), now());
+    machine.on(Input::Ended(ticket(&machine), planned("going away")), now());
     assert_eq!(name(&machine), "Queued", "one that stood for long was a good one, too");
 }
 
 fn connection(machine: &Machine) -> Arc<ReadyConnection<()>> {
     machine.candidate().expect("it is READY").1
-}
-
-/// Ejects it, lets the time pass, and returns what the end of that leads to.
-async fn to_probation(machine: &mut Machine) -> Effects {
-    let (until, _) = machine.on(Input::Outlier, now()).wake.expect("it is out");
-    assert_eq!(machine.on(Input::EjectionOver, now()), Effects::default(), "its time is not over");
-    tokio::time::advance(until - now()).await;
-    machine.on(Input::EjectionOver, now())
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_end_of_an_ejection_dials_anew_what_is_used() {
-    let ends = ["Queued", "Unselected", "Withdrawn", "Queued", "Queued", "Queued", "Queued", "Queued"];
-    for (state, end) in STATES.into_iter().zip(ends) {
-        // It is out already in the first.
-        let mut machine = at(if state == "Ejected" { "Backoff" } else { state });
-        let effects = to_probation(&mut machine).await;
-        assert_eq!(name(&machine), end, "{state}");
-        assert_eq!((effects.queue.is_some(), effects.publish), (end == "Queued", Publish::ReadySet), "{state}");
-        assert!(machine.ejection.is_on_probation() && !machine.shared.status().is_ejected(), "{state}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_instance_that_is_dialled_after_an_ejection_says_connecting() {
-    let mut machine = at("Ready");
-    let (until, _) = machine.on(Input::Outlier, now()).wake.expect("it is out");
-    assert_eq!(machine.connectivity(), Connectivity::Ready, "its connection stands");
-    machine.on(Input::Ended(ticket(&machine), "broken".into()), now());
-    let status = machine.shared.status();
-    assert_eq!((status.state(), status.cause()), (Connectivity::Idle, Some("broken")), "nothing is tried");
-    tokio::time::advance(until - now()).await;
-    machine.on(Input::EjectionOver, now());
-    let status = machine.shared.status();
-    assert_eq!((status.state(), status.cause()), (Connectivity::Connecting, None), "it is tried");
 }
 
 /// Connects an instance that waits for its turn.
@@ -315,111 +307,16 @@ fn reconnect(machine: &mut Machine) -> Arc<ReadyConnection<()>> {
     connection(machine)
 }
 
-const FAILED: Outcome = Outcome::new(tonic::Code::Unavailable, StatusOrigin::Answered);
-const ANSWERED: Outcome = Outcome::new(tonic::Code::NotFound, StatusOrigin::Answered);
-
-#[tokio::test(start_paused = true)]
-async fn three_calls_in_a_row_that_fail_eject_on_whatever_connections() {
-    let mut machine = at("Queued");
-    let mut reported = listen(&mut machine);
-    let first = reconnect(&mut machine);
-    first.on_outcome(FAILED);
-    machine.on(Input::Ended(ticket(&machine), "broken".into()), now());
-    machine.on(Input::BackoffOver(ticket(&machine)), now());
-    let second = reconnect(&mut machine);
-    first.on_outcome(FAILED);
-    assert_eq!(feed(&mut machine, &mut reported, true), [], "two are no row");
-    second.on_outcome(FAILED);
-    let effects = feed(&mut machine, &mut reported, true);
-    assert!(machine.ejection.is_out() && effects.len() == 1, "three are");
-    assert_eq!(name(&machine), "Ready", "its connection stands");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_row_of_failures_that_may_not_eject_begins_anew() {
-    let mut machine = at("Queued");
-    let mut reported = listen(&mut machine);
-    let connection = reconnect(&mut machine);
-    for row in 1..=3 {
-        for failures in 1..=3 {
-            connection.on_outcome(FAILED);
-            let asked = feed(&mut machine, &mut reported, false).len();
-            assert_eq!(asked, usize::from(failures == 3), "row {row}, failure {failures}");
-        }
-    }
-    assert!(!machine.ejection.is_out());
-}
-
-#[tokio::test(start_paused = true)]
-async fn on_probation_one_call_comes_at_a_time_until_one_is_answered() {
-    let mut machine = at("Ready");
-    to_probation(&mut machine).await;
-    let mut reported = listen(&mut machine);
-    let on_probation = reconnect(&mut machine);
-    let quota = on_probation.load().quota();
-    assert!(quota.acquire() && !quota.acquire(), "one at a time");
-    on_probation.on_outcome(ANSWERED);
-    let effects = feed(&mut machine, &mut reported, true);
-    assert_eq!(effects.iter().map(|effects| effects.publish).collect::<Vec<_>>(), [Publish::ReadySet]);
-    assert!(!machine.ejection.is_on_probation() && quota.acquire(), "it is back");
-}
-
-#[tokio::test(start_paused = true)]
-async fn on_probation_one_failure_ejects_for_longer_and_whatever_the_limit() {
-    let mut machine = at("Ready");
-    to_probation(&mut machine).await;
-    let mut reported = listen(&mut machine);
-    let on_probation = reconnect(&mut machine);
-    on_probation.on_outcome(FAILED);
-    let effects = feed(&mut machine, &mut reported, false);
-    let (until, _) = effects.iter().find_map(|effects| effects.wake).expect("it is out again");
-    assert_eq!(until - now(), Duration::from_secs(10), "twice as long");
-    let quota = on_probation.load().quota();
-    assert!(quota.acquire() && quota.acquire(), "where nothing else is READY it takes all calls");
-}
-
-#[tokio::test(start_paused = true)]
-async fn calls_on_a_connection_from_before_the_probation_decide_nothing() {
-    for outcome in [FAILED, ANSWERED] {
-        let mut machine = at("Queued");
-        let mut reported = listen(&mut machine);
-        let earlier = reconnect(&mut machine);
-        to_probation(&mut machine).await;
-        assert!(!earlier.load().quota().acquire(), "it takes no more calls");
-        (0..10).for_each(|_| _ = earlier.on_outcome(outcome));
-        feed(&mut machine, &mut reported, true);
-        reconnect(&mut machine);
-        (0..10).for_each(|_| _ = earlier.on_outcome(outcome));
-        feed(&mut machine, &mut reported, true);
-        assert!(machine.ejection.is_on_probation(), "{outcome:?}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn where_a_proof_outlives_its_connection_the_next_call_decides() {
-    let mut machine = at("Ready");
-    to_probation(&mut machine).await;
-    let mut reported = listen(&mut machine);
-    reconnect(&mut machine).on_outcome(ANSWERED);
-    machine.on(Input::Ended(ticket(&machine), "broken".into()), now());
-    feed(&mut machine, &mut reported, true);
-    assert!(machine.ejection.is_on_probation(), "that connection is gone");
-    machine.on(Input::BackoffOver(ticket(&machine)), now());
-    reconnect(&mut machine).on_outcome(ANSWERED);
-    feed(&mut machine, &mut reported, true);
-    assert!(!machine.ejection.is_on_probation(), "the next one decided");
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_ends_settles_a_suspect_and_keeps_one_that_is_out_idle() {
     let mut machine = at("Ready");
     machine.on(Input::Updated(member(1, 10, MemberState::Suspect)), now());
     assert!(machine.is_fit(now()), "it lives by its connection");
-    machine.on(Input::Ended(ticket(&machine), "broken".into()), now());
+    machine.on(Input::Ended(ticket(&machine), broken()), now());
     assert_eq!(name(&machine), "Withdrawn");
     let mut machine = at("Ready");
     machine.on(Input::Outlier, now());
-    let effects = machine.on(Input::Ended(ticket(&machine), "broken".into()), now());
+    let effects = machine.on(Input::Ended(ticket(&machine), broken()), now());
     assert_eq!((name(&machine), effects.queue, effects.failure.as_deref()), ("Ejected", None, Some("broken")));
 }
 
@@ -430,47 +327,22 @@ async fn an_instance_is_new_until_it_is_ready_and_after_it_could_not_be_reached(
     assert_eq!(first, Some(now()));
     connection(&machine).load().on_answer(now());
     tokio::time::advance(Duration::from_secs(1)).await;
-    machine.on(Input::Ended(ticket(&machine), "going away".into()), now());
+    machine.on(Input::Ended(ticket(&machine), planned("going away")), now());
     reconnect(&mut machine);
     assert_eq!(machine.ready_since(), first, "one that only reconnects is not new");
     machine.on(Input::Updated(member(2, 10, MemberState::Live)), now());
     assert_eq!(machine.ready_since(), first, "nor is one whose connection outlived its lease");
     connection(&machine).load().on_answer(now());
-    machine.on(Input::Ended(ticket(&machine), "going away".into()), now());
+    machine.on(Input::Ended(ticket(&machine), planned("going away")), now());
     machine.on(Input::Turn(ticket(&machine)), now());
     machine.on(Input::ConnectFailed(ticket(&machine), "refused".into()), now());
     assert_eq!(machine.ready_since(), None, "it is another process, most likely");
     machine.on(Input::BackoffOver(ticket(&machine)), now());
     reconnect(&mut machine);
     connection(&machine).load().on_answer(now());
-    machine.on(Input::Ended(ticket(&machine), "going away".into()), now());
+    machine.on(Input::Ended(ticket(&machine), planned("going away")), now());
     machine.on(Input::Updated(member(3, 10, MemberState::Live)), now());
     assert_eq!(machine.ready_since(), None, "another lease without a connection is another process");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_new_lease_ends_an_ejection_and_a_probation() {
-    let mut machine = at("Ready");
-    machine.on(Input::Outlier, now());
-    machine.on(Input::Updated(member(2, 10, MemberState::Live)), now());
-    assert!(!machine.ejection.is_out() && !machine.shared.status().is_ejected());
-    to_probation(&mut machine).await;
-    let on_probation = reconnect(&mut machine);
-    machine.on(Input::Updated(member(3, 10, MemberState::Live)), now());
-    let quota = on_probation.load().quota();
-    assert!(quota.acquire() && quota.acquire(), "as many calls as the peer allows");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_selected_instance_that_is_out_is_dialled_as_a_last_resort() {
-    let mut machine = at("Ready");
-    machine.on(Input::Outlier, now());
-    machine.on(Input::Unselected, now());
-    machine.on(Input::Selected, now());
-    let connection = reconnect(&mut machine);
-    let quota = connection.load().quota();
-    assert!(machine.ejection.is_out() && quota.acquire() && quota.acquire(), "it takes all calls");
-    assert!(!machine.is_fit(now()), "and needs a replacement");
 }
 
 #[tokio::test(start_paused = true)]
@@ -478,7 +350,7 @@ async fn one_that_leaves_limits_the_streams_of_all_its_connections() {
     let mut machine = at("Connecting");
     let (first, first_retired) = established(None);
     machine.on(Input::Connected(ticket(&machine), first), now());
-    machine.on(Input::Ended(ticket(&machine), "going away".into()), now());
+    machine.on(Input::Ended(ticket(&machine), planned("going away")), now());
     machine.on(Input::BackoffOver(ticket(&machine)), now());
     machine.on(Input::Turn(ticket(&machine)), now());
     let (second, second_retired) = established(None);
