@@ -8,6 +8,7 @@ mod closing;
 mod connecting;
 mod deadlines;
 mod ejecting;
+mod evidence;
 mod faults;
 #[cfg(feature = "health")]
 mod health;

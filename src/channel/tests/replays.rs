@@ -128,8 +128,7 @@ async fn a_call_that_every_instance_refuses_ends_with_the_refusal() {
         status.message().contains(&refuser.address().to_string()),
         "it names the instance that refused: {status:?}"
     );
-    let attempts = refuser.calls().get();
-    assert!((1..=10).contains(&attempts), "attempts are bounded: {attempts}");
+    assert_eq!(refuser.calls().get(), 2, "it is made again once: more would multiply the load that servers shed");
 }
 
 #[tokio::test]

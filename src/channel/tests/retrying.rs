@@ -248,11 +248,11 @@ async fn the_channels_own_options_override_a_service_config_in_any_order() {
 async fn a_proxy_s_page_is_a_failure_and_no_response_that_has_begun() {
     let rig = with(|builder| builder.policy(PickFirst::new()).retry(on_unavailable()));
     let [one, two] = rig.network.peers(1);
-    one.reply(Reply::NoServer);
-    two.reply(Reply::NoServer);
+    one.reply(Reply::Page(503));
+    two.reply(Reply::Page(503));
     rig.serve(&[&one, &two]).await;
-    // What it fails with is tonic's, which looks into the page for a message.
-    rig.answer().await.expect_err("there is no server");
+    let status = rig.answer().await.expect_err("there is no server");
+    assert_eq!(status.code(), Code::Unavailable, "the code that it was retried for: {status:?}");
     assert_eq!(calls(&[&one, &two]), 3, "three attempts");
     two.reply(Reply::Answer);
     assert_eq!(rig.answers_of(&two, 20).await, 20);

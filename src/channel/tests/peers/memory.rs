@@ -56,8 +56,16 @@ pub(crate) enum Reply {
     Hold,
     /// The call ends with this code.
     Fail(Code),
-    /// The call is answered as a proxy does that has no server: with a page, under HTTP's status 503.
-    NoServer,
+    /// The call is answered with a page under this HTTP status, as a web server or a proxy does.
+    Page(u16),
+    /// The call is answered by the head of a gRPC response alone, which ends the response.
+    HeadAlone,
+    /// The call is answered with a message and trailers that have no status.
+    WithoutStatus,
+    /// The response begins with a message, and goes on until [`Peer::release`].
+    Stream,
+    /// The call is reset with CANCEL after the delay, as grpc-go's and grpc-java's servers do at a deadline.
+    Cancel,
 }
 
 #[derive(Debug)]
@@ -266,10 +274,15 @@ impl Peer {
             }
         }
         // The caller may be gone.
-        _ = self.answer(reply, respond);
+        _ = self.answer(reply, respond, released).await;
     }
 
-    fn answer(&self, reply: Reply, mut respond: SendResponse<Bytes>) -> Result<(), h2::Error> {
+    async fn answer(
+        &self,
+        reply: Reply,
+        mut respond: SendResponse<Bytes>,
+        mut released: watch::Receiver<()>,
+    ) -> Result<(), h2::Error> {
         let mut head = Response::new(());
         head.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
         if let Reply::Fail(code) = reply {
@@ -277,20 +290,36 @@ impl Peer {
             respond.send_response(head, true)?;
             return Ok(());
         }
-        if reply == Reply::NoServer {
-            *head.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+        if let Reply::Page(status) = reply {
+            *head.status_mut() = http::StatusCode::from_u16(status).expect("an HTTP status");
             head.headers_mut().insert("content-type", HeaderValue::from_static("text/html"));
-            return respond.send_response(head, false)?.send_data("<p>no server</p>".into(), true);
+            return respond.send_response(head, false)?.send_data("<p>a page</p>".into(), true);
         }
-        let reply = EchoReply { message: String::new(), address: self.address().to_string() }.encode_to_vec();
-        let size = u32::try_from(reply.len()).expect("an address is short").to_be_bytes();
-        let message = [[0].as_slice(), &size, &reply].concat();
+        if reply == Reply::HeadAlone {
+            respond.send_response(head, true)?;
+            return Ok(());
+        }
+        if reply == Reply::Cancel {
+            respond.send_reset(h2::Reason::CANCEL);
+            return Ok(());
+        }
+        let echo = EchoReply { message: String::new(), address: self.address().to_string() }.encode_to_vec();
+        let size = u32::try_from(echo.len()).expect("an address is short").to_be_bytes();
+        let message = [[0].as_slice(), &size, &echo].concat();
         let mut stream = respond.send_response(head, false)?;
         stream.send_data(message.into(), false)?;
-        stream.send_trailers(HeaderMap::from_iter([(
-            http::HeaderName::from_static("grpc-status"),
-            HeaderValue::from_static("0"),
-        )]))
+        if reply == Reply::Stream {
+            tokio::select! {
+                _ = released.changed() => {}
+                _ = poll_fn(|cx| stream.poll_reset(cx)) => {
+                    self.0.resets.add_one();
+                    return Ok(());
+                }
+            }
+        }
+        let name = if reply == Reply::WithoutStatus { "x-other" } else { "grpc-status" };
+        let trailer = (http::HeaderName::from_static(name), HeaderValue::from_static("0"));
+        stream.send_trailers(HeaderMap::from_iter([trailer]))
     }
 }
 
