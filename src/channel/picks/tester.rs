@@ -96,6 +96,27 @@ impl TestPick {
         self.candidate.load().on_latency(now, after);
     }
 
+    /// The instance failed the call at once: INTERNAL, UNIMPLEMENTED, UNKNOWN, `DATA_LOSS`, or an answer that is no
+    /// gRPC.
+    pub fn failed_at_once(&self) {
+        let now = Instant::now();
+        self.candidate.load().on_answer(now);
+        self.candidate.load().on_fast_failure(now);
+    }
+
+    /// The instance shed the call, and wants to be spared for `pause`, which counts up to five seconds. An instance that
+    /// says nothing of that is spared for half a second.
+    pub fn shed(&self, pause: Duration) {
+        let now = Instant::now();
+        self.candidate.load().on_answer(now);
+        self.candidate.load().on_shed(now, pause);
+    }
+
+    /// The call's deadline passed, and the instance answered no other meanwhile.
+    pub fn missed(&self) {
+        self.candidate.load().on_missed(Instant::now());
+    }
+
     /// The call failed.
     pub fn failed(&self) {
         self.candidate.load().on_failure(Instant::now());

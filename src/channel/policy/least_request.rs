@@ -1,25 +1,28 @@
 //! The less busy one of two.
 
-use tokio::time::Instant;
-
 use super::candidate::Candidate;
 use super::load::Load;
 use super::sampler::Sampler;
+use super::shunning;
 use crate::channel::policy::{Picker, Policy};
 
 /// The less busy one of two instances drawn by weight: the default.
 ///
 /// Busy means calls in flight for its weight. Two random instances are enough to keep all of them about equally busy,
 /// and unlike the least busy of all, they do not send every client to the same instance at once. While nothing is in
-/// flight, calls are shared by weight. A call whose deadline passed without a sign of life from its instance counts as
-/// in flight for another second: a frozen instance would look idle otherwise. One that has calls waiting and has
-/// answered none for 16 ms and for twice as long as it usually takes is passed over for one that answers.
+/// flight, calls are shared by weight.
+///
+/// An instance that fails is not idle. A call that failed at once counts as in flight for about as long as calls take
+/// elsewhere. An instance that [sheds](crate::policy#shedding) calls, or is silent, is passed over: silent is one that
+/// has calls waiting and has answered none for 16 ms and for twice as long as it usually takes, and one whose calls
+/// missed their deadlines. That one is tried with one call a second until it answers.
 ///
 /// Calls in flight alone do not show a slow instance while there are few calls: mostly none is in flight anywhere. So
 /// of the two, one whose responses take at least four times as long to begin counts as having one call more in flight,
 /// and one more for each further doubling. An instance that is 50 times slower than nine others gets at most a few
 /// calls in a thousand, enough to see when it has become faster: what was measured more than a second ago is overlooked
-/// now and then.
+/// now and then. While it has answered only a few times, or has just changed, what was measured is old the sooner the
+/// less there is of it: an instance that is cold at first gets its share once it is warm.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct LeastRequest;
@@ -50,35 +53,24 @@ struct LeastRequestPicker {
     weights: Option<Box<[u32]>>,
 }
 
-impl Picker for LeastRequestPicker {
-    fn pick(&self, candidates: &[Candidate], _: u64) -> usize {
+impl LeastRequestPicker {
+    /// Two candidates, the less busy one first.
+    fn draw(&self, candidates: &[Candidate]) -> (usize, usize) {
         let (first, second) = self.sampler.two();
-        let (Some(one), Some(other)) = (candidates.get(first), candidates.get(second)) else { return first };
+        let (Some(one), Some(other)) = (candidates.get(first), candidates.get(second)) else { return (first, second) };
         let weights = match &self.weights {
             Some(weights) => (u64::from(weights[first]), u64::from(weights[second])),
             None => (1, 1),
         };
-        let (better, worse) = if is_better((other.load(), weights.1), (one.load(), weights.0)) {
-            (second, first)
-        } else {
-            (first, second)
-        };
-        if is_stuck(candidates[better].load(), candidates[worse].load()) { worse } else { better }
+        let is_second_better = is_better((other.load(), weights.1), (one.load(), weights.0));
+        if is_second_better { (second, first) } else { (first, second) }
     }
 }
 
-/// Whether `chosen` may well be frozen, and `other` is not.
-///
-/// A frozen instance completes nothing, so under load its in-flight count stops growing while those of the others do
-/// not.
-fn is_stuck(chosen: &Load, other: &Load) -> bool {
-    let now = Instant::now();
-    if !chosen.is_awaited() {
-        // The call that is about to go there is the first that waits.
-        chosen.on_wait(now);
-        return false;
+impl Picker for LeastRequestPicker {
+    fn pick(&self, candidates: &[Candidate], _: u64) -> usize {
+        shunning::better_of_two(candidates, |_| self.draw(candidates))
     }
-    chosen.is_silent(now) && !other.is_saturated() && !other.is_silent(now)
 }
 
 /// Whether a call should go to `other` rather than to `one`, which was drawn first.
@@ -87,13 +79,12 @@ fn is_stuck(chosen: &Load, other: &Load) -> bool {
 /// its weight says, keeps the call where both are idle, and a heavy instance with one call in flight does not lose the
 /// next to a light one.
 fn is_better((other, other_weight): (&Load, u64), (one, weight): (&Load, u64)) -> bool {
-    let (calls, other_calls) = (u64::from(one.outstanding()), u64::from(other.outstanding()));
-    let plain = (other_calls + 1) * weight <= calls * other_weight;
     if one.is_saturated() || other.is_saturated() {
         return !other.is_saturated();
     }
-
     let (latency, other_latency) = (one.latency_micros(), other.latency_micros());
+    let (calls, other_calls) = (u64::from(one.outstanding(other_latency)), u64::from(other.outstanding(latency)));
+    let plain = (other_calls + 1) * weight <= calls * other_weight;
     let (handicap, other_handicap) = (handicap(latency, other_latency), handicap(other_latency, latency));
     if handicap == other_handicap {
         return plain;
@@ -103,7 +94,7 @@ fn is_better((other, other_weight): (&Load, u64), (one, weight): (&Load, u64)) -
     let handicapped =
         (other_calls + 1) * weight + other_handicap * heavier <= calls * other_weight + handicap * heavier;
     let slower = if handicap > 0 { one } else { other };
-    if handicapped != plain && is_overlooked(slower) { plain } else { handicapped }
+    if handicapped != plain && slower.is_overlooked() { plain } else { handicapped }
 }
 
 /// The calls that an instance counts as having on top, for it takes `latency` where another takes `other`.
@@ -114,20 +105,11 @@ fn handicap(latency: u32, other: u32) -> u64 {
     u64::from((latency / other).ilog2() - 1)
 }
 
-/// Whether a handicap is to be disregarded this once: it is old, and no call is on its way that will renew it.
-///
-/// Not each time that it is old: where a second brings only a few calls, a slow instance would get one of each few.
-/// The clock is read last, so most picks do without.
-fn is_overlooked(slower: &Load) -> bool {
-    slower.in_flight() == 0 && fastrand::u32(..OVERLOOKED_OF) == 0 && slower.is_forgotten(Instant::now())
-}
-
-/// Of how many picks that an old handicap would decide one disregards it.
-const OVERLOOKED_OF: u32 = 32;
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use tokio::time::Instant;
 
     use super::*;
     use crate::channel::picks::ready_set::ReadySet;

@@ -1,13 +1,15 @@
-//! What is counted of a READY instance: calls in flight, latency, silence. It knows no connection, so that policies can
-//! be tested and measured without one.
+//! What is counted of a READY instance: calls in flight, latency, silence, shedding. It knows no connection, so that
+//! policies can be tested and measured without one.
 
 use std::fmt;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::average::Average;
+use super::clock::{decayed, millis, since};
+use super::lingering::Lingering;
 use super::quota::StreamQuota;
 
 /// The load of one instance on its present connection.
@@ -16,14 +18,9 @@ use super::quota::StreamQuota;
 /// stay in a core's cache.
 pub(crate) struct Load {
     quota: StreamQuota,
-    /// The moving average in microseconds; 0 before the first answer.
-    latency: AtomicU32,
-    /// When the average was updated, see [`millis`].
-    averaged_at: AtomicU32,
-    /// Calls whose deadline passed in silence, and when the last of them did. Their places are free again, but the
-    /// instance may be stuck, and each would make room for another call.
-    missed: AtomicU32,
-    missed_at: AtomicU32,
+    latency: Average,
+    /// Calls whose places are free again and that count all the same.
+    lingering: Lingering,
     /// Of the calls in flight, those whose response has begun.
     responding: AtomicU32,
     /// The peak in microseconds when it was updated, 0 before the first; [`UNMEASURED`] for policies that do not use
@@ -35,6 +32,8 @@ pub(crate) struct Load {
     heard_at: AtomicU32,
     /// Responses that have begun since the connection stands.
     answers: AtomicU32,
+    /// Until when the instance is spared because it sheds calls: 0 if it is not, and never 0 if it is.
+    spared_until: AtomicU32,
 }
 
 impl Load {
@@ -42,15 +41,14 @@ impl Load {
     pub(crate) fn new(limit: u32) -> Self {
         Self {
             quota: StreamQuota::new(limit),
-            latency: AtomicU32::new(0),
-            averaged_at: AtomicU32::new(0),
-            missed: AtomicU32::new(0),
-            missed_at: AtomicU32::new(0),
+            latency: Average::default(),
+            lingering: Lingering::default(),
             responding: AtomicU32::new(0),
             peak: AtomicU32::new(UNMEASURED),
             peaked_at: AtomicU32::new(0),
             heard_at: AtomicU32::new(0),
             answers: AtomicU32::new(0),
+            spared_until: AtomicU32::new(0),
         }
     }
 
@@ -71,14 +69,15 @@ impl Load {
         self.quota.in_flight()
     }
 
-    /// How busy the instance is: the calls in flight, and those that it left without an answer a moment ago.
-    pub(crate) fn outstanding(&self) -> u32 {
-        let missed = match self.missed.load(Ordering::Relaxed) {
-            0 => 0,
-            _ if has_passed(self.missed_at.load(Ordering::Relaxed), Instant::now()) => 0,
-            missed => missed,
+    /// How busy the instance is: the calls in flight, and those that are over and still count. Of these, each that
+    /// failed at once counts for about as long as a call takes `elsewhere`, in microseconds; 0 if that is unknown.
+    pub(crate) fn outstanding(&self, elsewhere: u32) -> u32 {
+        let usual = match (elsewhere, self.latency_micros()) {
+            (0, 0) => UNKNOWN,
+            (0, own) => own,
+            (elsewhere, _) => elsewhere,
         };
-        self.in_flight().saturating_add(missed)
+        self.in_flight().saturating_add(self.lingering.calls(usual))
     }
 
     /// Whether there is no room for another call: full or closed.
@@ -101,24 +100,41 @@ impl Load {
 
     /// The moving average in microseconds; 0 before the first answer.
     pub(crate) fn latency_micros(&self) -> u32 {
-        self.latency.load(Ordering::Relaxed)
+        self.latency.micros()
     }
 
     /// The peak as far as it has not decayed, in microseconds; 0 before the first answer.
     pub(crate) fn peak_micros(&self, now: Instant) -> u32 {
         match self.peak.load(Ordering::Relaxed) {
             UNMEASURED | 0 => 0,
-            peak => {
-                let passed = millis(now).wrapping_sub(self.peaked_at.load(Ordering::Relaxed));
-                // Never taken for none.
-                decayed(peak, passed).max(1)
-            }
+            // Never taken for none.
+            peak => decayed(peak, since(self.peaked_at.load(Ordering::Relaxed), now), HALF_LIFE).max(1),
         }
     }
 
-    /// Whether the average is too old to hold against the instance.
-    pub(crate) fn is_forgotten(&self, now: Instant) -> bool {
-        has_passed(self.averaged_at.load(Ordering::Relaxed), now)
+    /// Whether the latest answers failed at once: then neither its latency nor its peak promises a soon answer.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.lingering.is_failing()
+    }
+
+    /// Whether what is known of its latency is too old to hold against the instance.
+    fn is_forgotten(&self, now: Instant) -> bool {
+        let is_peak_old = || {
+            self.peak.load(Ordering::Relaxed) == UNMEASURED
+                || since(self.peaked_at.load(Ordering::Relaxed), now) >= self.latency.lasts()
+        };
+        self.latency.is_old(now) && is_peak_old()
+    }
+
+    /// Whether a latency that speaks against the instance is to be disregarded this once: it is old, and no call is on
+    /// its way that will renew it.
+    ///
+    /// Not each time that it is old: where a second brings only a few calls, a slow instance would get one of each few.
+    pub(crate) fn is_overlooked(&self) -> bool {
+        // The clock is read last, so most picks do without.
+        !self.is_awaited()
+            && fastrand::u32(..self.latency.evidence().max(PROBE_OF)) == 0
+            && self.is_forgotten(Instant::now())
     }
 
     /// Whether there are calls whose response has not begun.
@@ -128,61 +144,106 @@ impl Load {
 
     /// Whether calls wait, and none was answered for longer than answers usually take: the instance may be frozen.
     /// Unknown, and so `false`, before the first answer.
-    pub(crate) fn is_silent(&self, now: Instant) -> bool {
+    fn is_silent(&self, now: Instant) -> bool {
         let usual = self.latency_micros();
-        let silence = millis(now).wrapping_sub(self.heard_at.load(Ordering::Relaxed));
+        let silence = since(self.heard_at.load(Ordering::Relaxed), now);
         usual > 0 && self.is_awaited() && silence > SILENT_AFTER.max((usual / 1_000).saturating_mul(SILENT_TIMES))
     }
 
-    /// A call is about to wait where none waited before.
-    pub(crate) fn on_wait(&self, now: Instant) {
-        self.heard_at.store(millis(now), Ordering::Relaxed);
+    /// Whether a call should go elsewhere if it can: the instance sheds calls, or has missed some and is not due to be
+    /// tried again. Reads the clock only where there is something to compare with it.
+    pub(crate) fn is_penalized(&self) -> bool {
+        (self.spared_until.load(Ordering::Relaxed) != 0 || self.lingering.is_silent())
+            && self.is_penalized_at(Instant::now())
+    }
+
+    #[cold]
+    fn is_penalized_at(&self, now: Instant) -> bool {
+        let is_stuck = || self.lingering.is_silent() && (self.is_awaited() || !self.lingering.is_due(now));
+        // A few calls go to one that sheds all the same: it may shed only some.
+        is_stuck() || self.is_spared(now) && fastrand::u32(..SPARED_OF) != 0
+    }
+
+    fn is_spared(&self, now: Instant) -> bool {
+        let until = self.spared_until.load(Ordering::Relaxed);
+        if until == 0 {
+            return false;
+        }
+        let left = until.wrapping_sub(millis(now));
+        let spared = (1..=MAX_SPARED).contains(&left);
+        if !spared {
+            // Forgotten, unless a new one came meanwhile: the next picks need no clock.
+            let _ = self.spared_until.compare_exchange(until, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        spared
+    }
+
+    /// Whether a call should go elsewhere if it can, for policies that [tell](Self::on_pick) which instance they pick:
+    /// these see silence also while no deadline has passed.
+    pub(crate) fn is_shunned(&self, now: Instant) -> bool {
+        self.is_silent(now) || self.is_penalized()
+    }
+
+    /// A call is about to go there. If it is the only one that waits, silence begins with it.
+    pub(crate) fn on_pick(&self, now: Instant) {
+        if !self.is_awaited() {
+            self.heard_at.store(millis(now), Ordering::Relaxed);
+        }
     }
 
     /// The instance answered a call, with whatever status.
     pub(crate) fn on_answer(&self, now: Instant) {
         self.answers.fetch_add(1, Ordering::Relaxed);
         self.heard_at.store(millis(now), Ordering::Relaxed);
-        if self.missed.load(Ordering::Relaxed) != 0 {
-            self.missed.store(0, Ordering::Relaxed);
-        }
+        self.lingering.on_answer();
     }
 
-    /// A response began `after` its call was sent.
+    /// A response began `after` its call was sent, with no status that says it failed.
     ///
-    /// An answer counts for an eighth; after a pause for as much of a second as the pause was long, so that a value
-    /// from a second ago counts for nothing. Not exact when two answers meet: one of them may be lost.
+    /// Its peak rises with a slower answer, and falls to a faster one if all that was known is
+    /// [old](Average::is_old): then it was a probe. Not exact when two answers meet: one of them may be lost.
     pub(crate) fn on_latency(&self, now: Instant, after: Duration) {
         let sample = u32::try_from(after.as_micros()).unwrap_or(u32::MAX).max(1);
-        if self.peak.load(Ordering::Relaxed) != UNMEASURED && sample >= self.peak_micros(now) {
+        if self.peak.load(Ordering::Relaxed) != UNMEASURED
+            && (sample >= self.peak_micros(now) || self.is_forgotten(now))
+        {
             self.set_peak(sample, now);
         }
-        let now = millis(now);
-        let average = match self.latency.load(Ordering::Relaxed) {
-            0 => sample,
-            before => {
-                let pause = now.wrapping_sub(self.averaged_at.load(Ordering::Relaxed));
-                let gain = u64::from(pause.clamp(FORGETS_AFTER / 8, FORGETS_AFTER));
-                let whole = u64::from(FORGETS_AFTER);
-                let sum = u64::from(before) * (whole - gain) + u64::from(sample) * gain + whole / 2;
-                u32::try_from(sum / whole).unwrap_or(u32::MAX)
-            }
-        };
-        self.latency.store(average, Ordering::Relaxed);
-        self.averaged_at.store(now, Ordering::Relaxed);
+        self.latency.add(sample, now);
+        self.lingering.on_good_answer();
     }
 
     /// A call failed: its latency says nothing, and the peak doubles.
     pub(crate) fn on_failure(&self, now: Instant) {
         if self.peak.load(Ordering::Relaxed) != UNMEASURED {
             self.set_peak(self.peak_micros(now).saturating_mul(2).max(FAILURE), now);
+            self.latency.harden();
+        }
+    }
+
+    /// The instance failed a call at once: INTERNAL, UNIMPLEMENTED, UNKNOWN, `DATA_LOSS`, or an answer that is no gRPC.
+    /// Its latency says nothing, and the call counts as in flight for about as long as calls take elsewhere.
+    pub(crate) fn on_fast_failure(&self, now: Instant) {
+        self.lingering.on_fast_failure(now);
+    }
+
+    /// The instance sheds: `RESOURCE_EXHAUSTED`, a push-back, or `REFUSED_STREAM`. For `pause`, five seconds at most,
+    /// most calls go elsewhere; and the call lingers like one that failed at once, for where all instances shed.
+    pub(crate) fn on_shed(&self, now: Instant, pause: Duration) {
+        self.lingering.on_fast_failure(now);
+        let pause = u32::try_from(pause.as_millis()).map_or(MAX_SPARED, |pause| pause.min(MAX_SPARED));
+        let until = millis(now).wrapping_add(pause).max(1);
+        let before = self.spared_until.load(Ordering::Relaxed);
+        // A longer pause stays. Not exact when two answers meet.
+        let is_longer = before == 0 || until.wrapping_sub(before) <= MAX_SPARED;
+        if pause > 0 && is_longer {
+            self.spared_until.store(until, Ordering::Relaxed);
         }
     }
 
     /// A call's deadline passed, and the instance answered no call since that one was sent.
     pub(crate) fn on_missed(&self, now: Instant) {
-        self.missed_at.store(millis(now), Ordering::Relaxed);
-        self.missed.fetch_add(1, Ordering::Relaxed);
+        self.lingering.on_missed(now);
     }
 
     /// A response has begun, and its call stays in flight.
@@ -208,35 +269,6 @@ impl fmt::Debug for Load {
     }
 }
 
-/// Whether an observation of `then` is too old to count.
-fn has_passed(then: u32, now: Instant) -> bool {
-    millis(now).wrapping_sub(then) >= FORGETS_AFTER
-}
-
-/// Milliseconds since the first use in this process. They start again after 49 days, so only differences mean
-/// something.
-fn millis(at: Instant) -> u32 {
-    static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
-    let low = |duration: Duration| u32::try_from(duration.as_millis() % (1 << 32)).unwrap_or_default();
-    match at.checked_duration_since(*EPOCH) {
-        Some(since) => low(since),
-        None => 0_u32.wrapping_sub(low(EPOCH.duration_since(at))),
-    }
-}
-
-/// The rest of a peak after so many milliseconds: half of it after seven seconds, as after ten seconds an e-th.
-fn decayed(peak: u32, passed: u32) -> u32 {
-    let (halvings, rest) = (passed / HALF_LIFE, passed % HALF_LIFE);
-    let halved = u64::from(peak.checked_shr(halvings).unwrap_or(0));
-    // Between two halvings a straight line is near enough.
-    let left = halved * u64::from(2 * HALF_LIFE - rest) / u64::from(2 * HALF_LIFE);
-    u32::try_from(left).unwrap_or(u32::MAX)
-}
-
-/// After how many milliseconds without an answer an average says nothing any more: an instance that was slow a second
-/// ago may have been restarting or collecting garbage. A power of two, because every answer divides by it.
-const FORGETS_AFTER: u32 = 1024;
-
 /// No peak.
 const UNMEASURED: u32 = u32::MAX;
 
@@ -246,9 +278,21 @@ const HALF_LIFE: u32 = 6_931;
 /// The least latency that a failure counts as, in microseconds: more than most calls in a data centre take.
 const FAILURE: u32 = 100_000;
 
+/// What a call takes where nothing is known of that, in microseconds.
+const UNKNOWN: u32 = 10_000;
+
 /// The milliseconds without an answer that are silence: at least, and as a multiple of the usual latency.
 const SILENT_AFTER: u32 = 16;
 const SILENT_TIMES: u32 = 2;
+
+/// Of how many picks that an old latency would decide one disregards it, at most.
+const PROBE_OF: u32 = 4;
+
+/// Of how many picks of an instance that sheds one stays with it.
+const SPARED_OF: u32 = 16;
+
+/// For how many milliseconds at most one answer has an instance spared: a server's mistake must not cost it its load.
+const MAX_SPARED: u32 = 5_000;
 
 /// With the two counts of its `Arc` a load fits into one cache line.
 const _: () = assert!(size_of::<Load>() + 2 * size_of::<usize>() <= 64);
@@ -320,34 +364,34 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_average_follows_what_is_seen_and_forgets_in_a_second() {
+    async fn an_instance_that_sheds_is_spared_for_as_long_as_it_says_up_to_five_seconds() {
+        for (pause, spared) in [(500, 499), (3_000, 2_999), (60_000, 4_999)] {
+            let (load, begin) = (Load::new(1), Instant::now());
+            load.on_shed(begin, Duration::from_millis(pause));
+            load.on_shed(begin, Duration::from_millis(100));
+            let is_spared = |at| load.is_spared(begin + Duration::from_millis(at));
+            assert!(is_spared(0) && is_spared(spared), "it is spared for {pause} ms, or for five seconds");
+            assert!(!is_spared(spared + 1), "then no more");
+            assert!(!is_spared(0), "and that is for good");
+        }
         let load = Load::new(1);
-        let begin = Instant::now();
-        let answer =
-            |at: u64, micros| load.on_latency(begin + Duration::from_millis(at), Duration::from_micros(micros));
-        assert_eq!(load.latency_micros(), 0, "nothing is known before the first answer");
-        answer(0, 8_000);
-        assert_eq!(load.latency_micros(), 8_000, "the first answer is all that is known");
-        answer(1, 16_000);
-        assert_eq!(load.latency_micros(), 9_000, "an answer in a row counts for an eighth");
-        answer(513, 1_000);
-        assert_eq!(load.latency_micros(), 5_000, "an answer after half a second counts for a half");
-        assert!(!load.is_forgotten(begin + Duration::from_millis(1_500)), "a second has not passed");
-        assert!(load.is_forgotten(begin + Duration::from_millis(1_600)), "a second has passed");
-        answer(2_000, 100);
-        assert_eq!(load.latency_micros(), 100, "what is older than a second counts for nothing");
-        answer(3_100, u64::MAX);
-        assert_eq!(load.latency_micros(), u32::MAX, "what does not fit is as long as fits");
-        answer(4_200, 0);
-        assert_eq!(load.latency_micros(), 1, "an answer is never taken for none");
+        load.on_shed(Instant::now(), Duration::ZERO);
+        assert!(!load.is_spared(Instant::now()), "it wants to be called again at once");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn times_before_the_first_look_are_counted_backwards() {
-        let now = Instant::now();
-        let _ = millis(now);
-        let earlier = now.checked_sub(Duration::from_secs(3)).expect("the machine runs for longer than that");
-        let passed = millis(now).wrapping_sub(millis(earlier));
-        assert!((2_999..=3_000).contains(&passed), "differences hold on both sides: {passed} ms of 3,000");
+    async fn a_peak_falls_to_a_faster_answer_once_it_is_old_and_not_after_a_failure() {
+        let load = Load::new(1).measuring_peaks(true);
+        let answer = |micros| load.on_latency(Instant::now(), Duration::from_micros(micros));
+        answer(2_000_000);
+        answer(1_000);
+        assert_eq!(load.peak_micros(Instant::now()), 2_000_000, "a peak counts in full at first");
+        tokio::time::advance(Duration::from_millis(100)).await;
+        answer(1_000);
+        assert_eq!(load.peak_micros(Instant::now()), 1_000, "little was known, and that was old");
+        load.on_failure(Instant::now());
+        tokio::time::advance(Duration::from_millis(900)).await;
+        answer(1_000);
+        assert!(load.peak_micros(Instant::now()) > 90_000, "a failure is held against it for a second");
     }
 }

@@ -1,7 +1,10 @@
 //! How the next call's instance is chosen among those that are READY: the trait, and the policies that come with it.
 
+mod average;
 pub(crate) mod candidate;
+mod clock;
 mod least_request;
+mod lingering;
 pub(crate) mod load;
 mod peak_ewma;
 mod pick_first;
@@ -10,6 +13,9 @@ mod random;
 mod ring_hash;
 mod round_robin;
 mod sampler;
+mod shunning;
+#[cfg(test)]
+mod trials;
 
 use std::fmt;
 use std::sync::Arc;

@@ -5,6 +5,7 @@ use tokio::time::Instant;
 use super::candidate::Candidate;
 use super::load::Load;
 use super::sampler::Sampler;
+use super::shunning;
 use crate::channel::policy::{Picker, Policy};
 
 /// Of two instances drawn by weight, the one that promises the sooner answer: its latency times its calls in flight.
@@ -19,7 +20,12 @@ use crate::channel::policy::{Picker, Policy};
 /// equally fast instances share by weight, also those that [start slowly](crate::ChannelBuilder::slow_start), whether
 /// each has many calls in flight or hardly one.
 ///
-/// An instance that has answered nothing yet gets calls as one that answers at once, one at a time.
+/// An instance that has answered nothing yet gets calls as one that answers at once, one at a time. One with a high
+/// peak still gets a few calls in a thousand, and where such a probe is fast, the peak is forgotten.
+///
+/// An instance that fails is neither idle nor fast: one that fails calls at once promises no sooner answer than others,
+/// and such a call counts as in flight for about as long as calls take there. One that [sheds](crate::policy#shedding)
+/// calls or is silent is passed over, as [`LeastRequest`](crate::policy::LeastRequest) says.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct PeakEwma;
@@ -49,33 +55,53 @@ struct PeakEwmaPicker {
     weights: Box<[u32]>,
 }
 
-impl Picker for PeakEwmaPicker {
-    fn pick(&self, candidates: &[Candidate], _: u64) -> usize {
+impl PeakEwmaPicker {
+    /// Two candidates, the one that promises the sooner answer first.
+    fn draw(&self, candidates: &[Candidate], now: Instant) -> (usize, usize) {
         let (first, second) = self.sampler.two();
-        let (Some(one), Some(other)) = (candidates.get(first), candidates.get(second)) else { return first };
+        let (Some(one), Some(other)) = (candidates.get(first), candidates.get(second)) else { return (first, second) };
         let (one, other) = (one.load(), other.load());
-        if one.is_saturated() || other.is_saturated() {
-            return if other.is_saturated() { first } else { second };
-        }
-        let (weight, other_weight) = (f64::from(self.weights[first]), f64::from(self.weights[second]));
-        // Each multiplied by both weights, instead of divided by its own: where both are idle, the sooner answer
-        // decides alone.
-        let (both, heavier, now) = (weight * other_weight, weight.max(other_weight), Instant::now());
-        let promised = |load, other_weight| promise(load, both, heavier * other_weight, now);
-        // The first, drawn by weight, keeps a tie.
-        if promised(other, weight) < promised(one, other_weight) { second } else { first }
+        let is_second_better = if one.is_saturated() || other.is_saturated() {
+            !other.is_saturated()
+        } else {
+            is_sooner((other, self.weights[second]), (one, self.weights[first]), now)
+        };
+        if is_second_better { (second, first) } else { (first, second) }
     }
 }
 
-/// How long an answer would take here, in microseconds times `both`, if each call in flight weighs `each`.
-fn promise(load: &Load, both: f64, each: f64, now: Instant) -> f64 {
-    let waiting = f64::from(load.outstanding()) * each;
-    match load.peak_micros(now) {
+impl Picker for PeakEwmaPicker {
+    fn pick(&self, candidates: &[Candidate], _: u64) -> usize {
+        shunning::better_of_two(candidates, |now| self.draw(candidates, now))
+    }
+}
+
+/// Whether `other` promises a sooner answer than `one`, which was drawn first and keeps a tie.
+fn is_sooner((other, other_weight): (&Load, u32), (one, weight): (&Load, u32), now: Instant) -> bool {
+    let (weight, other_weight) = (f64::from(weight), f64::from(other_weight));
+    // Each multiplied by both weights, instead of divided by its own: where both are idle, the sooner answer decides
+    // alone.
+    let (both, heavier) = (weight * other_weight, weight.max(other_weight));
+    let (peak, other_peak) = (one.peak_micros(now), other.peak_micros(now));
+    let promised = promise(one, (peak, other_peak), both, heavier * other_weight);
+    let sooner = promise(other, (other_peak, peak), both, heavier * weight) < promised;
+    sooner && !(peak / SLOWER > other_peak && other_peak > 0 && one.is_overlooked())
+}
+
+/// How long an answer would take here, in microseconds times `both`, if each call in flight weighs `each`. Where
+/// answers fail at once, they promise none that is sooner than `elsewhere`.
+fn promise(load: &Load, (peak, elsewhere): (u32, u32), both: f64, each: f64) -> f64 {
+    let peak = if load.is_failing() { peak.max(elsewhere).max(1) } else { peak };
+    let waiting = f64::from(load.outstanding(elsewhere)) * each;
+    match peak {
         // Nothing is known: the first call is to find out, the next ones wait for that.
         0 => waiting * UNKNOWN,
         micros => f64::from(micros) * (both + waiting),
     }
 }
+
+/// How many times as long an instance must promise to take as the other, for a probe to go there.
+const SLOWER: u32 = 2;
 
 /// What a second call to an instance of which nothing is known is taken to take: a second, in microseconds.
 const UNKNOWN: f64 = 1_000_000.0;

@@ -12,7 +12,8 @@ use crate::instance::Address;
 /// that spill. Where both an earlier choice and others could follow the present one, it is the earlier choice.
 ///
 /// For services with one active server, or where a warm cache matters more than an even load. Weights say nothing here.
-/// Calls beyond what the instance takes at once go to any other.
+/// Calls beyond what the instance takes at once go to any other. One that sheds calls keeps them: where only one server
+/// is active, the others have no answer to give.
 ///
 /// A clone makes its own choice; an [`Arc`](std::sync::Arc) of one policy given to two channels is one choice for both.
 #[derive(Debug, Default)]

@@ -2,12 +2,14 @@
 
 use super::candidate::Candidate;
 use super::sampler::Sampler;
+use super::shunning;
 use crate::channel::policy::{Picker, Policy};
 
 /// Any instance, each as often as its weight says.
 ///
 /// It knows nothing of how busy an instance is. Its use is that calls of very many clients spread evenly although the
-/// clients do not know of each other, and that nothing about a choice can be foreseen.
+/// clients do not know of each other, and that nothing about a choice can be foreseen. While an instance
+/// [sheds](crate::policy#shedding) calls, or after calls have missed their deadlines there, others are drawn instead.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct WeightedRandom;
@@ -31,8 +33,8 @@ struct RandomPicker {
 }
 
 impl Picker for RandomPicker {
-    fn pick(&self, _: &[Candidate], _: u64) -> usize {
-        self.sampler.one()
+    fn pick(&self, candidates: &[Candidate], _: u64) -> usize {
+        shunning::unpenalized(candidates, || self.sampler.one())
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::candidate::Candidate;
+use super::shunning;
 use crate::channel::policy::{Picker, Policy};
 
 /// Each instance in turn, as often in a cycle as its weight says.
@@ -10,7 +11,8 @@ use crate::channel::policy::{Picker, Policy};
 /// A cycle is as many calls as the weights add up to, divided by what divides all of them: with weights 20 and 10,
 /// three. Any so many calls in a row are shared exactly by weight, and shorter rows nearly so: no instance gets all of
 /// its calls at once. Its use is an even load where calls cost about the same; it does not see which instance is busy
-/// or slow.
+/// or slow, and a frozen one only once calls have missed their deadlines there. Then, and while it
+/// [sheds](crate::policy#shedding) calls, its turns go to the next ones.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct WeightedRoundRobin;
@@ -39,8 +41,8 @@ struct RoundRobinPicker {
 }
 
 impl Picker for RoundRobinPicker {
-    fn pick(&self, _: &[Candidate], _: u64) -> usize {
-        self.cycle.at(self.turn.fetch_add(1, Ordering::Relaxed))
+    fn pick(&self, candidates: &[Candidate], _: u64) -> usize {
+        shunning::unpenalized(candidates, || self.cycle.at(self.turn.fetch_add(1, Ordering::Relaxed)))
     }
 }
 
