@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::response::Parts;
 use http::{HeaderMap, HeaderValue};
@@ -9,6 +10,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::request_head::RequestHead;
+use super::retry_state::Pushback;
 use super::status::{self, Answer};
 use crate::channel::outlier::{EndedRow, Outcome, StatusOrigin};
 use crate::channel::picks::Pick;
@@ -134,7 +136,7 @@ impl Attempt {
             Answer::Status(code) => {
                 if !timed_out {
                     self.connection().load().on_answer(now);
-                    self.on_status(code);
+                    self.on_status(code, &head.headers);
                 }
                 Some(code)
             }
@@ -151,6 +153,7 @@ impl Attempt {
     fn on_not_grpc(&self, status: Status) -> FailedAttempt {
         tracing::debug!(address = %self.address(), status = status.message(), "attempt failed");
         self.report(status.code(), StatusOrigin::NotGrpc);
+        self.connection().load().on_fast_failure(Instant::now());
         self.failed_with(status)
     }
 
@@ -174,6 +177,9 @@ impl Attempt {
     /// No handler saw the request.
     pub(super) fn on_unprocessed(&self, error: &TransportError, is_unsent: bool) -> FailedAttempt {
         tracing::debug!(address = %self.address(), is_unsent, %error, "attempt failed");
+        if error.is_refusal() {
+            self.connection().load().on_shed(Instant::now(), SHED_FOR);
+        }
         if is_unsent {
             // The connection reports its own end, unless its streams are used up.
             if error.is_exhaustion() {
@@ -203,14 +209,25 @@ impl Attempt {
         let status = error.status(self.address());
         // The end of a connection is reported once, by its driver.
         if !error.is_of_connection() {
-            self.on_status(status.code());
+            self.on_status(status.code(), &HeaderMap::new());
         }
         status
     }
 
-    /// The server has answered, with this status in the end.
-    pub(super) fn on_status(&self, code: Code) {
+    /// The server has answered, with this status in the end, which stands among these headers.
+    pub(super) fn on_status(&self, code: Code, headers: &HeaderMap) {
         self.report(code, StatusOrigin::Answered);
+        if code == Code::Ok {
+            return;
+        }
+        // What fails at once must not look idle.
+        let (load, now, pushback) = (self.connection().load(), Instant::now(), Pushback::of(headers));
+        match (code, pushback) {
+            (_, Pushback::After(pause)) => load.on_shed(now, pause),
+            (Code::ResourceExhausted, _) | (_, Pushback::Never) => load.on_shed(now, SHED_FOR),
+            (Code::Internal | Code::Unimplemented | Code::Unknown | Code::DataLoss, _) => load.on_fast_failure(now),
+            _ => {}
+        }
     }
 
     /// Whether the outcome was reported already, by the head.
@@ -267,3 +284,7 @@ impl Drop for Attempt {
         }
     }
 }
+
+/// How long an instance that sheds is spared, where it does not say: a fraction of what people notice, and enough for a
+/// queue to drain.
+const SHED_FOR: Duration = Duration::from_millis(500);

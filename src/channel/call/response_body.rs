@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tonic::{Code, Status};
 
@@ -55,7 +56,7 @@ impl ResponseBody {
         };
         if !call.attempt.take_server_timeout(trailers) {
             let code = status::code_of(trailers).ok_or_else(|| call.attempt.on_end_without_status())?;
-            call.on_status(code);
+            call.on_status(code, trailers);
         }
         Ok(())
     }
@@ -87,13 +88,13 @@ impl OpenCall {
         status::deadline_exceeded(&format!("the rest of the answer of {}", self.attempt.address()))
     }
 
-    fn on_status(&self, code: Code) {
+    fn on_status(&self, code: Code, trailers: &HeaderMap) {
         if code == Code::Ok
             && let Some(budget) = &self.retry_budget
         {
             budget.on_success();
         }
-        self.attempt.on_status(code);
+        self.attempt.on_status(code, trailers);
     }
 }
 
