@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use tonic::Code;
 
+pub(crate) use self::compared::Compared;
 pub(crate) use self::ejection::{Ejection, may_eject};
 pub(crate) use self::sweep::{Interval, sweep};
-pub(crate) use self::compared::Compared;
 pub(crate) use self::tally::{EndedRow, Tally, Verdict};
 use crate::error::ConfigError;
 

@@ -81,7 +81,7 @@ impl Tally {
         self.missed.load(Relaxed)
     }
 
-    /// Whether the present row has a missed deadline in it.
+    /// Whether the present row has a missed deadline in it, or the latest call missed its own.
     pub(crate) fn has_missed(&self) -> bool {
         self.row.load(Relaxed) & MISSED != 0
     }
@@ -104,13 +104,15 @@ impl Tally {
         let lengthen = |row| {
             let on_probation = row & PROBATION != 0;
             let count = if on_probation { limit } else { (row & COUNT) + 1 };
-            (on_probation || row & COUNT < limit).then_some(count | row & MISSED | flag)
+            let earlier = if row & COUNT == 0 { 0 } else { row & MISSED };
+            (on_probation || row & COUNT < limit).then_some(count | earlier | flag)
         };
         let before = self.row.fetch_update(Relaxed, Relaxed, lengthen).ok()?;
         if before & PROBATION != 0 || (before & COUNT) + 1 == limit {
             Some(Verdict::Failing)
         } else {
-            (is_missed && before & MISSED == 0).then_some(Verdict::Suspected)
+            let is_first = before & MISSED == 0 || before & COUNT == 0;
+            (is_missed && is_first).then_some(Verdict::Suspected)
         }
     }
 
@@ -123,6 +125,12 @@ impl Tally {
     /// row asks again.
     pub(crate) fn restart_row(&self) {
         self.row.store(0, Relaxed);
+    }
+
+    /// Begins to count a new row after missed deadlines that prove nothing, and remembers that the latest call missed
+    /// its own.
+    pub(crate) fn excuse_row(&self) {
+        self.row.store(MISSED, Relaxed);
     }
 
     /// Forgets everything but the number of missed deadlines, which only differences are made of.
@@ -397,6 +405,12 @@ mod tests {
         assert!(!tally.has_missed(), "with a response");
         assert_eq!(tally.failure(true, &detection), Some(Verdict::Suspected), "anew");
         assert_eq!(tally.failure(true, &detection), None, "once a row");
+        tally.excuse_row();
+        assert!(tally.has_missed(), "the latest call did");
+        assert_eq!(tally.failure(true, &detection), Some(Verdict::Suspected), "the first of a new row");
+        tally.excuse_row();
+        assert_eq!(tally.failure(false, &detection), None);
+        assert!(!tally.has_missed(), "the latest did not, and it is a new row");
         let tally = Tally::on_probation();
         assert_eq!(tally.failure(true, &detection), Some(Verdict::Failing), "one is enough on probation");
         assert!(tally.has_missed());

@@ -322,8 +322,8 @@ impl<T> Subchannel<T> {
         let is_on_probation = self.ejection.is_on_probation();
         if tally.has_missed() && others.is_as_slow(self.compared) {
             // The method is slow, or its deadline short.
-            tally.restart_row();
             self.take_back(now, "the others are as slow", effects);
+            tally.excuse_row();
         } else if may_eject || is_on_probation {
             let evidence = match (tally.has_missed(), is_on_probation) {
                 (true, _) => "it missed deadlines in silence",

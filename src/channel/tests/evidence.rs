@@ -221,7 +221,7 @@ async fn an_instance_that_is_no_grpc_server_is_ejected() {
         (Reply::HeadAlone, "the response ended without a grpc-status"),
         (Reply::WithoutStatus, "the response ended without a grpc-status"),
     ] {
-        let rig = Rig::new();
+        let rig = Rig::with(|builder| builder.policy(WeightedRoundRobin::new()));
         let peers = rig.network.peers::<3>(1);
         rig.serve(&peers.each_ref()).await;
         let stranger = &peers[1];

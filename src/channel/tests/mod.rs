@@ -20,4 +20,5 @@ mod retrying;
 mod rig;
 mod saturation;
 mod shares;
+mod shedding;
 mod spreading;

@@ -56,6 +56,8 @@ pub(crate) enum Reply {
     Hold,
     /// The call ends with this code.
     Fail(Code),
+    /// The call ends with this code, and its caller is to come back in two seconds.
+    PushBack(Code),
     /// The call is answered with a page under this HTTP status, as a web server or a proxy does.
     Page(u16),
     /// The call is answered by the head of a gRPC response alone, which ends the response.
@@ -285,7 +287,10 @@ impl Peer {
     ) -> Result<(), h2::Error> {
         let mut head = Response::new(());
         head.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
-        if let Reply::Fail(code) = reply {
+        if let Reply::Fail(code) | Reply::PushBack(code) = reply {
+            if matches!(reply, Reply::PushBack(_)) {
+                head.headers_mut().insert("grpc-retry-pushback-ms", HeaderValue::from_static("2000"));
+            }
             head.headers_mut().insert("grpc-status", HeaderValue::from(code as i32));
             respond.send_response(head, true)?;
             return Ok(());
