@@ -7,7 +7,7 @@ use futures_util::StreamExt;
 use tonic_etcd::{BalancedChannel, Instance, Registration, RegistrationStatus, Registry};
 use tracing::span::Id;
 use tracing::subscriber::DefaultGuard;
-use tracing::{Event, Subscriber, info_span};
+use tracing::{Event, Instrument, Subscriber, info_span};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
@@ -81,7 +81,7 @@ async fn a_channel_outlives_the_span_that_it_was_built_and_first_used_in() {
     let echo = async |client: &mut EchoClient<BalancedChannel>| {
         client.unary_echo(EchoRequest { message: "hi".into() }).await.expect("the server answers");
     };
-    tracing::Instrument::instrument(echo(&mut client), request).await;
+    echo(&mut client).instrument(request).await;
     assert_over(&requests, "a channel", async || {
         echo(&mut client).await;
         server.stop().await;
@@ -99,7 +99,7 @@ async fn a_stream_of_changes_outlives_the_span_that_it_was_begun_in() {
     let request = info_span!(REQUEST);
     let mut changes = request.in_scope(|| registry.discover("echo").expect("a good name"));
     etcd.put("kitex/registry-etcd/echo/127.0.0.1:1", r#"{"address":"127.0.0.1:1"}"#).await;
-    tracing::Instrument::instrument(changes.next(), request).await.expect("a change").expect("of the set");
+    changes.next().instrument(request).await.expect("a change").expect("of the set");
     assert_over(&requests, "a stream", async || {
         etcd.put("kitex/registry-etcd/echo/127.0.0.1:2", r#"{"address":"127.0.0.1:2"}"#).await;
         changes.next().await.expect("a change").expect("of the set");
@@ -121,7 +121,7 @@ async fn a_channel_of_tonic_outlives_the_span_that_it_was_made_and_first_used_in
     let channel = request.in_scope(|| changes.balance_channel(|_, endpoint| endpoint));
     let mut client = EchoClient::new(channel);
     let hello = || EchoRequest { message: "hi".into() };
-    tracing::Instrument::instrument(client.unary_echo(hello()), request).await.expect("the server answers");
+    client.unary_echo(hello()).instrument(request).await.expect("the server answers");
     assert_over(&requests, "a channel of tonic's", async || {
         client.unary_echo(hello()).await.expect("the server answers");
         server.stop().await;
@@ -141,7 +141,7 @@ async fn a_registration_outlives_the_span_that_it_was_built_and_started_in() {
         registration.start();
         registration
     });
-    tracing::Instrument::instrument(is_registered(&registration), request).await;
+    is_registered(&registration).instrument(request).await;
     assert_over(&requests, "a registration", async || {
         etcd.restart().await;
         let (key, ..) = etcd.keys("").await.pop().expect("it is registered");
@@ -159,7 +159,7 @@ async fn a_connection_to_etcd_outlives_the_span_of_the_call_that_opened_it() {
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let (requests, _guard) = Requests::watch();
     let request = info_span!(REQUEST);
-    let services = tracing::Instrument::instrument(registry.services(), request).await;
+    let services = registry.services().instrument(request).await;
     services.expect("etcd answers");
     assert_over(&requests, "a call to etcd", async || {
         etcd.restart().await;
