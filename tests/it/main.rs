@@ -37,6 +37,7 @@ mod secrets;
 mod several;
 mod shared;
 mod soak;
+mod spans;
 mod strangers;
 mod tls_to_etcd;
 mod tls_to_instances;

@@ -67,8 +67,10 @@ impl Candidate {
     }
 
     /// The peak of the time until a response begins: a slower answer counts at once and in full, decays over some ten
-    /// seconds down to the latency of faster ones, and doubles with each failure, at least to 100 ms. `None` before the
-    /// first answer, and for policies that do not [measure peaks](crate::policy::Policy::measures_peaks).
+    /// seconds down to the latency of faster ones, and doubles with each failure, at least to 100 ms. Where answers are
+    /// so rare that what is known is old, after a second or sooner where little is known, the latest one counts alone.
+    /// `None` before the first answer, and for policies that do not
+    /// [measure peaks](crate::policy::Policy::measures_peaks).
     #[must_use]
     pub fn peak_latency(&self) -> Option<Duration> {
         match self.load.peak_micros(Instant::now()) {

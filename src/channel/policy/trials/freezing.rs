@@ -6,20 +6,24 @@ use super::{Call, End, Trial, all_policies, measuring, share_of_first};
 
 const FREEZES: Duration = Duration::from_secs(10);
 
-/// Ten instances of which the first freezes after ten seconds. How many calls go there in the first tenth of a second
-/// from then on, and in each second after that.
+/// When silence shows at the latest, after the first call that is not answered: answers of earlier calls come for 20 ms,
+/// and twice as long is silence.
+const SHOWS_AFTER: Duration = Duration::from_millis(65);
+
+/// Ten instances of which the first freezes after ten seconds. How many calls go there until silence shows, and in each
+/// second after that.
 async fn freeze(trial: &Trial, frozen: (u64, End), seconds: u64) -> (usize, Vec<usize>) {
     let freezes = |at: Duration, to| to == 0 && at >= FREEZES;
     let behave = |at, to, _| if freezes(at, to) { frozen } else { (20, End::Answered) };
     let calls = trial.run(seconds, behave).await;
-    let of_first = || calls.iter().filter(|call| call.to == 0 && call.at >= FREEZES);
-    let tenth = FREEZES + Duration::from_millis(100);
+    let times: Vec<Duration> = calls.iter().filter(|call| freezes(call.at, call.to)).map(|call| call.at).collect();
+    let shows = times.first().map_or(FREEZES, |&first| first + SHOWS_AFTER);
     let in_second = |second| {
-        let from = tenth + Duration::from_secs(second);
-        of_first().filter(|call| (from..from + Duration::from_secs(1)).contains(&call.at)).count()
+        let from = shows + Duration::from_secs(second);
+        times.iter().filter(|&&at| (from..from + Duration::from_secs(1)).contains(&at)).count()
     };
-    let later = (0..seconds - FREEZES.as_secs() - 1).map(in_second).collect();
-    (of_first().filter(|call| call.at < tenth).count(), later)
+    let later = (0..seconds - FREEZES.as_secs() - 2).map(in_second).collect();
+    (times.iter().filter(|&&at| at < shows).count(), later)
 }
 
 #[tokio::test(start_paused = true)]

@@ -63,7 +63,7 @@ impl Trial {
             open.sort_by_key(|&(at, ..)| std::cmp::Reverse(at));
             while let Some((at, sent, to, end)) = open.pop_if(|&mut (at, ..)| at <= next) {
                 advance(at.duration_since(Instant::now())).await;
-                self.end(self.choice.candidate(to).load(), at - sent, end);
+                count(self.choice.candidate(to).load(), at - sent, end);
             }
             advance(next.duration_since(Instant::now())).await;
             let to = self.choice.acquire(&[], 0).expect("all have room");
@@ -77,21 +77,22 @@ impl Trial {
         }
         calls
     }
+}
 
-    fn end(&self, load: &Load, after: Duration, end: End) {
-        let now = Instant::now();
-        if end != End::Missed {
-            load.on_answer(now);
-        }
-        match end {
-            End::Answered => load.on_latency(now, after),
-            End::Shed => load.on_shed(now, Duration::from_millis(500)),
-            End::Failed => load.on_fast_failure(now),
-            End::Missed => load.on_missed(now),
-            End::Never => {}
-        }
-        load.quota().release();
+/// Counts the end of a call as a channel does.
+fn count(load: &Load, after: Duration, end: End) {
+    let now = Instant::now();
+    if end != End::Missed {
+        load.on_answer(now);
     }
+    match end {
+        End::Answered => load.on_latency(now, after),
+        End::Shed => load.on_shed(now, Duration::from_millis(500)),
+        End::Failed => load.on_fast_failure(now),
+        End::Missed => load.on_missed(now),
+        End::Never => {}
+    }
+    load.quota().release();
 }
 
 fn measuring() -> [Box<dyn Policy>; 2] {
