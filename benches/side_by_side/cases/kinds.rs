@@ -36,7 +36,7 @@ struct Goal {
 impl Kind {
     async fn measure(&self, subjects: &[Subject], plan: Plan, results: &mut Results) {
         let slot = async |subject: &Subject| subject.closed(self.shape, self.in_flight, plan.slot).await;
-        let courses = mirrored(subjects, plan.rounds.div_ceil(3), slot).await;
+        let courses = mirrored(subjects, plan.rounds.div_ceil(2), slot).await;
         for course in &courses {
             results.line(&self.line(course));
         }

@@ -13,8 +13,7 @@ pub(crate) async fn run(plan: Plan, results: &mut Results) {
     let servers = Servers::start(10);
     let addresses = servers.addresses();
     let subjects = [Subject::tonic_etcd(addresses), Subject::tonic_balance(addresses)];
-    // Twice the usual slot: one call in a thousand wants a thousand of them.
-    let (slot, rounds) = (plan.slot * 2, plan.rounds.div_ceil(5));
+    let (slot, rounds) = (plan.slot, plan.rounds.div_ceil(2));
     for rate in RATES {
         let courses = mirrored(&subjects, rounds, async |subject| {
             let calls = subject.open(rate, slot, DEADLINE).await;
