@@ -1,4 +1,5 @@
-//! What the registration layer adds to a call of a server, against the same service without it.
+//! What the registration layer adds to a call of a server, against the same service without it, and against a layer that
+//! only counts the calls in flight.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -11,6 +12,7 @@ use tokio::runtime::Runtime;
 use tonic::body::Body;
 use tonic_etcd::{Instance, Registry};
 use tower::{Layer, Service};
+use tower_http::metrics::InFlightRequestsLayer;
 
 /// Answers at once with nothing.
 #[derive(Clone)]
@@ -39,6 +41,12 @@ fn layer(criterion: &mut Criterion) {
     criterion.bench_function("call/bare", |bencher| {
         bencher.to_async(&runtime).iter(|| bare.call(Request::new(Body::empty())));
     });
+    let (layer, in_flight) = InFlightRequestsLayer::pair();
+    let mut in_flight_only = layer.layer(Answer);
+    criterion.bench_function("call/in_flight_only", |bencher| {
+        bencher.to_async(&runtime).iter(|| in_flight_only.call(Request::new(Body::empty())));
+    });
+    assert_eq!(in_flight.get(), 0, "all calls have ended");
     // Counts as in a server, but registers nothing: no etcd is needed.
     let mut counted = registration.layer().count_only().layer(Answer);
     criterion.bench_function("call/counted", |bencher| {

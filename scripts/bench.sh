@@ -12,8 +12,8 @@ usage() {
 Usage: scripts/bench.sh [--quick] [--case NAME]...
 
   --quick       a smoke run of a few seconds a case: the figures mean nothing
-  --case NAME   this case only, can be repeated: micro, unary, p99_slow, refuses, mute, frozen,
-                killed, join, arrive, memory
+  --case NAME   this case only, can be repeated: micro, unary, paced, kinds, p99_slow, refuses, mute,
+                frozen, killed, join, arrive, memory, connected
   -h, --help    this text
 
 ETCD names another etcd binary than that of the PATH.
@@ -76,7 +76,8 @@ parse_options() {
 
 use_case() {
     case $1 in
-        micro | unary | p99_slow | refuses | mute | frozen | killed | join | arrive | memory) ;;
+        micro | unary | paced | kinds | p99_slow | refuses | mute | frozen | killed | join | arrive | memory \
+            | connected) ;;
         *) refuse "unknown case: $1" ;;
     esac
     cases+=("$1")

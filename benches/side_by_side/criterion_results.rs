@@ -66,7 +66,7 @@ impl Goal {
     }
 }
 
-const GOALS: [Goal; 7] = [
+const GOALS: [Goal; 8] = [
     Goal {
         name: "pick, least request, 100 instances / tower's Buffer over p2c",
         ours: "pick/least_request/100",
@@ -108,6 +108,12 @@ const GOALS: [Goal; 7] = [
         ours: "call/counted",
         compared: Compared::Difference(("call/bare", "bare")),
         at_most: 150.0,
+    },
+    Goal {
+        name: "a call through the server's registration layer / tower-http's InFlightRequests",
+        ours: "call/counted",
+        compared: Compared::Quotient(("call/in_flight_only", "tower-http")),
+        at_most: 1.5,
     },
 ];
 

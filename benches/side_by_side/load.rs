@@ -1,12 +1,19 @@
-//! Load: calls go out through a client, either a fixed number at a time or at a fixed rate; their outcomes come back.
+//! Load: calls of one shape go out through a client, either a fixed number at a time or at a fixed rate; their outcomes
+//! come back.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use futures_util::stream;
 use http_body::Body as HttpBody;
-use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::channel;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::client::GrpcService;
 use tonic::{Request, Status};
@@ -14,12 +21,30 @@ use tonic::{Request, Status};
 use crate::machine::cpu_time;
 use crate::proto::echo::echo_client::EchoClient;
 use crate::proto::echo::{EchoReply, EchoRequest};
-use crate::statistics::{figure, percentile};
+use crate::statistics::{figure, quantile};
 
 /// A client of any channel.
 pub(crate) trait Caller: Clone + Send + 'static {
     /// One unary call. Its deadline, if it has one, is sent to the server and set on the channel.
     fn call(&mut self, deadline: Option<Duration>) -> impl Future<Output = Result<EchoReply, Status>> + Send;
+
+    /// One call of this shape, to its end.
+    fn exchange(&mut self, shape: Shape) -> impl Future<Output = Result<(), Status>> + Send;
+}
+
+/// What a call carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// A message of 64 bytes there and back, with a deadline or without.
+    Short(Option<Duration>),
+    /// A message of so many bytes there and back.
+    Long(usize),
+    /// So many messages of 100 bytes from the server.
+    ServerStream(usize),
+    /// So many messages of 100 bytes to the server.
+    ClientStream(usize),
+    /// So many messages of 100 bytes there and back, each after the answer to the one before.
+    PingPong(usize),
 }
 
 impl<T> Caller for EchoClient<T>
@@ -37,6 +62,34 @@ where
         }
         Ok(self.unary_echo(request).await?.into_inner())
     }
+
+    async fn exchange(&mut self, shape: Shape) -> Result<(), Status> {
+        match shape {
+            Shape::Short(deadline) => _ = self.call(deadline).await?,
+            Shape::Long(bytes) => _ = self.unary_echo(EchoRequest { message: "x".repeat(bytes) }).await?,
+            Shape::ServerStream(messages) => {
+                let request = EchoRequest { message: messages.to_string() };
+                let mut replies = self.server_streaming_echo(request).await?.into_inner();
+                while replies.message().await?.is_some() {}
+            }
+            Shape::ClientStream(messages) => {
+                _ = self.client_streaming_echo(stream::iter((0..messages).map(|_| item()))).await?;
+            }
+            Shape::PingPong(messages) => {
+                let (requests, items) = channel(1);
+                let mut replies = self.bidirectional_streaming_echo(ReceiverStream::new(items)).await?.into_inner();
+                for _ in 0..messages {
+                    requests.send(item()).await.map_err(|_| Status::cancelled("the stream ended early"))?;
+                    replies.message().await?.ok_or_else(|| Status::data_loss("the stream ended early"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn item() -> EchoRequest {
+    EchoRequest { message: "x".repeat(ITEM) }
 }
 
 /// What a stretch of load cost, and how it went.
@@ -64,8 +117,9 @@ impl Sample {
         Figures {
             cpu_us_per_call: self.cpu.as_secs_f64() * 1e6 / figure(calls),
             calls_per_s: figure(calls) / self.elapsed.as_secs_f64(),
-            p50_us: percentile(&self.latencies_us, 50),
-            p99_us: percentile(&self.latencies_us, 99),
+            p50_us: quantile(&self.latencies_us, 500),
+            p99_us: quantile(&self.latencies_us, 990),
+            p999_us: quantile(&self.latencies_us, 999),
             calls,
             failed: self.failed,
         }
@@ -83,26 +137,23 @@ pub(crate) struct Figures {
     pub(crate) p50_us: f64,
     /// The latency that one call in a hundred exceeds, in microseconds.
     pub(crate) p99_us: f64,
+    /// The latency that one call in a thousand exceeds, in microseconds.
+    pub(crate) p999_us: f64,
     /// How many calls were made.
     pub(crate) calls: usize,
     /// How many of them failed.
     pub(crate) failed: usize,
 }
 
-/// Keeps `in_flight` calls going for a while.
+/// Keeps `in_flight` calls of a shape going for a while.
 ///
 /// # Panics
 ///
 /// If a task of the load panics.
-pub(crate) async fn closed(
-    caller: impl Caller,
-    in_flight: usize,
-    duration: Duration,
-    deadline: Option<Duration>,
-) -> Sample {
+pub(crate) async fn closed(caller: impl Caller, shape: Shape, in_flight: usize, duration: Duration) -> Sample {
     let (cpu, begin) = (cpu_time(), Instant::now());
     let end = begin + duration;
-    let tasks = (0..in_flight).map(|_| tokio::spawn(keep_calling(caller.clone(), end, deadline)));
+    let tasks = (0..in_flight).map(|_| tokio::spawn(keep_calling(caller.clone(), shape, end)));
     let mut sample = Sample::default();
     for task in join_all(tasks.collect::<Vec<_>>()).await {
         sample.merge(task.expect("calls do not panic"));
@@ -110,11 +161,11 @@ pub(crate) async fn closed(
     Sample { cpu: cpu_time().saturating_sub(cpu), elapsed: begin.elapsed(), ..sample }
 }
 
-async fn keep_calling(mut caller: impl Caller, end: Instant, deadline: Option<Duration>) -> Sample {
+async fn keep_calling(mut caller: impl Caller, shape: Shape, end: Instant) -> Sample {
     let mut sample = Sample::default();
     let mut now = Instant::now();
     while now < end {
-        let failed = caller.call(deadline).await.is_err();
+        let failed = caller.exchange(shape).await.is_err();
         let begun = std::mem::replace(&mut now, Instant::now());
         sample.latencies_us.push(microseconds(now - begun));
         sample.failed += usize::from(failed);
@@ -133,27 +184,31 @@ pub(crate) struct Call {
     pub(crate) answered_by: Option<SocketAddr>,
 }
 
-/// Makes `rate` calls a second for a while, whatever becomes of them, and waits for the last one.
+/// Makes `rate` calls a second for a while, at even intervals and whatever becomes of them, and waits for the last one.
 ///
 /// # Panics
 ///
 /// If a call panics.
 pub(crate) async fn open(caller: impl Caller, rate: u32, duration: Duration, deadline: Duration) -> Vec<Call> {
-    let mut ticks = interval(Duration::from_millis(1));
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    let end = Instant::now() + duration;
-    let (mut calls, mut due): (Vec<JoinHandle<Call>>, u32) = (Vec::new(), 0);
-    loop {
-        let begun = ticks.tick().await.into_std();
-        if begun >= end {
-            break;
+    let (runtime, begin) = (Handle::current(), Instant::now());
+    let wanted = Arc::new(());
+    let is_wanted = Arc::downgrade(&wanted);
+    // A thread of its own, since the runtime's timers count whole milliseconds.
+    let made = spawn_blocking(move || {
+        let mut calls: Vec<JoinHandle<Call>> = Vec::new();
+        let due_times = (0..).map(|number| Duration::from_secs(1) * number / rate);
+        for due in due_times.take_while(|due| *due < duration) {
+            let due = begin + due;
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            if is_wanted.strong_count() == 0 {
+                break;
+            }
+            calls.push(runtime.spawn(call_once(caller.clone(), due, deadline)));
         }
-        due += rate;
-        for _ in 0..due / 1000 {
-            calls.push(tokio::spawn(call_once(caller.clone(), begun, deadline)));
-        }
-        due %= 1000;
-    }
+        calls
+    });
+    let calls = made.await.expect("calls are made in time");
+    drop(wanted);
     join_all(calls).await.into_iter().map(|call| call.expect("a call does not panic")).collect()
 }
 
@@ -181,6 +236,8 @@ fn microseconds(duration: Duration) -> u32 {
     u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
 }
 
-/// What every call carries, there and back.
+/// The size of a stream's messages, on both sides.
+pub(crate) const ITEM: usize = 100;
+/// What a short call carries, there and back.
 const PAYLOAD: &str = "sixty-four bytes of text, as long as many a small message is ...";
 const GRACE: Duration = Duration::from_secs(1);

@@ -24,6 +24,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use tonic_etcd::shutdown_signal;
 
+use self::cases::connected::Weighed;
 use self::results::Results;
 use self::rounds::Plan;
 
@@ -69,7 +70,7 @@ struct Arguments {
 }
 
 /// What this program is for when it has started itself.
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 enum Part {
     /// Echo servers.
     #[command(hide = true)]
@@ -77,6 +78,9 @@ enum Part {
     /// Ten thousand instances.
     #[command(hide = true)]
     Memory,
+    /// A channel whose instances are all connected.
+    #[command(hide = true)]
+    Connected { weighed: Weighed, addresses: String },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -85,6 +89,8 @@ enum Case {
     /// What criterion left.
     Micro,
     Unary,
+    Paced,
+    Kinds,
     P99Slow,
     Refuses,
     Mute,
@@ -93,14 +99,16 @@ enum Case {
     Join,
     Arrive,
     Memory,
+    Connected,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let runtime = runtime();
-    match arguments.part {
-        Some(Part::Serve { count }) => runtime.block_on(server::serve(count)),
+    match &arguments.part {
+        Some(Part::Serve { count }) => runtime.block_on(server::serve(*count)),
         Some(Part::Memory) => runtime.block_on(cases::many::weigh()),
+        Some(Part::Connected { weighed, addresses }) => runtime.block_on(cases::connected::weigh(*weighed, addresses)),
         None if !arguments.bench => println!("run by scripts/bench.sh or cargo bench: nothing is measured otherwise"),
         None => return runtime.block_on(run(&arguments)),
     }
@@ -151,6 +159,8 @@ impl Case {
         match self {
             Self::Micro => criterion_results::report(&arguments.criterion, results),
             Self::Unary => cases::unary::run(plan, results).await,
+            Self::Paced => cases::paced::run(plan, results).await,
+            Self::Kinds => cases::kinds::run(plan, results).await,
             Self::P99Slow => cases::slow::run(plan, results).await,
             Self::Refuses => cases::faults::refuses(plan, results).await,
             Self::Mute => cases::faults::mute(plan, results).await,
@@ -159,10 +169,11 @@ impl Case {
             Self::Join => cases::join::run(plan, results).await,
             Self::Arrive => cases::many::arrive(plan, results).await,
             Self::Memory => cases::many::memory(plan, results),
+            Self::Connected => cases::connected::run(plan, results),
         }
     }
 }
 
 const WORKERS: usize = 2;
 /// A run takes about half of it.
-const LIMIT: Duration = Duration::from_secs(9 * 60);
+const LIMIT: Duration = Duration::from_secs(15 * 60);

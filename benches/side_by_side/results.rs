@@ -20,6 +20,9 @@ pub(crate) struct Line {
     /// How many calls are kept going, where that is fixed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) in_flight: Option<usize>,
+    /// What a call carries, where that is not one short message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) shape: Option<&'static str>,
     /// The subject.
     pub(crate) subject: &'static str,
     /// User and system time of the client's process.
@@ -34,6 +37,9 @@ pub(crate) struct Line {
     /// The latency that one call in a hundred exceeds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) p99_us: Option<f64>,
+    /// The latency that one call in a thousand exceeds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) p999_us: Option<f64>,
     /// How many calls were made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) calls: Option<usize>,

@@ -6,12 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use futures_util::stream::{BoxStream, StreamExt, TryStreamExt};
+use tokio::sync::mpsc::channel;
 use tokio::time::sleep;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::load::ITEM;
 use crate::proto::echo::echo_server::{Echo, EchoServer};
 use crate::proto::echo::{EchoReply, EchoRequest};
 
@@ -85,16 +88,26 @@ impl Echo for Answers {
         &self,
         request: Request<EchoRequest>,
     ) -> Result<Response<Self::ServerStreamingEchoStream>, Status> {
-        let reply = self.reply(request.into_inner());
-        Ok(Response::new(stream::iter([Ok(reply)]).boxed()))
+        let count = request.into_inner().message.parse();
+        let count: usize = count.map_err(|_| Status::invalid_argument("a number of replies is asked for"))?;
+        let (replies, items) = channel(AHEAD);
+        tokio::spawn(async move {
+            let reply = EchoReply { message: "x".repeat(ITEM), address: String::new() };
+            for _ in 0..count {
+                if replies.send(Ok(reply.clone())).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(items).boxed()))
     }
 
     async fn client_streaming_echo(
         &self,
         request: Request<Streaming<EchoRequest>>,
     ) -> Result<Response<EchoReply>, Status> {
-        let messages: Vec<String> = request.into_inner().map_ok(|request| request.message).try_collect().await?;
-        Ok(Response::new(self.reply(EchoRequest { message: messages.concat() })))
+        let count = request.into_inner().try_fold(0_usize, |count, _| async move { Ok(count + 1) }).await?;
+        Ok(Response::new(self.reply(EchoRequest { message: count.to_string() })))
     }
 
     async fn bidirectional_streaming_echo(
@@ -105,3 +118,6 @@ impl Echo for Answers {
         Ok(Response::new(request.into_inner().map_ok(move |request| answers.reply(request)).boxed()))
     }
 }
+
+/// How many replies of a stream are made before the first of them is sent.
+const AHEAD: usize = 16;

@@ -36,9 +36,9 @@ pub(crate) fn median(figures: &[f64]) -> f64 {
     estimate(figures).median
 }
 
-/// The value below which `percent` of `sorted` lie, or 0 where there is none.
-pub(crate) fn percentile(sorted: &[u32], percent: usize) -> f64 {
-    let index = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
+/// The value below which so many thousandths of `sorted` lie, or 0 where there is none.
+pub(crate) fn quantile(sorted: &[u32], thousandths: usize) -> f64 {
+    let index = (sorted.len() * thousandths / 1000).min(sorted.len().saturating_sub(1));
     sorted.get(index).copied().map_or(0.0, f64::from)
 }
 

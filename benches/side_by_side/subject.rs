@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use tonic_etcd::{BalancedChannel, Instance};
 
 use crate::floor::Floor;
-use crate::load::{self, Call, Sample};
+use crate::load::{self, Call, Caller as _, Sample, Shape};
 use crate::proto::echo::echo_client::EchoClient;
 
 /// A channel under test.
@@ -55,12 +56,26 @@ impl Subject {
     }
 
     /// See [`load::closed`].
-    pub(crate) async fn closed(&self, in_flight: usize, duration: Duration, deadline: Option<Duration>) -> Sample {
+    pub(crate) async fn closed(&self, shape: Shape, in_flight: usize, duration: Duration) -> Sample {
         match self.client.clone() {
-            Client::Etcd(client) => load::closed(client, in_flight, duration, deadline).await,
-            Client::Tonic(client) => load::closed(client, in_flight, duration, deadline).await,
-            Client::Floor(client) => load::closed(client, in_flight, duration, deadline).await,
+            Client::Etcd(client) => load::closed(client, shape, in_flight, duration).await,
+            Client::Tonic(client) => load::closed(client, shape, in_flight, duration).await,
+            Client::Floor(client) => load::closed(client, shape, in_flight, duration).await,
         }
+    }
+
+    /// One short call. Returns the address of the server that answered.
+    ///
+    /// # Errors
+    ///
+    /// What the call failed with.
+    pub(crate) async fn call(&self) -> Result<SocketAddr, Status> {
+        let reply = match self.client.clone() {
+            Client::Etcd(mut client) => client.call(None).await,
+            Client::Tonic(mut client) => client.call(None).await,
+            Client::Floor(mut client) => client.call(None).await,
+        };
+        Ok(reply?.address.parse().expect("a server tells its address"))
     }
 
     /// See [`load::open`].

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use tonic_etcd::channel::InstanceStatus;
 use tonic_etcd::{Address, BalancedChannel};
 
-use crate::load::{self, Call};
+use crate::load::{self, Call, Shape};
 use crate::processes::Servers;
 use crate::results::{Line, Results, Row};
 use crate::rounds::{Plan, milliseconds};
@@ -175,7 +175,7 @@ impl Fault {
     }
 
     async fn happens(&self, subject: &Subject, mut lost: Servers, in_flight: impl Fn() -> Vec<u32>) -> Toll {
-        subject.closed(64, BEFORE, None).await;
+        subject.closed(Shape::Short(None), 64, BEFORE).await;
         let load = {
             let (subject, duration) = (subject.clone(), BEFORE + self.duration);
             tokio::spawn(async move { subject.open(RATE, duration, DEADLINE).await })

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::load::Shape;
 use crate::processes::Servers;
 use crate::results::{Line, Results, Row, Unit};
 use crate::rounds::{Course, Plan, milliseconds, mirrored};
@@ -38,7 +39,8 @@ struct Load {
 
 impl Load {
     async fn measure(&self, subjects: &[Subject], plan: Plan, results: &mut Results) -> Vec<Course> {
-        let slot = async |subject: &Subject| subject.closed(self.in_flight, plan.slot, self.deadline).await;
+        let slot =
+            async |subject: &Subject| subject.closed(Shape::Short(self.deadline), self.in_flight, plan.slot).await;
         let courses = mirrored(subjects, plan.rounds, slot).await;
         for course in &courses {
             results.line(&Line {

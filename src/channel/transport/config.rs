@@ -116,6 +116,7 @@ impl TransportConfig {
             .enable_push(false)
             .initial_window_size(stream)
             .initial_connection_window_size(connection)
+            .max_frame_size(FRAME)
             .max_send_buffer_size(SEND_BUFFER)
             .max_concurrent_reset_streams(RESET_STREAMS)
             .max_local_error_reset_streams(None)
@@ -163,6 +164,11 @@ const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 5 * 1024 * 1024;
 const SEND_BUFFER: usize = 1024 * 1024;
 const HEADER_LIST: u32 = 16 * 1024;
+
+/// How much a server may put into one frame. Each frame costs the client a read, a wake-up and a piece of the message to
+/// put together, so with HTTP/2's own 16 KiB a large answer costs a third more CPU. Four times that still lets other
+/// calls' frames through after half a millisecond at a gigabit, and is the most that a connection's read buffer grows to.
+const FRAME: u32 = 64 * 1024;
 
 /// For how many calls that were given up h2 remembers, for a second, that an answer may still come. An answer to
 /// another is refused, and by default the thousandth of these would end the connection, with all calls on it: a network

@@ -62,14 +62,18 @@ impl ConnectionDriver {
     /// # Cancel safety
     ///
     /// Dropping the future closes the socket and ends the calls on it.
-    pub(crate) async fn run(mut self, observer: impl ConnectionObserver) -> (Ended, u32) {
-        let (mut gathered, mut is_going) = (false, false);
+        let (mut begun, mut gathered, mut is_going) = (self.peer.begun(), false, false);
+        let ended = poll_fn(|cx| {
+            // Before h2 is polled, which ends the calls of a connection that breaks.
+            let calls = observer.open_calls();
         let ended = poll_fn(|cx| {
             // Before h2 is polled, which ends the calls of a connection that breaks.
             let calls = observer.open_calls();
             // A call that is made wakes this task, which would run next and write that one call. After one turn at the
-            // end of the queue of tasks, the calls that were made meanwhile go out in the same write.
-            if !gathered && calls >= GATHERS_FROM {
+            // end of the queue of tasks, the calls that were made meanwhile go out in the same write. What comes from the
+            // server does not wait: the streams that it is for would only be read later, on another thread.
+            let has_new_calls = begun != mem::replace(&mut begun, self.peer.begun());
+            if has_new_calls && !gathered && calls >= GATHERS_FROM {
                 gathered = true;
                 cx.waker().wake_by_ref();
                 return Poll::Pending;

@@ -73,6 +73,7 @@ impl Transport {
     ) -> Result<Exchange, AttemptError> {
         // First the body, so that what there is of it goes out in one write with the head.
         let is_all = body.begin(cx).map_err(AttemptError::Request)?;
+        self.peer.on_call();
         // A clone per call: h2 has every clone wait for the stream that it opened last.
         match self.send.clone().send_request(head, is_all) {
             Ok((response, stream)) => Ok(Exchange { stream, response }),

@@ -41,6 +41,8 @@ pub(crate) struct PeerState {
     progress: AtomicU32,
     /// Whether the peer is to be asked for a sign of life now.
     is_suspected: AtomicBool,
+    /// Calls that were begun on the connection, modulo 2^32.
+    begun: AtomicU32,
     /// The last stream whose HEADERS the socket has taken, at least in part.
     written: AtomicU32,
     aborted: AtomicBool,
@@ -78,6 +80,16 @@ impl PeerState {
     pub(crate) fn suspect(&self) {
         self.is_suspected.store(true, Ordering::Release);
         self.driver.wake();
+    }
+
+    /// A call begins.
+    pub(crate) fn on_call(&self) {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many calls were begun, modulo 2^32.
+    pub(crate) fn begun(&self) -> u32 {
+        self.begun.load(Ordering::Relaxed)
     }
 
     /// Whether nothing of the call on this stream was written so far. Streams are written in the order of their
@@ -140,6 +152,7 @@ impl Socket {
             data: 0.into(),
             progress: 0.into(),
             is_suspected: false.into(),
+            begun: 0.into(),
             written: 0.into(),
             aborted: false.into(),
             driver: AtomicWaker::new(),
