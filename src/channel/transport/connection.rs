@@ -62,10 +62,8 @@ impl ConnectionDriver {
     /// # Cancel safety
     ///
     /// Dropping the future closes the socket and ends the calls on it.
+    pub(crate) async fn run(mut self, observer: impl ConnectionObserver) -> (Ended, u32) {
         let (mut begun, mut gathered, mut is_going) = (self.peer.begun(), false, false);
-        let ended = poll_fn(|cx| {
-            // Before h2 is polled, which ends the calls of a connection that breaks.
-            let calls = observer.open_calls();
         let ended = poll_fn(|cx| {
             // Before h2 is polled, which ends the calls of a connection that breaks.
             let calls = observer.open_calls();
