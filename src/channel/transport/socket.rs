@@ -33,10 +33,15 @@ pub(crate) struct PeerState {
     streams: AtomicU64,
     /// The code of the last GOAWAY, [`NONE`] without one.
     goaway: AtomicU64,
+    too_many_pings: AtomicBool,
     end_of_file: AtomicBool,
-    /// Bytes that came since the last [`take_read`](PeerState::take_read), and those of data among them.
+    /// Bytes that came since the last [`take_read`](PeerState::take_read), those of data among them, and whether there
+    /// were frames of calls.
     read: AtomicUsize,
     data: AtomicUsize,
+    read_calls: AtomicBool,
+    /// Whether something of a call was written since the peer was heard.
+    is_awaited: AtomicBool,
     /// Reads that brought bytes, modulo 2^32.
     heard: AtomicU32,
     /// Whether the peer is to be asked for a sign of life now.
@@ -59,6 +64,11 @@ impl PeerState {
         known(&self.goaway).map(h2::Reason::from)
     }
 
+    /// Whether it said with that that it was pinged too often.
+    pub(crate) fn said_too_many_pings(&self) -> bool {
+        self.too_many_pings.load(Ordering::Relaxed)
+    }
+
     /// Whether the peer ended the connection.
     pub(crate) fn is_at_end(&self) -> bool {
         self.end_of_file.load(Ordering::Relaxed)
@@ -66,7 +76,16 @@ impl PeerState {
 
     /// The bytes that came since the last call of this.
     pub(crate) fn take_read(&self) -> Traffic {
-        Traffic { bytes: self.read.swap(0, Ordering::Relaxed), data: self.data.swap(0, Ordering::Relaxed) }
+        Traffic {
+            bytes: self.read.swap(0, Ordering::Relaxed),
+            data: self.data.swap(0, Ordering::Relaxed),
+            is_of_calls: self.read_calls.swap(false, Ordering::Relaxed),
+        }
+    }
+
+    /// Whether something of a call was written since the peer was heard.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.is_awaited.load(Ordering::Relaxed)
     }
 
     /// How often bytes came, modulo 2^32: the peer was silent between two equal counts.
@@ -78,6 +97,11 @@ impl PeerState {
     pub(crate) fn suspect(&self) {
         self.is_suspected.store(true, Ordering::Release);
         self.driver.wake();
+    }
+
+    /// Takes the order to ask for a sign of life, if there is one.
+    pub(crate) fn take_suspicion(&self) -> bool {
+        self.is_suspected.swap(false, Ordering::Acquire)
     }
 
     /// Whether nothing of the call on this stream was written so far. Streams are written in the order of their
@@ -96,7 +120,7 @@ impl PeerState {
         self.aborted.load(Ordering::Acquire)
     }
 
-    /// Has the current task woken by an abort. To be called before looking for one.
+    /// Has the current task woken by an abort and by a suspicion. To be called before looking for one.
     pub(crate) fn register(&self, cx: &Context<'_>) {
         self.driver.register(cx.waker());
     }
@@ -111,6 +135,7 @@ impl PeerState {
                 let _ = self.streams.compare_exchange(NONE, u32::MAX.into(), Ordering::Relaxed, Ordering::Relaxed);
             }
             Notice::GoAway { code } => self.goaway.store(code.into(), Ordering::Relaxed),
+            Notice::TooManyPings => self.too_many_pings.store(true, Ordering::Relaxed),
         }
     }
 }
@@ -121,6 +146,8 @@ pub(crate) struct Traffic {
     pub(crate) bytes: usize,
     /// The part of them in DATA frames.
     pub(crate) data: usize,
+    /// Whether a frame of a call began.
+    pub(crate) is_of_calls: bool,
 }
 
 /// No `u32`.
@@ -135,9 +162,12 @@ impl Socket {
         let peer = Arc::new(PeerState {
             streams: NONE.into(),
             goaway: NONE.into(),
+            too_many_pings: false.into(),
             end_of_file: false.into(),
             read: 0.into(),
             data: 0.into(),
+            read_calls: false.into(),
+            is_awaited: false.into(),
             heard: 0.into(),
             is_suspected: false.into(),
             written: 0.into(),
@@ -150,9 +180,12 @@ impl Socket {
     /// The socket has taken these bytes.
     fn wrote(&mut self, bytes: &[u8]) {
         let Self { writer, peer, .. } = self;
-        writer.wrote(bytes, |stream| {
+        let wrote_calls = writer.wrote(bytes, |stream| {
             peer.written.fetch_max(stream, Ordering::Release);
         });
+        if wrote_calls {
+            peer.is_awaited.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -169,12 +202,16 @@ impl AsyncRead for Socket {
             }
             if !read.is_empty() {
                 peer.heard.fetch_add(1, Ordering::Relaxed);
+                peer.is_awaited.store(false, Ordering::Relaxed);
             }
             peer.read.fetch_add(read.len(), Ordering::Relaxed);
             if let Err(error) = reader.read(read, |notice| peer.on_notice(notice)) {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
             }
             peer.data.fetch_add(reader.take_data(), Ordering::Relaxed);
+            if reader.take_is_of_calls() {
+                peer.read_calls.store(true, Ordering::Relaxed);
+            }
         }
         polled
     }
