@@ -21,6 +21,11 @@ impl Backoff {
         up_to(self.longest())
     }
 
+    /// The present ceiling.
+    pub(crate) fn ceiling(&self) -> Duration {
+        self.ceiling
+    }
+
     /// The present ceiling, which then doubles: for a task that waits alone and needs no jitter.
     pub(crate) fn longest(&mut self) -> Duration {
         let wait = self.ceiling;

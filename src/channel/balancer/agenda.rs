@@ -28,6 +28,8 @@ pub(super) enum Due {
     Settled,
     /// The first list of instances is overdue.
     FirstList,
+    /// The process is asked whether it was stopped.
+    Pulse,
 }
 
 impl Agenda {

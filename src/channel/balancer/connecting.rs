@@ -1,17 +1,12 @@
-//! Turns to be dialled become attempts, attempts become transports, and each transport a connection that is driven to
-//! its end.
+//! A new transport becomes a connection that is driven to its end, and what its server says becomes feedback.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::error::Error;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 use tracing::Instrument;
 
 #[cfg(feature = "health")]
@@ -19,9 +14,7 @@ use super::health::HealthWatch;
 use crate::channel::picks::PickQueue;
 use crate::channel::policy::load::Load;
 use crate::channel::subchannel::{self, EndKind, Established, FeedbackEvent, Ticket};
-use crate::channel::transport::{
-    self, Connection, ConnectionDriver, ConnectionObserver, Ended, Transport, TransportConfig,
-};
+use crate::channel::transport::{Connection, ConnectionDriver, ConnectionObserver, Ended, Transport, TransportConfig};
 use crate::error::chain;
 use crate::instance::Address;
 
@@ -36,67 +29,6 @@ pub(crate) struct ConnectConfig {
     /// The service whose health the instances are asked for.
     #[cfg(feature = "health")]
     pub(crate) health: Option<Arc<str>>,
-}
-
-/// Turns and attempts, [`ATTEMPTS_AT_ONCE`] at once at most.
-pub(super) struct Dialer {
-    config: Arc<TransportConfig>,
-    turns: VecDeque<(Address, Ticket)>,
-    attempts: JoinSet<Attempt>,
-}
-
-/// The end of one attempt to connect.
-pub(super) struct Attempt {
-    pub(super) address: Address,
-    pub(super) ticket: Ticket,
-    pub(super) result: Result<Connection, Arc<str>>,
-}
-
-impl Dialer {
-    pub(super) fn new(config: Arc<TransportConfig>) -> Self {
-        Self { config, turns: VecDeque::new(), attempts: JoinSet::new() }
-    }
-
-    /// Puts an instance at the end of the queue.
-    pub(super) fn queue(&mut self, address: Address, ticket: Ticket) {
-        self.turns.push_back((address, ticket));
-    }
-
-    /// The next turn, if there is room for an attempt.
-    pub(super) fn next_turn(&mut self) -> Option<(Address, Ticket)> {
-        if self.attempts.len() < ATTEMPTS_AT_ONCE { self.turns.pop_front() } else { None }
-    }
-
-    /// Begins an attempt.
-    pub(super) fn dial(&mut self, address: Address, ticket: Ticket) {
-        let config = self.config.clone();
-        let span = tracing::debug_span!(parent: None, "connect", %address);
-        let attempt = async move {
-            // A connector is the user's code and may panic: that is the failure of this attempt alone.
-            let connected = AssertUnwindSafe(transport::connect(&config, &address)).catch_unwind().await;
-            let result = match connected {
-                Ok(connected) => connected.map_err(|error| chain(&error).into()),
-                Err(_) => Err(format!("{address}: the connector panicked").into()),
-            };
-            Attempt { address, ticket, result }
-        };
-        self.attempts.spawn(attempt.instrument(span));
-    }
-
-    /// Waits for the end of an attempt; `None` where none is under way.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe: an end that was not returned is returned by the next call.
-    pub(super) async fn next(&mut self) -> Option<Attempt> {
-        // Attempts neither panic nor are they aborted.
-        self.attempts.join_next().await?.ok()
-    }
-
-    /// The end of an attempt that has ended by now.
-    pub(super) fn try_next(&mut self) -> Option<Attempt> {
-        self.attempts.try_join_next()?.ok()
-    }
 }
 
 /// Has a new connection driven, and its server's health watched.
@@ -135,7 +67,7 @@ fn watch_health(
     events: &mpsc::UnboundedSender<FeedbackEvent>,
 ) -> Option<oneshot::Sender<Infallible>> {
     let service = config.health.clone().filter(|_| max_streams > 1)?;
-    let limit = config.transport.connect_timeout;
+    let limit = config.transport.terms(Duration::ZERO).limit;
     Some(HealthWatch::new(service, transport.clone(), (address.clone(), ticket), events.clone(), limit).spawn())
 }
 
@@ -235,10 +167,12 @@ impl ConnectionObserver for Observer {
         self.end.report(kind_of(cause, self.open_calls()), cause);
     }
 
+    fn on_too_many_pings(&self) {
+        // Without a balancer the channel is gone.
+        let _ = self.end.events.send(FeedbackEvent::TooManyPings { address: self.end.address.clone() });
+    }
+
     fn open_calls(&self) -> u32 {
         self.end.load.in_flight()
     }
 }
-
-/// Attempts to connect at once: a set of thousands is connected within seconds without flooding a network or a kernel.
-const ATTEMPTS_AT_ONCE: usize = 32;

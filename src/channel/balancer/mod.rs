@@ -8,20 +8,23 @@
 //!
 //! | file | |
 //! | --- | --- |
-//! | `connecting` | turns -> attempts -> connections that are driven |
+//! | `dialer` | wishes to connect -> attempts |
+//! | `connecting` | transports -> connections that are driven |
 //! | `publish` | subchannels -> the ready set, or the reason for none |
 //! | `eject` | tallies -> outliers, within the limit |
 //! | `subset`, `zone`, `slow_start`, `config` | which instances are used, and the share of each |
-//! | `agenda` | what is due later |
+//! | `agenda`, `pulse` | what is due later, and whether that came far too late |
 //! | `health` | `grpc.health.v1` answers -> feedback |
 
 mod agenda;
 mod config;
 mod connecting;
+mod dialer;
 mod eject;
 #[cfg(feature = "health")]
 mod health;
 mod publish;
+mod pulse;
 mod slow_start;
 mod subset;
 mod zone;
@@ -30,7 +33,7 @@ use std::convert::Infallible;
 use std::mem;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
@@ -38,8 +41,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use self::agenda::{Agenda, Due};
-use self::connecting::{Attempt, Dialer};
+use self::dialer::{Attempt, Dialer};
 use self::publish::Published;
+use self::pulse::Pulse;
 use self::subset::{MANY, SubsetOrder};
 use super::outlier::Tally;
 use super::picks::{LbState, PickQueue};
@@ -68,6 +72,7 @@ pub(crate) struct Balancer {
     order: SubsetOrder,
     dialer: Dialer,
     agenda: Agenda,
+    pulse: Pulse,
     list: List,
     /// What has to be published.
     publish: Publish,
@@ -130,6 +135,7 @@ impl Balancer {
             order: SubsetOrder::default(),
             dialer,
             agenda: Agenda::default(),
+            pulse: Pulse::new(Instant::now(), SystemTime::now()),
             list: List::Awaited,
             publish: Publish::Nothing,
             growth: Growth::Still,
@@ -143,8 +149,10 @@ impl Balancer {
     pub(crate) async fn run(mut self, mut inputs: Inputs) {
         let now = Instant::now();
         self.agenda.add(now + FIRST_LIST, Due::FirstList);
+        self.agenda.add(self.pulse.due(), Due::Pulse);
         self.schedule_sweep(now);
         loop {
+            let next_time = self.next_time();
             tokio::select! {
                 biased;
                 _ = inputs.handles.recv() => return,
@@ -165,12 +173,17 @@ impl Balancer {
                         self.on_attempt(attempt);
                     }
                 }
-                () = sleep_until(self.agenda.next()) => self.on_time(Instant::now()),
+                () = sleep_until(next_time) => self.on_time(Instant::now()),
             }
             self.select_subset();
             self.dial();
             self.publish();
         }
+    }
+
+    /// When something is due next.
+    fn next_time(&self) -> Option<Instant> {
+        [self.agenda.next(), self.dialer.next_release()].into_iter().flatten().min()
     }
 
     /// Subchannels of instances that stay are kept, and updated.
@@ -238,6 +251,7 @@ impl Balancer {
         if subchannel.is_ready() {
             self.publish = Publish::ReadySet;
         }
+        self.dialer.forget(subchannel.address());
         subchannel.leave();
     }
 
@@ -248,6 +262,11 @@ impl Balancer {
             FeedbackEvent::Health { address, ticket, verdict } => self.step(&address, Input::Health(ticket, verdict)),
             FeedbackEvent::Suspected { address, tally } => self.on_suspected(&address, tally),
             FeedbackEvent::Failing { address, tally } => self.on_failing(&address, tally),
+            FeedbackEvent::TooManyPings { address } => {
+                if self.find(&address).is_some() {
+                    self.dialer.on_too_many_pings(&address);
+                }
+            }
             FeedbackEvent::Proved { address, tally } => self.step(&address, Input::Proved(tally)),
         }
     }
@@ -274,7 +293,7 @@ impl Balancer {
         }
     }
 
-    fn on_attempt(&mut self, Attempt { address, ticket, result }: Attempt) {
+    fn on_attempt(&mut self, Attempt { address, ticket, result, .. }: Attempt) {
         let Some(index) = self.find(&address).filter(|&index| self.subchannels[index].is_connecting(ticket)) else {
             return;
         };
@@ -303,6 +322,7 @@ impl Balancer {
                 Due::Sweep => self.sweep(now),
                 Due::Growth => self.growth = Growth::Due,
                 Due::Settled => self.publish = self.publish.max(Publish::Status),
+                Due::Pulse => self.on_pulse(now),
                 Due::FirstList => {
                     if self.list == List::Awaited {
                         self.list = List::Overdue;
@@ -318,6 +338,16 @@ impl Balancer {
             let others = eject::others(&self.subchannels, index);
             self.step_at(index, Input::EjectionOver { others });
         }
+    }
+
+    /// Doubts all connections after the process was stopped: what lies between may have forgotten them.
+    fn on_pulse(&mut self, now: Instant) {
+        if self.pulse.beat(now, SystemTime::now()) {
+            for (_, connection) in self.subchannels.iter().filter_map(Subchannel::candidate) {
+                connection.transport().suspect();
+            }
+        }
+        self.agenda.add(self.pulse.due(), Due::Pulse);
     }
 
     /// Ejects the instances that failed more often than the others since the last time.
@@ -366,7 +396,7 @@ impl Balancer {
 
     /// Begins as many attempts as there is room for.
     fn dial(&mut self) {
-        while let Some((address, ticket)) = self.dialer.next_turn() {
+        while let Some((address, ticket)) = self.dialer.next_turn(Instant::now()) {
             self.step(&address, Input::Turn(ticket));
         }
     }
@@ -443,11 +473,11 @@ impl Balancer {
         if failure.is_some() {
             self.failure = failure;
         }
-        if let Some(ticket) = queue {
-            self.dialer.queue(address.clone(), ticket);
+        if let Some(wish) = queue {
+            self.dialer.queue(address.clone(), wish);
         }
-        if let Some(ticket) = dial {
-            self.dialer.dial(address.clone(), ticket);
+        if let Some(wish) = dial {
+            self.dialer.dial(address.clone(), wish, Instant::now());
         }
         if let Some((at, wake)) = wake {
             self.agenda.add(at, Due::Wake(address.clone(), wake));

@@ -15,10 +15,11 @@ use crate::tls::ClientTls;
 
 /// Connections to the instances.
 impl ChannelBuilder {
-    /// How long connecting to an instance may take, up to the server's first HTTP/2 SETTINGS. Defaults to 1 s: on a
-    /// network where that is too short, calls would be too slow as well.
+    /// How long an attempt to connect to an instance may take: name, TCP, TLS, up to the server's first HTTP/2 SETTINGS.
+    /// By default 1 s at first, so that a call that waits soon learns of a mute instance, and more after each failure in
+    /// a row, up to 20 s, which is what gRPC grants each attempt: a slow network is slow, not out of reach.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.transport.connect_timeout = timeout;
+        self.transport.connect_timeout = Some(timeout);
         self
     }
 
@@ -34,7 +35,18 @@ impl ChannelBuilder {
         self
     }
 
-    /// How long a connection with calls may be silent before an HTTP/2 ping is sent; `None` switches pings off.
+    /// How long what was sent may stay unacknowledged, or wait for a peer that takes no more, before TCP ends the
+    /// connection (`TCP_USER_TIMEOUT`; Linux and Android); `None` leaves that to the system, which takes a quarter of an
+    /// hour. Defaults to 20 s, as gRPC's proposal A18 does.
+    pub fn tcp_user_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.transport.tcp_user_timeout = timeout;
+        self
+    }
+
+    /// How long a connection may be silent before an HTTP/2 ping is sent, while calls are open or something of a call
+    /// was sent since it was heard; `None` switches these pings off. Whatever this says, a ping is sent where a
+    /// connection is doubted: once a silence, and at most every five minutes unless calls are answered in between. A
+    /// server that says `too_many_pings` has the interval doubled for its next connections, and a warning logged.
     /// Defaults to 310 s: gRPC servers close a connection whose client pings more often than every five minutes while
     /// they themselves send nothing, unless they are told to allow it (`MinTime` in grpc-go's `EnforcementPolicy`).
     /// tonic servers allow any interval; where all servers do, 10 s finds a frozen one sooner.
@@ -49,7 +61,7 @@ impl ChannelBuilder {
         self
     }
 
-    /// Whether pings are sent while no call is in flight. Defaults to `false`: servers take that for abuse.
+    /// Whether pings are sent while nothing waits for an answer. Defaults to `false`: servers take that for abuse.
     pub fn keep_alive_while_idle(mut self, enabled: bool) -> Self {
         self.transport.keep_alive_while_idle = enabled;
         self

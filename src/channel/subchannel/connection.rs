@@ -43,6 +43,8 @@ pub(crate) enum FeedbackEvent {
     Failing { address: Address, tally: Arc<Tally> },
     /// The first response on probation has begun.
     Proved { address: Address, tally: Arc<Tally> },
+    /// The server ended a connection because it was pinged too often.
+    TooManyPings { address: Address },
     /// The server behind a connection reported its health: serving, or why not.
     #[cfg(feature = "health")]
     Health { address: Address, ticket: Ticket, verdict: HealthVerdict },

@@ -64,7 +64,7 @@ use crate::snapshot::{Member, MemberState};
 pub(crate) use self::connection::HealthVerdict;
 pub(crate) use self::connection::{FeedbackEvent, ReadyConnection, Reports};
 pub(crate) use self::shared::Shared;
-pub(crate) use self::state::{Effects, End, EndKind, Established, Input, Publish, Wake};
+pub(crate) use self::state::{Effects, End, EndKind, Established, Input, Publish, Turn, Wake, Wish};
 pub use self::status::{Connectivity, InstanceStatus};
 pub(crate) use self::ticket::Ticket;
 
@@ -208,7 +208,7 @@ impl<T> Subchannel<T> {
     fn on_turn(&mut self, ticket: Ticket, effects: &mut Effects) {
         if matches!(self.state, State::Queued(queued) if queued == ticket) {
             self.enter(State::Connecting(ticket));
-            effects.dial = Some(ticket);
+            effects.dial = Some(self.wish(ticket));
         }
     }
 
@@ -436,7 +436,13 @@ impl<T> Subchannel<T> {
         }
         let ticket = Ticket::next();
         self.enter(State::Queued(ticket));
-        effects.queue = Some(ticket);
+        effects.queue = Some(self.wish(ticket));
+    }
+
+    fn wish(&self, ticket: Ticket) -> Wish {
+        let back_off = self.backoff.ceiling();
+        let turn = if self.is_recovering && back_off > FIRST_BACKOFF { Turn::Retry } else { Turn::First };
+        Wish { ticket, turn, back_off }
     }
 
     fn back_off(&mut self, now: Instant, effects: &mut Effects) {

@@ -142,9 +142,9 @@ pub(crate) enum Input<T> {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Effects {
     /// A turn to be dialled is wanted.
-    pub(crate) queue: Option<Ticket>,
+    pub(crate) queue: Option<Wish>,
     /// An attempt is to begin now.
-    pub(crate) dial: Option<Ticket>,
+    pub(crate) dial: Option<Wish>,
     /// An input is due then.
     pub(crate) wake: Option<(Instant, Wake)>,
     pub(crate) publish: Publish,
@@ -154,6 +154,24 @@ pub(crate) struct Effects {
     pub(crate) suspect: bool,
     /// The newest reason why an instance is not READY, for calls that find none.
     pub(crate) failure: Option<Arc<str>>,
+}
+
+/// A wish to connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wish {
+    pub(crate) ticket: Ticket,
+    pub(crate) turn: Turn,
+    /// How long the wait after a failure would be at most, which grows with failures in a row.
+    pub(crate) back_off: Duration,
+}
+
+/// Which wishes to connect go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// The address is new, or its last connection was a good one.
+    First,
+    /// The address failed.
+    Retry,
 }
 
 /// What a subchannel is woken for.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Code;
 
-use super::peers::{LIMIT, OnConnect, Peer, Reply};
+use super::peers::{LIMIT, OnConnect, Reply};
 use super::rig::{LABEL, Rig, SECOND, ends, live, rest};
 use crate::channel::{Connectivity, WaitForReady};
 
@@ -52,25 +52,6 @@ async fn a_server_that_always_hangs_up_is_not_dialled_all_the_time() {
     rig.set_instances([live(&peer)]);
     sleep(60 * SECOND).await;
     assert!(peer.attempted().get() < 100, "{} attempts in a minute", peer.attempted().get());
-}
-
-#[tokio::test(start_paused = true)]
-async fn at_most_32_instances_are_dialled_at_once() {
-    let rig = Rig::new();
-    let peers: [Peer; 100] = rig.network.peers(1);
-    for peer in &peers {
-        peer.on_connect(OnConnect::Mute);
-    }
-    let dialled = || peers.iter().map(|peer| peer.attempted().get()).sum::<usize>();
-    rig.set_instances(peers.iter().map(live));
-    rest().await;
-    assert_eq!(dialled(), 32, "the others wait for their turn");
-    sleep(SECOND).await;
-    assert_eq!(dialled(), 64, "the first ones were given up after a second");
-    for peer in &peers {
-        peer.on_connect(OnConnect::Accept);
-    }
-    rig.serve(&peers.each_ref()).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,6 +7,7 @@ mod client;
 mod closing;
 mod connecting;
 mod deadlines;
+mod dialling;
 mod ejecting;
 mod evidence;
 mod faults;

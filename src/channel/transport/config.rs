@@ -6,6 +6,7 @@ use h2::client::Builder;
 use http::uri::{Authority, Scheme};
 
 use super::connector::Connector;
+use super::names::Names;
 use super::pings::PingConfig;
 use crate::error::ConfigError;
 #[cfg(feature = "_tls")]
@@ -14,10 +15,12 @@ use crate::tls::TlsClient;
 /// How to connect, for all connections of a channel.
 #[derive(Debug, Clone)]
 pub(crate) struct TransportConfig {
-    /// For all of it: the name, TCP, TLS, and HTTP/2 up to the server's SETTINGS.
-    pub(crate) connect_timeout: Duration,
+    /// For all of it: the name, TCP, TLS, and HTTP/2 up to the server's SETTINGS. `None` for a limit that grows.
+    pub(crate) connect_timeout: Option<Duration>,
+    pub(crate) names: Names,
     pub(crate) tcp_nodelay: bool,
     pub(crate) tcp_keepalive: Option<Duration>,
+    pub(crate) tcp_user_timeout: Option<Duration>,
     pub(crate) http2_keep_alive_interval: Option<Duration>,
     pub(crate) keep_alive_timeout: Duration,
     pub(crate) keep_alive_while_idle: bool,
@@ -39,9 +42,11 @@ pub(crate) struct TransportConfig {
 impl Default for TransportConfig {
     fn default() -> Self {
         Self {
-            connect_timeout: CONNECT_TIMEOUT,
+            connect_timeout: None,
+            names: Names::default(),
             tcp_nodelay: true,
             tcp_keepalive: None,
+            tcp_user_timeout: Some(TCP_USER_TIMEOUT),
             http2_keep_alive_interval: Some(KEEP_ALIVE_INTERVAL),
             keep_alive_timeout: KEEP_ALIVE_TIMEOUT,
             keep_alive_while_idle: false,
@@ -63,8 +68,9 @@ impl TransportConfig {
     /// Refuses values that no connection can be made with.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let times = [
-            ("connect_timeout", Some(self.connect_timeout)),
+            ("connect_timeout", self.connect_timeout),
             ("tcp_keepalive", self.tcp_keepalive),
+            ("tcp_user_timeout", self.tcp_user_timeout),
             ("http2_keep_alive_interval", self.http2_keep_alive_interval),
             ("keep_alive_timeout", Some(self.keep_alive_timeout)),
         ];
@@ -85,6 +91,12 @@ impl TransportConfig {
             }
         }
         Ok(())
+    }
+
+    /// The terms of an attempt, after which a failure is followed by a wait of `back_off` at most.
+    pub(crate) fn terms(&self, back_off: Duration) -> Terms {
+        let limit = self.connect_timeout.unwrap_or((back_off * 2).clamp(SHORTEST_LIMIT, LONGEST_LIMIT));
+        Terms { limit, keep_alive_interval: self.http2_keep_alive_interval }
     }
 
     /// What requests on these connections have for a scheme.
@@ -127,9 +139,9 @@ impl TransportConfig {
         builder
     }
 
-    pub(super) fn pings(&self) -> PingConfig {
+    pub(super) fn pings(&self, interval: Option<Duration>) -> PingConfig {
         PingConfig {
-            interval: self.http2_keep_alive_interval,
+            interval,
             timeout: self.keep_alive_timeout,
             while_idle: self.keep_alive_while_idle,
             adaptive_window: self.http2_adaptive_window.filter(|adapts| *adapts).map(|_| SMALLEST_WINDOW),
@@ -137,9 +149,23 @@ impl TransportConfig {
     }
 }
 
-/// Ten times what a connect across a continent takes, and short enough to find out about a mute instance while a call
-/// waits.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The limits of one attempt and the pings on its connection, which failures at its address change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Terms {
+    pub(crate) limit: Duration,
+    pub(crate) keep_alive_interval: Option<Duration>,
+}
+
+/// The limit of an attempt at first: ten times what a connect across a continent takes, and short enough to find out
+/// about a mute instance while a call waits.
+const SHORTEST_LIMIT: Duration = Duration::from_secs(1);
+
+/// The limit after failures. gRPC gives this to each attempt: a server that is slow to accept or a network that is slow
+/// for a while must not be out of reach for ever.
+const LONGEST_LIMIT: Duration = Duration::from_secs(20);
+
+/// gRPC's value (proposal A18). Without it the kernel sends again for a quarter of an hour before it gives up.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A little above five minutes. gRPC servers (grpc-go, C++) call it abuse when the third ping in a
 /// row comes within five minutes of the one before while they themselves send nothing, and close the connection with

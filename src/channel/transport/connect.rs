@@ -9,12 +9,13 @@ use http::Uri;
 use http::uri::{Authority, InvalidUri, Scheme};
 use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use super::config::TransportConfig;
+use super::config::{Terms, TransportConfig};
 use super::connection::{Connection, ConnectionDriver, Ended};
 use super::exchange::Transport;
+use super::names::LookupError;
 use super::pings::Pings;
 use super::socket::{BoxIo, Socket};
 use crate::error::BoxError;
@@ -26,15 +27,19 @@ use crate::tls::TlsError;
 ///
 /// # Errors
 ///
-/// [`ConnectError`] names the step that failed, after `connect_timeout` at the latest. Trying again may help.
+/// [`ConnectError`] names the step that failed, at the limit at the latest. Trying again may help.
 ///
 /// # Cancel safety
 ///
-/// Dropping the future closes the socket.
-pub(crate) async fn connect(config: &TransportConfig, address: &Address) -> Result<Connection, ConnectError> {
-    let attempt = Attempt::new(config, address)?;
+/// Dropping the future closes the socket. The lookup of a name goes on, for the next attempt.
+pub(crate) async fn connect(
+    config: &TransportConfig,
+    address: &Address,
+    terms: Terms,
+) -> Result<Connection, ConnectError> {
+    let attempt = Attempt::new(config, address, terms)?;
     if let Some(connector) = &config.connector {
-        let limit = config.connect_timeout;
+        let limit = terms.limit;
         let io = attempt.within(limit, Step::Connect, connector.connect(attempt.uri()?)).await?;
         let io = io.map_err(|source| attempt.unconnected(source))?;
         return attempt.http2(limit, io).await;
@@ -47,6 +52,7 @@ pub(crate) async fn connect(config: &TransportConfig, address: &Address) -> Resu
 pub(super) struct Attempt<'a> {
     config: &'a TransportConfig,
     address: &'a Address,
+    terms: Terms,
     /// Requests name this, and the connection's user may have given another one than the address.
     scheme: Scheme,
     authority: Authority,
@@ -54,25 +60,27 @@ pub(super) struct Attempt<'a> {
 }
 
 impl<'a> Attempt<'a> {
-    pub(super) fn new(config: &'a TransportConfig, address: &'a Address) -> Result<Self, ConnectError> {
+    pub(super) fn new(config: &'a TransportConfig, address: &'a Address, terms: Terms) -> Result<Self, ConnectError> {
         let (scheme, authority) = match &config.origin {
             Some(origin) => origin.clone(),
             None => (config.scheme(), authority(address)?),
         };
-        Ok(Self { config, address, scheme, authority, started: Instant::now() })
+        Ok(Self { config, address, terms, scheme, authority, started: Instant::now() })
     }
 
     /// The addresses to dial, without those that clients must never be sent to, which the resolver of a name could
     /// return.
-    async fn resolve(&self) -> Result<Vec<SocketAddr>, ConnectError> {
+    pub(super) async fn resolve(&self) -> Result<Vec<SocketAddr>, ConnectError> {
         let port = self.address.port();
         let name = match self.address.host() {
             Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, port)]),
             Host::Name(name) => name,
         };
-        let found = self.within(self.config.connect_timeout, Step::Resolve, lookup_host((&**name, port))).await?;
-        match found {
-            Ok(found) => Ok(found.filter(|found| refused_range(found.ip()).is_none()).collect()),
+        match self.within(self.terms.limit, Step::Resolve, self.config.names.resolve(name)).await? {
+            Ok(found) => {
+                let allowed = found.iter().filter(|found| refused_range(**found).is_none());
+                Ok(allowed.map(|found| SocketAddr::new(*found, port)).collect())
+            }
             Err(source) => Err(ConnectError::Resolve { address: self.address.clone(), source }),
         }
     }
@@ -83,7 +91,7 @@ impl<'a> Attempt<'a> {
             // An equal share of what is left for each, so that a dead address leaves time for the others.
             let elapsed = self.started.elapsed();
             let others = u32::try_from(dialled.len() - at).unwrap_or(u32::MAX);
-            let limit = elapsed + self.config.connect_timeout.saturating_sub(elapsed) / others;
+            let limit = elapsed + self.terms.limit.saturating_sub(elapsed) / others;
             match self.dial(limit, *socket).await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => last = error,
@@ -101,8 +109,10 @@ impl<'a> Attempt<'a> {
         self.http2(limit, Box::new(stream)).await
     }
 
-    fn tuned(&self, stream: TcpStream) -> io::Result<TcpStream> {
+    pub(super) fn tuned(&self, stream: TcpStream) -> io::Result<TcpStream> {
         stream.set_nodelay(self.config.tcp_nodelay)?;
+        #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
+        SockRef::from(&stream).set_tcp_user_timeout(self.config.tcp_user_timeout)?;
         if let Some(idle) = self.config.tcp_keepalive {
             SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
         }
@@ -114,7 +124,7 @@ impl<'a> Attempt<'a> {
         let (socket, peer) = Socket::new(io);
         let ready = async {
             let (send, mut h2) = self.config.http2().handshake(socket).await.map_err(Ended::Broken)?;
-            let pings = Pings::new(&mut h2, self.config.pings());
+            let pings = Pings::new(&mut h2, self.config.pings(self.terms.keep_alive_interval));
             let mut driver = ConnectionDriver::new(h2, pings, peer.clone());
             let max_streams = driver.settings().await?;
             let transport = Transport::new(send, peer, self.scheme.clone(), self.authority.clone());
@@ -156,7 +166,7 @@ impl<'a> Attempt<'a> {
         timeout(left, work).await.map_err(|_| ConnectError::Timeout {
             address: self.address.clone(),
             step,
-            limit: self.config.connect_timeout,
+            limit: self.terms.limit,
         })
     }
 
@@ -171,7 +181,7 @@ pub(crate) enum ConnectError {
     #[error("{address}: the address cannot stand in a request")]
     Authority { address: Address, source: InvalidUri },
     #[error("{address}: the name cannot be resolved")]
-    Resolve { address: Address, source: io::Error },
+    Resolve { address: Address, source: LookupError },
     #[error("{address}: the name has no address that may be dialled")]
     NoAddress { address: Address },
     #[error("{address}: connection refused")]
@@ -183,7 +193,7 @@ pub(crate) enum ConnectError {
     Tls { address: Address, source: TlsError },
     #[error("{address}: no HTTP/2 connection")]
     Http2 { address: Address, source: Ended },
-    #[error("{address}: {step} within {limit:?}")]
+    #[error("{address}: {step} within {limit:?} (connect_timeout)")]
     Timeout { address: Address, step: Step, limit: Duration },
 }
 

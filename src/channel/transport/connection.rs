@@ -12,7 +12,7 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use super::exchange::Transport;
-use super::pings::{Pings, Silent};
+use super::pings::{Interest, Pings, Silent};
 use super::socket::{PeerState, Socket};
 
 /// A connection whose server has sent its SETTINGS.
@@ -41,6 +41,10 @@ pub(crate) trait ConnectionObserver: Send + Sync + 'static {
     /// once at most, and never for a connection that ends unannounced.
     fn on_going_away(&self, cause: &Ended);
 
+    /// The server said GOAWAY because it was pinged too often. Called once at most, and before
+    /// [`on_going_away`](Self::on_going_away) where the whole frame came in one read.
+    fn on_too_many_pings(&self);
+
     /// The number of calls that are open on the connection.
     fn open_calls(&self) -> u32;
 }
@@ -63,7 +67,8 @@ impl ConnectionDriver {
     ///
     /// Dropping the future closes the socket and ends the calls on it.
     pub(crate) async fn run(mut self, observer: impl ConnectionObserver) -> (Ended, u32) {
-        let (mut begun, mut gathered, mut is_going) = (self.peer.begun(), false, false);
+        let (mut begun, mut gathered) = (self.peer.begun(), false);
+        let (mut is_going, mut is_calmed) = (false, false);
         let ended = poll_fn(|cx| {
             // Before h2 is polled, which ends the calls of a connection that breaks.
             let calls = observer.open_calls();
@@ -84,6 +89,9 @@ impl ConnectionDriver {
             {
                 self.reported = streams;
                 observer.on_stream_limit(limit);
+            }
+            if self.peer.said_too_many_pings() && !mem::replace(&mut is_calmed, true) {
+                observer.on_too_many_pings();
             }
             if let Some(reason) = self.peer.goaway()
                 && !mem::replace(&mut is_going, true)
@@ -116,7 +124,12 @@ impl ConnectionDriver {
         if let Poll::Ready(result) = Pin::new(&mut self.h2).poll(cx) {
             return Poll::Ready(self.ended(result.err()));
         }
-        match self.pings.poll(&mut self.h2, self.peer.take_read(), has_calls, cx) {
+        let interest = match (self.peer.take_suspicion(), has_calls || self.peer.is_awaited()) {
+            (true, _) => Interest::Suspicion,
+            (false, true) => Interest::Waiting,
+            (false, false) => Interest::Idle,
+        };
+        match self.pings.poll(&mut self.h2, self.peer.take_read(), interest, cx) {
             Ok(()) => Poll::Pending,
             Err(Silent) => Poll::Ready(Ended::Silent),
         }
@@ -151,7 +164,7 @@ impl AbortHandle {
 pub(crate) enum Ended {
     #[error("the connection was cut")]
     Aborted,
-    #[error("the server did not answer a keepalive ping")]
+    #[error("the server did not answer a ping within keep_alive_timeout")]
     Silent,
     #[error("the server said GOAWAY ({0})")]
     GoneAway(h2::Reason),

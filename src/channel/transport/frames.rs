@@ -11,6 +11,8 @@ pub(crate) struct FrameReader {
     data: usize,
     /// Whether a call made progress.
     has_progress: bool,
+    /// Whether a frame of a call has begun.
+    is_of_calls: bool,
 }
 
 /// What a frame says that concerns the whole connection.
@@ -20,6 +22,8 @@ pub(crate) enum Notice {
     Settings { max_concurrent_streams: Option<u32> },
     /// The server takes no new calls, and why.
     GoAway { code: u32 },
+    /// It says with that GOAWAY that it was pinged too often.
+    TooManyPings,
 }
 
 /// The bytes are not HTTP/2: the first frame has to be the server's SETTINGS.
@@ -37,6 +41,8 @@ enum State {
     Settings { left: u32, entry: Partial<6>, streams: Option<u32> },
     /// In a GOAWAY payload, which begins with the last stream's id and the code.
     GoAway { left: u32, head: Partial<8> },
+    /// In the text of a GOAWAY that tells the client to be calm.
+    Calm { left: u32, text: Partial<14> },
 }
 
 impl Default for State {
@@ -83,8 +89,20 @@ impl FrameReader {
                     let Some([_, _, _, _, code @ ..]) = head.take(&mut bytes) else {
                         break;
                     };
-                    notice(Notice::GoAway { code: u32::from_be_bytes(code) });
-                    self.state = skipped(*left - 8);
+                    let (code, left) = (u32::from_be_bytes(code), *left - 8);
+                    notice(Notice::GoAway { code });
+                    let is_explained = code == ENHANCE_YOUR_CALM && left >= 14;
+                    self.state =
+                        if is_explained { State::Calm { left, text: Partial::default() } } else { skipped(left) };
+                }
+                State::Calm { left, text } => {
+                    let Some(text) = text.take(&mut bytes) else {
+                        break;
+                    };
+                    if text == *TOO_MANY_PINGS {
+                        notice(Notice::TooManyPings);
+                    }
+                    self.state = skipped(*left - 14);
                 }
             }
         }
@@ -102,6 +120,11 @@ impl FrameReader {
         std::mem::take(&mut self.has_progress)
     }
 
+    /// Whether a frame of a call began since this was asked the last time.
+    pub(crate) fn take_is_of_calls(&mut self) -> bool {
+        std::mem::take(&mut self.is_of_calls)
+    }
+
     fn header(&mut self, header: [u8; 9], notice: &mut impl FnMut(Notice)) -> Result<State, NotHttp2> {
         let [l0, l1, l2, kind, flags, stream @ ..] = header;
         let left = u32::from_be_bytes([0, l0, l1, l2]);
@@ -111,6 +134,7 @@ impl FrameReader {
             return Err(NotHttp2);
         }
         self.begun = true;
+        self.is_of_calls |= is_of_calls(kind);
         if kind == DATA {
             self.data += usize::try_from(left).unwrap_or(usize::MAX);
         }
@@ -142,8 +166,10 @@ impl Default for FrameWriter {
 }
 
 impl FrameWriter {
-    /// Takes the next bytes and tells the stream of each HEADERS frame that has begun.
-    pub(crate) fn wrote(&mut self, mut bytes: &[u8], mut headers: impl FnMut(u32)) {
+    /// Takes the next bytes and tells the stream of each HEADERS frame that has begun. Returns whether a frame of a call
+    /// has.
+    pub(crate) fn wrote(&mut self, mut bytes: &[u8], mut headers: impl FnMut(u32)) -> bool {
+        let mut wrote_calls = false;
         while !bytes.is_empty() {
             if self.skip > 0 {
                 skip(&mut self.skip, &mut bytes);
@@ -151,11 +177,18 @@ impl FrameWriter {
             }
             let Some([l0, l1, l2, kind, _, stream @ ..]) = self.header.take(&mut bytes) else { break };
             self.skip = u32::from_be_bytes([0, l0, l1, l2]);
+            wrote_calls |= is_of_calls(kind);
             if kind == HEADERS {
                 headers(u32::from_be_bytes(stream) & STREAM_ID);
             }
         }
+        wrote_calls
     }
+}
+
+/// Whether frames of this type carry calls, rather than say something about streams or the connection.
+fn is_of_calls(kind: u8) -> bool {
+    kind == HEADERS || kind == DATA
 }
 
 fn skipped(left: u32) -> State {
@@ -213,6 +246,10 @@ const WINDOW_UPDATE: u8 = 0x8;
 const ACK: u8 = 0x1;
 const MAX_CONCURRENT_STREAMS: u16 = 0x3;
 const STREAM_ID: u32 = 0x7fff_ffff;
+const ENHANCE_YOUR_CALM: u32 = 0xb;
+
+/// The text of gRPC servers for it.
+const TOO_MANY_PINGS: &[u8; 14] = b"too_many_pings";
 
 /// The length of what a client says before its first frame.
 const PREFACE: u32 = 24;
@@ -263,12 +300,16 @@ mod tests {
             goaway(0, b""),
             frame(6, 0, 0, &[4; 8]),
             goaway(11, b"too_many_pings"),
+            goaway(11, b"too_many_resets"),
+            goaway(11, b"calm down"),
+            goaway(2, b"too_many_pings"),
             frame(0, 0, 3, &[4; 9]),
         ]
         .concat();
         let told = |max_concurrent_streams| Notice::Settings { max_concurrent_streams };
-        let notices =
-            vec![told(Some(100)), told(None), told(Some(4)), Notice::GoAway { code: 0 }, Notice::GoAway { code: 11 }];
+        let going = |code| Notice::GoAway { code };
+        let mut notices = vec![told(Some(100)), told(None), told(Some(4)), going(0), going(11), Notice::TooManyPings];
+        notices.extend([going(11), going(11), going(2)]);
         (bytes, notices)
     }
 
@@ -287,6 +328,19 @@ mod tests {
         for cut in 0..bytes.len() {
             let (left, right) = bytes.split_at(cut);
             assert_eq!(read([left, right]), (expected.clone(), Ok(())), "cut after {cut} bytes");
+        }
+    }
+
+    #[test]
+    fn frames_of_calls_are_told_from_the_others_both_ways() {
+        for kind in 0..10 {
+            let (mut reader, mut writer) = (FrameReader::default(), FrameWriter { skip: 0, ..FrameWriter::default() });
+            let bytes = [settings(&[]), frame(kind, 0, 1, b"payload")].concat();
+            reader.read(&bytes, |_| {}).expect("it begins with SETTINGS");
+            let expected = kind == HEADERS || kind == DATA;
+            assert_eq!(reader.take_is_of_calls(), expected, "a frame of type {kind} comes");
+            assert!(!reader.take_is_of_calls(), "it is told once");
+            assert_eq!(writer.wrote(&bytes, |_| {}), expected, "a frame of type {kind} is written");
         }
     }
 
@@ -338,7 +392,7 @@ mod tests {
             let heads: Vec<_> = frames.iter().filter(|(kind, ..)| *kind == HEADERS).map(|(_, stream, _)| *stream).collect();
             let (mut writer, mut told) = (FrameWriter::default(), Vec::new());
             for piece in bytes.chunks(cut) {
-                writer.wrote(piece, |stream| told.push(stream));
+                _ = writer.wrote(piece, |stream| told.push(stream));
             }
             prop_assert_eq!(told, heads);
         }

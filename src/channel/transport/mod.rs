@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `config` | options of a channel -> how its connections are made and kept |
 //! | `connect`, `connector` | an address -> a connection whose server has sent its SETTINGS |
+//! | `names` | a name -> its addresses, by one lookup at a time |
 //! | `connection`, `pings` | a connection -> its end: reads, writes, keepalive, windows |
 //! | `socket`, `frames` | bytes -> what h2 does not tell: SETTINGS, GOAWAY, which streams were written |
 //! | `exchange` | a request head and its body -> a response head and its body, or an error that says what it proves |
@@ -23,6 +24,7 @@ mod error;
 mod exchange;
 mod frames;
 mod incoming_body;
+mod names;
 mod pings;
 mod request_body;
 mod socket;

@@ -13,11 +13,11 @@ use super::socket::{Socket, Traffic};
 /// What a connection is pinged for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PingConfig {
-    /// How long the peer may be silent before it is asked for a sign of life; `None` for ever.
+    /// How long the peer may be silent before it is asked for a sign of life; `None` leaves that to suspicion.
     pub(crate) interval: Option<Duration>,
     /// How long that may take.
     pub(crate) timeout: Duration,
-    /// Whether it is asked also while no call is open.
+    /// Whether it is asked also while nothing waits for it.
     pub(crate) while_idle: bool,
     /// What the windows are at first, where they adapt to what the peer sends.
     pub(crate) adaptive_window: Option<u32>,
@@ -28,10 +28,21 @@ pub(crate) struct Pings {
     ping_pong: Option<PingPong>,
     /// When the one on its way was sent.
     sent: Option<Instant>,
-    keep_alive: Option<KeepAlive>,
+    keep_alive: KeepAlive,
     window: Option<Window>,
     /// What streams are still to be widened to.
     widen_to: Option<u32>,
+}
+
+/// Why a sign of life of the peer is of interest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Interest {
+    /// Nothing waits for the peer.
+    Idle,
+    /// Calls are open, or something of a call was written since the peer was heard.
+    Waiting,
+    /// There is reason to doubt that the peer is there.
+    Suspicion,
 }
 
 /// The peer gave no sign of life in time.
@@ -45,7 +56,7 @@ impl Pings {
         Self {
             ping_pong: connection.ping_pong(),
             sent: None,
-            keep_alive: config.interval.map(|interval| KeepAlive::new(interval, config)),
+            keep_alive: KeepAlive::new(config),
             window: config.adaptive_window.map(Window::new),
             widen_to: None,
         }
@@ -60,7 +71,7 @@ impl Pings {
         &mut self,
         connection: &mut Connection,
         traffic: Traffic,
-        has_calls: bool,
+        interest: Interest,
         cx: &mut Context<'_>,
     ) -> Result<(), Silent> {
         if let Some(window) = &mut self.window {
@@ -80,10 +91,7 @@ impl Pings {
             // The change is written at the next poll.
             cx.waker().wake_by_ref();
         }
-        let asks = match &mut self.keep_alive {
-            Some(keep_alive) => keep_alive.poll(traffic.bytes > 0, has_calls, cx)?,
-            None => false,
-        };
+        let asks = self.keep_alive.poll(traffic, interest, cx)?;
         if self.sent.is_none() && (asks || self.window.as_ref().is_some_and(Window::wants_to_measure)) {
             self.send(cx);
         }
@@ -104,7 +112,9 @@ impl Pings {
         if ping_pong.send_ping(Ping::opaque()).is_err() {
             return;
         }
-        self.sent = Some(Instant::now());
+        let now = Instant::now();
+        self.sent = Some(now);
+        self.keep_alive.on_sent(now);
         if let Some(window) = &mut self.window {
             window.begin();
         }
@@ -115,55 +125,99 @@ impl Pings {
 
 /// Asks a silent peer for a sign of life: anything that it sends is one.
 struct KeepAlive {
-    interval: Duration,
-    timeout: Duration,
-    while_idle: bool,
+    config: PingConfig,
     /// When something came from the peer the last time.
     heard: Instant,
-    /// Whether the peer was asked and has sent nothing since.
-    is_asked: bool,
+    phase: Phase,
+    /// For what the phase waits.
     timer: Pin<Box<Sleep>>,
+    /// When a ping was sent, unless frames of calls came from the peer since.
+    idle_ping: Option<Instant>,
+}
+
+/// What is due next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// A look at whether the peer was silent for an interval.
+    Listening,
+    /// Nothing. It was silent for that long, or there is no interval, and nothing waited for it.
+    Dormant,
+    /// The end of the connection, unless the peer, which was asked, is heard before.
+    Asked,
 }
 
 impl KeepAlive {
-    fn new(interval: Duration, config: PingConfig) -> Self {
+    fn new(config: PingConfig) -> Self {
         let heard = Instant::now();
-        Self {
-            interval,
-            timeout: config.timeout,
-            while_idle: config.while_idle,
-            heard,
-            is_asked: false,
-            timer: Box::pin(sleep_until(heard + interval)),
-        }
+        let timer = Box::pin(sleep_until(heard));
+        let mut new = Self { config, heard, phase: Phase::Dormant, timer, idle_ping: None };
+        new.listen();
+        new
     }
 
     /// Whether to ask the peer now.
-    fn poll(&mut self, heard: bool, has_calls: bool, cx: &mut Context<'_>) -> Result<bool, Silent> {
-        if heard {
+    fn poll(&mut self, traffic: Traffic, interest: Interest, cx: &mut Context<'_>) -> Result<bool, Silent> {
+        if traffic.is_of_calls {
+            self.idle_ping = None;
+        }
+        if traffic.bytes > 0 {
             self.heard = Instant::now();
-            if std::mem::take(&mut self.is_asked) {
-                self.timer.as_mut().reset(self.heard + self.interval);
+            // A timer that runs is not moved by everything that is heard: it looks when it runs out.
+            if self.phase != Phase::Listening {
+                self.listen();
             }
         }
-        let mut asks = false;
-        // The timer is not moved by everything that is heard: it looks when it runs out.
-        while self.timer.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
-            let next = if self.is_asked {
+        let mut asks = match self.phase {
+            Phase::Asked => false,
+            Phase::Listening => interest == Interest::Suspicion && self.may_suspect(),
+            // The interval has passed, if there is one.
+            Phase::Dormant => match interest {
+                Interest::Idle => false,
+                Interest::Waiting => self.config.interval.is_some(),
+                Interest::Suspicion => self.config.interval.is_some() || self.may_suspect(),
+            },
+        };
+        if asks {
+            self.ask();
+        }
+        while self.phase != Phase::Dormant && self.timer.as_mut().poll(cx).is_ready() {
+            if self.phase == Phase::Asked {
                 return Err(Silent);
-            } else if now < self.heard + self.interval {
-                self.heard + self.interval
-            } else if has_calls || self.while_idle {
-                self.is_asked = true;
+            }
+            let due = self.config.interval.map(|interval| self.heard + interval);
+            if let Some(due) = due.filter(|due| Instant::now() < *due) {
+                self.timer.as_mut().reset(due);
+            } else if interest != Interest::Idle || self.config.while_idle {
+                self.ask();
                 asks = true;
-                now + self.timeout
             } else {
-                now + self.interval
-            };
-            self.timer.as_mut().reset(next);
+                self.phase = Phase::Dormant;
+            }
         }
         Ok(asks)
+    }
+
+    fn on_sent(&mut self, now: Instant) {
+        self.idle_ping = Some(now);
+    }
+
+    fn listen(&mut self) {
+        self.phase = Phase::Dormant;
+        if let Some(interval) = self.config.interval {
+            self.phase = Phase::Listening;
+            self.timer.as_mut().reset(self.heard + interval);
+        }
+    }
+
+    fn ask(&mut self) {
+        self.phase = Phase::Asked;
+        self.timer.as_mut().reset(Instant::now() + self.config.timeout);
+    }
+
+    /// Whether a peer may be asked out of its turn without taking it for abuse.
+    fn may_suspect(&self) -> bool {
+        let pause = self.config.interval.map_or(SUSPICION_PAUSE, |interval| interval.min(SUSPICION_PAUSE));
+        self.idle_ping.is_none_or(|sent| sent.elapsed() >= pause)
     }
 }
 
@@ -234,6 +288,10 @@ impl Window {
     }
 }
 
+/// Between a ping and one of suspicion, on a connection that has brought nothing of a call since: gRPC servers (grpc-go,
+/// C++) close a connection at the third ping that comes sooner. A shorter interval says that these servers allow that.
+const SUSPICION_PAUSE: Duration = Duration::from_secs(5 * 60);
+
 /// What a gigabit fills in 130 ms; gRPC's limit as well.
 const WIDEST: u32 = 16 * 1024 * 1024;
 
@@ -247,52 +305,99 @@ mod tests {
 
     use super::*;
 
-    const CONFIG: PingConfig =
-        PingConfig { interval: None, timeout: Duration::from_secs(5), while_idle: false, adaptive_window: None };
+    use Interest::{Idle, Suspicion, Waiting};
 
-    fn keep_alive(while_idle: bool) -> KeepAlive {
-        KeepAlive::new(Duration::from_secs(10), PingConfig { while_idle, ..CONFIG })
-    }
+    const CONFIG: PingConfig = PingConfig {
+        interval: Some(Duration::from_secs(10)),
+        timeout: Duration::from_secs(5),
+        while_idle: false,
+        adaptive_window: None,
+    };
 
-    /// Polls the keepalive once, in `seconds`.
-    async fn after(seconds: u64, keep_alive: &mut KeepAlive, heard: bool, has_calls: bool) -> Result<bool, Silent> {
+    const NOTHING: Traffic = Traffic { bytes: 0, data: 0, is_of_calls: false };
+    const A_PONG: Traffic = Traffic { bytes: 17, data: 0, is_of_calls: false };
+    const AN_ANSWER: Traffic = Traffic { bytes: 50, data: 9, is_of_calls: true };
+
+    /// Polls the keepalive once, in `seconds`. What it asks for is sent.
+    async fn after(
+        seconds: u64,
+        keep_alive: &mut KeepAlive,
+        traffic: Traffic,
+        interest: Interest,
+    ) -> Result<bool, Silent> {
         tokio::time::advance(Duration::from_secs(seconds)).await;
-        spawn(()).enter(|cx, _| keep_alive.poll(heard, has_calls, cx))
+        let asks = spawn(()).enter(|cx, _| keep_alive.poll(traffic, interest, cx));
+        if asks == Ok(true) {
+            keep_alive.on_sent(Instant::now());
+        }
+        asks
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_answers_is_asked_once_an_interval_of_silence() {
-        let mut alive = keep_alive(false);
-        assert_eq!(after(9, &mut alive, false, true).await, Ok(false), "not before the interval");
-        assert_eq!(after(2, &mut alive, false, true).await, Ok(true), "after it");
-        assert_eq!(after(4, &mut alive, true, true).await, Ok(false), "it answers");
-        assert_eq!(after(9, &mut alive, false, true).await, Ok(false), "and has another interval");
-        assert_eq!(after(2, &mut alive, false, true).await, Ok(true), "after that it is asked again");
+        let mut alive = KeepAlive::new(CONFIG);
+        assert_eq!(after(9, &mut alive, NOTHING, Waiting).await, Ok(false), "not before the interval");
+        assert_eq!(after(2, &mut alive, NOTHING, Waiting).await, Ok(true), "after it");
+        assert_eq!(after(4, &mut alive, A_PONG, Waiting).await, Ok(false), "it answers");
+        assert_eq!(after(9, &mut alive, NOTHING, Waiting).await, Ok(false), "and has another interval");
+        assert_eq!(after(2, &mut alive, NOTHING, Waiting).await, Ok(true), "after that it is asked again");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_heard_puts_the_question_off() {
-        let mut alive = keep_alive(false);
-        assert_eq!(after(8, &mut alive, true, true).await, Ok(false));
-        assert_eq!(after(9, &mut alive, false, true).await, Ok(false), "nine seconds of silence are no ten");
-        assert_eq!(after(2, &mut alive, false, true).await, Ok(true), "eleven are");
+        let mut alive = KeepAlive::new(CONFIG);
+        assert_eq!(after(8, &mut alive, AN_ANSWER, Waiting).await, Ok(false));
+        assert_eq!(after(9, &mut alive, NOTHING, Waiting).await, Ok(false), "nine seconds of silence are no ten");
+        assert_eq!(after(2, &mut alive, NOTHING, Waiting).await, Ok(true), "eleven are");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_does_not_answer_is_given_up_after_the_timeout() {
-        let mut alive = keep_alive(false);
-        assert_eq!(after(11, &mut alive, false, true).await, Ok(true));
-        assert_eq!(after(4, &mut alive, false, true).await, Ok(false), "it has five seconds");
-        assert_eq!(after(2, &mut alive, false, true).await, Err(Silent));
+        let mut alive = KeepAlive::new(CONFIG);
+        assert_eq!(after(11, &mut alive, NOTHING, Waiting).await, Ok(true));
+        assert_eq!(after(4, &mut alive, NOTHING, Waiting).await, Ok(false), "it has five seconds");
+        assert_eq!(after(2, &mut alive, NOTHING, Waiting).await, Err(Silent));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_calls_no_ping_is_sent_unless_configured() {
-        let mut alive = keep_alive(false);
-        assert_eq!(after(100, &mut alive, false, false).await, Ok(false), "an idle connection is left alone");
-        assert_eq!(after(11, &mut alive, false, true).await, Ok(true), "one with a call is not");
-        let mut alive = keep_alive(true);
-        assert_eq!(after(11, &mut alive, false, false).await, Ok(true), "nor one that is to be kept");
+    async fn while_nothing_waits_no_ping_is_sent_unless_configured() {
+        let mut alive = KeepAlive::new(CONFIG);
+        assert_eq!(after(100, &mut alive, NOTHING, Idle).await, Ok(false), "an idle connection is left alone");
+        assert_eq!(after(1, &mut alive, NOTHING, Waiting).await, Ok(true), "a call after that long a silence asks");
+        let mut alive = KeepAlive::new(PingConfig { while_idle: true, ..CONFIG });
+        assert_eq!(after(11, &mut alive, NOTHING, Idle).await, Ok(true), "and a connection that is to be kept");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_that_is_heard_has_another_interval() {
+        let mut alive = KeepAlive::new(CONFIG);
+        assert_eq!(after(100, &mut alive, NOTHING, Idle).await, Ok(false));
+        assert_eq!(after(1, &mut alive, A_PONG, Idle).await, Ok(false));
+        assert_eq!(after(9, &mut alive, NOTHING, Waiting).await, Ok(false), "it was heard nine seconds ago");
+        assert_eq!(after(2, &mut alive, NOTHING, Waiting).await, Ok(true), "eleven are too long");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspicion_asks_at_once_and_ends_a_silent_connection() {
+        for interval in [CONFIG.interval, None] {
+            let mut alive = KeepAlive::new(PingConfig { interval, ..CONFIG });
+            assert_eq!(after(1, &mut alive, NOTHING, Suspicion).await, Ok(true), "at once, with {interval:?}");
+            assert_eq!(after(1, &mut alive, NOTHING, Suspicion).await, Ok(false), "once a silence");
+            assert_eq!(after(5, &mut alive, NOTHING, Idle).await, Err(Silent), "and there is no answer");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn suspicions_ask_once_in_five_minutes_unless_a_call_was_answered() {
+        let mut alive = KeepAlive::new(PingConfig { interval: None, ..CONFIG });
+        let mut asked = 0;
+        for _ in 0..3_600 {
+            let asks = after(1, &mut alive, A_PONG, Suspicion).await.expect("the peer answers");
+            asked += u32::from(asks);
+        }
+        assert_eq!(asked, 12, "in an hour");
+        assert_eq!(after(1, &mut alive, AN_ANSWER, Suspicion).await, Ok(true), "a call was answered meanwhile");
+        assert_eq!(after(1, &mut alive, A_PONG, Suspicion).await, Ok(false), "and none since");
     }
 
     #[tokio::test(start_paused = true)]

@@ -33,12 +33,17 @@ pub(crate) struct PeerState {
     streams: AtomicU64,
     /// The code of the last GOAWAY, [`NONE`] without one.
     goaway: AtomicU64,
+    too_many_pings: AtomicBool,
     end_of_file: AtomicBool,
-    /// Bytes that came since the last [`take_read`](PeerState::take_read), and those of data among them.
+    /// Bytes that came since the last [`take_read`](PeerState::take_read), those of data among them, and whether there
+    /// were frames of calls.
     read: AtomicUsize,
     data: AtomicUsize,
     /// Reads that brought progress of a call, modulo 2^32.
     progress: AtomicU32,
+    read_calls: AtomicBool,
+    /// Whether something of a call was written since the peer was heard.
+    is_awaited: AtomicBool,
     /// Whether the peer is to be asked for a sign of life now.
     is_suspected: AtomicBool,
     /// Calls that were begun on the connection, modulo 2^32.
@@ -61,6 +66,11 @@ impl PeerState {
         known(&self.goaway).map(h2::Reason::from)
     }
 
+    /// Whether it said with that that it was pinged too often.
+    pub(crate) fn said_too_many_pings(&self) -> bool {
+        self.too_many_pings.load(Ordering::Relaxed)
+    }
+
     /// Whether the peer ended the connection.
     pub(crate) fn is_at_end(&self) -> bool {
         self.end_of_file.load(Ordering::Relaxed)
@@ -68,7 +78,16 @@ impl PeerState {
 
     /// The bytes that came since the last call of this.
     pub(crate) fn take_read(&self) -> Traffic {
-        Traffic { bytes: self.read.swap(0, Ordering::Relaxed), data: self.data.swap(0, Ordering::Relaxed) }
+        Traffic {
+            bytes: self.read.swap(0, Ordering::Relaxed),
+            data: self.data.swap(0, Ordering::Relaxed),
+            is_of_calls: self.read_calls.swap(false, Ordering::Relaxed),
+        }
+    }
+
+    /// Whether something of a call was written since the peer was heard.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.is_awaited.load(Ordering::Relaxed)
     }
 
     /// How often a call made progress, modulo 2^32: none did between two equal counts.
@@ -80,6 +99,11 @@ impl PeerState {
     pub(crate) fn suspect(&self) {
         self.is_suspected.store(true, Ordering::Release);
         self.driver.wake();
+    }
+
+    /// Takes the order to ask for a sign of life, if there is one.
+    pub(crate) fn take_suspicion(&self) -> bool {
+        self.is_suspected.swap(false, Ordering::Acquire)
     }
 
     /// A call begins.
@@ -108,7 +132,7 @@ impl PeerState {
         self.aborted.load(Ordering::Acquire)
     }
 
-    /// Has the current task woken by an abort. To be called before looking for one.
+    /// Has the current task woken by an abort and by a suspicion. To be called before looking for one.
     pub(crate) fn register(&self, cx: &Context<'_>) {
         self.driver.register(cx.waker());
     }
@@ -123,6 +147,7 @@ impl PeerState {
                 let _ = self.streams.compare_exchange(NONE, u32::MAX.into(), Ordering::Relaxed, Ordering::Relaxed);
             }
             Notice::GoAway { code } => self.goaway.store(code.into(), Ordering::Relaxed),
+            Notice::TooManyPings => self.too_many_pings.store(true, Ordering::Relaxed),
         }
     }
 }
@@ -133,6 +158,8 @@ pub(crate) struct Traffic {
     pub(crate) bytes: usize,
     /// The part of them in DATA frames.
     pub(crate) data: usize,
+    /// Whether a frame of a call began.
+    pub(crate) is_of_calls: bool,
 }
 
 /// No `u32`.
@@ -147,10 +174,13 @@ impl Socket {
         let peer = Arc::new(PeerState {
             streams: NONE.into(),
             goaway: NONE.into(),
+            too_many_pings: false.into(),
             end_of_file: false.into(),
             read: 0.into(),
             data: 0.into(),
             progress: 0.into(),
+            read_calls: false.into(),
+            is_awaited: false.into(),
             is_suspected: false.into(),
             begun: 0.into(),
             written: 0.into(),
@@ -163,9 +193,12 @@ impl Socket {
     /// The socket has taken these bytes.
     fn wrote(&mut self, bytes: &[u8]) {
         let Self { writer, peer, .. } = self;
-        writer.wrote(bytes, |stream| {
+        let wrote_calls = writer.wrote(bytes, |stream| {
             peer.written.fetch_max(stream, Ordering::Release);
         });
+        if wrote_calls {
+            peer.is_awaited.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -180,6 +213,9 @@ impl AsyncRead for Socket {
             if read.is_empty() && room {
                 peer.end_of_file.store(true, Ordering::Relaxed);
             }
+            if !read.is_empty() {
+                peer.is_awaited.store(false, Ordering::Relaxed);
+            }
             peer.read.fetch_add(read.len(), Ordering::Relaxed);
             if let Err(error) = reader.read(read, |notice| peer.on_notice(notice)) {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
@@ -187,6 +223,9 @@ impl AsyncRead for Socket {
             peer.data.fetch_add(reader.take_data(), Ordering::Relaxed);
             if reader.take_progress() {
                 peer.progress.fetch_add(1, Ordering::Relaxed);
+            }
+            if reader.take_is_of_calls() {
+                peer.read_calls.store(true, Ordering::Relaxed);
             }
         }
         polled

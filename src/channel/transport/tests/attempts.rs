@@ -12,7 +12,7 @@ async fn a_silent_peer_is_given_up_after_the_connect_timeout() {
     let (options, _far) = piped();
     let started = Instant::now();
     let error = refusal(&options, &nowhere()).await;
-    assert_eq!(error.to_string(), "127.0.0.1:1: no HTTP/2 SETTINGS from the server within 1s");
+    assert_eq!(error.to_string(), "127.0.0.1:1: no HTTP/2 SETTINGS from the server within 1s (connect_timeout)");
     assert_eq!(started.elapsed(), Duration::from_secs(1), "the timeout is for the whole attempt");
 }
 
@@ -64,7 +64,7 @@ async fn a_mute_address_leaves_time_for_the_next_one() {
     let (mute, mute_address) = listen().await;
     let (_server, address) = Server::tcp().await;
     let options = TransportConfig::default();
-    let attempt = Attempt::new(&options, &address).expect("a good address");
+    let attempt = Attempt::new(&options, &address, options.terms(Duration::ZERO)).expect("a good address");
     let dialled = [&mute_address, &address].map(|address| match address.host() {
         Host::Ip(ip) => SocketAddr::new(*ip, address.port()),
         Host::Name(_) => unreachable!("both are IP addresses"),
@@ -110,10 +110,13 @@ async fn an_error_of_a_connector_is_the_cause() {
     }));
     let timed = TransportConfig {
         connector: Some(connector),
-        connect_timeout: Duration::from_millis(1),
+        connect_timeout: Some(Duration::from_millis(1)),
         ..TransportConfig::default()
     };
-    assert_eq!(refusal(&timed, &nowhere()).await.to_string(), "127.0.0.1:1: not connected within 1ms");
+    assert_eq!(
+        refusal(&timed, &nowhere()).await.to_string(),
+        "127.0.0.1:1: not connected within 1ms (connect_timeout)"
+    );
     let connector =
         Connector::new(service_fn(|_: Uri| async { Err::<TokioIo<DuplexStream>, _>(io::Error::other("no route")) }));
     let failing = TransportConfig { connector: Some(connector), ..TransportConfig::default() };
@@ -124,7 +127,7 @@ async fn an_error_of_a_connector_is_the_cause() {
 #[test]
 fn options_out_of_range_are_refused_by_name() {
     assert!(TransportConfig::default().check().is_ok(), "the defaults are fine");
-    let no_time = TransportConfig { connect_timeout: Duration::ZERO, ..TransportConfig::default() };
+    let no_time = TransportConfig { connect_timeout: Some(Duration::ZERO), ..TransportConfig::default() };
     let endless = TransportConfig { http2_keep_alive_interval: Some(Duration::MAX), ..TransportConfig::default() };
     let wide = TransportConfig { initial_connection_window_size: Some(1 << 31), ..TransportConfig::default() };
     for (options, name) in
@@ -133,4 +136,55 @@ fn options_out_of_range_are_refused_by_name() {
         let error = options.check().expect_err("it is out of range").to_string();
         assert!(error.contains(name), "{error} names {name}");
     }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_socket_has_a_limit_for_what_is_not_acknowledged() {
+    let (listener, address) = listen().await;
+    let default = TransportConfig::default();
+    let other = TransportConfig { tcp_user_timeout: Some(Duration::from_millis(1_500)), ..default.clone() };
+    let none = TransportConfig { tcp_user_timeout: None, ..default.clone() };
+    for (options, expected) in [(default, Some(20_000)), (other, Some(1_500)), (none, None)] {
+        let attempt = Attempt::new(&options, &address, options.terms(Duration::ZERO)).expect("a good address");
+        let at = listener.local_addr().expect("it is bound");
+        let stream = tokio::net::TcpStream::connect(at).await.expect("it listens");
+        let stream = attempt.tuned(stream).expect("it can be set");
+        let limit = socket2::SockRef::from(&stream).tcp_user_timeout().expect("it can be read");
+        assert_eq!(limit, expected.map(Duration::from_millis));
+    }
+}
+
+#[test]
+fn the_limit_of_an_attempt_grows_with_the_back_off_from_1_s_to_20_s() {
+    let grows = TransportConfig::default();
+    let fixed = TransportConfig { connect_timeout: Some(Duration::from_secs(3)), ..grows.clone() };
+    for (back_off, expected) in [(0, 1_000), (100, 1_000), (800, 1_600), (6_400, 12_800), (10_000, 20_000)] {
+        let back_off = Duration::from_millis(back_off);
+        assert_eq!(grows.terms(back_off).limit, Duration::from_millis(expected), "with a back-off of {back_off:?}");
+        assert_eq!(fixed.terms(back_off).limit, Duration::from_secs(3), "one that is given stays");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_takes_long_is_asked_for_once_by_all_attempts() {
+    let lookups = Arc::<AtomicU32>::default();
+    let counted = lookups.clone();
+    let names = Names::new(move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        async {
+            tokio::time::sleep(Duration::from_millis(2_500)).await;
+            Ok(vec![Ipv4Addr::new(10, 0, 0, 1).into(), Ipv4Addr::new(169, 254, 0, 1).into()])
+        }
+    });
+    let options = TransportConfig { names, ..TransportConfig::default() };
+    let address = Address::new(Host::Name("echo".into()), 50_051);
+    for _ in 0..2 {
+        let error = refusal(&options, &address).await;
+        assert_eq!(error.to_string(), "echo:50051: the name was not resolved within 1s (connect_timeout)");
+    }
+    let attempt = Attempt::new(&options, &address, options.terms(Duration::ZERO)).expect("a good address");
+    let found = attempt.resolve().await.expect("it is resolved");
+    assert_eq!(found, [SocketAddr::from(([10, 0, 0, 1], 50_051))], "without one that must not be dialled");
+    assert_eq!(lookups.load(Ordering::Relaxed), 1);
 }

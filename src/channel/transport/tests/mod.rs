@@ -1,5 +1,6 @@
 mod attempts;
 mod driving;
+mod pinging;
 #[cfg(feature = "_tls")]
 mod tls;
 mod windows;
@@ -29,6 +30,7 @@ use tower::service_fn;
 
 use super::connect::{Attempt, ConnectError};
 use super::connection::{AbortHandle, ConnectionObserver, Ended, GATHERS_FROM};
+use super::names::Names;
 use super::{BodySender, Connection, Connector, RequestBody, TransportConfig};
 use crate::error::chain;
 use crate::instance::{Address, Host};
@@ -44,6 +46,7 @@ async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
 enum Told {
     Streams(u32),
     GoingAway,
+    TooManyPings,
 }
 
 struct Ear(UnboundedSender<Told>, Arc<AtomicU32>);
@@ -55,6 +58,10 @@ impl ConnectionObserver for Ear {
 
     fn on_going_away(&self, _: &Ended) {
         let _ = self.0.send(Told::GoingAway);
+    }
+
+    fn on_too_many_pings(&self) {
+        let _ = self.0.send(Told::TooManyPings);
     }
 
     fn open_calls(&self) -> u32 {
@@ -145,7 +152,7 @@ fn request<B>(body: B) -> Request<B> {
 }
 
 async fn connect(options: &TransportConfig, address: &Address) -> Result<Connection, ConnectError> {
-    soon("a connect", super::connect(options, address)).await
+    soon("a connect", super::connect(options, address, options.terms(Duration::ZERO))).await
 }
 
 /// Why there is no connection.
