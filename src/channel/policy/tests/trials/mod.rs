@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, advance};
 
-use super::candidate::Candidate;
-use super::load::Load;
-use super::tests::candidates;
-use super::{LeastRequest, PeakEwma, Policy, WeightedRandom, WeightedRoundRobin};
+use super::candidates;
 use crate::channel::picks::ready_set::ReadySet;
+use crate::channel::policy::candidate::Candidate;
+use crate::channel::policy::load::Load;
+use crate::channel::policy::{LeastRequest, PeakEwma, Policy, WeightedRandom, WeightedRoundRobin};
 
 /// How a call ends.
 #[derive(Clone, Copy, PartialEq)]
