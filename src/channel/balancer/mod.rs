@@ -11,7 +11,7 @@
 //! | `dialer` | wishes to connect -> attempts |
 //! | `connecting` | transports -> connections that are driven |
 //! | `publish` | subchannels -> the ready set, or the reason for none |
-//! | `eject` | tallies -> outliers, within the limit |
+//! | `eject` | evidence -> ejections and returns, within the limit |
 //! | `subset`, `zone`, `slow_start`, `config` | which instances are used, and the share of each |
 //! | `agenda`, `pulse` | what is due later, and whether that came far too late |
 //! | `health` | `grpc.health.v1` answers -> feedback |
@@ -45,7 +45,7 @@ use self::dialer::{Attempt, Dialer};
 use self::publish::Published;
 use self::pulse::Pulse;
 use self::subset::{MANY, SubsetOrder};
-use super::outlier::Tally;
+use super::outlier::Compared;
 use super::picks::{LbState, PickQueue};
 use super::subchannel::{Connectivity, Effects, FeedbackEvent, Input, Publish, Reports, Shared, Subchannel, Wake};
 use crate::instance::Address;
@@ -74,6 +74,8 @@ pub(crate) struct Balancer {
     agenda: Agenda,
     pulse: Pulse,
     list: List,
+    /// What all instances did with their calls, as far as that was asked in this turn.
+    total: Option<Compared>,
     /// What has to be published.
     publish: Publish,
     growth: Growth,
@@ -137,6 +139,7 @@ impl Balancer {
             agenda: Agenda::default(),
             pulse: Pulse::new(Instant::now(), SystemTime::now()),
             list: List::Awaited,
+            total: None,
             publish: Publish::Nothing,
             growth: Growth::Still,
             settles_at: None,
@@ -175,6 +178,7 @@ impl Balancer {
                 }
                 () = sleep_until(next_time) => self.on_time(Instant::now()),
             }
+            self.total = None;
             self.select_subset();
             self.dial();
             self.publish();
@@ -271,28 +275,6 @@ impl Balancer {
         }
     }
 
-    fn on_suspected(&mut self, address: &Address, tally: Arc<Tally>) {
-        if let Some(index) = self.find(address) {
-            let others = eject::others(&self.subchannels, index);
-            self.step_at(index, Input::Suspected { tally, others });
-        }
-    }
-
-    fn on_failing(&mut self, address: &Address, tally: Arc<Tally>) {
-        let Some(index) = self.find(address) else { return };
-        let may_eject = eject::may_eject(&self.subchannels, &self.reports.outliers);
-        let others = eject::others(&self.subchannels, index);
-        self.step_at(index, Input::Failing { tally, may_eject, others });
-        if !may_eject {
-            // A connected instance must not be kept from taking calls while this one goes on failing.
-            for other in (0..self.subchannels.len()).filter(|other| *other != index) {
-                if self.subchannels[other].is_ready() {
-                    self.step_at(other, Input::Admitted);
-                }
-            }
-        }
-    }
-
     fn on_attempt(&mut self, Attempt { address, ticket, result, .. }: Attempt) {
         let Some(index) = self.find(&address).filter(|&index| self.subchannels[index].is_connecting(ticket)) else {
             return;
@@ -333,13 +315,6 @@ impl Balancer {
         }
     }
 
-    fn on_ejection_over(&mut self, address: &Address) {
-        if let Some(index) = self.find(address) {
-            let others = eject::others(&self.subchannels, index);
-            self.step_at(index, Input::EjectionOver { others });
-        }
-    }
-
     /// Doubts all connections after the process was stopped: what lies between may have forgotten them.
     fn on_pulse(&mut self, now: Instant) {
         if self.pulse.beat(now, SystemTime::now()) {
@@ -348,16 +323,6 @@ impl Balancer {
             }
         }
         self.agenda.add(self.pulse.due(), Due::Pulse);
-    }
-
-    /// Ejects the instances that failed more often than the others since the last time.
-    fn sweep(&mut self, now: Instant) {
-        for index in eject::outliers(&self.subchannels, &self.reports.outliers) {
-            if eject::may_eject(&self.subchannels, &self.reports.outliers) {
-                self.step_at(index, Input::Outlier);
-            }
-        }
-        self.schedule_sweep(now);
     }
 
     fn schedule_sweep(&mut self, now: Instant) {

@@ -1,24 +1,49 @@
 //! Whether an instance that misses deadlines is slower than the others.
 
-/// What a channel's other instances did with their calls so far. Only differences of two mean something.
+use std::ops::{Add, Sub};
+
+/// What one or more instances of a channel did with their calls so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Compared {
     /// Responses that began.
     pub(crate) answered: u64,
     /// Deadlines that passed.
     pub(crate) missed: u64,
-    /// Whether one of them missed the deadline of its latest call.
-    pub(crate) is_missing: bool,
+    /// The instances of which the latest call missed its deadline.
+    pub(crate) missing: u32,
 }
 
 impl Compared {
     /// Whether the others missed so many deadlines since `then` that an instance that missed some is no slower: the
     /// method is slow, or its deadline short.
     pub(crate) fn is_as_slow(self, then: Self) -> bool {
-        // An instance that reconnected counts from zero again.
-        let answered = self.answered.saturating_sub(then.answered);
-        let missed = self.missed.saturating_sub(then.missed);
-        if answered == 0 && missed == 0 { self.is_missing } else { missed > 0 && answered <= missed * ANSWERS_PER_MISS }
+        let Self { answered, missed, .. } = self - then;
+        if answered == 0 && missed == 0 { self.missing > 0 } else { missed > 0 && answered <= missed * ANSWERS_PER_MISS }
+    }
+}
+
+impl Add for Compared {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            answered: self.answered + other.answered,
+            missed: self.missed + other.missed,
+            missing: self.missing + other.missing,
+        }
+    }
+}
+
+/// Nothing where less is left than nothing: an instance that reconnected counts from zero again.
+impl Sub for Compared {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self {
+            answered: self.answered.saturating_sub(other.answered),
+            missed: self.missed.saturating_sub(other.missed),
+            missing: self.missing.saturating_sub(other.missing),
+        }
     }
 }
 
@@ -32,7 +57,7 @@ mod tests {
 
     #[test]
     fn an_instance_is_no_slower_than_others_that_miss_as_well() {
-        let calls = |answered, missed| Compared { answered, missed, is_missing: false };
+        let calls = |answered, missed| Compared { answered, missed, missing: 0 };
         for (answered, missed, is_as_slow) in
             [(0, 0, false), (0, 1, true), (1, 0, false), (4, 1, true), (5, 1, false), (40, 10, true), (41, 10, false)]
         {
@@ -47,10 +72,10 @@ mod tests {
 
     #[test]
     fn where_no_call_ended_since_the_latest_ones_decide() {
-        let before = Compared { answered: 3, missed: 3, is_missing: false };
+        let before = Compared { answered: 3, missed: 3, missing: 0 };
         assert!(!before.is_as_slow(before), "the others are idle, or answered last");
-        assert!(Compared { is_missing: true, ..before }.is_as_slow(before), "one of them missed its latest");
-        let after = Compared { answered: 30, missed: 3, is_missing: true };
+        assert!(Compared { missing: 1, ..before }.is_as_slow(before), "one of them missed its latest");
+        let after = Compared { answered: 30, missed: 3, missing: 1 };
         assert!(!after.is_as_slow(before), "27 answers count more");
         assert!(!Compared::default().is_as_slow(before), "counts that began anew are no answers");
     }

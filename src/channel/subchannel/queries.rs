@@ -11,7 +11,7 @@ use super::shared::Shared;
 use super::state::{Ready, Reason, State};
 use super::status::Connectivity;
 use super::ticket::Ticket;
-use crate::channel::outlier::{Ejection, Tally};
+use crate::channel::outlier::{Compared, Ejection, Tally};
 use crate::channel::policy::candidate::Candidate;
 use crate::instance::{Address, Instance};
 use crate::snapshot::{Member, MemberState};
@@ -116,11 +116,16 @@ impl<T> Subchannel<T> {
         }
     }
 
-    /// The responses that have begun on its present connection.
-    pub(crate) fn answers(&self) -> u32 {
-        match &self.state {
+    /// What it did with its calls, on its present connection and since its last probation.
+    pub(crate) fn compared(&self) -> Compared {
+        let answered = match &self.state {
             State::Ready(ready) => ready.connection.load().answers(),
             _ => 0,
+        };
+        Compared {
+            answered: answered.into(),
+            missed: self.tally.missed().into(),
+            missing: self.tally.has_missed().into(),
         }
     }
 

@@ -263,7 +263,7 @@ async fn what_ends_as_planned_never_shows_as_a_failure() {
 
 #[tokio::test(start_paused = true)]
 async fn missed_deadlines_eject_unless_the_others_miss_theirs() {
-    let others = |answered, missed| Compared { answered, missed, is_missing: missed > 0 };
+    let others = |answered, missed| Compared { answered, missed, missing: u32::from(missed > 0) };
     for (before, after, is_ejected) in [
         (others(0, 0), others(0, 0), true),
         (others(100, 7), others(100, 7), false),
