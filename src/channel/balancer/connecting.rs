@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::Instrument;
 
 #[cfg(feature = "health")]
@@ -40,7 +40,8 @@ pub(super) fn establish(
     events: &mpsc::UnboundedSender<FeedbackEvent>,
 ) -> Established<Transport> {
     let Connection { transport, max_streams, driver } = connection;
-    let health = watch_health((address, ticket), &transport, max_streams, config, events);
+    let crowded = Arc::<Notify>::default();
+    let health = watch_health((address, ticket), &transport, max_streams, config, (events, &crowded));
     let reserved = u32::from(health.is_some());
     let load = Arc::new(Load::new(max_streams - reserved).measuring_peaks(config.measures_peaks));
     let (retire, retired) = oneshot::channel();
@@ -51,7 +52,7 @@ pub(super) fn establish(
         events: events.clone(),
         is_reported: AtomicBool::new(false),
     });
-    let observer = Observer { end, queue: queue.clone(), reserved };
+    let observer = Observer { end, queue: queue.clone(), reserved, crowded };
     let span = tracing::debug_span!(parent: None, "connection", %address);
     tokio::spawn(drive(driver, observer, retired, config.drain_limit).instrument(span));
     Established { transport, load, retire, health }
@@ -64,11 +65,14 @@ fn watch_health(
     transport: &Transport,
     max_streams: u32,
     config: &ConnectConfig,
-    events: &mpsc::UnboundedSender<FeedbackEvent>,
+    (events, crowded): (&mpsc::UnboundedSender<FeedbackEvent>, &Arc<Notify>),
 ) -> Option<oneshot::Sender<Infallible>> {
     let service = config.health.clone().filter(|_| max_streams > 1)?;
     let limit = config.transport.terms(Duration::ZERO).limit;
-    Some(HealthWatch::new(service, transport.clone(), (address.clone(), ticket), events.clone(), limit).spawn())
+    Some(
+        HealthWatch::new(service, transport.clone(), (address.clone(), ticket), events.clone(), limit)
+            .spawn(crowded.clone()),
+    )
 }
 
 #[cfg(not(feature = "health"))]
@@ -77,7 +81,7 @@ fn watch_health(
     _: &Transport,
     _: u32,
     _: &ConnectConfig,
-    _: &mpsc::UnboundedSender<FeedbackEvent>,
+    _: (&mpsc::UnboundedSender<FeedbackEvent>, &Arc<Notify>),
 ) -> Option<oneshot::Sender<Infallible>> {
     None
 }
@@ -155,11 +159,18 @@ struct Observer {
     queue: Arc<PickQueue>,
     /// The peer's streams that are not for calls: one, where health is watched.
     reserved: u32,
+    /// Ends the watch of health, where the peer leaves room for a single stream.
+    crowded: Arc<Notify>,
 }
 
 impl ConnectionObserver for Observer {
     fn on_stream_limit(&self, limit: u32) {
-        self.end.load.quota().set_limit(limit.saturating_sub(self.reserved));
+        let is_crowded = limit == self.reserved && limit > 0;
+        if is_crowded {
+            self.crowded.notify_one();
+        }
+        let for_calls = if is_crowded { limit } else { limit.saturating_sub(self.reserved) };
+        self.end.load.quota().set_limit(for_calls);
         self.queue.serve();
     }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use http::Version;
 use http::uri::PathAndQuery;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -58,14 +58,19 @@ impl HealthWatch {
         Self { service, transport, address, ticket, events, limit, reported: None }
     }
 
-    /// Asks in a task of its own, which ends when the returned sender is dropped.
-    pub(super) fn spawn(self) -> oneshot::Sender<Infallible> {
+    /// Asks in a task of its own, which ends when the returned sender is dropped, or when the connection is `crowded`:
+    /// its only stream is for calls then, and its server counts as serving.
+    pub(super) fn spawn(mut self, crowded: Arc<Notify>) -> oneshot::Sender<Infallible> {
         let (watch, mut ended) = oneshot::channel();
         let span = tracing::debug_span!(parent: None, "health", address = %self.address);
         let task = async move {
-            tokio::select! {
-                _ = &mut ended => {}
-                () = self.run() => {}
+            let is_crowded = tokio::select! {
+                _ = &mut ended => false,
+                () = self.run() => false,
+                () = crowded.notified() => true,
+            };
+            if is_crowded {
+                self.report(Ok(()));
             }
         };
         tokio::spawn(task.instrument(span));
@@ -73,7 +78,7 @@ impl HealthWatch {
     }
 
     /// Ends when there is nothing to ask.
-    async fn run(mut self) {
+    async fn run(&mut self) {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             let ended = self.listen(&mut backoff).await;

@@ -143,6 +143,19 @@ async fn a_server_that_does_not_answer_the_question_gets_no_calls() {
 }
 
 #[tokio::test]
+async fn where_a_server_allows_one_stream_at_last_that_is_for_calls() {
+    let crowded = Scripted::start(super::peers::OnCall::Hold, 2);
+    let channel = asking(over([crowded.address()]));
+    crowded.calls().reaches(1).await;
+    crowded.change_streams(1);
+    crowded.resets().reaches(1).await;
+    timeout(LIMIT, channel.ready()).await.expect("its health cannot be asked for");
+    let call = tokio::spawn(async move { answerer(&channel).await });
+    crowded.calls().reaches(2).await;
+    call.abort();
+}
+
+#[tokio::test]
 async fn the_question_ends_with_the_channel() {
     let patient = Patient::start(ServingStatus::Serving).await;
     let metrics = tokio::runtime::Handle::current().metrics();
