@@ -227,6 +227,13 @@ impl ConnectionObserver for Observer {
         self.end.report(cause);
     }
 
+    fn on_stalled(&self, is_stalled: bool) {
+        self.end.load.quota().set_stalled(is_stalled);
+        if !is_stalled {
+            self.queue.serve();
+        }
+    }
+
     fn open_calls(&self) -> u32 {
         self.end.load.in_flight()
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{HeaderMap, HeaderValue};
+use tokio::runtime::Handle as Runtime;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -12,7 +13,7 @@ use super::status;
 use crate::channel::outlier::{Outcome, StatusOrigin};
 use crate::channel::picks::Pick;
 use crate::channel::subchannel::ReadyConnection;
-use crate::channel::transport::{AttemptError, Exchange, IncomingBody, RequestBody, TransportError};
+use crate::channel::transport::{AttemptError, BodySender, Exchange, IncomingBody, RequestBody, TransportError};
 use crate::instance::{Address, Instance};
 
 /// One attempt between its pick and the end of its response.
@@ -53,26 +54,26 @@ impl Attempt {
         self.pick.connection()
     }
 
-    /// Hands the request to the connection.
-    pub(super) fn begin(
-        &self,
-        head: &mut RequestHead,
-        body: &mut RequestBody,
-        cx: &mut Context<'_>,
-    ) -> Result<Exchange, AttemptError> {
-        let transport = self.connection().transport();
-        let request = head.request(transport).map_err(AttemptError::Request)?;
-        transport.begin(request, body, cx)
+    /// The runtime that drives the connection.
+    pub(super) fn runtime(&self) -> &Runtime {
+        self.connection().transport().runtime()
     }
 
-    /// Sends on, and looks for the head of the response.
+    /// Hands the request to the connection, sends on, and looks for the head of the response.
     pub(super) fn poll_response(
         &self,
         exchange: &mut Exchange,
+        head: &mut RequestHead,
         body: &mut RequestBody,
         cx: &mut Context<'_>,
     ) -> Poll<Result<http::Response<IncomingBody>, AttemptError>> {
-        exchange.poll_response(self.connection().transport(), body, cx)
+        let transport = self.connection().transport();
+        exchange.poll_response(transport, || head.request(transport), body, cx)
+    }
+
+    /// The response has begun: the rest of the request goes on by itself.
+    pub(super) fn send_rest(&self, exchange: Exchange, body: RequestBody) -> BodySender {
+        exchange.send_rest(self.connection().transport(), body)
     }
 
     /// The head of the response is here. Returns the status in it, if there is one.

@@ -67,6 +67,10 @@ impl ResponseBody {
 }
 
 impl OpenCall {
+    fn poll_missed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.deadline.poll_missed(self.attempt.runtime(), cx)
+    }
+
     fn on_status(&self, code: Code) {
         if code == Code::Ok
             && !self.attempt.is_reported()
@@ -88,7 +92,7 @@ impl Body for ResponseBody {
         // unary call is over before that is looked at.
         if let Some(call) = &mut this.call
             && call.messages > 1
-            && call.deadline.poll_missed(cx).is_ready()
+            && call.poll_missed(cx).is_ready()
         {
             return Poll::Ready(this.on_deadline().map(Err));
         }
@@ -114,7 +118,7 @@ impl Body for ResponseBody {
                 Poll::Ready(None)
             }
             Poll::Pending => match &mut this.call {
-                Some(call) => call.deadline.poll_missed(cx).map(|()| this.on_deadline().map(Err)),
+                Some(call) => call.poll_missed(cx).map(|()| this.on_deadline().map(Err)),
                 None => Poll::Pending,
             },
         }

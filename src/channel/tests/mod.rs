@@ -17,6 +17,8 @@ mod peers;
 mod replays;
 mod retrying;
 mod rig;
+mod runtimes;
 mod saturation;
 mod shares;
 mod spreading;
+mod stalled;

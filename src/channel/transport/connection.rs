@@ -41,6 +41,9 @@ pub(crate) trait ConnectionObserver: Send + Sync + 'static {
     /// once at most, and never for a connection that ends unannounced.
     fn on_going_away(&self, cause: &Ended);
 
+    /// Whether calls wait for the socket, which stands still: more of them had better go elsewhere.
+    fn on_stalled(&self, is_stalled: bool);
+
     /// The number of calls that are open on the connection.
     fn open_calls(&self) -> u32;
 }
@@ -63,7 +66,7 @@ impl ConnectionDriver {
     ///
     /// Dropping the future closes the socket and ends the calls on it.
     pub(crate) async fn run(mut self, observer: impl ConnectionObserver) -> Ended {
-        let (mut gathered, mut is_going) = (false, false);
+        let (mut gathered, mut is_going, mut was_stalled) = (false, false, false);
         let ended = poll_fn(|cx| {
             let calls = observer.open_calls();
             // A call that is made wakes this task, which would run next and write that one call. After one turn at the
@@ -75,6 +78,10 @@ impl ConnectionDriver {
             }
             gathered = false;
             let ended = self.poll_end(calls > 0, cx);
+            let is_stalled = self.peer.on_turn(cx);
+            if is_stalled != mem::replace(&mut was_stalled, is_stalled) {
+                observer.on_stalled(is_stalled);
+            }
             let streams = self.peer.streams();
             if let Some(limit) = streams
                 && streams != self.reported
@@ -86,6 +93,7 @@ impl ConnectionDriver {
                 && !mem::replace(&mut is_going, true)
             {
                 observer.on_going_away(&Ended::GoneAway(reason));
+                self.peer.open_gate();
             }
             ended
         });
@@ -127,6 +135,12 @@ impl ConnectionDriver {
             (Some(failure), None) => Ended::Broken(failure),
             (None, None) => Ended::Unused,
         }
+    }
+}
+
+impl Drop for ConnectionDriver {
+    fn drop(&mut self) {
+        self.peer.open_gate();
     }
 }
 

@@ -8,6 +8,7 @@
 //! | `config` | options of a channel -> how its connections are made and kept |
 //! | `connect`, `connector` | an address -> a connection whose server has sent its SETTINGS |
 //! | `connection`, `pings` | a connection -> its end: reads, writes, keepalive, windows |
+//! | `gate` | calls -> h2, as far as the socket takes them |
 //! | `socket`, `frames` | bytes -> what h2 does not tell: SETTINGS, GOAWAY, which streams were written |
 //! | `exchange` | a request head and its body -> a response head and its body, or an error that says what it proves |
 //! | `error` | errors of h2 -> what they prove |
@@ -22,6 +23,7 @@ mod connector;
 mod error;
 mod exchange;
 mod frames;
+mod gate;
 mod incoming_body;
 mod pings;
 mod request_body;

@@ -1,5 +1,8 @@
 mod attempts;
 mod driving;
+mod early;
+mod h2_assumptions;
+mod stalled;
 #[cfg(feature = "_tls")]
 mod tls;
 mod windows;
@@ -56,6 +59,8 @@ impl ConnectionObserver for Ear {
     fn on_going_away(&self, _: &Ended) {
         let _ = self.0.send(Told::GoingAway);
     }
+
+    fn on_stalled(&self, _: bool) {}
 
     fn open_calls(&self) -> u32 {
         self.1.load(Ordering::Relaxed)
@@ -158,7 +163,12 @@ fn nowhere() -> Address {
 
 /// Options whose connector gives one end of a pipe, and the other end: no clock but tokio's has a say.
 fn piped() -> (TransportConfig, DuplexStream) {
-    let (near, far) = duplex(1 << 20);
+    piped_through(1 << 20)
+}
+
+/// [`piped`], with a pipe that holds so many bytes.
+fn piped_through(bytes: usize) -> (TransportConfig, DuplexStream) {
+    let (near, far) = duplex(bytes);
     let near = StdMutex::new(Some(near));
     let connector = Connector::new(service_fn(move |_: Uri| {
         let near = near.lock().expect("no test panics here").take();
