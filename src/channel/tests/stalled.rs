@@ -19,7 +19,7 @@ use crate::channel::BalancedChannel;
 use crate::instance::Instance;
 use crate::policy::WeightedRoundRobin;
 
-/// A client of these ports, of which 1 is a peer that has sent its SETTINGS and reads nothing; its end of the connection.
+/// A client of these ports, of which 1 is a peer that has sent its SETTINGS and reads nothing, and that peer's end.
 async fn client(network: &Network, ports: &[u16]) -> (Client, DuplexStream) {
     let (opened, mut far) = mpsc::unbounded_channel();
     let others = Arc::new(std::sync::Mutex::new(network.connector()));

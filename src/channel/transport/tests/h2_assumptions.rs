@@ -213,7 +213,7 @@ async fn after_a_goaway_requests_are_refused_at_once() {
     assert!(error.is_go_away() && error.is_remote(), "{error}");
 }
 
-/// `RequestBody::poll_send`: one byte that is asked for is room for a whole frame, and a frame that was sent keeps none.
+/// `RequestBody::poll_send`: one byte that is asked for is room for a whole frame, which keeps none once it is sent.
 #[tokio::test(start_paused = true)]
 async fn a_reserved_byte_is_taken_from_the_window_until_it_is_used() {
     let (send, _driver, mut far) = client(&Builder::new(), 1 << 20).await;
@@ -232,7 +232,7 @@ async fn a_reserved_byte_is_taken_from_the_window_until_it_is_used() {
     assert_eq!((bytes_of(&frames, 1), bytes_of(&frames, 3)), (4, 5), "and is free again after that");
 }
 
-/// `LONGEST_HEADER_LIST`: beyond its limit h2 cuts trailers silently, and beyond four times that it ends the connection.
+/// `LONGEST_HEADER_LIST`: beyond its limit h2 cuts trailers silently, beyond four times that it ends the connection.
 #[tokio::test]
 async fn trailers_beyond_h2s_limit_are_cut_or_end_the_connection() {
     for (size, is_end) in [(2_000, false), (5_000, true)] {
