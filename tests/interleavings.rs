@@ -173,6 +173,42 @@ fn a_limit_and_a_probation_set_at_once_both_hold() {
 }
 
 #[test]
+fn a_stall_that_ends_while_a_call_joins_the_wait_queue_lets_it_in() {
+    explore(|| {
+        let channel = Channel::new(2);
+        channel.quota.set_stalled(true);
+        assert!(!channel.quota.acquire(), "a connection that takes no bytes takes no call");
+        let moving = thread::spawn({
+            let channel = channel.clone();
+            move || {
+                channel.quota.set_stalled(false);
+                channel.serve();
+            }
+        });
+        let (_, answers) = channel.wait();
+        moving.join().expect("no panic");
+        assert_eq!(answered(&answers), 1, "the waiting call has a place");
+    });
+}
+
+#[test]
+fn a_limit_a_probation_and_a_stall_are_kept_apart() {
+    explore(|| {
+        let channel = Channel::new(1);
+        channel.quota.set_stalled(true);
+        channel.quota.set_one_at_a_time(true);
+        channel.quota.set_limit(2);
+        assert!(channel.quota.is_saturated(), "it takes no bytes");
+        channel.quota.set_stalled(false);
+        assert!(channel.quota.acquire(), "the first has the one place");
+        assert!(!channel.quota.acquire(), "there is one at a time");
+        channel.quota.set_one_at_a_time(false);
+        assert!(channel.quota.acquire(), "the limit is two");
+        assert!(!channel.quota.acquire(), "and no more");
+    });
+}
+
+#[test]
 fn no_probation_and_no_limit_opens_what_was_closed() {
     explore(|| {
         let channel = Channel::new(1);

@@ -2,10 +2,12 @@
 //! call.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use tokio::runtime::Handle as Runtime;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep};
 
 /// The header that carries a call's timeout.
@@ -20,7 +22,54 @@ const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 86_400);
 #[derive(Debug, Default)]
 pub(crate) struct Deadline {
     at: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Option<Timer>,
+}
+
+/// A timer on the channel's runtime, for calls from anywhere: callers need no runtime, nor one with a clock.
+#[derive(Debug)]
+pub(crate) enum Timer {
+    /// Made in the channel's runtime.
+    Here(Pin<Box<Sleep>>),
+    /// Made elsewhere: a task there sleeps. A timer that is polled after the end of its runtime panics.
+    There(JoinHandle<()>),
+    RanOut,
+    /// Will never run out.
+    Gone,
+}
+
+/// The channel's runtime ended, and its timers with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RuntimeGone;
+
+impl Timer {
+    pub(crate) fn new(at: Instant, runtime: &Runtime) -> Self {
+        if Runtime::try_current().is_ok_and(|here| here.id() == runtime.id()) {
+            return Self::Here(Box::pin(tokio::time::sleep_until(at)));
+        }
+        Self::There(runtime.spawn(async move { tokio::time::sleep_until(at).await }))
+    }
+
+    /// Whether it has run out. Registers the task to be woken then.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RuntimeGone>> {
+        match self {
+            Self::Here(sleep) => sleep.as_mut().poll(cx).map(Ok),
+            Self::There(sleep) => {
+                let slept = ready!(Pin::new(sleep).poll(cx));
+                *self = if slept.is_ok() { Self::RanOut } else { Self::Gone };
+                Poll::Ready(slept.map_err(|_| RuntimeGone))
+            }
+            Self::RanOut => Poll::Ready(Ok(())),
+            Self::Gone => Poll::Ready(Err(RuntimeGone)),
+        }
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        if let Self::There(sleep) = self {
+            sleep.abort();
+        }
+    }
 }
 
 impl Deadline {
@@ -43,11 +92,16 @@ impl Deadline {
         self.at.is_some_and(|at| Instant::now() >= at)
     }
 
-    /// Whether the time is over. Registers the task to be woken then.
-    pub(crate) fn poll_missed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Whether the time is over, by a timer on the channel's runtime. Registers the task to be woken then.
+    ///
+    /// Without that runtime it is never over: connections and picks end with it, and say why.
+    pub(crate) fn poll_missed(&mut self, runtime: &Runtime, cx: &mut Context<'_>) -> Poll<()> {
         let Some(at) = self.at else { return Poll::Pending };
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-        timer.as_mut().poll(cx)
+        let timer = self.timer.get_or_insert_with(|| Timer::new(at, runtime));
+        match ready!(timer.poll(cx)) {
+            Ok(()) => Poll::Ready(()),
+            Err(RuntimeGone) => Poll::Pending,
+        }
     }
 }
 
@@ -130,7 +184,8 @@ mod tests {
         assert_eq!(Deadline::new(None, None, now).at(), None);
         assert!(Deadline::new(Some(Duration::MAX), None, now).at().is_some(), "no overflow");
         let mut deadline = Deadline::new(Some(short), None, now);
-        std::future::poll_fn(|cx| deadline.poll_missed(cx)).await;
+        let runtime = Runtime::current();
+        std::future::poll_fn(|cx| deadline.poll_missed(&runtime, cx)).await;
         assert_eq!(now.elapsed(), short);
     }
 }

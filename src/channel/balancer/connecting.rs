@@ -183,6 +183,13 @@ impl ConnectionObserver for Observer {
         let _ = self.end.events.send(FeedbackEvent::TooManyPings { address: self.end.address.clone() });
     }
 
+    fn on_stalled(&self, is_stalled: bool) {
+        self.end.load.quota().set_stalled(is_stalled);
+        if !is_stalled {
+            self.queue.serve();
+        }
+    }
+
     fn open_calls(&self) -> u32 {
         self.end.load.in_flight()
     }

@@ -30,7 +30,7 @@ use tracing::Instrument;
 
 use crate::backoff::Backoff;
 use crate::channel::subchannel::{FeedbackEvent, HealthVerdict, Ticket};
-use crate::channel::transport::{AttemptError, IncomingBody, RequestBody, Transport};
+use crate::channel::transport::{AttemptError, Exchange, IncomingBody, RequestBody, Transport};
 use crate::instance::Address;
 
 /// Asks one connection's server.
@@ -156,14 +156,12 @@ impl Direct {
         head.uri = self.0.uri(path)?;
         head.version = Version::HTTP_2;
         let mut body = RequestBody::new(body);
-        let mut request = Some(http::Request::from_parts(head, ()));
-        let begun = poll_fn(|cx| {
-            let request = request.take().unwrap_or_default();
-            Poll::Ready(self.0.begin(request, &mut body, cx))
+        let (mut exchange, mut request) = (Exchange::default(), http::Request::from_parts(head, ()));
+        let answer = poll_fn(|cx| {
+            let request = || Ok(std::mem::take(&mut request));
+            exchange.poll_response(&self.0, request, &mut body, cx)
         });
-        let mut exchange = begun.await.map_err(status)?;
-        // The question is one message, so all of it is sent when the answer begins.
-        poll_fn(|cx| exchange.poll_response(&self.0, &mut body, cx)).await.map_err(status)
+        answer.await.map_err(status)
     }
 }
 

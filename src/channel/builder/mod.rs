@@ -125,7 +125,7 @@ impl ChannelBuilder {
         let reports = Reports { outliers: Arc::new(self.outliers), events };
         let balancer = Balancer::new(queue.clone(), balance, connect, reports, changed);
         runtime.spawn(balancer.run(Inputs { snapshots, feedback, handles }).instrument(span));
-        Ok(BalancedChannel::new(Handle { queue, config, changed: seen, _alive: alive }))
+        Ok(BalancedChannel::new(Handle { queue, config, runtime, changed: seen, _alive: alive }))
     }
 }
 

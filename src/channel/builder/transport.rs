@@ -73,7 +73,9 @@ impl ChannelBuilder {
         self
     }
 
-    /// The HTTP/2 flow-control window of a connection, in bytes. Defaults to 5 MiB, as with tonic's `Endpoint`.
+    /// The HTTP/2 flow-control window of a connection, in bytes. Defaults to 1 GiB: memory is bounded by the windows of
+    /// its streams, and those that are not read leave the others theirs. The 5 MiB of tonic's `Endpoint` are used up by
+    /// three streams.
     pub fn initial_connection_window_size(mut self, bytes: impl Into<Option<u32>>) -> Self {
         self.transport.initial_connection_window_size = bytes.into();
         self
@@ -85,7 +87,9 @@ impl ChannelBuilder {
         self
     }
 
-    /// The largest list of headers that is accepted, in bytes. Defaults to 16 KiB, as with tonic's `Endpoint`.
+    /// The largest list of headers that is accepted, in bytes as HTTP/2 counts them: of a response's head, and of its
+    /// trailers. Defaults to 16 KiB, as with tonic's `Endpoint`. A call whose response has more fails with INTERNAL,
+    /// and the connection and its other calls go on.
     pub fn http2_max_header_list_size(mut self, bytes: u32) -> Self {
         self.transport.http2_max_header_list_size = Some(bytes);
         self

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::response::Parts;
 use http::{HeaderMap, HeaderValue};
+use tokio::runtime::Handle as Runtime;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -15,7 +16,7 @@ use super::status::{self, Answer};
 use crate::channel::outlier::{EndedRow, Outcome, StatusOrigin};
 use crate::channel::picks::Pick;
 use crate::channel::subchannel::ReadyConnection;
-use crate::channel::transport::{AttemptError, Exchange, IncomingBody, RequestBody, TransportError};
+use crate::channel::transport::{AttemptError, BodySender, Exchange, IncomingBody, RequestBody, TransportError};
 use crate::instance::{Address, Instance};
 
 /// One attempt between its pick and the end of its response.
@@ -73,35 +74,33 @@ impl Attempt {
         self.pick.connection()
     }
 
-    /// Hands the request to the connection.
-    pub(super) fn begin(
-        &mut self,
-        head: &mut RequestHead,
-        body: &mut RequestBody,
-        cx: &mut Context<'_>,
-    ) -> Result<Exchange, AttemptError> {
-        let transport = self.connection().transport();
-        let request = head.request(transport).map_err(AttemptError::Request)?;
-        let begun = transport.begin(request, body, cx);
-        self.on_sent(body);
-        begun
+    /// The runtime that drives the connection.
+    pub(super) fn runtime(&self) -> &Runtime {
+        self.connection().transport().runtime()
     }
 
-    /// Sends on, and looks for the head of the response.
+    /// Hands the request to the connection, sends on, and looks for the head of the response.
     pub(super) fn poll_response(
         &mut self,
         exchange: &mut Exchange,
+        head: &mut RequestHead,
         body: &mut RequestBody,
         cx: &mut Context<'_>,
     ) -> Poll<Result<http::Response<IncomingBody>, AttemptError>> {
-        let response = exchange.poll_response(self.connection().transport(), body, cx);
-        self.on_sent(body);
+        let transport = self.connection().transport();
+        let response = exchange.poll_response(transport, || head.request(transport), body, cx);
+        self.on_sent(exchange, body);
         response
     }
 
+    /// The response has begun: the rest of the request goes on by itself.
+    pub(super) fn send_rest(&self, exchange: Exchange, body: RequestBody) -> BodySender {
+        exchange.send_rest(self.connection().transport(), body)
+    }
+
     /// Notes whose turn it is: from the last part of the request on, the instance's silence says something.
-    fn on_sent(&mut self, body: &RequestBody) {
-        if body.is_callers_turn() {
+    fn on_sent(&mut self, exchange: &Exchange, body: &RequestBody) {
+        if exchange.is_waiting() || body.is_callers_turn() {
             self.sent = None;
         } else if self.sent.is_none_or(|sent| sent.bytes != body.sent_bytes()) {
             self.sent = Some(Sent::now(body.sent_bytes(), self.connection()));

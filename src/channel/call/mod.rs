@@ -37,6 +37,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::runtime::Handle as Runtime;
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -45,7 +46,7 @@ use self::attempt::{Attempt, FailedAttempt};
 use self::request_head::RequestHead;
 use self::response_body::OpenCall;
 use self::retry_state::{Pushback, RetryState};
-use crate::channel::deadline::{Deadline, timeout_of};
+use crate::channel::deadline::{Deadline, Timer, timeout_of};
 use crate::channel::picks::{Handle, Pick};
 use crate::channel::transport::{AttemptError, Exchange, IncomingBody, RequestBody};
 use crate::instance::Instance;
@@ -182,7 +183,7 @@ impl Call {
         }
         let avoid = self.avoid();
         let picking = Box::pin(self.handle.queue.pick(avoid, self.wait_for_ready, self.key));
-        let picked = within(&mut self.deadline, picking).await;
+        let picked = within(&mut self.deadline, &self.handle.runtime, picking).await;
         let now = Instant::now();
         self.head.set_timeout(&self.deadline, now);
         match picked {
@@ -205,17 +206,13 @@ impl Call {
             retry.on_attempt(at);
         }
         let mut attempt = Attempt::new(pick, at, self.deadline.at().is_some());
-        let begun = poll_fn(|cx| Poll::Ready(attempt.begin(&mut self.head, &mut self.body, cx))).await;
-        let mut exchange = match begun {
-            Ok(exchange) => exchange,
-            Err(error) => return self.on_error(&attempt, error),
-        };
-        let Self { body, retry, deadline, .. } = self;
-        let answer = pin!(poll_fn(|cx| match (attempt.poll_response(&mut exchange, body, cx), &mut *retry) {
-            (Poll::Pending, Some(retry)) => retry.poll_too_slow(cx).map(|()| None),
+        let mut exchange = Exchange::default();
+        let Self { handle, head, body, retry, deadline, .. } = self;
+        let answer = pin!(poll_fn(|cx| match (attempt.poll_response(&mut exchange, head, body, cx), &mut *retry) {
+            (Poll::Pending, Some(retry)) => retry.poll_too_slow(&handle.runtime, cx).map(|()| None),
             (answer, _) => answer.map(Some),
         }));
-        match within(deadline, answer).await {
+        match within(deadline, &handle.runtime, answer).await {
             Some(Some(Ok(response))) => self.on_response(attempt, exchange, response),
             Some(Some(Err(error))) => self.on_error(&attempt, error),
             Some(None) => {
@@ -249,6 +246,7 @@ impl Call {
         let pushback = || Pushback::of(&head.headers);
         if let Some(pause) = failure.and_then(|code| self.pause_after(code, pushback(), Some(attempt.instance()))) {
             self.last = Some(Box::new(attempt.refused(&head)));
+            exchange.finish(&self.body);
             return Verdict::Retry(pause);
         }
         if is_all {
@@ -256,9 +254,10 @@ impl Call {
             return Verdict::Done(Ok(http::Response::from_parts(head, ResponseBody::default())));
         }
         attempt.on_response_begin();
+        let sender = attempt.send_rest(exchange, std::mem::take(&mut self.body));
         let call = OpenCall {
             attempt,
-            sender: exchange.send_rest(mem::take(&mut self.body)),
+            sender,
             deadline: mem::take(&mut self.deadline),
             retry_budget: self.handle.config.retry_budget.clone(),
             messages: 0,
@@ -314,7 +313,9 @@ impl Call {
 
     async fn pause(&mut self, pause: Duration) {
         if !pause.is_zero() {
-            Box::pin(tokio::time::sleep(pause)).await;
+            let mut timer = Timer::new(Instant::now() + pause, &self.handle.runtime);
+            // Without the runtime, the next pick says so.
+            _ = poll_fn(|cx| timer.poll(cx)).await;
         }
         if let Some(retry) = &self.retry {
             self.head.set_previous_attempts(retry.failed());
@@ -336,10 +337,14 @@ fn missed(attempt: &Attempt) -> Status {
 }
 
 /// The output of `future`; `None` where the deadline comes first.
-async fn within<F: Future>(deadline: &mut Deadline, mut future: Pin<impl DerefMut<Target = F>>) -> Option<F::Output> {
+async fn within<F: Future>(
+    deadline: &mut Deadline,
+    runtime: &Runtime,
+    mut future: Pin<impl DerefMut<Target = F>>,
+) -> Option<F::Output> {
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending => deadline.poll_missed(cx).map(|()| None),
+        Poll::Pending => deadline.poll_missed(runtime, cx).map(|()| None),
     })
     .await
 }

@@ -21,6 +21,7 @@ pub(super) struct RequestHead {
 
 impl RequestHead {
     pub(super) fn new(method: Method, uri: &Uri, mut headers: HeaderMap, user_agent: &HeaderValue) -> Self {
+        remove_named_by_connection(&mut headers);
         headers.entry(header::USER_AGENT).or_insert_with(|| user_agent.clone());
         let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         Self { method, path, headers, sent: Vec::new() }
@@ -72,10 +73,47 @@ impl RequestHead {
     }
 }
 
+/// Removes what `Connection` names, which is about the connection to the caller alone.
+fn remove_named_by_connection(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let values: Vec<_> = headers.get_all(header::CONNECTION).iter().cloned().collect();
+        for name in values.iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')) {
+            if let Ok(name) = HeaderName::from_bytes(name.trim_ascii()) {
+                headers.remove(name);
+            }
+        }
+    }
+}
+
 /// Whether a header is about an HTTP/1 connection, which HTTP/2 forbids: proxies take them over from their own callers.
 fn is_hop_by_hop(name: &HeaderName, value: &HeaderValue) -> bool {
     const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
     const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
     let names = [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, KEEP_ALIVE, PROXY_CONNECTION];
     names.contains(name) || *name == header::TE && value != "trailers"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_that_the_connection_header_names_are_not_passed_on() {
+        let mut headers = HeaderMap::new();
+        let pairs = [
+            ("connection", "keep-alive, X-Hop"),
+            ("connection", "x-other ,,"),
+            ("x-hop", "1"),
+            ("x-hop", "2"),
+            ("x-other", "3"),
+            ("x-stays", "4"),
+        ];
+        for (name, value) in pairs {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        let head = RequestHead::new(Method::POST, &Uri::from_static("/a"), headers, &HeaderValue::from_static("a"));
+        let mut names: Vec<_> = head.headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["connection", "user-agent", "x-stays"], "and connection itself is left out on the way");
+    }
 }

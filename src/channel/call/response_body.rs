@@ -88,6 +88,10 @@ impl OpenCall {
         status::deadline_exceeded(&format!("the rest of the answer of {}", self.attempt.address()))
     }
 
+    fn poll_missed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.deadline.poll_missed(self.attempt.runtime(), cx)
+    }
+
     fn on_status(&self, code: Code, trailers: &HeaderMap) {
         if code == Code::Ok
             && let Some(budget) = &self.retry_budget
@@ -108,7 +112,7 @@ impl Body for ResponseBody {
         // unary call is over before that is looked at.
         if let Some(call) = &mut this.call
             && call.messages > 1
-            && call.deadline.poll_missed(cx).is_ready()
+            && call.poll_missed(cx).is_ready()
         {
             return Poll::Ready(this.on_deadline().map(Err));
         }
@@ -127,7 +131,7 @@ impl Body for ResponseBody {
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(this.on_error(&error)))),
             Poll::Ready(None) => Poll::Ready(this.on_end(None).err().map(Err)),
             Poll::Pending => match &mut this.call {
-                Some(call) => call.deadline.poll_missed(cx).map(|()| this.on_deadline().map(Err)),
+                Some(call) => call.poll_missed(cx).map(|()| this.on_deadline().map(Err)),
                 None => Poll::Pending,
             },
         }

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
+use tokio::runtime::Handle as Runtime;
 use tokio::time::Instant;
 use tonic::Code;
 
@@ -57,8 +58,8 @@ impl RetryState {
     }
 
     /// Whether the present attempt has taken too long.
-    pub(crate) fn poll_too_slow(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.too_slow.poll_missed(cx)
+    pub(crate) fn poll_too_slow(&mut self, runtime: &Runtime, cx: &mut Context<'_>) -> Poll<()> {
+        self.too_slow.poll_missed(runtime, cx)
     }
 
     /// The instances that were tried.

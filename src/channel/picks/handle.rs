@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use tokio::runtime::Handle as Runtime;
 use tokio::sync::{mpsc, watch};
 
 use super::pick_queue::PickQueue;
@@ -12,6 +13,8 @@ use crate::channel::config::CallConfig;
 pub(crate) struct Handle {
     pub(crate) queue: Arc<PickQueue>,
     pub(crate) config: CallConfig,
+    /// The runtime that the channel was built on, for the timers of its calls.
+    pub(crate) runtime: Runtime,
     /// Told after each change that people can see.
     pub(crate) changed: watch::Receiver<()>,
     pub(crate) _alive: mpsc::Sender<Infallible>,

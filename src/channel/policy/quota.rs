@@ -9,7 +9,8 @@ use crate::channel::sync::{AtomicI32, AtomicU32, Ordering::SeqCst};
 #[derive(Debug)]
 pub(crate) struct StreamQuota {
     in_flight: AtomicU32,
-    /// The peer's limit, with [`ONE_AT_A_TIME`] as a flag; [`CLOSED`] for good once no call may begin any more.
+    /// The peer's limit, with the flags [`ONE_AT_A_TIME`] and [`STALLED`]; [`CLOSED`] for good once no call may begin
+    /// any more.
     limit: AtomicI32,
 }
 
@@ -40,12 +41,17 @@ impl StreamQuota {
 
     /// Changes the peer's limit, unless the quota is closed. A limit of 0 lets no call in until the next change.
     pub(crate) fn set_limit(&self, limit: u32) {
-        self.update(|now| clamped(limit) | now & ONE_AT_A_TIME);
+        self.update(|now| clamped(limit) | now & (ONE_AT_A_TIME | STALLED));
     }
 
     /// Whether one call at a time is let in, whatever the peer's limit is.
     pub(crate) fn set_one_at_a_time(&self, limited: bool) {
         self.update(|now| if limited { now | ONE_AT_A_TIME } else { now & !ONE_AT_A_TIME });
+    }
+
+    /// Whether no call is let in for now, since the connection takes no bytes.
+    pub(crate) fn set_stalled(&self, is_stalled: bool) {
+        self.update(|now| if is_stalled { now | STALLED } else { now & !STALLED });
     }
 
     /// Lets no further call in, for good.
@@ -72,10 +78,14 @@ impl StreamQuota {
 
 /// The limit that counts; negative once closed, so that one comparison refuses both.
 fn effective(limit: i32) -> i32 {
-    if limit >= ONE_AT_A_TIME { (limit & !ONE_AT_A_TIME).min(1) } else { limit }
+    match limit {
+        ..STALLED => limit,
+        _ if limit & STALLED != 0 => 0,
+        _ => (limit & !ONE_AT_A_TIME).min(1),
+    }
 }
 
-/// A count as the signed number that limits are compared as. No peer has a thousand million streams.
+/// A count as the signed number that limits are compared as. No peer has half a thousand million streams.
 fn clamped(count: u32) -> i32 {
     i32::try_from(count).map_or(MAX_LIMIT, |count| count.min(MAX_LIMIT))
 }
@@ -86,5 +96,8 @@ const CLOSED: i32 = -1;
 /// In a limit: one call at a time.
 const ONE_AT_A_TIME: i32 = 1 << 30;
 
-/// The largest limit that leaves room for the flag.
-const MAX_LIMIT: i32 = ONE_AT_A_TIME - 1;
+/// In a limit: no call for now.
+const STALLED: i32 = 1 << 29;
+
+/// The largest limit that leaves room for the flags.
+const MAX_LIMIT: i32 = STALLED - 1;

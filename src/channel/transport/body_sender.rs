@@ -9,19 +9,24 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use h2::{Reason, SendStream};
+use tokio::runtime::Handle as Runtime;
 use tonic::Status;
 
 use super::request_body::RequestBody;
 
 /// The rest of a request body. Dropped, it ends, and so does the stream at the server.
+#[derive(Default)]
 pub(crate) struct BodySender(Rest);
 
+#[derive(Default)]
 enum Rest {
     /// The caller has more, which a task sends on.
     Sending(Arc<Shared>),
     /// All of it is with h2, but the server may not have made room for it.
-    Buffered(SendStream<Bytes>),
+    #[expect(dead_code, reason = "its end is what it is kept for")]
+    Buffered(Box<Sending>),
     /// There is nothing to end.
+    #[default]
     Over,
 }
 
@@ -34,6 +39,7 @@ struct Shared {
 
 /// Where the rest of a body stands.
 enum State {
+    /// The caller has more, or the server may not have made room for all of it.
     Sending(Sending),
     /// The caller's body failed, and the call does not know yet.
     Failed(Status),
@@ -46,20 +52,26 @@ struct Sending {
 }
 
 impl BodySender {
-    /// What is left of a body. Sends on in a task of its own, if there is more.
-    pub(crate) fn of(mut body: RequestBody, stream: SendStream<Bytes>) -> Self {
+    /// What is left of a body. Sends on in a task of its own, if there is more: on the connection's runtime, since a
+    /// caller's may end before.
+    pub(crate) fn of(mut body: RequestBody, stream: SendStream<Bytes>, runtime: &Runtime) -> Self {
         body.on_response();
-        if body.is_sent() {
-            return Self(if body.sent_bytes() > SMALL { Rest::Buffered(stream) } else { Rest::Over });
+        if body.is_flushed() {
+            return Self(Rest::Over);
+        }
+        let is_sent = body.is_sent();
+        let sending = Sending { body, stream };
+        if is_sent {
+            return Self(Rest::Buffered(Box::new(sending)));
         }
         let shared = Arc::new(Shared {
-            state: Mutex::new(State::Sending(Sending { body, stream })),
+            state: Mutex::new(State::Sending(sending)),
             is_cancelled: AtomicBool::new(false),
             task: AtomicWaker::new(),
         });
         let task = shared.clone();
         // No span: nothing in it logs.
-        tokio::spawn(poll_fn(move |cx| task.poll(cx)));
+        runtime.spawn(poll_fn(move |cx| task.poll(cx)));
         Self(Rest::Sending(shared))
     }
 
@@ -77,16 +89,11 @@ impl BodySender {
 
 impl Drop for BodySender {
     fn drop(&mut self) {
-        match &mut self.0 {
-            Rest::Sending(shared) => {
-                shared.is_cancelled.store(true, Ordering::SeqCst);
-                // The caller's body goes now, unless the task is polling it, which looks afterwards.
-                drop(shared.take());
-                shared.task.wake();
-            }
-            // Does nothing where all of it is written.
-            Rest::Buffered(stream) => stream.send_reset(Reason::CANCEL),
-            Rest::Over => {}
+        if let Rest::Sending(shared) = &self.0 {
+            shared.is_cancelled.store(true, Ordering::SeqCst);
+            // The caller's body goes now, unless the task is polling it, which looks afterwards.
+            drop(shared.take());
+            shared.task.wake();
         }
     }
 }
@@ -114,19 +121,26 @@ impl Shared {
             },
             State::Failed(_) | State::Over => return Poll::Ready(()),
         };
-        let over = match polled {
-            Poll::Ready(Ok(())) => mem::replace(&mut *state, State::Over),
-            Poll::Ready(Err(status)) => mem::replace(&mut *state, State::Failed(status)),
-            Poll::Pending => {
-                drop(state);
-                // It may have been cancelled meanwhile, and have found the state locked.
-                if !self.is_cancelled.load(Ordering::SeqCst) {
-                    return Poll::Pending;
-                }
-                drop(self.take());
-                return Poll::Ready(());
-            }
+        let is_kept = match (&polled, &*state) {
+            (Poll::Pending, _) => true,
+            // The server may have no room for all of it before the call ends.
+            (Poll::Ready(Ok(())), State::Sending(Sending { body, .. })) => body.is_sent(),
+            (Poll::Ready(_), _) => false,
         };
+        if is_kept {
+            drop(state);
+            // It may have been cancelled meanwhile, and have found the state locked.
+            if !self.is_cancelled.load(Ordering::SeqCst) {
+                return polled.map(drop);
+            }
+            drop(self.take());
+            return Poll::Ready(());
+        }
+        let failure = match polled {
+            Poll::Ready(Err(status)) => State::Failed(status),
+            _ => State::Over,
+        };
+        let over = mem::replace(&mut *state, failure);
         drop(state);
         drop(over);
         Poll::Ready(())
@@ -135,11 +149,9 @@ impl Shared {
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        if !self.body.is_sent() {
+        // h2 does so by itself only while the response is not complete. Of a stream that is flushed it writes no reset.
+        if !self.body.is_flushed() {
             self.stream.send_reset(Reason::CANCEL);
         }
     }
 }
-
-/// What fits into the first window of any stream, and into one HTTP/2 frame.
-const SMALL: usize = 16 * 1024;

@@ -6,6 +6,7 @@ use h2::client::Builder;
 use http::uri::{Authority, Scheme};
 
 use super::connector::Connector;
+use super::incoming_body::HeaderLimit;
 use super::names::Names;
 use super::pings::PingConfig;
 use crate::error::ConfigError;
@@ -117,7 +118,7 @@ impl TransportConfig {
 
     pub(super) fn http2(&self) -> Builder {
         let (stream, connection) = match self.http2_adaptive_window {
-            Some(true) => (SMALLEST_WINDOW, SMALLEST_WINDOW),
+            Some(true) => (SMALLEST_WINDOW, CONNECTION_WINDOW),
             _ => (
                 self.initial_stream_window_size.unwrap_or(STREAM_WINDOW),
                 self.initial_connection_window_size.unwrap_or(CONNECTION_WINDOW),
@@ -133,10 +134,15 @@ impl TransportConfig {
             .max_concurrent_reset_streams(RESET_STREAMS)
             .max_local_error_reset_streams(None)
             .data_frame_budget(DATA_FRAME_BUDGET)
-            .max_header_list_size(self.http2_max_header_list_size.unwrap_or(HEADER_LIST));
+            .max_header_list_size(self.header_limit().0.max(LONGEST_HEADER_LIST));
         #[cfg(test)]
         builder.initial_stream_id(self.first_stream);
         builder
+    }
+
+    /// The limit for the headers of a response.
+    pub(super) fn header_limit(&self) -> HeaderLimit {
+        HeaderLimit(self.http2_max_header_list_size.unwrap_or(HEADER_LIST))
     }
 
     pub(super) fn pings(&self, interval: Option<Duration>) -> PingConfig {
@@ -184,17 +190,24 @@ const LARGEST_WINDOW: u32 = 0x7fff_ffff;
 /// HTTP/2's own windows at first, which adaptive ones grow from.
 const SMALLEST_WINDOW: u32 = 65_535;
 
-/// The windows, buffers and lists of tonic's channel, by hyper's defaults: a change from one to the other changes none
-/// of them.
+/// The stream's window, buffers and lists of tonic's channel, by hyper's defaults: a change from one to the other
+/// changes none of them.
 const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 5 * 1024 * 1024;
 const SEND_BUFFER: usize = 1024 * 1024;
 const HEADER_LIST: u32 = 16 * 1024;
 
 /// How much a server may put into one frame. Each frame costs the client a read, a wake-up and a piece of the message to
-/// put together, so with HTTP/2's own 16 KiB a large answer costs a third more CPU. Four times that still lets other
-/// calls' frames through after half a millisecond at a gigabit, and is the most that a connection's read buffer grows to.
+/// put together: with HTTP/2's own 16 KiB a large answer costs a fifth more CPU. Four times that still lets the frames of
+/// other calls through after half a millisecond at a gigabit.
 const FRAME: u32 = 64 * 1024;
+
+/// 512 streams that are not read leave the others their windows: what bounds memory are the windows of streams. tonic's
+/// 5 MiB are used up by three.
+const CONNECTION_WINDOW: u32 = 1024 * 1024 * 1024;
+
+/// h2 cuts longer trailers without a word, and ends the connection at four times that, so the limit that counts is our
+/// own, and this one is beyond what servers send: a status that repeats the largest message is a quarter of it.
+const LONGEST_HEADER_LIST: u32 = 16 * 1024 * 1024;
 
 /// For how many calls that were given up h2 remembers, for a second, that an answer may still come. An answer to
 /// another is refused, and by default the thousandth of these would end the connection, with all calls on it: a network

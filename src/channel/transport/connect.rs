@@ -127,7 +127,8 @@ impl<'a> Attempt<'a> {
             let pings = Pings::new(&mut h2, self.config.pings(self.terms.keep_alive_interval));
             let mut driver = ConnectionDriver::new(h2, pings, peer.clone());
             let max_streams = driver.settings().await?;
-            let transport = Transport::new(send, peer, self.scheme.clone(), self.authority.clone());
+            let origin = (self.scheme.clone(), self.authority.clone());
+            let transport = Transport::new(send, peer, origin, self.config.header_limit());
             Ok(Connection { transport, max_streams, driver })
         };
         match self.within(limit, Step::Settings, ready).await? {

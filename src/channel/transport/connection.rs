@@ -44,6 +44,8 @@ pub(crate) trait ConnectionObserver: Send + Sync + 'static {
     /// The server said GOAWAY because it was pinged too often. Called once at most, and before
     /// [`on_going_away`](Self::on_going_away) where the whole frame came in one read.
     fn on_too_many_pings(&self);
+    /// Whether calls wait for the socket, which stands still: more of them had better go elsewhere.
+    fn on_stalled(&self, is_stalled: bool);
 
     /// The number of calls that are open on the connection.
     fn open_calls(&self) -> u32;
@@ -67,7 +69,7 @@ impl ConnectionDriver {
     ///
     /// Dropping the future closes the socket and ends the calls on it.
     pub(crate) async fn run(mut self, observer: impl ConnectionObserver) -> (Ended, u32) {
-        let (mut begun, mut gathered) = (self.peer.begun(), false);
+        let (mut begun, mut gathered, mut was_stalled) = (self.peer.begun(), false, false);
         let (mut is_going, mut is_calmed) = (false, false);
         let ended = poll_fn(|cx| {
             // Before h2 is polled, which ends the calls of a connection that breaks.
@@ -83,6 +85,10 @@ impl ConnectionDriver {
             }
             gathered = false;
             let ended = self.poll_end(calls > 0, cx);
+            let is_stalled = self.peer.on_turn(cx);
+            if is_stalled != mem::replace(&mut was_stalled, is_stalled) {
+                observer.on_stalled(is_stalled);
+            }
             let streams = self.peer.streams();
             if let Some(limit) = streams
                 && streams != self.reported
@@ -97,6 +103,7 @@ impl ConnectionDriver {
                 && !mem::replace(&mut is_going, true)
             {
                 observer.on_going_away(&Ended::GoneAway(reason));
+                self.peer.open_gate();
             }
             ended.map(|ended| (ended, calls))
         });
@@ -143,6 +150,12 @@ impl ConnectionDriver {
             (Some(failure), None) => Ended::Broken(failure),
             (None, None) => Ended::Unused,
         }
+    }
+}
+
+impl Drop for ConnectionDriver {
+    fn drop(&mut self) {
+        self.peer.open_gate();
     }
 }
 

@@ -23,34 +23,44 @@ pub(crate) enum AttemptError {
 
 /// An error of one stream, or of the connection under it.
 #[derive(Debug, Error)]
-#[error(transparent)]
-pub(crate) struct TransportError(#[from] h2::Error);
+pub(crate) enum TransportError {
+    #[error(transparent)]
+    Http2(#[from] h2::Error),
+    /// The call fails alone; its server has answered.
+    #[error("the {part} of the response take {bytes} bytes, and http2_max_header_list_size is {limit}")]
+    TooLong { part: &'static str, bytes: usize, limit: u32 },
+}
 
 impl TransportError {
     /// Whether the connection itself broke, rather than one stream on it.
     pub(crate) fn is_of_connection(&self) -> bool {
-        !self.0.is_reset()
+        matches!(self, Self::Http2(error) if !error.is_reset())
     }
 
     /// Whether the connection that refused a call stays open, and nothing else will say that it takes no more: the
     /// numbers of its streams are used up.
     pub(crate) fn is_exhaustion(&self) -> bool {
-        !self.0.is_go_away() && !self.0.is_io()
+        matches!(self, Self::Http2(error) if !error.is_go_away() && !error.is_io())
     }
 
     /// Whether the server refused the call as one too many.
     pub(crate) fn is_refusal(&self) -> bool {
-        self.0.is_reset() && self.0.reason() == Some(Reason::REFUSED_STREAM)
+        matches!(self, Self::Http2(error) if error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM))
     }
 
     /// Whether the server gave the call up: its clock ran out first, where the call has a deadline.
     pub(crate) fn is_cancelled_by_server(&self) -> bool {
-        self.0.is_remote() && self.0.is_reset() && self.0.reason() == Some(Reason::CANCEL)
+        let is_cancel = |error: &h2::Error| error.is_reset() && error.reason() == Some(Reason::CANCEL);
+        matches!(self, Self::Http2(error) if error.is_remote() && is_cancel(error))
     }
 
     /// The status of a call that ended with it at `address`, by gRPC's table of HTTP/2 error codes.
     pub(crate) fn status(&self, address: &Address) -> Status {
-        let code = match self.0.reason() {
+        let reason = match self {
+            Self::Http2(error) => error.reason(),
+            Self::TooLong { .. } => None,
+        };
+        let code = match reason {
             _ if self.is_of_connection() => Code::Unavailable,
             Some(Reason::REFUSED_STREAM) => Code::Unavailable,
             Some(Reason::CANCEL) => Code::Cancelled,

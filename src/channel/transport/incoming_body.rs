@@ -5,7 +5,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream};
+use h2::RecvStream;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 use super::error::TransportError;
@@ -15,11 +16,30 @@ pub(crate) struct IncomingBody {
     stream: RecvStream,
     /// Whether the data is at its end, and trailers may follow.
     is_data_over: bool,
+    headers: HeaderLimit,
+}
+
+/// How long the headers of a response may be, head and trailers each, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HeaderLimit(pub(super) u32);
+
+impl HeaderLimit {
+    /// # Errors
+    ///
+    /// [`TransportError::TooLong`] for longer ones, of which `part` says what they are of.
+    pub(super) fn check(self, part: &'static str, headers: &HeaderMap) -> Result<(), TransportError> {
+        // As HTTP/2 counts them.
+        let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+        if u32::try_from(bytes).is_ok_and(|bytes| bytes <= self.0) {
+            return Ok(());
+        }
+        Err(TransportError::TooLong { part, bytes, limit: self.0 })
+    }
 }
 
 impl IncomingBody {
-    pub(super) fn new(stream: RecvStream) -> Self {
-        Self { stream, is_data_over: false }
+    pub(super) fn new(stream: RecvStream, headers: HeaderLimit) -> Self {
+        Self { stream, is_data_over: false, headers }
     }
 
     /// Polls DATA, whose window goes back to the peer; `None` at its end.
@@ -46,16 +66,14 @@ impl Body for IncomingBody {
         if !self.is_data_over {
             match ready!(self.poll_data(cx)) {
                 Some(Ok(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
-                // All of the response is there, and the server wants no more of the request.
-                Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) && error.is_reset() => {
-                    return Poll::Ready(None);
-                }
+                // Also where the server says NO_ERROR: after all of the response h2 reports its end instead.
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 None => self.is_data_over = true,
             }
         }
-        let trailers = ready!(self.stream.poll_trailers(cx)).transpose();
-        Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers).map_err(Into::into)))
+        let Some(trailers) = ready!(self.stream.poll_trailers(cx))? else { return Poll::Ready(None) };
+        let checked = self.headers.check("trailers", &trailers);
+        Poll::Ready(Some(checked.map(|()| Frame::trailers(trailers))))
     }
 
     fn is_end_stream(&self) -> bool {

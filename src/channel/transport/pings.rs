@@ -80,7 +80,6 @@ impl Pings {
         if let Some(round_trip) = self.poll_round_trip(cx)
             && let Some(width) = self.window.as_mut().and_then(|window| window.measured(round_trip))
         {
-            connection.set_target_window_size(width);
             self.widen_to = Some(width);
         }
         // Refused while the peer has not confirmed the change before, which it does with the next bytes it sends.

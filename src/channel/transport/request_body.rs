@@ -26,6 +26,8 @@ pub(crate) struct RequestBody {
     kept: Kept,
     /// How many bytes the present attempt has sent.
     bytes: usize,
+    /// The last frame, once all of them are with h2 and are not kept.
+    last: Option<Bytes>,
 }
 
 /// How far an attempt is.
@@ -106,20 +108,23 @@ impl RequestBody {
             if self.is_sent() {
                 return Poll::Ready(Ok(()));
             }
-            // A first frame always finds room: h2 keeps it until there is some.
-            if self.progress == Progress::Partly && !ready!(poll_room(stream, cx)) {
-                return Poll::Ready(Ok(()));
-            }
+            // Read before there is room: what a body with nothing to send would reserve of the connection's window,
+            // other calls could not use.
             if self.next == self.frames.len() {
                 ready!(self.poll_read(cx))?;
+            }
+            let bytes = self.frames.get(self.next).map_or(0, Bytes::len);
+            if bytes > LARGEST_FRAME {
+                let message = format!("a message of {bytes} bytes is larger than HTTP/2 can carry");
+                return Poll::Ready(Err(Status::out_of_range(message)));
+            }
+            // A first frame always finds room: h2 keeps it until there is some. The end needs none.
+            if self.progress == Progress::Partly && bytes > 0 && !ready!(poll_room(stream, cx)) {
+                return Poll::Ready(Ok(()));
             }
             let data = self.frames.get(self.next).cloned();
             self.next += usize::from(data.is_some());
             let data = data.unwrap_or_default();
-            if data.len() > LARGEST_FRAME {
-                let message = format!("a message of {} bytes is larger than HTTP/2 can carry", data.len());
-                return Poll::Ready(Err(Status::out_of_range(message)));
-            }
             self.progress = if self.is_read() { Progress::Entirely } else { Progress::Partly };
             self.bytes = self.bytes.saturating_add(data.len());
             self.forget_sent();
@@ -151,6 +156,18 @@ impl RequestBody {
     /// How many bytes the present attempt has sent.
     pub(crate) fn sent_bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Whether h2 has let go of all of it. Not known of frames that the caller keeps handles of, nor of a stream's that
+    /// ended after its last message: what is left of those may have to be reset.
+    pub(super) fn is_flushed(&self) -> bool {
+        let last = self.frames.last().or(self.last.as_ref());
+        self.is_sent() && (self.bytes == 0 || last.is_some_and(Bytes::is_unique))
+    }
+
+    /// How many bytes are there to be sent.
+    pub(super) fn unsent_bytes(&self) -> usize {
+        self.frames.bytes
     }
 
     /// The response has begun: nothing is kept any more.
@@ -199,7 +216,10 @@ impl RequestBody {
 
     fn forget_sent(&mut self) {
         if self.kept != Kept::All && self.next > 0 && self.next == self.frames.len() {
-            (self.frames, self.next, self.kept) = (Frames::default(), 0, Kept::Tail);
+            let sent = std::mem::take(&mut self.frames);
+            // Not before all of it is sent: a stream that idles keeps no memory.
+            self.last = if self.is_sent() { sent.into_last() } else { None };
+            (self.next, self.kept) = (0, Kept::Tail);
         }
     }
 }
@@ -214,6 +234,14 @@ impl Frames {
             0 => self.first.as_ref(),
             _ => self.rest.get(index - 1),
         }
+    }
+
+    fn last(&self) -> Option<&Bytes> {
+        self.rest.last().or(self.first.as_ref())
+    }
+
+    fn into_last(mut self) -> Option<Bytes> {
+        self.rest.pop().or(self.first)
     }
 
     fn push(&mut self, frame: Bytes) {

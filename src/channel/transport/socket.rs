@@ -10,6 +10,7 @@ use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::frames::{FrameReader, FrameWriter, Notice};
+use super::gate::{Flow, Gate};
 
 /// Anything that carries bytes both ways.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -50,6 +51,11 @@ pub(crate) struct PeerState {
     begun: AtomicU32,
     /// The last stream whose HEADERS the socket has taken, at least in part.
     written: AtomicU32,
+    /// Whether the socket took no more at the last write.
+    is_blocked: AtomicBool,
+    /// Whether it took bytes since the last turn of the driver.
+    has_taken: AtomicBool,
+    gate: Gate,
     aborted: AtomicBool,
     /// The task that drives the connection.
     driver: AtomicWaker,
@@ -122,6 +128,49 @@ impl PeerState {
         stream > self.written.load(Ordering::Acquire)
     }
 
+    /// Takes room for a call that is to be handed to h2, or has it wait in the place that `waiting` keeps for it.
+    pub(super) fn poll_room(self: &Arc<Self>, waiting: &mut Option<Waiting>, cx: &Context<'_>) -> Poll<()> {
+        if waiting.is_none() && self.gate.enter() {
+            return Poll::Ready(());
+        }
+        let is_new = waiting.is_none();
+        let mut number = waiting.as_ref().map(|waiting| waiting.number);
+        let polled = self.gate.poll_wait(&mut number, cx);
+        if polled.is_ready() {
+            *waiting = None;
+        } else if is_new {
+            *waiting = number.map(|number| Waiting { peer: self.clone(), number });
+            self.driver.wake();
+        }
+        polled
+    }
+
+    /// A request of that many bytes goes to h2.
+    pub(super) fn charge(&self, bytes: usize) {
+        self.gate.charge(bytes);
+    }
+
+    /// After a turn of the driver, which is woken for the next one where calls wait for nothing else. Returns whether
+    /// calls wait for the socket.
+    pub(super) fn on_turn(&self, cx: &Context<'_>) -> bool {
+        let has_taken = self.has_taken.swap(false, Ordering::Relaxed);
+        let flow = match (self.is_blocked.load(Ordering::Relaxed), has_taken) {
+            (false, _) => Flow::Free,
+            (true, true) => Flow::Slow,
+            (true, false) => Flow::Stalled,
+        };
+        let waits = self.gate.on_turn(flow);
+        if waits && flow == Flow::Free {
+            cx.waker().wake_by_ref();
+        }
+        waits && flow != Flow::Free
+    }
+
+    /// The connection takes no more calls, and tells those that wait.
+    pub(super) fn open_gate(&self) {
+        self.gate.open();
+    }
+
     /// Has the driver of the connection close it.
     pub(crate) fn abort(&self) {
         self.aborted.store(true, Ordering::Release);
@@ -149,6 +198,19 @@ impl PeerState {
             Notice::GoAway { code } => self.goaway.store(code.into(), Ordering::Relaxed),
             Notice::TooManyPings => self.too_many_pings.store(true, Ordering::Relaxed),
         }
+    }
+}
+
+/// A call that waits for the socket. Dropped, it leaves.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    peer: Arc<PeerState>,
+    number: u64,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.peer.gate.leave(self.number);
     }
 }
 
@@ -184,15 +246,24 @@ impl Socket {
             is_suspected: false.into(),
             begun: 0.into(),
             written: 0.into(),
+            is_blocked: false.into(),
+            has_taken: false.into(),
+            gate: Gate::new(),
             aborted: false.into(),
             driver: AtomicWaker::new(),
         });
         (Self { inner, reader: FrameReader::default(), writer: FrameWriter::default(), peer: peer.clone() }, peer)
     }
 
+    /// What became of a write or a flush.
+    fn noted<T>(&self, polled: &Poll<T>) {
+        self.peer.is_blocked.store(polled.is_pending(), Ordering::Relaxed);
+    }
+
     /// The socket has taken these bytes.
     fn wrote(&mut self, bytes: &[u8]) {
         let Self { writer, peer, .. } = self;
+        peer.has_taken.store(true, Ordering::Relaxed);
         let wrote_calls = writer.wrote(bytes, |stream| {
             peer.written.fetch_max(stream, Ordering::Release);
         });
@@ -232,9 +303,15 @@ impl AsyncRead for Socket {
     }
 }
 
+/// After the peer's end of file nothing is written any more: h2 tells all calls first, of which those that were not
+/// written are made again elsewhere, and flushes then.
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.peer.is_at_end() {
+            return Poll::Ready(Ok(buf.len()));
+        }
         let polled = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.noted(&polled);
         if let Poll::Ready(Ok(written)) = polled {
             self.wrote(&buf[..written.min(buf.len())]);
         }
@@ -246,7 +323,11 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.peer.is_at_end() {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
         let polled = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.noted(&polled);
         if let Poll::Ready(Ok(mut written)) = polled {
             for buf in bufs {
                 let taken = written.min(buf.len());
@@ -262,7 +343,9 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        let polled = Pin::new(&mut self.inner).poll_flush(cx);
+        self.noted(&polled);
+        polled
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -162,7 +162,7 @@ async fn a_request_body_that_waits_for_room_is_reset_at_the_server_at_once() {
     let body = Endless::default();
     let held = body.0.clone();
     let (answer, stream) = running.send.send_request(request(()), false).expect("the connection takes it");
-    let rest = BodySender::of(RequestBody::new(Body::new(body)), stream);
+    let rest = BodySender::of(RequestBody::new(Body::new(body)), stream, &tokio::runtime::Handle::current());
     // The request stream is kept and never read.
     let (unread, mut respond) = server.call().await;
     let mut response = respond.send_response(Response::new(()), false).expect("the call is open");

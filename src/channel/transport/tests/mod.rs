@@ -1,6 +1,9 @@
 mod attempts;
 mod driving;
+mod early;
+mod h2_assumptions;
 mod pinging;
+mod stalled;
 #[cfg(feature = "_tls")]
 mod tls;
 mod windows;
@@ -63,6 +66,7 @@ impl ConnectionObserver for Ear {
     fn on_too_many_pings(&self) {
         let _ = self.0.send(Told::TooManyPings);
     }
+    fn on_stalled(&self, _: bool) {}
 
     fn open_calls(&self) -> u32 {
         self.1.load(Ordering::Relaxed)
@@ -166,7 +170,12 @@ fn nowhere() -> Address {
 
 /// Options whose connector gives one end of a pipe, and the other end: no clock but tokio's has a say.
 fn piped() -> (TransportConfig, DuplexStream) {
-    let (near, far) = duplex(1 << 20);
+    piped_through(1 << 20)
+}
+
+/// [`piped`], with a pipe that holds so many bytes.
+fn piped_through(bytes: usize) -> (TransportConfig, DuplexStream) {
+    let (near, far) = duplex(bytes);
     let near = StdMutex::new(Some(near));
     let connector = Connector::new(service_fn(move |_: Uri| {
         let near = near.lock().expect("no test panics here").take();

@@ -74,3 +74,26 @@ async fn a_reader_that_lags_behind_small_messages_does_not_end_the_connection() 
         assert!(ended.is_err(), "adaptive {adaptive:?}, {messages} messages: it ended with {ended:?}");
     }
 }
+
+#[tokio::test]
+async fn streams_that_are_not_read_leave_the_others_their_windows() {
+    for adaptive in [None, Some(true)] {
+        let (mut server, address) = Server::tcp().await;
+        let options = TransportConfig { http2_adaptive_window: adaptive, ..TransportConfig::default() };
+        let running = run(connect(&options, &address).await.expect("connected"));
+        let mut unread = Vec::new();
+        for _ in 0..8 {
+            let answer = running.ask();
+            let (_, mut respond) = server.call().await;
+            let mut stream = respond.send_response(Response::new(()), false).expect("the call is open");
+            stream.send_data(vec![7; 4 * 1024 * 1024].into(), true).expect("the call is open");
+            unread.push(soon("the head", answer).await.expect("no panic").expect("it is answered"));
+        }
+        let answer = running.ask();
+        let (_, mut respond) = server.call().await;
+        let mut stream = respond.send_response(Response::new(()), false).expect("the call is open");
+        stream.send_data(vec![7; 10_000].into(), true).expect("the call is open");
+        let body = soon("the head", answer).await.expect("no panic").expect("it is answered").into_body();
+        assert_eq!(soon("the body", read_all(body)).await.len(), 10_000, "adaptive: {adaptive:?}");
+    }
+}
