@@ -88,26 +88,36 @@ fn watch_health(
 
 /// Lives as long as the connection: until its last call ended and it can be picked no more, or until the peer or the
 /// limit of a removed instance ends it.
-async fn drive(driver: ConnectionDriver, observer: Observer, retired: oneshot::Receiver<()>, limit: Duration) {
+///
+/// No async function: its arguments would have two places in the future, and the driver is most of what a connection
+/// takes beside h2's buffers.
+fn drive(
+    driver: ConnectionDriver,
+    observer: Observer,
+    retired: oneshot::Receiver<()>,
+    limit: Duration,
+) -> impl Future<Output = ()> {
     let end = CloseOnDrop(observer.end.clone());
     let abort = driver.abort_handle();
-    let limit_passed = async {
-        match retired.await {
-            Ok(()) => tokio::time::sleep(limit).await,
-            // The channel itself is gone, and the streams that are left belong to their callers.
-            Err(_) => std::future::pending().await,
-        }
-    };
-    let mut running = std::pin::pin!(driver.run(observer));
-    let (ended, open_calls) = tokio::select! {
-        ended = &mut running => ended,
-        () = limit_passed => {
-            tracing::debug!("streams of a removed instance are cut at their limit");
-            abort.abort();
-            running.await
-        }
-    };
-    end.0.report(kind_of(&ended, open_calls), &ended);
+    let mut running = driver.run(observer);
+    async move {
+        let limit_passed = async {
+            match retired.await {
+                Ok(()) => tokio::time::sleep(limit).await,
+                // The channel itself is gone, and the streams that are left belong to their callers.
+                Err(_) => std::future::pending().await,
+            }
+        };
+        let (ended, open_calls) = tokio::select! {
+            ended = &mut running => ended,
+            () = limit_passed => {
+                tracing::debug!("streams of a removed instance are cut at their limit");
+                abort.abort();
+                (&mut running).await
+            }
+        };
+        end.0.report(kind_of(&ended, open_calls), &ended);
+    }
 }
 
 /// What the end of a connection with so many open calls says about its server.
@@ -192,5 +202,19 @@ impl ConnectionObserver for Observer {
 
     fn open_calls(&self) -> u32 {
         self.end.load.in_flight()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_s_task_is_little_more_than_its_driver() {
+        fn size<F>(_: impl Fn(ConnectionDriver, Observer, oneshot::Receiver<()>, Duration) -> F) -> usize {
+            size_of::<F>()
+        }
+        let (task, driver) = (size(drive), size_of::<ConnectionDriver>());
+        assert!(task < driver + 512, "{task} bytes, of which the driver is {driver}");
     }
 }

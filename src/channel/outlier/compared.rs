@@ -18,7 +18,11 @@ impl Compared {
     /// method is slow, or its deadline short.
     pub(crate) fn is_as_slow(self, then: Self) -> bool {
         let Self { answered, missed, .. } = self - then;
-        if answered == 0 && missed == 0 { self.missing > 0 } else { missed > 0 && answered <= missed * ANSWERS_PER_MISS }
+        if answered == 0 && missed == 0 {
+            self.missing > 0
+        } else {
+            missed > 0 && answered <= missed * ANSWERS_PER_MISS
+        }
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) struct ConnectionDriver {
 }
 
 /// Reacts to what a connection's server says about all of it, and knows the calls on it.
-pub(crate) trait ConnectionObserver: Send + Sync + 'static {
+pub(crate) trait ConnectionObserver: Send + Sync + Unpin + 'static {
     /// The peer changed its limit of open calls.
     fn on_stream_limit(&self, limit: u32);
 
@@ -68,46 +68,17 @@ impl ConnectionDriver {
     /// # Cancel safety
     ///
     /// Dropping the future closes the socket and ends the calls on it.
-    pub(crate) async fn run(mut self, observer: impl ConnectionObserver) -> (Ended, u32) {
-        let (mut begun, mut gathered, mut was_stalled) = (self.peer.begun(), false, false);
-        let (mut is_going, mut is_calmed) = (false, false);
-        let ended = poll_fn(|cx| {
-            // Before h2 is polled, which ends the calls of a connection that breaks.
-            let calls = observer.open_calls();
-            // A call that is made wakes this task, which would run next and write that one call. After one turn at the
-            // end of the queue of tasks, the calls that were made meanwhile go out in the same write. What comes from the
-            // server does not wait: the streams that it is for would only be read later, on another thread.
-            let has_new_calls = begun != mem::replace(&mut begun, self.peer.begun());
-            if has_new_calls && !gathered && calls >= GATHERS_FROM {
-                gathered = true;
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            gathered = false;
-            let ended = self.poll_end(calls > 0, cx);
-            let is_stalled = self.peer.on_turn(cx);
-            if is_stalled != mem::replace(&mut was_stalled, is_stalled) {
-                observer.on_stalled(is_stalled);
-            }
-            let streams = self.peer.streams();
-            if let Some(limit) = streams
-                && streams != self.reported
-            {
-                self.reported = streams;
-                observer.on_stream_limit(limit);
-            }
-            if self.peer.said_too_many_pings() && !mem::replace(&mut is_calmed, true) {
-                observer.on_too_many_pings();
-            }
-            if let Some(reason) = self.peer.goaway()
-                && !mem::replace(&mut is_going, true)
-            {
-                observer.on_going_away(&Ended::GoneAway(reason));
-                self.peer.open_gate();
-            }
-            ended.map(|ended| (ended, calls))
-        });
-        ended.await
+    pub(crate) fn run<O: ConnectionObserver>(self, observer: O) -> Running<O> {
+        let begun = self.peer.begun();
+        Running {
+            driver: self,
+            observer,
+            begun,
+            gathered: false,
+            was_stalled: false,
+            is_going: false,
+            is_calmed: false,
+        }
     }
 
     /// Drives the connection until the server's first SETTINGS.
@@ -156,6 +127,78 @@ impl ConnectionDriver {
 impl Drop for ConnectionDriver {
     fn drop(&mut self) {
         self.peer.open_gate();
+    }
+}
+
+/// The future of [`ConnectionDriver::run`].
+#[must_use = "futures do nothing unless polled"]
+pub(crate) struct Running<O> {
+    driver: ConnectionDriver,
+    observer: O,
+    /// The calls that were begun by the last poll.
+    begun: u32,
+    /// Whether this is the turn after one that was left to gather calls.
+    gathered: bool,
+    was_stalled: bool,
+    /// Whether the observer knows of a GOAWAY.
+    is_going: bool,
+    /// Whether the observer knows that there were too many pings.
+    is_calmed: bool,
+}
+
+impl<O: ConnectionObserver> Future for Running<O> {
+    type Output = (Ended, u32);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<(Ended, u32)> {
+        let this = &mut *self;
+        // Before h2 is polled, which ends the calls of a connection that breaks.
+        let calls = this.observer.open_calls();
+        if this.gathers(calls) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let ended = this.driver.poll_end(calls > 0, cx);
+        this.observe(cx);
+        ended.map(|ended| (ended, calls))
+    }
+}
+
+impl<O: ConnectionObserver> Running<O> {
+    /// Whether to come again before anything is done.
+    ///
+    /// A call that is made wakes this task, which would run next and write that one call. After one turn at the end of
+    /// the queue of tasks, the calls that were made meanwhile go out in the same write. What comes from the server does
+    /// not wait: the streams that it is for would only be read later, on another thread.
+    fn gathers(&mut self, calls: u32) -> bool {
+        let begun = self.driver.peer.begun();
+        let has_new_calls = begun != mem::replace(&mut self.begun, begun);
+        self.gathered = has_new_calls && !self.gathered && calls >= GATHERS_FROM;
+        self.gathered
+    }
+
+    /// Tells what the server, or the socket, says about all of the connection.
+    fn observe(&mut self, cx: &mut Context<'_>) {
+        let Self { driver, observer, .. } = self;
+        let is_stalled = driver.peer.on_turn(cx);
+        if is_stalled != mem::replace(&mut self.was_stalled, is_stalled) {
+            observer.on_stalled(is_stalled);
+        }
+        let streams = driver.peer.streams();
+        if let Some(limit) = streams
+            && streams != driver.reported
+        {
+            driver.reported = streams;
+            observer.on_stream_limit(limit);
+        }
+        if driver.peer.said_too_many_pings() && !mem::replace(&mut self.is_calmed, true) {
+            observer.on_too_many_pings();
+        }
+        if let Some(reason) = driver.peer.goaway()
+            && !mem::replace(&mut self.is_going, true)
+        {
+            observer.on_going_away(&Ended::GoneAway(reason));
+            driver.peer.open_gate();
+        }
     }
 }
 
