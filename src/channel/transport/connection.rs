@@ -70,15 +70,7 @@ impl ConnectionDriver {
     /// Dropping the future closes the socket and ends the calls on it.
     pub(crate) fn run<O: ConnectionObserver>(self, observer: O) -> Running<O> {
         let begun = self.peer.begun();
-        Running {
-            driver: self,
-            observer,
-            begun,
-            gathered: false,
-            was_stalled: false,
-            is_going: false,
-            is_calmed: false,
-        }
+        Running { driver: self, observer, begun, has_gathered: false, told: Told::default() }
     }
 
     /// Drives the connection until the server's first SETTINGS.
@@ -138,12 +130,16 @@ pub(crate) struct Running<O> {
     /// The calls that were begun by the last poll.
     begun: u32,
     /// Whether this is the turn after one that was left to gather calls.
-    gathered: bool,
-    was_stalled: bool,
-    /// Whether the observer knows of a GOAWAY.
-    is_going: bool,
-    /// Whether the observer knows that there were too many pings.
-    is_calmed: bool,
+    has_gathered: bool,
+    told: Told,
+}
+
+/// What an observer knows of its connection.
+#[derive(Default)]
+struct Told {
+    is_stalled: bool,
+    is_going_away: bool,
+    too_many_pings: bool,
 }
 
 impl<O: ConnectionObserver> Future for Running<O> {
@@ -172,15 +168,15 @@ impl<O: ConnectionObserver> Running<O> {
     fn gathers(&mut self, calls: u32) -> bool {
         let begun = self.driver.peer.begun();
         let has_new_calls = begun != mem::replace(&mut self.begun, begun);
-        self.gathered = has_new_calls && !self.gathered && calls >= GATHERS_FROM;
-        self.gathered
+        self.has_gathered = has_new_calls && !self.has_gathered && calls >= GATHERS_FROM;
+        self.has_gathered
     }
 
     /// Tells what the server, or the socket, says about all of the connection.
     fn observe(&mut self, cx: &mut Context<'_>) {
-        let Self { driver, observer, .. } = self;
+        let Self { driver, observer, told, .. } = self;
         let is_stalled = driver.peer.on_turn(cx);
-        if is_stalled != mem::replace(&mut self.was_stalled, is_stalled) {
+        if is_stalled != mem::replace(&mut told.is_stalled, is_stalled) {
             observer.on_stalled(is_stalled);
         }
         let streams = driver.peer.streams();
@@ -190,11 +186,11 @@ impl<O: ConnectionObserver> Running<O> {
             driver.reported = streams;
             observer.on_stream_limit(limit);
         }
-        if driver.peer.said_too_many_pings() && !mem::replace(&mut self.is_calmed, true) {
+        if driver.peer.said_too_many_pings() && !mem::replace(&mut told.too_many_pings, true) {
             observer.on_too_many_pings();
         }
         if let Some(reason) = driver.peer.goaway()
-            && !mem::replace(&mut self.is_going, true)
+            && !mem::replace(&mut told.is_going_away, true)
         {
             observer.on_going_away(&Ended::GoneAway(reason));
             driver.peer.open_gate();
