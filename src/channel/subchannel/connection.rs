@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::state::{End, EndKind};
+use super::end::{End, EndKind};
 use super::ticket::Ticket;
 use crate::channel::outlier::{EndedRow, Outcome, OutlierDetection, Tally, Verdict};
 use crate::channel::policy::load::Load;

@@ -32,6 +32,7 @@
 //! | file | |
 //! | --- | --- |
 //! | `connection` | a READY connection: what calls are picked for, and their feedback |
+//! | `end` | how a connection ended |
 //! | `queries` | what the balancer asks |
 //! | `state` | states, inputs, effects |
 //! | `shared` | the view that calls and people read |
@@ -39,6 +40,7 @@
 //! | `ticket` | what tells one attempt from the next |
 
 mod connection;
+mod end;
 mod queries;
 mod shared;
 mod state;
@@ -52,9 +54,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use self::queries::SETTLED;
 use self::shared::View;
-use self::state::{Ready, Reason, State};
+use self::state::{Ready, Reason, SETTLED, State};
 use crate::backoff::Backoff;
 use crate::channel::outlier::{Compared, Ejection, Outcome, StatusOrigin, Tally};
 use crate::channel::transport::Transport;
@@ -63,8 +64,9 @@ use crate::snapshot::{Member, MemberState};
 #[cfg(feature = "health")]
 pub(crate) use self::connection::HealthVerdict;
 pub(crate) use self::connection::{FeedbackEvent, ReadyConnection, Reports};
+pub(crate) use self::end::{End, EndKind};
 pub(crate) use self::shared::Shared;
-pub(crate) use self::state::{Effects, End, EndKind, Established, Input, Publish, Turn, Wake, Wish};
+pub(crate) use self::state::{Effects, Established, Input, Publish, Turn, Wake, Wish};
 pub use self::status::{Connectivity, InstanceStatus};
 pub(crate) use self::ticket::Ticket;
 

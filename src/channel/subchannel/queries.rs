@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::Subchannel;
 use super::connection::ReadyConnection;
 use super::shared::Shared;
-use super::state::{Ready, Reason, State};
+use super::state::{Ready, Reason, SETTLED, State};
 use super::status::Connectivity;
 use super::ticket::Ticket;
 use crate::channel::outlier::{Compared, Ejection, Tally};
@@ -148,7 +148,3 @@ impl<T> Subchannel<T> {
             && (is_same || self.member.instance() == member.instance())
     }
 }
-
-/// How long an instance that failed must stand, unless it answers a call, before it needs no replacement: several times
-/// longer than a server takes that accepts and then ends.
-pub(super) const SETTLED: Duration = Duration::from_secs(1);

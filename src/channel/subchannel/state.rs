@@ -10,6 +10,7 @@ use tokio::time::Instant;
 #[cfg(feature = "health")]
 use super::connection::HealthVerdict;
 use super::connection::ReadyConnection;
+use super::end::End;
 use super::status::Connectivity;
 use super::ticket::Ticket;
 use crate::channel::outlier::{Compared, Tally};
@@ -72,23 +73,6 @@ impl<T> Ready<T> {
     pub(super) fn is_proven(&self, long: Duration, now: Instant) -> bool {
         now.saturating_duration_since(self.since) >= long || self.connection.load().answers() > 0
     }
-}
-
-/// How a connection came to take no more calls.
-#[derive(Debug, Clone)]
-pub(crate) struct End {
-    pub(crate) kind: EndKind,
-    pub(crate) cause: Arc<str>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum EndKind {
-    /// Announced as a matter of course, or while no call was open: nothing failed.
-    Planned,
-    /// Announced as an error.
-    Refused,
-    /// Unannounced, with calls open: the server crashed, or the network did.
-    Broken,
 }
 
 /// A new connection, whose driver runs.
@@ -195,3 +179,7 @@ pub(crate) enum Publish {
     /// The ready set.
     ReadySet,
 }
+
+/// How long an instance that failed must stand, unless it answers a call, before it needs no replacement: several times
+/// longer than a server takes that accepts and then ends.
+pub(super) const SETTLED: Duration = Duration::from_secs(1);

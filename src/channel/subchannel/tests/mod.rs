@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 
 use tokio::sync::mpsc;
 
-use super::queries::SETTLED;
 use super::*;
 use crate::channel::outlier::OutlierDetection;
 use crate::channel::policy::load::Load;
