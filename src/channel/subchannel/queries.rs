@@ -1,7 +1,6 @@
 //! What the balancer asks of a subchannel; nothing here changes one.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
