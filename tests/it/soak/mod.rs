@@ -1,0 +1,189 @@
+//! Faults without end: `scripts/test.sh --soak` runs these, which take minutes.
+//!
+//! [`random_faults`] draws its faults from a seed, which it prints; `SOAK_SEED` repeats a run, and `SOAK_SECONDS` makes
+//! it shorter or longer. Where something does not hold, everything that was done until then is printed.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use tokio::time;
+use tonic_etcd::Registry;
+use tonic_etcd::snapshot::MemberState;
+
+use crate::support::changes::Changes;
+use crate::support::etcd::{Cluster, Etcd};
+use crate::support::eventually;
+use crate::support::figures;
+use crate::support::load::{Load, failed};
+use crate::support::process::memory_of;
+use crate::support::proxy::Proxy;
+use crate::support::server::EchoServer;
+
+use clients::{Client, Failure, all_ready};
+use etcd::disturb_etcd;
+use journal::{Journal, Story};
+use servers::{Server, disturb_servers};
+
+mod clients;
+mod etcd;
+mod journal;
+mod servers;
+
+const SERVERS: usize = 8;
+const CLIENTS: usize = 4;
+
+/// For how long after a server is well again a call to it may fail: an ejection lasts 30 s at first, and then one call
+/// tries whether it answers.
+const PROBATION: Duration = Duration::from_secs(45);
+
+/// For how long after a server was disturbed its removal may be reported: its TTL, and the hold of a suspect.
+const REMOVAL: Duration = Duration::from_secs(15 + 60);
+
+/// How soon everything must be in order when nothing disturbs it any more.
+const SETTLED: Duration = Duration::from_secs(60);
+
+const PREFIX: &str = "kitex/registry-etcd/echo/";
+
+/// What this process has open and how large it is: tasks, files, and bytes.
+#[derive(Debug, Clone, Copy)]
+struct Footprint {
+    tasks: usize,
+    files: usize,
+    bytes: u64,
+}
+
+impl Footprint {
+    fn now() -> Self {
+        Self {
+            tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
+            files: std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count),
+            bytes: memory_of("self").0,
+        }
+    }
+}
+
+fn from_environment<T: std::str::FromStr>(name: &str) -> Option<T> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "soak: takes ten minutes"]
+async fn random_faults() {
+    let seed = from_environment("SOAK_SEED").unwrap_or_else(|| fastrand::u64(..));
+    let length = Duration::from_secs(from_environment("SOAK_SECONDS").unwrap_or(600));
+    println!("SOAK_SEED={seed}");
+    let mut rng = Rng::with_seed(seed);
+
+    let cluster = Cluster::start().await;
+    let mut servers = Vec::new();
+    for _ in 0..SERVERS {
+        servers.push(Server::start(&cluster).await);
+    }
+    let addresses: Vec<String> = servers.iter().map(|server| server.address.clone()).collect();
+    let journal = Journal::new();
+    let _story = Story { seed, journal: journal.clone() };
+    let removals = Arc::default();
+    let (mut clients, mut proxies) = (Vec::new(), Vec::new());
+    for index in 0..CLIENTS {
+        // Half of them behind proxies of their own.
+        if index % 2 == 0 {
+            let mut own = Vec::new();
+            for member in 0..3 {
+                own.push(Proxy::start(cluster.member(member).address()).await);
+            }
+            let urls = own.iter().map(Proxy::url).collect();
+            clients.push(Client::start(urls, &journal, &removals).await);
+            proxies.push(own);
+        } else {
+            clients.push(Client::start(cluster.urls(), &journal, &removals).await);
+        }
+    }
+    time::sleep(Duration::from_secs(10)).await;
+    let before = Footprint::now();
+
+    let end = Instant::now() + length;
+    let (first, second) = (rng.fork(), rng.fork());
+    let etcd = disturb_etcd(first, &cluster, &proxies, &addresses, &journal, end);
+    let ((), costly) = tokio::join!(etcd, disturb_servers(second, &mut servers, &journal, end));
+
+    journal.note("nothing is disturbed any more");
+    let healed = Instant::now();
+    let registered = async || {
+        let (keys, leases) = (cluster.member(0).keys(PREFIX).await, cluster.member(0).leases().await);
+        keys.len() == SERVERS && keys.iter().all(|(_, _, lease)| leases.contains(lease))
+    };
+    eventually("every server is registered under a lease that lives", SETTLED, registered).await;
+    for client in &mut clients {
+        let known = async || {
+            let snapshot = client.known.snapshot().expect("the first list came");
+            snapshot.len() == SERVERS && snapshot.iter().all(|member| member.state() == MemberState::Live)
+        };
+        eventually("every client knows every server", SETTLED, known).await;
+        all_ready(&client.channel).await;
+        let asked = client.registry.instances("echo").await.expect("etcd answers");
+        assert_eq!(asked.len(), SERVERS, "the list says the same as the watch");
+    }
+    figures::within("everything is in order after random faults", healed.elapsed(), SETTLED);
+
+    let mut failures = 0_usize;
+    let mut by_address: HashMap<String, usize> = HashMap::new();
+    for client in &clients {
+        for failure in client.failures.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            failures += 1;
+            let Failure { begin, end, status } = failure;
+            let at = begin.saturating_duration_since(journal.begin);
+            let of = addresses.iter().find(|address| status.message().contains(*address));
+            let Some(address) = of else { panic!("at {at:?} a call failed that names no server: {status}") };
+            let is_explained = journal.explains(address, *begin, *end, PROBATION, false);
+            assert!(is_explained, "at {at:?} a call failed to a server that was well: {status}");
+            *by_address.entry(address.clone()).or_default() += 1;
+        }
+    }
+    // In flight on it, what was sent until that showed, and one each time that it is tried again.
+    let promise = "calls that fail for each kill and freeze of one of eight servers, four clients";
+    figures::at_most(promise, failures.div_ceil(costly.max(1)), 40, "calls");
+    for (at, address) in removals.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        if !journal.explains(address, *at, *at, REMOVAL, true) {
+            let at = at.saturating_duration_since(journal.begin);
+            panic!("at {at:?} {address} was removed, and nothing was done to it");
+        }
+    }
+
+    // Connections that were replaced end by and by.
+    let is_as_before = async || {
+        let now = Footprint::now();
+        now.tasks <= before.tasks + 16 && now.files <= before.files + 16
+    };
+    eventually(&format!("tasks and files are as few as before: {before:?}"), SETTLED, is_as_before).await;
+    let grown = Footprint::now().bytes.saturating_sub(before.bytes);
+    let grown = usize::try_from(grown / 1024).expect("not that much");
+    figures::at_most("memory that random faults leave behind", grown, 32 * 1024, "KiB");
+    println!("random faults: {failures} calls failed, by server: {by_address:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "soak: takes three minutes"]
+async fn an_etcd_dead_for_three_minutes_costs_neither_a_call_nor_an_instance() {
+    let etcd = Etcd::start().await;
+    let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
+    let servers = [EchoServer::registered(&registry, "echo").await, EchoServer::registered(&registry, "echo").await];
+    let mut changes = Changes::of(&registry, "echo");
+    for _ in &servers {
+        changes.next().await;
+    }
+    let channel = registry.channel("echo").build().expect("a good channel");
+    let load = Load::start(&channel).await;
+    etcd.kill();
+    time::sleep(Duration::from_secs(180)).await;
+    etcd.restart().await;
+    let back = Instant::now();
+    changes.expect_nothing_before(&etcd, "127.0.0.1:1").await;
+    figures::within("an etcd that was dead for minutes is followed", back.elapsed(), Duration::from_secs(3));
+    let calls = load.finish().await;
+    figures::at_most("calls that fail while etcd is dead for three minutes", failed(&calls).len(), 0, "calls");
+    for server in servers {
+        server.stop().await;
+    }
+}
