@@ -4,36 +4,91 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What is done to a server: from when on, and when it was over.
+use tonic::Code;
+
+/// What several tasks write down.
+#[derive(Debug)]
+pub(super) struct List<T>(Arc<Mutex<Vec<T>>>);
+
+impl<T: Clone> List<T> {
+    pub(super) fn push(&self, item: T) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(item);
+    }
+
+    pub(super) fn read(&self) -> Vec<T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl<T> Clone for List<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> Default for List<T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+/// What is done to a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    Killed,
+    Frozen,
+    /// Killed, and another program answers at its address.
+    Replaced,
+    /// Restarted in order as a server that sheds load.
+    Sheds,
+    /// Restarted in order.
+    Leaves,
+}
+
+impl Fault {
+    /// Whether calls may fail with this code because of it.
+    pub(super) fn may_cost(self, code: Code) -> bool {
+        match self {
+            Self::Killed | Self::Frozen | Self::Replaced => code != Code::ResourceExhausted,
+            Self::Sheds => code == Code::ResourceExhausted,
+            Self::Leaves => false,
+        }
+    }
+
+    /// Whether clients may eject the server because of it.
+    pub(super) fn may_eject(self) -> bool {
+        matches!(self, Self::Killed | Self::Frozen | Self::Replaced)
+    }
+}
+
+/// A fault of a server: from when on, and when it was over.
 #[derive(Debug, Clone)]
 struct Disturbance {
     address: String,
+    fault: Fault,
     begin: Instant,
     end: Option<Instant>,
-    /// Whether calls to it may fail: not where it leaves in order.
-    costs_calls: bool,
 }
 
 /// Everything that was done, in order.
 #[derive(Clone)]
 pub(super) struct Journal {
     pub(super) begin: Instant,
-    lines: Arc<Mutex<Vec<String>>>,
+    lines: List<String>,
     disturbances: Arc<Mutex<Vec<Disturbance>>>,
 }
 
 impl Journal {
     pub(super) fn new() -> Self {
-        Self { begin: Instant::now(), lines: Arc::default(), disturbances: Arc::default() }
+        Self { begin: Instant::now(), lines: List::default(), disturbances: Arc::default() }
     }
 
     pub(super) fn note(&self, line: impl fmt::Display) {
-        let line = format!("{:8.3} s  {line}", self.begin.elapsed().as_secs_f64());
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        self.lines.push(format!("{:8.3} s  {line}", self.begin.elapsed().as_secs_f64()));
     }
 
-    pub(super) fn disturb(&self, address: &str, costs_calls: bool) {
-        let disturbance = Disturbance { address: address.to_owned(), begin: Instant::now(), end: None, costs_calls };
+    pub(super) fn disturb(&self, address: &str, fault: Fault) {
+        let disturbance = Disturbance { address: address.to_owned(), fault, begin: Instant::now(), end: None };
         self.disturbances.lock().unwrap_or_else(PoisonError::into_inner).push(disturbance);
     }
 
@@ -43,22 +98,23 @@ impl Journal {
         last.expect("it was disturbed").end = Some(Instant::now());
     }
 
-    /// Whether something that was done to the server explains what was seen of it.
-    pub(super) fn explains(
+    /// The latest fault of the server that explains what was seen of it from `begin` to `end`, if there is one: a fault
+    /// that `may` do this, and that was over for at most `after`.
+    pub(super) fn explanation(
         &self,
         address: &str,
-        begin: Instant,
-        end: Instant,
+        (begin, end): (Instant, Instant),
         after: Duration,
-        with_leaves: bool,
-    ) -> bool {
+        may: impl Fn(Fault) -> bool,
+    ) -> Option<Fault> {
         let disturbances = self.disturbances.lock().unwrap_or_else(PoisonError::into_inner);
-        disturbances.iter().any(|disturbance| {
+        let explains = |disturbance: &&Disturbance| {
             disturbance.address == address
-                && (with_leaves || disturbance.costs_calls)
+                && may(disturbance.fault)
                 && disturbance.begin <= end
                 && disturbance.end.is_none_or(|well| begin <= well + after)
-        })
+        };
+        disturbances.iter().rev().find(explains).map(|disturbance| disturbance.fault)
     }
 }
 
@@ -71,8 +127,7 @@ pub(super) struct Story {
 impl Drop for Story {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let lines = self.journal.lines.lock().unwrap_or_else(PoisonError::into_inner).join("\n");
-            eprintln!("SOAK_SEED={}; what was done:\n{lines}", self.seed);
+            eprintln!("SOAK_SEED={}; what was done:\n{}", self.seed, self.journal.lines.read().join("\n"));
         }
     }
 }

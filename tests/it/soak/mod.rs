@@ -3,8 +3,6 @@
 //! [`random_faults`] draws its faults from a seed, which it prints; `SOAK_SEED` repeats a run, and `SOAK_SECONDS` makes
 //! it shorter or longer. Where something does not hold, everything that was done until then is printed.
 
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -21,25 +19,21 @@ use crate::support::process::memory_of;
 use crate::support::proxy::Proxy;
 use crate::support::server::EchoServer;
 
-use clients::{Client, Failure, all_ready};
+use clients::{Client, Reports, all_ready};
 use etcd::disturb_etcd;
 use journal::{Journal, Story};
 use servers::{Server, disturb_servers};
+use verdict::Verdict;
 
 mod clients;
 mod etcd;
 mod journal;
 mod servers;
+mod strangers;
+mod verdict;
 
 const SERVERS: usize = 8;
 const CLIENTS: usize = 4;
-
-/// For how long after a server is well again a call to it may fail: an ejection lasts 30 s at first, and then one call
-/// tries whether it answers.
-const PROBATION: Duration = Duration::from_secs(45);
-
-/// For how long after a server was disturbed its removal may be reported: its TTL, and the hold of a suspect.
-const REMOVAL: Duration = Duration::from_secs(15 + 60);
 
 /// How soon everything must be in order when nothing disturbs it any more.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -84,7 +78,7 @@ async fn random_faults() {
     let addresses: Vec<String> = servers.iter().map(|server| server.address.clone()).collect();
     let journal = Journal::new();
     let _story = Story { seed, journal: journal.clone() };
-    let removals = Arc::default();
+    let reports = Reports::new(journal.clone());
     let (mut clients, mut proxies) = (Vec::new(), Vec::new());
     for index in 0..CLIENTS {
         // Half of them behind proxies of their own.
@@ -94,10 +88,10 @@ async fn random_faults() {
                 own.push(Proxy::start(cluster.member(member).address()).await);
             }
             let urls = own.iter().map(Proxy::url).collect();
-            clients.push(Client::start(urls, &journal, &removals).await);
+            clients.push(Client::start(urls, &reports).await);
             proxies.push(own);
         } else {
-            clients.push(Client::start(cluster.urls(), &journal, &removals).await);
+            clients.push(Client::start(cluster.urls(), &reports).await);
         }
     }
     time::sleep(Duration::from_secs(10)).await;
@@ -106,7 +100,7 @@ async fn random_faults() {
     let end = Instant::now() + length;
     let (first, second) = (rng.fork(), rng.fork());
     let etcd = disturb_etcd(first, &cluster, &proxies, &addresses, &journal, end);
-    let ((), costly) = tokio::join!(etcd, disturb_servers(second, &mut servers, &journal, end));
+    let ((), done) = tokio::join!(etcd, disturb_servers(second, &mut servers, &reports, end));
 
     journal.note("nothing is disturbed any more");
     let healed = Instant::now();
@@ -127,29 +121,11 @@ async fn random_faults() {
     }
     figures::within("everything is in order after random faults", healed.elapsed(), SETTLED);
 
-    let mut failures = 0_usize;
-    let mut by_address: HashMap<String, usize> = HashMap::new();
-    for client in &clients {
-        for failure in client.failures.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            failures += 1;
-            let Failure { begin, end, status } = failure;
-            let at = begin.saturating_duration_since(journal.begin);
-            let of = addresses.iter().find(|address| status.message().contains(*address));
-            let Some(address) = of else { panic!("at {at:?} a call failed that names no server: {status}") };
-            let is_explained = journal.explains(address, *begin, *end, PROBATION, false);
-            assert!(is_explained, "at {at:?} a call failed to a server that was well: {status}");
-            *by_address.entry(address.clone()).or_default() += 1;
-        }
-    }
-    // In flight on it, what was sent until that showed, and one each time that it is tried again.
-    let promise = "calls that fail for each kill and freeze of one of eight servers, four clients";
-    figures::at_most(promise, failures.div_ceil(costly.max(1)), 40, "calls");
-    for (at, address) in removals.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-        if !journal.explains(address, *at, *at, REMOVAL, true) {
-            let at = at.saturating_duration_since(journal.begin);
-            panic!("at {at:?} {address} was removed, and nothing was done to it");
-        }
-    }
+    assert!(clients.iter().all(Client::is_at_work), "a task of a client panicked");
+    eventually("every call has ended", SETTLED, async || reports.calls_under_way() == 0).await;
+    let verdict = Verdict::of(&reports, &addresses);
+    println!("random faults: {done:?}, {} streams ended in order; {verdict:?}", reports.streams_ended());
+    verdict.hold(&reports, &done);
 
     // Connections that were replaced end by and by.
     let is_as_before = async || {
@@ -160,7 +136,6 @@ async fn random_faults() {
     let grown = Footprint::now().bytes.saturating_sub(before.bytes);
     let grown = usize::try_from(grown / 1024).expect("not that much");
     figures::at_most("memory that random faults leave behind", grown, 32 * 1024, "KiB");
-    println!("random faults: {failures} calls failed, by server: {by_address:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
