@@ -185,11 +185,16 @@ async fn talk(mut client: EchoClient<BalancedChannel>, messages: u32, longest: &
     let instance = response.extensions().get::<Arc<Instance>>();
     let address = instance.expect("a response tells its instance").address.to_string();
     let mut replies = response.into_inner();
+    // The server's own words, which are passed on as they are.
+    let named = |status: Status| match status.message() {
+        LEAVES => Status::new(status.code(), format!("{address}: {LEAVES}")),
+        _ => status,
+    };
     for number in 0..messages {
         let message = number.to_string();
         // Fails where the stream has ended, which its answers tell.
         _ = requests.send(EchoRequest { message: message.clone() }).await;
-        match patiently(replies.message(), longest).await? {
+        match patiently(replies.message(), longest).await.map_err(named)? {
             Some(reply) if reply.message == message && reply.address == address => {}
             Some(reply) => return Err(Status::new(WRONG, format!("{address}: {reply:?} to message {number}"))),
             None => return Err(Status::aborted(format!("{address}: the stream ended before message {number}"))),
@@ -197,7 +202,7 @@ async fn talk(mut client: EchoClient<BalancedChannel>, messages: u32, longest: &
         time::sleep(MESSAGES_EVERY).await;
     }
     drop(requests);
-    match patiently(replies.message(), longest).await? {
+    match patiently(replies.message(), longest).await.map_err(named)? {
         None => Ok(()),
         Some(reply) => Err(Status::new(WRONG, format!("{address}: {reply:?} to no message"))),
     }
@@ -244,6 +249,9 @@ const DEADLINE: Duration = Duration::from_secs(1);
 const STREAMS: [u32; 3] = [8, 40, u32::MAX];
 
 const MESSAGES_EVERY: Duration = Duration::from_millis(500);
+
+/// What ends a stream at the drain limit of its server.
+const LEAVES: &str = "the server is shutting down and its drain limit has passed";
 
 /// How long anything is waited for that has to come.
 const PATIENCE: Duration = Duration::from_secs(90);

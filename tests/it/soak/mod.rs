@@ -2,6 +2,9 @@
 //!
 //! [`random_faults`] draws its faults from a seed, which it prints; `SOAK_SEED` repeats a run, and `SOAK_SECONDS` makes
 //! it shorter or longer. Where something does not hold, everything that was done until then is printed.
+//!
+//! Clients make calls and keep streams open, and all connections end as planned again and again; a failure is explained
+//! where something was done to the server that it names, and for streams also where their connection was old.
 
 use std::time::{Duration, Instant};
 

@@ -101,8 +101,9 @@ pub(super) async fn disturb_servers(mut rng: Rng, servers: &mut [Server], report
                 server.start_again(percent).await;
                 let before = reports.calls_begun();
                 time::sleep(lasts).await;
-                done.calls_while_shedding += reports.calls_begun() - before;
+                // It sheds until its end, which takes as long as etcd is away, too.
                 server.end_in_order().await;
+                done.calls_while_shedding += reports.calls_begun() - before;
                 server.start_again(0).await;
             }
             _ => {

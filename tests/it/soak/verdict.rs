@@ -71,7 +71,8 @@ impl Verdict {
         for line in &self.unexplained {
             reports.journal.note(format!("unexplained: {line}"));
         }
-        figures::at_most("ejections of servers that answer, under random faults", self.ejected_in_health, 0, "");
+        let promise = "ejections of healthy servers under random faults";
+        figures::at_most(promise, self.ejected_in_health, 0, "ejections");
         assert!(self.unexplained.is_empty(), "nothing was done that explains it: {:#?}", self.unexplained);
 
         let calls = |word| self.calls.get(word).copied().unwrap_or_default();
