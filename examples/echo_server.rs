@@ -17,11 +17,14 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 use tonic_etcd::{Address, Instance, Registration, RegistrationSet, RegistrationStatus, Registry, shutdown_signal};
 
+use aging::Aging;
 use proto::echo::echo_server::{Echo, EchoServer};
 use proto::echo::{EchoReply, EchoRequest};
 use shared::{Failure, RegistryFlags};
 use values::{millis, number, seconds};
 
+#[path = "shared/aging.rs"]
+mod aging;
 mod proto;
 mod shared;
 #[path = "shared/values.rs"]
@@ -87,6 +90,18 @@ struct Flags {
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = number(0..=100_u64))]
     fail_percent: u64,
 
+    /// Answers `RESOURCE_EXHAUSTED` to this many of each 100 calls, evenly spread, as a server that sheds load
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = number(0..=100_u64))]
+    shed_percent: u64,
+
+    /// How old a connection gets before it announces its end and takes no further calls, in seconds [default: any age]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    max_connection_age: Option<Duration>,
+
+    /// How long calls may take on such a connection before it is closed, in seconds [default: any time]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, requires = "max_connection_age")]
+    max_connection_age_grace: Option<Duration>,
+
     /// How long it serves on after it left etcd, until clients have heard of it, in milliseconds [default: 1000]
     #[arg(long, value_name = "MILLIS", value_parser = millis)]
     pause: Option<Duration>,
@@ -114,6 +129,7 @@ async fn run(flags: Flags) -> Result<(), Failure> {
         address: advertised.map_or_else(|| bound.to_string(), Address::to_string),
         delay: flags.delay,
         fail_percent: flags.fail_percent,
+        shed_percent: flags.shed_percent,
         calls: Arc::clone(&calls),
     };
 
@@ -122,10 +138,16 @@ async fn run(flags: Flags) -> Result<(), Failure> {
     shared::print_line(&Event::Listening { address: bound })?;
     let changes = registrations.iter().map(Registration::status_changes);
     let events: Vec<_> = changes.map(|changes| tokio::spawn(report(changes))).collect();
-    let served = Server::builder()
+    let mut builder = Server::builder();
+    if let Some(age) = flags.max_connection_age {
+        builder = builder.max_connection_age(age);
+    }
+    let age_limit = flags.age_limit();
+    let incoming = registrations.incoming(incoming).map_ok(|io| Aging::new(io, age_limit));
+    let result = builder
         .layer(registrations.layer())
         .add_service(EchoServer::new(echo))
-        .serve_with_incoming_shutdown(registrations.incoming(incoming), registrations.deregister_on(shutdown))
+        .serve_with_incoming_shutdown(incoming, registrations.deregister_on(shutdown))
         .await;
 
     // After a signal this is done already; where serving failed no key must stay behind.
@@ -134,10 +156,15 @@ async fn run(flags: Flags) -> Result<(), Failure> {
         events.await.map_err(io::Error::other)??;
     }
     shared::print_line(&Event::Stopped { calls: calls.load(Ordering::Relaxed) })?;
-    Ok(served?)
+    Ok(result?)
 }
 
 impl Flags {
+    /// The age at which a connection is closed, whatever its calls do.
+    fn age_limit(&self) -> Option<Duration> {
+        self.max_connection_age.zip(self.max_connection_age_grace).map(|(age, grace)| age.saturating_add(grace))
+    }
+
     fn registrations(&self, bound: SocketAddr) -> Result<RegistrationSet, Failure> {
         let registries = self.registry.registries()?;
         let each: Result<Vec<_>, _> = registries.iter().map(|registry| self.registration(registry, bound)).collect();
@@ -231,6 +258,7 @@ struct EchoService {
     address: String,
     delay: Duration,
     fail_percent: u64,
+    shed_percent: u64,
     calls: Arc<AtomicU64>,
 }
 
@@ -241,8 +269,15 @@ impl EchoService {
         if !self.delay.is_zero() {
             tokio::time::sleep(self.delay).await;
         }
-        // Whole percents of all calls so far: of each hundred exactly `fail_percent` reach the next one.
-        if (before + 1) * self.fail_percent / 100 > before * self.fail_percent / 100 {
+        // Whole percents of all calls so far: of each hundred exactly `percent` reach the next one.
+        let is_its_turn = |percent| (before + 1) * percent / 100 > before * percent / 100;
+        if is_its_turn(self.shed_percent) {
+            return Err(Status::resource_exhausted(format!(
+                "{} sheds {} of 100 calls",
+                self.address, self.shed_percent
+            )));
+        }
+        if is_its_turn(self.fail_percent) {
             return Err(Status::unavailable(format!("{} fails {} of 100 calls", self.address, self.fail_percent)));
         }
         Ok(())
