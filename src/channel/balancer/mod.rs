@@ -42,10 +42,10 @@ use tokio::time::Instant;
 
 use self::agenda::{Agenda, Due};
 use self::dialer::{Attempt, Dialer};
+use self::eject::Evidence;
 use self::publish::Published;
 use self::pulse::Pulse;
 use self::subset::{MANY, SubsetOrder};
-use super::outlier::Compared;
 use super::picks::{LbState, PickQueue};
 use super::subchannel::{Connectivity, Effects, FeedbackEvent, Input, Publish, Reports, Shared, Subchannel, Wake};
 use crate::instance::Address;
@@ -74,8 +74,7 @@ pub(crate) struct Balancer {
     agenda: Agenda,
     pulse: Pulse,
     list: List,
-    /// What all instances did with their calls, as far as that was asked in this turn.
-    total: Option<Compared>,
+    evidence: Evidence,
     /// What has to be published.
     publish: Publish,
     growth: Growth,
@@ -139,7 +138,7 @@ impl Balancer {
             agenda: Agenda::default(),
             pulse: Pulse::new(Instant::now(), SystemTime::now()),
             list: List::Awaited,
-            total: None,
+            evidence: Evidence::default(),
             publish: Publish::Nothing,
             growth: Growth::Still,
             settles_at: None,
@@ -161,7 +160,9 @@ impl Balancer {
                 _ = inputs.handles.recv() => return,
                 Some(event) = inputs.feedback.recv() => {
                     self.on_feedback(event);
-                    while let Ok(event) = inputs.feedback.try_recv() {
+                    // Not all of them: where thousands fail there are always more, and calls wait for what is published.
+                    for _ in 0..EVENTS_PER_TURN {
+                        let Ok(event) = inputs.feedback.try_recv() else { break };
                         self.on_feedback(event);
                     }
                 }
@@ -178,7 +179,7 @@ impl Balancer {
                 }
                 () = sleep_until(next_time) => self.on_time(Instant::now()),
             }
-            self.total = None;
+            self.end_evidence();
             self.select_subset();
             self.dial();
             self.publish();
@@ -230,7 +231,7 @@ impl Balancer {
         }
         let effects = subchannel.on(Input::Updated(member.clone()), now);
         if effects.suspect
-            && let Some((_, connection)) = subchannel.candidate()
+            && let Some(connection) = subchannel.connection()
         {
             connection.transport().suspect();
         }
@@ -256,6 +257,7 @@ impl Balancer {
             self.publish = Publish::ReadySet;
         }
         self.dialer.forget(subchannel.address());
+        self.on_left(subchannel.compared());
         subchannel.leave();
     }
 
@@ -318,7 +320,7 @@ impl Balancer {
     /// Doubts all connections after the process was stopped: what lies between may have forgotten them.
     fn on_pulse(&mut self, now: Instant) {
         if self.pulse.beat(now, SystemTime::now()) {
-            for (_, connection) in self.subchannels.iter().filter_map(Subchannel::candidate) {
+            for connection in self.subchannels.iter().filter_map(Subchannel::connection) {
                 connection.transport().suspect();
             }
         }
@@ -433,7 +435,8 @@ impl Balancer {
     }
 
     fn carry_out(&mut self, address: &Address, effects: Effects) {
-        let Effects { queue, dial, wake, publish, failing, failure, suspect: _ } = effects;
+        let Effects { queue, dial, wake, publish, admits, failing, failure, suspect: _ } = effects;
+        self.evidence.admits |= admits;
         self.publish = self.publish.max(publish);
         if failure.is_some() {
             self.failure = failure;
@@ -475,6 +478,9 @@ impl<T> HasAddress for Subchannel<T> {
         self.address()
     }
 }
+
+/// How much feedback is taken in before the ready set is published.
+const EVENTS_PER_TURN: usize = 256;
 
 /// How long calls wait for the first list of instances: a registry that has not answered by then is down.
 const FIRST_LIST: Duration = Duration::from_secs(5);

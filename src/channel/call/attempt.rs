@@ -238,12 +238,16 @@ impl Attempt {
     /// last part of the request went out, and is not replaced by another connection.
     pub(super) fn on_missed(&self) {
         let connection = self.connection();
+        // The caller used it up, or the instance has answered.
+        let Some(sent) = self.sent.filter(|_| !self.is_responding) else { return };
         connection.on_missed();
-        let is_silent = self.sent.is_some_and(|sent| sent == Sent::now(sent.bytes, connection));
-        if is_silent && !connection.load().quota().is_closed() {
-            connection.load().on_missed(Instant::now());
+        if sent == Sent::now(sent.bytes, connection) && !connection.load().quota().is_closed() {
+            let now = Instant::now();
+            connection.load().on_missed(now);
             connection.transport().suspect();
-            self.report(Code::DeadlineExceeded, StatusOrigin::Missed);
+            if connection.is_another_silence(self.at, now) {
+                self.report(Code::DeadlineExceeded, StatusOrigin::Missed);
+            }
         }
     }
 

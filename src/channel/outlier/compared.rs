@@ -9,7 +9,9 @@ pub(crate) struct Compared {
     pub(crate) answered: u64,
     /// Deadlines that passed.
     pub(crate) missed: u64,
-    /// The instances of which the latest call missed its deadline.
+    /// The instances that take calls now.
+    pub(crate) ready: u32,
+    /// Those of them of which the latest call missed its deadline.
     pub(crate) missing: u32,
 }
 
@@ -19,7 +21,7 @@ impl Compared {
     pub(crate) fn is_as_slow(self, then: Self) -> bool {
         let Self { answered, missed, .. } = self - then;
         if answered == 0 && missed == 0 {
-            self.missing > 0
+            self.missing > 0 && self.missing * 2 >= self.ready
         } else {
             missed > 0 && answered <= missed * ANSWERS_PER_MISS
         }
@@ -33,12 +35,12 @@ impl Add for Compared {
         Self {
             answered: self.answered + other.answered,
             missed: self.missed + other.missed,
+            ready: self.ready + other.ready,
             missing: self.missing + other.missing,
         }
     }
 }
 
-/// Nothing where less is left than nothing: an instance that reconnected counts from zero again.
 impl Sub for Compared {
     type Output = Self;
 
@@ -46,6 +48,7 @@ impl Sub for Compared {
         Self {
             answered: self.answered.saturating_sub(other.answered),
             missed: self.missed.saturating_sub(other.missed),
+            ready: self.ready.saturating_sub(other.ready),
             missing: self.missing.saturating_sub(other.missing),
         }
     }
@@ -61,7 +64,7 @@ mod tests {
 
     #[test]
     fn an_instance_is_no_slower_than_others_that_miss_as_well() {
-        let calls = |answered, missed| Compared { answered, missed, missing: 0 };
+        let calls = |answered, missed| Compared { answered, missed, ready: 1, missing: 0 };
         for (answered, missed, is_as_slow) in
             [(0, 0, false), (0, 1, true), (1, 0, false), (4, 1, true), (5, 1, false), (40, 10, true), (41, 10, false)]
         {
@@ -76,11 +79,20 @@ mod tests {
 
     #[test]
     fn where_no_call_ended_since_the_latest_ones_decide() {
-        let before = Compared { answered: 3, missed: 3, missing: 0 };
+        let before = Compared { answered: 3, missed: 3, ready: 4, missing: 0 };
         assert!(!before.is_as_slow(before), "the others are idle, or answered last");
-        assert!(Compared { missing: 1, ..before }.is_as_slow(before), "one of them missed its latest");
-        let after = Compared { answered: 30, missed: 3, missing: 1 };
+        assert!(!Compared { missing: 1, ..before }.is_as_slow(before), "one of four missed its latest");
+        assert!(Compared { missing: 2, ..before }.is_as_slow(before), "half of them did");
+        let after = Compared { answered: 30, missing: 4, ..before };
         assert!(!after.is_as_slow(before), "27 answers count more");
-        assert!(!Compared::default().is_as_slow(before), "counts that began anew are no answers");
+        assert!(!Compared::default().is_as_slow(before), "there are no others");
+    }
+
+    #[test]
+    fn what_some_did_is_what_all_did_without_the_rest() {
+        let one = Compared { answered: 1, missed: 2, ready: 1, missing: 1 };
+        let other = Compared { answered: 10, missed: 20, ready: 1, missing: 0 };
+        assert_eq!(one + other, Compared { answered: 11, missed: 22, ready: 2, missing: 1 });
+        assert_eq!(one + other - one, other);
     }
 }

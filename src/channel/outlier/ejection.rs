@@ -21,7 +21,7 @@ pub(crate) enum Ejection {
     /// It takes no calls until then; it was ejected this often lately.
     Out { until: Instant, times: u32 },
     /// Its time is over: one call at a time is sent to it, until the first response begins, or until this moment.
-    Probation { until: Instant, times: u32 },
+    Probation { until: Instant, times: u32, is_prolonged: bool },
     /// It takes calls since then, and each interval that it stays takes one of these times off the next ejection.
     Returned { since: Instant, times: u32 },
 }
@@ -54,7 +54,7 @@ impl Ejection {
         match *self {
             Self::Out { until, times } if until <= now => {
                 let until = now + detection.ejection_time;
-                *self = Self::Probation { until, times };
+                *self = Self::Probation { until, times, is_prolonged: false };
                 Some(until)
             }
             _ => None,
@@ -66,12 +66,14 @@ impl Ejection {
         matches!(*self, Self::Probation { until, .. } if until <= now)
     }
 
-    /// Goes on with a probation whose time is over, and returns until when: the first call is still on its way.
+    /// Goes on with a probation whose time is over, and returns until when: the first call is still on its way. Once:
+    /// that call may be a stream, whose head comes with its first message.
     pub(crate) fn prolong_probation(&mut self, now: Instant, detection: &OutlierDetection) -> Option<Instant> {
-        match self {
-            Self::Probation { until, .. } => {
-                *until = now + detection.ejection_time;
-                Some(*until)
+        match *self {
+            Self::Probation { times, is_prolonged: false, .. } => {
+                let until = now + detection.ejection_time;
+                *self = Self::Probation { until, times, is_prolonged: true };
+                Some(until)
             }
             _ => None,
         }
@@ -157,6 +159,7 @@ mod tests {
         let later = until + 5 * SECOND;
         assert_eq!(ejection.prolong_probation(later, &detection), Some(later + 5 * SECOND), "its probe is on its way");
         assert!(!ejection.is_probation_over(later), "once more");
+        assert_eq!(ejection.prolong_probation(later + 5 * SECOND, &detection), None, "and not again");
 
         assert!(ejection.take_back(until), "it was on probation");
         assert_eq!(ejection, Ejection::Returned { since: until, times: 1 }, "it is back, and not yet forgotten");
@@ -169,7 +172,7 @@ mod tests {
         let states = [
             Ejection::In,
             Ejection::Out { until: now + SECOND, times: 2 },
-            Ejection::Probation { until: now + SECOND, times: 2 },
+            Ejection::Probation { until: now + SECOND, times: 2, is_prolonged: false },
             Ejection::Returned { since: now, times: 2 },
         ];
         for state in states {

@@ -48,13 +48,14 @@ impl Tally {
             return (None, EndedRow::default());
         }
         let row = self.row.swap(0, Relaxed);
-        ((row & PROBATION != 0).then_some(Verdict::Proved), EndedRow(row & COUNT))
+        ((row & PROBATION != 0).then_some(Verdict::Proved), EndedRow(row & !PROBATION))
     }
 
     /// A response that had ended this row fails, and no other has begun meanwhile: its head proved nothing. The failure
     /// itself is still to be recorded.
-    pub(crate) fn resume(&self, ended: EndedRow) {
-        if ended != EndedRow::default() {
+    pub(crate) fn resume(&self, ended: EndedRow, detection: &OutlierDetection) {
+        // A whole row was reported, and what follows from it is the balancer's.
+        if (1..detection.consecutive_failures).contains(&(ended.0 & COUNT)) {
             // Whatever was counted meanwhile is more recent.
             let _ = self.row.compare_exchange(0, ended.0, Relaxed, Relaxed);
         }
@@ -125,6 +126,13 @@ impl Tally {
     /// row asks again.
     pub(crate) fn restart_row(&self) {
         self.row.store(0, Relaxed);
+    }
+
+    /// The connection that the calls were made on is left: deadlines that were missed on it say nothing about the next.
+    pub(crate) fn forget_missed(&self) {
+        let forgotten = |row| (row & MISSED != 0 && row & PROBATION == 0).then_some(0);
+        // The error only says that there is nothing to forget.
+        let _ = self.row.fetch_update(Relaxed, Relaxed, forgotten);
     }
 
     /// Begins to count a new row after missed deadlines that prove nothing, and remembers that the latest call missed
@@ -375,20 +383,23 @@ mod tests {
         let (verdict, ended) = tally.on_head();
         assert_eq!((verdict, ended), (None, EndedRow(2)), "there was no probation");
         assert_eq!(tally.on_head(), (None, EndedRow(0)), "the row is over");
-        tally.resume(ended);
+        tally.resume(ended, &detection);
         assert!(fails(&tally, &detection), "the response of that head failed: the third in a row");
+        let (_, whole) = tally.on_head();
+        tally.resume(whole, &detection);
+        assert!(!fails(&tally, &detection), "a whole row was reported already");
 
         let tally = Tally::default();
         fails(&tally, &detection);
         let (_, ended) = tally.on_head();
         fails(&tally, &detection);
-        tally.resume(ended);
+        tally.resume(ended, &detection);
         assert!(!fails(&tally, &detection) && fails(&tally, &detection), "a newer row is not replaced");
 
         let tally = Tally::on_probation();
         let (verdict, ended) = tally.on_head();
         assert_eq!((verdict, ended), (Some(Verdict::Proved), EndedRow(0)), "it takes calls");
-        tally.resume(ended);
+        tally.resume(ended, &detection);
         assert!(!fails(&tally, &detection), "a failure later is the first of a row");
     }
 
@@ -405,6 +416,12 @@ mod tests {
         assert!(!tally.has_missed(), "with a response");
         assert_eq!(tally.failure(true, &detection), Some(Verdict::Suspected), "anew");
         assert_eq!(tally.failure(true, &detection), None, "once a row");
+        tally.forget_missed();
+        assert!(!tally.has_missed(), "or with the connection");
+        assert_eq!(tally.failure(true, &detection), Some(Verdict::Suspected), "the first of a row");
+        let (_, ended) = tally.on_head();
+        tally.resume(ended, &detection);
+        assert!(tally.has_missed(), "its own failure goes on with a row that has one");
         tally.excuse_row();
         assert!(tally.has_missed(), "the latest call did");
         assert_eq!(tally.failure(true, &detection), Some(Verdict::Suspected), "the first of a new row");

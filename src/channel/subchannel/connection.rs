@@ -1,8 +1,10 @@
 //! A connection that calls are picked for, and the feedback that they give about its instance.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::end::{End, EndKind};
 use super::ticket::Ticket;
@@ -19,6 +21,9 @@ pub(crate) struct ReadyConnection<T = Transport> {
     address: Address,
     ticket: Ticket,
     tally: Arc<Tally>,
+    /// When it stood, and the milliseconds from then to the latest missed deadline that counted.
+    since: Instant,
+    missed: AtomicU64,
     reports: Reports,
 }
 
@@ -26,8 +31,8 @@ pub(crate) struct ReadyConnection<T = Transport> {
 #[derive(Debug, Clone)]
 pub(crate) struct Reports {
     pub(crate) outliers: Arc<OutlierDetection>,
-    /// To the balancer. Bounded by what is reported: the end of each connection, the beginning of a row of missed
-    /// deadlines, a row of failures and a proof once each.
+    /// To the balancer. Bounded by what is reported: the end of each connection and a proof once each, and each row of
+    /// failures at its first missed deadline and at its end.
     pub(crate) events: mpsc::UnboundedSender<FeedbackEvent>,
 }
 
@@ -62,7 +67,7 @@ impl<T> ReadyConnection<T> {
         tally: Arc<Tally>,
         reports: Reports,
     ) -> Self {
-        Self { transport, load, address, ticket, tally, reports }
+        Self { transport, load, address, ticket, tally, since: Instant::now(), missed: AtomicU64::new(0), reports }
     }
 
     pub(crate) fn transport(&self) -> &T {
@@ -90,7 +95,7 @@ impl<T> ReadyConnection<T> {
         let outliers = &self.reports.outliers;
         let failed = outliers.is_failure(outcome);
         if failed {
-            self.tally.resume(ended);
+            self.tally.resume(ended, outliers);
         }
         self.on_verdict(self.tally.record(failed, outcome, outliers));
         failed
@@ -99,6 +104,14 @@ impl<T> ReadyConnection<T> {
     /// A deadline passed, whatever that proves.
     pub(crate) fn on_missed(&self) {
         self.tally.on_missed();
+    }
+
+    /// A call that was sent `at` missed its deadline in silence. Returns whether that counts: all that are in flight in
+    /// one silence are one failure, so the next one that counts was sent after this moment.
+    pub(crate) fn is_another_silence(&self, at: Instant, now: Instant) -> bool {
+        let millis = |at: Instant| u64::try_from((at - self.since).as_millis()).unwrap_or(u64::MAX);
+        let next = |latest| (millis(at) >= latest).then(|| millis(now));
+        self.missed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
     }
 
     /// The connection takes no more calls, which nothing else will report.

@@ -86,7 +86,9 @@ pub(crate) struct Subchannel<T = Transport> {
     /// calls on earlier ones decide nothing.
     tally: Arc<Tally>,
     /// What the other instances had done when the present row of missed deadlines, or the probation, began.
-    compared: Compared,
+    others: Option<Compared>,
+    /// What it did with its calls on earlier connections, and before earlier tallies.
+    past: Compared,
     shared: Arc<Shared>,
     /// Earlier connections whose streams may go on; sending gives those streams a limit.
     retired: Vec<oneshot::Sender<()>>,
@@ -123,7 +125,8 @@ impl<T> Subchannel<T> {
             ready_since: None,
             is_recovering: false,
             tally: Arc::default(),
-            compared: Compared::default(),
+            others: None,
+            past: Compared::default(),
             shared: Arc::new(Shared::new(view)),
             retired: Vec::new(),
             reports,
@@ -220,7 +223,7 @@ impl<T> Subchannel<T> {
         }
         let Established { transport, load, retire, health } = new;
         if self.ejection.is_on_probation() {
-            self.tally = Arc::new(Tally::on_probation());
+            self.replace_tally(Tally::on_probation());
             load.quota().set_one_at_a_time(true);
         }
         let connection = Arc::new(ReadyConnection::new(
@@ -261,10 +264,11 @@ impl<T> Subchannel<T> {
         let was_good = ready.is_proven(long, now);
         tracing::debug!(address = %self.address(), %cause, "connection ended");
         effects.publish = Publish::ReadySet;
-        self.is_recovering = !was_good;
+        let was_recovering = mem::replace(&mut self.is_recovering, !was_good);
         if was_good {
             self.backoff.reset();
         }
+        self.tally.forget_missed();
         if kind == EndKind::Broken {
             self.on_broken(effects);
         }
@@ -278,7 +282,8 @@ impl<T> Subchannel<T> {
             self.queue(effects);
         } else {
             self.back_off(now, effects);
-            if kind != EndKind::Planned {
+            // One that ends each connection at once is no server for calls, however it says so.
+            if kind != EndKind::Planned || was_recovering {
                 self.fail(cause, effects);
             }
         }
@@ -306,7 +311,7 @@ impl<T> Subchannel<T> {
 
     fn on_suspected(&mut self, tally: &Arc<Tally>, others: Compared) {
         if Arc::ptr_eq(tally, &self.tally) {
-            self.compared = others;
+            self.others = Some(others);
         }
     }
 
@@ -321,13 +326,14 @@ impl<T> Subchannel<T> {
         if !Arc::ptr_eq(tally, &self.tally) {
             return;
         }
-        let is_on_probation = self.ejection.is_on_probation();
-        if tally.has_missed() && others.is_as_slow(self.compared) {
+        let has_missed = tally.has_missed();
+        // Where nothing was noted the row is but one missed deadline long, and the latest calls of the others decide.
+        if has_missed && others.is_as_slow(self.others.take().unwrap_or(others)) {
             // The method is slow, or its deadline short.
             self.take_back(now, "the others are as slow", effects);
             tally.excuse_row();
-        } else if may_eject || is_on_probation {
-            let evidence = match (tally.has_missed(), is_on_probation) {
+        } else if may_eject {
+            let evidence = match (has_missed, self.ejection.is_on_probation()) {
                 (true, _) => "it missed deadlines in silence",
                 (false, true) => "it failed on probation",
                 (false, false) => "its calls failed in a row",
@@ -336,6 +342,8 @@ impl<T> Subchannel<T> {
         } else {
             // The next row asks again.
             tally.restart_row();
+            effects.admits = !self.ejection.is_out();
+            self.take_back(now, "no more instances may be out", effects);
         }
     }
 
@@ -350,9 +358,9 @@ impl<T> Subchannel<T> {
         let Some(until) = self.ejection.begin_probation(now, &self.reports.outliers) else { return };
         effects.wake = Some((until, Wake::Probation));
         effects.publish = Publish::ReadySet;
-        self.compared = others;
+        self.others = Some(others);
         // Calls that are still open on an earlier connection decide nothing.
-        self.tally = Arc::default();
+        self.replace_tally(Tally::default());
         // A new connection shows that a server is there before a call is risked.
         match &self.state {
             State::Idle(Reason::Unselected | Reason::Withdrawn) => {}
@@ -368,11 +376,11 @@ impl<T> Subchannel<T> {
         if !self.ejection.is_probation_over(now) {
             return;
         }
-        // A call that waits for its response is about to decide.
-        let is_awaited = matches!(&self.state, State::Ready(ready) if ready.connection.load().is_awaited());
-        if is_awaited {
-            let until = self.ejection.prolong_probation(now, &self.reports.outliers);
-            effects.wake = until.map(|until| (until, Wake::Probation));
+        // A call that waits for its response may be about to decide.
+        if self.connection().is_some_and(|connection| connection.load().is_awaited())
+            && let Some(until) = self.ejection.prolong_probation(now, &self.reports.outliers)
+        {
+            effects.wake = Some((until, Wake::Probation));
         } else {
             self.take_back(now, "nothing was held against it", effects);
         }
@@ -414,6 +422,11 @@ impl<T> Subchannel<T> {
         self.backoff.reset();
         self.tally.reset();
         self.lift_probation();
+    }
+
+    fn replace_tally(&mut self, tally: Tally) {
+        self.past.missed += u64::from(self.tally.missed());
+        self.tally = Arc::new(tally);
     }
 
     /// As many calls may come as the peer allows.
@@ -464,6 +477,8 @@ impl<T> Subchannel<T> {
     fn enter(&mut self, state: State<T>) {
         if let State::Ready(left) = mem::replace(&mut self.state, state) {
             left.connection.load().quota().close();
+            self.past.answered += u64::from(left.connection.load().answers());
+            self.tally.forget_missed();
             self.retired.retain(|retire| !retire.is_closed());
             self.retired.push(left.retire);
         }

@@ -115,16 +115,23 @@ impl<T> Subchannel<T> {
         }
     }
 
-    /// What it did with its calls, on its present connection and since its last probation.
+    /// What it did with its calls so far.
     pub(crate) fn compared(&self) -> Compared {
-        let answered = match &self.state {
-            State::Ready(ready) => ready.connection.load().answers(),
-            _ => 0,
-        };
-        Compared {
-            answered: answered.into(),
+        let is_ready = self.is_ready() && !self.ejection.is_out();
+        let present = Compared {
+            answered: self.connection().map_or(0, |connection| connection.load().answers().into()),
             missed: self.tally.missed().into(),
-            missing: self.tally.has_missed().into(),
+            ready: is_ready.into(),
+            missing: (is_ready && self.tally.has_missed()).into(),
+        };
+        self.past + present
+    }
+
+    /// Its connection, whether its server serves or not.
+    pub(crate) fn connection(&self) -> Option<&Arc<ReadyConnection<T>>> {
+        match &self.state {
+            State::Ready(ready) => Some(&ready.connection),
+            _ => None,
         }
     }
 

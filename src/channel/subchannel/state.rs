@@ -132,6 +132,8 @@ pub(crate) struct Effects {
     /// An input is due then.
     pub(crate) wake: Option<(Instant, Wake)>,
     pub(crate) publish: Publish,
+    /// Whether it fails and may not be ejected: [`Input::Admitted`] is to follow for the others.
+    pub(crate) admits: bool,
     /// Whether the calls of its tally fail: [`Input::Failing`] is to follow.
     pub(crate) failing: bool,
     /// Whether to ask the server behind the connection for a sign of life.

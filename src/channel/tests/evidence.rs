@@ -357,3 +357,55 @@ async fn a_call_that_is_not_polled_holds_no_place() {
     assert_eq!(rig.status(&peer).in_flight(), 0);
     drop(unpolled);
 }
+
+#[tokio::test(start_paused = true)]
+async fn never_more_than_half_are_out_however_long_all_fail() {
+    let rig = Rig::with(|builder| builder.policy(WeightedRoundRobin::new()));
+    let peers = rig.network.peers::<4>(1);
+    rig.serve(&peers.each_ref()).await;
+    for peer in &peers {
+        peer.reply(Reply::Fail(Code::Unavailable));
+    }
+    for _ in 0..3_000 {
+        rig.answer().await.expect_err("all fail");
+        sleep(20 * MILLISECOND).await;
+        let out = peers.iter().filter(|peer| is_ejected(&rig, peer)).count();
+        assert!(out <= 2, "{out} of four");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hung_instance_is_ejected_beside_streams_that_end_at_their_deadlines() {
+    let rig = Rig::with(|builder| builder.policy(WeightedRoundRobin::new()));
+    let [hung, well] = two(&rig).await;
+    hung.reply(Reply::Hold);
+    well.reply(Reply::Stream);
+    for round in 0..100 {
+        let mut request = tonic::Request::new(EchoRequest { message: "x".into() });
+        request.set_timeout(SECOND);
+        let mut client = EchoClient::new(rig.channel.clone());
+        if let Ok(replies) = client.server_streaming_echo(request).await {
+            drop(replies.into_inner().collect::<Vec<_>>().await);
+        }
+        if is_ejected(&rig, &hung) {
+            assert!(round >= 3);
+            return;
+        }
+    }
+    panic!("the streams of the other one began, and count as answered: {:?}", rig.channel.instances());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_of_one_instance_under_many_calls_ejects_nothing() {
+    let rig = Rig::with(|builder| builder.policy(WeightedRoundRobin::new()));
+    let [a, b] = two(&rig).await;
+    a.reply(Reply::Hold);
+    let calls: Vec<_> = (0..40).map(|_| rig.call_within(100 * MILLISECOND)).collect();
+    let mut missed = 0;
+    for call in calls {
+        missed += usize::from(ends(call).await.is_err());
+    }
+    rest().await;
+    assert!(missed >= 10, "{missed} were in flight there");
+    assert!(!is_ejected(&rig, &a) && !is_ejected(&rig, &b), "it was one silence");
+}

@@ -88,17 +88,32 @@ async fn on_probation_one_call_comes_at_a_time_until_one_is_answered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn on_probation_one_failure_ejects_for_longer_and_whatever_the_limit() {
+async fn on_probation_one_failure_ejects_for_longer() {
     let mut machine = at("Ready");
     to_probation(&mut machine).await;
     let mut reported = listen(&mut machine);
     let on_probation = reconnect(&mut machine);
-    on_probation.on_outcome(FAILED, EndedRow::default());
-    let effects = feed(&mut machine, &mut reported, false);
+    fail(&on_probation, FAILED, 1);
+    let effects = feed(&mut machine, &mut reported, true);
     let (until, _) = effects.iter().find_map(|effects| effects.wake).expect("it is out again");
     assert_eq!(until - now(), Duration::from_secs(10), "twice as long");
     let quota = on_probation.load().quota();
     assert!(quota.acquire() && quota.acquire(), "where nothing else is READY it takes all calls");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_fails_on_probation_comes_in_where_no_more_may_be_out() {
+    let mut machine = at("Ready");
+    to_probation(&mut machine).await;
+    let mut reported = listen(&mut machine);
+    let on_probation = reconnect(&mut machine);
+    fail(&on_probation, FAILED, 1);
+    let effects = feed(&mut machine, &mut reported, false);
+    assert!(effects.iter().any(|effects| effects.admits), "and so do others on probation");
+    assert!(!machine.ejection.is_out() && !machine.ejection.is_on_probation());
+    fail(&on_probation, FAILED, 3);
+    feed(&mut machine, &mut reported, true);
+    assert!(machine.ejection.is_out(), "the next row asks again");
 }
 
 #[tokio::test(start_paused = true)]
@@ -204,7 +219,7 @@ async fn a_probation_without_calls_ends_with_its_time() {
     on_probation.load().quota().acquire();
     let prolonged = machine.on(Input::ProbationOver, now());
     assert_eq!(prolonged.wake, Some((now() + Duration::from_secs(5), Wake::Probation)), "a call is on its way");
-    on_probation.load().quota().release();
+    // It waits on: a stream whose head comes with its first message.
     tokio::time::advance(Duration::from_secs(5)).await;
     let effects = machine.on(Input::ProbationOver, now());
     assert_eq!((effects.wake, effects.publish), (None, Publish::ReadySet));
@@ -263,7 +278,7 @@ async fn what_ends_as_planned_never_shows_as_a_failure() {
 
 #[tokio::test(start_paused = true)]
 async fn missed_deadlines_eject_unless_the_others_miss_theirs() {
-    let others = |answered, missed| Compared { answered, missed, missing: u32::from(missed > 0) };
+    let others = |answered, missed| Compared { answered, missed, ready: 1, missing: u32::from(missed > 0) };
     for (before, after, is_ejected) in [
         (others(0, 0), others(0, 0), true),
         (others(100, 7), others(100, 7), false),
@@ -298,4 +313,63 @@ async fn a_new_lease_on_a_known_connection_is_a_reason_to_ask_its_server() {
         let restarted = machine.on(Input::Updated(member(2, 11, MemberState::Live)), now());
         assert_eq!(restarted.suspect, is_connected, "{state}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_instance_did_is_counted_on_over_its_connections() {
+    let mut machine = at("Ready");
+    let first = connection(&machine);
+    (0..5).for_each(|_| first.load().on_answer(now()));
+    first.on_missed();
+    machine.on(Input::Ended(ticket(&machine), planned("its age")), now());
+    to_probation(&mut machine).await;
+    let second = reconnect(&mut machine);
+    second.load().on_answer(now());
+    second.on_missed();
+    let did = machine.compared();
+    assert_eq!((did.answered, did.missed, did.ready), (6, 2, 1));
+    machine.on(Input::Outlier, now());
+    assert_eq!(machine.compared().ready, 0, "it takes no calls");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missed_deadline_is_forgotten_with_its_connection() {
+    let mut machine = at("Queued");
+    let mut reported = listen(&mut machine);
+    fail(&reconnect(&mut machine), MISSED, 2);
+    feed(&mut machine, &mut reported, true);
+    assert_eq!(machine.compared().missing, 1);
+    machine.on(Input::Ended(ticket(&machine), planned("closed")), now());
+    machine.on(Input::BackoffOver(ticket(&machine)), now());
+    let next = reconnect(&mut machine);
+    assert_eq!(machine.compared().missing, 0, "of the new one nothing is known");
+    fail(&next, FAILED, 2);
+    feed(&mut machine, &mut reported, true);
+    assert!(!machine.ejection.is_out(), "nor is it the end of a row");
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_that_is_missed_in_one_silence_is_one_failure() {
+    let machine = at("Ready");
+    let connection = connection(&machine);
+    let begin = now();
+    tokio::time::advance(Duration::from_millis(100)).await;
+    assert!(connection.is_another_silence(begin, now()), "the first of them");
+    assert!(!connection.is_another_silence(begin, now()), "was in flight, too");
+    assert!(!connection.is_another_silence(begin + Duration::from_millis(99), now()), "so was this one");
+    let later = now();
+    tokio::time::advance(Duration::from_millis(100)).await;
+    assert!(connection.is_another_silence(later, now()), "sent after the first one was missed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_ends_each_connection_at_once_shows_why() {
+    let mut machine = at("Ready");
+    machine.on(Input::Ended(ticket(&machine), planned("it is full")), now());
+    assert_eq!(machine.connectivity(), Connectivity::Connecting, "once is no failure");
+    machine.on(Input::BackoffOver(ticket(&machine)), now());
+    reconnect(&mut machine);
+    let effects = machine.on(Input::Ended(ticket(&machine), planned("it is full")), now());
+    assert_eq!(machine.connectivity(), Connectivity::TransientFailure, "calls must not wait for it");
+    assert_eq!(effects.failure.as_deref(), Some("it is full"));
 }

@@ -26,7 +26,7 @@ fn live() -> Member {
 }
 
 /// There are no other instances.
-const ALONE: Compared = Compared { answered: 0, missed: 0, missing: 0 };
+const ALONE: Compared = Compared { answered: 0, missed: 0, ready: 0, missing: 0 };
 
 const OVER: Input<()> = Input::EjectionOver { others: ALONE };
 
