@@ -1,6 +1,5 @@
 //! Evidence about one instance becomes its ejection or return, in the light of what the others do.
 
-use std::mem;
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -10,25 +9,6 @@ use crate::channel::outlier::{self, Compared, Interval, OutlierDetection, Tally}
 use crate::channel::subchannel::{Input, Subchannel};
 use crate::channel::transport::Transport;
 use crate::instance::Address;
-
-/// What the balancer knows of all instances together.
-#[derive(Default)]
-pub(super) struct Evidence {
-    /// What those that left did with their calls: sums must not go backwards.
-    departed: Compared,
-    /// In this turn, as far as it was asked for: where thousands fail at once, each would look at thousands.
-    total: Option<Compared>,
-    census: Option<Census>,
-    /// Whether an instance failed in this turn that may not be ejected.
-    pub(super) admits: bool,
-}
-
-/// The instances that may be ejected, and those of them that are out.
-#[derive(Debug, Clone, Copy)]
-struct Census {
-    used: usize,
-    out: usize,
-}
 
 impl Balancer {
     pub(super) fn on_suspected(&mut self, address: &Address, tally: Arc<Tally>) {
@@ -61,18 +41,10 @@ impl Balancer {
         self.schedule_sweep(now);
     }
 
-    /// An instance left the list.
-    pub(super) fn on_left(&mut self, did: Compared) {
-        let past = Compared { ready: 0, missing: 0, ..did };
-        self.evidence.departed = self.evidence.departed + past;
-    }
-
-    /// The end of a turn. Where an instance fails that may not be ejected, those on probation come in: one that is
+    /// The end of a turn. Where an instance failed that may not be ejected, those on probation come in: one that is
     /// connected must not be kept from taking calls while another one goes on failing.
     pub(super) fn end_evidence(&mut self) {
-        let Evidence { total, census, admits, .. } = &mut self.evidence;
-        (*total, *census) = (None, None);
-        if mem::take(admits) {
+        if self.evidence.on_turn_over() {
             for index in 0..self.subchannels.len() {
                 let subchannel = &self.subchannels[index];
                 if subchannel.ejection().is_on_probation() && subchannel.is_ready() {
@@ -82,36 +54,24 @@ impl Balancer {
         }
     }
 
-    /// Whether one more instance may be ejected. Those that the subset does not use do not count.
     fn may_eject(&mut self) -> bool {
-        let used = || self.subchannels.iter().filter(|subchannel| !subchannel.is_unselected());
-        let Census { used, out } = *self.evidence.census.get_or_insert_with(|| Census {
-            used: used().count(),
-            out: used().filter(|subchannel| subchannel.ejection().is_out()).count(),
-        });
-        outlier::may_eject(out, used, &self.reports.outliers)
+        self.evidence.may_eject(&self.subchannels, &self.reports.outliers)
+    }
+
+    fn others(&mut self, index: usize) -> Compared {
+        self.evidence.others(&self.subchannels, index)
     }
 
     /// A step that may take an instance out, or bring one back.
     fn step_towards_ejection(&mut self, index: usize, input: Input<Transport>) {
         let is_out = |balancer: &Self| {
             let subchannel = &balancer.subchannels[index];
-            usize::from(subchannel.ejection().is_out() && !subchannel.is_unselected())
+            subchannel.ejection().is_out() && !subchannel.is_unselected()
         };
-        let before = is_out(self);
+        let was_out = is_out(self);
         self.step_at(index, input);
-        let after = is_out(self);
-        if let Some(census) = &mut self.evidence.census {
-            census.out = census.out + after - before;
-        }
-    }
-
-    /// What all instances but the one with this index did with their calls so far.
-    fn others(&mut self, index: usize) -> Compared {
-        let Evidence { departed, total, .. } = &mut self.evidence;
-        let all = self.subchannels.iter().map(Subchannel::compared);
-        let total = *total.get_or_insert_with(|| all.fold(*departed, |sum, one| sum + one));
-        total - self.subchannels[index].compared()
+        let is_out = is_out(self);
+        self.evidence.on_step(was_out, is_out);
     }
 }
 

@@ -11,7 +11,7 @@
 //! | `dialer` | wishes to connect -> attempts |
 //! | `connecting` | transports -> connections that are driven |
 //! | `publish` | subchannels -> the ready set, or the reason for none |
-//! | `eject` | evidence -> ejections and returns, within the limit |
+//! | `eject`, `evidence` | evidence -> ejections and returns, within the limit |
 //! | `subset`, `zone`, `slow_start`, `config` | which instances are used, and the share of each |
 //! | `agenda`, `pulse` | what is due later, and whether that came far too late |
 //! | `health` | `grpc.health.v1` answers -> feedback |
@@ -21,6 +21,7 @@ mod config;
 mod connecting;
 mod dialer;
 mod eject;
+mod evidence;
 #[cfg(feature = "health")]
 mod health;
 mod publish;
@@ -42,7 +43,7 @@ use tokio::time::Instant;
 
 use self::agenda::{Agenda, Due};
 use self::dialer::{Attempt, Dialer};
-use self::eject::Evidence;
+use self::evidence::Evidence;
 use self::publish::Published;
 use self::pulse::Pulse;
 use self::subset::{MANY, SubsetOrder};
@@ -257,7 +258,7 @@ impl Balancer {
             self.publish = Publish::ReadySet;
         }
         self.dialer.forget(subchannel.address());
-        self.on_left(subchannel.compared());
+        self.evidence.on_left(subchannel.compared());
         subchannel.leave();
     }
 

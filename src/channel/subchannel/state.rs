@@ -186,3 +186,9 @@ pub(crate) enum Publish {
 /// connection that ends as planned must have stood to be wanted back at once: several times longer than a server takes
 /// that accepts and then ends.
 pub(super) const SETTLED: Duration = Duration::from_secs(1);
+
+/// The first wait after a failure to connect, and the longest: gRPC waits 1 s to 120 s, made for the internet; in a
+/// data centre a restarted server is wanted back at once, and a dead one is tried often enough every 10 s. A
+/// connection that stood for as long as the longest was a good one.
+pub(super) const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+pub(super) const MAX_BACKOFF: Duration = Duration::from_secs(10);
