@@ -51,7 +51,6 @@ mod ticket;
 
 use std::mem;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
