@@ -1,5 +1,7 @@
 //! Evidence about an instance: out, on probation, back.
 
+use std::time::Duration;
+
 use super::*;
 use crate::channel::outlier::EndedRow;
 
