@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::average::Average;
-use super::clock::{decayed, millis, since};
+use super::clock::{SLACK, decayed, millis, since};
 use super::lingering::Lingering;
 use super::quota::StreamQuota;
 
@@ -220,7 +220,7 @@ impl Load {
             return false;
         }
         let left = until.wrapping_sub(millis(now));
-        let spared = (1..=MAX_SPARED).contains(&left);
+        let spared = (1..=MAX_SPARED + SLACK).contains(&left);
         if !spared {
             // Forgotten, unless a new one came meanwhile: the next picks need no clock.
             let _ = self.spared_until.compare_exchange(until, 0, Ordering::Relaxed, Ordering::Relaxed);
@@ -286,7 +286,7 @@ impl Load {
         let until = millis(now).wrapping_add(pause).max(1);
         let before = self.spared_until.load(Ordering::Relaxed);
         // A longer pause stays. Not exact when two answers meet.
-        let is_longer = before == 0 || until.wrapping_sub(before) <= MAX_SPARED;
+        let is_longer = before == 0 || until.wrapping_sub(before) <= u32::MAX / 2;
         if pause > 0 && is_longer {
             self.spared_until.store(until, Ordering::Relaxed);
         }
@@ -507,6 +507,26 @@ mod tests {
         load.on_answer();
         after(100).await;
         assert!(is_tried(), "it was overtaken by another");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pick_that_looked_at_the_clock_before_an_instance_shed_spares_it() {
+        let (load, begin) = (fast(), Instant::now());
+        load.on_shed(begin + Duration::from_millis(3), Duration::from_secs(5));
+        assert!(load.is_spared(begin) && load.is_spared(begin + Duration::from_secs(5)), "it is spared all the same");
+        let later = begin + Duration::from_secs(20);
+        load.on_shed(later, Duration::from_secs(1));
+        assert!(load.is_spared(later), "a pause that is over is no longer one, although no pick has looked");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pick_that_looked_at_the_clock_before_a_call_was_sent_sees_no_silence() {
+        let (load, begin) = (fast(), Instant::now());
+        load.on_pick(begin + Duration::from_millis(3));
+        assert!(load.quota().acquire(), "it has room");
+        assert!(!load.is_shunned(begin) && !load.claim_probe(begin), "no time has passed");
+        load.on_missed(begin + Duration::from_millis(3));
+        assert!(!load.claim_probe(begin), "it was missed just now");
     }
 
     #[tokio::test(start_paused = true)]
