@@ -14,8 +14,8 @@ use super::quota::StreamQuota;
 
 /// The load of one instance on its present connection.
 ///
-/// Every pick reads two of them and writes one, so a load is small and one cache line holds it: ten thousand of them
-/// stay in a core's cache.
+/// Every pick reads two of them and writes one, so a load is small: with the two counts of its `Arc` it has the size of a
+/// cache line. It may lie across two, as the allocator aligns to 16 bytes; one of its own would take 128.
 pub(crate) struct Load {
     quota: StreamQuota,
     latency: Average,
@@ -349,7 +349,7 @@ const SPARED_OF: u32 = 16;
 /// For how many milliseconds at most one answer has an instance spared: a server's mistake must not cost it its load.
 const MAX_SPARED: u32 = 5_000;
 
-/// With the two counts of its `Arc` a load fits into one cache line.
+/// With the two counts of its `Arc` a load is no larger than a cache line, wherever it lies.
 const _: () = assert!(size_of::<Load>() + 2 * size_of::<usize>() <= 64);
 
 #[cfg(test)]
