@@ -128,13 +128,13 @@ impl Attempt {
             }
             Answer::Begins => {
                 let connection = self.connection();
-                connection.load().on_answer(now);
+                connection.load().on_answer();
                 self.ended = (connection.on_head(), connection.load().answers());
                 None
             }
             Answer::Status(code) => {
                 if !timed_out {
-                    self.connection().load().on_answer(now);
+                    self.connection().load().on_answer();
                     self.on_status(code, &head.headers);
                 }
                 Some(code)

@@ -92,7 +92,7 @@ impl TestPick {
     /// The response began `after` the call was sent.
     pub fn answered(&self, after: Duration) {
         let now = Instant::now();
-        self.candidate.load().on_answer(now);
+        self.candidate.load().on_answer();
         self.candidate.load().on_latency(now, after);
     }
 
@@ -100,7 +100,7 @@ impl TestPick {
     /// gRPC.
     pub fn failed_at_once(&self) {
         let now = Instant::now();
-        self.candidate.load().on_answer(now);
+        self.candidate.load().on_answer();
         self.candidate.load().on_fast_failure(now);
     }
 
@@ -108,7 +108,7 @@ impl TestPick {
     /// says nothing of that is spared for half a second.
     pub fn shed(&self, pause: Duration) {
         let now = Instant::now();
-        self.candidate.load().on_answer(now);
+        self.candidate.load().on_answer();
         self.candidate.load().on_shed(now, pause);
     }
 

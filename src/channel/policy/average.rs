@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::time::Instant;
 
-use super::clock::millis;
+use super::clock::{between, millis};
 
 /// The moving average of one instance's latencies, in microseconds.
 #[derive(Default)]
@@ -28,7 +28,7 @@ pub(super) struct Average {
     /// 0 before the first answer.
     micros: AtomicU32,
     /// The evidence in the upper bits, and in the others the milliseconds of the last answer. Those start again after
-    /// 18 hours: then the average of an instance that was never called meanwhile counts for a second again.
+    /// 18 hours: then the average of an instance that was never called meanwhile counts for a minute again.
     stamp: AtomicU32,
 }
 
@@ -90,7 +90,7 @@ fn lasts(evidence: u32) -> u32 {
 
 /// The milliseconds from a stamp to `now`.
 fn passed(stamp: u32, now: u32) -> u32 {
-    now.wrapping_sub(stamp) & TIME
+    between(stamp, now, TIME)
 }
 
 /// All evidence that counts.
@@ -134,6 +134,15 @@ mod tests {
         assert_eq!(average.micros(), 100, "what is older than a second counts for nothing");
         answers(&average, begin, u32::MAX, [3_100]);
         assert_eq!(average.micros(), u32::MAX, "what does not fit is as long as fits");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_counted_after_a_later_one_is_no_old_news() {
+        let (average, begin) = (Average::default(), Instant::now());
+        answers(&average, begin, 8_000, 0..33);
+        assert!(!average.is_old(begin), "the clock was read before the latest answer came");
+        answers(&average, begin, 16_000, [30]);
+        assert_eq!(average.micros(), 9_000, "it counts for an eighth, as answers in a row do");
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,10 +16,21 @@ pub(super) fn millis(at: Instant) -> u32 {
     }
 }
 
-/// The milliseconds from `then` to `now`.
+/// The milliseconds from `then` to `now`; 0 where `then` is later by up to [`SLACK`].
 pub(super) fn since(then: u32, now: Instant) -> u32 {
-    millis(now).wrapping_sub(then)
+    between(then, millis(now), u32::MAX)
 }
+
+/// The milliseconds from `then` to `now` where both count up to `last` and start again, a power of two less one; 0 where
+/// `then` is later by up to [`SLACK`].
+pub(super) fn between(then: u32, now: u32, last: u32) -> u32 {
+    let passed = now.wrapping_sub(then) & last;
+    if last - passed < SLACK { 0 } else { passed }
+}
+
+/// By how many milliseconds a stamp may lie in the future: a minute. A pick looks at the clock once and then at the
+/// stamps, and meanwhile another thread, which looked later, may set them.
+pub(super) const SLACK: u32 = 1 << 16;
 
 /// The rest of a quantity of which half decays in `half_life`, after `passed`.
 #[inline]
@@ -42,6 +53,14 @@ mod tests {
         let earlier = now.checked_sub(Duration::from_secs(3)).expect("the machine runs for longer than that");
         let passed = since(millis(earlier), now);
         assert!((2_999..=3_000).contains(&passed), "differences hold on both sides: {passed} ms of 3,000");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_time_has_passed_since_a_moment_that_is_to_come() {
+        let now = Instant::now();
+        assert_eq!(since(millis(now + Duration::from_secs(60)), now), 0, "another thread looked later");
+        let long_ago = millis(now).wrapping_sub(u32::MAX / 4 * 3);
+        assert_eq!(since(long_ago, now), u32::MAX / 4 * 3, "weeks are told apart from that");
     }
 
     #[test]

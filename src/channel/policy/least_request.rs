@@ -14,8 +14,8 @@ use crate::channel::policy::{Picker, Policy};
 ///
 /// An instance that fails is not idle. A call that failed at once counts as in flight for about as long as calls take
 /// elsewhere. An instance that [sheds](crate::policy#shedding) calls, or is silent, is passed over: silent is one that
-/// has calls waiting and has answered none for 16 ms and for twice as long as it usually takes, and one whose calls
-/// missed their deadlines. That one is tried with one call a second until it answers.
+/// was sent a call and has answered none since, for 16 ms and for twice as long as it usually takes, and one whose calls
+/// missed their deadlines. It is tried with one call a second until it answers.
 ///
 /// Calls in flight alone do not show a slow instance while there are few calls: mostly none is in flight anywhere. So
 /// of the two, one whose responses take at least four times as long to begin counts as having one call more in flight,
@@ -169,12 +169,13 @@ mod tests {
         let both = candidates(&[1, 1]);
         let (frozen, busy) = (both[0].load().clone(), both[1].load().clone());
         let answers = |load: &Load| {
-            load.on_answer(Instant::now());
+            load.on_answer();
             load.on_latency(Instant::now(), Duration::from_millis(1));
         };
         answers(&frozen);
         answers(&busy);
         frozen.quota().acquire();
+        busy.on_pick(Instant::now());
         (0..5).for_each(|_| assert!(busy.quota().acquire(), "it has room"));
         let picker = LeastRequest::new().picker(&both);
         let all_go_to = |index| (0..100).all(|_| picker.pick(&both, 0) == index);
@@ -277,7 +278,7 @@ mod tests {
             open.sort_by_key(|&(end, ..)| std::cmp::Reverse(end));
             while let Some((end, at, candidate)) = open.pop_if(|&mut (end, ..)| end <= next) {
                 tokio::time::advance(end.duration_since(Instant::now())).await;
-                candidate.load().on_answer(end);
+                candidate.load().on_answer();
                 candidate.load().on_latency(end, end - at);
                 candidate.load().quota().release();
             }

@@ -15,13 +15,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::time::Instant;
 
 use super::clock::{decayed, millis, since};
+use super::load::PROBE_EVERY;
 
 /// The calls of one instance that linger.
 #[derive(Default)]
 pub(super) struct Lingering {
     /// In the lower half the calls in 256ths, above them [`SILENT`] or [`FAILING`].
     calls: AtomicU32,
-    /// When the latest one was missed, or when those that failed were counted.
+    /// When the latest one was missed or the instance was tried again, or when those that failed were counted.
     at: AtomicU32,
 }
 
@@ -39,7 +40,7 @@ impl Lingering {
         let now = Instant::now();
         let (calls, passed) = (word & CALLS, since(self.at.load(Ordering::Relaxed), now));
         if word & SILENT != 0 {
-            return if passed >= SILENCE { 0 } else { calls / ONE };
+            return if passed >= PROBE_EVERY { 0 } else { calls / ONE };
         }
         // Where calls fade like this, each of them lingers for the usual time on average.
         let half_life = (usual / 1_443).clamp(1, LONGEST);
@@ -66,7 +67,15 @@ impl Lingering {
 
     /// Whether a silent instance is due to be tried again.
     pub(super) fn is_due(&self, now: Instant) -> bool {
-        since(self.at.load(Ordering::Relaxed), now) >= SILENCE
+        since(self.at.load(Ordering::Relaxed), now) >= PROBE_EVERY
+    }
+
+    /// Takes the call with which a silent instance is tried again, if that is due. Of all picks one gets it, and the
+    /// next is due a second later; until then the calls that were missed count again.
+    pub(super) fn claim_probe(&self, now: Instant) -> bool {
+        let at = self.at.load(Ordering::Relaxed);
+        since(at, now) >= PROBE_EVERY
+            && self.at.compare_exchange(at, millis(now), Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// The instance answered, with whatever status.
@@ -118,10 +127,6 @@ const SILENT: u32 = 1 << 31;
 
 /// The latest answers failed at once.
 const FAILING: u32 = 1 << 30;
-
-/// For how many milliseconds missed calls count, and a silent instance is not tried again: one caller a second is what
-/// it may cost to see that it is back.
-const SILENCE: u32 = 1024;
 
 /// The longest half-life of a failed call in milliseconds: where calls take longer, a failure should not weigh for
 /// minutes.

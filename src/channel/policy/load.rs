@@ -8,14 +8,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::average::Average;
-use super::clock::{decayed, millis, since};
+use super::clock::{SLACK, decayed, millis, since};
 use super::lingering::Lingering;
 use super::quota::StreamQuota;
 
 /// The load of one instance on its present connection.
 ///
-/// Every pick reads two of them and writes one, so a load is small and one cache line holds it: ten thousand of them
-/// stay in a core's cache.
+/// Every pick reads two of them and writes one, so a load is small: with the two counts of its `Arc` it has the size of a
+/// cache line. It may lie across two, as the allocator aligns to 16 bytes; one of its own would take 128.
 pub(crate) struct Load {
     quota: StreamQuota,
     latency: Average,
@@ -28,8 +28,9 @@ pub(crate) struct Load {
     peak: AtomicU32,
     /// When the peak was updated.
     peaked_at: AtomicU32,
-    /// When the instance last answered, or its calls began to wait.
-    heard_at: AtomicU32,
+    /// When the first call since the latest answer was sent, and 0 while there is none; moved on by each
+    /// [probe](Self::claim_probe).
+    asked_at: AtomicU32,
     /// Responses that have begun since the connection stands.
     answers: AtomicU32,
     /// Until when the instance is spared because it sheds calls: 0 if it is not, and never 0 if it is.
@@ -46,7 +47,7 @@ impl Load {
             responding: AtomicU32::new(0),
             peak: AtomicU32::new(UNMEASURED),
             peaked_at: AtomicU32::new(0),
-            heard_at: AtomicU32::new(0),
+            asked_at: AtomicU32::new(0),
             answers: AtomicU32::new(0),
             spared_until: AtomicU32::new(0),
         }
@@ -132,9 +133,15 @@ impl Load {
     /// Not each time that it is old: where a second brings only a few calls, a slow instance would get one of each few.
     pub(crate) fn is_overlooked(&self) -> bool {
         // The clock is read last, so most picks do without.
-        !self.is_awaited()
-            && fastrand::u32(..self.latency.evidence().max(PROBE_OF)) == 0
-            && self.is_forgotten(Instant::now())
+        fastrand::u32(..self.latency.evidence().max(PROBE_OF)) == 0 && {
+            let now = Instant::now();
+            self.is_forgotten(now) && !self.is_expected_to_answer(now)
+        }
+    }
+
+    /// Whether a call waits that was sent so recently that its answer may still come.
+    fn is_expected_to_answer(&self, now: Instant) -> bool {
+        self.silence(now).is_some_and(|silence| silence <= self.patience().max(PROBE_EVERY))
     }
 
     /// Whether there are calls whose response has not begun.
@@ -142,26 +149,69 @@ impl Load {
         self.in_flight() > self.responding.load(Ordering::Relaxed)
     }
 
-    /// Whether calls wait, and none was answered for longer than answers usually take: the instance may be frozen.
-    /// Unknown, and so `false`, before the first answer.
-    fn is_silent(&self, now: Instant) -> bool {
-        let usual = self.latency_micros();
-        let silence = since(self.heard_at.load(Ordering::Relaxed), now);
-        usual > 0 && self.is_awaited() && silence > SILENT_AFTER.max((usual / 1_000).saturating_mul(SILENT_TIMES))
+    /// For how many milliseconds calls have waited of which the first was sent after the latest answer; `None` where
+    /// there are none.
+    ///
+    /// Calls that an answer has overtaken say nothing: a quiet stream has no response before its first message, and
+    /// that may take hours.
+    fn silence(&self, now: Instant) -> Option<u32> {
+        match self.asked_at.load(Ordering::Relaxed) {
+            0 => None,
+            asked_at => self.is_awaited().then(|| since(asked_at, now)),
+        }
     }
 
-    /// Whether a call should go elsewhere if it can: the instance sheds calls, or has missed some and is not due to be
-    /// tried again. Reads the clock only where there is something to compare with it.
+    /// The milliseconds after which calls that wait are silence.
+    fn patience(&self) -> u32 {
+        SILENT_AFTER.max((self.latency_micros() / 1_000).saturating_mul(SILENT_TIMES))
+    }
+
+    /// Whether calls were sent, and none was answered since for longer than answers usually take: the instance may be
+    /// frozen. Unknown, and so `false`, before the first answer.
+    fn is_silent(&self, now: Instant) -> bool {
+        self.latency_micros() > 0 && self.silence(now).is_some_and(|silence| silence > self.patience())
+    }
+
+    /// Whether a call should go elsewhere if it can: the instance sheds calls, or has missed some. Reads the clock only
+    /// where there is something to compare with it.
     pub(crate) fn is_penalized(&self) -> bool {
-        (self.spared_until.load(Ordering::Relaxed) != 0 || self.lingering.is_silent())
-            && self.is_penalized_at(Instant::now())
+        self.lingering.is_silent() || self.spared_until.load(Ordering::Relaxed) != 0 && self.is_spared_this_once()
     }
 
     #[cold]
-    fn is_penalized_at(&self, now: Instant) -> bool {
-        let is_stuck = || self.lingering.is_silent() && (self.is_awaited() || !self.lingering.is_due(now));
+    fn is_spared_this_once(&self) -> bool {
         // A few calls go to one that sheds all the same: it may shed only some.
-        is_stuck() || self.is_spared(now) && fastrand::u32(..SPARED_OF) != 0
+        self.is_spared(Instant::now()) && fastrand::u32(..SPARED_OF) != 0
+    }
+
+    /// Takes the call that a silent instance, or one that has missed calls, gets each second: it finds out whether the
+    /// instance is back. Of all picks one gets it, whatever waits there: that may be streams that stay quiet for hours.
+    #[cold]
+    pub(crate) fn claim_probe(&self, now: Instant) -> bool {
+        let has_missed = self.lingering.is_silent();
+        if self.is_spared(now) || has_missed && !self.lingering.is_due(now) {
+            return false;
+        }
+        let is_claimed = if self.is_silent(now) { self.claim_silence(now) } else { has_missed };
+        is_claimed && (!has_missed || self.lingering.claim_probe(now))
+    }
+
+    /// Takes the call that an instance of which nothing is known gets each second although others wait there.
+    pub(crate) fn claim_first_answer(&self, now: Instant) -> bool {
+        let asked_at = self.asked_at.load(Ordering::Relaxed);
+        let asks = millis(now).max(1);
+        self.is_awaited()
+            && !self.is_failing()
+            && (asked_at == 0 || since(asked_at, now) >= PROBE_EVERY)
+            && self.asked_at.compare_exchange(asked_at, asks, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Moves the begin of the silence, so that it is silence still and due a second later.
+    fn claim_silence(&self, now: Instant) -> bool {
+        let (asked_at, patience) = (self.asked_at.load(Ordering::Relaxed), self.patience());
+        let moved = millis(now).wrapping_sub(patience + 2).max(1);
+        since(asked_at, now) >= patience + PROBE_EVERY
+            && self.asked_at.compare_exchange(asked_at, moved, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     fn is_spared(&self, now: Instant) -> bool {
@@ -170,7 +220,7 @@ impl Load {
             return false;
         }
         let left = until.wrapping_sub(millis(now));
-        let spared = (1..=MAX_SPARED).contains(&left);
+        let spared = (1..=MAX_SPARED + SLACK).contains(&left);
         if !spared {
             // Forgotten, unless a new one came meanwhile: the next picks need no clock.
             let _ = self.spared_until.compare_exchange(until, 0, Ordering::Relaxed, Ordering::Relaxed);
@@ -184,17 +234,18 @@ impl Load {
         self.is_silent(now) || self.is_penalized()
     }
 
-    /// A call is about to go there. If it is the only one that waits, silence begins with it.
+    /// A call is about to go there. If it is the first one since the latest answer, or the only one that waits, silence
+    /// begins with it.
     pub(crate) fn on_pick(&self, now: Instant) {
-        if !self.is_awaited() {
-            self.heard_at.store(millis(now), Ordering::Relaxed);
+        if self.asked_at.load(Ordering::Relaxed) == 0 || !self.is_awaited() {
+            self.asked_at.store(millis(now).max(1), Ordering::Relaxed);
         }
     }
 
     /// The instance answered a call, with whatever status.
-    pub(crate) fn on_answer(&self, now: Instant) {
+    pub(crate) fn on_answer(&self) {
         self.answers.fetch_add(1, Ordering::Relaxed);
-        self.heard_at.store(millis(now), Ordering::Relaxed);
+        self.asked_at.store(0, Ordering::Relaxed);
         self.lingering.on_answer();
     }
 
@@ -235,7 +286,7 @@ impl Load {
         let until = millis(now).wrapping_add(pause).max(1);
         let before = self.spared_until.load(Ordering::Relaxed);
         // A longer pause stays. Not exact when two answers meet.
-        let is_longer = before == 0 || until.wrapping_sub(before) <= MAX_SPARED;
+        let is_longer = before == 0 || until.wrapping_sub(before) <= u32::MAX / 2;
         if pause > 0 && is_longer {
             self.spared_until.store(until, Ordering::Relaxed);
         }
@@ -285,6 +336,10 @@ const UNKNOWN: u32 = 10_000;
 const SILENT_AFTER: u32 = 16;
 const SILENT_TIMES: u32 = 2;
 
+/// After how many milliseconds a silent instance is tried again: one caller a second is what it may cost to see that it
+/// is back.
+pub(super) const PROBE_EVERY: u32 = 1024;
+
 /// Of how many picks that an old latency would decide one disregards it, at most.
 const PROBE_OF: u32 = 4;
 
@@ -294,7 +349,7 @@ const SPARED_OF: u32 = 16;
 /// For how many milliseconds at most one answer has an instance spared: a server's mistake must not cost it its load.
 const MAX_SPARED: u32 = 5_000;
 
-/// With the two counts of its `Arc` a load fits into one cache line.
+/// With the two counts of its `Arc` a load is no larger than a cache line, wherever it lies.
 const _: () = assert!(size_of::<Load>() + 2 * size_of::<usize>() <= 64);
 
 #[cfg(test)]
@@ -377,6 +432,101 @@ mod tests {
         let load = Load::new(1);
         load.on_shed(Instant::now(), Duration::ZERO);
         assert!(!load.is_spared(Instant::now()), "it wants to be called again at once");
+    }
+
+    /// An instance that usually answers after a millisecond.
+    fn fast() -> Load {
+        let load = Load::new(100);
+        load.on_answer();
+        load.on_latency(Instant::now(), Duration::from_millis(1));
+        load
+    }
+
+    /// A call that waits.
+    fn call(load: &Load) {
+        load.on_pick(Instant::now());
+        assert!(load.quota().acquire(), "it has room");
+    }
+
+    async fn after(millis: u64) -> Instant {
+        tokio::time::advance(Duration::from_millis(millis)).await;
+        Instant::now()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_stays_quiet_is_no_silence_once_a_later_call_was_answered() {
+        let load = fast();
+        call(&load);
+        assert!(load.is_shunned(after(30).await), "nothing shows that it is not frozen");
+        assert!(load.claim_probe(after(1_100).await), "a call finds out");
+        call(&load);
+        load.on_answer();
+        load.quota().release();
+        for _ in 0..100 {
+            assert!(!load.is_shunned(after(60_000).await), "the stream alone says nothing");
+            call(&load);
+            assert!(!load.is_shunned(after(1).await), "a call has just been sent");
+            load.on_answer();
+            load.quota().release();
+        }
+        call(&load);
+        assert!(load.is_shunned(after(30).await), "a call that waits does");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_with_calls_that_wait_is_tried_once_a_second() {
+        let (frozen, missed) = (fast(), fast());
+        (0..3).for_each(|_| call(&frozen));
+        call(&missed);
+        missed.on_missed(Instant::now());
+        for load in [frozen, missed] {
+            let mut probes = 0;
+            for _ in 0..1_000 {
+                let now = after(10).await;
+                if load.claim_probe(now) {
+                    probes += 1;
+                    assert!(!load.claim_probe(now), "one pick a second");
+                    call(&load);
+                }
+                assert!(load.is_shunned(now) || load.silence(now) <= Some(16), "all others go elsewhere");
+            }
+            assert!((9..=10).contains(&probes), "in ten seconds it was tried {probes} times");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_instance_is_tried_again_although_a_stream_stays_quiet() {
+        let load = Load::new(10);
+        load.on_latency(Instant::now(), Duration::from_millis(400));
+        call(&load);
+        let is_tried = || (0..1_000).any(|_| load.is_overlooked());
+        after(700).await;
+        assert!(!is_tried(), "a call is on its way, and may be answered yet");
+        after(400).await;
+        assert!(is_tried(), "it is not answered soon");
+        load.on_answer();
+        after(100).await;
+        assert!(is_tried(), "it was overtaken by another");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pick_that_looked_at_the_clock_before_an_instance_shed_spares_it() {
+        let (load, begin) = (fast(), Instant::now());
+        load.on_shed(begin + Duration::from_millis(3), Duration::from_secs(5));
+        assert!(load.is_spared(begin) && load.is_spared(begin + Duration::from_secs(5)), "it is spared all the same");
+        let later = begin + Duration::from_secs(20);
+        load.on_shed(later, Duration::from_secs(1));
+        assert!(load.is_spared(later), "a pause that is over is no longer one, although no pick has looked");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pick_that_looked_at_the_clock_before_a_call_was_sent_sees_no_silence() {
+        let (load, begin) = (fast(), Instant::now());
+        load.on_pick(begin + Duration::from_millis(3));
+        assert!(load.quota().acquire(), "it has room");
+        assert!(!load.is_shunned(begin) && !load.claim_probe(begin), "no time has passed");
+        load.on_missed(begin + Duration::from_millis(3));
+        assert!(!load.claim_probe(begin), "it was missed just now");
     }
 
     #[tokio::test(start_paused = true)]

@@ -20,8 +20,9 @@ use crate::channel::policy::{Picker, Policy};
 /// equally fast instances share by weight, also those that [start slowly](crate::ChannelBuilder::slow_start), whether
 /// each has many calls in flight or hardly one.
 ///
-/// An instance that has answered nothing yet gets calls as one that answers at once, one at a time. One with a high
-/// peak still gets a few calls in a thousand, and where such a probe is fast, the peak is forgotten.
+/// An instance that has answered nothing yet gets calls as one that answers at once, one at a time, and another one each
+/// second: the first may be a stream that stays quiet for hours. One with a high peak still gets a few calls in a
+/// thousand, and where such a probe is fast, the peak is forgotten.
 ///
 /// An instance that fails is neither idle nor fast: one that fails calls at once promises no sooner answer than others,
 /// and such a call counts as in flight for about as long as calls take there. One that [sheds](crate::policy#shedding)
@@ -85,7 +86,11 @@ fn is_sooner((other, other_weight): (&Load, u32), (one, weight): (&Load, u32), n
     let (peak, other_peak) = (one.peak_micros(now), other.peak_micros(now));
     let promised = promise(one, (peak, other_peak), both, heavier * other_weight);
     let sooner = promise(other, (other_peak, peak), both, heavier * weight) < promised;
-    sooner && !(peak / SLOWER > other_peak && other_peak > 0 && one.is_overlooked())
+    let is_tried = || match peak {
+        0 => one.claim_first_answer(now),
+        peak => peak / SLOWER > other_peak && one.is_overlooked(),
+    };
+    sooner && !(other_peak > 0 && is_tried())
 }
 
 /// How long an answer would take here, in microseconds times `both`, if each call in flight weighs `each`. Where

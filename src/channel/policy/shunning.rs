@@ -1,4 +1,5 @@
-//! Picks that pass over instances that shed calls or are silent, as long as others are found.
+//! Picks that pass over instances that shed calls or are silent, as long as others are found. Silent ones are tried with
+//! one call a second.
 
 use tokio::time::Instant;
 
@@ -11,7 +12,7 @@ pub(super) fn better_of_two(candidates: &[Candidate], mut draw: impl FnMut(Insta
     let (better, worse) = draw(now);
     let Some(candidate) = candidates.get(better) else { return better };
     let load = candidate.load();
-    if load.is_shunned(now) {
+    if load.is_shunned(now) && !load.claim_probe(now) {
         let chosen = elsewhere(candidates, (better, worse), now, draw);
         candidates[chosen].load().on_pick(now);
         return chosen;
@@ -46,7 +47,7 @@ fn elsewhere(
 pub(super) fn unpenalized(candidates: &[Candidate], mut draw: impl FnMut() -> usize) -> usize {
     let first = draw();
     let is_penalized = |index: usize| candidates.get(index).is_some_and(|candidate| candidate.load().is_penalized());
-    if !is_penalized(first) {
+    if !is_penalized(first) || candidates[first].load().claim_probe(Instant::now()) {
         return first;
     }
     (0..REDRAWS).map(|_| draw()).find(|&next| !is_penalized(next)).unwrap_or(first)

@@ -287,7 +287,7 @@ async fn a_failure_shows_until_the_next_connection_stands() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_answered_is_replaced_at_once() {
     let mut machine = at("Ready");
-    connection(&machine).load().on_answer(now());
+    connection(&machine).load().on_answer();
     let effects = machine.on(Input::Ended(ticket(&machine), planned("going away")), now());
     assert_eq!((name(&machine), machine.connectivity()), ("Queued", Connectivity::Connecting));
     assert!(effects.queue.is_some() && effects.failure.is_none(), "nothing failed");
@@ -326,21 +326,21 @@ async fn an_instance_is_new_until_it_is_ready_and_after_it_could_not_be_reached(
     let mut machine = at("Ready");
     let first = machine.ready_since();
     assert_eq!(first, Some(now()));
-    connection(&machine).load().on_answer(now());
+    connection(&machine).load().on_answer();
     tokio::time::advance(Duration::from_secs(1)).await;
     machine.on(Input::Ended(ticket(&machine), planned("going away")), now());
     reconnect(&mut machine);
     assert_eq!(machine.ready_since(), first, "one that only reconnects is not new");
     machine.on(Input::Updated(member(2, 10, MemberState::Live)), now());
     assert_eq!(machine.ready_since(), first, "nor is one whose connection outlived its lease");
-    connection(&machine).load().on_answer(now());
+    connection(&machine).load().on_answer();
     machine.on(Input::Ended(ticket(&machine), planned("going away")), now());
     machine.on(Input::Turn(ticket(&machine)), now());
     machine.on(Input::ConnectFailed(ticket(&machine), "refused".into()), now());
     assert_eq!(machine.ready_since(), None, "it is another process, most likely");
     machine.on(Input::BackoffOver(ticket(&machine)), now());
     reconnect(&mut machine);
-    connection(&machine).load().on_answer(now());
+    connection(&machine).load().on_answer();
     machine.on(Input::Ended(ticket(&machine), planned("going away")), now());
     machine.on(Input::Updated(member(3, 10, MemberState::Live)), now());
     assert_eq!(machine.ready_since(), None, "another lease without a connection is another process");
@@ -371,7 +371,7 @@ async fn one_that_failed_and_came_back_settles_with_an_answer_or_a_second() {
     assert!(!machine.is_fit(now()), "it may fail again");
     assert_eq!(machine.settles_at(), Some(now() + SETTLED));
     assert!(machine.is_fit(now() + SETTLED), "it stands for long enough");
-    connection.load().on_answer(now());
+    connection.load().on_answer();
     assert!(machine.is_fit(now()), "it answered");
 }
 

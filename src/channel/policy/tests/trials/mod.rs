@@ -3,6 +3,7 @@
 mod failing;
 mod freezing;
 mod shedding;
+mod streaming;
 mod warming;
 
 use std::sync::Arc;
@@ -83,7 +84,7 @@ impl Trial {
 fn count(load: &Load, after: Duration, end: End) {
     let now = Instant::now();
     if end != End::Missed {
-        load.on_answer(now);
+        load.on_answer();
     }
     match end {
         End::Answered => load.on_latency(now, after),
