@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -16,6 +16,8 @@ pub(crate) struct Gate {
     room: AtomicI32,
     /// How many more the driver may let in at that turn, if the socket is not found to stand still then.
     reserve: AtomicI32,
+    /// Whether all calls are let in, for good.
+    is_open: AtomicBool,
     /// The length of the queue, to be read without its lock.
     waiting: AtomicUsize,
     queue: Mutex<Queue>,
@@ -30,11 +32,19 @@ struct Queue {
     admitted: u64,
 }
 
+impl Queue {
+    /// For good: all numbers are let in.
+    fn is_open(&self) -> bool {
+        self.admitted == u64::MAX
+    }
+}
+
 impl Gate {
     pub(super) fn new() -> Self {
         Self {
             room: AtomicI32::new(ROOM),
             reserve: AtomicI32::new(0),
+            is_open: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             queue: Mutex::default(),
         }
@@ -60,7 +70,7 @@ impl Gate {
         let mine = match *number {
             Some(mine) if mine < queue.admitted => return Poll::Ready(()),
             Some(mine) => mine,
-            None if queue.waiting.is_empty() && self.enter() => return Poll::Ready(()),
+            None if queue.is_open() || queue.waiting.is_empty() && self.enter() => return Poll::Ready(()),
             None => {
                 queue.next += 1;
                 *number.insert(queue.next - 1)
@@ -84,6 +94,9 @@ impl Gate {
 
     /// Makes room after a turn of the driver. Returns whether calls still wait.
     pub(super) fn on_turn(&self, flow: Flow) -> bool {
+        if self.is_open.load(Ordering::Relaxed) {
+            return false;
+        }
         let before = self.room.load(Ordering::Relaxed);
         let all = before.saturating_add(self.reserve.load(Ordering::Relaxed));
         let (mut left, at_once) = match flow {
@@ -114,6 +127,7 @@ impl Gate {
         queue.admitted = u64::MAX;
         let woken = mem::take(&mut queue.waiting);
         self.waiting.store(0, Ordering::Release);
+        self.is_open.store(true, Ordering::Relaxed);
         self.room.store(i32::MAX, Ordering::Relaxed);
         drop(queue);
         woken.into_values().for_each(Waker::wake);
@@ -267,5 +281,12 @@ mod tests {
         gate.open();
         assert_ready!(spawn(()).enter(|cx, _| gate.poll_wait(&mut number, cx)));
         assert!(gate.enter());
+        for flow in [Flow::Slow { calls: 0 }, Flow::Stalled] {
+            gate.on_turn(flow);
+            assert!((0..100).all(|_| gate.enter()), "also while the socket is {flow:?}");
+            assert_ready!(spawn(()).enter(|cx, _| gate.poll_wait(&mut None, cx)));
+        }
+        gate.room.store(0, Ordering::Relaxed);
+        assert_ready!(spawn(()).enter(|cx, _| gate.poll_wait(&mut None, cx)));
     }
 }
