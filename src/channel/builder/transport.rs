@@ -89,7 +89,8 @@ impl ChannelBuilder {
 
     /// The largest list of headers that is accepted, in bytes as HTTP/2 counts them: of a response's head, and of its
     /// trailers. Defaults to 16 KiB, as with tonic's `Endpoint`. A call whose response has more fails with INTERNAL,
-    /// and the connection and its other calls go on.
+    /// and the connection and its other calls go on. Beyond four times the limit, and beyond 256 KiB, trailers arrive
+    /// without what is in them, and four times that ends the connection.
     pub fn http2_max_header_list_size(mut self, bytes: u32) -> Self {
         self.transport.http2_max_header_list_size = Some(bytes);
         self

@@ -134,7 +134,7 @@ impl TransportConfig {
             .max_concurrent_reset_streams(RESET_STREAMS)
             .max_local_error_reset_streams(None)
             .data_frame_budget(DATA_FRAME_BUDGET)
-            .max_header_list_size(self.header_limit().0.max(LONGEST_HEADER_LIST));
+            .max_header_list_size(self.header_limit().0.saturating_mul(4).max(LONGEST_HEADER_LIST));
         #[cfg(test)]
         builder.initial_stream_id(self.first_stream);
         builder
@@ -205,9 +205,10 @@ const FRAME: u32 = 64 * 1024;
 /// 5 MiB are used up by three.
 const CONNECTION_WINDOW: u32 = 1024 * 1024 * 1024;
 
-/// h2 cuts longer trailers without a word, and ends the connection at four times that, so the limit that counts is our
-/// own, and this one is beyond what servers send: a status that repeats the largest message is a quarter of it.
-const LONGEST_HEADER_LIST: u32 = 16 * 1024 * 1024;
+/// h2 cuts longer trailers silently, and ends the connection at four times that, so the limit that counts is our own,
+/// and this one, or four times ours, is beyond the statuses that servers send. It bounds what the headers of one stream
+/// take in memory, which compressed are a few bytes.
+const LONGEST_HEADER_LIST: u32 = 256 * 1024;
 
 /// For how many calls that were given up h2 remembers, for a second, that an answer may still come. An answer to
 /// another is refused, and by default the thousandth of these would end the connection, with all calls on it: a network
