@@ -29,7 +29,8 @@ impl ChannelBuilder {
         self
     }
 
-    /// How long a connection may be idle before TCP probes it. Defaults to `None`: HTTP/2 pings see more.
+    /// How long a connection may be idle before TCP probes it, up to 32,767 s. Defaults to `None`: HTTP/2 pings
+    /// see more.
     pub fn tcp_keepalive(mut self, idle: Option<Duration>) -> Self {
         self.transport.tcp_keepalive = idle;
         self
@@ -37,7 +38,7 @@ impl ChannelBuilder {
 
     /// How long what was sent may stay unacknowledged, or wait for a peer that takes no more, before TCP ends the
     /// connection (`TCP_USER_TIMEOUT`; Linux and Android); `None` leaves that to the system, which takes a quarter of an
-    /// hour. Defaults to 20 s, as gRPC's proposal A18 does.
+    /// hour. Defaults to 20 s, as gRPC's proposal A18 does; where the system refuses the default, connections do without.
     pub fn tcp_user_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.transport.tcp_user_timeout = timeout;
         self

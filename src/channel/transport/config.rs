@@ -81,6 +81,20 @@ impl TransportConfig {
                 return Err(ConfigError::Option { option, value, expected: "more than zero, and at most a year" });
             }
         }
+        let options = [
+            ("tcp_keepalive", self.tcp_keepalive, LONGEST_KEEPALIVE, "at most 32767 s, the system's longest"),
+            (
+                "tcp_user_timeout",
+                self.tcp_user_timeout,
+                LONGEST_USER_TIMEOUT,
+                "at most 2147483647 ms, the system's longest",
+            ),
+        ];
+        for (option, time, longest, expected) in options {
+            if let Some(time) = time.filter(|time| *time > longest) {
+                return Err(ConfigError::Option { option, value: format!("{time:?}"), expected });
+            }
+        }
         let windows = [
             ("initial_stream_window_size", self.initial_stream_window_size),
             ("initial_connection_window_size", self.initial_connection_window_size),
@@ -171,7 +185,11 @@ const SHORTEST_LIMIT: Duration = Duration::from_secs(1);
 const LONGEST_LIMIT: Duration = Duration::from_secs(20);
 
 /// gRPC's value (proposal A18). Without it the kernel sends again for a quarter of an hour before it gives up.
-const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What Linux takes: seconds of `TCP_KEEPIDLE` up to 2^15, and milliseconds that are a positive `int`.
+const LONGEST_KEEPALIVE: Duration = Duration::from_secs(32_767);
+const LONGEST_USER_TIMEOUT: Duration = Duration::from_millis(0x7fff_ffff);
 
 /// A little above five minutes. gRPC servers (grpc-go, C++) call it abuse when the third ping in a
 /// row comes within five minutes of the one before while they themselves send nothing, and close the connection with
