@@ -99,8 +99,13 @@ impl ConnectionDriver {
             return Poll::Ready(self.ended(result.err()));
         }
         self.flow = self.peer.flow(&mut self.uplink);
-        let interest = match (self.peer.take_suspicion(), has_calls || self.peer.is_awaited()) {
-            (true, _) => Interest::Suspicion,
+        if self.peer.is_at_end() {
+            // The calls have been told. What h2 has still to write goes nowhere.
+            return Poll::Ready(self.ended(None));
+        }
+        let way = self.uplink.way();
+        let interest = match (self.peer.take_suspicion(), has_calls || self.peer.is_awaited() || way.is_blocked()) {
+            (true, _) => Interest::Suspicion { has_calls },
             (false, true) => Interest::Waiting,
             (false, false) => Interest::Idle,
         };
