@@ -46,8 +46,9 @@ impl ChannelBuilder {
 
     /// How long a connection may be silent before an HTTP/2 ping is sent, while calls are open or something of a call
     /// was sent since it was heard; `None` switches these pings off. Whatever this says, a ping is sent where a
-    /// connection is doubted: once a silence, and at most every five minutes unless calls are answered in between. A
-    /// server that says `too_many_pings` has the interval doubled for its next connections, and a warning logged.
+    /// connection is doubted: once a silence, and at most every five minutes, or two hours while no call is open, unless
+    /// calls are answered in between. A server that says `too_many_pings` has the interval doubled for its next
+    /// connections, and a warning logged.
     /// Defaults to 310 s: gRPC servers close a connection whose client pings more often than every five minutes while
     /// they themselves send nothing, unless they are told to allow it (`MinTime` in grpc-go's `EnforcementPolicy`).
     /// tonic servers allow any interval; where all servers do, 10 s finds a frozen one sooner.

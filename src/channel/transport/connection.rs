@@ -109,7 +109,7 @@ impl ConnectionDriver {
             (false, true) => Interest::Waiting,
             (false, false) => Interest::Idle,
         };
-        match self.pings.poll(&mut self.h2, self.peer.take_read(), interest, cx) {
+        match self.pings.poll(&mut self.h2, self.peer.take_read(), interest, way, cx) {
             Ok(()) => Poll::Pending,
             Err(Silent) => Poll::Ready(Ended::Silent),
         }

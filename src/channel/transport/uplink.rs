@@ -13,6 +13,24 @@ pub(super) struct Uplink {
     written: u32,
     /// Bytes that were taken and are not counted as a call yet.
     rest: usize,
+    way: Way,
+}
+
+/// Whether the peer's end takes what is written, as far as the last turn shows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Way {
+    #[default]
+    Clear,
+    /// The socket takes no more for the moment. A ping would keep h2 from reading until it does.
+    Blocked,
+    /// A socket that was blocked has taken bytes, for which the peer's end has made room. It may be blocked again.
+    Moved { is_blocked: bool },
+}
+
+impl Way {
+    pub(super) fn is_blocked(self) -> bool {
+        matches!(self, Self::Blocked | Self::Moved { is_blocked: true })
+    }
 }
 
 /// What became of the bytes that the driver had to write.
@@ -32,6 +50,11 @@ pub(crate) enum Flow {
 impl Uplink {
     /// After a turn, in which the socket took so many bytes, and HEADERS up to the stream `written`.
     pub(super) fn on_turn(&mut self, is_blocked: bool, taken: usize, written: u32) -> Flow {
+        self.way = match (self.way.is_blocked() && taken > 0, is_blocked) {
+            (true, _) => Way::Moved { is_blocked },
+            (false, true) => Way::Blocked,
+            (false, false) => Way::Clear,
+        };
         // The numbers of a client's streams are odd.
         let heads = written.saturating_sub(self.written) / 2;
         self.written = written;
@@ -52,6 +75,10 @@ impl Uplink {
             (true, true) => Flow::Slow { calls },
             (true, false) => Flow::Stalled,
         }
+    }
+
+    pub(super) fn way(&self) -> Way {
+        self.way
     }
 }
 
