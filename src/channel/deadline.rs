@@ -28,9 +28,9 @@ pub(crate) struct Deadline {
 /// A timer on the channel's runtime, for calls from anywhere: callers need no runtime, nor one with a clock.
 #[derive(Debug)]
 pub(crate) enum Timer {
-    /// Made in the channel's runtime.
+    /// Polled in the channel's runtime alone.
     Here(Pin<Box<Sleep>>),
-    /// Made elsewhere: a task there sleeps. A timer that is polled after the end of its runtime panics.
+    /// Polled elsewhere: a task there sleeps. A timer that is polled after the end of its runtime panics.
     There(JoinHandle<()>),
     RanOut,
     /// Will never run out.
@@ -43,14 +43,25 @@ pub(crate) struct RuntimeGone;
 
 impl Timer {
     pub(crate) fn new(at: Instant, runtime: &Runtime) -> Self {
-        if Runtime::try_current().is_ok_and(|here| here.id() == runtime.id()) {
+        if is_current(runtime) {
             return Self::Here(Box::pin(tokio::time::sleep_until(at)));
         }
+        Self::there(at, runtime)
+    }
+
+    fn there(at: Instant, runtime: &Runtime) -> Self {
         Self::There(runtime.spawn(async move { tokio::time::sleep_until(at).await }))
     }
 
     /// Whether it has run out. Registers the task to be woken then.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RuntimeGone>> {
+    ///
+    /// A call may have moved to another runtime, or out of all of them, since it was polled the last time.
+    pub(crate) fn poll(&mut self, runtime: &Runtime, cx: &mut Context<'_>) -> Poll<Result<(), RuntimeGone>> {
+        if let Self::Here(sleep) = self
+            && !is_current(runtime)
+        {
+            *self = Self::there(sleep.deadline(), runtime);
+        }
         match self {
             Self::Here(sleep) => sleep.as_mut().poll(cx).map(Ok),
             Self::There(sleep) => {
@@ -62,6 +73,10 @@ impl Timer {
             Self::Gone => Poll::Ready(Err(RuntimeGone)),
         }
     }
+}
+
+fn is_current(runtime: &Runtime) -> bool {
+    Runtime::try_current().is_ok_and(|here| here.id() == runtime.id())
 }
 
 impl Drop for Timer {
@@ -98,7 +113,7 @@ impl Deadline {
     pub(crate) fn poll_missed(&mut self, runtime: &Runtime, cx: &mut Context<'_>) -> Poll<()> {
         let Some(at) = self.at else { return Poll::Pending };
         let timer = self.timer.get_or_insert_with(|| Timer::new(at, runtime));
-        match ready!(timer.poll(cx)) {
+        match ready!(timer.poll(runtime, cx)) {
             Ok(()) => Poll::Ready(()),
             Err(RuntimeGone) => Poll::Pending,
         }
@@ -173,6 +188,24 @@ mod tests {
             assert!(back >= timeout, "{timeout:?} came back as {back:?}");
             assert!(back.as_secs_f64() <= timeout.as_secs_f64() * 1.001 + 1e-9, "{timeout:?} came back as {back:?}");
         }
+    }
+
+    #[test]
+    fn a_timer_that_moves_out_of_its_runtime_outlives_it() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build();
+        let runtime = runtime.expect("a runtime");
+        let handle = runtime.handle().clone();
+        let mut timer = runtime.block_on(async {
+            let mut timer = Timer::new(Instant::now() + Duration::from_secs(3_600), &handle);
+            let polled = std::future::poll_fn(|cx| Poll::Ready(timer.poll(&handle, cx))).await;
+            assert!(polled.is_pending(), "it has an hour");
+            timer
+        });
+        let mut task = tokio_test::task::spawn(());
+        assert!(task.enter(|cx, _| timer.poll(&handle, cx)).is_pending(), "here as well");
+        drop(runtime);
+        assert!(task.is_woken(), "the end of its runtime is told");
+        assert_eq!(task.enter(|cx, _| timer.poll(&handle, cx)), Poll::Ready(Err(RuntimeGone)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -29,7 +29,8 @@ impl ChannelBuilder {
         self
     }
 
-    /// How long a connection may be idle before TCP probes it. Defaults to `None`: HTTP/2 pings see more.
+    /// How long a connection may be idle before TCP probes it, up to 32,767 s. Defaults to `None`: HTTP/2 pings
+    /// see more.
     pub fn tcp_keepalive(mut self, idle: Option<Duration>) -> Self {
         self.transport.tcp_keepalive = idle;
         self
@@ -37,7 +38,7 @@ impl ChannelBuilder {
 
     /// How long what was sent may stay unacknowledged, or wait for a peer that takes no more, before TCP ends the
     /// connection (`TCP_USER_TIMEOUT`; Linux and Android); `None` leaves that to the system, which takes a quarter of an
-    /// hour. Defaults to 20 s, as gRPC's proposal A18 does.
+    /// hour. Defaults to 20 s, as gRPC's proposal A18 does; where the system refuses the default, connections do without.
     pub fn tcp_user_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.transport.tcp_user_timeout = timeout;
         self
@@ -45,8 +46,9 @@ impl ChannelBuilder {
 
     /// How long a connection may be silent before an HTTP/2 ping is sent, while calls are open or something of a call
     /// was sent since it was heard; `None` switches these pings off. Whatever this says, a ping is sent where a
-    /// connection is doubted: once a silence, and at most every five minutes unless calls are answered in between. A
-    /// server that says `too_many_pings` has the interval doubled for its next connections, and a warning logged.
+    /// connection is doubted: once a silence, and at most every five minutes, or two hours while no call is open, unless
+    /// calls are answered in between. A server that says `too_many_pings` has the interval doubled for its next
+    /// connections, and a warning logged.
     /// Defaults to 310 s: gRPC servers close a connection whose client pings more often than every five minutes while
     /// they themselves send nothing, unless they are told to allow it (`MinTime` in grpc-go's `EnforcementPolicy`).
     /// tonic servers allow any interval; where all servers do, 10 s finds a frozen one sooner.
@@ -89,7 +91,8 @@ impl ChannelBuilder {
 
     /// The largest list of headers that is accepted, in bytes as HTTP/2 counts them: of a response's head, and of its
     /// trailers. Defaults to 16 KiB, as with tonic's `Endpoint`. A call whose response has more fails with INTERNAL,
-    /// and the connection and its other calls go on.
+    /// and the connection and its other calls go on. Beyond four times the limit, and beyond 256 KiB, trailers arrive
+    /// without what is in them, and four times that ends the connection.
     pub fn http2_max_header_list_size(mut self, bytes: u32) -> Self {
         self.transport.http2_max_header_list_size = Some(bytes);
         self

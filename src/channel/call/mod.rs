@@ -315,7 +315,7 @@ impl Call {
         if !pause.is_zero() {
             let mut timer = Timer::new(Instant::now() + pause, &self.handle.runtime);
             // Without the runtime, the next pick says so.
-            _ = poll_fn(|cx| timer.poll(cx)).await;
+            _ = poll_fn(|cx| timer.poll(&self.handle.runtime, cx)).await;
         }
         if let Some(retry) = &self.retry {
             self.head.set_previous_attempts(retry.failed());

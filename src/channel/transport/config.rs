@@ -81,6 +81,20 @@ impl TransportConfig {
                 return Err(ConfigError::Option { option, value, expected: "more than zero, and at most a year" });
             }
         }
+        let options = [
+            ("tcp_keepalive", self.tcp_keepalive, LONGEST_KEEPALIVE, "at most 32767 s, the system's longest"),
+            (
+                "tcp_user_timeout",
+                self.tcp_user_timeout,
+                LONGEST_USER_TIMEOUT,
+                "at most 2147483647 ms, the system's longest",
+            ),
+        ];
+        for (option, time, longest, expected) in options {
+            if let Some(time) = time.filter(|time| *time > longest) {
+                return Err(ConfigError::Option { option, value: format!("{time:?}"), expected });
+            }
+        }
         let windows = [
             ("initial_stream_window_size", self.initial_stream_window_size),
             ("initial_connection_window_size", self.initial_connection_window_size),
@@ -134,7 +148,7 @@ impl TransportConfig {
             .max_concurrent_reset_streams(RESET_STREAMS)
             .max_local_error_reset_streams(None)
             .data_frame_budget(DATA_FRAME_BUDGET)
-            .max_header_list_size(self.header_limit().0.max(LONGEST_HEADER_LIST));
+            .max_header_list_size(self.header_limit().0.saturating_mul(4).max(LONGEST_HEADER_LIST));
         #[cfg(test)]
         builder.initial_stream_id(self.first_stream);
         builder
@@ -171,7 +185,11 @@ const SHORTEST_LIMIT: Duration = Duration::from_secs(1);
 const LONGEST_LIMIT: Duration = Duration::from_secs(20);
 
 /// gRPC's value (proposal A18). Without it the kernel sends again for a quarter of an hour before it gives up.
-const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What Linux takes: seconds of `TCP_KEEPIDLE` up to 2^15, and milliseconds that are a positive `int`.
+const LONGEST_KEEPALIVE: Duration = Duration::from_secs(32_767);
+const LONGEST_USER_TIMEOUT: Duration = Duration::from_millis(0x7fff_ffff);
 
 /// A little above five minutes. gRPC servers (grpc-go, C++) call it abuse when the third ping in a
 /// row comes within five minutes of the one before while they themselves send nothing, and close the connection with
@@ -205,9 +223,10 @@ const FRAME: u32 = 64 * 1024;
 /// 5 MiB are used up by three.
 const CONNECTION_WINDOW: u32 = 1024 * 1024 * 1024;
 
-/// h2 cuts longer trailers without a word, and ends the connection at four times that, so the limit that counts is our
-/// own, and this one is beyond what servers send: a status that repeats the largest message is a quarter of it.
-const LONGEST_HEADER_LIST: u32 = 16 * 1024 * 1024;
+/// h2 cuts longer trailers silently, and ends the connection at four times that, so the limit that counts is our own,
+/// and this one, or four times ours, is beyond the statuses that servers send. It bounds what the headers of one stream
+/// take in memory, which compressed are a few bytes.
+const LONGEST_HEADER_LIST: u32 = 256 * 1024;
 
 /// For how many calls that were given up h2 remembers, for a second, that an answer may still come. An answer to
 /// another is refused, and by default the thousandth of these would end the connection, with all calls on it: a network

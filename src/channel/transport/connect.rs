@@ -112,7 +112,13 @@ impl<'a> Attempt<'a> {
     pub(super) fn tuned(&self, stream: TcpStream) -> io::Result<TcpStream> {
         stream.set_nodelay(self.config.tcp_nodelay)?;
         #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
-        SockRef::from(&stream).set_tcp_user_timeout(self.config.tcp_user_timeout)?;
+        match SockRef::from(&stream).set_tcp_user_timeout(self.config.tcp_user_timeout) {
+            // Not all that passes for Linux knows the option. Only a value that was asked for has to be there.
+            Err(error) if matches!(self.config.tcp_user_timeout, None | Some(super::config::TCP_USER_TIMEOUT)) => {
+                tracing::debug!(address = %self.address, %error, "cannot set TCP_USER_TIMEOUT");
+            }
+            set => set?,
+        }
         if let Some(idle) = self.config.tcp_keepalive {
             SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
         }

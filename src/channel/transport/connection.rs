@@ -14,6 +14,7 @@ use thiserror::Error;
 use super::exchange::Transport;
 use super::pings::{Interest, Pings, Silent};
 use super::socket::{PeerState, Socket};
+use super::uplink::{Flow, Uplink};
 
 /// A connection whose server has sent its SETTINGS.
 pub(crate) struct Connection {
@@ -30,6 +31,9 @@ pub(crate) struct ConnectionDriver {
     /// The limit of open calls that was reported last.
     reported: Option<u32>,
     peer: Arc<PeerState>,
+    uplink: Uplink,
+    /// What the socket did with the bytes of the last turn.
+    flow: Flow,
 }
 
 /// Reacts to what a connection's server says about all of it, and knows the calls on it.
@@ -53,7 +57,7 @@ pub(crate) trait ConnectionObserver: Send + Sync + Unpin + 'static {
 
 impl ConnectionDriver {
     pub(super) fn new(h2: h2::client::Connection<Socket, Bytes>, pings: Pings, peer: Arc<PeerState>) -> Self {
-        Self { h2, pings, reported: None, peer }
+        Self { h2, pings, reported: None, peer, uplink: Uplink::default(), flow: Flow::Free }
     }
 
     /// A handle that closes the socket from outside.
@@ -94,12 +98,18 @@ impl ConnectionDriver {
         if let Poll::Ready(result) = Pin::new(&mut self.h2).poll(cx) {
             return Poll::Ready(self.ended(result.err()));
         }
-        let interest = match (self.peer.take_suspicion(), has_calls || self.peer.is_awaited()) {
-            (true, _) => Interest::Suspicion,
+        self.flow = self.peer.flow(&mut self.uplink);
+        if self.peer.is_at_end() {
+            // The calls have been told. What h2 has still to write goes nowhere.
+            return Poll::Ready(self.ended(None));
+        }
+        let way = self.uplink.way();
+        let interest = match (self.peer.take_suspicion(), has_calls || self.peer.is_awaited() || way.is_blocked()) {
+            (true, _) => Interest::Suspicion { has_calls },
             (false, true) => Interest::Waiting,
             (false, false) => Interest::Idle,
         };
-        match self.pings.poll(&mut self.h2, self.peer.take_read(), interest, cx) {
+        match self.pings.poll(&mut self.h2, self.peer.take_read(), interest, way, cx) {
             Ok(()) => Poll::Pending,
             Err(Silent) => Poll::Ready(Ended::Silent),
         }
@@ -175,7 +185,7 @@ impl<O: ConnectionObserver> Running<O> {
     /// Tells what the server, or the socket, says about all of the connection.
     fn observe(&mut self, cx: &mut Context<'_>) {
         let Self { driver, observer, told, .. } = self;
-        let is_stalled = driver.peer.on_turn(cx);
+        let is_stalled = driver.peer.on_turn(driver.flow, cx);
         if is_stalled != mem::replace(&mut told.is_stalled, is_stalled) {
             observer.on_stalled(is_stalled);
         }

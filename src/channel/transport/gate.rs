@@ -4,14 +4,20 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+
+use super::uplink::{BYTES_PER_CALL, Flow};
 
 /// The room for unwritten calls on one connection, and the calls that wait for some.
 pub(crate) struct Gate {
     /// How many calls may be handed over before the next turn of the connection's driver. Below one, none.
     room: AtomicI32,
+    /// How many more the driver may let in at that turn, if the socket is not found to stand still then.
+    reserve: AtomicI32,
+    /// Whether all calls are let in, for good.
+    is_open: AtomicBool,
     /// The length of the queue, to be read without its lock.
     waiting: AtomicUsize,
     queue: Mutex<Queue>,
@@ -26,20 +32,22 @@ struct Queue {
     admitted: u64,
 }
 
-/// What became of the bytes that the driver had to write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Flow {
-    /// The socket has taken all of them.
-    Free,
-    /// It has taken some since the last turn, and takes no more for the moment.
-    Slow,
-    /// It has taken none since the last turn.
-    Stalled,
+impl Queue {
+    /// For good: all numbers are let in.
+    fn is_open(&self) -> bool {
+        self.admitted == u64::MAX
+    }
 }
 
 impl Gate {
     pub(super) fn new() -> Self {
-        Self { room: AtomicI32::new(ROOM), waiting: AtomicUsize::new(0), queue: Mutex::default() }
+        Self {
+            room: AtomicI32::new(ROOM),
+            reserve: AtomicI32::new(0),
+            is_open: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
+            queue: Mutex::default(),
+        }
     }
 
     /// Takes room for one call, if there is some: no lock, no queue.
@@ -62,7 +70,7 @@ impl Gate {
         let mine = match *number {
             Some(mine) if mine < queue.admitted => return Poll::Ready(()),
             Some(mine) => mine,
-            None if queue.waiting.is_empty() && self.enter() => return Poll::Ready(()),
+            None if queue.is_open() || queue.waiting.is_empty() && self.enter() => return Poll::Ready(()),
             None => {
                 queue.next += 1;
                 *number.insert(queue.next - 1)
@@ -86,18 +94,29 @@ impl Gate {
 
     /// Makes room after a turn of the driver. Returns whether calls still wait.
     pub(super) fn on_turn(&self, flow: Flow) -> bool {
-        let room = match flow {
-            Flow::Free => ROOM,
-            Flow::Slow => ROOM_AT_A_SLOW_SOCKET,
-            Flow::Stalled => {
-                self.room.fetch_min(ROOM_AT_A_SLOW_SOCKET, Ordering::Relaxed);
-                return self.has_waiting();
-            }
+        if self.is_open.load(Ordering::Relaxed) {
+            return false;
+        }
+        let before = self.room.load(Ordering::Relaxed);
+        let all = before.saturating_add(self.reserve.load(Ordering::Relaxed));
+        let (mut left, at_once) = match flow {
+            Flow::Free => (ROOM, ROOM),
+            // The driver of a blocked socket takes a turn only for calls that wait, and looks at the socket then.
+            Flow::Busy { calls } => (all.saturating_add(calls).min(ROOM), ROOM_AT_A_SLOW_SOCKET),
+            // What large requests took beyond the room comes back only with their bytes.
+            Flow::Slow { calls } if all < 0 => (all.saturating_add(calls).min(ROOM), ROOM),
+            Flow::Slow { calls } => (calls.clamp(ROOM_AT_A_SLOW_SOCKET, ROOM), ROOM),
+            Flow::Stalled if self.has_waiting() => (before.min(0), 0),
+            Flow::Stalled => (before.min(ROOM_AT_A_SLOW_SOCKET), ROOM),
         };
         if self.has_waiting() {
-            self.admit(room);
-        } else if self.room.load(Ordering::Relaxed) != room {
-            self.room.store(room, Ordering::Relaxed);
+            left = self.admit(left);
+        }
+        // Calls may take room at this moment.
+        let room = left.min(at_once);
+        self.reserve.store(left - room, Ordering::Relaxed);
+        if room != before {
+            self.room.fetch_add(room.saturating_sub(before), Ordering::Relaxed);
         }
         self.has_waiting()
     }
@@ -108,12 +127,14 @@ impl Gate {
         queue.admitted = u64::MAX;
         let woken = mem::take(&mut queue.waiting);
         self.waiting.store(0, Ordering::Release);
+        self.is_open.store(true, Ordering::Relaxed);
         self.room.store(i32::MAX, Ordering::Relaxed);
         drop(queue);
         woken.into_values().for_each(Waker::wake);
     }
 
-    fn admit(&self, room: i32) {
+    /// Lets in calls that wait, and returns the room that is left. If calls still wait, there is none.
+    fn admit(&self, room: i32) -> i32 {
         let (mut left, mut woken) = (room, Vec::new());
         let mut queue = self.lock();
         while left > 0
@@ -124,11 +145,10 @@ impl Gate {
             woken.push(waker);
             left -= 1;
         }
-        let is_empty = queue.waiting.is_empty();
         self.waiting.store(queue.waiting.len(), Ordering::Release);
-        self.room.store(if is_empty { left } else { 0 }, Ordering::Relaxed);
         drop(queue);
         woken.into_iter().for_each(Waker::wake);
+        left
     }
 
     fn has_waiting(&self) -> bool {
@@ -153,9 +173,6 @@ const ROOM: i32 = 1024;
 /// the connection. If all that waited for a socket that stood still were given up, it would see that many.
 const ROOM_AT_A_SLOW_SOCKET: i32 = 16;
 
-/// A request counts as one call, and one more for each of these: an HTTP/2 frame of the usual size.
-const BYTES_PER_CALL: usize = 16 * 1024;
-
 #[cfg(test)]
 mod tests {
     use tokio_test::task::spawn;
@@ -177,7 +194,7 @@ mod tests {
         }
         assert!(gate.on_turn(Flow::Stalled), "a socket that stands still lets no call in");
         assert_pending!(spawn(()).enter(|cx, _| gate.poll_wait(&mut numbers[0], cx)));
-        assert!(gate.on_turn(Flow::Slow), "one that takes something lets some in");
+        assert!(gate.on_turn(Flow::Slow { calls: 0 }), "one that takes something lets some in");
         let is_in = numbers.map(|mut number| spawn(()).enter(|cx, _| gate.poll_wait(&mut number, cx)).is_ready());
         assert_eq!(is_in.iter().filter(|is_in| **is_in).count(), 16);
         assert!(is_in.is_sorted_by(|a, b| a >= b), "the oldest first: {is_in:?}");
@@ -197,7 +214,7 @@ mod tests {
             assert_pending!(task.enter(|cx, _| gate.poll_wait(number, cx)));
         }
         gate.leave(numbers[0].expect("it waits"));
-        assert!(!gate.on_turn(Flow::Slow));
+        assert!(!gate.on_turn(Flow::Slow { calls: 0 }));
         assert_eq!(tasks.map(|task| task.is_woken()), [false, true]);
     }
 
@@ -209,6 +226,41 @@ mod tests {
         gate.on_turn(Flow::Free);
         gate.charge(usize::MAX);
         assert!(!gate.enter());
+    }
+
+    #[test]
+    fn a_busy_socket_gives_back_what_it_takes() {
+        let gate = Gate::new();
+        for _ in 0..1_000 {
+            gate.on_turn(Flow::Busy { calls: 16 });
+            assert!((0..16).all(|_| gate.enter()), "as many as are written");
+        }
+        let mut in_advance = 0;
+        while gate.room.load(Ordering::Relaxed) > 0 || gate.reserve.load(Ordering::Relaxed) > 0 {
+            gate.on_turn(Flow::Busy { calls: 0 });
+            in_advance += fill(&gate);
+        }
+        assert_eq!(in_advance, 1024 - 16, "and some in advance");
+        gate.on_turn(Flow::Busy { calls: 3 });
+        assert_eq!(fill(&gate), 3, "and no more");
+    }
+
+    #[test]
+    fn large_requests_at_a_slow_socket_are_followed_by_none_until_they_are_written() {
+        let gate = Gate::new();
+        gate.on_turn(Flow::Stalled);
+        assert_eq!(fill(&gate), 16);
+        for _ in 0..16 {
+            gate.charge(16 * 1024 * 100);
+        }
+        let mut number = None;
+        assert_pending!(spawn(()).enter(|cx, _| gate.poll_wait(&mut number, cx)));
+        for _ in 0..100 {
+            assert!(gate.on_turn(Flow::Slow { calls: 15 }), "it is not written yet");
+        }
+        assert!(gate.on_turn(Flow::Slow { calls: 100 }), "all of it is");
+        assert!(!gate.on_turn(Flow::Slow { calls: 0 }));
+        assert_ready!(spawn(()).enter(|cx, _| gate.poll_wait(&mut number, cx)));
     }
 
     #[test]
@@ -229,5 +281,12 @@ mod tests {
         gate.open();
         assert_ready!(spawn(()).enter(|cx, _| gate.poll_wait(&mut number, cx)));
         assert!(gate.enter());
+        for flow in [Flow::Slow { calls: 0 }, Flow::Stalled] {
+            gate.on_turn(flow);
+            assert!((0..100).all(|_| gate.enter()), "also while the socket is {flow:?}");
+            assert_ready!(spawn(()).enter(|cx, _| gate.poll_wait(&mut None, cx)));
+        }
+        gate.room.store(0, Ordering::Relaxed);
+        assert_ready!(spawn(()).enter(|cx, _| gate.poll_wait(&mut None, cx)));
     }
 }

@@ -9,7 +9,7 @@
 //! | `connect`, `connector` | an address -> a connection whose server has sent its SETTINGS |
 //! | `names` | a name -> its addresses, by one lookup at a time |
 //! | `connection`, `pings` | a connection -> its end: reads, writes, keepalive, windows |
-//! | `gate` | calls -> h2, as far as the socket takes them |
+//! | `gate`, `uplink` | calls -> h2, as far as the socket takes them |
 //! | `socket`, `frames` | bytes -> what h2 does not tell: SETTINGS, GOAWAY, which streams were written |
 //! | `exchange` | a request head and its body -> a response head and its body, or an error that says what it proves |
 //! | `error` | errors of h2 -> what they prove |
@@ -30,6 +30,7 @@ mod names;
 mod pings;
 mod request_body;
 mod socket;
+mod uplink;
 
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,7 @@ use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::socket::{Socket, Traffic};
+use super::uplink::Way;
 
 /// What a connection is pinged for.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +43,7 @@ pub(crate) enum Interest {
     /// Calls are open, or something of a call was written since the peer was heard.
     Waiting,
     /// There is reason to doubt that the peer is there.
-    Suspicion,
+    Suspicion { has_calls: bool },
 }
 
 /// The peer gave no sign of life in time.
@@ -72,6 +73,7 @@ impl Pings {
         connection: &mut Connection,
         traffic: Traffic,
         interest: Interest,
+        way: Way,
         cx: &mut Context<'_>,
     ) -> Result<(), Silent> {
         if let Some(window) = &mut self.window {
@@ -90,8 +92,11 @@ impl Pings {
             // The change is written at the next poll.
             cx.waker().wake_by_ref();
         }
-        let asks = self.keep_alive.poll(traffic, interest, cx)?;
-        if self.sent.is_none() && (asks || self.window.as_ref().is_some_and(Window::wants_to_measure)) {
+        let asks = self.keep_alive.poll(traffic, interest, way, cx)?;
+        if self.sent.is_none()
+            && !way.is_blocked()
+            && (asks || self.window.as_ref().is_some_and(Window::wants_to_measure))
+        {
             self.send(cx);
         }
         Ok(())
@@ -143,6 +148,8 @@ enum Phase {
     Dormant,
     /// The end of the connection, unless the peer, which was asked, is heard before.
     Asked,
+    /// The end as well, unless the blocked socket takes bytes, and with them the ping, or the peer is heard before.
+    Held,
 }
 
 impl KeepAlive {
@@ -155,7 +162,7 @@ impl KeepAlive {
     }
 
     /// Whether to ask the peer now.
-    fn poll(&mut self, traffic: Traffic, interest: Interest, cx: &mut Context<'_>) -> Result<bool, Silent> {
+    fn poll(&mut self, traffic: Traffic, interest: Interest, way: Way, cx: &mut Context<'_>) -> Result<bool, Silent> {
         if traffic.is_of_calls {
             self.idle_ping = None;
         }
@@ -166,29 +173,32 @@ impl KeepAlive {
                 self.listen();
             }
         }
-        let mut asks = match self.phase {
-            Phase::Asked => false,
-            Phase::Listening => interest == Interest::Suspicion && self.may_suspect(),
+        let mut asks = match (self.phase, interest) {
+            (Phase::Asked, _) => false,
+            (Phase::Held, _) => !way.is_blocked(),
+            (Phase::Listening, Interest::Suspicion { has_calls }) => self.may_suspect(has_calls),
+            (Phase::Listening, _) | (Phase::Dormant, Interest::Idle) => false,
             // The interval has passed, if there is one.
-            Phase::Dormant => match interest {
-                Interest::Idle => false,
-                Interest::Waiting => self.config.interval.is_some(),
-                Interest::Suspicion => self.config.interval.is_some() || self.may_suspect(),
-            },
+            (Phase::Dormant, Interest::Waiting) => self.config.interval.is_some(),
+            (Phase::Dormant, Interest::Suspicion { has_calls }) => {
+                self.config.interval.is_some() || self.may_suspect(has_calls)
+            }
         };
-        if asks {
-            self.ask();
+        // What the socket takes tells no more than that the peer's end is there, and may keep an answer waiting.
+        if asks || self.is_asking() && matches!(way, Way::Moved { .. }) {
+            self.ask(way);
+            asks &= self.phase == Phase::Asked;
         }
         while self.phase != Phase::Dormant && self.timer.as_mut().poll(cx).is_ready() {
-            if self.phase == Phase::Asked {
+            if self.is_asking() {
                 return Err(Silent);
             }
             let due = self.config.interval.map(|interval| self.heard + interval);
             if let Some(due) = due.filter(|due| Instant::now() < *due) {
                 self.timer.as_mut().reset(due);
             } else if interest != Interest::Idle || self.config.while_idle {
-                self.ask();
-                asks = true;
+                self.ask(way);
+                asks = self.phase == Phase::Asked;
             } else {
                 self.phase = Phase::Dormant;
             }
@@ -208,14 +218,21 @@ impl KeepAlive {
         }
     }
 
-    fn ask(&mut self) {
-        self.phase = Phase::Asked;
+    /// Has the peer asked, or the ping wait for the socket: nothing is read while h2 cannot write a ping.
+    fn ask(&mut self, way: Way) {
+        self.phase = if way.is_blocked() && self.phase != Phase::Asked { Phase::Held } else { Phase::Asked };
         self.timer.as_mut().reset(Instant::now() + self.config.timeout);
     }
 
+    fn is_asking(&self) -> bool {
+        matches!(self.phase, Phase::Asked | Phase::Held)
+    }
+
     /// Whether a peer may be asked out of its turn without taking it for abuse.
-    fn may_suspect(&self) -> bool {
-        let pause = self.config.interval.map_or(SUSPICION_PAUSE, |interval| interval.min(SUSPICION_PAUSE));
+    fn may_suspect(&self, has_calls: bool) -> bool {
+        let shortest = if has_calls { SUSPICION_PAUSE } else { SUSPICION_PAUSE_WITHOUT_CALLS };
+        let is_allowed = has_calls || self.config.while_idle;
+        let pause = self.config.interval.filter(|_| is_allowed).map_or(shortest, |interval| interval.min(shortest));
         self.idle_ping.is_none_or(|sent| sent.elapsed() >= pause)
     }
 }
@@ -291,6 +308,9 @@ impl Window {
 /// C++) close a connection at the third ping that comes sooner. A shorter interval says that these servers allow that.
 const SUSPICION_PAUSE: Duration = Duration::from_secs(5 * 60);
 
+/// As long as no call is open, these servers allow a ping in two hours.
+const SUSPICION_PAUSE_WITHOUT_CALLS: Duration = Duration::from_secs(2 * 60 * 60);
+
 /// What a gigabit fills in 130 ms; gRPC's limit as well.
 const WIDEST: u32 = 16 * 1024 * 1024;
 
@@ -304,7 +324,10 @@ mod tests {
 
     use super::*;
 
-    use Interest::{Idle, Suspicion, Waiting};
+    use Interest::{Idle, Waiting};
+
+    /// With calls open.
+    const SUSPICION: Interest = Interest::Suspicion { has_calls: true };
 
     const CONFIG: PingConfig = PingConfig {
         interval: Some(Duration::from_secs(10)),
@@ -325,7 +348,7 @@ mod tests {
         interest: Interest,
     ) -> Result<bool, Silent> {
         tokio::time::advance(Duration::from_secs(seconds)).await;
-        let asks = spawn(()).enter(|cx, _| keep_alive.poll(traffic, interest, cx));
+        let asks = spawn(()).enter(|cx, _| keep_alive.poll(traffic, interest, Way::Clear, cx));
         if asks == Ok(true) {
             keep_alive.on_sent(Instant::now());
         }
@@ -380,8 +403,8 @@ mod tests {
     async fn a_suspicion_asks_at_once_and_ends_a_silent_connection() {
         for interval in [CONFIG.interval, None] {
             let mut alive = KeepAlive::new(PingConfig { interval, ..CONFIG });
-            assert_eq!(after(1, &mut alive, NOTHING, Suspicion).await, Ok(true), "at once, with {interval:?}");
-            assert_eq!(after(1, &mut alive, NOTHING, Suspicion).await, Ok(false), "once a silence");
+            assert_eq!(after(1, &mut alive, NOTHING, SUSPICION).await, Ok(true), "at once, with {interval:?}");
+            assert_eq!(after(1, &mut alive, NOTHING, SUSPICION).await, Ok(false), "once a silence");
             assert_eq!(after(5, &mut alive, NOTHING, Idle).await, Err(Silent), "and there is no answer");
         }
     }
@@ -391,12 +414,46 @@ mod tests {
         let mut alive = KeepAlive::new(PingConfig { interval: None, ..CONFIG });
         let mut asked = 0;
         for _ in 0..3_600 {
-            let asks = after(1, &mut alive, A_PONG, Suspicion).await.expect("the peer answers");
+            let asks = after(1, &mut alive, A_PONG, SUSPICION).await.expect("the peer answers");
             asked += u32::from(asks);
         }
         assert_eq!(asked, 12, "in an hour");
-        assert_eq!(after(1, &mut alive, AN_ANSWER, Suspicion).await, Ok(true), "a call was answered meanwhile");
-        assert_eq!(after(1, &mut alive, A_PONG, Suspicion).await, Ok(false), "and none since");
+        assert_eq!(after(1, &mut alive, AN_ANSWER, SUSPICION).await, Ok(true), "a call was answered meanwhile");
+        assert_eq!(after(1, &mut alive, A_PONG, SUSPICION).await, Ok(false), "and none since");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn suspicions_without_calls_ask_once_in_two_hours() {
+        for (interval, while_idle, expected) in [(None, false, 2), (Some(600), false, 2), (Some(600), true, 24)] {
+            let interval = interval.map(Duration::from_secs);
+            let mut alive = KeepAlive::new(PingConfig { interval, while_idle, ..CONFIG });
+            let mut asked = 0;
+            for _ in 0..4 * 60 {
+                let suspicion = Interest::Suspicion { has_calls: false };
+                let asks = after(60, &mut alive, A_PONG, suspicion).await.expect("the peer answers");
+                asked += u32::from(asks);
+            }
+            assert_eq!(asked, expected, "in four hours, with {interval:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ping_waits_for_a_blocked_socket_and_an_answer_as_long_as_it_moves() {
+        let mut alive = KeepAlive::new(CONFIG);
+        let mut poll = async |seconds, way| {
+            tokio::time::advance(Duration::from_secs(seconds)).await;
+            spawn(()).enter(|cx, _| alive.poll(NOTHING, Waiting, way, cx))
+        };
+        let _ = poll(11, Way::Blocked).await;
+        for _ in 0..10 {
+            assert_eq!(poll(4, Way::Moved { is_blocked: true }).await, Ok(false), "it is held");
+        }
+        assert_eq!(poll(4, Way::Moved { is_blocked: false }).await, Ok(true), "it goes out");
+        for _ in 0..10 {
+            assert_eq!(poll(4, Way::Moved { is_blocked: true }).await, Ok(false), "it is on its way");
+        }
+        assert_eq!(poll(4, Way::Blocked).await, Ok(false));
+        assert_eq!(poll(2, Way::Blocked).await, Err(Silent), "the socket took nothing for the timeout");
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,7 +10,8 @@ use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::frames::{FrameReader, FrameWriter, Notice};
-use super::gate::{Flow, Gate};
+use super::gate::Gate;
+use super::uplink::{Flow, Uplink};
 
 /// Anything that carries bytes both ways.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -53,8 +54,8 @@ pub(crate) struct PeerState {
     written: AtomicU32,
     /// Whether the socket took no more at the last write.
     is_blocked: AtomicBool,
-    /// Whether it took bytes since the last turn of the driver.
-    has_taken: AtomicBool,
+    /// How many bytes it took since the last turn of the driver.
+    taken: AtomicUsize,
     gate: Gate,
     aborted: AtomicBool,
     /// The task that drives the connection.
@@ -150,15 +151,15 @@ impl PeerState {
         self.gate.charge(bytes);
     }
 
+    /// What the socket did with the bytes of this turn of the driver.
+    pub(super) fn flow(&self, uplink: &mut Uplink) -> Flow {
+        let taken = self.taken.swap(0, Ordering::Relaxed);
+        uplink.on_turn(self.is_blocked.load(Ordering::Relaxed), taken, self.written.load(Ordering::Relaxed))
+    }
+
     /// After a turn of the driver, which is woken for the next one where calls wait for nothing else. Returns whether
     /// calls wait for the socket.
-    pub(super) fn on_turn(&self, cx: &Context<'_>) -> bool {
-        let has_taken = self.has_taken.swap(false, Ordering::Relaxed);
-        let flow = match (self.is_blocked.load(Ordering::Relaxed), has_taken) {
-            (false, _) => Flow::Free,
-            (true, true) => Flow::Slow,
-            (true, false) => Flow::Stalled,
-        };
+    pub(super) fn on_turn(&self, flow: Flow, cx: &Context<'_>) -> bool {
         let waits = self.gate.on_turn(flow);
         if waits && flow == Flow::Free {
             cx.waker().wake_by_ref();
@@ -247,7 +248,7 @@ impl Socket {
             begun: 0.into(),
             written: 0.into(),
             is_blocked: false.into(),
-            has_taken: false.into(),
+            taken: 0.into(),
             gate: Gate::new(),
             aborted: false.into(),
             driver: AtomicWaker::new(),
@@ -263,7 +264,7 @@ impl Socket {
     /// The socket has taken these bytes.
     fn wrote(&mut self, bytes: &[u8]) {
         let Self { writer, peer, .. } = self;
-        peer.has_taken.store(true, Ordering::Relaxed);
+        peer.taken.fetch_add(bytes.len(), Ordering::Relaxed);
         let wrote_calls = writer.wrote(bytes, |stream| {
             peer.written.fetch_max(stream, Ordering::Release);
         });
@@ -343,12 +344,16 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.peer.is_at_end() {
+            return Poll::Ready(Ok(()));
+        }
         let polled = Pin::new(&mut self.inner).poll_flush(cx);
         self.noted(&polled);
         polled
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        let polled = Pin::new(&mut self.inner).poll_shutdown(cx);
+        if self.peer.is_at_end() { Poll::Ready(Ok(())) } else { polled }
     }
 }

@@ -130,9 +130,16 @@ fn options_out_of_range_are_refused_by_name() {
     let no_time = TransportConfig { connect_timeout: Some(Duration::ZERO), ..TransportConfig::default() };
     let endless = TransportConfig { http2_keep_alive_interval: Some(Duration::MAX), ..TransportConfig::default() };
     let wide = TransportConfig { initial_connection_window_size: Some(1 << 31), ..TransportConfig::default() };
-    for (options, name) in
-        [(no_time, "connect_timeout"), (endless, "http2_keep_alive_interval"), (wide, "initial_connection_window_size")]
-    {
+    let idle = TransportConfig { tcp_keepalive: Some(Duration::from_secs(32_768)), ..TransportConfig::default() };
+    let unheard =
+        TransportConfig { tcp_user_timeout: Some(Duration::from_millis(1 << 31)), ..TransportConfig::default() };
+    for (options, name) in [
+        (no_time, "connect_timeout"),
+        (endless, "http2_keep_alive_interval"),
+        (wide, "initial_connection_window_size"),
+        (idle, "tcp_keepalive"),
+        (unheard, "tcp_user_timeout"),
+    ] {
         let error = options.check().expect_err("it is out of range").to_string();
         assert!(error.contains(name), "{error} names {name}");
     }
@@ -145,7 +152,14 @@ async fn a_socket_has_a_limit_for_what_is_not_acknowledged() {
     let default = TransportConfig::default();
     let other = TransportConfig { tcp_user_timeout: Some(Duration::from_millis(1_500)), ..default.clone() };
     let none = TransportConfig { tcp_user_timeout: None, ..default.clone() };
-    for (options, expected) in [(default, Some(20_000)), (other, Some(1_500)), (none, None)] {
+    let long = TransportConfig {
+        tcp_user_timeout: Some(Duration::from_millis(0x7fff_ffff)),
+        tcp_keepalive: Some(Duration::from_secs(32_767)),
+        ..default.clone()
+    };
+    let cases = [(default, Some(20_000)), (other, Some(1_500)), (none, None), (long, Some(0x7fff_ffff))];
+    for (options, expected) in cases {
+        options.check().expect("it is within the limits");
         let attempt = Attempt::new(&options, &address, options.terms(Duration::ZERO)).expect("a good address");
         let at = listener.local_addr().expect("it is bound");
         let stream = tokio::net::TcpStream::connect(at).await.expect("it listens");

@@ -1,4 +1,5 @@
 mod attempts;
+mod busy;
 mod driving;
 mod early;
 mod h2_assumptions;

@@ -20,6 +20,11 @@ async fn calls_given_up_before_the_socket_took_bytes_are_never_written() {
     far.write_all(&settings(None)).await.expect("the pipe is open");
     let (transport, _driver) = driven(connect(&options, &nowhere()).await.expect("SETTINGS came"));
     let alive = Arc::new(());
+    // The socket has stood still for a while.
+    for _ in 0..2 {
+        let mut call = Call::new(&transport, of(vec![7; 5_000]));
+        assert!(timeout(Duration::from_millis(150), poll_fn(|cx| call.poll(cx))).await.is_err());
+    }
     for _ in 0..100 {
         let calls: Vec<_> = (0..100)
             .map(|_| {
