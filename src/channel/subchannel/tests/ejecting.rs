@@ -321,12 +321,12 @@ async fn a_new_lease_on_a_known_connection_is_a_reason_to_ask_its_server() {
 async fn what_an_instance_did_is_counted_on_over_its_connections() {
     let mut machine = at("Ready");
     let first = connection(&machine);
-    (0..5).for_each(|_| first.load().on_answer(now()));
+    (0..5).for_each(|_| first.load().on_answer());
     first.on_missed();
     machine.on(Input::Ended(ticket(&machine), planned("its age")), now());
     to_probation(&mut machine).await;
     let second = reconnect(&mut machine);
-    second.load().on_answer(now());
+    second.load().on_answer();
     second.on_missed();
     let did = machine.compared();
     assert_eq!((did.answered, did.missed, did.ready), (6, 2, 1));
