@@ -15,7 +15,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::time::Instant;
 
 use super::clock::{decayed, millis, since};
-use super::load::PROBE_EVERY;
 
 /// The calls of one instance that linger.
 #[derive(Default)]
@@ -127,6 +126,10 @@ const SILENT: u32 = 1 << 31;
 
 /// The latest answers failed at once.
 const FAILING: u32 = 1 << 30;
+
+/// After how many milliseconds missed calls no longer count, and a silent instance is tried again: one caller a second is
+/// what it may cost to see that it is back.
+pub(super) const PROBE_EVERY: u32 = 1024;
 
 /// The longest half-life of a failed call in milliseconds: where calls take longer, a failure should not weigh for
 /// minutes.

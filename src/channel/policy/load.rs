@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::average::Average;
 use super::clock::{SLACK, decayed, millis, since};
-use super::lingering::Lingering;
+use super::lingering::{Lingering, PROBE_EVERY};
 use super::quota::StreamQuota;
 
 /// The load of one instance on its present connection.
@@ -335,10 +335,6 @@ const UNKNOWN: u32 = 10_000;
 /// The milliseconds without an answer that are silence: at least, and as a multiple of the usual latency.
 const SILENT_AFTER: u32 = 16;
 const SILENT_TIMES: u32 = 2;
-
-/// After how many milliseconds a silent instance is tried again: one caller a second is what it may cost to see that it
-/// is back.
-pub(super) const PROBE_EVERY: u32 = 1024;
 
 /// Of how many picks that an old latency would decide one disregards it, at most.
 const PROBE_OF: u32 = 4;

@@ -21,7 +21,7 @@ async fn freeze(trial: &Trial, frozen: (u64, End), seconds: u64) -> (usize, Vec<
     let calls = trial.run(seconds, behave).await;
     let times: Vec<Duration> = calls.iter().filter(|call| freezes(call.at, call.to)).map(|call| call.at).collect();
     let begins = times.iter().find(|&&at| at > times[0] + USUAL);
-    let shows = begins.map_or(FREEZES + USUAL, |&begins| begins + SHOWS_AFTER);
+    let shows = begins.or(times.last()).map_or(FREEZES, |&begins| begins + SHOWS_AFTER);
     let in_second = |second| {
         let from = shows + Duration::from_secs(second);
         times.iter().filter(|&&at| (from..from + Duration::from_secs(1)).contains(&at)).count()
