@@ -174,10 +174,9 @@ impl KeepAlive {
             }
         }
         let mut asks = match (self.phase, interest) {
-            (Phase::Asked, _) => false,
             (Phase::Held, _) => !way.is_blocked(),
             (Phase::Listening, Interest::Suspicion { has_calls }) => self.may_suspect(has_calls),
-            (Phase::Listening, _) | (Phase::Dormant, Interest::Idle) => false,
+            (Phase::Asked | Phase::Listening, _) | (Phase::Dormant, Interest::Idle) => false,
             // The interval has passed, if there is one.
             (Phase::Dormant, Interest::Waiting) => self.config.interval.is_some(),
             (Phase::Dormant, Interest::Suspicion { has_calls }) => {
