@@ -245,8 +245,8 @@ impl Attempt {
             let now = Instant::now();
             connection.load().on_missed(now);
             connection.transport().suspect();
-            if connection.is_another_silence(self.at, now) {
-                self.report(Code::DeadlineExceeded, StatusOrigin::Missed);
+            if connection.on_silence(self.at, now) {
+                connection.load().on_failure(now);
             }
         }
     }

@@ -95,11 +95,21 @@ impl Tally {
         self.on_head().0
     }
 
+    /// A deadline was missed in a silence that is no pause: it counts as two in the row, and as one in the interval.
+    pub(crate) fn on_long_silence(&self, detection: &OutlierDetection) -> Option<Verdict> {
+        let first = self.failure(true, detection);
+        if first == Some(Verdict::Failing) { first } else { self.lengthen(true, detection).or(first) }
+    }
+
     /// Counts a failure. [`Verdict::Failing`] exactly when a row reaches the limit, or a probation ends by it.
     fn failure(&self, is_missed: bool, detection: &OutlierDetection) -> Option<Verdict> {
         if detection.counts_intervals() {
             self.failures.fetch_add(1, Relaxed);
         }
+        self.lengthen(is_missed, detection)
+    }
+
+    fn lengthen(&self, is_missed: bool, detection: &OutlierDetection) -> Option<Verdict> {
         let limit = detection.consecutive_failures;
         let flag = if is_missed { MISSED } else { 0 };
         let lengthen = |row| {
@@ -428,6 +438,10 @@ mod tests {
         tally.excuse_row();
         assert_eq!(tally.failure(false, &detection), None);
         assert!(!tally.has_missed(), "the latest did not, and it is a new row");
+        tally.on_head();
+        assert_eq!(tally.on_long_silence(&detection), Some(Verdict::Suspected), "a long silence counts as two");
+        assert_eq!(tally.on_long_silence(&detection), Some(Verdict::Failing), "the third is there");
+        assert_eq!(tally.on_long_silence(&detection), None, "once a row");
         let tally = Tally::on_probation();
         assert_eq!(tally.failure(true, &detection), Some(Verdict::Failing), "one is enough on probation");
         assert!(tally.has_missed());

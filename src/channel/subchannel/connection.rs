@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::end::{End, EndKind};
 use super::ticket::Ticket;
-use crate::channel::outlier::{EndedRow, Outcome, OutlierDetection, Tally, Verdict};
+use crate::channel::outlier::{EndedRow, Outcome, OutlierDetection, StatusOrigin, Tally, Verdict};
 use crate::channel::policy::load::Load;
 use crate::channel::transport::Transport;
 use crate::instance::Address;
@@ -106,11 +107,26 @@ impl<T> ReadyConnection<T> {
         self.tally.on_missed();
     }
 
-    /// A call that was sent `at` missed its deadline in silence. Returns whether that counts: all that are in flight in
-    /// one silence are one failure, so the next one that counts was sent after this moment.
-    pub(crate) fn is_another_silence(&self, at: Instant, now: Instant) -> bool {
+    /// A call that was sent `at` missed its deadline in silence. Returns whether that is a failure of the instance.
+    ///
+    /// All that are in flight in one short silence are one, so the next one that counts was sent after this moment. A
+    /// long one is no pause: each counts, and as two in a row.
+    pub(crate) fn on_silence(&self, at: Instant, now: Instant) -> bool {
+        let (is_long, outliers) = (now - at >= LONG_SILENCE, &self.reports.outliers);
+        let outcome = Outcome::new(tonic::Code::DeadlineExceeded, StatusOrigin::Missed);
+        if !self.counts_silence(at, now) || !outliers.is_failure(outcome) {
+            return false;
+        }
+        let verdict =
+            if is_long { self.tally.on_long_silence(outliers) } else { self.tally.record(true, outcome, outliers) };
+        self.on_verdict(verdict);
+        true
+    }
+
+    pub(super) fn counts_silence(&self, at: Instant, now: Instant) -> bool {
         let millis = |at: Instant| u64::try_from((at - self.since).as_millis()).unwrap_or(u64::MAX);
-        let next = |latest| (millis(at) >= latest).then(|| millis(now));
+        let is_long = now - at >= LONG_SILENCE;
+        let next = |latest| (is_long || millis(at) >= latest).then(|| millis(now));
         self.missed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
     }
 
@@ -136,3 +152,6 @@ impl<T> ReadyConnection<T> {
         let _ = self.reports.events.send(event);
     }
 }
+
+/// A silence that is no pause: garbage collectors, retransmissions and restarts of a leader are over sooner.
+const LONG_SILENCE: Duration = Duration::from_secs(1);

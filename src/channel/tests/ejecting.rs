@@ -177,12 +177,18 @@ async fn broken_connections_count() {
 async fn missed_deadlines_count_if_nothing_was_answered_meanwhile() {
     let (rig, peer) = alone(|detection| detection).await;
     for silence in 1..=3 {
-        for call in hold(&rig, &peer, 5, SECOND).await {
+        for call in hold(&rig, &peer, 5, SECOND / 2).await {
             assert_eq!(ends(call).await.expect_err("it is held").code(), Code::DeadlineExceeded);
         }
         rest().await;
-        assert_eq!(is_ejected(&rig, &peer), silence == 3, "five calls in silence {silence} are one failure");
+        assert_eq!(is_ejected(&rig, &peer), silence == 3, "five calls in the short silence {silence} are one failure");
     }
+    let (rig, peer) = alone(|detection| detection).await;
+    for call in hold(&rig, &peer, 2, SECOND).await {
+        assert_eq!(ends(call).await.expect_err("it is held").code(), Code::DeadlineExceeded);
+    }
+    rest().await;
+    assert!(is_ejected(&rig, &peer), "a second without any answer is no pause");
 }
 
 #[tokio::test(start_paused = true)]
