@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout};
 use tonic::Code;
 
 use super::peers::{OnConnect, Peer, Reply};
-use super::rig::{Call, Rig, SECOND, ends, rest};
+use super::rig::{Call, Rig, SECOND, ends, is_ejected, rest, wait_recovered};
 use crate::channel::{Connectivity, InstanceStatus};
 use crate::outlier::{FailurePercentage, OutlierDetection, StatusOrigin, SuccessRate};
 use crate::policy::{Candidate, Picker, Policy, WeightedRoundRobin};
@@ -79,15 +79,6 @@ async fn break_connections(rig: &Rig, peer: &Peer, connections: usize) {
         }
         rest().await;
     }
-}
-
-async fn wait_recovered(rig: &Rig, peer: &Peer) {
-    let is_back = |status: &InstanceStatus| !status.is_ejected() && status.state() == Connectivity::Ready;
-    rig.until_peer(peer, "it is back", is_back).await;
-}
-
-fn is_ejected(rig: &Rig, peer: &Peer) -> bool {
-    rig.status(peer).is_ejected()
 }
 
 #[tokio::test(start_paused = true)]

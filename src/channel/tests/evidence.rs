@@ -12,8 +12,8 @@ use tower::Service;
 use super::peers::proto::EchoRequest;
 use super::peers::proto::echo_client::EchoClient;
 use super::peers::{Peer, Reply};
-use super::rig::{Rig, SECOND, ends, rest};
-use crate::channel::{Connectivity, InstanceStatus};
+use super::rig::{Rig, SECOND, ends, is_ejected, rest, wait_recovered};
+use crate::channel::Connectivity;
 use crate::policy::{PickFirst, WeightedRoundRobin};
 use crate::retry::RetryPolicy;
 
@@ -32,15 +32,6 @@ async fn eject(rig: &Rig, peer: &Peer) {
         rest().await;
     }
     peer.reply(Reply::Answer);
-}
-
-async fn wait_recovered(rig: &Rig, peer: &Peer) {
-    let is_back = |status: &InstanceStatus| !status.is_ejected() && status.state() == Connectivity::Ready;
-    rig.until_peer(peer, "it is back", is_back).await;
-}
-
-fn is_ejected(rig: &Rig, peer: &Peer) -> bool {
-    rig.status(peer).is_ejected()
 }
 
 /// A server stream on a task of its own, which ends with how many messages came, or why it failed.

@@ -149,6 +149,16 @@ pub(super) async fn rest() {
     sleep(Duration::from_millis(1)).await;
 }
 
+/// Waits until a peer that was ejected is READY, and in or on probation.
+pub(super) async fn wait_recovered(rig: &Rig, peer: &Peer) {
+    let is_back = |status: &InstanceStatus| !status.is_ejected() && status.state() == Connectivity::Ready;
+    rig.until_peer(peer, "it is back", is_back).await;
+}
+
+pub(super) fn is_ejected(rig: &Rig, peer: &Peer) -> bool {
+    rig.status(peer).is_ejected()
+}
+
 /// A peer as it is registered, alive and under the lease 1.
 pub(super) fn live(peer: &Peer) -> Member {
     member(peer, 1, MemberState::Live)
