@@ -104,15 +104,15 @@ const GOALS: [Goal; 8] = [
         at_most: 50.0,
     },
     Goal {
-        name: "the server's registration layer, a call",
-        ours: "call/counted",
-        compared: Compared::Difference(("call/bare", "bare")),
+        name: "the server's registration layer around a service that does nothing",
+        ours: "call/nothing/counted",
+        compared: Compared::Difference(("call/nothing/bare", "bare")),
         at_most: 150.0,
     },
     Goal {
-        name: "a call through the server's registration layer / tower-http's InFlightRequests",
-        ours: "call/counted",
-        compared: Compared::Quotient(("call/in_flight_only", "tower-http")),
+        name: "a unary call of tonic's through the registration layer / through tower-http's InFlightRequests",
+        ours: "call/hello/counted",
+        compared: Compared::Quotient(("call/hello/in_flight_only", "tower-http")),
         at_most: 1.5,
     },
 ];

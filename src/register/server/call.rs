@@ -4,7 +4,7 @@ use std::fmt;
 use std::mem;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -16,10 +16,15 @@ use tonic::body::Body;
 use super::open_set::{End, Slot};
 use super::state::DrainState;
 
-/// Shared by the two halves of a call and by the set of open calls, through which the drain reaches both.
+/// Shared by the two halves of a call and, once a half waits, by the set of open calls, through which the drain reaches
+/// both.
+///
+/// A call that never waits is only counted. It enters the set before one of its tasks waits, and before its response is
+/// over while its request is not: nothing that the drain limit must end is out of its reach.
 struct Call {
     drain: DrainState,
-    slot: Slot,
+    /// Set with the first wait.
+    slot: OnceLock<Slot>,
     /// How many of the two halves did not end yet.
     halves: AtomicU8,
     /// Wakes the task that waits for the response or its next frame.
@@ -38,21 +43,35 @@ enum RequestState {
     Done,
 }
 
-/// Counts a new call. Returns the request body for its handler and the half that its response holds.
-pub(super) fn open(drain: &DrainState, body: Body) -> (Body, ResponseHalf) {
-    let empty = http_body::Body::is_end_stream(&body);
-    let call = drain.calls().enter(|slot| Call {
-        drain: drain.clone(),
-        slot,
-        halves: AtomicU8::new(if empty { 1 } else { 2 }),
-        response: AtomicWaker::new(),
-        request: Mutex::new(if empty { RequestState::Done } else { RequestState::Reading { body, waker: None } }),
-    });
-    let body = if empty { Body::empty() } else { Body::new(RequestBody(Arc::clone(&call))) };
-    (body, ResponseHalf(call))
+/// Counts a new call, and puts its request's body within reach of the drain limit. Returns the half of its response.
+#[inline]
+pub(super) fn open(drain: &DrainState, body: &mut Body) -> ResponseHalf {
+    drain.calls().opened();
+    if http_body::Body::is_end_stream(body) {
+        return ResponseHalf(Half::Alone(drain.clone()));
+    }
+    let request = RequestState::Reading { body: mem::take(body), waker: None };
+    let call = Call::new(drain, 2, request);
+    *body = Body::new(RequestBody(Arc::clone(&call)));
+    ResponseHalf(Half::OfCall { call, waits: false })
 }
 
 impl Call {
+    fn new(drain: &DrainState, halves: u8, request: RequestState) -> Arc<Self> {
+        Arc::new(Self {
+            drain: drain.clone(),
+            slot: OnceLock::new(),
+            halves: AtomicU8::new(halves),
+            response: AtomicWaker::new(),
+            request: Mutex::new(request),
+        })
+    }
+
+    /// Puts the call within reach of the drain limit. By a half that did not end; check for the end after this.
+    fn enter(self: &Arc<Self>) {
+        self.slot.get_or_init(|| self.drain.calls().enter(Arc::clone(self) as Arc<dyn End>));
+    }
+
     fn request(&self) -> MutexGuard<'_, RequestState> {
         // A body that panicked while it was polled is no worse than one that failed.
         self.request.lock().unwrap_or_else(PoisonError::into_inner)
@@ -74,9 +93,16 @@ impl Call {
         }
     }
 
+    fn has_request(&self) -> bool {
+        matches!(*self.request(), RequestState::Reading { .. })
+    }
+
     fn on_half_ended(&self) {
         if self.halves.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.drain.calls().leave(self.slot);
+            if let Some(slot) = self.slot.get() {
+                self.drain.calls().leave(*slot);
+            }
+            self.drain.calls().closed();
         }
     }
 }
@@ -91,25 +117,59 @@ impl End for Call {
 }
 
 /// A call's response, from the call to the last frame.
-pub(super) struct ResponseHalf(Arc<Call>);
+pub(super) struct ResponseHalf(Half);
+
+enum Half {
+    /// The request was empty, and the response did not wait yet.
+    Alone(DrainState),
+    /// `waits` once the call has entered the set.
+    OfCall { call: Arc<Call>, waits: bool },
+}
 
 impl ResponseHalf {
+    #[inline]
     pub(super) fn is_over(&self) -> bool {
-        self.0.drain.has_ended()
+        match &self.0 {
+            Half::Alone(drain) => drain.has_ended(),
+            Half::OfCall { call, .. } => call.drain.has_ended(),
+        }
     }
 
     /// For a task that is about to wait: registers its waker, and returns whether the limit has passed meanwhile.
-    pub(super) fn register(&self, cx: &Context<'_>) -> bool {
-        self.0.response.register(cx.waker());
+    pub(super) fn register(&mut self, cx: &Context<'_>) -> bool {
+        if let Half::Alone(drain) = &self.0 {
+            let call = Call::new(drain, 1, RequestState::Done);
+            self.0 = Half::OfCall { call, waits: false };
+        }
+        if let Half::OfCall { call, waits } = &mut self.0 {
+            call.response.register(cx.waker());
+            if !*waits {
+                call.enter();
+                *waits = true;
+            }
+        }
         self.is_over()
     }
 }
 
 impl Drop for ResponseHalf {
+    #[inline]
     fn drop(&mut self) {
-        // A detached reader of the request may hold the call for long, and must not hold this task's waker with it.
-        drop(self.0.response.take());
-        self.0.on_half_ended();
+        match &self.0 {
+            Half::Alone(drain) => drain.calls().closed(),
+            Half::OfCall { call, .. } => {
+                // A detached reader of the request may hold the call for long, and must not hold this task's waker
+                // with it.
+                drop(call.response.take());
+                if call.has_request() {
+                    call.enter();
+                    if call.drain.has_ended() {
+                        call.end();
+                    }
+                }
+                call.on_half_ended();
+            }
+        }
     }
 }
 
@@ -127,7 +187,8 @@ impl http_body::Body for RequestBody {
     type Error = Status;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let mut request = self.0.request();
+        let call = &self.0;
+        let mut request = call.request();
         let (body, waker) = match &mut *request {
             RequestState::Reading { body, waker } => (body, waker),
             RequestState::Cut => {
@@ -136,20 +197,30 @@ impl http_body::Body for RequestBody {
             }
             RequestState::Done => return Poll::Ready(None),
         };
-        let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
-            // Under the lock, so that the drain limit either comes later and finds the waker, or was found above.
+        if !call.drain.has_ended() {
+            if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) {
+                let last = is_last(frame.as_ref(), body);
+                drop(request);
+                if last {
+                    call.finish_request(RequestState::Done);
+                }
+                return Poll::Ready(frame);
+            }
             match waker {
                 Some(waker) => waker.clone_from(cx.waker()),
                 None => *waker = Some(cx.waker().clone()),
             }
-            return Poll::Pending;
-        };
-        let last = is_last(frame.as_ref(), body);
-        drop(request);
-        if last {
-            self.0.finish_request(RequestState::Done);
+            call.enter();
+            // Under the lock still: where the limit comes later, it finds the waker.
+            if !call.drain.has_ended() {
+                return Poll::Pending;
+            }
         }
-        Poll::Ready(frame)
+        drop(request);
+        // The limit may have cut it since the lock was let go; the reader learns of it once.
+        call.finish_request(RequestState::Done);
+        *call.request() = RequestState::Done;
+        Poll::Ready(Some(Err(limit_passed())))
     }
 
     fn is_end_stream(&self) -> bool {

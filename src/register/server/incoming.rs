@@ -103,17 +103,15 @@ impl<I: fmt::Debug> fmt::Debug for Incoming<I> {
 pub struct IncomingIo<IO> {
     inner: IO,
     socket: Arc<Socket>,
+    slot: Slot,
 }
 
 impl<IO> IncomingIo<IO> {
     fn new(inner: IO, drain: &DrainState) -> Self {
-        let socket = drain.sockets().enter(|slot| Socket {
-            drain: drain.clone(),
-            slot,
-            reader: AtomicWaker::new(),
-            writer: AtomicWaker::new(),
-        });
-        Self { inner, socket }
+        let socket = Arc::new(Socket { drain: drain.clone(), reader: AtomicWaker::new(), writer: AtomicWaker::new() });
+        drain.sockets().opened();
+        let slot = drain.sockets().enter(Arc::clone(&socket) as Arc<dyn End>);
+        Self { inner, socket, slot }
     }
 }
 
@@ -205,7 +203,9 @@ impl<IO: Connected> Connected for IncomingIo<IO> {
 
 impl<IO> Drop for IncomingIo<IO> {
     fn drop(&mut self) {
-        self.socket.drain.sockets().leave(self.socket.slot);
+        let sockets = self.socket.drain.sockets();
+        sockets.leave(self.slot);
+        sockets.closed();
     }
 }
 
@@ -218,7 +218,6 @@ impl<IO: fmt::Debug> fmt::Debug for IncomingIo<IO> {
 /// The part of an open connection that the drain wakes. Two wakers, since reader and writer may be two tasks.
 struct Socket {
     drain: DrainState,
-    slot: Slot,
     reader: AtomicWaker,
     writer: AtomicWaker,
 }

@@ -1,6 +1,7 @@
 //! Each call that a server takes: counted until its request and its response ended, and answered UNAVAILABLE if the
 //! drain limit comes first.
 
+use std::any::Any;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -97,15 +98,26 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let protocol = Protocol::of(request.headers());
-        let (head, body) = request.into_parts();
-        let (body, half) = call::open(&self.drain, Body::new(body));
-        let state = if half.is_over() {
-            FutureState::Refused
-        } else {
-            FutureState::Serving { future: self.inner.call(Request::from_parts(head, body)), half: Some(half) }
-        };
-        DrainFuture { state, protocol }
+        let mut request = with_tonic_body(request);
+        let half = call::open(&self.drain, request.body_mut());
+        if half.is_over() {
+            return DrainFuture { state: FutureState::Refused, protocol };
+        }
+        DrainFuture { state: FutureState::Serving { future: self.inner.call(request), half: Some(half) }, protocol }
     }
+}
+
+/// As it is where it comes from tonic's server: a move costs as much as the rest of the layer.
+fn with_tonic_body<B>(request: Request<B>) -> Request<Body>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let mut request = Some(request);
+    if let Some(request) = (&mut request as &mut dyn Any).downcast_mut::<Option<Request<Body>>>() {
+        return request.take().expect("it was put there");
+    }
+    request.expect("it was put there").map(Body::new)
 }
 
 pin_project! {
@@ -148,7 +160,7 @@ where
                     result.map(|response| response.map(|body| DrainBody::streaming(body, half, protocol))),
                 );
             }
-            if !half.as_ref().is_some_and(|half| half.register(cx)) {
+            if !half.as_mut().is_some_and(|half| half.register(cx)) {
                 return Poll::Pending;
             }
         }
@@ -243,6 +255,7 @@ enum Protocol {
 }
 
 impl Protocol {
+    #[inline]
     fn of(headers: &HeaderMap) -> Self {
         let subtype = headers.get(CONTENT_TYPE).and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"));
         match subtype {
@@ -302,6 +315,18 @@ mod tests {
 
         fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
             self.0.poll_recv(cx).map(|frame| frame.map(Ok))
+        }
+    }
+
+    /// A body that always has a frame ready.
+    struct Endless;
+
+    impl http_body::Body for Endless {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Ready(Some(Ok(data("more"))))
         }
     }
 
@@ -471,14 +496,6 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_response_that_never_pauses_ends_too() {
-        struct Endless;
-        impl http_body::Body for Endless {
-            type Data = Bytes;
-            type Error = Infallible;
-            fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-                Poll::Ready(Some(Ok(data("more"))))
-            }
-        }
         let drain = DrainState::new();
         let mut response = counted(&drain, |_request| respond(Endless))
             .oneshot(grpc(fed().1))
@@ -531,6 +548,48 @@ mod tests {
         assert!(ask.is_closed(), "what was behind it is gone");
         assert!(assert_ready!(call.poll()).is_ok(), "the call is answered");
         assert_eq!(drain.in_flight(), 0, "nothing is left that counts");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_outlives_its_response_is_released_at_the_limit() {
+        let drain = DrainState::new();
+        let (ask, question) = fed();
+        let (keep, mut kept) = mpsc::unbounded_channel();
+        let response = counted(&drain, |request: Request<Body>| {
+            keep.send(request.into_body()).expect("the test keeps it");
+            respond(Body::empty())
+        })
+        .oneshot(grpc(question))
+        .await
+        .expect("the handler answers");
+        assert!(response.body().is_end_stream(), "the response is over, and never waited");
+        let mut detached = kept.try_recv().expect("the handler passes it on");
+        assert_eq!(drain.in_flight(), 1, "the request is open");
+        end(&drain).await;
+        assert!(ask.is_closed(), "what was behind it is gone");
+        assert_eq!(drain.in_flight(), 0, "nothing is left that counts");
+        let status = frame(&mut detached).await.expect("not an end").expect_err("a status");
+        assert_eq!(status.code(), Code::Unavailable, "it says why");
+        assert!(frame(&mut detached).await.is_none(), "an error is the last that comes");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_never_pauses_ends_too() {
+        let drain = DrainState::new();
+        let (keep, mut kept) = mpsc::unbounded_channel();
+        let call = counted(&drain, |request: Request<Body>| {
+            keep.send(request.into_body()).expect("the test keeps it");
+            future::pending::<Reply>()
+        })
+        .call(grpc(Endless));
+        let mut asked = kept.try_recv().expect("the handler was called");
+        assert!(frame(&mut asked).await.is_some_and(|f| f.is_ok_and(|f| f.is_data())), "data");
+        end(&drain).await;
+        let status = frame(&mut asked).await.expect("not an end").expect_err("a status");
+        assert_eq!(status.code(), Code::Unavailable, "it says why");
+        assert!(frame(&mut asked).await.is_none(), "an error is the last that comes");
+        drop(call);
+        assert_eq!(drain.in_flight(), 0, "nothing is left");
     }
 
     #[tokio::test(start_paused = true)]

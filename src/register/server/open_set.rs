@@ -1,18 +1,20 @@
-//! The open calls or connections of a server: each enters and leaves once, and all of them can be ended from outside.
+//! The open calls or connections of a server, so that all of them can be ended from outside.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Something open that can be ended from outside of the task that owns it.
 ///
-/// A poll goes in this order, so that no wake-up is lost: check for the end, poll, register the waker, check again.
+/// A poll goes in this order, so that no wake-up is lost: check for the end, poll, register the waker, enter the set,
+/// check again.
 pub(super) trait End: Send + Sync + 'static {
     /// Releases what it holds and wakes every task that waits for it.
     fn end(&self);
 }
 
-/// Everything open of one kind, spread over shards so that the cores that open and close do not contend for one lock.
+/// What is open of one kind: how much, and those of it that the end must reach. Spread over shards so that the cores
+/// that open and close do not contend for one cache line or one lock.
 #[derive(Default)]
 pub(super) struct OpenSet {
     shards: [Shard; SHARDS],
@@ -26,21 +28,38 @@ pub(super) struct Slot {
 }
 
 impl OpenSet {
-    /// Takes in what `make` builds for its slot. It stays until [`leave`](Self::leave).
+    /// Counts something that opens. Whatever waits for something [enters](Self::enter), too.
+    #[inline]
+    pub(super) fn opened(&self) {
+        self.shards[shard_of_this_thread()].count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts something that closes, in whatever thread it opened.
+    #[inline]
+    pub(super) fn closed(&self) {
+        self.shards[shard_of_this_thread()].count.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many are open: exact where nothing opens or closes meanwhile.
+    pub(super) fn len(&self) -> usize {
+        let sum: isize = self.shards.iter().map(|shard| shard.count.load(Ordering::Relaxed)).sum();
+        // A shard can be read before something opened in it, and another one after it closed there.
+        sum.try_into().unwrap_or(0)
+    }
+
+    /// Takes `open` in until [`leave`](Self::leave): [`end_all`](Self::end_all) reaches it.
     ///
-    /// Check for the end *after* this: the walk of [`end_all`](Self::end_all) either meets the new entry, or had passed
-    /// this shard before, and then what was stored before the walk is visible here.
-    pub(super) fn enter<T: End>(&self, make: impl FnOnce(Slot) -> T) -> Arc<T> {
+    /// Check for the end *after* this: the walk of `end_all` either meets the new entry, or had passed this shard
+    /// before, and then what was stored before the walk is visible here.
+    pub(super) fn enter(&self, open: Arc<dyn End>) -> Slot {
         let shard = shard_of_this_thread();
         let mut slots = self.shards[shard].lock();
         let index = slots.free.pop().unwrap_or(slots.taken.len());
-        let open = Arc::new(make(Slot { shard, index }));
-        let entry = Some(Arc::clone(&open) as Arc<dyn End>);
         match slots.taken.get_mut(index) {
-            Some(slot) => *slot = entry,
-            None => slots.taken.push(entry),
+            Some(slot) => *slot = Some(open),
+            None => slots.taken.push(Some(open)),
         }
-        open
+        Slot { shard, index }
     }
 
     /// Gives the slot back. Each slot once.
@@ -54,25 +73,18 @@ impl OpenSet {
         drop(left);
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().len()).sum()
-    }
-
-    /// Ends everything that is open now, yielding after each shard so that the woken tasks can run. Returns the count.
-    pub(super) async fn end_all(&self) -> usize {
-        let mut count = 0;
+    /// Ends everything that has entered, yielding after each shard so that the woken tasks can run.
+    pub(super) async fn end_all(&self) {
         for shard in &self.shards {
-            let open: Vec<_> = shard.lock().taken.iter().flatten().cloned().collect();
-            if open.is_empty() {
+            let entered: Vec<_> = shard.lock().taken.iter().flatten().cloned().collect();
+            if entered.is_empty() {
                 continue;
             }
-            count += open.len();
-            for open in open {
+            for open in entered {
                 open.end();
             }
             tokio::task::yield_now().await;
         }
-        count
     }
 }
 
@@ -80,12 +92,16 @@ impl OpenSet {
 /// the mark that every poll reads.
 #[derive(Default)]
 #[repr(align(128))]
-struct Shard(Mutex<Slots>);
+struct Shard {
+    /// What was opened by threads of this shard, less what they closed: below zero where others open and these close.
+    count: AtomicIsize,
+    slots: Mutex<Slots>,
+}
 
 impl Shard {
     fn lock(&self) -> MutexGuard<'_, Slots> {
         // Nothing of ours panics under the lock; a poisoned one would make a panic of each later call.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -96,12 +112,7 @@ struct Slots {
     free: Vec<usize>,
 }
 
-impl Slots {
-    fn len(&self) -> usize {
-        self.taken.len() - self.free.len()
-    }
-}
-
+#[inline]
 fn shard_of_this_thread() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
@@ -114,7 +125,7 @@ fn shard_of_this_thread() -> usize {
     })
 }
 
-/// As many locks as server cores may contend for; more would only cost memory (128 bytes each).
+/// As many as server cores may contend; more would only cost memory (128 bytes each).
 const SHARDS: usize = 16;
 const _: () = assert!(size_of::<Shard>() == 128);
 
@@ -122,15 +133,7 @@ const _: () = assert!(size_of::<Shard>() == 128);
 mod tests {
     use super::*;
 
-    struct Open {
-        slot: Slot,
-    }
-
-    impl Open {
-        fn new(slot: Slot) -> Self {
-            Self { slot }
-        }
-    }
+    struct Open;
 
     impl End for Open {
         fn end(&self) {}
@@ -139,16 +142,24 @@ mod tests {
     #[test]
     fn a_slot_is_reused() {
         let set = OpenSet::default();
-        let first = set.enter(Open::new);
-        let second = set.enter(Open::new);
-        assert_eq!(set.len(), 2, "two are open");
-        set.leave(first.slot);
-        assert_eq!(set.len(), 1, "one left");
-        assert_eq!(Arc::strong_count(&first), 1, "the set let go of it");
-        let third = set.enter(Open::new);
-        assert_eq!(third.slot.index, first.slot.index, "its slot was free");
-        set.leave(second.slot);
-        set.leave(third.slot);
-        assert_eq!(set.len(), 0, "all left");
+        let open = Arc::new(Open);
+        let first = set.enter(open.clone());
+        let second = set.enter(Arc::new(Open));
+        set.leave(first);
+        assert_eq!(Arc::strong_count(&open), 1, "the set let go of it");
+        let third = set.enter(Arc::new(Open));
+        assert_eq!(third.index, first.index, "its slot was free");
+        assert_ne!(third.index, second.index, "the other one was not");
+    }
+
+    #[test]
+    fn what_one_thread_opens_another_may_close() {
+        let set = OpenSet::default();
+        set.opened();
+        set.opened();
+        std::thread::scope(|scope| scope.spawn(|| set.closed()).join()).expect("it does not panic");
+        assert_eq!(set.len(), 1, "one is left");
+        set.closed();
+        assert_eq!(set.len(), 0, "none is left");
     }
 }

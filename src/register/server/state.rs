@@ -22,9 +22,9 @@ use super::places::Places;
 ///
 /// # Cost
 ///
-/// A poll reads one atomic that is written twice in a server's life. A call or connection that waits registers its
-/// waker with itself (an `AtomicWaker` of its own, never a shared list), and is found through an [`OpenSet`], which
-/// it enters and leaves once.
+/// A poll reads one atomic that is written twice in a server's life. A call that never waits is counted by two more. A
+/// call or connection that waits registers its waker with itself (an `AtomicWaker` of its own, never a shared list),
+/// and is found through an [`OpenSet`], which it enters and leaves once.
 #[derive(Clone)]
 pub(super) struct DrainState(Arc<Inner>);
 
@@ -94,6 +94,7 @@ impl DrainState {
     }
 
     /// Whether calls are ended and refused. Cheap enough for every poll.
+    #[inline]
     pub(super) fn has_ended(&self) -> bool {
         self.0.passed.load(Ordering::Acquire) >= CALLS_ENDED
     }
@@ -107,6 +108,7 @@ impl DrainState {
         &self.0.places
     }
 
+    #[inline]
     pub(super) fn calls(&self) -> &OpenSet {
         &self.0.calls
     }
@@ -140,7 +142,8 @@ impl Inner {
     async fn end_calls(&self) {
         // First the mark, then the wake-ups: a woken task must find the mark.
         self.passed.store(CALLS_ENDED, Ordering::Release);
-        let calls = self.calls.end_all().await;
+        let calls = self.calls.len();
+        self.calls.end_all().await;
         if calls > 0 {
             tracing::warn!(calls, "calls ended at the drain limit");
         }
@@ -148,7 +151,8 @@ impl Inner {
 
     async fn close_sockets(&self) {
         self.passed.store(SOCKETS_CLOSED, Ordering::Release);
-        let sockets = self.sockets.end_all().await;
+        let sockets = self.sockets.len();
+        self.sockets.end_all().await;
         if sockets > 0 {
             tracing::info!(sockets, "connections closed after the drain limit");
         }
@@ -218,14 +222,16 @@ mod tests {
     use super::super::open_set::{End, Slot};
     use super::*;
 
+    #[derive(Default)]
     struct Open {
-        slot: Slot,
         over: AtomicBool,
     }
 
     impl Open {
-        fn new(slot: Slot) -> Self {
-            Self { slot, over: AtomicBool::new(false) }
+        fn enter(set: &OpenSet) -> (Arc<Self>, Slot) {
+            set.opened();
+            let open = Arc::new(Self::default());
+            (Arc::clone(&open), set.enter(open))
         }
 
         fn is_over(&self) -> bool {
@@ -242,8 +248,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn calls_end_at_the_limit_and_sockets_a_grace_later() {
         let drain = DrainState::new();
-        let call = drain.calls().enter(Open::new);
-        let socket = drain.sockets().enter(Open::new);
+        let (call, slot) = Open::enter(drain.calls());
+        let (socket, _) = Open::enter(drain.sockets());
         assert_eq!(drain.phase(), Phase::Serving, "nothing has begun");
 
         let start = Instant::now();
@@ -262,7 +268,8 @@ mod tests {
         assert_eq!(drain.phase(), Phase::Closed, "the grace passed");
         assert!(socket.is_over(), "a socket is over after the grace");
         assert_eq!(drain.in_flight(), 1, "ending is not leaving");
-        drain.calls().leave(call.slot);
+        drain.calls().leave(slot);
+        drain.calls().closed();
         assert_eq!(drain.in_flight(), 0, "leaving is");
     }
 
@@ -331,9 +338,10 @@ mod tests {
                     tokio::spawn(async move {
                         let mut entered = Vec::new();
                         while entered.len() < 100_000 {
-                            let open = drain.calls().enter(Open::new);
+                            let (open, slot) = Open::enter(drain.calls());
                             if drain.has_ended() {
-                                drain.calls().leave(open.slot);
+                                drain.calls().leave(slot);
+                                drain.calls().closed();
                                 break;
                             }
                             entered.push(open);
