@@ -193,6 +193,10 @@ impl ConnectionObserver for Observer {
         let _ = self.end.events.send(FeedbackEvent::TooManyPings { address: self.end.address.clone() });
     }
 
+    fn on_doubt(&self, is_doubted: bool) {
+        self.end.load.set_doubted(is_doubted);
+    }
+
     fn on_stalled(&self, is_stalled: bool) {
         self.end.load.quota().set_stalled(is_stalled);
         if !is_stalled {

@@ -245,7 +245,7 @@ impl Attempt {
             let now = Instant::now();
             connection.load().on_missed(now);
             connection.transport().suspect();
-            if connection.on_silence(self.at, now) {
+            if connection.on_silence(self.at, now, connection.transport().heard()) {
                 connection.load().on_failure(now);
             }
         }

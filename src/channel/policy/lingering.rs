@@ -9,6 +9,8 @@
 //! | failing | a good answer | no longer failing; what lingers fades all the same |
 //! | any | a deadline missed in silence | silent, one (more) call lingers |
 //! | silent | any answer | nothing |
+//!
+//! Beside that stands whether the connection is in doubt: a ping waits for its answer, and nothing else has to be tried.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -19,7 +21,7 @@ use super::clock::{decayed, millis, since};
 /// The calls of one instance that linger.
 #[derive(Default)]
 pub(super) struct Lingering {
-    /// In the lower half the calls in 256ths, above them [`SILENT`] or [`FAILING`].
+    /// In the lower half the calls in 256ths, above them [`SILENT`] or [`FAILING`], and [`DOUBTED`].
     calls: AtomicU32,
     /// When the latest one was missed or the instance was tried again, or when those that failed were counted.
     at: AtomicU32,
@@ -64,6 +66,19 @@ impl Lingering {
         self.calls.load(Ordering::Relaxed) & SILENT != 0
     }
 
+    /// Whether the peer was asked for a sign of life, and has given none yet.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.calls.load(Ordering::Relaxed) & DOUBTED != 0
+    }
+
+    pub(super) fn set_doubted(&self, is_doubted: bool) {
+        if is_doubted {
+            self.calls.fetch_or(DOUBTED, Ordering::Relaxed);
+        } else {
+            self.calls.fetch_and(!DOUBTED, Ordering::Relaxed);
+        }
+    }
+
     /// Whether a silent instance is due to be tried again.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         since(self.at.load(Ordering::Relaxed), now) >= PROBE_EVERY
@@ -80,7 +95,7 @@ impl Lingering {
     /// The instance answered, with whatever status.
     pub(super) fn on_answer(&self) {
         if self.is_silent() {
-            self.calls.store(0, Ordering::Relaxed);
+            self.calls.fetch_and(DOUBTED, Ordering::Relaxed);
         }
     }
 
@@ -111,8 +126,9 @@ impl Lingering {
     }
 }
 
+/// One call more, neither silent nor failing.
 fn one_more(word: u32) -> u32 {
-    CALLS.min((word & CALLS) + ONE)
+    word & DOUBTED | CALLS.min((word & CALLS) + ONE)
 }
 
 /// One call.
@@ -126,6 +142,9 @@ const SILENT: u32 = 1 << 31;
 
 /// The latest answers failed at once.
 const FAILING: u32 = 1 << 30;
+
+/// A ping waits for its answer.
+const DOUBTED: u32 = 1 << 29;
 
 /// After how many milliseconds missed calls no longer count, and a silent instance is tried again: one caller a second is
 /// what it may cost to see that it is back.
@@ -163,6 +182,23 @@ mod tests {
         assert!(lingering.is_failing(), "which is remembered");
         lingering.on_good_answer();
         assert!(!lingering.is_failing(), "until a good answer");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn doubt_is_kept_beside_all_that_is_counted() {
+        let lingering = Lingering::default();
+        lingering.set_doubted(true);
+        lingering.on_fast_failure(Instant::now());
+        lingering.on_missed(Instant::now());
+        assert!(lingering.is_doubted() && lingering.is_silent() && lingering.calls(USUAL) == 2);
+        lingering.on_answer();
+        assert!(
+            lingering.is_doubted() && !lingering.is_silent() && lingering.calls(USUAL) == 0,
+            "its ping is not answered"
+        );
+        lingering.set_doubted(false);
+        lingering.on_missed(Instant::now());
+        assert!(!lingering.is_doubted() && lingering.is_silent());
     }
 
     #[tokio::test(start_paused = true)]

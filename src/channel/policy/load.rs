@@ -185,11 +185,12 @@ impl Load {
     }
 
     /// Takes the call that a silent instance, or one that has missed calls, gets each second: it finds out whether the
-    /// instance is back. Of all picks one gets it, whatever waits there: that may be streams that stay quiet for hours.
+    /// instance is back. Of all picks one gets it, whatever waits there: that may be streams that stay quiet for hours. None does while
+    /// its connection is in doubt: a ping finds out as well, and costs no call.
     #[cold]
     pub(crate) fn claim_probe(&self, now: Instant) -> bool {
         let has_missed = self.lingering.is_silent();
-        if self.is_spared(now) || has_missed && !self.lingering.is_due(now) {
+        if self.lingering.is_doubted() || self.is_spared(now) || has_missed && !self.lingering.is_due(now) {
             return false;
         }
         let is_claimed = if self.is_silent(now) { self.claim_silence(now) } else { has_missed };
@@ -202,6 +203,7 @@ impl Load {
         let asks = millis(now).max(1);
         self.is_awaited()
             && !self.is_failing()
+            && !self.lingering.is_doubted()
             && (asked_at == 0 || since(asked_at, now) >= PROBE_EVERY)
             && self.asked_at.compare_exchange(asked_at, asks, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
@@ -295,6 +297,11 @@ impl Load {
     /// A call's deadline passed, and the instance answered no call since that one was sent.
     pub(crate) fn on_missed(&self, now: Instant) {
         self.lingering.on_missed(now);
+    }
+
+    /// Whether the peer was asked for a sign of life, and has given none yet.
+    pub(crate) fn set_doubted(&self, is_doubted: bool) {
+        self.lingering.set_doubted(is_doubted);
     }
 
     /// A response has begun, and its call stays in flight.

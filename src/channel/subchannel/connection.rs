@@ -1,7 +1,6 @@
 //! A connection that calls are picked for, and the feedback that they give about its instance.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -22,10 +21,17 @@ pub(crate) struct ReadyConnection<T = Transport> {
     address: Address,
     ticket: Ticket,
     tally: Arc<Tally>,
-    /// When it stood, and the milliseconds from then to the latest missed deadline that counted.
-    since: Instant,
-    missed: AtomicU64,
+    missed: Mutex<Option<Silence>>,
     reports: Reports,
+}
+
+/// A silence in which deadlines were missed.
+#[derive(Debug, Clone, Copy)]
+struct Silence {
+    /// The latest one that counted.
+    at: Instant,
+    /// The bytes that had come on the connection by the first one.
+    heard: usize,
 }
 
 /// Where feedback goes, the same for all subchannels of a channel.
@@ -68,7 +74,7 @@ impl<T> ReadyConnection<T> {
         tally: Arc<Tally>,
         reports: Reports,
     ) -> Self {
-        Self { transport, load, address, ticket, tally, since: Instant::now(), missed: AtomicU64::new(0), reports }
+        Self { transport, load, address, ticket, tally, missed: Mutex::default(), reports }
     }
 
     pub(crate) fn transport(&self) -> &T {
@@ -107,14 +113,16 @@ impl<T> ReadyConnection<T> {
         self.tally.on_missed();
     }
 
-    /// A call that was sent `at` missed its deadline in silence. Returns whether that is a failure of the instance.
+    /// A call that was sent `at` missed its deadline in silence, and so many bytes had come on the connection by then.
+    /// Returns whether that is a failure of the instance.
     ///
-    /// All that are in flight in one short silence are one, so the next one that counts was sent after this moment. A
-    /// long one is no pause: each counts, and as two in a row.
-    pub(crate) fn on_silence(&self, at: Instant, now: Instant) -> bool {
+    /// All that are in flight in one short silence are one: the process may have paused. So the next one that counts was
+    /// sent after this moment, or its connection was heard since: a process that answers pings does not pause. A long
+    /// silence is no pause either: each counts, and as two in a row.
+    pub(crate) fn on_silence(&self, at: Instant, now: Instant, heard: usize) -> bool {
         let (is_long, outliers) = (now - at >= LONG_SILENCE, &self.reports.outliers);
         let outcome = Outcome::new(tonic::Code::DeadlineExceeded, StatusOrigin::Missed);
-        if !self.counts_silence(at, now) || !outliers.is_failure(outcome) {
+        if !self.counts_silence(at, now, heard) || !outliers.is_failure(outcome) {
             return false;
         }
         let verdict =
@@ -123,11 +131,15 @@ impl<T> ReadyConnection<T> {
         true
     }
 
-    pub(super) fn counts_silence(&self, at: Instant, now: Instant) -> bool {
-        let millis = |at: Instant| u64::try_from((at - self.since).as_millis()).unwrap_or(u64::MAX);
-        let is_long = now - at >= LONG_SILENCE;
-        let next = |latest| (is_long || millis(at) >= latest).then(|| millis(now));
-        self.missed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
+    pub(super) fn counts_silence(&self, at: Instant, now: Instant, heard: usize) -> bool {
+        let mut latest = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *latest {
+            // Heard since the silence began, as often as calls are missed in it.
+            Some(silence) if at < silence.at && heard != silence.heard => silence.at = now,
+            Some(silence) if at < silence.at && now - at < LONG_SILENCE => return false,
+            _ => *latest = Some(Silence { at: now, heard }),
+        }
+        true
     }
 
     /// The connection takes no more calls, which nothing else will report.

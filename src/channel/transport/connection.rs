@@ -31,6 +31,8 @@ pub(crate) struct ConnectionDriver {
     /// The limit of open calls that was reported last.
     reported: Option<u32>,
     peer: Arc<PeerState>,
+    /// The bytes that had come by the last turn.
+    read: usize,
     uplink: Uplink,
     /// What the socket did with the bytes of the last turn.
     flow: Flow,
@@ -48,6 +50,10 @@ pub(crate) trait ConnectionObserver: Send + Sync + Unpin + 'static {
     /// The server said GOAWAY because it was pinged too often. Called once at most, and before
     /// [`on_going_away`](Self::on_going_away) where the whole frame came in one read.
     fn on_too_many_pings(&self);
+
+    /// Whether the peer was asked for a sign of life and has given none yet.
+    fn on_doubt(&self, is_doubted: bool);
+
     /// Whether calls wait for the socket, which stands still: more of them had better go elsewhere.
     fn on_stalled(&self, is_stalled: bool);
 
@@ -57,7 +63,7 @@ pub(crate) trait ConnectionObserver: Send + Sync + Unpin + 'static {
 
 impl ConnectionDriver {
     pub(super) fn new(h2: h2::client::Connection<Socket, Bytes>, pings: Pings, peer: Arc<PeerState>) -> Self {
-        Self { h2, pings, reported: None, peer, uplink: Uplink::default(), flow: Flow::Free }
+        Self { h2, pings, reported: None, peer, read: 0, uplink: Uplink::default(), flow: Flow::Free }
     }
 
     /// A handle that closes the socket from outside.
@@ -109,7 +115,8 @@ impl ConnectionDriver {
             (false, true) => Interest::Waiting,
             (false, false) => Interest::Idle,
         };
-        match self.pings.poll(&mut self.h2, self.peer.take_read(), interest, way, cx) {
+        let traffic = self.peer.traffic(&mut self.read);
+        match self.pings.poll(&mut self.h2, traffic, interest, way, cx) {
             Ok(()) => Poll::Pending,
             Err(Silent) => Poll::Ready(Ended::Silent),
         }
@@ -147,9 +154,20 @@ pub(crate) struct Running<O> {
 /// What an observer knows of its connection.
 #[derive(Default)]
 struct Told {
-    is_stalled: bool,
-    is_going_away: bool,
-    too_many_pings: bool,
+    stalled: Known,
+    doubted: Known,
+    going_away: Known,
+    too_many_pings: Known,
+}
+
+/// Whether something is so, as it was told last.
+#[derive(Default)]
+struct Known(bool);
+
+impl Known {
+    fn changes_to(&mut self, now: bool) -> bool {
+        now != mem::replace(&mut self.0, now)
+    }
 }
 
 impl<O: ConnectionObserver> Future for Running<O> {
@@ -186,8 +204,12 @@ impl<O: ConnectionObserver> Running<O> {
     fn observe(&mut self, cx: &mut Context<'_>) {
         let Self { driver, observer, told, .. } = self;
         let is_stalled = driver.peer.on_turn(driver.flow, cx);
-        if is_stalled != mem::replace(&mut told.is_stalled, is_stalled) {
+        if told.stalled.changes_to(is_stalled) {
             observer.on_stalled(is_stalled);
+        }
+        let is_doubted = driver.pings.is_asking();
+        if told.doubted.changes_to(is_doubted) {
+            observer.on_doubt(is_doubted);
         }
         let streams = driver.peer.streams();
         if let Some(limit) = streams
@@ -196,11 +218,11 @@ impl<O: ConnectionObserver> Running<O> {
             driver.reported = streams;
             observer.on_stream_limit(limit);
         }
-        if driver.peer.said_too_many_pings() && !mem::replace(&mut told.too_many_pings, true) {
+        if driver.peer.said_too_many_pings() && told.too_many_pings.changes_to(true) {
             observer.on_too_many_pings();
         }
         if let Some(reason) = driver.peer.goaway()
-            && !mem::replace(&mut told.is_going_away, true)
+            && told.going_away.changes_to(true)
         {
             observer.on_going_away(&Ended::GoneAway(reason));
             driver.peer.open_gate();

@@ -69,6 +69,11 @@ impl Transport {
         self.peer.progress()
     }
 
+    /// The bytes that came from the peer, modulo the size of a word: it was not heard between two equal counts.
+    pub(crate) fn heard(&self) -> usize {
+        self.peer.read()
+    }
+
     /// Has the peer asked for a sign of life now, whatever the keepalive interval says.
     pub(crate) fn suspect(&self) {
         self.peer.suspect();

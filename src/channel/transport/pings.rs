@@ -97,9 +97,14 @@ impl Pings {
             && !way.is_blocked()
             && (asks || self.window.as_ref().is_some_and(Window::wants_to_measure))
         {
-            self.send(cx);
+            self.send(asks, cx);
         }
         Ok(())
+    }
+
+    /// Whether the peer was asked for a sign of life and has given none yet.
+    pub(crate) fn is_asking(&self) -> bool {
+        self.keep_alive.is_asking()
     }
 
     /// How long the ping on its way took, once it was answered.
@@ -111,14 +116,16 @@ impl Pings {
         Some(sent.elapsed())
     }
 
-    fn send(&mut self, cx: &mut Context<'_>) {
+    fn send(&mut self, asks: bool, cx: &mut Context<'_>) {
         let Some(ping_pong) = &mut self.ping_pong else { return };
         if ping_pong.send_ping(Ping::opaque()).is_err() {
             return;
         }
         let now = Instant::now();
         self.sent = Some(now);
-        self.keep_alive.on_sent(now);
+        if asks {
+            self.keep_alive.on_sent(now);
+        }
         if let Some(window) = &mut self.window {
             window.begin();
         }
@@ -135,7 +142,8 @@ struct KeepAlive {
     phase: Phase,
     /// For what the phase waits.
     timer: Pin<Box<Sleep>>,
-    /// When a ping was sent, unless frames of calls came from the peer since.
+    /// When the peer was asked, unless frames of calls came from it since. Pings that measure do not count: those frames
+    /// bring them about, one at most each time.
     idle_ping: Option<Instant>,
 }
 

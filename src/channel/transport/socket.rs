@@ -1,6 +1,7 @@
 //! The bytes of one connection: passed on as they are, read along with, and closed from outside.
 
 use std::io::{self, IoSlice};
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -37,9 +38,9 @@ pub(crate) struct PeerState {
     goaway: AtomicU64,
     too_many_pings: AtomicBool,
     end_of_file: AtomicBool,
-    /// Bytes that came since the last [`take_read`](PeerState::take_read), those of data among them, and whether there
-    /// were frames of calls.
+    /// Bytes that came, modulo the size of a word.
     read: AtomicUsize,
+    /// Those of data since the last [`traffic`](PeerState::traffic), and whether there were frames of calls.
     data: AtomicUsize,
     /// Reads that brought progress of a call, modulo 2^32.
     progress: AtomicU32,
@@ -83,10 +84,16 @@ impl PeerState {
         self.end_of_file.load(Ordering::Relaxed)
     }
 
-    /// The bytes that came since the last call of this.
-    pub(crate) fn take_read(&self) -> Traffic {
+    /// The bytes that came so far, modulo the size of a word.
+    pub(crate) fn read(&self) -> usize {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    /// What came since the last call of this, when so many bytes had come.
+    pub(crate) fn traffic(&self, before: &mut usize) -> Traffic {
+        let read = self.read();
         Traffic {
-            bytes: self.read.swap(0, Ordering::Relaxed),
+            bytes: read.wrapping_sub(mem::replace(before, read)),
             data: self.data.swap(0, Ordering::Relaxed),
             is_of_calls: self.read_calls.swap(false, Ordering::Relaxed),
         }

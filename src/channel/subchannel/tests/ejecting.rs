@@ -356,15 +356,17 @@ async fn all_that_is_missed_in_one_short_silence_is_one_failure() {
     let connection = connection(&machine);
     let begin = now();
     tokio::time::advance(Duration::from_millis(100)).await;
-    assert!(connection.counts_silence(begin, now()), "the first of them");
-    assert!(!connection.counts_silence(begin, now()), "was in flight, too");
-    assert!(!connection.counts_silence(begin + Duration::from_millis(99), now()), "so was this one");
+    assert!(connection.counts_silence(begin, now(), 0), "the first of them");
+    assert!(!connection.counts_silence(begin, now(), 0), "was in flight, too");
+    assert!(!connection.counts_silence(begin + Duration::from_millis(99), now(), 0), "so was this one");
+    assert!(connection.counts_silence(begin, now(), 17), "the connection was heard: the process does not pause");
+    assert!(connection.counts_silence(begin, now(), 17), "which holds for each of them");
     let later = now();
     tokio::time::advance(Duration::from_millis(100)).await;
-    assert!(connection.counts_silence(later, now()), "sent after the first one was missed");
-    assert!(!connection.counts_silence(later, now()), "one silence again");
+    assert!(connection.counts_silence(later, now(), 17), "sent after the first one was missed");
+    assert!(!connection.counts_silence(later, now(), 17), "one silence again");
     tokio::time::advance(Duration::from_millis(900)).await;
-    assert!(connection.counts_silence(later, now()), "but for a second that is no pause");
+    assert!(connection.counts_silence(later, now(), 17), "but for a second that is no pause");
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ pub(crate) enum OnConnect {
 pub(crate) enum Reply {
     /// The call is answered, after the delay.
     Answer,
-    /// The call waits for [`Peer::release`], and is answered then.
+    /// The call waits for [`Peer::release`], and is answered then. So do those that began before and are due now.
     Hold,
     /// The call ends with this code.
     Fail(Code),
@@ -86,6 +87,7 @@ struct Shared {
     released: watch::Sender<()>,
     goaway: watch::Sender<()>,
     cut: watch::Sender<()>,
+    frozen: watch::Sender<bool>,
 }
 
 impl Network {
@@ -105,6 +107,7 @@ impl Network {
             released: watch::Sender::default(),
             goaway: watch::Sender::default(),
             cut: watch::Sender::default(),
+            frozen: watch::Sender::default(),
         }));
         lock(&self.peers).insert(address.to_string(), peer.clone());
         peer
@@ -159,6 +162,11 @@ impl Peer {
     /// Ends every connection without a GOAWAY.
     pub(crate) fn cut(&self) {
         self.0.cut.send_replace(());
+    }
+
+    /// Reads and writes nothing any more, or does so again, on connections that stand and on new ones.
+    pub(crate) fn freeze(&self, frozen: bool) {
+        self.0.frozen.send_replace(frozen);
     }
 
     /// Is gone from now on, as a killed process is.
@@ -223,9 +231,22 @@ impl Peer {
         self.0.open.send_modify(|open| *open += 1);
         tokio::select! {
             _ = cut.changed() => {}
-            _ = self.accept(io) => {}
+            () = self.accept_unless_frozen(io) => {}
         }
         self.0.open.send_modify(|open| *open -= 1);
+    }
+
+    async fn accept_unless_frozen(&self, io: DuplexStream) {
+        let mut frozen = self.0.frozen.subscribe();
+        let mut accept = pin!(self.accept(io));
+        loop {
+            _ = frozen.wait_for(|frozen| !*frozen).await;
+            tokio::select! {
+                biased;
+                _ = frozen.wait_for(|frozen| *frozen) => {}
+                _ = &mut accept => return,
+            }
+        }
     }
 
     async fn accept(&self, io: DuplexStream) -> Result<(), h2::Error> {
@@ -269,7 +290,8 @@ impl Peer {
             _ = body.flow_control().release_capacity(data.len());
         }
         sleep(delay).await;
-        if reply == Reply::Hold {
+        let is_held = reply == Reply::Hold || lock(&self.0.reply).0 == Reply::Hold;
+        if is_held {
             tokio::select! {
                 _ = released.changed() => {}
                 _ = poll_fn(|cx| respond.poll_reset(cx)) => return self.0.resets.add_one(),

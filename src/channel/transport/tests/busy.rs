@@ -14,6 +14,8 @@ impl ConnectionObserver for Stalls {
     fn on_going_away(&self, _: &Ended) {}
     fn on_too_many_pings(&self) {}
 
+    fn on_doubt(&self, _: bool) {}
+
     fn on_stalled(&self, is_stalled: bool) {
         self.0.fetch_add(is_stalled.into(), Ordering::Relaxed);
     }

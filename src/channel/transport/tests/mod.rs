@@ -67,6 +67,9 @@ impl ConnectionObserver for Ear {
     fn on_too_many_pings(&self) {
         let _ = self.0.send(Told::TooManyPings);
     }
+
+    fn on_doubt(&self, _: bool) {}
+
     fn on_stalled(&self, _: bool) {}
 
     fn open_calls(&self) -> u32 {
