@@ -191,12 +191,12 @@ impl<O: ConnectionObserver> Running<O> {
     /// Whether to come again before anything is done.
     ///
     /// A call that is made wakes this task, which would run next and write that one call. After one turn at the end of
-    /// the queue of tasks, the calls that were made meanwhile go out in the same write. What comes from the server does
-    /// not wait: the streams that it is for would only be read later, on another thread.
+    /// the queue of tasks, the calls that were made meanwhile go out in the same write. What comes from the server
+    /// waits only where it is for many: few streams would only be read later, on another thread.
     fn gathers(&mut self, calls: u32) -> bool {
         let begun = self.driver.peer.begun();
         let has_new_calls = begun != mem::replace(&mut self.begun, begun);
-        self.has_gathered = has_new_calls && !self.has_gathered && calls >= GATHERS_FROM;
+        self.has_gathered = !self.has_gathered && (has_new_calls && calls >= GATHERS_FROM || calls >= GATHERS_ALL_FROM);
         self.has_gathered
     }
 
@@ -270,3 +270,7 @@ impl Ended {
 /// From how many open calls on a connection a write waits for more of them. With fewer none is likely to come, and a
 /// task that goes to the end of the queue wakes another thread for nothing.
 pub(crate) const GATHERS_FROM: u32 = 4;
+
+/// From how many open calls on a connection a read waits as well: then it brings many answers, and the tasks that they
+/// are for do not come back one by one for the lock of the connection.
+const GATHERS_ALL_FROM: u32 = 32;
