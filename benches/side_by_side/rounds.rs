@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::load::{Figures, Sample};
-use crate::statistics::{Estimate, estimate, median, rounded};
+use crate::statistics::{Estimate, estimate, median, quotient_of_medians, rounded};
 use crate::subject::Subject;
 
 /// How long and how often is measured.
@@ -22,7 +22,7 @@ pub(crate) struct Plan {
 impl Plan {
     /// What the quoted figures are made with.
     pub(crate) const FULL: Self =
-        Self { rounds: 31, slot: Duration::from_millis(250), faults: 3, fault: Duration::from_secs(4) };
+        Self { rounds: 25, slot: Duration::from_millis(250), faults: 3, fault: Duration::from_secs(4) };
     /// Shows that all of it works; the figures mean nothing.
     pub(crate) const QUICK: Self =
         Self { rounds: 3, slot: Duration::from_millis(60), faults: 1, fault: Duration::from_secs(2) };
@@ -55,6 +55,12 @@ impl Course {
     /// How many calls failed in all rounds.
     pub(crate) fn failed(&self) -> usize {
         self.rounds.iter().map(|round| round.failed).sum()
+    }
+
+    /// The quotient of the medians of a figure of the tail, here and in `other`.
+    pub(crate) fn tail_ratio(&self, other: &Self, of: impl Fn(&Figures) -> f64) -> Estimate {
+        let figures = |course: &Self| course.rounds.iter().map(&of).collect::<Vec<_>>();
+        quotient_of_medians(&figures(self), &figures(other))
     }
 
     /// The quotients of a figure here and in the same round of `other`.

@@ -38,9 +38,9 @@ pub(crate) async fn run(plan: Plan, results: &mut Results) {
         }
         let case =
             |quantile| format!("{quantile} at {},000 calls/s, 10 instances / {}", rate / 1000, courses[1].subject);
-        let p99 = courses[0].ratio(&courses[1], |figures| figures.p99_us);
+        let p99 = courses[0].tail_ratio(&courses[1], |figures| figures.p99_us);
         results.row(Row::at_most(case("p99"), p99, GOAL, Unit::Ratio));
-        let p999 = courses[0].ratio(&courses[1], |figures| figures.p999_us);
+        let p999 = courses[0].tail_ratio(&courses[1], |figures| figures.p999_us);
         results.row(Row::at_most(case("p99.9"), p999, GOAL, Unit::Ratio));
     }
 }

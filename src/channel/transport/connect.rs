@@ -129,7 +129,9 @@ impl<'a> Attempt<'a> {
         let io = self.secured(limit, io).await?;
         let (socket, peer) = Socket::new(io);
         let ready = async {
-            let (send, mut h2) = self.config.http2().handshake(socket).await.map_err(Ended::Broken)?;
+            let (send, h2) = self.config.http2().handshake(socket).await.map_err(Ended::Broken)?;
+            // By itself: each future on the way to its task would keep a place for it.
+            let mut h2 = Box::new(h2);
             let pings = Pings::new(&mut h2, self.config.pings(self.terms.keep_alive_interval));
             let mut driver = ConnectionDriver::new(h2, pings, peer.clone());
             let max_streams = driver.settings().await?;
@@ -148,7 +150,7 @@ impl<'a> Attempt<'a> {
         let Some(tls) = &self.config.tls else {
             return Ok(io);
         };
-        let session = self.within(limit, Step::Tls, tls.handshake(self.address.host(), io)).await?;
+        let session = self.within(limit, Step::Tls, Box::pin(tls.handshake(self.address.host(), io))).await?;
         match session {
             Ok(session) => Ok(Box::new(session)),
             Err(source) => Err(ConnectError::Tls { address: self.address.clone(), source }),

@@ -26,7 +26,7 @@ pub(crate) struct Connection {
 
 /// Moves a connection on. Dropped, it closes the socket and ends the calls on it.
 pub(crate) struct ConnectionDriver {
-    h2: h2::client::Connection<Socket, Bytes>,
+    h2: Box<h2::client::Connection<Socket, Bytes>>,
     pings: Pings,
     /// The limit of open calls that was reported last.
     reported: Option<u32>,
@@ -62,7 +62,7 @@ pub(crate) trait ConnectionObserver: Send + Sync + Unpin + 'static {
 }
 
 impl ConnectionDriver {
-    pub(super) fn new(h2: h2::client::Connection<Socket, Bytes>, pings: Pings, peer: Arc<PeerState>) -> Self {
+    pub(super) fn new(h2: Box<h2::client::Connection<Socket, Bytes>>, pings: Pings, peer: Arc<PeerState>) -> Self {
         Self { h2, pings, reported: None, peer, read: 0, uplink: Uplink::default(), flow: Flow::Free }
     }
 
