@@ -3,7 +3,7 @@
 #[path = "../benches/side_by_side/statistics.rs"]
 mod statistics;
 
-use statistics::{Estimate, estimate, figure, median, quantile, rounded};
+use statistics::{Estimate, estimate, figure, median, quantile, quotient_of_medians, rounded};
 
 #[test]
 fn a_median_lies_in_the_middle_whatever_the_order() {
@@ -36,6 +36,29 @@ fn an_interval_holds_the_true_median_nineteen_times_of_twenty() {
     });
     let share = figure(held.count()) / figure(rounds);
     assert!((0.94..0.99).contains(&share), "{share} of the intervals hold it");
+}
+
+#[test]
+fn the_interval_of_a_quotient_holds_the_true_one_nineteen_times_of_twenty() {
+    let mut numbers = fastrand::Rng::with_seed(11);
+    let mut series = |scale: f64| -> Vec<f64> { (0..25).map(|_| scale * numbers.f64().powi(3)).collect() };
+    let rounds = 100;
+    let mut held = 0;
+    for _ in 0..rounds {
+        let (mine, theirs) = (series(1.0), series(2.0));
+        let Estimate { low, high, .. } = quotient_of_medians(&mine, &theirs);
+        held += usize::from((low..=high).contains(&0.5));
+    }
+    let share = figure(held) / figure(rounds);
+    assert!((0.9..0.995).contains(&share), "{share} of the intervals hold it");
+}
+
+#[test]
+fn bursts_in_a_few_rounds_leave_a_quotient_of_medians_as_it_is() {
+    let calm: Vec<f64> = (0..20).map(|round| 100.0 + figure(round)).collect();
+    let bursts: Vec<f64> = calm.iter().enumerate().map(|(at, it)| if at % 7 == 0 { it * 20.0 } else { *it }).collect();
+    let Estimate { median, high, .. } = quotient_of_medians(&bursts, &calm);
+    assert!((0.95..1.1).contains(&median) && high < 1.2, "{median}, at most {high}");
 }
 
 #[test]

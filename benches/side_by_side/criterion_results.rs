@@ -66,7 +66,7 @@ impl Goal {
     }
 }
 
-const GOALS: [Goal; 8] = [
+const GOALS: [Goal; 9] = [
     Goal {
         name: "pick, least request, 100 instances / tower's Buffer over p2c",
         ours: "pick/least_request/100",
@@ -108,6 +108,12 @@ const GOALS: [Goal; 8] = [
         ours: "call/nothing/counted",
         compared: Compared::Difference(("call/nothing/bare", "bare")),
         at_most: 150.0,
+    },
+    Goal {
+        name: "the server's registration layer around tonic's hello service",
+        ours: "call/hello/counted",
+        compared: Compared::Difference(("call/hello/bare", "bare")),
+        at_most: 350.0,
     },
     Goal {
         name: "a unary call of tonic's through the registration layer / through tower-http's InFlightRequests",

@@ -27,11 +27,12 @@ pub(crate) fn estimate(figures: &[f64]) -> Estimate {
     Estimate { median: middle(&sorted), low: sorted[rank], high: sorted[sorted.len() - 1 - rank] }
 }
 
-/// The quotient of the medians of two series of the same length, and its 95 % interval.
+/// The quotient of the medians of two series, and its 95 % interval.
 ///
 /// For figures of the tail, where a burst of the machine's own work makes one of a pair several times as large and the
-/// quotients of pairs say little. The interval is that of the bootstrap: of so many series drawn anew from these rounds,
-/// the quotients of all but 2.5 % at each end lie in it.
+/// quotients of pairs say little. The interval is that of the bootstrap: both series are drawn anew many times, each by
+/// itself, and the quotients of all but 2.5 % at each end lie in it. Rounds that are slow for both make it wider than
+/// need be, not narrower.
 ///
 /// # Panics
 ///

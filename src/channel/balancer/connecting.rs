@@ -207,6 +207,10 @@ impl ConnectionObserver for Observer {
     fn open_calls(&self) -> u32 {
         self.end.load.in_flight()
     }
+
+    fn awaited_calls(&self) -> u32 {
+        self.end.load.awaited()
+    }
 }
 
 #[cfg(test)]

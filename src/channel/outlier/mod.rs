@@ -38,7 +38,7 @@ use crate::error::ConfigError;
 /// | an answer that is no gRPC: an HTTP error or page of a proxy or a stranger, a response without a status | a failure |
 /// | the connection breaks unannounced with calls open | one failure, however many calls |
 /// | its end after a GOAWAY, or while it was idle | nothing |
-/// | a deadline passes, and the instance answered no call since the whole request was sent | a failure, unless the other instances miss theirs as well; one for all calls of a pause (a silence of less than a second, in which not even a ping was answered), and two for each in a longer silence |
+/// | a deadline passes, and the instance answered no call since the whole request was sent | a failure, unless the other instances miss theirs as well; one for all calls in a silence of less than a second, two where a ping was answered in it, and two for each call in a longer one |
 /// | a deadline passes otherwise: it answered others, or the caller was not done with its request | nothing |
 /// | a call that its caller gave up; a failed attempt to connect | nothing |
 #[derive(Debug, Clone)]

@@ -10,7 +10,7 @@
 //! | any | a deadline missed in silence | silent, one (more) call lingers |
 //! | silent | any answer | nothing |
 //!
-//! Beside that stands whether the connection is in doubt: a ping waits for its answer, and nothing else has to be tried.
+//! Apart from that: whether a ping waits for its answer. Meanwhile no trial call is made.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 

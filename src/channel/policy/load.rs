@@ -144,9 +144,14 @@ impl Load {
         self.silence(now).is_some_and(|silence| silence <= self.patience().max(PROBE_EVERY))
     }
 
+    /// The calls whose response has not begun.
+    pub(crate) fn awaited(&self) -> u32 {
+        self.in_flight().saturating_sub(self.responding.load(Ordering::Relaxed))
+    }
+
     /// Whether there are calls whose response has not begun.
     pub(crate) fn is_awaited(&self) -> bool {
-        self.in_flight() > self.responding.load(Ordering::Relaxed)
+        self.awaited() > 0
     }
 
     /// For how many milliseconds calls have waited of which the first was sent after the latest answer; `None` where
@@ -185,8 +190,8 @@ impl Load {
     }
 
     /// Takes the call that a silent instance, or one that has missed calls, gets each second: it finds out whether the
-    /// instance is back. Of all picks one gets it, whatever waits there: that may be streams that stay quiet for hours. None does while
-    /// its connection is in doubt: a ping finds out as well, and costs no call.
+    /// instance is back. Of all picks one gets it, whatever waits there: that may be streams that stay quiet for hours.
+    /// None does while its connection is in doubt: a ping finds out as well, and costs no call.
     #[cold]
     pub(crate) fn claim_probe(&self, now: Instant) -> bool {
         let has_missed = self.lingering.is_silent();

@@ -30,8 +30,8 @@ pub(crate) struct ReadyConnection<T = Transport> {
 struct Silence {
     /// The latest one that counted.
     at: Instant,
-    /// The bytes that had come on the connection by the first one.
-    heard: usize,
+    /// The bytes that had come on the connection by the first one; `None` once it was heard since.
+    heard: Option<usize>,
 }
 
 /// Where feedback goes, the same for all subchannels of a channel.
@@ -116,9 +116,9 @@ impl<T> ReadyConnection<T> {
     /// A call that was sent `at` missed its deadline in silence, and so many bytes had come on the connection by then.
     /// Returns whether that is a failure of the instance.
     ///
-    /// All that are in flight in one short silence are one: the process may have paused. So the next one that counts was
-    /// sent after this moment, or its connection was heard since: a process that answers pings does not pause. A long
-    /// silence is no pause either: each counts, and as two in a row.
+    /// All that are in flight in one short silence are one failure: the process may have paused. They are two where the
+    /// connection was heard meanwhile, and not more: a process that answers a ping may have paused a moment ago. What
+    /// is sent after that counts again. A long silence is no pause: each counts, and as two in a row.
     pub(crate) fn on_silence(&self, at: Instant, now: Instant, heard: usize) -> bool {
         let (is_long, outliers) = (now - at >= LONG_SILENCE, &self.reports.outliers);
         let outcome = Outcome::new(tonic::Code::DeadlineExceeded, StatusOrigin::Missed);
@@ -134,10 +134,14 @@ impl<T> ReadyConnection<T> {
     pub(super) fn counts_silence(&self, at: Instant, now: Instant, heard: usize) -> bool {
         let mut latest = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *latest {
-            // Heard since the silence began, as often as calls are missed in it.
-            Some(silence) if at < silence.at && heard != silence.heard => silence.at = now,
-            Some(silence) if at < silence.at && now - at < LONG_SILENCE => return false,
-            _ => *latest = Some(Silence { at: now, heard }),
+            Some(silence) if at < silence.at && now - at < LONG_SILENCE => {
+                let is_heard = silence.heard.take_if(|before| heard.wrapping_sub(*before).cast_signed() > 0).is_some();
+                if !is_heard {
+                    return false;
+                }
+                silence.at = now;
+            }
+            _ => *latest = Some(Silence { at: now, heard: Some(heard) }),
         }
         true
     }

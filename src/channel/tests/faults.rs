@@ -13,6 +13,7 @@ use super::peers::{Echo, Mute, OnConnect, Peer, Refusing, Reply};
 use super::rig::{Call, Rig, SECOND, ends, rest};
 use crate::channel::{BalancedChannel, Connectivity};
 use crate::instance::Instance;
+use crate::policy::WeightedRoundRobin;
 
 /// Nine servers and one more address.
 fn ten(echoes: &[Echo], last: std::net::SocketAddr) -> EchoClient<BalancedChannel> {
@@ -189,6 +190,26 @@ async fn when_one_of_ten_hangs_calls_that_were_in_flight_on_it_eject_it() {
         "{failed} failed, {late} of them late, and {in_flight} were in flight"
     );
     assert!(hung.attempted().get() > 2, "it was probed meanwhile, twice over, without a call");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_pauses_is_not_ejected() {
+    for rig in [Rig::new(), Rig::with(|builder| builder.policy(WeightedRoundRobin::new()))] {
+        let peers = rig.network.peers::<3>(1);
+        rig.serve(&peers.each_ref()).await;
+        for peer in &peers {
+            peer.delay(Duration::from_millis(50));
+        }
+        let mut calls = Vec::new();
+        for number in 0..3_000_u32 {
+            calls.push(rig.call_within(Duration::from_millis(150)));
+            rest().await;
+            // Each second for 200 ms: the ping is answered before the calls are, which miss their deadlines.
+            peers[0].freeze(number % 1_000 > 800);
+            assert!(!rig.status(&peers[0]).is_ejected(), "it is healthy, and paused at {number}");
+        }
+        assert!(failed(calls, Code::DeadlineExceeded).await > 3, "more than three calls missed their deadlines");
+    }
 }
 
 #[tokio::test(start_paused = true)]

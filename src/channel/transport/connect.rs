@@ -130,7 +130,7 @@ impl<'a> Attempt<'a> {
         let (socket, peer) = Socket::new(io);
         let ready = async {
             let (send, h2) = self.config.http2().handshake(socket).await.map_err(Ended::Broken)?;
-            // By itself: each future on the way to its task would keep a place for it.
+            // Boxed: each future on the way to its task would be larger by its size.
             let mut h2 = Box::new(h2);
             let pings = Pings::new(&mut h2, self.config.pings(self.terms.keep_alive_interval));
             let mut driver = ConnectionDriver::new(h2, pings, peer.clone());

@@ -59,6 +59,9 @@ pub(crate) trait ConnectionObserver: Send + Sync + Unpin + 'static {
 
     /// The number of calls that are open on the connection.
     fn open_calls(&self) -> u32;
+
+    /// Those of them whose response has not begun.
+    fn awaited_calls(&self) -> u32;
 }
 
 impl ConnectionDriver {
@@ -192,11 +195,12 @@ impl<O: ConnectionObserver> Running<O> {
     ///
     /// A call that is made wakes this task, which would run next and write that one call. After one turn at the end of
     /// the queue of tasks, the calls that were made meanwhile go out in the same write. What comes from the server
-    /// waits only where it is for many: few streams would only be read later, on another thread.
+    /// waits only where many calls are due: with few, a wait only delays the read.
     fn gathers(&mut self, calls: u32) -> bool {
         let begun = self.driver.peer.begun();
         let has_new_calls = begun != mem::replace(&mut self.begun, begun);
-        self.has_gathered = !self.has_gathered && (has_new_calls && calls >= GATHERS_FROM || calls >= GATHERS_ALL_FROM);
+        let is_due = has_new_calls && calls >= GATHERS_FROM || self.observer.awaited_calls() >= GATHERS_ALL_FROM;
+        self.has_gathered = is_due && !self.has_gathered;
         self.has_gathered
     }
 
@@ -271,6 +275,6 @@ impl Ended {
 /// task that goes to the end of the queue wakes another thread for nothing.
 pub(crate) const GATHERS_FROM: u32 = 4;
 
-/// From how many open calls on a connection a read waits as well: then it brings many answers, and the tasks that they
-/// are for do not come back one by one for the lock of the connection.
+/// From how many awaited calls on a connection a read waits as well: then it brings many answers, and the tasks that
+/// they are for do not come back one by one for the lock of the connection.
 const GATHERS_ALL_FROM: u32 = 32;

@@ -13,23 +13,24 @@ use http_body::{Frame, SizeHint};
 use tonic::Status;
 use tonic::body::Body;
 
-use super::open_set::{End, Slot};
+use super::open_set::{Counted, End, Slot};
 use super::state::DrainState;
 
 /// Shared by the two halves of a call and, once a half waits, by the set of open calls, through which the drain reaches
 /// both.
 ///
-/// A call that never waits is only counted. It enters the set before one of its tasks waits, and before its response is
-/// over while its request is not: nothing that the drain limit must end is out of its reach.
+/// A call that never waits is only counted. It enters the set before one of its tasks waits, and before its response
+/// begins or is over while its request is open: nothing that the drain limit must end is out of its reach.
 struct Call {
     drain: DrainState,
+    counted: Counted,
     /// Set with the first wait.
     slot: OnceLock<Slot>,
     /// How many of the two halves did not end yet.
     halves: AtomicU8,
     /// Wakes the task that waits for the response or its next frame.
     response: AtomicWaker,
-    /// The lock has one user until the drain limit: the request's reader.
+    /// The lock has one user until the drain limit or the end of the response: the request's reader.
     request: Mutex<RequestState>,
 }
 
@@ -46,20 +47,21 @@ enum RequestState {
 /// Counts a new call, and puts its request's body within reach of the drain limit. Returns the half of its response.
 #[inline]
 pub(super) fn open(drain: &DrainState, body: &mut Body) -> ResponseHalf {
-    drain.calls().opened();
+    let counted = drain.calls().opened();
     if http_body::Body::is_end_stream(body) {
-        return ResponseHalf(Half::Alone(drain.clone()));
+        return ResponseHalf(Half::Alone(drain.clone(), counted));
     }
     let request = RequestState::Reading { body: mem::take(body), waker: None };
-    let call = Call::new(drain, 2, request);
+    let call = Call::new(drain, counted, 2, request);
     *body = Body::new(RequestBody(Arc::clone(&call)));
     ResponseHalf(Half::OfCall { call, waits: false })
 }
 
 impl Call {
-    fn new(drain: &DrainState, halves: u8, request: RequestState) -> Arc<Self> {
+    fn new(drain: &DrainState, counted: Counted, halves: u8, request: RequestState) -> Arc<Self> {
         Arc::new(Self {
             drain: drain.clone(),
+            counted,
             slot: OnceLock::new(),
             halves: AtomicU8::new(halves),
             response: AtomicWaker::new(),
@@ -93,8 +95,14 @@ impl Call {
         }
     }
 
-    fn has_request(&self) -> bool {
-        matches!(*self.request(), RequestState::Reading { .. })
+    /// Puts a call within reach whose response has not ended and will not wait soon, if its request is open.
+    fn enter_if_requested(self: &Arc<Self>) {
+        if self.halves.load(Ordering::Acquire) == 2 {
+            self.enter();
+            if self.drain.has_ended() {
+                self.end();
+            }
+        }
     }
 
     fn on_half_ended(&self) {
@@ -102,7 +110,7 @@ impl Call {
             if let Some(slot) = self.slot.get() {
                 self.drain.calls().leave(*slot);
             }
-            self.drain.calls().closed();
+            self.drain.calls().closed(self.counted);
         }
     }
 }
@@ -121,7 +129,7 @@ pub(super) struct ResponseHalf(Half);
 
 enum Half {
     /// The request was empty, and the response did not wait yet.
-    Alone(DrainState),
+    Alone(DrainState, Counted),
     /// `waits` once the call has entered the set.
     OfCall { call: Arc<Call>, waits: bool },
 }
@@ -130,15 +138,22 @@ impl ResponseHalf {
     #[inline]
     pub(super) fn is_over(&self) -> bool {
         match &self.0 {
-            Half::Alone(drain) => drain.has_ended(),
+            Half::Alone(drain, _) => drain.has_ended(),
             Half::OfCall { call, .. } => call.drain.has_ended(),
+        }
+    }
+
+    /// The response begins, and may never wait for anything but its reader.
+    pub(super) fn on_response(&self) {
+        if let Half::OfCall { call, waits: false } = &self.0 {
+            call.enter_if_requested();
         }
     }
 
     /// For a task that is about to wait: registers its waker, and returns whether the limit has passed meanwhile.
     pub(super) fn register(&mut self, cx: &Context<'_>) -> bool {
-        if let Half::Alone(drain) = &self.0 {
-            let call = Call::new(drain, 1, RequestState::Done);
+        if let Half::Alone(drain, counted) = &self.0 {
+            let call = Call::new(drain, *counted, 1, RequestState::Done);
             self.0 = Half::OfCall { call, waits: false };
         }
         if let Half::OfCall { call, waits } = &mut self.0 {
@@ -156,17 +171,12 @@ impl Drop for ResponseHalf {
     #[inline]
     fn drop(&mut self) {
         match &self.0 {
-            Half::Alone(drain) => drain.calls().closed(),
+            Half::Alone(drain, counted) => drain.calls().closed(*counted),
             Half::OfCall { call, .. } => {
                 // A detached reader of the request may hold the call for long, and must not hold this task's waker
                 // with it.
                 drop(call.response.take());
-                if call.has_request() {
-                    call.enter();
-                    if call.drain.has_ended() {
-                        call.end();
-                    }
-                }
+                call.enter_if_requested();
                 call.on_half_ended();
             }
         }

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tonic::transport::server::Connected;
 
 use super::handle::ServerHandle;
-use super::open_set::{End, Slot};
+use super::open_set::{Counted, End, Slot};
 use super::state::DrainState;
 
 pin_project! {
@@ -103,15 +103,16 @@ impl<I: fmt::Debug> fmt::Debug for Incoming<I> {
 pub struct IncomingIo<IO> {
     inner: IO,
     socket: Arc<Socket>,
+    counted: Counted,
     slot: Slot,
 }
 
 impl<IO> IncomingIo<IO> {
     fn new(inner: IO, drain: &DrainState) -> Self {
         let socket = Arc::new(Socket { drain: drain.clone(), reader: AtomicWaker::new(), writer: AtomicWaker::new() });
-        drain.sockets().opened();
+        let counted = drain.sockets().opened();
         let slot = drain.sockets().enter(Arc::clone(&socket) as Arc<dyn End>);
-        Self { inner, socket, slot }
+        Self { inner, socket, counted, slot }
     }
 }
 
@@ -205,7 +206,7 @@ impl<IO> Drop for IncomingIo<IO> {
     fn drop(&mut self) {
         let sockets = self.socket.drain.sockets();
         sockets.leave(self.slot);
-        sockets.closed();
+        sockets.closed(self.counted);
     }
 }
 

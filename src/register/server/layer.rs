@@ -194,7 +194,10 @@ pin_project! {
 impl<B: http_body::Body> DrainBody<B> {
     fn streaming(body: B, half: Option<ResponseHalf>, protocol: Protocol) -> Self {
         let state = match half {
-            Some(half) if !body.is_end_stream() => BodyState::Streaming { body, half },
+            Some(half) if !body.is_end_stream() => {
+                half.on_response();
+                BodyState::Streaming { body, half }
+            }
             _ => BodyState::Done,
         };
         Self { state, protocol }
@@ -571,6 +574,26 @@ mod tests {
         let status = frame(&mut detached).await.expect("not an end").expect_err("a status");
         assert_eq!(status.code(), Code::Unavailable, "it says why");
         assert!(frame(&mut detached).await.is_none(), "an error is the last that comes");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_beside_a_response_that_never_waits_is_released_at_the_limit() {
+        let drain = DrainState::new();
+        let (ask, question) = fed();
+        let (keep, mut kept) = mpsc::unbounded_channel();
+        let response = counted(&drain, |request: Request<Body>| {
+            keep.send(request.into_body()).expect("the test keeps it");
+            respond(Endless)
+        })
+        .oneshot(grpc(question))
+        .await
+        .expect("the handler answers");
+        // As hyper does where the client makes no room: one frame is read, and then nothing for long.
+        let mut body = response.into_body();
+        assert!(frame(&mut body).await.is_some_and(|f| f.is_ok_and(|f| f.is_data())), "data");
+        let _detached = kept.try_recv().expect("the handler passes it on");
+        end(&drain).await;
+        assert!(ask.is_closed(), "what was behind it is gone");
     }
 
     #[tokio::test(start_paused = true)]

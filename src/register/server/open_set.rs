@@ -1,7 +1,7 @@
 //! The open calls or connections of a server, so that all of them can be ended from outside.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Something open that can be ended from outside of the task that owns it.
@@ -20,6 +20,12 @@ pub(super) struct OpenSet {
     shards: [Shard; SHARDS],
 }
 
+/// Where an open thing is counted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Counted {
+    shard: usize,
+}
+
 /// The place of an open thing in the set.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Slot {
@@ -28,23 +34,23 @@ pub(super) struct Slot {
 }
 
 impl OpenSet {
-    /// Counts something that opens. Whatever waits for something [enters](Self::enter), too.
+    /// Counts one more. What is about to wait [enters](Self::enter) as well.
     #[inline]
-    pub(super) fn opened(&self) {
-        self.shards[shard_of_this_thread()].count.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn opened(&self) -> Counted {
+        let shard = shard_of_this_thread();
+        self.shards[shard].count.fetch_add(1, Ordering::Relaxed);
+        Counted { shard }
     }
 
-    /// Counts something that closes, in whatever thread it opened.
+    /// Counts one less. Once for each that opened.
     #[inline]
-    pub(super) fn closed(&self) {
-        self.shards[shard_of_this_thread()].count.fetch_sub(1, Ordering::Relaxed);
+    pub(super) fn closed(&self, counted: Counted) {
+        self.shards[counted.shard].count.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// How many are open: exact where nothing opens or closes meanwhile.
+    /// How many are open. What is open all the time that this takes is counted.
     pub(super) fn len(&self) -> usize {
-        let sum: isize = self.shards.iter().map(|shard| shard.count.load(Ordering::Relaxed)).sum();
-        // A shard can be read before something opened in it, and another one after it closed there.
-        sum.try_into().unwrap_or(0)
+        self.shards.iter().map(|shard| shard.count.load(Ordering::Relaxed)).sum()
     }
 
     /// Takes `open` in until [`leave`](Self::leave): [`end_all`](Self::end_all) reaches it.
@@ -93,8 +99,8 @@ impl OpenSet {
 #[derive(Default)]
 #[repr(align(128))]
 struct Shard {
-    /// What was opened by threads of this shard, less what they closed: below zero where others open and these close.
-    count: AtomicIsize,
+    /// What threads of this shard have opened, and nobody has closed.
+    count: AtomicUsize,
     slots: Mutex<Slots>,
 }
 
@@ -155,11 +161,10 @@ mod tests {
     #[test]
     fn what_one_thread_opens_another_may_close() {
         let set = OpenSet::default();
-        set.opened();
-        set.opened();
-        std::thread::scope(|scope| scope.spawn(|| set.closed()).join()).expect("it does not panic");
+        let (first, second) = (set.opened(), set.opened());
+        std::thread::scope(|scope| scope.spawn(|| set.closed(first)).join()).expect("it does not panic");
         assert_eq!(set.len(), 1, "one is left");
-        set.closed();
+        set.closed(second);
         assert_eq!(set.len(), 0, "none is left");
     }
 }

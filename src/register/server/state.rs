@@ -22,7 +22,8 @@ use super::places::Places;
 ///
 /// # Cost
 ///
-/// A poll reads one atomic that is written twice in a server's life. A call that never waits is counted by two more. A
+/// A poll reads one atomic that is written twice in a server's life. A call without a request body that
+/// never waits costs two atomic additions more; one with a body has its state in an allocation of its own. A
 /// call or connection that waits registers its waker with itself (an `AtomicWaker` of its own, never a shared list),
 /// and is found through an [`OpenSet`], which it enters and leaves once.
 #[derive(Clone)]
@@ -219,7 +220,7 @@ mod tests {
 
     use tokio::runtime::Runtime;
 
-    use super::super::open_set::{End, Slot};
+    use super::super::open_set::{Counted, End, Slot};
     use super::*;
 
     #[derive(Default)]
@@ -228,10 +229,9 @@ mod tests {
     }
 
     impl Open {
-        fn enter(set: &OpenSet) -> (Arc<Self>, Slot) {
-            set.opened();
+        fn enter(set: &OpenSet) -> (Arc<Self>, Counted, Slot) {
             let open = Arc::new(Self::default());
-            (Arc::clone(&open), set.enter(open))
+            (Arc::clone(&open), set.opened(), set.enter(open))
         }
 
         fn is_over(&self) -> bool {
@@ -248,8 +248,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn calls_end_at_the_limit_and_sockets_a_grace_later() {
         let drain = DrainState::new();
-        let (call, slot) = Open::enter(drain.calls());
-        let (socket, _) = Open::enter(drain.sockets());
+        let (call, counted, slot) = Open::enter(drain.calls());
+        let (socket, ..) = Open::enter(drain.sockets());
         assert_eq!(drain.phase(), Phase::Serving, "nothing has begun");
 
         let start = Instant::now();
@@ -269,7 +269,7 @@ mod tests {
         assert!(socket.is_over(), "a socket is over after the grace");
         assert_eq!(drain.in_flight(), 1, "ending is not leaving");
         drain.calls().leave(slot);
-        drain.calls().closed();
+        drain.calls().closed(counted);
         assert_eq!(drain.in_flight(), 0, "leaving is");
     }
 
@@ -338,10 +338,10 @@ mod tests {
                     tokio::spawn(async move {
                         let mut entered = Vec::new();
                         while entered.len() < 100_000 {
-                            let (open, slot) = Open::enter(drain.calls());
+                            let (open, counted, slot) = Open::enter(drain.calls());
                             if drain.has_ended() {
                                 drain.calls().leave(slot);
-                                drain.calls().closed();
+                                drain.calls().closed(counted);
                                 break;
                             }
                             entered.push(open);

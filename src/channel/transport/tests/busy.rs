@@ -23,6 +23,10 @@ impl ConnectionObserver for Stalls {
     fn open_calls(&self) -> u32 {
         0
     }
+
+    fn awaited_calls(&self) -> u32 {
+        0
+    }
 }
 
 #[tokio::test(start_paused = true)]

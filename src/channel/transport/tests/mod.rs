@@ -75,6 +75,10 @@ impl ConnectionObserver for Ear {
     fn open_calls(&self) -> u32 {
         self.1.load(Ordering::Relaxed)
     }
+
+    fn awaited_calls(&self) -> u32 {
+        self.open_calls()
+    }
 }
 
 /// A connection whose driver runs.
