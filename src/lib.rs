@@ -118,6 +118,8 @@ mod pem;
 mod register;
 mod registry;
 pub mod snapshot;
+#[cfg(test)]
+mod test_log;
 mod time;
 #[cfg(feature = "_tls")]
 mod tls;

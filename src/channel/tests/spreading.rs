@@ -1,10 +1,8 @@
 //! Which instances take how much: new ones that start slowly, the own zone, and a subset.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use tokio::time::sleep;
-use tracing_subscriber::fmt::MakeWriter;
 
 use super::peers::{Peer, Reply};
 use super::rig::{Rig, SECOND, WINDOW, ends, in_zone, live, member, rest};
@@ -12,6 +10,7 @@ use crate::channel::{Connectivity, InstanceStatus};
 use crate::instance::Instance;
 use crate::policy::{LeastRequest, PickFirst, Policy, WeightedRoundRobin};
 use crate::snapshot::{Member, MemberState};
+use crate::test_log::Log;
 
 #[tokio::test(start_paused = true)]
 async fn a_new_instances_share_grows_from_a_tenth_to_all_over_the_window() {
@@ -190,34 +189,6 @@ async fn a_subset_begins_with_the_own_zone() {
     assert!(now.len() == 3 && now[0] == 0 && now[1] == 2 && now[2] > 2, "{now:?}: another zone replaces it");
 }
 
-/// A log that the test reads.
-#[derive(Debug, Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn count(&self, text: &str) -> usize {
-        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).matches(text).count()
-    }
-}
-
-impl Write for Log {
-    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(line)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl MakeWriter<'_> for Log {
-    type Writer = Self;
-
-    fn make_writer(&self) -> Self {
-        self.clone()
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_channel_without_a_subset_warns_once_of_a_thousand_instances() {
     let instance = |port: u16| {
@@ -225,9 +196,7 @@ async fn a_channel_without_a_subset_warns_once_of_a_thousand_instances() {
         Member::new(Arc::new(instance), 1, MemberState::Live)
     };
     for (subset, first, warnings) in [(None, 990, 0), (None, 1_000, 1), (Some(20), 1_000, 0)] {
-        let log = Log::default();
-        let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
-        let _guard = tracing::subscriber::set_default(subscriber);
+        let (log, _guard) = Log::capture();
         let rig = Rig::with(|builder| match subset {
             Some(size) => builder.subset(size),
             None => builder,

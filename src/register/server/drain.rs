@@ -180,9 +180,7 @@ pub(crate) const DEFAULT_LIMIT: Duration = Duration::from_secs(25);
 mod tests {
     use std::convert::Infallible;
     use std::future::{pending, ready};
-    use std::io;
     use std::pin::pin;
-    use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use futures_util::{StreamExt as _, stream};
@@ -194,9 +192,9 @@ mod tests {
     use tonic::body::Body;
     use tonic::{Code, Status};
     use tower::{Layer, Service, ServiceExt as _, service_fn};
-    use tracing::subscriber::DefaultGuard;
 
     use super::*;
+    use crate::test_log::Log;
 
     const LIMIT: Duration = Duration::from_secs(10);
 
@@ -211,38 +209,6 @@ mod tests {
     async fn slow(_: Request<Body>) -> Result<Response<Body>, Infallible> {
         sleep(LIMIT / 2).await;
         Ok(Response::new(Body::empty()))
-    }
-
-    /// What this thread logs.
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl Log {
-        /// Begins with this, and ends with the guard.
-        fn capture() -> (Self, DefaultGuard) {
-            let log = Self::default();
-            let writer = log.clone();
-            let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
-            (log, tracing::subscriber::set_default(subscriber))
-        }
-
-        fn count(&self, what: &str) -> usize {
-            self.text().matches(what).count()
-        }
-
-        fn text(&self) -> String {
-            String::from_utf8(self.0.lock().expect("no writer panics").clone()).expect("text")
-        }
-    }
-
-    impl io::Write for Log {
-        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("no writer panics").write(line)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
     }
 
     fn tasks() -> usize {
