@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt};
+use tokio::time::{Instant, sleep};
 use tonic::Request;
 use tonic_health::ServingStatus;
 use tonic_health::pb::HealthCheckRequest;
@@ -30,7 +31,7 @@ impl HealthSource for Reported {
     fn serving(&self) -> BoxStream<'static, bool> {
         // A reporter has no way to read a status; the service that answers clients has one.
         let service = HealthService::from_health_reporter(self.reporter.clone());
-        let watched = Watched { service, name: self.service.clone(), statuses: None };
+        let watched = Watched { service, name: self.service.clone(), statuses: None, is_warned: false };
         stream::unfold(watched, |mut watched| async move { Some((watched.next().await, watched)) }).boxed()
     }
 
@@ -49,11 +50,14 @@ struct Watched {
     name: String,
     /// `None` while the service is unknown.
     statuses: Option<WatchStream>,
+    /// Whether it was said that the service is unknown: once, until it is known.
+    is_warned: bool,
 }
 
 impl Watched {
     /// Waits for the next status: whether the service serves.
     async fn next(&mut self) -> bool {
+        let begin = Instant::now();
         loop {
             if let Some(statuses) = &mut self.statuses {
                 let Some(Ok(response)) = statuses.next().await else {
@@ -65,8 +69,15 @@ impl Watched {
             }
             let request = HealthCheckRequest { service: self.name.clone() };
             match self.service.watch(Request::new(request)).await {
-                Ok(statuses) => self.statuses = Some(statuses.into_inner()),
-                Err(_unknown) => tokio::time::sleep(LOOK_INTERVAL).await,
+                Ok(statuses) => (self.statuses, self.is_warned) = (Some(statuses.into_inner()), false),
+                Err(_unknown) => {
+                    if !self.is_warned && begin.elapsed() >= UNKNOWN_FOR {
+                        self.is_warned = true;
+                        let service = &self.name;
+                        tracing::warn!(service, "not registered: the health reporter knows no service of this name");
+                    }
+                    sleep(LOOK_INTERVAL).await;
+                }
             }
         }
     }
@@ -76,12 +87,19 @@ impl Watched {
 /// announced. Ten lookups in a map per second cost nothing, and a server that starts is not held up.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// After how long that is told, once: a name that is misspelt never serves. Longer than most servers take to set their
+/// status, and soon enough for a reader who waits for the registration.
+const UNKNOWN_FOR: Duration = Duration::from_secs(10);
+
 /// The name of the whole server in `grpc.health.v1`.
 const WHOLE_SERVER: &str = "";
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
+    use crate::test_log::Log;
 
     #[tokio::test(start_paused = true)]
     async fn only_serving_is_serving_and_an_unknown_service_is_looked_for() {
@@ -104,6 +122,25 @@ mod tests {
         assert_eq!(serving.next().await, Some(false), "a service that is cleared does not serve");
         reporter.set_service_status("echo", ServingStatus::Serving).await;
         assert_eq!(serving.next().await, Some(true), "it is found again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_stays_unknown_is_told_once_by_its_name() {
+        let mut reporter = HealthReporter::new();
+        let mut serving = reported(reporter.clone(), "echo.Ecko".to_owned()).serving();
+        let (log, _guard) = Log::capture();
+        let mut wait = async |seconds| drop(timeout(Duration::from_secs(seconds), serving.next()).await);
+        wait(9).await;
+        assert_eq!(log.text(), "", "servers take a while to set their status");
+        wait(600).await;
+        assert_eq!(log.count("echo.Ecko"), 1, "{}", log.text());
+
+        reporter.set_service_status("echo.Ecko", ServingStatus::Serving).await;
+        wait(1).await;
+        reporter.clear_service_status("echo.Ecko").await;
+        wait(1).await;
+        wait(600).await;
+        assert_eq!(log.count("echo.Ecko"), 2, "it is unknown again: {}", log.text());
     }
 
     #[tokio::test]
