@@ -112,17 +112,16 @@ impl RegistrationBuilder {
 
     /// Kitex's defaults, where ours differ: a TTL of 60 s, or what `KITEX_ETCD_REGISTRY_LEASE_TTL` says, a
     /// propagation pause of 6 s, for Kitex clients that ask every 5 s, [`retry_delay`](Self::retry_delay) 10 s,
-    /// [`max_attempts`](Self::max_attempts) 5 and [`check_interval`](Self::check_interval) 30 s. It replaces these
-    /// five options; set others after it.
-    ///
-    /// The pause makes a shutdown last up to 34.25 s (3 + 6 + 25 + 0.25 s), longer than the 30 s that Kubernetes
-    /// grants: set a [`drain_limit`](Self::drain_limit) of 19 s with it, or a longer grace period.
+    /// [`max_attempts`](Self::max_attempts) 5 and [`check_interval`](Self::check_interval) 30 s; and a
+    /// [`drain_limit`](Self::drain_limit) of 19 s, so that with this pause a shutdown lasts 28.25 s at most
+    /// (3 + 6 + 19 + 0.25 s) of the 30 s that Kubernetes grants. It replaces these six options; set others after it.
     ///
     /// [All of Kitex's options](crate::kitex) have a counterpart.
     pub fn kitex(mut self) -> Self {
         self.ttl = None;
         self.default_ttl = KITEX_TTL;
         self.propagation_pause = KITEX_PROPAGATION_PAUSE;
+        self.drain_limit = KITEX_DRAIN_LIMIT;
         self.retry = RetryConfig::KITEX;
         self
     }
@@ -244,6 +243,9 @@ const DEFAULT_PROPAGATION_PAUSE: Duration = Duration::from_secs(1);
 /// Kitex's clients ask etcd every 5 s, and then need a moment.
 const KITEX_PROPAGATION_PAUSE: Duration = Duration::from_secs(6);
 
+/// With that pause, what leaves a second and more of the 30 s that Kubernetes grants.
+const KITEX_DRAIN_LIMIT: Duration = Duration::from_secs(19);
+
 /// Kitex's variable for the TTL in seconds.
 const TTL_VARIABLE: &str = "KITEX_ETCD_REGISTRY_LEASE_TTL";
 
@@ -329,6 +331,8 @@ pub(super) mod tests {
             "a TTL of 60 s, unless the variable says otherwise"
         );
         assert_eq!(kitex.propagation_pause, seconds(6), "longer than Kitex clients take to look again");
+        let shutdown = seconds(3) + kitex.propagation_pause + kitex.drain_limit + Duration::from_millis(250);
+        assert!(shutdown < seconds(30), "{shutdown:?} is less than Kubernetes grants");
         assert_eq!(kitex.retry.max_attempts, 5, "MaxAttemptTimes");
         assert_eq!(kitex.retry.check_interval, seconds(30), "ObserveDelay");
         assert_eq!(kitex.retry.retry_delay, seconds(10), "RetryDelay");
