@@ -1,5 +1,5 @@
 //! Which address to publish: an explicit one, else that of Kitex's environment, else the listener's, and where the
-//! listener listens everywhere, the first address of an interface that other hosts can reach.
+//! listener listens everywhere, the first address of an interface that it listens on and that other hosts can reach.
 
 use std::net::IpAddr;
 
@@ -39,11 +39,13 @@ pub(super) fn advertise(
     };
     let host = match host {
         Some(value) => host_in_variable(&value)?,
-        None if is_unspecified(listener) => Host::Ip(first_reachable(&interfaces().map_err(interface_error)?)?),
-        None => listener.host().clone(),
+        None => match unspecified(listener) {
+            Some(listener) => Host::Ip(first_reachable(listener, &interfaces().map_err(interface_error)?)?),
+            None => listener.host().clone(),
+        },
     };
     let address = Address::new(host, port);
-    let is_bound = address == *listener || (!from_environment && is_unspecified(listener));
+    let is_bound = address == *listener || (!from_environment && unspecified(listener).is_some());
     Ok(Advertised { address, is_bound })
 }
 
@@ -59,19 +61,27 @@ fn host_in_variable(value: &str) -> Result<Host, ConfigError> {
     })
 }
 
-fn is_unspecified(address: &Address) -> bool {
-    matches!(address.host(), Host::Ip(ip) if ip.to_canonical().is_unspecified())
+/// The IP of a listener that listens everywhere.
+fn unspecified(listener: &Address) -> Option<IpAddr> {
+    match listener.host() {
+        Host::Ip(ip) => Some(ip.to_canonical()).filter(IpAddr::is_unspecified),
+        Host::Name(_) => None,
+    }
 }
 
 /// The first IPv4 address that is neither loopback nor link-local, as Kitex chooses; on a host without one, the first
-/// such IPv6 address.
-fn first_reachable(interfaces: &[IpAddr]) -> Result<IpAddr, ConfigError> {
+/// such IPv6 address, unless the `listener` is 0.0.0.0, which takes no connections over IPv6.
+fn first_reachable(listener: IpAddr, interfaces: &[IpAddr]) -> Result<IpAddr, ConfigError> {
     let reachable = |ip: &&IpAddr| !ip.is_loopback() && Address::new(Host::Ip(**ip), 1).check_dialable().is_ok();
     let v4 = interfaces.iter().filter(reachable).find(|ip| ip.is_ipv4());
-    let v6 = interfaces.iter().filter(reachable).find(|ip| ip.is_ipv6());
-    v4.or(v6).copied().ok_or(ConfigError::Address {
-        address: "0.0.0.0".into(),
-        reason: "no network interface has an address that others can reach; state one with advertise(..)",
+    let v6 = interfaces.iter().filter(reachable).find(|ip| ip.is_ipv6() && listener.is_ipv6());
+    v4.or(v6).copied().ok_or_else(|| ConfigError::Address {
+        address: listener.to_string(),
+        reason: if listener.is_ipv4() {
+            "no interface has an IPv4 address that others can reach; listen on [::], or state one with advertise(..)"
+        } else {
+            "no interface has an address that others can reach; state one with advertise(..)"
+        },
     })
 }
 
@@ -132,9 +142,12 @@ mod tests {
     }
 
     #[test]
-    fn a_host_without_ipv4_publishes_its_global_ipv6() {
+    fn a_host_without_ipv4_publishes_its_global_ipv6_if_the_listener_takes_that() {
         let ip = |text: &str| text.parse().expect("an IP");
-        assert_eq!(first_reachable(&[ip("::1"), ip("fe80::1"), ip("2001:db8::1")]).expect("one"), ip("2001:db8::1"));
-        assert!(first_reachable(&[ip("::1"), ip("127.0.0.1")]).is_err());
+        let v6_alone = [ip("::1"), ip("fe80::1"), ip("2001:db8::1")];
+        assert_eq!(first_reachable(ip("::"), &v6_alone).expect("one"), ip("2001:db8::1"));
+        let error = first_reachable(ip("0.0.0.0"), &v6_alone).expect_err("nothing listens there");
+        assert!(error.to_string().contains("[::]"), "{error} says what to do");
+        assert!(first_reachable(ip("::"), &[ip("::1"), ip("127.0.0.1")]).is_err());
     }
 }
