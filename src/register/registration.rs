@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::Instrument;
 
 use super::desired::{HealthSource, Spec};
@@ -147,7 +148,8 @@ impl Registration {
         }
     }
 
-    /// Ends the registration for good: announces the leave, revokes the lease, and waits for both, at most 3 s.
+    /// Ends the registration for good: announces the leave, revokes the lease, and waits for both, at most 3 s; 4 s,
+    /// with a warning, where the runtime on which it began is not driven any more.
     ///
     /// # Cancel safety
     ///
@@ -158,7 +160,14 @@ impl Registration {
         self.shared.spec.send_modify(|spec| spec.leave = true);
         let mut status = self.shared.status.clone();
         // An error means that the task has ended, too.
-        let _ = status.wait_for(RegistrationStatus::has_ended).await;
+        let ended = async { drop(status.wait_for(RegistrationStatus::has_ended).await) };
+        // Outside of tokio there is no clock.
+        if Handle::try_current().is_err() {
+            ended.await;
+        } else if timeout(LONGEST_WAIT, ended).await.is_err() {
+            let address = &self.shared.address;
+            tracing::warn!(%address, "the registration does not end: the runtime on which it began is not driven");
+        }
     }
 
     /// Changes weight and tags. The key is updated in place; clients keep their connections.
@@ -309,3 +318,6 @@ impl fmt::Debug for Registration {
             .finish_non_exhaustive()
     }
 }
+
+/// A second more than the task itself takes for a leave, at most.
+const LONGEST_WAIT: Duration = Duration::from_secs(4);

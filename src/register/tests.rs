@@ -6,12 +6,27 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{Iter, StreamExt as _, iter};
+use tokio::runtime::Builder;
 use tokio::time::timeout;
 use tower::Layer as _;
 
 use super::builder::tests::builder;
 use super::server::{DrainLayer, Incoming};
 use super::{Registration, RegistrationSet, RegistrationStatus, StatusChanges};
+use crate::test_log::Log;
+
+#[test]
+fn a_deregistration_ends_although_its_runtime_is_not_driven() {
+    let runtime = || Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
+    let (begins, serves) = (runtime(), runtime());
+    let registration = builder().build().expect("a good instance");
+    begins.block_on(async { registration.start() });
+    serves.block_on(async {
+        let (log, _guard) = Log::capture();
+        timeout(Duration::from_secs(10), registration.deregister()).await.expect("a process must end");
+        assert_eq!(log.count("not driven"), 1, "{}", log.text());
+    });
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_layer_keeps_a_registration() {
