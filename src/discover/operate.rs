@@ -38,9 +38,10 @@ impl Watchers {
     /// The services below the prefix, and how many keys each has.
     pub(crate) async fn services(&self) -> Result<BTreeMap<ServiceName, usize>, RegistryError> {
         let base = self.prefix();
-        if base.is_empty() {
+        // Of slashes alone, too: the keys of many programs begin with one.
+        if base.trim_matches('/').is_empty() {
             let reason = "services can be listed below a prefix only: without one this would read whatever is in etcd";
-            return Err(ConfigError::Prefix { prefix: String::new(), reason }.into());
+            return Err(ConfigError::Prefix { prefix: base.to_owned(), reason }.into());
         }
         let range = &Range::below(base.to_owned());
         let take = |counts: &mut ServiceCounts, kv: Kv| {

@@ -107,8 +107,8 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`RegistryError::Config`] under an empty prefix, which would mean everything in etcd; otherwise what the
-    /// call failed with. Every member is asked before it fails, for at most 5 s each, or 5 s a page.
+    /// [`RegistryError::Config`] under an empty prefix or `/`, which would mean everything in etcd, or the keys of
+    /// every program; otherwise what the call failed with. Every member is asked before it fails, for at most 5 s each, or 5 s a page.
     ///
     /// # Cancel safety
     ///
@@ -378,6 +378,15 @@ mod tests {
         assert!(build(good().default_weight(0)).is_err_and(|error| error.contains("default_weight")));
         assert!(build(good().dial_timeout(Duration::ZERO)).is_err_and(|error| error.contains("dial_timeout")));
         assert!(build(good().auth("", "secret")).is_err_and(|error| !error.contains("secret")));
+    }
+
+    #[tokio::test]
+    async fn services_below_slashes_alone_are_not_listed() {
+        for prefix in ["", "/"] {
+            let registry = Registry::builder(["http://127.0.0.1:1"]).prefix(prefix).build().expect("a good registry");
+            let refused = registry.services().await.expect_err("the keys of every program begin with that");
+            assert!(matches!(refused, RegistryError::Config(ConfigError::Prefix { .. })), "{prefix:?}: {refused}");
+        }
     }
 
     #[test]
