@@ -246,20 +246,24 @@ pub(crate) enum EtcdErrorKind {
     TooLarge,
     /// Members answer that belong to different clusters. A retry helps after one of the URLs changes, or a member.
     Split,
-    /// etcd answered and refused (out of space, too many requests, a bad request). A retry may help much later.
+    /// The member answered and refused for a reason of its own: it is overloaded, a learner, or limited to smaller
+    /// requests. Another one may take it at once; the same one much later.
+    Incapable,
+    /// etcd answered and refused (out of space, a bad request). A retry may help much later.
     Refused,
 }
 
 impl EtcdError {
     /// Whether another member may do what this one could not.
     pub(crate) fn is_worth_another_member(&self) -> bool {
-        use EtcdErrorKind::{Deadline, Tls, Unavailable, Unreachable};
-        matches!(self.kind, Unreachable | Unavailable | Deadline(_) | Tls)
+        use EtcdErrorKind::{Deadline, Incapable, Tls, Unavailable, Unreachable};
+        matches!(self.kind, Unreachable | Unavailable | Incapable | Deadline(_) | Tls)
     }
 
     /// Whether etcd answered and said no, so that asking again soon is of no use.
     pub(crate) fn is_final(&self) -> bool {
-        matches!(self.kind, EtcdErrorKind::Denied | EtcdErrorKind::Refused | EtcdErrorKind::Split)
+        use EtcdErrorKind::{Denied, Incapable, Refused, Split};
+        matches!(self.kind, Denied | Incapable | Refused | Split)
     }
 }
 
@@ -281,6 +285,7 @@ impl fmt::Display for EtcdError {
             EtcdErrorKind::Compacted => f.write_str("failed: the revision is compacted"),
             EtcdErrorKind::TooLarge => f.write_str("failed: the response is too large or malformed"),
             EtcdErrorKind::Split => f.write_str("failed: the members belong to different clusters"),
+            EtcdErrorKind::Incapable => f.write_str("was refused by the member itself"),
             EtcdErrorKind::Refused => f.write_str("was refused"),
         }
     }

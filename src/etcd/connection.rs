@@ -241,6 +241,8 @@ pub(super) fn classify_status(code: Code, message: &str) -> EtcdErrorKind {
         _ if says("permission denied") || says("authentication failed") => EtcdErrorKind::Denied,
         _ if says("decoded message length too large") || says("larger than max") => EtcdErrorKind::TooLarge,
         _ if says("failed to decode") || says("decompress") => EtcdErrorKind::TooLarge,
+        // Of this member, whatever its code, which changed between versions.
+        _ if INCAPABLE.iter().any(|text| says(text)) => EtcdErrorKind::Incapable,
         Code::Unauthenticated => EtcdErrorKind::Token,
         Code::PermissionDenied => EtcdErrorKind::Denied,
         Code::NotFound => EtcdErrorKind::NotFound,
@@ -254,6 +256,9 @@ pub(super) fn classify_status(code: Code, message: &str) -> EtcdErrorKind {
         _ => EtcdErrorKind::Refused,
     }
 }
+
+/// What a member says that lags behind the others, that starts, that is a learner, or that takes only smaller requests.
+const INCAPABLE: [&str; 4] = ["too many requests", "not capable", "not supported for learner", "request is too large"];
 
 /// The largest message that is read: a lease with 100,000 keys ends in one of 5 MB, and etcd's default limit for
 /// requests is 1.5 MB.
@@ -272,7 +277,7 @@ mod tests {
     #[test]
     fn etcds_answers_are_told_apart_by_code_and_text() {
         use EtcdErrorKind::{
-            AlreadyExists, Compacted, Denied, NotFound, Refused, Token, TooLarge, Unavailable, Unreachable,
+            AlreadyExists, Compacted, Denied, Incapable, NotFound, Refused, Token, TooLarge, Unavailable, Unreachable,
         };
         for (code, message, kind) in [
             (Code::Unavailable, "etcdserver: no leader", Unavailable),
@@ -299,6 +304,11 @@ mod tests {
             (Code::Internal, "failed to decode Protobuf message: buffer underflow", TooLarge),
             (Code::ResourceExhausted, "grpc: trying to send message larger than max (9 vs. 8)", TooLarge),
             (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", Refused),
+            (Code::ResourceExhausted, "etcdserver: too many requests", Incapable),
+            (Code::InvalidArgument, "etcdserver: request is too large", Incapable),
+            (Code::Unavailable, "etcdserver: rpc not supported for learner", Incapable),
+            (Code::FailedPrecondition, "etcdserver: rpc not supported for learner", Incapable),
+            (Code::FailedPrecondition, "etcdserver: not capable", Incapable),
             (Code::InvalidArgument, "etcdserver: key is not provided", Refused),
         ] {
             assert_eq!(classify_status(code, message), kind, "{code:?} {message}");

@@ -158,7 +158,7 @@ impl Members {
     fn on_outage(&self, index: usize, error: &EtcdError) {
         self.prefer_another(index);
         let fault = match error.kind {
-            EtcdErrorKind::Unavailable => Fault::Unavailable,
+            EtcdErrorKind::Unavailable | EtcdErrorKind::Incapable => Fault::Unavailable,
             _ => Fault::Silent,
         };
         let Some(lasts) = self.each[index].outage().on_fault(fault, Instant::now()) else { return };

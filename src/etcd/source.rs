@@ -69,6 +69,8 @@ pub(crate) struct Source {
     /// How often in a row an attempt failed for its token. Once or twice is normal: streams and calls can be on two
     /// connections with a token each.
     token_refusals: u32,
+    /// How many members in a row refused for a reason of their own.
+    incapable: usize,
     /// `None` while it makes a step.
     state: Option<State>,
 }
@@ -128,6 +130,7 @@ impl Source {
             backoff: Backoff::new(RECONNECT_FIRST, RECONNECT_MAX),
             has_failed: false,
             token_refusals: 0,
+            incapable: 0,
             state: None,
         }
     }
@@ -349,6 +352,7 @@ impl Source {
         self.backoff.reset();
         self.has_failed = false;
         self.token_refusals = 0;
+        self.incapable = 0;
     }
 
     /// A list or a watch failed; returns what to do next, and when.
@@ -366,6 +370,17 @@ impl Source {
                 (DENIED_PAUSE, goal)
             }
             EtcdErrorKind::Refused => (spread(REFUSED_PAUSE, 0.1), goal),
+            EtcdErrorKind::Incapable => {
+                self.member = (self.member + 1) % self.cluster.len();
+                self.incapable += 1;
+                // Once around, each of them said so.
+                let wait = if self.incapable % self.cluster.len() == 0 {
+                    spread(REFUSED_PAUSE, 0.1)
+                } else {
+                    self.backoff.next()
+                };
+                (wait, goal)
+            }
             EtcdErrorKind::Split => (spread(SPLIT_PAUSE, 0.1), Goal::List),
             _ => {
                 self.member = (self.member + 1) % self.cluster.len();

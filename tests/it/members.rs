@@ -74,6 +74,21 @@ async fn told(changes: &mut Changes, cluster: &Cluster, through: usize, since: I
 }
 
 #[tokio::test]
+async fn a_member_that_takes_no_claims_leaves_them_to_the_others() {
+    // Its answer to each claim is an error of its own; grants and watches it serves.
+    let cluster = Etcd::builder().arg_of_first("--max-request-bytes=60").start_cluster().await;
+    let mut servers = Vec::new();
+    // Each begins with a member of its own choice.
+    for _ in 0..12 {
+        servers.push(server(&registry(cluster.urls())));
+    }
+    for server in &servers {
+        let registered = tokio::time::timeout(LIMIT, server.registration().registered()).await;
+        registered.expect("the other members take its claim").expect("it is not deregistered");
+    }
+}
+
+#[tokio::test]
 async fn a_lease_of_five_seconds_survives_a_frozen_leader() {
     let cluster = Cluster::start().await;
     let leader = cluster.leader().await;

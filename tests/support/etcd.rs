@@ -213,6 +213,9 @@ impl Etcd {
             arguments.push(format!("--auth-token=jwt,priv-key={secret},sign-method=HS256,ttl={ttl}s"));
         }
         arguments.extend_from_slice(&builder.arguments);
+        if name == MEMBERS[0] {
+            arguments.extend_from_slice(&builder.arguments_of_first);
+        }
         Self { name: name.to_owned(), child: Mutex::new(spawn(&folder, &arguments)), ports, arguments, folder }
     }
 
@@ -298,6 +301,8 @@ impl Etcd {
 #[must_use]
 pub struct EtcdBuilder {
     arguments: Vec<String>,
+    /// Of the first member alone.
+    arguments_of_first: Vec<String>,
     is_secure: bool,
     /// The life of a JWT.
     jwt: Option<Duration>,
@@ -308,6 +313,12 @@ impl EtcdBuilder {
     /// one counts.
     pub fn arg(mut self, argument: impl Into<String>) -> Self {
         self.arguments.push(argument.into());
+        self
+    }
+
+    /// One more argument for the first member of a cluster alone.
+    pub fn arg_of_first(mut self, argument: impl Into<String>) -> Self {
+        self.arguments_of_first.push(argument.into());
         self
     }
 

@@ -441,7 +441,8 @@ impl LeaseTask {
     fn retry_at(&mut self, error: &EtcdError) -> Instant {
         let wait = match error.kind {
             EtcdErrorKind::Denied => DENIED_PAUSE,
-            EtcdErrorKind::Refused => spread(REFUSED_PAUSE, 0.1),
+            // All members were asked.
+            EtcdErrorKind::Incapable | EtcdErrorKind::Refused => spread(REFUSED_PAUSE, 0.1),
             EtcdErrorKind::Split => spread(SPLIT_PAUSE, 0.1),
             _ => self.backoff.next(),
         };
