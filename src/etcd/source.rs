@@ -113,8 +113,12 @@ struct Stream {
     list_at: Instant,
     /// When the watch was heard the last time.
     heard: Instant,
-    /// Whether a sign of life was asked for after it was heard.
-    asked: bool,
+    /// How long it may be silent before it is asked for a sign of life.
+    idle: Duration,
+    /// When it was asked for one, after it was heard.
+    asked: Option<Instant>,
+    /// Whether it left an earlier question unanswered although the store moved on.
+    is_doubted: bool,
     /// Whether the server answers when asked for a sign of life.
     answers_probes: bool,
 }
@@ -275,13 +279,15 @@ impl Source {
             watch,
             list_at: now + if listed { spread(self.interval, 0.2) } else { up_to(VERIFY_WITHIN) },
             heard: now,
-            asked: false,
+            idle: IDLE,
+            asked: None,
+            is_doubted: false,
             answers_probes: true,
         })))
     }
 
     async fn stream(&mut self, mut stream: Box<Stream>) -> (State, Option<Update>) {
-        let silent_at = stream.heard + if stream.asked { IDLE + PROBE_LIMIT } else { IDLE };
+        let silent_at = stream.asked.map_or(stream.heard + stream.idle, |asked| asked + PROBE_LIMIT);
         let message = tokio::select! {
             biased;
             // These before the messages, which may never pause. What another cluster sent is of no use here.
@@ -293,8 +299,8 @@ impl Source {
             message = stream.watch.message() => message,
             () = sleep_until(silent_at), if stream.answers_probes => return (self.probe(stream).await, None),
         };
-        stream.heard = Instant::now();
-        stream.asked = false;
+        (stream.heard, stream.idle) = (Instant::now(), IDLE);
+        (stream.asked, stream.is_doubted) = (None, false);
         match message {
             Ok(WatchMessage::Events(revision, mut events)) => {
                 self.on_success();
@@ -322,9 +328,12 @@ impl Source {
     }
 
     /// The watch was silent: asks it for a sign of life, and if none came, whether its member is there at all.
+    ///
+    /// Silence is right where nothing was written to the store since the list that the watch began behind: etcd from
+    /// 3.4.38, 3.5.22 and 3.6.2 on gives no sign of life before that.
     async fn probe(&mut self, mut stream: Box<Stream>) -> State {
-        if !stream.asked {
-            stream.asked = true;
+        if stream.asked.is_none() {
+            stream.asked = Some(Instant::now());
             return match stream.watch.request_progress().await {
                 Ok(()) => State::Streaming(stream),
                 Err(error) => {
@@ -334,6 +343,16 @@ impl Source {
             };
         }
         match stream.connection.revision(&self.range, SUSPECT_LIMIT).await {
+            Ok(store) if store == self.revision => {
+                (stream.heard, stream.asked) = (Instant::now(), None);
+                stream.idle = (stream.idle * 2).min(IDLE_IN_A_QUIET_STORE);
+                State::Streaming(stream)
+            }
+            // The store moved on, maybe after the question, which etcd has forgotten then.
+            Ok(_) if !stream.is_doubted => {
+                (stream.asked, stream.is_doubted) = (None, true);
+                State::Streaming(stream)
+            }
             Ok(_) => {
                 tracing::debug!(member = stream.connection.name(), "member gives no signs of life on a watch");
                 stream.answers_probes = false;
@@ -405,6 +424,9 @@ const RECONNECT_MAX: Duration = Duration::from_secs(2);
 /// How long a watch may be silent before it is asked for a sign of life; with its answer, a dead one is noticed in 20
 /// s.
 const IDLE: Duration = Duration::from_secs(15);
+
+/// The same where it turned out more than once that nothing was written to the store.
+const IDLE_IN_A_QUIET_STORE: Duration = Duration::from_secs(60);
 
 /// How long a sign of life may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(5);

@@ -15,12 +15,13 @@ use tonic_etcd::snapshot::MemberState;
 
 use crate::support::changes::Changes;
 use crate::support::etcd::{Cluster, Etcd};
-use crate::support::eventually;
 use crate::support::figures;
 use crate::support::load::{Load, failed};
+use crate::support::metrics::{started, watchers};
 use crate::support::process::memory_of;
 use crate::support::proxy::Proxy;
 use crate::support::server::EchoServer;
+use crate::support::{LIMIT, eventually};
 
 use clients::{Client, Reports, all_ready};
 use etcd::disturb_etcd;
@@ -164,4 +165,23 @@ async fn an_etcd_dead_for_three_minutes_costs_neither_a_call_nor_an_instance() {
     for server in servers {
         server.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "soak: takes two minutes"]
+async fn a_store_to_which_nothing_is_written_is_neither_watched_nor_listed_anew() {
+    let etcd = Etcd::start().await;
+    let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
+    let mut changes = Changes::of(&registry, "echo");
+    // And nothing is written: etcd gives signs of life on a watch once something was.
+    eventually("the watch is open", LIMIT, async || watchers(&etcd).await == 1).await;
+    let counts = async || [started(&etcd, "Watch").await, started(&etcd, "Range").await];
+    let before = counts().await;
+    time::sleep(Duration::from_secs(110)).await;
+    let after = counts().await;
+    let count = |now: u64, then: u64| usize::try_from(now - then).expect("few of them");
+    figures::at_most("watches opened in 110 s on a quiet store", count(after[0], before[0]), 0, "watches");
+    // The first two looks at the revision, after 20 and 55 s, and one by chance.
+    figures::at_most("reads in 110 s on a quiet store", count(after[1], before[1]), 3, "reads");
+    changes.expect_nothing_before(&etcd, "127.0.0.1:1").await;
 }
