@@ -209,6 +209,30 @@ mod tests {
         assert_eq!([of(400, 0), of(0, 400), of(u32::MAX, 1)], [0, 0, 30], "what is not known says nothing");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_handicap_is_counted_in_calls_of_the_heavier_one_whichever_is_drawn_first() {
+        for (heavy, light) in [(10, 10), (1_000, 10)] {
+            let [fast, slow] = [1, 16].map(|millis| {
+                let load = Load::new(100);
+                load.on_latency(Instant::now(), Duration::from_millis(millis));
+                load
+            });
+            // Three calls on top for 16 times the time: with three in flight the fast one is as busy as the slow one.
+            for (calls, fast_is_chosen) in [(0, true), (1, true), (2, true), (5, false)] {
+                while fast.in_flight() < calls {
+                    assert!(fast.quota().acquire(), "it has room");
+                }
+                let slow_is_better = is_better((&slow, light), (&fast, heavy));
+                let fast_is_better = is_better((&fast, heavy), (&slow, light));
+                if heavy == light {
+                    assert_eq!((fast_is_better, slow_is_better), (fast_is_chosen, !fast_is_chosen), "{calls} calls");
+                } else {
+                    assert!(fast_is_better && !slow_is_better, "{calls} calls: it is heavier, too");
+                }
+            }
+        }
+    }
+
     /// Calls about `rate` times a second, one of ten instances answering after 50 ms and the others after one, and
     /// returns which share of the calls the slow one got after the first second.
     async fn share_of_the_slow_one(rate: u32, calls: u32) -> f64 {
