@@ -262,8 +262,7 @@ impl EtcdError {
 
     /// Whether etcd answered and said no, so that asking again soon is of no use.
     pub(crate) fn is_final(&self) -> bool {
-        use EtcdErrorKind::{Denied, Incapable, Refused, Split};
-        matches!(self.kind, Denied | Incapable | Refused | Split)
+        matches!(self.kind, EtcdErrorKind::Denied | EtcdErrorKind::Refused | EtcdErrorKind::Split)
     }
 }
 
