@@ -393,7 +393,7 @@ impl Source {
                 self.member = (self.member + 1) % self.cluster.len();
                 self.incapable += 1;
                 // Once around, each of them said so.
-                let wait = if self.incapable % self.cluster.len() == 0 {
+                let wait = if self.incapable.is_multiple_of(self.cluster.len()) {
                     spread(REFUSED_PAUSE, 0.1)
                 } else {
                     self.backoff.next()
