@@ -374,6 +374,10 @@ impl Source {
         self.incapable = 0;
     }
 
+    fn turn_to_next_member(&mut self) {
+        self.member = (self.member + 1) % self.cluster.len();
+    }
+
     /// A list or a watch failed; returns what to do next, and when.
     fn on_error(&mut self, error: &EtcdError, goal: Goal) -> State {
         self.has_failed = true;
@@ -390,7 +394,7 @@ impl Source {
             }
             EtcdErrorKind::Refused => (spread(REFUSED_PAUSE, 0.1), goal),
             EtcdErrorKind::Incapable => {
-                self.member = (self.member + 1) % self.cluster.len();
+                self.turn_to_next_member();
                 self.incapable += 1;
                 // Once around, each of them said so.
                 let wait = if self.incapable.is_multiple_of(self.cluster.len()) {
@@ -402,7 +406,7 @@ impl Source {
             }
             EtcdErrorKind::Split => (spread(SPLIT_PAUSE, 0.1), Goal::List),
             _ => {
-                self.member = (self.member + 1) % self.cluster.len();
+                self.turn_to_next_member();
                 (self.backoff.next(), goal)
             }
         };

@@ -37,15 +37,14 @@ pub(super) fn advertise(
         })?,
         None => listener.port(),
     };
-    let host = match host {
-        Some(value) => host_in_variable(&value)?,
-        None => match unspecified(listener) {
-            Some(listener) => Host::Ip(first_reachable(listener, &interfaces().map_err(interface_error)?)?),
-            None => listener.host().clone(),
-        },
+    let everywhere = unspecified(listener);
+    let host = match (host, everywhere) {
+        (Some(value), _) => host_in_variable(&value)?,
+        (None, Some(ip)) => Host::Ip(first_reachable(ip, &interfaces().map_err(interface_error)?)?),
+        (None, None) => listener.host().clone(),
     };
     let address = Address::new(host, port);
-    let is_bound = address == *listener || (!from_environment && unspecified(listener).is_some());
+    let is_bound = address == *listener || (!from_environment && everywhere.is_some());
     Ok(Advertised { address, is_bound })
 }
 

@@ -54,7 +54,7 @@ pub(super) fn open(drain: &DrainState, body: &mut Body) -> ResponseHalf {
     let request = RequestState::Reading { body: mem::take(body), waker: None };
     let call = Call::new(drain, counted, 2, request);
     *body = Body::new(RequestBody(Arc::clone(&call)));
-    ResponseHalf(Half::OfCall { call, waits: false })
+    ResponseHalf(Half::OfCall(call))
 }
 
 impl Call {
@@ -80,8 +80,7 @@ impl Call {
     }
 
     /// Drops the request's body, unless the request ended before. Returns the waker of a waiting reader.
-    fn finish_request(&self, state: RequestState) -> Option<Waker> {
-        let mut request = self.request();
+    fn finish_request(&self, mut request: MutexGuard<'_, RequestState>, state: RequestState) -> Option<Waker> {
         if !matches!(*request, RequestState::Reading { .. }) {
             return None;
         }
@@ -118,7 +117,7 @@ impl Call {
 impl End for Call {
     fn end(&self) {
         self.response.wake();
-        if let Some(waker) = self.finish_request(RequestState::Cut) {
+        if let Some(waker) = self.finish_request(self.request(), RequestState::Cut) {
             waker.wake();
         }
     }
@@ -130,8 +129,7 @@ pub(super) struct ResponseHalf(Half);
 enum Half {
     /// The request was empty, and the response did not wait yet.
     Alone(DrainState, Counted),
-    /// `waits` once the call has entered the set.
-    OfCall { call: Arc<Call>, waits: bool },
+    OfCall(Arc<Call>),
 }
 
 impl ResponseHalf {
@@ -139,13 +137,13 @@ impl ResponseHalf {
     pub(super) fn is_over(&self) -> bool {
         match &self.0 {
             Half::Alone(drain, _) => drain.has_ended(),
-            Half::OfCall { call, .. } => call.drain.has_ended(),
+            Half::OfCall(call) => call.drain.has_ended(),
         }
     }
 
     /// The response begins, and may never wait for anything but its reader.
     pub(super) fn on_response(&self) {
-        if let Half::OfCall { call, waits: false } = &self.0 {
+        if let Half::OfCall(call) = &self.0 {
             call.enter_if_requested();
         }
     }
@@ -154,14 +152,11 @@ impl ResponseHalf {
     pub(super) fn register(&mut self, cx: &Context<'_>) -> bool {
         if let Half::Alone(drain, counted) = &self.0 {
             let call = Call::new(drain, *counted, 1, RequestState::Done);
-            self.0 = Half::OfCall { call, waits: false };
+            self.0 = Half::OfCall(call);
         }
-        if let Half::OfCall { call, waits } = &mut self.0 {
+        if let Half::OfCall(call) = &self.0 {
             call.response.register(cx.waker());
-            if !*waits {
-                call.enter();
-                *waits = true;
-            }
+            call.enter();
         }
         self.is_over()
     }
@@ -172,7 +167,7 @@ impl Drop for ResponseHalf {
     fn drop(&mut self) {
         match &self.0 {
             Half::Alone(drain, counted) => drain.calls().closed(*counted),
-            Half::OfCall { call, .. } => {
+            Half::OfCall(call) => {
                 // A detached reader of the request may hold the call for long, and must not hold this task's waker
                 // with it.
                 drop(call.response.take());
@@ -209,10 +204,8 @@ impl http_body::Body for RequestBody {
         };
         if !call.drain.has_ended() {
             if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) {
-                let last = is_last(frame.as_ref(), body);
-                drop(request);
-                if last {
-                    call.finish_request(RequestState::Done);
+                if is_last(frame.as_ref(), body) {
+                    call.finish_request(request, RequestState::Done);
                 }
                 return Poll::Ready(frame);
             }
@@ -226,10 +219,7 @@ impl http_body::Body for RequestBody {
                 return Poll::Pending;
             }
         }
-        drop(request);
-        // The limit may have cut it since the lock was let go; the reader learns of it once.
-        call.finish_request(RequestState::Done);
-        *call.request() = RequestState::Done;
+        call.finish_request(request, RequestState::Done);
         Poll::Ready(Some(Err(limit_passed())))
     }
 
@@ -252,7 +242,7 @@ impl http_body::Body for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        self.0.finish_request(RequestState::Done);
+        self.0.finish_request(self.0.request(), RequestState::Done);
     }
 }
 
