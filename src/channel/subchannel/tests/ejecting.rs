@@ -16,6 +16,15 @@ async fn to_probation(machine: &mut Machine) -> Effects {
     machine.on(OVER, now())
 }
 
+/// An instance on probation, what its calls report, and its connection.
+async fn probing() -> (Machine, mpsc::UnboundedReceiver<FeedbackEvent>, Arc<ReadyConnection<()>>) {
+    let mut machine = at("Ready");
+    to_probation(&mut machine).await;
+    let reported = listen(&mut machine);
+    let on_probation = reconnect(&mut machine);
+    (machine, reported, on_probation)
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_end_of_an_ejection_dials_anew_what_is_used() {
     let ends = ["Queued", "Unselected", "Withdrawn", "Queued", "Queued", "Queued", "Queued", "Queued"];
@@ -77,10 +86,7 @@ async fn a_row_of_failures_that_may_not_eject_begins_anew() {
 
 #[tokio::test(start_paused = true)]
 async fn on_probation_one_call_comes_at_a_time_until_one_is_answered() {
-    let mut machine = at("Ready");
-    to_probation(&mut machine).await;
-    let mut reported = listen(&mut machine);
-    let on_probation = reconnect(&mut machine);
+    let (mut machine, mut reported, on_probation) = probing().await;
     let quota = on_probation.load().quota();
     assert!(quota.acquire() && !quota.acquire(), "one at a time");
     on_probation.on_outcome(ANSWERED, EndedRow::default());
@@ -91,10 +97,7 @@ async fn on_probation_one_call_comes_at_a_time_until_one_is_answered() {
 
 #[tokio::test(start_paused = true)]
 async fn on_probation_one_failure_ejects_for_longer() {
-    let mut machine = at("Ready");
-    to_probation(&mut machine).await;
-    let mut reported = listen(&mut machine);
-    let on_probation = reconnect(&mut machine);
+    let (mut machine, mut reported, on_probation) = probing().await;
     fail(&on_probation, FAILED, 1);
     let effects = feed(&mut machine, &mut reported, true);
     let (until, _) = effects.iter().find_map(|effects| effects.wake).expect("it is out again");
@@ -105,10 +108,7 @@ async fn on_probation_one_failure_ejects_for_longer() {
 
 #[tokio::test(start_paused = true)]
 async fn one_that_fails_on_probation_comes_in_where_no_more_may_be_out() {
-    let mut machine = at("Ready");
-    to_probation(&mut machine).await;
-    let mut reported = listen(&mut machine);
-    let on_probation = reconnect(&mut machine);
+    let (mut machine, mut reported, on_probation) = probing().await;
     fail(&on_probation, FAILED, 1);
     let effects = feed(&mut machine, &mut reported, false);
     assert!(effects.iter().any(|effects| effects.admits), "and so do others on probation");
@@ -184,10 +184,7 @@ fn fail(connection: &ReadyConnection<()>, outcome: Outcome, times: usize) {
 
 #[tokio::test(start_paused = true)]
 async fn the_head_of_a_response_ends_a_probation_whatever_becomes_of_it() {
-    let mut machine = at("Ready");
-    to_probation(&mut machine).await;
-    let mut reported = listen(&mut machine);
-    let on_probation = reconnect(&mut machine);
+    let (mut machine, mut reported, on_probation) = probing().await;
     let ended = on_probation.on_head();
     feed(&mut machine, &mut reported, true);
     assert!(!machine.ejection.is_on_probation(), "it takes calls");
