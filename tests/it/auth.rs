@@ -389,10 +389,10 @@ async fn the_readme_s_commands_are_all_that_a_server_and_a_client_need() {
     changes.expect_remove(address).await;
 }
 
-/// The block of the README, without its comments.
+/// The block of the page on etcd, without its comments.
 fn etcdctl_lines() -> Vec<String> {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("there is a README");
-    let block = readme.split("```sh\n").find(|block| block.contains("etcdctl role add")).expect("it has the commands");
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/etcd.md")).expect("there is a page");
+    let block = page.split("```sh\n").find(|block| block.contains("etcdctl role add")).expect("it has the commands");
     let lines = block.lines().take_while(|line| *line != "```").filter(|line| !line.starts_with('#'));
     lines.map(str::to_owned).collect()
 }
