@@ -9,9 +9,11 @@ export PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
 
 usage() {
     cat <<'USAGE'
-Usage: scripts/bench.sh [--quick] [--case NAME]...
+Usage: scripts/bench.sh [--quick] [--rounds COUNT] [--case NAME]...
 
   --quick       a smoke run of a few seconds a case: the figures mean nothing
+  --rounds COUNT
+                as many rounds instead of 25: narrower intervals, and a longer run
   --case NAME   this case only, can be repeated: micro, unary, paced, kinds, p99_slow, refuses, mute,
                 frozen, killed, join, arrive, memory, connected
   -h, --help    this text
@@ -55,6 +57,11 @@ parse_options() {
                 side_by_side+=(--quick)
                 criterion=(--noplot --warm-up-time 0.2 --measurement-time 0.5 --sample-size 10)
                 shift
+                ;;
+            --rounds)
+                [ $# -ge 2 ] || refuse "--rounds wants a count"
+                side_by_side+=(--rounds "$2")
+                shift 2
                 ;;
             --case)
                 [ $# -ge 2 ] || refuse "--case wants the name of a case"

@@ -49,6 +49,10 @@ struct Arguments {
     #[arg(long)]
     quick: bool,
 
+    /// How many rounds, instead of 25: more of them decide what a busy machine leaves open.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: Option<u16>,
+
     /// Runs this case only; can be repeated.
     #[arg(long = "case", value_enum)]
     cases: Vec<Case>,
@@ -123,11 +127,11 @@ fn runtime() -> Runtime {
 async fn run(arguments: &Arguments) -> ExitCode {
     // Whatever ends first: what was started ends with the future that holds it.
     let table = tokio::select! {
-        table = timeout(LIMIT, measure(arguments)) => table,
+        table = timeout(arguments.limit(), measure(arguments)) => table,
         () = shutdown_signal() => return ExitCode::FAILURE,
     };
     let Ok(table) = table else {
-        eprintln!("given up after {} s", LIMIT.as_secs());
+        eprintln!("given up after {} s", arguments.limit().as_secs());
         return ExitCode::FAILURE;
     };
     println!("\n{table}");
@@ -137,7 +141,7 @@ async fn run(arguments: &Arguments) -> ExitCode {
 async fn measure(arguments: &Arguments) -> String {
     let begin = Instant::now();
     let mut results = Results::new(&arguments.out).expect("the folder of the results can be written");
-    let plan = if arguments.quick { Plan::QUICK } else { Plan::FULL };
+    let plan = arguments.plan();
     for case in Case::value_variants() {
         if arguments.cases.is_empty() || arguments.cases.contains(case) {
             case.run(arguments, plan, &mut results).await;
@@ -152,6 +156,17 @@ async fn measure(arguments: &Arguments) -> String {
         std::thread::available_parallelism().map_or(0, usize::from),
     );
     results.table(&heading).expect("the folder of the results can be written")
+}
+
+impl Arguments {
+    fn plan(&self) -> Plan {
+        let plan = if self.quick { Plan::QUICK } else { Plan::FULL };
+        Plan { rounds: self.rounds.map_or(plan.rounds, usize::from), ..plan }
+    }
+
+    fn limit(&self) -> Duration {
+        LIMIT * u32::from(self.rounds.unwrap_or_default()).div_ceil(25).max(1)
+    }
 }
 
 impl Case {
@@ -175,5 +190,5 @@ impl Case {
 }
 
 const WORKERS: usize = 2;
-/// A run takes about half of it.
+/// A run of 25 rounds takes about half of it.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
