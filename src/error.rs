@@ -260,6 +260,11 @@ impl EtcdError {
         matches!(self.kind, Unreachable | Unavailable | Incapable | Deadline(_) | Tls)
     }
 
+    /// The causes in one line; empty where there is none.
+    pub(crate) fn reason(&self) -> String {
+        self.source.as_deref().map_or_else(String::new, |source| chain(source))
+    }
+
     /// Whether etcd answered and said no, so that asking again soon is of no use.
     pub(crate) fn is_final(&self) -> bool {
         matches!(self.kind, EtcdErrorKind::Denied | EtcdErrorKind::Refused | EtcdErrorKind::Split)

@@ -62,6 +62,15 @@ fn bursts_in_a_few_rounds_leave_a_quotient_of_medians_as_it_is() {
 }
 
 #[test]
+fn rounds_that_are_slow_for_both_do_not_widen_the_interval_of_their_quotient() {
+    let mut numbers = fastrand::Rng::with_seed(13);
+    let theirs: Vec<f64> = (0..25).map(|_| 1.0 + 9.0 * numbers.f64()).collect();
+    let mine: Vec<f64> = theirs.iter().map(|round| 0.8 * round).collect();
+    let Estimate { median, low, high } = quotient_of_medians(&mine, &theirs);
+    assert!((0.79..0.81).contains(&median) && low > 0.79 && high < 0.81, "{median}, from {low} to {high}");
+}
+
+#[test]
 fn results_have_three_digits_behind_the_point() {
     assert!((rounded(1.234_567) - 1.235).abs() < f64::EPSILON, "the rest is noise");
 }

@@ -30,21 +30,21 @@ pub(crate) fn estimate(figures: &[f64]) -> Estimate {
 /// The quotient of the medians of two series, and its 95 % interval.
 ///
 /// For figures of the tail, where a burst of the machine's own work makes one of a pair several times as large and the
-/// quotients of pairs say little. The interval is that of the bootstrap: both series are drawn anew many times, each by
-/// itself, and the quotients of all but 2.5 % at each end lie in it. Rounds that are slow for both make it wider than
-/// need be, not narrower.
+/// quotients of pairs say little. The interval is that of the bootstrap: rounds are drawn anew many times, with what
+/// both did in them, and the quotients of all but 2.5 % at each end lie in it. A round that was slow for both is drawn
+/// for both.
 ///
 /// # Panics
 ///
-/// If there is no figure, or one is not a number.
+/// If there is no figure, one is not a number, or the series differ in length.
 pub(crate) fn quotient_of_medians(mine: &[f64], theirs: &[f64]) -> Estimate {
+    assert_eq!(mine.len(), theirs.len(), "each round has a figure of both");
     let mut random = fastrand::Rng::with_seed(1);
     let mut quotients: Vec<f64> = (0..RESAMPLES)
         .map(|_| {
-            let mut draw = |figures: &[f64]| {
-                median(&figures.iter().map(|_| figures[random.usize(..figures.len())]).collect::<Vec<_>>())
-            };
-            draw(mine) / draw(theirs)
+            let rounds: Vec<usize> = mine.iter().map(|_| random.usize(..mine.len())).collect();
+            let drawn = |figures: &[f64]| median(&rounds.iter().map(|&round| figures[round]).collect::<Vec<_>>());
+            drawn(mine) / drawn(theirs)
         })
         .collect();
     quotients.sort_by(|a, b| a.partial_cmp(b).expect("figures are numbers"));

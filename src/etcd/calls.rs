@@ -21,7 +21,30 @@ pub(crate) enum Claimed {
     Found(Option<Kv>),
 }
 
+/// What happened to a range since a revision.
+#[derive(Debug)]
+pub(super) struct Changes {
+    /// The revision of the store now.
+    pub(super) store: i64,
+    /// How many keys the range has now.
+    pub(super) keys: i64,
+    /// Whether one of them was written since.
+    pub(super) any: bool,
+}
+
 impl Connection {
+    /// What happened to a range since `revision`, linearizably: etcd sends one key at most.
+    pub(super) async fn changes(&self, range: &Range, revision: i64, limit: Duration) -> Result<Changes, EtcdError> {
+        let read = || {
+            let mut kv = self.kv.clone();
+            let options = GetOptions::new().with_range(range.end()).with_min_mod_revision(revision + 1);
+            async move { kv.get(range.start(), Some(options.with_keys_only().with_limit(1))).await }
+        };
+        let answer = self.limited("check", range.name(), limit, read).await?.0;
+        let store = answer.header.as_ref().map_or(0, |header| header.revision);
+        Ok(Changes { store, keys: answer.count, any: !answer.kvs.is_empty() })
+    }
+
     /// The store's present revision, linearizably.
     pub(crate) async fn revision(&self, range: &Range, limit: Duration) -> Result<i64, EtcdError> {
         let read = || {

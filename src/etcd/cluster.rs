@@ -10,7 +10,7 @@
 //! before a call   connection ---> Surveys::before_call ------> refused, if the member is of another cluster
 //!                            \--> Members::connect ----------> on_login_failure
 //! after a call    on_answer ----> Surveys::before_answer ----> refused, if the answer does not count
-//!                           |---> on_response ---------------> its outage is over, it is asked first
+//!                           |---> on_response ---------------> its outage is over
 //!                           \---> on_error ------------------> its outage begins, another member is asked first
 //! ```
 
@@ -23,19 +23,26 @@ use super::connection::Connection;
 use super::endpoint::Target;
 use super::login::Provider;
 use super::members::Members;
+use super::pace::Pace;
+use super::range::Range;
+use super::streams::Streams;
 use super::survey::{RefusalWatch, Surveys};
+use super::watch::Watch;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 
 /// The members of one etcd cluster.
 pub(crate) struct Cluster {
     members: Arc<Members>,
     surveys: Arc<Surveys>,
+    streams: Streams,
+    pace: Pace,
 }
 
 impl Cluster {
     pub(crate) fn new(targets: Vec<Target>, provider: Option<Provider>) -> Self {
         let members = Arc::new(Members::new(targets, provider));
-        Self { surveys: Arc::new(Surveys::new(members.clone())), members }
+        let surveys = Arc::new(Surveys::new(members.clone()));
+        Self { streams: Streams::new(members.clone(), surveys.clone()), members, surveys, pace: Pace::new() }
     }
 
     /// The number of members.
@@ -43,12 +50,12 @@ impl Cluster {
         self.members.len()
     }
 
-    /// The member that answered last.
+    /// The member that is asked first, and that watches are on.
     pub(crate) fn preferred(&self) -> usize {
         self.members.preferred()
     }
 
-    /// The member behind this one is asked first from now on, if this one was.
+    /// Another member than this one is asked first from now on, if this one was.
     pub(crate) fn prefer_another(&self, index: usize) {
         self.members.prefer_another(index);
     }
@@ -80,7 +87,33 @@ impl Cluster {
         self.members.forget(connection);
     }
 
-    /// Makes one call, on each member in turn until one answers, beginning with the member that answered last. `limit`
+    /// Waits for a turn to try again what failed: there is one budget of attempts for all that a process asks.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(super) async fn turn(&self) {
+        self.pace.turn().await;
+    }
+
+    /// Watches a range from revision `start` on, on the stream that all watches share. Returns the watch, and the
+    /// revision of the store when it was created.
+    ///
+    /// # Errors
+    ///
+    /// The member or the stream cannot be used, or the watch was refused or not created within `limit`.
+    pub(super) async fn watch(&self, range: &Range, start: i64, limit: Duration) -> Result<(Watch, i64), EtcdError> {
+        let index = self.preferred();
+        self.surveys.before_call(index)?;
+        let connection = match self.streams.connection(index) {
+            Some(connection) => connection,
+            None => self.connection(index, limit).await?,
+        };
+        let watched = self.streams.watch(&connection, range, start, limit).await;
+        self.on_answer(&connection, watched).await
+    }
+
+    /// Makes one call, on each member in turn until one answers, beginning with the one that is asked first. `limit`
     /// is for the login on each member; the call keeps its own.
     ///
     /// What a member did before it fell silent is unknown, so `call` must be safe to repeat.
@@ -101,6 +134,12 @@ impl Cluster {
             match result {
                 Err(error) if error.is_worth_another_member() && attempt < self.len() => {
                     tracing::debug!(error = chain(&error), "etcd call goes to the next member");
+                }
+                Ok(answer) => {
+                    if attempt > 1 {
+                        self.members.prefer((first + attempt - 1) % self.len());
+                    }
+                    return Ok(answer);
                 }
                 result => return result,
             }
@@ -139,11 +178,15 @@ impl Cluster {
 
     /// A member sent a response, by an answer or on a stream.
     pub(crate) fn on_response(&self, connection: &Connection) {
+        self.pace.on_success();
         self.members.on_response(connection);
     }
 
     /// A call or a stream on a connection failed.
     pub(crate) fn on_error(&self, connection: &Arc<Connection>, error: &EtcdError) {
+        if error.is_worth_another_member() {
+            self.pace.on_failure();
+        }
         self.members.on_error(connection, error);
     }
 }

@@ -3,8 +3,8 @@
 
 use std::error::Error as _;
 use std::future::Future;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, Error as ClientError, KvClient, WatchClient};
@@ -29,6 +29,20 @@ pub(crate) struct Connection {
     logins: Option<Arc<Logins>>,
     /// Set once the member was asked for the id of its cluster.
     pub(super) was_asked: OnceCell<()>,
+    /// When the member was heard on it the last time.
+    heard: StdMutex<Option<Instant>>,
+    streams: AtomicUsize,
+    /// Whether the member gives no signs of life on watches; the member's, for all its connections.
+    is_mute: Arc<AtomicBool>,
+}
+
+/// Counts as an open stream of a connection until it is dropped.
+pub(crate) struct StreamGuard(Arc<Connection>);
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Where the login on one connection stands.
@@ -44,6 +58,7 @@ impl Connection {
         name: Arc<str>,
         target: &Target,
         logins: Option<Arc<Logins>>,
+        is_mute: Arc<AtomicBool>,
     ) -> Result<Self, EtcdError> {
         // Without a user `from_channel` does no I/O; with one it would log in without a deadline. Its own refresh of
         // tokens would go on with a password that was changed.
@@ -61,7 +76,42 @@ impl Connection {
             tokens: AtomicU64::new(0),
             logins,
             was_asked: OnceCell::new(),
+            heard: StdMutex::new(None),
+            streams: AtomicUsize::new(0),
+            is_mute,
         })
+    }
+
+    /// The member was heard on it.
+    pub(super) fn on_heard(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether the member was heard on it that short a while ago.
+    pub(super) fn was_heard_within(&self, time: Duration) -> bool {
+        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.is_some_and(|heard| heard.elapsed() <= time)
+    }
+
+    /// A stream is open on it until the guard is dropped: HTTP/2 pings go out meanwhile.
+    pub(crate) fn hold_stream(self: &Arc<Self>) -> StreamGuard {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        StreamGuard(self.clone())
+    }
+
+    /// Whether a stream is open on it.
+    pub(super) fn has_streams(&self) -> bool {
+        self.streams.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether its member gives no signs of life on watches.
+    pub(super) fn is_mute(&self) -> bool {
+        self.is_mute.load(Ordering::Relaxed)
+    }
+
+    /// Its member gives none, on whichever connection.
+    pub(super) fn set_mute(&self) {
+        self.is_mute.store(true, Ordering::Relaxed);
     }
 
     /// The member's place in its cluster.
@@ -173,7 +223,7 @@ impl Connection {
     }
 
     /// Without credentials there is no better token to get.
-    fn as_seen_by_us(&self, kind: EtcdErrorKind) -> EtcdErrorKind {
+    pub(super) fn as_seen_by_us(&self, kind: EtcdErrorKind) -> EtcdErrorKind {
         match kind {
             EtcdErrorKind::Token if self.logins.is_none() => EtcdErrorKind::Denied,
             kind => kind,
@@ -192,7 +242,8 @@ impl Connection {
 
     /// A failure that the member reported in words.
     pub(super) fn refusal(&self, operation: &'static str, key: &str, kind: EtcdErrorKind, reason: String) -> EtcdError {
-        EtcdError { kind, member: self.name.to_string(), operation, key: key.to_owned(), source: Some(reason.into()) }
+        let source = (!reason.is_empty()).then(|| reason.into());
+        EtcdError { kind, member: self.name.to_string(), operation, key: key.to_owned(), source }
     }
 }
 

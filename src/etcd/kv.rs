@@ -9,6 +9,8 @@ pub(crate) struct Kv {
     pub(crate) value: Vec<u8>,
     pub(crate) lease: i64,
     pub(crate) mod_revision: i64,
+    /// How often the key was written since it was created.
+    pub(crate) version: i64,
 }
 
 impl From<PbKeyValue> for Kv {
@@ -18,7 +20,7 @@ impl From<PbKeyValue> for Kv {
             kv.value.truncate(MAX_VALUE + 1);
             kv.value.shrink_to_fit();
         }
-        Self { key: kv.key, value: kv.value, lease: kv.lease, mod_revision: kv.mod_revision }
+        Self { key: kv.key, value: kv.value, lease: kv.lease, mod_revision: kv.mod_revision, version: kv.version }
     }
 }
 

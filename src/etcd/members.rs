@@ -2,10 +2,11 @@
 //! that is asked first; and what is logged of outages.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::connection::Connection;
@@ -17,15 +18,23 @@ use crate::error::{EtcdError, EtcdErrorKind, chain};
 pub(super) struct Members {
     each: Vec<ClusterMember>,
     logins: Option<Arc<Logins>>,
-    /// The member that answered last, asked first.
+    /// The member that is asked first, and that watches are on.
     preferred: AtomicUsize,
+    displacement: Mutex<Option<Instant>>,
+    /// How often another member was preferred because one failed.
+    displacements: watch::Sender<u64>,
 }
 
-struct ClusterMember {
+/// One member, for choosing among them.
+pub(super) struct ClusterMember {
     name: Arc<str>,
     target: Target,
     connection: Mutex<Option<Arc<Connection>>>,
     outage: Mutex<Outage>,
+    /// Whether it is of another cluster.
+    is_strange: AtomicBool,
+    /// Whether it gives no signs of life on watches.
+    is_mute: Arc<AtomicBool>,
 }
 
 /// Since when a member cannot be used, and what was logged of it.
@@ -33,7 +42,7 @@ struct ClusterMember {
 struct Outage {
     since: Option<Instant>,
     /// When each fault was logged last, in this outage or before.
-    logged: [Option<Instant>; 2],
+    logged: [Option<Instant>; 3],
     /// The worst fault that was logged in this outage: its end is to be logged as well.
     reported: Option<Fault>,
 }
@@ -41,6 +50,8 @@ struct Outage {
 /// What is wrong with a member; the worse fault is the last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
+    /// It answers, and too late for some calls, until it answers one in time.
+    Late,
     /// It does not answer, until it answers again.
     Silent,
     /// It answers that it cannot serve, until it serves again.
@@ -54,12 +65,14 @@ impl Members {
             target,
             connection: Mutex::new(None),
             outage: Mutex::default(),
+            is_strange: AtomicBool::new(false),
+            is_mute: Arc::default(),
         });
         let each: Vec<_> = each.collect();
         // Not the first member in every process: it would carry the whole fleet.
         let preferred = AtomicUsize::new(fastrand::usize(..each.len()));
         let logins = provider.map(|provider| Arc::new(Logins::new(provider, each.len())));
-        Self { each, logins, preferred }
+        Self { each, logins, preferred, displacement: Mutex::new(None), displacements: watch::Sender::new(0) }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -70,17 +83,82 @@ impl Members {
         &self.each[index].name
     }
 
-    /// The member that answered last.
+    /// The member that is asked first, and that watches are on.
     pub(super) fn preferred(&self) -> usize {
         self.preferred.load(Ordering::Relaxed)
     }
 
-    /// The member behind this one is asked first from now on, if this one was.
+    /// This member failed: if it was preferred, one that is there is from now on, or else any other, by chance.
     pub(super) fn prefer_another(&self, index: usize) {
         let index = index % self.len();
-        let next = (index + 1) % self.len();
+        if self.len() == 1 || self.preferred() != index {
+            return;
+        }
+        let another = self.another(index);
         // Where it changed meanwhile, another call has found a better member.
-        let _ = self.preferred.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
+        let moved = self.preferred.compare_exchange(index, another, Ordering::Relaxed, Ordering::Relaxed);
+        if moved.is_ok() {
+            self.displacement().get_or_insert_with(Instant::now);
+            self.displacements.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// A member answered a call that others had failed: it is preferred from now on.
+    pub(super) fn prefer(&self, index: usize) {
+        self.preferred.store(index, Ordering::Relaxed);
+    }
+
+    /// One that is there, or else any other, by chance.
+    fn another(&self, index: usize) -> usize {
+        let name = &self.each[index].name;
+        self.random(|member| member.name != *name && !member.is_strange() && !member.is_away())
+            .or_else(|| self.random(|member| member.name != *name && !member.is_strange()))
+            .or_else(|| self.random(|member| member.name != *name))
+            .unwrap_or(index)
+    }
+
+    /// One of those that are wanted, by chance.
+    pub(super) fn random(&self, is_wanted: impl Fn(&ClusterMember) -> bool) -> Option<usize> {
+        let wanted: Vec<usize> = (0..self.len()).filter(|&index| is_wanted(&self.each[index])).collect();
+        (!wanted.is_empty()).then(|| wanted[fastrand::usize(..wanted.len())])
+    }
+
+    /// The members in an outage, as far as is known.
+    pub(super) fn away(&self) -> Vec<usize> {
+        let is_away = |index: &usize| self.each[*index].is_away() && !self.each[*index].is_strange();
+        (0..self.len()).filter(is_away).collect()
+    }
+
+    /// Notes whether a member is of another cluster.
+    pub(super) fn set_strange(&self, index: usize, is_strange: bool) {
+        self.each[index].is_strange.store(is_strange, Ordering::Relaxed);
+    }
+
+    /// Whether a member that failed left its streams here, and no member was drawn since.
+    pub(super) fn is_displaced(&self) -> bool {
+        self.displacement().is_some()
+    }
+
+    /// Whether that is as long ago.
+    pub(super) fn is_displaced_for(&self, age: Duration) -> bool {
+        self.displacement().is_some_and(|since| since.elapsed() >= age)
+    }
+
+    /// Counts displacements.
+    pub(super) fn displacements(&self) -> watch::Receiver<u64> {
+        self.displacements.subscribe()
+    }
+
+    /// A member was drawn by chance, after this one.
+    pub(super) fn settle(&self, before: usize, drawn: usize) {
+        // Where it changed meanwhile, that came of a failure.
+        if self.preferred.compare_exchange(before, drawn, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            *self.displacement() = None;
+        }
+    }
+
+    fn displacement(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.displacement.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection to member `index`, logged in, whatever cluster the member belongs to.
@@ -104,8 +182,8 @@ impl Members {
     }
 
     async fn open(&self, index: usize) -> Result<Arc<Connection>, EtcdError> {
-        let ClusterMember { name, target, .. } = &self.each[index];
-        let connection = Connection::open(index, name.clone(), target, self.logins.clone()).await?;
+        let ClusterMember { name, target, is_mute, .. } = &self.each[index];
+        let connection = Connection::open(index, name.clone(), target, self.logins.clone(), is_mute.clone()).await?;
         Ok(self.each[index].slot().get_or_insert(Arc::new(connection)).clone())
     }
 
@@ -117,12 +195,13 @@ impl Members {
         }
     }
 
-    /// A member sent a response: it is asked first from now on, and its outage is over.
+    /// A member sent a response: its outage is over.
     pub(super) fn on_response(&self, connection: &Connection) {
-        self.preferred.store(connection.index(), Ordering::Relaxed);
+        connection.on_heard();
         let ended = self.each[connection.index()].outage().on_response(Instant::now());
         let member = connection.name();
         match ended {
+            Some((Fault::Late, lasted)) => tracing::info!(member, ?lasted, "etcd member answers in time again"),
             Some((Fault::Silent, lasted)) => tracing::info!(member, ?lasted, "etcd member answers again"),
             Some((Fault::Unavailable, lasted)) => tracing::info!(member, ?lasted, "etcd member serves again"),
             None => {}
@@ -138,9 +217,11 @@ impl Members {
             return;
         }
         if error.is_worth_another_member() {
-            self.on_outage(connection.index(), error);
+            self.on_outage(connection, error);
         }
         match error.kind {
+            // Pings keep an eye on it; an etcd that is slow is no faster on another one.
+            EtcdErrorKind::Deadline(_) if connection.has_streams() => {}
             // The connection may be dead without knowing, or have lost the runtime that it was made on.
             EtcdErrorKind::Deadline(_) | EtcdErrorKind::Unreachable | EtcdErrorKind::Tls => self.forget(connection),
             EtcdErrorKind::Token | EtcdErrorKind::Denied => {
@@ -155,15 +236,18 @@ impl Members {
     }
 
     /// A member cannot be used: another one is asked first.
-    fn on_outage(&self, index: usize, error: &EtcdError) {
-        self.prefer_another(index);
+    fn on_outage(&self, connection: &Connection, error: &EtcdError) {
         let fault = match error.kind {
             EtcdErrorKind::Unavailable | EtcdErrorKind::Incapable => Fault::Unavailable,
+            EtcdErrorKind::Deadline(limit) if connection.was_heard_within(limit) => Fault::Late,
             _ => Fault::Silent,
         };
-        let Some(lasts) = self.each[index].outage().on_fault(fault, Instant::now()) else { return };
+        let lasts = self.each[connection.index()].outage().on_fault(fault, Instant::now());
+        self.prefer_another(connection.index());
+        let Some(lasts) = lasts else { return };
         let (member, chain) = (&error.member, chain(error));
         match fault {
+            Fault::Late => tracing::warn!(%member, ?lasts, error = chain, "etcd member answers late"),
             Fault::Silent => tracing::warn!(%member, ?lasts, error = chain, "etcd member does not answer"),
             Fault::Unavailable => tracing::warn!(%member, ?lasts, error = chain, "etcd member cannot serve"),
         }
@@ -179,6 +263,16 @@ impl fmt::Debug for Members {
 impl ClusterMember {
     fn slot(&self) -> MutexGuard<'_, Option<Arc<Connection>>> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is of another cluster.
+    pub(super) fn is_strange(&self) -> bool {
+        self.is_strange.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is in an outage, as far as is known.
+    fn is_away(&self) -> bool {
+        self.outage().since.is_some()
     }
 
     fn outage(&self) -> MutexGuard<'_, Outage> {

@@ -8,12 +8,16 @@
 //! | --- | --- |
 //! | `source` | a list, then events, of one range: what discovery and a registration's own key follow |
 //! | `cluster` | a call, to one member after another, and the events that its end causes |
+//! | `pace` | attempts of all that failed, to turns: one budget a process |
+//! | `streams`, `shared_stream` | watches to the one stream on their member, and its responses back to them |
+//! | `spread` | which member that is, by chance, and again after failures |
 //! | `survey` | asks members for the id of their cluster and holds back answers that may not count |
 //! | `members` | index to connection: the pool, the member that is asked first, outages |
-//! | `calls`, `scan`, `watch` | what is asked on one connection: unary calls, paged lists, a stream of events |
+//! | `calls`, `scan`, `watch` | what is asked on one connection: unary calls, paged lists, the events of a range |
 //! | `connection` | one connection to one member: its login, deadlines, the kinds of errors |
 //! | `login` | credentials, from a value or a provider, kept from etcd for a while once it refused them |
 //! | `endpoint`, `tls` | URLs to dialled members; sessions over TCP |
+//! | `routes`, `silence` | ids of watches to watches; what a silent stream is asked; both pure |
 //! | `cluster_id` | reports of members to a verdict on which of them are used; pure |
 //! | `kv`, `range`, `limits` | a key with its value, ranges of keys, the times that calls may take |
 
@@ -26,9 +30,15 @@ mod kv;
 mod limits;
 mod login;
 mod members;
+mod pace;
 mod range;
+mod routes;
 mod scan;
+mod shared_stream;
+mod silence;
 mod source;
+mod spread;
+mod streams;
 mod survey;
 #[cfg(feature = "_tls")]
 mod tls;

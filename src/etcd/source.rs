@@ -7,19 +7,20 @@
 //! ```text
 //!            +--------- compacted, cannot be decoded, store rolled back ----------+
 //!            v                                                                    |
-//! Listing --listed--> Connecting --created--> Streaming --(lists now and then)----+
-//!    |                  ^     |                  |
-//!    |                  |     | failed           | broken, silent, cancelled
-//!    |   next member    |     v                  |
-//!    +--failed-------> Waiting <-----------------+
+//! Listing --listed--> Connecting --created--> Streaming <--nothing is missing-- Checking
+//!    |                  ^     |                  |  \-------------now and then----^ |
+//!    |                  |     | failed           | broken, ended                    | something is
+//!    |  in its turn     |     v                  |                                  v
+//!    +--failed-------> Waiting <-----------------+                               Listing, the stream waits
 //! ```
 //!
-//! The revision only ever moves to what was handed out: whatever breaks, the next watch begins right behind it.
+//! The revision only ever moves to what was handed out: whatever breaks, the next watch begins right behind it. A list
+//! or a check that fails leaves a stream that is open as it is.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 use super::cluster::Cluster;
 use super::connection::Connection;
@@ -60,9 +61,15 @@ pub(crate) struct Source {
     range: Range,
     /// Everything up to here was handed out.
     revision: i64,
-    member: usize,
+    /// How many keys the range has at that revision.
+    keys: i64,
+    /// How long a call may take: longer after one that was late.
+    limit: Duration,
+    /// What the last list took, from which follows over how long a time the next ones are spread.
+    cost: Duration,
+    /// For failures that are no silence of the cluster.
     backoff: Backoff,
-    /// How often a list verifies the stream without any cause.
+    /// How often a check verifies the stream without any cause.
     interval: Duration,
     /// Whether the last attempt failed at all.
     has_failed: bool,
@@ -80,13 +87,17 @@ enum State {
     Listing(Box<List>),
     /// A watch is to be opened right behind the revision.
     Connecting {
-        /// Whether that revision was just listed.
-        listed: bool,
+        /// Whether that revision was just listed, or nothing was missed since.
+        is_verified: bool,
+        /// The watch that the new one takes the place of; it goes on where the new one fails.
+        before: Option<Box<Stream>>,
     },
     /// A watch is open.
     Streaming(Box<Stream>),
-    /// Nothing is tried until then.
-    Waiting { until: Instant, then: Goal },
+    /// It is asked whether the watch missed anything.
+    Checking(Box<Stream>),
+    /// Nothing is tried until then, or until it is this one's turn.
+    Waiting { until: Option<Instant>, then: Goal },
 }
 
 /// What to do after waiting.
@@ -98,6 +109,9 @@ enum Goal {
 
 struct List {
     scan: Scan,
+    began: Instant,
+    /// How many keys came.
+    keys: i64,
     /// The one that all its pages come from.
     connection: Option<Arc<Connection>>,
     /// The stream that the list verifies; it is not read meanwhile, so that the two never overlap.
@@ -105,33 +119,32 @@ struct List {
 }
 
 struct Stream {
-    connection: Arc<Connection>,
     /// Ends the stream when its member is refused.
     refusals: RefusalWatch,
     watch: Watch,
-    /// When the next list is due.
-    list_at: Instant,
-    /// When the watch was heard the last time.
-    heard: Instant,
-    /// How long it may be silent before it is asked for a sign of life.
-    idle: Duration,
-    /// When it was asked for one, after it was heard.
-    asked: Option<Instant>,
-    /// Whether it left an earlier question unanswered although the store moved on.
-    is_doubted: bool,
-    /// Whether the server answers when asked for a sign of life.
-    answers_probes: bool,
+    /// When the next check is due.
+    check_at: Instant,
+    /// When another watch is to take its place.
+    move_at: Option<Instant>,
+    /// Whether its member gives no signs of life on watches.
+    is_mute: bool,
+    /// How many keys the parts of a message that is not complete have added.
+    more_keys: i64,
+    /// The waits after checks and moves that failed.
+    again: Backoff,
 }
 
 impl Source {
     pub(crate) fn new(cluster: Arc<Cluster>, range: Range, interval: Duration) -> Self {
         Self {
-            member: cluster.preferred(),
             cluster,
             range,
             interval,
             revision: 0,
-            backoff: Backoff::new(RECONNECT_FIRST, RECONNECT_MAX),
+            keys: 0,
+            limit: CALL_LIMIT,
+            cost: Duration::ZERO,
+            backoff: Backoff::new(RETRY_FIRST, RETRY_MAX),
             has_failed: false,
             token_refusals: 0,
             incapable: 0,
@@ -164,45 +177,51 @@ impl Source {
     async fn step(&mut self, state: State) -> (State, Option<Update>) {
         match state {
             State::Waiting { until, then } => {
-                sleep_until(until).await;
+                match until {
+                    Some(until) => sleep_until(until).await,
+                    None => self.cluster.turn().await,
+                }
                 let next = match then {
                     Goal::List => self.listing(),
-                    Goal::Watch => State::Connecting { listed: false },
+                    Goal::Watch => State::Connecting { is_verified: false, before: None },
                 };
                 (next, None)
             }
             State::Listing(list) => self.list(list).await,
-            State::Connecting { listed } => match self.connect(listed).await {
-                Ok(state) => (state, None),
-                Err(error) => (self.on_error(&error, Goal::Watch), None),
-            },
+            State::Connecting { is_verified, before } => (self.connect(is_verified, before).await, None),
             State::Streaming(stream) => self.stream(stream).await,
+            State::Checking(stream) => (self.check(stream).await, None),
         }
     }
 
     /// From the first page on.
     fn listing(&self) -> State {
-        State::Listing(Box::new(List { scan: Scan::new(&self.range), connection: None, stream: None }))
+        self.list_beside(None)
     }
 
     /// From the first page on, before the stream is read on.
-    fn verifying(&self, stream: Box<Stream>) -> State {
-        let (scan, connection) = (Scan::new(&self.range), Some(stream.connection.clone()));
-        State::Listing(Box::new(List { scan, connection, stream: Some(stream) }))
+    fn list_beside(&self, stream: Option<Box<Stream>>) -> State {
+        let connection = stream.as_ref().map(|stream| stream.watch.connection().clone());
+        let (scan, began) = (Scan::new(&self.range), Instant::now());
+        State::Listing(Box::new(List { scan, began, keys: 0, connection, stream }))
     }
 
     async fn list(&mut self, mut list: Box<List>) -> (State, Option<Update>) {
         if list.scan.is_over() {
             let revision = list.scan.revision();
+            (self.keys, self.cost) = (list.keys, list.began.elapsed());
             return (self.on_listed(revision, list.stream), Some(Update::Listed(revision)));
         }
         let is_first = !list.scan.has_begun();
         match self.page(&mut list).await {
-            Ok(kvs) => (State::Listing(list), Some(Update::Page { is_first, kvs })),
-            Err(error) => {
-                let goal = if list.stream.is_some() { Goal::Watch } else { Goal::List };
-                (self.on_error(&error, goal), None)
+            Ok(kvs) => {
+                list.keys += i64::try_from(kvs.len()).unwrap_or(i64::MAX);
+                (State::Listing(list), Some(Update::Page { is_first, kvs }))
             }
+            Err(error) => match list.stream {
+                Some(stream) => (self.on_check_failed(stream, &error), None),
+                None => (self.on_error(&error, Goal::List), None),
+            },
         }
     }
 
@@ -210,10 +229,10 @@ impl Source {
         // Where there are others, a member gets one second at first: a client that starts must not wait for a frozen
         // one.
         let is_first_try = self.cluster.len() > 1 && !self.has_failed && list.stream.is_none();
-        let limit = if is_first_try { FIRST_TRY_LIMIT } else { CALL_LIMIT };
+        let limit = if is_first_try { FIRST_TRY_LIMIT } else { self.limit };
         let connection = match &list.connection {
             Some(connection) => connection,
-            None => list.connection.insert(self.cluster.connection(self.member, limit).await?),
+            None => list.connection.insert(self.cluster.connection(self.cluster.preferred(), limit).await?),
         };
         let page = list.scan.next(connection, &self.range, limit).await;
         self.cluster.on_answer(connection, page).await
@@ -225,176 +244,167 @@ impl Source {
         match stream {
             Some(_) if revision < self.revision => {
                 tracing::warn!(store = revision, seen = self.revision, "etcd was rolled back; its list counts");
-                State::Connecting { listed: true }
+                State::Connecting { is_verified: true, before: None }
             }
-            Some(mut stream) if stream.answers_probes => {
-                stream.list_at = Instant::now() + spread(self.interval, 0.2);
+            Some(mut stream) if !stream.is_mute => {
+                stream.check_at = Instant::now() + spread(self.interval, 0.2);
                 State::Streaming(stream)
             }
             // Whether a watch without signs of life misses events cannot be known: a new one begins where the list
             // ends.
-            _ => State::Connecting { listed: true },
+            _ => State::Connecting { is_verified: true, before: None },
         }
     }
 
-    async fn connect(&mut self, listed: bool) -> Result<State, EtcdError> {
-        let connection = self.cluster.connection(self.member, CALL_LIMIT).await?;
-        let opened = self.open(&connection, listed).await;
-        self.cluster.on_answer(&connection, opened).await
+    async fn connect(&mut self, is_verified: bool, before: Option<Box<Stream>>) -> State {
+        match (self.open(is_verified).await, before) {
+            (Ok(state), _) => {
+                self.on_success();
+                state
+            }
+            (Err(error), Some(stream)) => self.on_check_failed(stream, &error),
+            (Err(error), None) => self.on_error(&error, Goal::Watch),
+        }
     }
 
-    async fn open(&mut self, connection: &Arc<Connection>, listed: bool) -> Result<State, EtcdError> {
+    async fn open(&mut self, is_verified: bool) -> Result<State, EtcdError> {
         let start = self.revision + 1;
-        let limit = Instant::now() + CALL_LIMIT;
-        let mut watch = connection.watch(&self.range, start, CALL_LIMIT).await?;
-        let first = timeout_at(limit, watch.message()).await;
-        let first = first.unwrap_or_else(|_| Err(connection.deadline("watch", self.range.name(), CALL_LIMIT)))?;
-        match first {
-            WatchMessage::Created(revision) if revision < start - 1 => {
-                // The member lags, or the store was rolled back under us; only the leader knows.
-                let store = connection.revision(&self.range, CALL_LIMIT).await?;
-                if store < start - 1 {
-                    tracing::warn!(store, seen = start - 1, "etcd was rolled back; everything is listed anew");
-                    return Ok(self.listing());
-                }
-            }
-            WatchMessage::Created(_) => {}
-            WatchMessage::Compacted => {
-                tracing::info!(revision = start, "revision is compacted; everything is listed anew");
+        let (watch, store) = self.cluster.watch(&self.range, start, self.limit).await?;
+        if store < start - 1 {
+            // The member lags, or the store was rolled back under us; only the leader knows.
+            let asked = watch.connection().revision(&self.range, self.limit).await;
+            let store = self.cluster.on_answer(watch.connection(), asked).await?;
+            if store < start - 1 {
+                tracing::warn!(store, seen = start - 1, "etcd was rolled back; everything is listed anew");
                 return Ok(self.listing());
             }
-            WatchMessage::Canceled(kind, reason) => {
-                return Err(connection.refusal("watch", self.range.name(), kind, reason));
-            }
-            WatchMessage::Events(..) | WatchMessage::Progress => {
-                let reason = "the watch did not begin with `created`".to_owned();
-                return Err(connection.refusal("watch", self.range.name(), EtcdErrorKind::Unreachable, reason));
-            }
         }
-        tracing::debug!(member = connection.name(), start, "watch is open");
-        let now = Instant::now();
+        tracing::debug!(member = watch.connection().name(), start, "watch is open");
+        let check_in = if is_verified { spread(self.interval, 0.2) } else { up_to(self.window()) };
         Ok(State::Streaming(Box::new(Stream {
-            connection: connection.clone(),
             refusals: self.cluster.refusal_watch(),
             watch,
-            list_at: now + if listed { spread(self.interval, 0.2) } else { up_to(VERIFY_WITHIN) },
-            heard: now,
-            idle: IDLE,
-            asked: None,
-            is_doubted: false,
-            answers_probes: true,
+            check_at: Instant::now() + check_in,
+            move_at: None,
+            is_mute: false,
+            more_keys: 0,
+            again: Backoff::new(AGAIN_FIRST, AGAIN_MAX),
         })))
     }
 
     async fn stream(&mut self, mut stream: Box<Stream>) -> (State, Option<Update>) {
-        let silent_at = stream.asked.map_or(stream.heard + stream.idle, |asked| asked + PROBE_LIMIT);
+        let connection = stream.watch.connection().clone();
         let message = tokio::select! {
             biased;
             // These before the messages, which may never pause. What another cluster sent is of no use here.
-            () = stream.refusals.refused(&stream.connection) => {
-                self.member = self.cluster.preferred();
-                return (self.listing(), None);
+            () = stream.refusals.refused(&connection) => return (self.listing(), None),
+            () = sleep_until(stream.check_at) => return (State::Checking(stream), None),
+            () = at(stream.move_at) => {
+                stream.move_at = None;
+                return (State::Connecting { is_verified: true, before: Some(stream) }, None);
             }
-            () = sleep_until(stream.list_at) => return (self.verifying(stream), None),
             message = stream.watch.message() => message,
-            () = sleep_until(silent_at), if stream.answers_probes => return (self.probe(stream).await, None),
         };
-        (stream.heard, stream.idle) = (Instant::now(), IDLE);
-        (stream.asked, stream.is_doubted) = (None, false);
         match message {
-            Ok(WatchMessage::Events(revision, mut events)) => {
-                self.on_success();
+            WatchMessage::Events(revision, mut events) => {
                 // Events that a list, ahead of the stream, has shown already.
                 events.retain(|event| event.mod_revision() > self.revision);
+                stream.more_keys += events.iter().map(Event::keys).sum::<i64>();
+                if revision.is_some() {
+                    self.keys += std::mem::take(&mut stream.more_keys);
+                }
                 // The last part of a message may hold nothing new, and still completes the parts before.
                 let is_news = !events.is_empty() || revision.is_some_and(|revision| revision > self.revision);
                 let update = is_news.then_some(Update::Events(revision, events));
                 (State::Streaming(stream), update)
             }
-            Ok(WatchMessage::Created(_) | WatchMessage::Progress) => (State::Streaming(stream), None),
-            Ok(WatchMessage::Compacted) => (self.listing(), None),
-            Ok(WatchMessage::Canceled(kind, reason)) => {
-                let error = stream.connection.refusal("watch", self.range.name(), kind, reason);
-                self.cluster.on_error(&stream.connection, &error);
-                (self.on_error(&error, Goal::Watch), None)
+            WatchMessage::Mute => {
+                stream.is_mute = true;
+                stream.check_at = stream.check_at.min(Instant::now() + spread(CHECK_OF_MUTE, 0.2));
+                (State::Streaming(stream), None)
             }
-            // The same revision would come in the same message again.
-            Err(error) if error.kind == EtcdErrorKind::TooLarge => (self.on_error(&error, Goal::List), None),
-            Err(error) => {
-                self.cluster.on_error(&stream.connection, &error);
-                (self.on_error(&error, Goal::Watch), None)
+            WatchMessage::MoveOn => {
+                stream.move_at = Some(Instant::now() + up_to(MOVE_WITHIN));
+                (State::Streaming(stream), None)
+            }
+            WatchMessage::Compacted => {
+                tracing::info!(revision = self.revision, "revision is compacted; everything is listed anew");
+                let wait = up_to(self.window() / COMPACTED_SHARE);
+                (State::Waiting { until: Some(Instant::now() + wait), then: Goal::List }, None)
+            }
+            WatchMessage::Over(kind, reason) => {
+                let error = stream.watch.error(kind, reason);
+                self.cluster.on_error(&connection, &error);
+                // Too large: the same revision would come in the same message again.
+                let goal = if kind == EtcdErrorKind::TooLarge { Goal::List } else { Goal::Watch };
+                (self.on_error(&error, goal), None)
             }
         }
     }
 
-    /// The watch was silent: asks it for a sign of life, and if none came, whether its member is there at all.
-    ///
-    /// Silence is right where nothing was written to the store since the list that the watch began behind: etcd from
-    /// 3.4.38, 3.5.22 and 3.6.2 on gives no sign of life before that.
-    async fn probe(&mut self, mut stream: Box<Stream>) -> State {
-        if stream.asked.is_none() {
-            stream.asked = Some(Instant::now());
-            return match stream.watch.request_progress().await {
-                Ok(()) => State::Streaming(stream),
-                Err(error) => {
-                    self.cluster.on_error(&stream.connection, &error);
-                    self.on_error(&error, Goal::Watch)
-                }
-            };
+    /// Asks whether the range differs from what is known: cheaper than a list by what it does not send.
+    async fn check(&mut self, mut stream: Box<Stream>) -> State {
+        let connection = stream.watch.connection().clone();
+        let asked = connection.changes(&self.range, self.revision, self.limit).await;
+        match self.cluster.on_answer(&connection, asked).await {
+            Ok(changes) if changes.store >= self.revision && !changes.any && changes.keys == self.keys => {
+                self.on_success();
+                let interval = if stream.is_mute { CHECK_OF_MUTE } else { self.interval };
+                stream.check_at = Instant::now() + spread(interval, 0.2);
+                stream.again.reset();
+                State::Streaming(stream)
+            }
+            // Perhaps on its way on the stream; the list tells.
+            Ok(_) => self.list_beside(Some(stream)),
+            Err(error) => self.on_check_failed(stream, &error),
         }
-        match stream.connection.revision(&self.range, SUSPECT_LIMIT).await {
-            Ok(store) if store == self.revision => {
-                (stream.heard, stream.asked) = (Instant::now(), None);
-                stream.idle = (stream.idle * 2).min(IDLE_IN_A_QUIET_STORE);
-                State::Streaming(stream)
-            }
-            // The store moved on, maybe after the question, which etcd has forgotten then.
-            Ok(_) if !stream.is_doubted => {
-                (stream.asked, stream.is_doubted) = (None, true);
-                State::Streaming(stream)
-            }
-            Ok(_) => {
-                tracing::debug!(member = stream.connection.name(), "member gives no signs of life on a watch");
-                stream.answers_probes = false;
-                stream.list_at = stream.list_at.min(Instant::now() + LIST_INSTEAD_OF_PROBE);
-                State::Streaming(stream)
-            }
-            Err(error) => {
-                self.cluster.forget(&stream.connection);
-                self.cluster.on_error(&stream.connection, &error);
-                self.on_error(&error, Goal::Watch)
-            }
-        }
+    }
+
+    /// A check or a move failed, and the stream goes on: it is tried again, more and more rarely.
+    fn on_check_failed(&mut self, mut stream: Box<Stream>, error: &EtcdError) -> State {
+        self.on_late(error);
+        let wait = stream.again.ceiling() + stream.again.next();
+        tracing::debug!(error = chain(error), ?wait, "watch could not be verified; it goes on");
+        stream.check_at = Instant::now() + wait;
+        State::Streaming(stream)
     }
 
     fn on_success(&mut self) {
         self.backoff.reset();
+        self.limit = CALL_LIMIT;
         self.has_failed = false;
         self.token_refusals = 0;
         self.incapable = 0;
     }
 
-    fn turn_to_next_member(&mut self) {
-        self.member = (self.member + 1) % self.cluster.len();
+    /// After a call that was late the next one has more time: an etcd that is slow would work in vain.
+    fn on_late(&mut self, error: &EtcdError) {
+        if matches!(error.kind, EtcdErrorKind::Deadline(limit) if limit >= self.limit) {
+            self.limit = (self.limit * 2).min(LONGEST_LIMIT);
+        }
+    }
+
+    /// Over how long a time lists of many clients are spread: it grows with what one costs.
+    fn window(&self) -> Duration {
+        (self.cost * LISTS_AT_ONCE).clamp(VERIFY_WITHIN, VERIFY_WITHIN_AT_MOST)
     }
 
     /// A list or a watch failed; returns what to do next, and when.
     fn on_error(&mut self, error: &EtcdError, goal: Goal) -> State {
         self.has_failed = true;
-        let now = Instant::now();
+        self.on_late(error);
         let (wait, then) = match error.kind {
-            EtcdErrorKind::Compacted | EtcdErrorKind::TooLarge => (self.backoff.next(), Goal::List),
+            EtcdErrorKind::Compacted | EtcdErrorKind::TooLarge => (Some(self.backoff.next()), Goal::List),
             EtcdErrorKind::Token if self.token_refusals < TOKEN_ATTEMPTS => {
                 self.token_refusals += 1;
-                (self.backoff.next(), goal)
+                (Some(self.backoff.next()), goal)
             }
             EtcdErrorKind::Token | EtcdErrorKind::Denied => {
                 self.token_refusals = 0;
-                (DENIED_PAUSE, goal)
+                (Some(DENIED_PAUSE), goal)
             }
-            EtcdErrorKind::Refused => (spread(REFUSED_PAUSE, 0.1), goal),
+            EtcdErrorKind::Refused => (Some(spread(REFUSED_PAUSE, 0.1)), goal),
             EtcdErrorKind::Incapable => {
-                self.turn_to_next_member();
                 self.incapable += 1;
                 // Once around, each of them said so.
                 let wait = if self.incapable.is_multiple_of(self.cluster.len()) {
@@ -402,51 +412,63 @@ impl Source {
                 } else {
                     self.backoff.next()
                 };
-                (wait, goal)
+                (Some(wait), goal)
             }
-            EtcdErrorKind::Split => (spread(SPLIT_PAUSE, 0.1), Goal::List),
-            _ => {
-                self.turn_to_next_member();
-                (self.backoff.next(), goal)
-            }
+            EtcdErrorKind::Split => (Some(spread(SPLIT_PAUSE, 0.1)), Goal::List),
+            _ => (None, goal),
         };
-        if error.is_final() || wait == DENIED_PAUSE {
+        if error.is_final() || wait == Some(DENIED_PAUSE) {
             tracing::warn!(error = chain(error), ?wait, "etcd refuses to be watched; the last known set stays");
         } else {
             tracing::debug!(error = chain(error), ?wait, "watch is interrupted; the last known set stays");
         }
-        State::Waiting { until: now + wait, then }
+        State::Waiting { until: wait.map(|wait| Instant::now() + wait), then }
     }
 }
 
-/// The first wait before a member is asked again.
-const RECONNECT_FIRST: Duration = Duration::from_millis(100);
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
 
-/// The longest wait before the next attempt, so that a client is back within 3 s of etcd.
-const RECONNECT_MAX: Duration = Duration::from_secs(2);
+/// The first wait before a list that failed for its own sake is made again.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
 
-/// How long a watch may be silent before it is asked for a sign of life; with its answer, a dead one is noticed in 20
-/// s.
-const IDLE: Duration = Duration::from_secs(15);
-
-/// The same where it turned out more than once that nothing was written to the store.
-const IDLE_IN_A_QUIET_STORE: Duration = Duration::from_secs(60);
-
-/// How long a sign of life may take.
-const PROBE_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long a member whose watch is dead may take to show that it lives itself.
-const SUSPECT_LIMIT: Duration = Duration::from_secs(1);
+/// The longest.
+const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// How long a member may take when it is asked for the first time, and there are others.
 const FIRST_TRY_LIMIT: Duration = Duration::from_secs(1);
 
+/// How long a call may take in the end, after others were late.
+const LONGEST_LIMIT: Duration = Duration::from_secs(30);
+
 /// How many fresh logins in a row may be refused before etcd is left alone.
 const TOKEN_ATTEMPTS: u32 = 3;
 
-/// After a reconnect a list verifies the stream within this time: a DELETE that was compacted away while the watch was
-/// down is never reported. Spread, so that a thousand clients do not list at once when etcd comes back.
+/// After a reconnect a check verifies the stream within this time: a DELETE that was compacted away while the watch was
+/// down is never reported. Spread, so that a thousand clients do not ask at once when etcd comes back.
 const VERIFY_WITHIN: Duration = Duration::from_secs(3);
 
-/// How often a list stands in for signs of life, on a member that gives none.
-const LIST_INSTEAD_OF_PROBE: Duration = Duration::from_secs(60);
+/// The same where lists take long.
+const VERIFY_WITHIN_AT_MOST: Duration = Duration::from_secs(60);
+
+/// How many lists an etcd may have to make at once: so many times as long as one takes, they are spread over.
+const LISTS_AT_ONCE: u32 = 100;
+
+/// Which part of that time a watch waits that was compacted and knows nothing new until it has listed.
+const COMPACTED_SHARE: u32 = 3;
+
+/// How often a check stands in for signs of life, on a member that gives none.
+const CHECK_OF_MUTE: Duration = Duration::from_secs(60);
+
+/// Within which time watches move to another member.
+const MOVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// How soon a check that failed is made again at first.
+const AGAIN_FIRST: Duration = Duration::from_secs(5);
+
+/// How rarely in the end.
+const AGAIN_MAX: Duration = Duration::from_secs(60);

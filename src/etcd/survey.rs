@@ -138,13 +138,19 @@ impl Surveys {
         }
     }
 
-    /// Asks a member for the id of its cluster, over the connection that the next call uses.
-    async fn ask_member(&self, index: usize, limit: Duration) {
+    /// Asks a member for the id of its cluster, over the connection that the next call uses; returns whether it answered
+    /// and is of ours.
+    pub(super) async fn is_there(&self, index: usize, limit: Duration) -> bool {
         let asked = async {
             let connection = self.members.connect(index, limit).await?;
-            ask(&connection, limit).await.inspect_err(|error| self.members.on_error(&connection, error))
+            let id = ask(&connection, limit).await.inspect_err(|error| self.members.on_error(&connection, error))?;
+            self.members.on_response(&connection);
+            Ok(id)
         };
-        self.on_report(index, asked.await);
+        let answer = asked.await;
+        let has_answered = answer.is_ok();
+        self.on_report(index, answer);
+        has_answered && !self.verdict.borrow().is_refused(index)
     }
 
     /// A member reported the id of its cluster, or was asked in vain.
@@ -163,6 +169,9 @@ impl Surveys {
                 tracing::info!("etcd members are of one cluster again");
             }
             let is_news = *verdict != next;
+            if is_news {
+                (0..self.members.len()).for_each(|index| self.members.set_strange(index, next.is_stranger(index)));
+            }
             *verdict = next;
             is_news
         });
@@ -200,7 +209,7 @@ impl Survey {
                 (agenda, check.has_disagreement())
             };
             let limit = if disagrees { SPLIT_LIMIT } else { SURVEY_LIMIT };
-            join_all(agenda.into_iter().map(|index| surveys.ask_member(index, limit))).await;
+            join_all(agenda.into_iter().map(|index| surveys.is_there(index, limit))).await;
             let pause = {
                 let check = surveys.check();
                 if check.agenda().is_empty() || *verdict.borrow_and_update() == Verdict::Unknown {

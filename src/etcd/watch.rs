@@ -1,41 +1,41 @@
-//! A watch stream on one member, in messages that say what happened.
+//! A watch of one range, one of many on a shared stream, in messages that say what happened.
 
-use std::time::Duration;
+use std::sync::Arc;
 
+use etcd_client::WatchResponse;
 use etcd_client::proto::PbEvent;
-use etcd_client::{WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
+use tokio::sync::mpsc;
 use tonic::Code;
 
-use super::connection::{Connection, classify_status, failure};
+use super::connection::{Connection, classify_status};
 use super::kv::Kv;
-use super::range::Range;
 use crate::error::{EtcdError, EtcdErrorKind};
 
 /// An open watch.
 ///
-/// Dropping it ends the stream, and with it the watch at the server.
+/// Dropping it ends the watch at the server, and the stream with the last of its watches.
 pub(crate) struct Watch {
-    member: String,
-    key: String,
-    requests: WatchRequestSender,
-    responses: WatchResponseStream,
-    /// The newest revision in the fragments of a message that is not complete; 0 between messages.
-    begun: i64,
+    pub(super) id: i64,
+    pub(super) name: String,
+    pub(super) connection: Arc<Connection>,
+    pub(super) messages: mpsc::Receiver<WatchMessage>,
+    /// Where the stream's task learns that the watch is dropped.
+    pub(super) dropped: mpsc::UnboundedSender<i64>,
 }
 
 /// A message of a watch.
 #[derive(Debug)]
 pub(crate) enum WatchMessage {
-    /// The watch is in place; the store was at this revision.
-    Created(i64),
     /// What happened since the last message: all of it up to this revision, or a part while there is none.
     Events(Option<i64>, Vec<Event>),
-    /// Nothing happened, but the member is there.
-    Progress,
     /// The revision to begin with is compacted away.
     Compacted,
-    /// The member ended the watch.
-    Canceled(EtcdErrorKind, String),
+    /// The member gives no signs of life on watches: only reads show what one misses.
+    Mute,
+    /// Nothing is wrong; the watch is to be opened anew soon, and finds another stream.
+    MoveOn,
+    /// The watch is over: the member ended it, or its stream broke.
+    Over(EtcdErrorKind, String),
 }
 
 /// What happened to one key.
@@ -52,29 +52,20 @@ impl Event {
             Self::Delete { mod_revision, .. } => *mod_revision,
         }
     }
-}
 
-impl Connection {
-    /// Watches every key of `range` from revision `start` on.
-    pub(crate) async fn watch(&self, range: &Range, start: i64, limit: Duration) -> Result<Watch, EtcdError> {
-        let options = WatchOptions::new().with_range(range.end()).with_start_revision(start);
-        let options = options.with_progress_notify().with_fragment();
-        let open = || {
-            let (mut client, options) = (self.watch.clone(), options.clone());
-            async move { client.watch(range.start(), Some(options)).await }
-        };
-        let stream = self.limited("watch", range.name(), limit, open).await?;
-        let (requests, responses) = stream.split();
-        let (member, key) = (self.name().to_owned(), range.name().to_owned());
-        Ok(Watch { member, key, requests, responses, begun: 0 })
+    /// By how much it changes the number of keys.
+    pub(super) fn keys(&self) -> i64 {
+        match self {
+            Self::Put(kv) => i64::from(kv.version == 1),
+            Self::Delete { .. } => -1,
+        }
     }
 }
 
 impl Watch {
-    /// Asks for a sign of life, which comes as [`WatchMessage::Progress`].
-    pub(crate) async fn request_progress(&mut self) -> Result<(), EtcdError> {
-        let asked = self.requests.request_progress().await;
-        asked.map_err(|error| failure(&self.member, "watch", &self.key, error))
+    /// What the watch came over.
+    pub(super) fn connection(&self) -> &Arc<Connection> {
+        &self.connection
     }
 
     /// The next message.
@@ -82,48 +73,53 @@ impl Watch {
     /// # Cancel safety
     ///
     /// Cancel safe: a message is lost neither by dropping the future nor by polling another one afterwards.
-    pub(crate) async fn message(&mut self) -> Result<WatchMessage, EtcdError> {
-        match self.responses.message().await {
-            Ok(Some(response)) => Ok(self.read(response)),
-            Ok(None) => Err(self.ended()),
-            Err(error) => Err(failure(&self.member, "watch", &self.key, error)),
-        }
+    pub(super) async fn message(&mut self) -> WatchMessage {
+        self.messages.recv().await.unwrap_or_else(|| {
+            // Its task was dropped with a runtime, or gave the watch up since it was not read for too long.
+            WatchMessage::Over(EtcdErrorKind::Unreachable, "the stream left the watch behind".to_owned())
+        })
     }
 
-    fn read(&mut self, response: WatchResponse) -> WatchMessage {
+    /// The error of a watch that is over.
+    pub(super) fn error(&self, kind: EtcdErrorKind, reason: String) -> EtcdError {
+        self.connection.refusal("watch", &self.name, kind, reason)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.dropped.send(self.id);
+    }
+}
+
+/// Puts the messages of one watch together.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    /// The newest revision in the fragments of a message that is not complete; 0 between messages.
+    begun: i64,
+}
+
+impl Reader {
+    /// What a response says to the watch; nothing, where it is a sign of life alone.
+    pub(super) fn read(&mut self, response: WatchResponse) -> Option<WatchMessage> {
         let response = response.0;
-        let revision = response.header.as_ref().map_or(0, |header| header.revision);
         if response.compact_revision > 0 {
-            return WatchMessage::Compacted;
+            return Some(WatchMessage::Compacted);
         }
-        // A refusal can come as `created` and `canceled` in one.
         if response.canceled {
             let kind = classify_status(Code::Unavailable, &response.cancel_reason);
-            return WatchMessage::Canceled(kind, response.cancel_reason);
-        }
-        if response.created {
-            return WatchMessage::Created(revision);
+            return Some(WatchMessage::Over(kind, response.cancel_reason));
         }
         // The header can be ahead of the events: a resumed watch gets its history in portions.
         let newest = response.events.iter().filter_map(|event| event.kv.as_ref()).map(|kv| kv.mod_revision).max();
         self.begun = self.begun.max(newest.unwrap_or(0));
         let events: Vec<_> = response.events.into_iter().filter_map(read_event).collect();
         if response.fragment {
-            return WatchMessage::Events(None, events);
+            return Some(WatchMessage::Events(None, events));
         }
         match std::mem::take(&mut self.begun) {
-            0 => WatchMessage::Progress,
-            revision => WatchMessage::Events(Some(revision), events),
-        }
-    }
-
-    fn ended(&self) -> EtcdError {
-        EtcdError {
-            kind: EtcdErrorKind::Unreachable,
-            member: self.member.clone(),
-            operation: "watch",
-            key: self.key.clone(),
-            source: Some("the member ended the stream".into()),
+            0 => None,
+            revision => Some(WatchMessage::Events(Some(revision), events)),
         }
     }
 }

@@ -38,7 +38,7 @@ impl World {
     fn kv(&mut self, segment: &str, value: &str, lease: i64) -> Kv {
         self.revision += 1;
         let key = format!("p/echo/{segment}").into_bytes();
-        Kv { key, value: value.into(), lease, mod_revision: self.revision }
+        Kv { key, value: value.into(), lease, mod_revision: self.revision, version: 1 }
     }
 
     fn put(&mut self, address: &str, lease: i64) {
@@ -268,7 +268,13 @@ fn what_cannot_be_used_is_skipped_alone() {
     }
     let huge = format!(r#"{{"address":"x:1","more":"{}"}}"#, "x".repeat(MAX_VALUE));
     world.put_value("x", &huge, 7);
-    let kv = Kv { key: b"p/echo/\xff".to_vec(), value: br#"{"address":"x:1"}"#.to_vec(), lease: 7, mod_revision: 99 };
+    let kv = Kv {
+        key: b"p/echo/\xff".to_vec(),
+        value: br#"{"address":"x:1"}"#.to_vec(),
+        lease: 7,
+        mod_revision: 99,
+        version: 1,
+    };
     world.membership.on_events(vec![Event::Put(kv)], world.now);
     assert_eq!(world.shown(), ["a:1"]);
 }

@@ -1,0 +1,174 @@
+//! One budget of attempts for all that a process asks of a cluster that does not answer: how many watches wait for it
+//! costs it nothing.
+//!
+//! Who failed waits for a turn. Turns follow each other at random waits that double up to two seconds. With the first
+//! answer all who still wait go on, over a window that grows with their number.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::backoff::{Backoff, up_to};
+
+/// The turns of one cluster.
+pub(super) struct Pace {
+    state: Mutex<State>,
+    /// How often the cluster answered after it had not.
+    answers: watch::Sender<u64>,
+}
+
+struct State {
+    backoff: Backoff,
+    /// When the last turn that was given out comes.
+    last: Instant,
+    /// A failure before then is of attempts that were made together, and counts once.
+    grown: Option<Instant>,
+    has_failed: bool,
+    waiting: u32,
+}
+
+impl Pace {
+    pub(super) fn new() -> Self {
+        let backoff = Backoff::new(FIRST, MAX);
+        let state = State { backoff, last: Instant::now(), grown: None, has_failed: false, waiting: 0 };
+        Self { state: Mutex::new(state), answers: watch::Sender::new(0) }
+    }
+
+    /// Waits for a turn.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the turn is lost, and nothing else.
+    pub(super) async fn turn(&self) {
+        let mut answers = self.answers.subscribe();
+        let (at, waiting) = {
+            let mut state = self.state();
+            let at = state.last.max(Instant::now()) + up_to(state.backoff.ceiling());
+            state.last = at;
+            state.waiting += 1;
+            (at, Waiting(self))
+        };
+        tokio::select! {
+            () = sleep_until(at) => {}
+            _ = answers.changed() => {
+                let others = waiting.0.state().waiting;
+                sleep(up_to((EACH * others).min(MAX))).await;
+            }
+        }
+    }
+
+    /// An attempt failed.
+    pub(super) fn on_failure(&self) {
+        let now = Instant::now();
+        let mut state = self.state();
+        state.has_failed = true;
+        if state.grown.is_none_or(|grown| now >= grown) {
+            state.grown = Some(now + state.backoff.longest());
+        }
+    }
+
+    /// The cluster answered.
+    pub(super) fn on_success(&self) {
+        let mut state = self.state();
+        if std::mem::take(&mut state.has_failed) {
+            (state.last, state.grown) = (Instant::now(), None);
+            state.backoff.reset();
+            drop(state);
+            self.answers.send_modify(|answers| *answers += 1);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts as one that waits until it is dropped.
+struct Waiting<'a>(&'a Pace);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.state().waiting -= 1;
+    }
+}
+
+/// The longest wait for a turn after the first failure.
+const FIRST: Duration = Duration::from_millis(100);
+
+/// The longest wait in the end, so that a client is back within 3 s of etcd.
+const MAX: Duration = Duration::from_secs(2);
+
+/// How much the window grows with each that waits once etcd answers again: 200 of them take a second.
+const EACH: Duration = Duration::from_millis(5);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// As many that try again and again, in vain until there is an answer; returns how often they tried in all.
+    fn try_in_vain(pace: &Arc<Pace>, count: usize) -> Arc<AtomicUsize> {
+        let tries = Arc::<AtomicUsize>::default();
+        for _ in 0..count {
+            let (pace, tries) = (pace.clone(), tries.clone());
+            tokio::spawn(async move {
+                loop {
+                    tries.fetch_add(1, Ordering::Relaxed);
+                    pace.on_failure();
+                    pace.turn().await;
+                }
+            });
+        }
+        tries
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn five_hundred_try_no_more_often_than_one() {
+        let pace = Arc::new(Pace::new());
+        let tries = try_in_vain(&pace, 500);
+        sleep(Duration::from_secs(100)).await;
+        let tries = tries.load(Ordering::Relaxed);
+        // Once each at first, and then one a second on the average.
+        assert!((550..=700).contains(&tries), "{tries} attempts");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_alone_waits_two_seconds_at_most() {
+        let pace = Pace::new();
+        for _ in 0..100 {
+            pace.on_failure();
+            let start = Instant::now();
+            pace.turn().await;
+            assert!(start.elapsed() <= MAX + Duration::from_millis(1), "{:?}", start.elapsed());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_who_wait_go_on_with_the_first_answer_and_not_at_once() {
+        let pace = Arc::new(Pace::new());
+        (0..8).for_each(|_| pace.on_failure());
+        let turns: Vec<_> = (0..200)
+            .map(|_| {
+                let pace = pace.clone();
+                tokio::spawn(async move {
+                    pace.turn().await;
+                    Instant::now()
+                })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        pace.on_success();
+        let answered = Instant::now();
+        let mut last = Duration::ZERO;
+        for turn in turns {
+            last = last.max(turn.await.expect("it does not panic") - answered);
+        }
+        assert!(last <= Duration::from_millis(1_010), "{last:?}");
+        assert!(last >= Duration::from_millis(300), "they are spread: {last:?}");
+        assert_eq!(pace.state().waiting, 0, "none is forgotten");
+    }
+}

@@ -1,0 +1,396 @@
+//! One watch stream on one member, which all watches of a process share.
+//!
+//! ```text
+//! Opening --opened--> Open --no watch is left for a while----------------> over
+//!    |                 |  \--broken, or silent beyond doubt--> each watch ends with the error
+//!    |                 +--token refused, or another member is drawn--> its watches move on
+//!    +--failed--> each watch that waits gets the error
+//! ```
+//!
+//! Its task alone reads the stream, so that a list of one service never holds up the events of another. It ends with
+//! the cluster and the last watch.
+//!
+//! Whether the member is there is one question a stream, not one a watch. HTTP/2 pings find a dead connection, and
+//! `require_leader` ends the stream of a member without a leader. What is left is a member that lives and has forgotten
+//! the watches, or something between that answers pings in its place: `silence` finds those. A member that is slow is
+//! waited for.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tonic::Code;
+
+use super::connection::{Connection, StreamGuard, classify_status, failure};
+use super::range::Range;
+use super::routes::Routes;
+use super::silence::{Ask, Silence};
+use super::spread::Spread;
+use super::watch::{Reader, WatchMessage};
+use crate::error::{EtcdError, EtcdErrorKind};
+
+/// A watch that is wanted.
+pub(super) struct Wanted {
+    pub(super) range: Range,
+    /// The first revision that it tells of.
+    pub(super) start: i64,
+    pub(super) answer: oneshot::Sender<Result<Created, EtcdError>>,
+}
+
+/// A watch that was created.
+pub(super) struct Created {
+    pub(super) id: i64,
+    /// The revision of the store then.
+    pub(super) revision: i64,
+    pub(super) messages: mpsc::Receiver<WatchMessage>,
+}
+
+/// The task of one stream.
+pub(super) struct SharedStream {
+    connection: Arc<Connection>,
+    spread: Spread,
+    wanted: mpsc::UnboundedReceiver<Wanted>,
+    dropped: mpsc::UnboundedReceiver<i64>,
+    routes: Routes<Wanted, Open>,
+    /// Watches that the server is to end.
+    ending: Vec<i64>,
+    /// Set while the stream takes no further watches.
+    is_retired: watch::Sender<bool>,
+    silence: Silence,
+    /// The newest revision of the store that a response named.
+    revision: i64,
+    /// Whether there are members to move to.
+    has_others: bool,
+    _guard: StreamGuard,
+}
+
+/// An open watch.
+struct Open {
+    range: Range,
+    reader: Reader,
+    messages: mpsc::Sender<WatchMessage>,
+}
+
+/// What ends a stream.
+enum End {
+    /// Nobody needs it.
+    Unused,
+    Broken(EtcdErrorKind, String),
+}
+
+/// What waits for an answer from elsewhere, beside the stream.
+type Asked = BoxFuture<'static, Answer>;
+
+enum Answer {
+    /// How far the store is.
+    Store(Result<i64, EtcdError>),
+    /// Whether the streams have another member now.
+    Moved(bool),
+}
+
+impl SharedStream {
+    pub(super) fn new(
+        connection: Arc<Connection>,
+        spread: Spread,
+        wanted: mpsc::UnboundedReceiver<Wanted>,
+        dropped: mpsc::UnboundedReceiver<i64>,
+        is_retired: watch::Sender<bool>,
+    ) -> Self {
+        let guard = connection.hold_stream();
+        let silence = Silence::new(Instant::now(), connection.is_mute());
+        let has_others = spread.has_others();
+        Self {
+            connection,
+            spread,
+            wanted,
+            dropped,
+            routes: Routes::new(),
+            ending: Vec::new(),
+            is_retired,
+            silence,
+            revision: 0,
+            has_others,
+            _guard: guard,
+        }
+    }
+
+    /// Opens the stream with the first watch that is wanted, and serves watches until none is left.
+    pub(super) async fn run(mut self) {
+        while let Some(first) = self.wanted.recv().await {
+            if first.answer.is_closed() {
+                continue;
+            }
+            self.routes.add(first);
+            match self.open().await {
+                Ok((requests, responses)) => {
+                    if let End::Broken(kind, reason) = self.serve(requests, responses).await {
+                        self.fail(kind, &reason);
+                    }
+                }
+                Err(error) => self.fail(error.kind, &error.reason()),
+            }
+            return;
+        }
+    }
+
+    async fn open(&mut self) -> Result<(WatchRequestSender, WatchResponseStream), EtcdError> {
+        let (id, wanted) = self.routes.next().expect("the first watch was just added");
+        let options = wanted.options(id);
+        let open = || {
+            let (mut client, options) = (self.connection.watch.clone(), options.clone());
+            async move { client.watch(wanted.range.start(), Some(options)).await }
+        };
+        let stream = self.connection.limited(WATCH, wanted.range.name(), OPEN_LIMIT, open).await?;
+        self.routes.on_asked();
+        Ok(stream.split())
+    }
+
+    /// The stream is over, or was never opened: so is every watch.
+    fn fail(&mut self, kind: EtcdErrorKind, reason: &str) {
+        self.take_wanted();
+        for wanted in self.routes.take_pending() {
+            let error = self.connection.refusal(WATCH, wanted.range.name(), kind, reason.to_owned());
+            let _ = wanted.answer.send(Err(error));
+        }
+        for open in self.routes.opened() {
+            // Where its queue is full, the end of the queue says so.
+            let _ = open.messages.try_send(WatchMessage::Over(kind, reason.to_owned()));
+        }
+    }
+
+    /// Takes in the watches that were wanted until now, and none from now on.
+    fn take_wanted(&mut self) {
+        self.wanted.close();
+        while let Ok(wanted) = self.wanted.try_recv() {
+            self.routes.add(wanted);
+        }
+    }
+
+    async fn serve(&mut self, mut requests: WatchRequestSender, mut responses: WatchResponseStream) -> End {
+        let mut asked: Option<Asked> = None;
+        let mut draw_at = Instant::now() + self.spread.first_draw();
+        let mut unused_at = None;
+        loop {
+            unused_at = self.routes.is_empty().then(|| unused_at.unwrap_or_else(|| Instant::now() + LINGER));
+            let silent_at = self.silence.due().filter(|_| asked.is_none() && unused_at.is_none());
+            let takes_more = !(self.wanted.is_closed() && self.wanted.is_empty());
+            tokio::select! {
+                biased;
+                response = responses.message() => match response {
+                    Ok(Some(response)) => self.on_response(response).await,
+                    Ok(None) => return End::Broken(EtcdErrorKind::Unreachable, "the member ended the stream".to_owned()),
+                    Err(error) => return self.broken(error),
+                },
+                Some(id) = self.dropped.recv() => self.ending.extend(self.routes.remove(id)),
+                wanted = self.wanted.recv(), if takes_more => if let Some(wanted) = wanted {
+                    self.routes.add(wanted);
+                },
+                sent = send(&mut requests, self.ending.last().copied(), self.routes.next()) => match sent {
+                    Ok(Sent::End) => drop(self.ending.pop()),
+                    Ok(Sent::Create) => self.routes.on_asked(),
+                    Err(error) => return self.broken(error),
+                },
+                answer = answer(&mut asked) => {
+                    asked = None;
+                    match answer {
+                        Answer::Store(store) => match self.on_store(store) {
+                            None => {}
+                            Some(Ask::Sign) => sign(&mut requests),
+                            Some(Ask::Store) => asked = self.ask_store(),
+                            Some(Ask::Mute) => self.on_mute().await,
+                            Some(Ask::Leave) => return End::Broken(
+                                EtcdErrorKind::Deadline(STORE_LIMIT),
+                                "the member answers nothing but pings".to_owned(),
+                            ),
+                        },
+                        Answer::Moved(true) => self.retire().await,
+                        Answer::Moved(false) => draw_at = Instant::now() + self.spread.next_draw(),
+                    }
+                }
+                () = at(silent_at) => match self.silence.on_due(Instant::now()) {
+                    Ask::Store => asked = self.ask_store(),
+                    _ => sign(&mut requests),
+                },
+                () = self.spread.displaced() => draw_at = draw_at.min(Instant::now() + self.spread.first_draw()),
+                () = sleep_until(draw_at), if asked.is_none() && self.has_others => {
+                    let spread = self.spread.clone();
+                    asked = Some(async move { Answer::Moved(spread.draw().await) }.boxed());
+                    // Set anew by the answer.
+                    draw_at = Instant::now() + OPEN_LIMIT;
+                }
+                () = at(unused_at) => {
+                    self.take_wanted();
+                    if self.routes.is_empty() {
+                        return End::Unused;
+                    }
+                }
+            }
+        }
+    }
+
+    fn broken(&self, error: etcd_client::Error) -> End {
+        let error = failure(self.connection.name(), WATCH, "", error);
+        End::Broken(error.kind, error.reason())
+    }
+
+    async fn on_response(&mut self, response: WatchResponse) {
+        let server = response.0.watch_id;
+        self.silence.on_heard(Instant::now(), server == OF_THE_STREAM && !response.0.created);
+        self.connection.on_heard();
+        let revision = response.0.header.as_ref().map_or(0, |header| header.revision);
+        self.revision = self.revision.max(revision);
+        if response.0.created {
+            self.on_created(&response, revision).await;
+            return;
+        }
+        let has_ended = response.0.canceled || response.0.compact_revision > 0;
+        let Some(open) = self.routes.get(server) else { return };
+        let Some(message) = open.reader.read(response) else { return };
+        // One that is not read holds up the others for a moment only.
+        let sent = timeout(READ_LIMIT, open.messages.send(message)).await;
+        if has_ended {
+            self.routes.on_ended(server);
+        } else if !matches!(sent, Ok(Ok(()))) {
+            self.routes.on_ended(server);
+            self.ending.push(server);
+        }
+    }
+
+    /// A watch was created, or refused by the same kind of response.
+    async fn on_created(&mut self, response: &WatchResponse, revision: i64) {
+        let is_refused = response.0.canceled;
+        let Some((id, wanted)) = self.routes.on_answer(response.0.watch_id, !is_refused) else { return };
+        let Wanted { range, answer, .. } = wanted;
+        if is_refused {
+            let reason = response.0.cancel_reason.clone();
+            let kind = self.connection.as_seen_by_us(classify_status(Code::Unavailable, &reason));
+            let _ = answer.send(Err(self.connection.refusal(WATCH, range.name(), kind, reason)));
+            if matches!(kind, EtcdErrorKind::Token | EtcdErrorKind::Denied) {
+                // The stream keeps the token that it was opened with.
+                self.retire().await;
+            }
+            return;
+        }
+        let (sender, messages) = mpsc::channel(QUEUE);
+        if self.connection.is_mute() {
+            let _ = sender.try_send(WatchMessage::Mute);
+        }
+        self.routes.open(id, Open { range, reader: Reader::default(), messages: sender });
+        if answer.send(Ok(Created { id, revision, messages })).is_err() {
+            self.ending.extend(self.routes.remove(id));
+        }
+    }
+
+    /// Takes no further watch, and lets those that are open go elsewhere.
+    async fn retire(&mut self) {
+        if !self.is_retired.send_replace(true) {
+            self.take_wanted();
+            self.tell(|| WatchMessage::MoveOn).await;
+        }
+    }
+
+    async fn on_mute(&mut self) {
+        tracing::debug!(member = self.connection.name(), "member gives no signs of life on watches");
+        self.connection.set_mute();
+        self.tell(|| WatchMessage::Mute).await;
+    }
+
+    async fn tell(&mut self, message: impl Fn() -> WatchMessage) {
+        for open in self.routes.opened() {
+            let _ = timeout(READ_LIMIT, open.messages.send(message())).await;
+        }
+    }
+
+    /// Asks the member how far the store is, by a range that may be read.
+    fn ask_store(&mut self) -> Option<Asked> {
+        let range = self.routes.opened().next()?.range.clone();
+        let connection = self.connection.clone();
+        Some(async move { Answer::Store(connection.revision(&range, STORE_LIMIT).await) }.boxed())
+    }
+
+    fn on_store(&mut self, store: Result<i64, EtcdError>) -> Option<Ask> {
+        let now = Instant::now();
+        match store {
+            Ok(store) => self.silence.on_store(now, store > self.revision),
+            Err(error) => self.silence.on_no_store(now, matches!(error.kind, EtcdErrorKind::Deadline(_))),
+        }
+    }
+}
+
+impl Wanted {
+    fn options(&self, id: i64) -> WatchOptions {
+        let options = WatchOptions::new().with_range(self.range.end()).with_start_revision(self.start);
+        options.with_watch_id(id).with_progress_notify().with_fragment()
+    }
+}
+
+/// What was sent.
+enum Sent {
+    End,
+    Create,
+}
+
+/// Sends the next request, where there is one: the end of a watch first.
+///
+/// # Cancel safety
+///
+/// Cancel safe: a request is sent once this resolves, and not before.
+async fn send(
+    requests: &mut WatchRequestSender,
+    ending: Option<i64>,
+    wanted: Option<(i64, &Wanted)>,
+) -> Result<Sent, etcd_client::Error> {
+    match (ending, wanted) {
+        (Some(id), _) => requests.cancel(id).await.map(|()| Sent::End),
+        (None, Some((id, wanted))) => {
+            requests.watch(wanted.range.start(), Some(wanted.options(id))).await.map(|()| Sent::Create)
+        }
+        (None, None) => pending().await,
+    }
+}
+
+/// Asks for a sign of life; not where more requests wait than the member has read, which keep it busy.
+fn sign(requests: &mut WatchRequestSender) {
+    let _ = requests.request_progress().now_or_never();
+}
+
+async fn answer(asked: &mut Option<Asked>) -> Answer {
+    match asked {
+        Some(asked) => asked.await,
+        None => pending().await,
+    }
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => pending().await,
+    }
+}
+
+/// The operation of a watch in errors.
+pub(super) const WATCH: &str = "watch";
+
+/// The watch id of responses that are for the whole stream.
+const OF_THE_STREAM: i64 = -1;
+
+/// How long a stream may take to open. Pings find a member that is dead sooner.
+const OPEN_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long a read of the store may take: an etcd that is slow is no reason to leave it.
+const STORE_LIMIT: Duration = Duration::from_secs(15);
+
+/// How many messages of a watch wait to be read.
+const QUEUE: usize = 128;
+
+/// How long a watch that is not read may hold up the others of its stream. It is ended then, and begins again where it
+/// was.
+const READ_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long a stream without watches stays open: a watch often ends for a moment, while a list is made.
+const LINGER: Duration = Duration::from_secs(5);

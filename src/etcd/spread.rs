@@ -1,0 +1,105 @@
+//! Which member the streams of a process are on: a fleet spreads over the members of a cluster by chance, and again
+//! after each failure.
+//!
+//! ```text
+//! Settled --its member failed, so a random other one is asked--> Displaced
+//!    ^                                                              |
+//!    +--- all members are there: one of all is drawn by chance -----+   10 s to 40 s later, and again while one is away
+//!    +--- after 15 to 45 minutes: the same among those that are there
+//! ```
+//!
+//! Without the draw, each failure would shift its member's share to the others for good: after a rolling upgrade of
+//! etcd one member would be empty.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::sync::watch;
+
+use super::members::Members;
+use super::survey::Surveys;
+use crate::backoff::{Backoff, spread, up_to};
+
+/// When the stream on one member draws again, and what comes of it.
+#[derive(Clone)]
+pub(super) struct Spread {
+    members: Arc<Members>,
+    surveys: Arc<Surveys>,
+    /// The member of the stream.
+    index: usize,
+    displaced: watch::Receiver<u64>,
+    again: Backoff,
+}
+
+impl Spread {
+    pub(super) fn new(members: Arc<Members>, surveys: Arc<Surveys>, index: usize) -> Self {
+        let displaced = members.displacements();
+        Self { members, surveys, index, displaced, again: Backoff::new(AGAIN_FIRST, AGAIN_MAX) }
+    }
+
+    /// Whether there is more than one member.
+    pub(super) fn has_others(&self) -> bool {
+        self.members.len() > 1
+    }
+
+    /// How long a stream that is opened stays before it draws.
+    pub(super) fn first_draw(&mut self) -> Duration {
+        self.again.reset();
+        if self.members.is_displaced() { EARLIEST + up_to(EARLIEST * 3) } else { spread(AGE, 0.5) }
+    }
+
+    /// How long it stays after a draw that left it where it is.
+    pub(super) fn next_draw(&mut self) -> Duration {
+        if self.members.is_displaced() { spread(self.again.longest(), 0.5) } else { spread(AGE, 0.5) }
+    }
+
+    /// Resolves when the process was displaced once more; never, where there is one member alone.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(super) async fn displaced(&mut self) {
+        if !self.has_others() || self.displaced.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Draws a member for the streams of the process; returns whether those on this one have to move.
+    pub(super) async fn draw(&self) -> bool {
+        let preferred = self.members.preferred();
+        if preferred != self.index {
+            return self.surveys.is_there(preferred, LIMIT).await;
+        }
+        if self.members.is_displaced() {
+            let away = self.members.away();
+            let back = join_all(away.iter().map(|&index| self.surveys.is_there(index, LIMIT))).await;
+            if back.contains(&false) && !self.members.is_displaced_for(AGE) {
+                return false;
+            }
+        }
+        let Some(drawn) = self.members.random(|member| !member.is_strange()) else { return false };
+        if drawn != self.index && !self.surveys.is_there(drawn, LIMIT).await {
+            return false;
+        }
+        self.members.settle(self.index, drawn);
+        drawn != self.index
+    }
+}
+
+/// How long a stream stays on a member that nothing is wrong with, give or take half of it: load that went elsewhere in
+/// a way that was not seen comes back within the hour.
+const AGE: Duration = Duration::from_secs(30 * 60);
+
+/// How soon a displaced process draws at the earliest: etcd is still busy with the others by then, and the member that
+/// failed may come back.
+const EARLIEST: Duration = Duration::from_secs(10);
+
+/// How soon it draws again at first, while a member is away.
+const AGAIN_FIRST: Duration = Duration::from_secs(20);
+
+/// How rarely in the end.
+const AGAIN_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// How long a member may take to show that it is there.
+const LIMIT: Duration = Duration::from_secs(2);

@@ -1,0 +1,117 @@
+//! The watch streams of a process, one on each member that is in use. A new watch goes to the stream on its member, or
+//! opens it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
+use tracing::Instrument;
+
+use super::connection::Connection;
+use super::members::Members;
+use super::range::Range;
+use super::shared_stream::{Created, SharedStream, WATCH, Wanted};
+use super::spread::Spread;
+use super::survey::Surveys;
+use super::watch::Watch;
+use crate::error::{EtcdError, EtcdErrorKind};
+
+/// The streams, by the index of their member.
+pub(super) struct Streams {
+    members: Arc<Members>,
+    surveys: Arc<Surveys>,
+    each: Vec<Mutex<Option<Handle>>>,
+}
+
+/// The way to a stream's task.
+#[derive(Clone)]
+struct Handle {
+    /// Held by the task, and by each watch.
+    connection: Weak<Connection>,
+    wanted: mpsc::UnboundedSender<Wanted>,
+    dropped: mpsc::UnboundedSender<i64>,
+    is_retired: watch::Receiver<bool>,
+}
+
+impl Handle {
+    /// The stream's connection, while the stream takes watches.
+    fn open(&self) -> Option<Arc<Connection>> {
+        let takes_watches = !self.wanted.is_closed() && !*self.is_retired.borrow();
+        self.connection.upgrade().filter(|_| takes_watches)
+    }
+}
+
+impl Streams {
+    pub(super) fn new(members: Arc<Members>, surveys: Arc<Surveys>) -> Self {
+        let each = (0..members.len()).map(|_| Mutex::default()).collect();
+        Self { members, surveys, each }
+    }
+
+    /// The connection of the stream on a member, if one is open that takes watches.
+    pub(super) fn connection(&self, index: usize) -> Option<Arc<Connection>> {
+        self.slot(index).as_ref()?.open()
+    }
+
+    /// Watches a range from revision `start` on, over the stream that takes watches of this member, or a new one on this
+    /// connection. Returns the watch, and the revision of the store when it was created.
+    ///
+    /// # Errors
+    ///
+    /// The stream could not be opened, broke, or did not create the watch in time; or the watch was refused.
+    pub(super) async fn watch(
+        &self,
+        connection: &Arc<Connection>,
+        range: &Range,
+        start: i64,
+        limit: Duration,
+    ) -> Result<(Watch, i64), EtcdError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let (connection, handle) = self.join(connection);
+            let (answer, answered) = oneshot::channel();
+            // A stream that is over by now drops it.
+            let _ = handle.wanted.send(Wanted { range: range.clone(), start, answer });
+            let late = |_| connection.deadline(WATCH, range.name(), limit);
+            match timeout_at(deadline, answered).await.map_err(late)? {
+                Ok(created) => {
+                    let Created { id, revision, messages } = created?;
+                    let (name, dropped) = (range.name().to_owned(), handle.dropped);
+                    return Ok((Watch { id, name, connection, messages, dropped }, revision));
+                }
+                // It ended for want of watches as this one came, or with its runtime.
+                Err(_) if Instant::now() < deadline => tokio::task::yield_now().await,
+                Err(_) => {
+                    let reason = "its stream ended each time".to_owned();
+                    return Err(connection.refusal(WATCH, range.name(), EtcdErrorKind::Unreachable, reason));
+                }
+            }
+        }
+    }
+
+    /// The stream that takes watches, or a new one, with its connection.
+    fn join(&self, connection: &Arc<Connection>) -> (Arc<Connection>, Handle) {
+        let mut slot = self.slot(connection.index());
+        if let Some(handle) = slot.as_ref()
+            && let Some(connection) = handle.open()
+        {
+            return (connection, handle.clone());
+        }
+        let (wanted, wanted_receiver) = mpsc::unbounded_channel();
+        let (dropped, dropped_receiver) = mpsc::unbounded_channel();
+        let (retiring, is_retired) = watch::channel(false);
+        let handle = Handle { connection: Arc::downgrade(connection), wanted, dropped, is_retired };
+        *slot = Some(handle.clone());
+        // A runtime that is going down drops the task at once.
+        drop(slot);
+        let spread = Spread::new(self.members.clone(), self.surveys.clone(), connection.index());
+        let stream = SharedStream::new(connection.clone(), spread, wanted_receiver, dropped_receiver, retiring);
+        let span = tracing::info_span!(parent: None, "watch stream", member = connection.name());
+        tokio::spawn(stream.run().instrument(span));
+        (connection.clone(), handle)
+    }
+
+    fn slot(&self, index: usize) -> MutexGuard<'_, Option<Handle>> {
+        self.each[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
