@@ -87,13 +87,14 @@ impl Cluster {
         self.members.forget(connection);
     }
 
-    /// Waits for a turn to try again what failed: there is one budget of attempts for all that a process asks.
+    /// Waits for a turn to try again what failed, and as long as `least`: there is one budget of attempts for all that a
+    /// process asks.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
-    pub(super) async fn turn(&self) {
-        self.pace.turn().await;
+    pub(super) async fn turn(&self, least: Duration) {
+        self.pace.turn(least).await;
     }
 
     /// Watches a range from revision `start` on, on the stream that all watches share. Returns the watch, and the

@@ -2,18 +2,21 @@
 //! costs it nothing.
 //!
 //! Who failed waits for a turn. Turns follow each other at random waits that double up to two seconds. With the first
-//! answer all who still wait go on, over a window that grows with their number.
+//! answer all who still wait go on, over a window that grows with their number. Nobody goes on before a wait of its own
+//! is over, since what fails for it may be answered for others.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex as TurnMutex, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::backoff::{Backoff, up_to};
 
 /// The turns of one cluster.
 pub(super) struct Pace {
+    /// Held by the one whose turn it is; the others follow in the order in which they came.
+    turns: TurnMutex<()>,
     state: Mutex<State>,
     /// How often the cluster answered after it had not.
     answers: watch::Sender<u64>,
@@ -21,8 +24,6 @@ pub(super) struct Pace {
 
 struct State {
     backoff: Backoff,
-    /// When the last turn that was given out comes.
-    last: Instant,
     /// A failure before then is of attempts that were made together, and counts once.
     grown: Option<Instant>,
     has_failed: bool,
@@ -32,31 +33,33 @@ struct State {
 impl Pace {
     pub(super) fn new() -> Self {
         let backoff = Backoff::new(FIRST, MAX);
-        let state = State { backoff, last: Instant::now(), grown: None, has_failed: false, waiting: 0 };
-        Self { state: Mutex::new(state), answers: watch::Sender::new(0) }
+        let state = State { backoff, grown: None, has_failed: false, waiting: 0 };
+        Self { turns: TurnMutex::default(), state: Mutex::new(state), answers: watch::Sender::new(0) }
     }
 
-    /// Waits for a turn.
+    /// Waits for a turn, and as long as `least`.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: the turn is lost, and nothing else.
-    pub(super) async fn turn(&self) {
+    pub(super) async fn turn(&self, least: Duration) {
+        let earliest = Instant::now() + least;
         let mut answers = self.answers.subscribe();
-        let (at, waiting) = {
-            let mut state = self.state();
-            let at = state.last.max(Instant::now()) + up_to(state.backoff.ceiling());
-            state.last = at;
-            state.waiting += 1;
-            (at, Waiting(self))
+        self.state().waiting += 1;
+        let waiting = Waiting(self);
+        let turn = async {
+            let _turn = self.turns.lock().await;
+            let wait = up_to(self.state().backoff.ceiling());
+            sleep(wait).await;
         };
         tokio::select! {
-            () = sleep_until(at) => {}
+            () = turn => {}
             _ = answers.changed() => {
                 let others = waiting.0.state().waiting;
                 sleep(up_to((EACH * others).min(MAX))).await;
             }
         }
+        sleep_until(earliest).await;
     }
 
     /// An attempt failed.
@@ -73,7 +76,7 @@ impl Pace {
     pub(super) fn on_success(&self) {
         let mut state = self.state();
         if std::mem::take(&mut state.has_failed) {
-            (state.last, state.grown) = (Instant::now(), None);
+            state.grown = None;
             state.backoff.reset();
             drop(state);
             self.answers.send_modify(|answers| *answers += 1);
@@ -119,7 +122,7 @@ mod tests {
                 loop {
                     tries.fetch_add(1, Ordering::Relaxed);
                     pace.on_failure();
-                    pace.turn().await;
+                    pace.turn(Duration::ZERO).await;
                 }
             });
         }
@@ -133,7 +136,7 @@ mod tests {
         sleep(Duration::from_secs(100)).await;
         let tries = tries.load(Ordering::Relaxed);
         // Once each at first, and then one a second on the average.
-        assert!((550..=700).contains(&tries), "{tries} attempts");
+        assert!((550..=720).contains(&tries), "{tries} attempts");
     }
 
     #[tokio::test(start_paused = true)]
@@ -142,9 +145,22 @@ mod tests {
         for _ in 0..100 {
             pace.on_failure();
             let start = Instant::now();
-            pace.turn().await;
+            pace.turn(Duration::ZERO).await;
             assert!(start.elapsed() <= MAX + Duration::from_millis(1), "{:?}", start.elapsed());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_fails_while_others_are_answered_waits_for_its_own_time() {
+        let pace = Arc::new(Pace::new());
+        pace.on_failure();
+        let waits = pace.clone();
+        let turn = tokio::spawn(async move { waits.turn(Duration::from_secs(1)).await });
+        tokio::task::yield_now().await;
+        pace.on_success();
+        let answered = Instant::now();
+        turn.await.expect("it does not panic");
+        assert!(answered.elapsed() >= Duration::from_secs(1), "{:?}", answered.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
@@ -155,7 +171,7 @@ mod tests {
             .map(|_| {
                 let pace = pace.clone();
                 tokio::spawn(async move {
-                    pace.turn().await;
+                    pace.turn(Duration::ZERO).await;
                     Instant::now()
                 })
             })

@@ -218,13 +218,11 @@ mod tests {
     fn a_member_that_is_late_twice_is_left_and_one_that_is_slow_is_not() {
         let mut now = Instant::now();
         let mut silence = Silence::new(now, false);
-        for _ in 0..2 {
-            wait(&mut silence, &mut now);
-            wait(&mut silence, &mut now);
-            assert_eq!(silence.on_no_store(now, true), Some(Ask::Store), "once more");
-            silence.on_heard(now, false);
-            assert_eq!(silence.on_no_store(now, true), None, "something came meanwhile");
-        }
+        wait(&mut silence, &mut now);
+        wait(&mut silence, &mut now);
+        assert_eq!(silence.on_no_store(now, true), Some(Ask::Store), "once more");
+        silence.on_heard(now, false);
+        assert_eq!(silence.on_no_store(now, true), None, "something came meanwhile");
         // Signs were asked for in vain, so the store comes first.
         assert_eq!(wait(&mut silence, &mut now), (IDLE, Ask::Store));
         assert_eq!(silence.on_no_store(now, true), Some(Ask::Store));

@@ -67,7 +67,7 @@ pub(crate) struct Source {
     limit: Duration,
     /// What the last list took, from which follows over how long a time the next ones are spread.
     cost: Duration,
-    /// For failures that are no silence of the cluster.
+    /// The waits of its own after failures.
     backoff: Backoff,
     /// How often a check verifies the stream without any cause.
     interval: Duration,
@@ -179,7 +179,7 @@ impl Source {
             State::Waiting { until, then } => {
                 match until {
                     Some(until) => sleep_until(until).await,
-                    None => self.cluster.turn().await,
+                    None => self.cluster.turn(self.backoff.next()).await,
                 }
                 let next = match then {
                     Goal::List => self.listing(),
@@ -433,10 +433,10 @@ async fn at(instant: Option<Instant>) {
     }
 }
 
-/// The first wait before a list that failed for its own sake is made again.
+/// The longest wait before a list or a watch is tried again at first.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 
-/// The longest.
+/// The longest wait in the end, so that a client is back within 3 s of etcd.
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// How long a member may take when it is asked for the first time, and there are others.

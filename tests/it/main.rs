@@ -13,6 +13,7 @@ mod channel_faults;
 mod drain;
 mod etcd_away;
 mod flags;
+mod fleet;
 mod formats;
 mod found;
 mod graceful;

@@ -1,0 +1,113 @@
+//! What many watches and many clients cost one etcd.
+
+use std::time::{Duration, Instant};
+
+use tonic_etcd::{Discover, Registry};
+
+use crate::support::etcd::{Cluster, Etcd};
+use crate::support::metrics::{started, watchers};
+use crate::support::proxy::Proxy;
+use crate::support::{LIMIT, eventually};
+
+fn registry(urls: impl IntoIterator<Item = String>) -> Registry {
+    Registry::builder(urls).build().expect("a good registry")
+}
+
+/// Watches of as many services, each of which has listed.
+async fn watches(registry: &Registry, count: usize) -> Vec<Discover> {
+    let mut watches: Vec<_> = (0..count).map(|n| registry.discover(format!("echo{n}")).expect("a good name")).collect();
+    for watch in &mut watches {
+        watch.ready().await;
+    }
+    watches
+}
+
+/// Puts an instance of each service, and waits until each watch has told of its own.
+async fn each_is_told(etcd: &Etcd, watches: &mut [Discover], port: u16) {
+    for n in 0..watches.len() {
+        let value = format!(r#"{{"network":"tcp","address":"127.0.0.1:{port}","weight":10,"tags":null}}"#);
+        etcd.put(format!("kitex/registry-etcd/echo{n}/127.0.0.1:{port}"), value).await;
+    }
+    for watch in watches {
+        eventually("the instance is known", LIMIT, async || {
+            let snapshot = watch.snapshot().expect("the first list came");
+            snapshot.iter().any(|member| member.instance().address.to_string().ends_with(&format!(":{port}")))
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn fifty_services_share_one_watch_stream_and_one_connection() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::start(etcd.address()).await;
+    let registry = registry([proxy.url()]);
+    let mut watches = watches(&registry, 50).await;
+    eventually("each is watched", LIMIT, async || watchers(&etcd).await == 50).await;
+    each_is_told(&etcd, &mut watches, 1).await;
+    assert_eq!(started(&etcd, "Watch").await, 1, "one stream for all");
+    assert_eq!(proxy.accepted(), 1, "on the connection that lists came over");
+
+    let rest = watches.split_off(25);
+    drop(rest);
+    eventually("half of them have ended", LIMIT, async || watchers(&etcd).await == 25).await;
+    each_is_told(&etcd, &mut watches, 2).await;
+    drop(watches);
+    eventually("so have the others", LIMIT, async || watchers(&etcd).await == 0).await;
+    assert_eq!(started(&etcd, "Watch").await, 1, "no other stream was opened");
+}
+
+#[tokio::test]
+async fn a_hundred_watches_wait_for_an_etcd_that_is_slow() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::start(etcd.address()).await;
+    let registry = registry([proxy.url()]);
+    let mut watches = watches(&registry, 100).await;
+    eventually("each is watched", LIMIT, async || watchers(&etcd).await == 100).await;
+    let counts = async || [started(&etcd, "Watch").await, started(&etcd, "Range").await];
+    let before = counts().await;
+    // 3.5 s in each direction: longer than a call usually may take.
+    proxy.delay(Duration::from_millis(3_500));
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    proxy.forward();
+    each_is_told(&etcd, &mut watches, 1).await;
+    let after = counts().await;
+    assert_eq!(after[0], before[0], "no stream was opened anew");
+    assert!(after[1] - before[1] <= 10, "{} reads", after[1] - before[1]);
+    assert_eq!(proxy.accepted(), 1, "nor another connection");
+}
+
+#[tokio::test]
+async fn a_member_that_was_away_has_its_share_of_the_watches_soon_after() {
+    const CLIENTS: usize = 60;
+    let cluster = Cluster::start().await;
+    let registries: Vec<_> = (0..CLIENTS).map(|_| registry(cluster.urls())).collect();
+    let mut discovers = Vec::new();
+    for registry in &registries {
+        discovers.extend(watches(registry, 1).await);
+    }
+    let shares = async || {
+        let mut shares = Vec::new();
+        for index in 0..3 {
+            shares.push(usize::try_from(watchers(cluster.member(index)).await).expect("few"));
+        }
+        shares
+    };
+    eventually("each is watched", LIMIT, async || shares().await.iter().sum::<usize>() == CLIENTS).await;
+    let first = cluster.member(0);
+    first.kill();
+    let others = async || watchers(cluster.member(1)).await + watchers(cluster.member(2)).await == CLIENTS as u64;
+    eventually("its watches are on the others", LIMIT, others).await;
+    let [one, two] = [1, 2].map(|index| cluster.member(index));
+    let moved = [watchers(one).await, watchers(two).await];
+    // 30 each on the average, and by chance less than 12 once in a million times.
+    assert!(moved.iter().all(|share| *share >= 12), "{moved:?}: chance decides, not the order of the URLs");
+    first.restart().await;
+    let back = Instant::now();
+    // A third of those that moved at least, which is 20 on the average, and 6 by chance once in a hundred thousand times.
+    eventually("it has a share again", LIMIT * 3, async || watchers(first).await >= 7).await;
+    println!("shares {:?} after {:?}", shares().await, back.elapsed());
+    for discover in &discovers {
+        assert!(discover.snapshot().is_some(), "each is current");
+    }
+}
