@@ -20,6 +20,8 @@ pub(super) struct Members {
     logins: Option<Arc<Logins>>,
     /// The member that is asked first, and that watches are on.
     preferred: AtomicUsize,
+    /// The member that should be.
+    home: AtomicUsize,
     displacement: Mutex<Option<Instant>>,
     /// How often another member was preferred because one failed.
     displacements: watch::Sender<u64>,
@@ -70,9 +72,10 @@ impl Members {
         });
         let each: Vec<_> = each.collect();
         // Not the first member in every process: it would carry the whole fleet.
-        let preferred = AtomicUsize::new(fastrand::usize(..each.len()));
+        let home = fastrand::usize(..each.len());
         let logins = provider.map(|provider| Arc::new(Logins::new(provider, each.len())));
-        Self { each, logins, preferred, displacement: Mutex::new(None), displacements: watch::Sender::new(0) }
+        let (preferred, home) = (AtomicUsize::new(home), AtomicUsize::new(home));
+        Self { each, logins, preferred, home, displacement: Mutex::new(None), displacements: watch::Sender::new(0) }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -123,10 +126,9 @@ impl Members {
         (!wanted.is_empty()).then(|| wanted[fastrand::usize(..wanted.len())])
     }
 
-    /// The members in an outage, as far as is known.
-    pub(super) fn away(&self) -> Vec<usize> {
-        let is_away = |index: &usize| self.each[*index].is_away() && !self.each[*index].is_strange();
-        (0..self.len()).filter(is_away).collect()
+    /// The member that the streams of the process should be on.
+    pub(super) fn home(&self) -> usize {
+        self.home.load(Ordering::Relaxed)
     }
 
     /// Notes whether a member is of another cluster.
@@ -134,12 +136,12 @@ impl Members {
         self.each[index].is_strange.store(is_strange, Ordering::Relaxed);
     }
 
-    /// Whether a member that failed left its streams here, and no member was drawn since.
+    /// Whether a member failed, and the streams of the process are not at home since.
     pub(super) fn is_displaced(&self) -> bool {
         self.displacement().is_some()
     }
 
-    /// Whether that is as long ago.
+    /// Whether they are not for as long.
     pub(super) fn is_displaced_for(&self, age: Duration) -> bool {
         self.displacement().is_some_and(|since| since.elapsed() >= age)
     }
@@ -149,12 +151,15 @@ impl Members {
         self.displacements.subscribe()
     }
 
-    /// A member was drawn by chance, after this one.
-    pub(super) fn settle(&self, before: usize, drawn: usize) {
-        // Where it changed meanwhile, that came of a failure.
-        if self.preferred.compare_exchange(before, drawn, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+    /// The streams of the process have a home here from now on; `before` is preferred now. Returns whether that is so:
+    /// where it changed meanwhile, that came of a failure.
+    pub(super) fn settle(&self, before: usize, home: usize) -> bool {
+        self.home.store(home, Ordering::Relaxed);
+        let moved = self.preferred.compare_exchange(before, home, Ordering::Relaxed, Ordering::Relaxed);
+        if moved.is_ok() {
             *self.displacement() = None;
         }
+        moved.is_ok()
     }
 
     fn displacement(&self) -> MutexGuard<'_, Option<Instant>> {

@@ -45,7 +45,11 @@ impl Pace {
     pub(super) async fn turn(&self, least: Duration) {
         let earliest = Instant::now() + least;
         let mut answers = self.answers.subscribe();
-        self.state().waiting += 1;
+        let is_failing = {
+            let mut state = self.state();
+            state.waiting += 1;
+            state.has_failed
+        };
         let waiting = Waiting(self);
         let turn = async {
             let _turn = self.turns.lock().await;
@@ -53,11 +57,10 @@ impl Pace {
             sleep(wait).await;
         };
         tokio::select! {
-            () = turn => {}
-            _ = answers.changed() => {
-                let others = waiting.0.state().waiting;
-                sleep(up_to((EACH * others).min(MAX))).await;
-            }
+            () = turn, if is_failing => {}
+            // Or it has answered another one since the failure.
+            _ = answers.changed(), if is_failing => waiting.spread().await,
+            () = std::future::ready(()), if !is_failing => waiting.spread().await,
         }
         sleep_until(earliest).await;
     }
@@ -90,6 +93,14 @@ impl Pace {
 
 /// Counts as one that waits until it is dropped.
 struct Waiting<'a>(&'a Pace);
+
+impl Waiting<'_> {
+    /// Waits for a moment in a window for all who wait now.
+    async fn spread(&self) {
+        let waiting = self.0.state().waiting;
+        sleep(up_to((EACH * waiting).min(MAX))).await;
+    }
+}
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {

@@ -110,6 +110,14 @@ impl<P, W> Routes<P, W> {
         self.open.values_mut()
     }
 
+    /// Takes out open watches, and returns the server's ids of them.
+    pub(super) fn end_those(&mut self, mut is_over: impl FnMut(&mut W) -> bool) -> Vec<i64> {
+        let ended: Vec<i64> =
+            self.open.iter_mut().filter_map(|(server, watch)| is_over(watch).then_some(*server)).collect();
+        ended.iter().for_each(|server| self.on_ended(*server));
+        ended
+    }
+
     /// Takes out those that are not created yet.
     pub(super) fn take_pending(&mut self) -> impl Iterator<Item = P> {
         self.asked = 0;
@@ -167,7 +175,7 @@ mod tests {
         assert_eq!(routes.get(1).copied(), Some("b"), "responses come under the server's ids");
         assert_eq!(routes.remove(2), Some(1), "and so watches end");
         assert!(routes.get(1).is_none() && routes.get(2).is_some());
-        routes.on_ended(0);
+        assert_eq!(routes.end_those(|name| *name == "a"), [0]);
         assert_eq!(routes.remove(1), None, "it is over already");
     }
 

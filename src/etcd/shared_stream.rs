@@ -31,7 +31,7 @@ use super::range::Range;
 use super::routes::Routes;
 use super::silence::{Ask, Silence};
 use super::spread::Spread;
-use super::watch::{Reader, WatchMessage};
+use super::watch::{Reader, Watch, WatchMessage};
 use crate::error::{EtcdError, EtcdErrorKind};
 
 /// A watch that is wanted.
@@ -39,15 +39,8 @@ pub(super) struct Wanted {
     pub(super) range: Range,
     /// The first revision that it tells of.
     pub(super) start: i64,
-    pub(super) answer: oneshot::Sender<Result<Created, EtcdError>>,
-}
-
-/// A watch that was created.
-pub(super) struct Created {
-    pub(super) id: i64,
-    /// The revision of the store then.
-    pub(super) revision: i64,
-    pub(super) messages: mpsc::Receiver<WatchMessage>,
+    /// Takes the watch, and the revision of the store when it was created.
+    pub(super) answer: oneshot::Sender<Result<(Watch, i64), EtcdError>>,
 }
 
 /// The task of one stream.
@@ -55,7 +48,8 @@ pub(super) struct SharedStream {
     connection: Arc<Connection>,
     spread: Spread,
     wanted: mpsc::UnboundedReceiver<Wanted>,
-    dropped: mpsc::UnboundedReceiver<i64>,
+    /// Watches that were dropped, and the way to say so.
+    dropped: (mpsc::UnboundedSender<i64>, mpsc::UnboundedReceiver<i64>),
     routes: Routes<Wanted, Open>,
     /// Watches that the server is to end.
     ending: Vec<i64>,
@@ -98,7 +92,6 @@ impl SharedStream {
         connection: Arc<Connection>,
         spread: Spread,
         wanted: mpsc::UnboundedReceiver<Wanted>,
-        dropped: mpsc::UnboundedReceiver<i64>,
         is_retired: watch::Sender<bool>,
     ) -> Self {
         let guard = connection.hold_stream();
@@ -108,7 +101,7 @@ impl SharedStream {
             connection,
             spread,
             wanted,
-            dropped,
+            dropped: mpsc::unbounded_channel(),
             routes: Routes::new(),
             ending: Vec::new(),
             is_retired,
@@ -180,13 +173,12 @@ impl SharedStream {
             let silent_at = self.silence.due().filter(|_| asked.is_none() && unused_at.is_none());
             let takes_more = !(self.wanted.is_closed() && self.wanted.is_empty());
             tokio::select! {
-                biased;
                 response = responses.message() => match response {
                     Ok(Some(response)) => self.on_response(response).await,
                     Ok(None) => return End::Broken(EtcdErrorKind::Unreachable, "the member ended the stream".to_owned()),
                     Err(error) => return self.broken(error),
                 },
-                Some(id) = self.dropped.recv() => self.ending.extend(self.routes.remove(id)),
+                Some(id) = self.dropped.1.recv() => self.ending.extend(self.routes.remove(id)),
                 wanted = self.wanted.recv(), if takes_more => if let Some(wanted) = wanted {
                     self.routes.add(wanted);
                 },
@@ -202,13 +194,14 @@ impl SharedStream {
                             None => {}
                             Some(Ask::Sign) => sign(&mut requests),
                             Some(Ask::Store) => asked = self.ask_store(),
-                            Some(Ask::Mute) => self.on_mute().await,
-                            Some(Ask::Leave) => return End::Broken(
-                                EtcdErrorKind::Deadline(STORE_LIMIT),
-                                "the member answers nothing but pings".to_owned(),
-                            ),
+                            Some(Ask::Mute) => self.on_mute(),
+                            Some(Ask::Leave) => {
+                                self.spread.forget(&self.connection);
+                                let reason = "the member answers nothing but pings".to_owned();
+                                return End::Broken(EtcdErrorKind::Deadline(STORE_LIMIT), reason);
+                            }
                         },
-                        Answer::Moved(true) => self.retire().await,
+                        Answer::Moved(true) => self.retire(),
                         Answer::Moved(false) => draw_at = Instant::now() + self.spread.next_draw(),
                     }
                 }
@@ -245,7 +238,7 @@ impl SharedStream {
         let revision = response.0.header.as_ref().map_or(0, |header| header.revision);
         self.revision = self.revision.max(revision);
         if response.0.created {
-            self.on_created(&response, revision).await;
+            self.on_created(&response, revision);
             return;
         }
         let has_ended = response.0.canceled || response.0.compact_revision > 0;
@@ -262,7 +255,7 @@ impl SharedStream {
     }
 
     /// A watch was created, or refused by the same kind of response.
-    async fn on_created(&mut self, response: &WatchResponse, revision: i64) {
+    fn on_created(&mut self, response: &WatchResponse, revision: i64) {
         let is_refused = response.0.canceled;
         let Some((id, wanted)) = self.routes.on_answer(response.0.watch_id, !is_refused) else { return };
         let Wanted { range, answer, .. } = wanted;
@@ -272,7 +265,7 @@ impl SharedStream {
             let _ = answer.send(Err(self.connection.refusal(WATCH, range.name(), kind, reason)));
             if matches!(kind, EtcdErrorKind::Token | EtcdErrorKind::Denied) {
                 // The stream keeps the token that it was opened with.
-                self.retire().await;
+                self.retire();
             }
             return;
         }
@@ -280,30 +273,30 @@ impl SharedStream {
         if self.connection.is_mute() {
             let _ = sender.try_send(WatchMessage::Mute);
         }
+        let (name, connection, dropped) = (range.name().to_owned(), self.connection.clone(), self.dropped.0.clone());
         self.routes.open(id, Open { range, reader: Reader::default(), messages: sender });
-        if answer.send(Ok(Created { id, revision, messages })).is_err() {
-            self.ending.extend(self.routes.remove(id));
-        }
+        // Where nobody waits for it any more, it is dropped here.
+        let _ = answer.send(Ok((Watch { id, name, connection, messages, dropped }, revision)));
     }
 
     /// Takes no further watch, and lets those that are open go elsewhere.
-    async fn retire(&mut self) {
+    fn retire(&mut self) {
         if !self.is_retired.send_replace(true) {
             self.take_wanted();
-            self.tell(|| WatchMessage::MoveOn).await;
+            self.tell(|| WatchMessage::MoveOn);
         }
     }
 
-    async fn on_mute(&mut self) {
+    fn on_mute(&mut self) {
         tracing::debug!(member = self.connection.name(), "member gives no signs of life on watches");
         self.connection.set_mute();
-        self.tell(|| WatchMessage::Mute).await;
+        self.tell(|| WatchMessage::Mute);
     }
 
-    async fn tell(&mut self, message: impl Fn() -> WatchMessage) {
-        for open in self.routes.opened() {
-            let _ = timeout(READ_LIMIT, open.messages.send(message())).await;
-        }
+    /// Tells all watches. One whose queue is full is ended: it begins again where it was.
+    fn tell(&mut self, message: impl Fn() -> WatchMessage) {
+        let is_full = |open: &mut Open| open.messages.try_send(message()).is_err();
+        self.ending.extend(self.routes.end_those(is_full));
     }
 
     /// Asks the member how far the store is, by a range that may be read.

@@ -327,6 +327,7 @@ impl Source {
                 stream.move_at = Some(Instant::now() + up_to(MOVE_WITHIN));
                 (State::Streaming(stream), None)
             }
+            WatchMessage::Left => (State::Connecting { is_verified: true, before: None }, None),
             WatchMessage::Compacted => {
                 tracing::info!(revision = self.revision, "revision is compacted; everything is listed anew");
                 let wait = up_to(self.window() / COMPACTED_SHARE);
@@ -364,7 +365,11 @@ impl Source {
     fn on_check_failed(&mut self, mut stream: Box<Stream>, error: &EtcdError) -> State {
         self.on_late(error);
         let wait = stream.again.ceiling() + stream.again.next();
-        tracing::debug!(error = chain(error), ?wait, "watch could not be verified; it goes on");
+        if error.is_final() {
+            tracing::warn!(error = chain(error), ?wait, "etcd refuses to have a watch verified; the watch goes on");
+        } else {
+            tracing::debug!(error = chain(error), ?wait, "watch could not be verified; it goes on");
+        }
         stream.check_at = Instant::now() + wait;
         State::Streaming(stream)
     }

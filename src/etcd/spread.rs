@@ -1,22 +1,23 @@
-//! Which member the streams of a process are on: a fleet spreads over the members of a cluster by chance, and again
-//! after each failure.
+//! Which member the streams of a process are on: each draws a home by chance, so that a fleet spreads over the members of
+//! a cluster, and goes back to it after a failure.
 //!
 //! ```text
-//! Settled --its member failed, so a random other one is asked--> Displaced
-//!    ^                                                              |
-//!    +--- all members are there: one of all is drawn by chance -----+   10 s to 40 s later, and again while one is away
-//!    +--- after 15 to 45 minutes: the same among those that are there
+//! At home --the member failed, so a random other one is asked--> Displaced
+//!    ^  \                                                          |   |
+//!    |   +-- after 15 to 45 minutes: another home is drawn          |   |
+//!    +--- the home is there: first look after 10 s to 40 s ---------+   |
+//!    +--- it is away for half an hour: another home is drawn -----------+
 //! ```
 //!
-//! Without the draw, each failure would shift its member's share to the others for good: after a rolling upgrade of
+//! Without a way back, each failure would shift its member's share to the others for good: after a rolling upgrade of
 //! etcd one member would be empty.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use tokio::sync::watch;
 
+use super::connection::Connection;
 use super::members::Members;
 use super::survey::Surveys;
 use crate::backoff::{Backoff, spread, up_to};
@@ -43,6 +44,11 @@ impl Spread {
         self.members.len() > 1
     }
 
+    /// Gives up a connection that is of no use: the next call opens another one.
+    pub(super) fn forget(&self, connection: &Arc<Connection>) {
+        self.members.forget(connection);
+    }
+
     /// How long a stream that is opened stays before it draws.
     pub(super) fn first_draw(&mut self) -> Duration {
         self.again.reset();
@@ -65,25 +71,28 @@ impl Spread {
         }
     }
 
-    /// Draws a member for the streams of the process; returns whether those on this one have to move.
+    /// Looks for the member that the streams of the process should be on; returns whether those on this one have to
+    /// move.
     pub(super) async fn draw(&self) -> bool {
         let preferred = self.members.preferred();
         if preferred != self.index {
             return self.surveys.is_there(preferred, LIMIT).await;
         }
         if self.members.is_displaced() {
-            let away = self.members.away();
-            let back = join_all(away.iter().map(|&index| self.surveys.is_there(index, LIMIT))).await;
-            if back.contains(&false) && !self.members.is_displaced_for(AGE) {
+            let home = self.members.home();
+            if self.surveys.is_there(home, LIMIT).await {
+                return self.settle(home);
+            }
+            if !self.members.is_displaced_for(AGE) {
                 return false;
             }
         }
         let Some(drawn) = self.members.random(|member| !member.is_strange()) else { return false };
-        if drawn != self.index && !self.surveys.is_there(drawn, LIMIT).await {
-            return false;
-        }
-        self.members.settle(self.index, drawn);
-        drawn != self.index
+        (drawn == self.index || self.surveys.is_there(drawn, LIMIT).await) && self.settle(drawn)
+    }
+
+    fn settle(&self, home: usize) -> bool {
+        self.members.settle(self.index, home) && home != self.index
     }
 }
 
@@ -91,11 +100,11 @@ impl Spread {
 /// a way that was not seen comes back within the hour.
 const AGE: Duration = Duration::from_secs(30 * 60);
 
-/// How soon a displaced process draws at the earliest: etcd is still busy with the others by then, and the member that
-/// failed may come back.
+/// How soon a displaced process looks for its home at the earliest: a member that restarts is back by then, and busy
+/// with others no more.
 const EARLIEST: Duration = Duration::from_secs(10);
 
-/// How soon it draws again at first, while a member is away.
+/// How soon it looks again at first.
 const AGAIN_FIRST: Duration = Duration::from_secs(20);
 
 /// How rarely in the end.

@@ -11,7 +11,7 @@ use tracing::Instrument;
 use super::connection::Connection;
 use super::members::Members;
 use super::range::Range;
-use super::shared_stream::{Created, SharedStream, WATCH, Wanted};
+use super::shared_stream::{SharedStream, WATCH, Wanted};
 use super::spread::Spread;
 use super::survey::Surveys;
 use super::watch::Watch;
@@ -30,7 +30,6 @@ struct Handle {
     /// Held by the task, and by each watch.
     connection: Weak<Connection>,
     wanted: mpsc::UnboundedSender<Wanted>,
-    dropped: mpsc::UnboundedSender<i64>,
     is_retired: watch::Receiver<bool>,
 }
 
@@ -74,11 +73,7 @@ impl Streams {
             let _ = handle.wanted.send(Wanted { range: range.clone(), start, answer });
             let late = |_| connection.deadline(WATCH, range.name(), limit);
             match timeout_at(deadline, answered).await.map_err(late)? {
-                Ok(created) => {
-                    let Created { id, revision, messages } = created?;
-                    let (name, dropped) = (range.name().to_owned(), handle.dropped);
-                    return Ok((Watch { id, name, connection, messages, dropped }, revision));
-                }
+                Ok(watched) => return watched,
                 // It ended for want of watches as this one came, or with its runtime.
                 Err(_) if Instant::now() < deadline => tokio::task::yield_now().await,
                 Err(_) => {
@@ -98,14 +93,13 @@ impl Streams {
             return (connection, handle.clone());
         }
         let (wanted, wanted_receiver) = mpsc::unbounded_channel();
-        let (dropped, dropped_receiver) = mpsc::unbounded_channel();
         let (retiring, is_retired) = watch::channel(false);
-        let handle = Handle { connection: Arc::downgrade(connection), wanted, dropped, is_retired };
+        let handle = Handle { connection: Arc::downgrade(connection), wanted, is_retired };
         *slot = Some(handle.clone());
         // A runtime that is going down drops the task at once.
         drop(slot);
         let spread = Spread::new(self.members.clone(), self.surveys.clone(), connection.index());
-        let stream = SharedStream::new(connection.clone(), spread, wanted_receiver, dropped_receiver, retiring);
+        let stream = SharedStream::new(connection.clone(), spread, wanted_receiver, retiring);
         let span = tracing::info_span!(parent: None, "watch stream", member = connection.name());
         tokio::spawn(stream.run().instrument(span));
         (connection.clone(), handle)

@@ -36,6 +36,8 @@ pub(crate) enum WatchMessage {
     MoveOn,
     /// The watch is over: the member ended it, or its stream broke.
     Over(EtcdErrorKind, String),
+    /// The stream left the watch behind: with a runtime, or since the watch was not read for too long.
+    Left,
 }
 
 /// What happened to one key.
@@ -74,10 +76,7 @@ impl Watch {
     ///
     /// Cancel safe: a message is lost neither by dropping the future nor by polling another one afterwards.
     pub(super) async fn message(&mut self) -> WatchMessage {
-        self.messages.recv().await.unwrap_or_else(|| {
-            // Its task was dropped with a runtime, or gave the watch up since it was not read for too long.
-            WatchMessage::Over(EtcdErrorKind::Unreachable, "the stream left the watch behind".to_owned())
-        })
+        self.messages.recv().await.unwrap_or(WatchMessage::Left)
     }
 
     /// The error of a watch that is over.
