@@ -315,8 +315,59 @@ const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::etcd::parse_endpoints;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    /// Three members that nobody has asked yet.
+    fn three() -> Members {
+        let urls = [1, 2, 3].map(|port| format!("http://127.0.0.1:{port}"));
+        Members::new(parse_endpoints(&urls, None, SECOND).expect("good URLs"), None)
+    }
+
+    #[test]
+    fn the_load_of_a_member_that_fails_spreads_over_all_others() {
+        let mut moved = [0; 3];
+        for _ in 0..300 {
+            let members = three();
+            members.prefer(1);
+            members.prefer_another(0);
+            assert_eq!(members.preferred(), 1, "another one failed");
+            members.prefer_another(1);
+            moved[members.preferred()] += 1;
+            assert!(members.is_displaced());
+        }
+        // 150 each on the average.
+        assert!(moved[0] > 100 && moved[1] == 0 && moved[2] > 100, "{moved:?}");
+    }
+
+    #[test]
+    fn a_member_that_is_away_or_a_stranger_is_preferred_only_where_there_is_no_other() {
+        let members = three();
+        members.prefer(0);
+        members.each[1].outage().on_fault(Fault::Silent, Instant::now());
+        members.prefer_another(0);
+        assert_eq!(members.preferred(), 2, "one of the others is away");
+        members.set_strange(0, true);
+        members.prefer_another(2);
+        assert_eq!(members.preferred(), 1, "rather one that is away than a stranger");
+        members.set_strange(2, true);
+        members.prefer_another(1);
+        assert_ne!(members.preferred(), 1, "rather a stranger than one that just failed");
+    }
+
+    #[test]
+    fn a_process_is_displaced_until_it_settles_where_nothing_failed_meanwhile() {
+        let members = three();
+        let home = members.home();
+        members.prefer_another(home);
+        let away = members.preferred();
+        assert!(!members.settle(home, home), "that is not the preferred one any more");
+        assert!(members.is_displaced() && members.is_displaced_for(Duration::ZERO));
+        assert!(!members.is_displaced_for(SECOND * 60));
+        assert!(members.settle(away, home));
+        assert!(!members.is_displaced() && members.preferred() == home);
+    }
 
     #[test]
     fn a_fault_is_logged_once_a_minute_and_another_one_at_once() {
