@@ -9,6 +9,7 @@
 //!
 //! - [`etcd`]: one etcd process, or a cluster of three: frozen, killed, restarted, wiped, compacted.
 //! - [`costs`]: what etcds were asked for and what this process used, between two moments.
+//! - [`grpc_proxy`]: etcd's own proxy, `etcd grpc-proxy`, killed and restarted.
 //! - [`pki`]: an authority and its certificates, for an etcd or a server with TLS.
 //! - [`proxy`]: a TCP proxy that goes silent, cuts connections or slows them down.
 //! - [`process`]: an example program as a child process, its events read from its output.
@@ -21,6 +22,7 @@ pub mod changes;
 pub mod costs;
 pub mod etcd;
 pub mod figures;
+pub mod grpc_proxy;
 pub mod load;
 pub mod neighbour;
 pub mod pki;
