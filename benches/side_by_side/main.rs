@@ -13,7 +13,7 @@
 //! - [`subject`], [`floor`]: what is compared.
 //! - [`load`], [`rounds`]: how calls are made, and in which order.
 //! - [`machine`], [`processes`], [`server`]: the process itself, its children, and what the servers do.
-//! - [`statistics`], [`results`], [`criterion_results`]: figures, and what is written of them.
+//! - [`statistics`], [`results`], [`table`], [`criterion_results`]: figures, and what is written of them.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,6 +41,8 @@ mod rounds;
 mod server;
 mod statistics;
 mod subject;
+#[path = "../shared/table.rs"]
+mod table;
 
 /// Compares this crate's channel with tonic's, side by side.
 #[derive(Debug, Parser)]
@@ -155,7 +157,7 @@ async fn measure(arguments: &Arguments) -> String {
         plan.rounds,
         std::thread::available_parallelism().map_or(0, usize::from),
     );
-    results.table(&heading).expect("the folder of the results can be written")
+    results.table(&heading, "").expect("the folder of the results can be written")
 }
 
 impl Arguments {

@@ -1,13 +1,10 @@
-//! Results: one JSON line each as they come, and one Markdown table at the end.
-
-use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+//! Results as this benchmark has them: lines of figures of calls, and rows with intervals.
 
 use serde::Serialize;
 
 use crate::statistics::Estimate;
+
+pub(crate) use crate::table::{Results, Row};
 
 /// One result: a case and a subject. What a case does not measure is left out.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -104,19 +101,6 @@ impl Unit {
     }
 }
 
-/// One row of the table: a goal, and whether it is held.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Row {
-    /// The goal's case, in words.
-    pub(crate) goal_of: String,
-    /// What was measured.
-    pub(crate) measured: String,
-    /// What was to be reached.
-    pub(crate) goal: String,
-    /// Whether it was; `None` where it was not measured.
-    pub(crate) held: Option<bool>,
-}
-
 impl Row {
     /// A goal for a figure: held if the upper end of its interval is at most the goal, and for a ratio 0.03 more.
     pub(crate) fn at_most(goal_of: impl Into<String>, measured: Estimate, goal: f64, unit: Unit) -> Self {
@@ -128,84 +112,5 @@ impl Row {
             goal: format!("≤ {}", unit.show(goal)),
             held: Some(high <= goal + unit.allowance()),
         }
-    }
-
-    /// A goal for counts.
-    pub(crate) fn counted(goal_of: impl Into<String>, measured: String, goal: impl Into<String>, held: bool) -> Self {
-        Self { goal_of: goal_of.into(), measured, goal: goal.into(), held: Some(held) }
-    }
-
-    /// A goal that this run could not measure.
-    pub(crate) fn missing(goal_of: impl Into<String>, why: impl Into<String>) -> Self {
-        Self { goal_of: goal_of.into(), measured: why.into(), goal: String::new(), held: None }
-    }
-
-    fn markdown(&self) -> String {
-        let held = match self.held {
-            Some(true) => "held",
-            Some(false) => "**not held**",
-            None => "not measured",
-        };
-        format!("| {} | {} | {} | {held} |", self.goal_of, self.measured, self.goal)
-    }
-}
-
-/// Where results go: standard output, and two files of one folder.
-#[derive(Debug)]
-pub(crate) struct Results {
-    folder: PathBuf,
-    lines: File,
-    rows: Vec<Row>,
-}
-
-impl Results {
-    /// Begins new files in `folder`.
-    ///
-    /// # Errors
-    ///
-    /// If they cannot be written.
-    pub(crate) fn new(folder: &Path) -> io::Result<Self> {
-        fs::create_dir_all(folder)?;
-        let lines = File::create(folder.join("results.jsonl"))?;
-        Ok(Self { folder: folder.to_owned(), lines, rows: Vec::new() })
-    }
-
-    /// Writes one result, to the file and to standard output.
-    ///
-    /// # Panics
-    ///
-    /// If the file cannot be written.
-    pub(crate) fn line(&mut self, line: &Line) {
-        self.write(line);
-    }
-
-    /// Keeps one row for the table, and writes it as a result of its own.
-    ///
-    /// # Panics
-    ///
-    /// If the file cannot be written.
-    pub(crate) fn row(&mut self, row: Row) {
-        self.write(&row);
-        self.rows.push(row);
-    }
-
-    /// The table, under a line on how it came about; written to the folder as well.
-    ///
-    /// # Errors
-    ///
-    /// If its file cannot be written.
-    pub(crate) fn table(&self, heading: &str) -> io::Result<String> {
-        let mut table = format!("{heading}\n\n| case | measured | goal | |\n| --- | --- | --- | --- |\n");
-        for row in &self.rows {
-            _ = writeln!(table, "{}", row.markdown());
-        }
-        fs::write(self.folder.join("table.md"), &table)?;
-        Ok(table)
-    }
-
-    fn write(&mut self, result: &impl Serialize) {
-        let line = serde_json::to_string(result).expect("results are plain JSON");
-        println!("{line}");
-        writeln!(self.lines, "{line}").expect("the results can be written");
     }
 }

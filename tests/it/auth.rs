@@ -11,8 +11,8 @@ use tokio::time::timeout;
 use tonic_etcd::{Credentials, Instance, Registration, RegistrationStatus, Registry, RegistryError};
 
 use crate::support::changes::Changes;
+use crate::support::costs::Costs;
 use crate::support::etcd::{Etcd, EtcdBuilder};
-use crate::support::metrics::started;
 use crate::support::proxy::Proxy;
 use crate::support::server::EchoServer;
 use crate::support::{LIMIT, eventually};
@@ -106,7 +106,7 @@ async fn wrong_credentials_wait_and_are_not_shown() {
     let asked = wrong.services().await;
     assert!(matches!(asked, Err(RegistryError::Denied { .. })), "the caller gets a typed error: {asked:?}");
     assert!(!format!("{asked:?}").contains("canary"));
-    let logins = started(&etcd, "Authenticate").await;
+    let logins = Costs::of(&etcd).await.calls("Authenticate");
     assert_eq!(logins, 1, "refused credentials are not tried again at once");
     server.stop().await;
 }
@@ -212,8 +212,9 @@ async fn expires_unnoticed(etcd: Etcd) {
     let mut changes = Changes::of(&registry, "echo");
     changes.expect_insert("127.0.0.1:1001").await;
 
-    let first = started(&etcd, "Authenticate").await;
-    eventually("tokens are replaced", LIMIT, async || started(&etcd, "Authenticate").await >= first + 3).await;
+    let first = Costs::of(&etcd).await;
+    let replaced = async || first.until_now().await.calls("Authenticate") >= 3;
+    eventually("tokens are replaced", LIMIT, replaced).await;
     assert_eq!(registration.status(), before, "the registration noticed nothing");
     registration.update(|instance| instance.weight(50)).expect("a good weight");
     assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight, 50, "nor did the watch");
@@ -300,16 +301,17 @@ async fn a_wrong_password_removes_nothing_and_is_tried_at_most_twice_a_minute() 
     changes.expect_insert(server.address()).await;
 
     admin(&etcd).await.user_change_password("server", "changed").await.expect("root may change it");
-    let logins = started(&etcd, "Authenticate").await;
+    let costs = Costs::of(&etcd).await;
     // Watches and claims of their own, which all want a login.
     let waiting: Vec<EchoServer> = ["one", "two", "three"]
         .map(|name| EchoServer::start(|address| registry.registration(Instance::new(name, address))))
         .into();
     let mut others: Vec<Changes> = ["one", "two", "three"].map(|name| Changes::of(&registry, name)).into();
     server.registration().update(|instance| instance.weight(50)).expect("a good weight");
-    eventually("the wrong password is tried", LIMIT, async || started(&etcd, "Authenticate").await > logins).await;
+    let logins = async || costs.until_now().await.calls("Authenticate");
+    eventually("the wrong password is tried", LIMIT, async || logins().await > 0).await;
     assert!(changes.stays_quiet_for(Duration::from_secs(3)).await, "nothing is removed");
-    assert_eq!(started(&etcd, "Authenticate").await, logins + 1, "all of them together ask once");
+    assert_eq!(logins().await, 1, "all of them together ask once");
     assert_eq!(server.registration().status(), before, "the lease is kept over the open stream");
 
     sender.send_replace("changed");
@@ -352,9 +354,9 @@ async fn a_revoked_role_removes_nothing_and_is_enough_once_granted_again() {
     let reason = refusal(&registry).await;
     assert!(reason.contains("permission denied"), "{reason}");
     // The looks at the key, one a second, are refused.
-    let lists = started(&etcd, "Range").await;
+    let costs = Costs::of(&etcd).await;
     assert!(changes.stays_quiet_for(Duration::from_secs(5)).await, "nothing is removed");
-    assert!(started(&etcd, "Range").await <= lists + 2, "a refused login waits");
+    assert!(costs.until_now().await.calls("Range") <= 2, "a refused login waits");
     assert_eq!(registration.status(), before, "the lease needs no role");
 
     admin(&etcd).await.user_grant_role("server", "registry").await.expect("root may grant it");

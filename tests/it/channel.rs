@@ -6,8 +6,8 @@ use tonic::{Code, Request, Status};
 use tonic_etcd::policy::WeightedRoundRobin;
 use tonic_etcd::{BalancedChannel, Instance, Registry};
 
+use crate::support::costs::Costs;
 use crate::support::etcd::Etcd;
-use crate::support::metrics::{started, watchers};
 use crate::support::proxy::Proxy;
 use crate::support::server::EchoServer;
 use crate::support::server::proto::echo::EchoRequest;
@@ -34,18 +34,18 @@ async fn call(channel: &BalancedChannel) -> Result<String, Status> {
 async fn a_thousand_channels_of_one_service_share_one_watch() {
     let etcd = Etcd::start().await;
     let registry = registry(&etcd);
-    let before = watchers(&etcd).await;
+    let before = Costs::of(&etcd).await.watchers();
     let server = EchoServer::registered(&registry, "echo").await;
-    let with_server = watchers(&etcd).await;
+    let with_server = Costs::of(&etcd).await.watchers();
     let channels: Vec<BalancedChannel> = (0..1_000).map(|_| channel(&registry)).collect();
     for channel in &channels {
         tokio::time::timeout(LIMIT, channel.ready()).await.expect("every channel finds the server");
     }
-    let one_more = async || watchers(&etcd).await == with_server.max(before + 1) + 1;
+    let one_more = async || Costs::of(&etcd).await.watchers() == with_server.max(before + 1) + 1;
     eventually("one watch is open for all of them", LIMIT, one_more).await;
-    assert!(started(&etcd, "Watch").await <= 2, "the server's own key has one, the channels have one");
+    assert!(Costs::of(&etcd).await.calls("Watch") <= 2, "the server's own key has one, the channels have one");
     drop(channels);
-    let ended = async || watchers(&etcd).await <= with_server.max(before + 1);
+    let ended = async || Costs::of(&etcd).await.watchers() <= with_server.max(before + 1);
     eventually("it ends with the last of them", LIMIT, ended).await;
     server.stop().await;
 }

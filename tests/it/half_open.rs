@@ -6,9 +6,9 @@ use etcd_client::{AlarmAction, AlarmOptions, AlarmType, CompactionOptions, GetOp
 use tonic_etcd::{Instance, RegistrationStatus, Registry};
 
 use crate::support::changes::Changes;
+use crate::support::costs::Costs;
 use crate::support::etcd::Etcd;
 use crate::support::figures;
-use crate::support::metrics::{renewals, started};
 use crate::support::proxy::Proxy;
 use crate::support::server::EchoServer;
 use crate::support::{LIMIT, eventually};
@@ -27,9 +27,9 @@ async fn a_black_hole_is_noticed_by_a_watch_in_20_s_and_by_a_keepalive_in_2_s() 
     // Whichever of the two the streams are on.
     for (marker, proxy) in ["127.0.0.1:1", "127.0.0.1:2"].into_iter().zip(&proxies) {
         proxy.black_hole();
-        let (since, before) = (Instant::now(), renewals(&etcd).await);
+        let (since, before) = (Instant::now(), Costs::of(&etcd).await);
         // A third of the TTL, and the patience of two seconds.
-        eventually("the lease is renewed", ttl, async || renewals(&etcd).await > before).await;
+        eventually("the lease is renewed", ttl, async || before.until_now().await.renewals() > 0).await;
         changes.expect_nothing_before(&etcd, marker).await;
         figures::within("a watch in a black hole is noticed", since.elapsed(), Duration::from_secs(20));
         proxy.forward();
@@ -56,11 +56,12 @@ async fn an_etcd_without_space_keeps_its_leases_and_is_asked_again_every_10_s() 
         assert!(fill < 200, "the quota ends this");
     }
 
-    let before = started(&etcd, "LeaseGrant").await;
+    let before = Costs::of(&etcd).await;
     let late = start();
-    eventually("it tries", LIMIT, async || started(&etcd, "LeaseGrant").await > before).await;
+    let grants = async || before.until_now().await.calls("LeaseGrant");
+    eventually("it tries", LIMIT, async || grants().await > 0).await;
     tokio::time::sleep(Duration::from_secs(7)).await;
-    assert_eq!(started(&etcd, "LeaseGrant").await, before + 1, "and leaves etcd alone then");
+    assert_eq!(grants().await, 1, "and leaves etcd alone then");
     assert_eq!(late.registration().status(), RegistrationStatus::Registering);
     assert!(
         matches!(early.registration().status(), RegistrationStatus::Registered { .. }),

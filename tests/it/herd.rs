@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use etcd_client::{EventType, WatchOptions};
 use tonic_etcd::{Instance, Registration, Registry};
 
+use crate::support::costs::{Costs, figure};
 use crate::support::etcd::Etcd;
 use crate::support::figures;
-use crate::support::metrics::{renewals, started, traffic, watchers};
 use crate::support::{LIMIT, eventually};
 
 const HERD: usize = 500;
@@ -22,24 +22,27 @@ async fn five_hundred_lost_leases_are_back_within_ten_seconds_and_spare_etcd() {
     let herd: Vec<Registration> = (0..HERD).map(|n| register(&registry, n)).collect();
     let all = async || etcd.keys("kitex/registry-etcd/echo/").await.len() == HERD;
     eventually("all are registered", LIMIT, all).await;
-    let (leases, grants, claims) = (etcd.leases().await, asked(&etcd, "LeaseGrant").await, asked(&etcd, "Txn").await);
-    assert_eq!((leases.len(), grants, claims), (HERD, HERD, HERD), "one grant and one claim each");
+    let leases = etcd.leases().await;
+    let spent = Costs::of(&etcd).await;
+    let asked = [leases.len(), calls(&spent, "LeaseGrant"), calls(&spent, "Txn")];
+    assert_eq!(asked, [HERD; 3], "one grant and one claim each");
 
-    eventually("each watches its key", LIMIT, async || watchers(&etcd).await == HERD as u64).await;
+    eventually("each watches its key", LIMIT, async || Costs::of(&etcd).await.watchers() == HERD as u64).await;
     // What it costs to be registered: three keepalives a TTL each, and nothing else.
-    let (since, before, bytes) = (Instant::now(), renewals(&etcd).await, traffic(&etcd).await);
+    let (since, before) = (Instant::now(), Costs::of(&etcd).await);
     tokio::time::sleep(TTL).await;
     let a_ttl = since.elapsed().as_secs_f64() / TTL.as_secs_f64();
-    let count = renewals(&etcd).await - before;
-    let bytes = usize::try_from((traffic(&etcd).await - bytes) / count).expect("few");
+    let spent = before.until_now().await;
+    let bytes = usize::try_from(spent.bytes() / spent.renewals()).expect("few");
     figures::at_most("what a keepalive and its answer take", bytes, 64, "bytes");
-    let each = f64::from(u32::try_from(count).expect("few")) / 500.0 / a_ttl;
+    let each = figure(spent.renewals()) / 500.0 / a_ttl;
     assert!((2.4..3.6).contains(&each), "{each} keepalives an instance and TTL");
-    assert_eq!((asked(&etcd, "LeaseGrant").await, asked(&etcd, "Txn").await), (grants, claims), "and nothing else");
+    assert_eq!([calls(&spent, "LeaseGrant"), calls(&spent, "Txn")], [0; 2], "and nothing else");
 
     let mut client = etcd.client().await;
     let options = WatchOptions::new().with_prefix();
     let mut watch = client.watch("kitex/registry-etcd/echo/", Some(options)).await.expect("etcd watches");
+    let before = Costs::of(&etcd).await;
     etcd.freeze();
     tokio::time::sleep(TTL + Duration::from_secs(4)).await;
     etcd.resume();
@@ -57,8 +60,8 @@ async fn five_hundred_lost_leases_are_back_within_ten_seconds_and_spare_etcd() {
     eventually("each is registered", LIMIT, all).await;
     let left = etcd.leases().await;
     assert!(left.len() <= HERD + HERD / 10 && !left.iter().any(|lease| leases.contains(lease)), "under new leases");
-    let grants = asked(&etcd, "LeaseGrant").await - grants;
-    let claims = asked(&etcd, "Txn").await - claims;
+    let spent = before.until_now().await;
+    let (grants, claims) = (calls(&spent, "LeaseGrant"), calls(&spent, "Txn"));
     // A grant each, and a second claim where the key under the dead lease is still there; and some patience.
     figures::at_most("leases that five hundred ask for to come back", grants, HERD * 3 / 2, "grants");
     figures::at_most("claims that five hundred make to come back", claims, HERD * 3, "claims");
@@ -74,6 +77,6 @@ fn register(registry: &Registry, n: usize) -> Registration {
     registration
 }
 
-async fn asked(etcd: &Etcd, method: &str) -> usize {
-    usize::try_from(started(etcd, method).await).expect("a count")
+fn calls(spent: &Costs, method: &str) -> usize {
+    usize::try_from(spent.calls(method)).expect("few of them")
 }

@@ -7,8 +7,8 @@ use etcd_client::LeaseTimeToLiveResponse;
 use tonic_etcd::{Instance, Registry};
 
 use crate::support::changes::Changes;
+use crate::support::costs::Costs;
 use crate::support::etcd::{Etcd, free_port};
-use crate::support::metrics::started;
 use crate::support::process::{Process, Signal, example};
 use crate::support::server::EchoServer;
 use crate::support::server::proto::echo::EchoRequest;
@@ -73,9 +73,9 @@ async fn the_key_is_looked_at_as_often_as_was_said() {
     let server =
         EchoServer::start(|address| registry.registration(Instance::new("echo", address)).check_interval(SECOND));
     registered(&server).await;
-    let before = started(&etcd, "Range").await;
+    let before = Costs::of(&etcd).await;
     // The first list, and three looks without any cause.
-    eventually("it looks", LIMIT, async || started(&etcd, "Range").await >= before + 4).await;
+    eventually("it looks", LIMIT, async || before.until_now().await.calls("Range") >= 4).await;
     server.stop().await;
 }
 

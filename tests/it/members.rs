@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use tonic_etcd::{Instance, RegistrationStatus, Registry, RegistryError};
 
 use crate::support::changes::Changes;
+use crate::support::costs::Costs;
 use crate::support::etcd::{Cluster, Etcd};
 use crate::support::figures;
-use crate::support::metrics::{renewals, watchers};
 use crate::support::proxy::Proxy;
 use crate::support::server::EchoServer;
 use crate::support::{LIMIT, eventually};
@@ -57,12 +57,13 @@ async fn on(cluster: &Cluster, member: usize, other: usize) -> (EchoServer, Chan
         let mut changes = Changes::of(&registry, "echo");
         changes.expect_insert(server.address()).await;
         // Its own key, and the service.
-        if watchers(cluster.member(member)).await == 2 {
+        if Costs::of(cluster.member(member)).await.watchers() == 2 {
             return (server, changes);
         }
         drop(changes);
         server.stop().await;
-        let none = async || watchers(cluster.member(member)).await + watchers(cluster.member(other)).await == 0;
+        let both = [cluster.member(member), cluster.member(other)];
+        let none = async || Costs::of(&both).await.watchers() == 0;
         eventually("their watches end", LIMIT, none).await;
     }
 }
@@ -135,10 +136,10 @@ async fn a_watch_and_a_lease_move_off_a_member_that_is_frozen() {
     let (server, mut changes) = on(&cluster, follower, leader).await;
     let had = lease(&server);
 
-    let before = renewals(cluster.member(leader)).await;
+    let before = Costs::of(cluster.member(leader)).await;
     let since = Instant::now();
     cluster.member(follower).freeze();
-    eventually("the lease is renewed elsewhere", TTL, async || renewals(cluster.member(leader)).await > before).await;
+    eventually("the lease is renewed elsewhere", TTL, async || before.until_now().await.renewals() > 0).await;
     let took = told(&mut changes, &cluster, leader, since).await;
     figures::within("a watch moves off a member that is frozen", took, Duration::from_secs(20));
     assert!(changes.stays_quiet_for(TTL).await, "the instance is not lost");

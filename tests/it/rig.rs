@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use etcd_client::{Client, PutOptions, Txn, TxnOp, WatchOptions, WatchResponse};
+use etcd_client::{Channel, Client, PutOptions, Txn, TxnOp, WatchOptions, WatchResponse};
 use futures_util::stream::{self, TryStreamExt};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tonic_etcd::Registry;
 
+use crate::support::costs::Costs;
 use crate::support::etcd::{Cluster, Etcd};
 use crate::support::process::{Process, Signal, example};
 use crate::support::proxy::Proxy;
@@ -244,14 +245,38 @@ async fn a_reset_ends_all_connections_and_each_new_one() {
 }
 
 #[tokio::test]
-async fn a_delay_counts_in_each_direction() {
+async fn a_delay_counts_for_answers_until_it_is_ended() {
     let (proxy, _target) = echoing().await;
     let mut stream = connect(&proxy).await;
     let delay = Duration::from_millis(50);
     proxy.delay(delay);
     let start = Instant::now();
     assert_eq!(answer(&mut stream, b"one").await.expect("it echoes"), b"one");
-    assert!(start.elapsed() >= delay * 2, "there and back");
+    assert!(start.elapsed() >= delay, "on the way back");
+
+    proxy.delay(LIMIT * 2);
+    proxy.delay(Duration::ZERO);
+    let soon = timeout(LIMIT, answer(&mut stream, b"two")).await.expect("without delay");
+    assert_eq!(soon.expect("it echoes"), b"two");
+}
+
+#[tokio::test]
+async fn a_delayed_etcd_answers_pings_in_time() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::start(etcd.address()).await;
+    let endpoint = tonic::transport::Endpoint::from_shared(proxy.url()).expect("a URL");
+    let endpoint =
+        endpoint.http2_keep_alive_interval(Duration::from_secs(6)).keep_alive_timeout(Duration::from_secs(1));
+    let channel = endpoint.connect().await.expect("the proxy is reachable");
+    let mut client = Client::from_channel(Channel::Tonic(channel), None).await.expect("a client");
+    client.put("a", "1", None).await.expect("etcd puts");
+    let delay = Duration::from_secs(8);
+    proxy.delay(delay);
+    let start = Instant::now();
+    // Its connection is pinged after 6 s, and ends if that stays unanswered for a second.
+    client.put("a", "2", None).await.expect("the connection lives");
+    assert!(start.elapsed() >= delay, "the answer was late");
+    assert_eq!(proxy.accepted(), 1, "it came on the first connection");
 }
 
 #[tokio::test]
@@ -273,6 +298,34 @@ async fn etcd_can_be_reached_through_a_proxy() {
     let mut client = Client::connect([proxy.url()], None).await.expect("the proxy is reachable");
     client.put("a", "1", None).await.expect("etcd puts");
     assert_eq!(proxy.accepted(), 1, "the client went through the proxy");
+}
+
+#[tokio::test]
+async fn costs_count_from_one_reading_to_the_next_and_by_member() {
+    let cluster = Cluster::start().await;
+    let mut client = cluster.member(1).client().await;
+    client.get("a", None).await.expect("etcd reads");
+    let before = Costs::of(&cluster).await;
+    assert!(before.calls("Range") >= 1, "a first reading counts from the start: {before:?}");
+    for _ in 0..3 {
+        client.get("a", None).await.expect("etcd reads");
+    }
+    let watch = client.watch("a", None).await.expect("etcd watches");
+    let spent = before.until_now().await;
+    assert_eq!([spent.calls("Range"), spent.calls("Watch"), spent.requests()], [3, 1, 4], "what was asked meanwhile");
+    assert_eq!((spent.watchers(), spent.watch_streams()), (1, 1), "one watch on one stream is open");
+    assert_eq!(spent.shares(Costs::watch_streams), [0.0, 1.0, 0.0], "on the second member");
+    assert!(spent.bytes() > 0 && spent.memory() > 0, "bytes and memory are counted: {spent:?}");
+    if let (Some(now), Some(then)) = (spent.connections(), before.connections()) {
+        assert_eq!(now, then, "the client has one connection from the beginning on");
+        drop((watch, client));
+        let closed = async || before.until_now().await.connections() == Some(then - 1);
+        eventually("it is closed", LIMIT, closed).await;
+    }
+
+    cluster.member(1).restart_in_order().await;
+    let spent = before.until_now().await;
+    assert!(spent.calls("Watch") == 0 && spent.calls("Range") < 3, "a restarted member counts anew: {spent:?}");
 }
 
 #[tokio::test]

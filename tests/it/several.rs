@@ -12,9 +12,9 @@ use tonic_etcd::policy::WeightedRoundRobin;
 use tonic_etcd::{BalancedChannel, Instance, Registry, RegistrySet};
 
 use crate::support::changes::Changes;
+use crate::support::costs::Costs;
 use crate::support::etcd::Etcd;
 use crate::support::load::{Load, failed};
-use crate::support::metrics::{started, watchers};
 use crate::support::server::EchoServer;
 use crate::support::server::proto::echo::EchoRequest;
 use crate::support::server::proto::echo::echo_client::EchoClient;
@@ -202,15 +202,15 @@ async fn channels_over_several_registries_share_the_watches_of_each() {
     let etcd = Etcd::start().await;
     let (kitex, naming) = (registry(&etcd, Kitex), registry(&etcd, EtcdNaming));
     etcd.put("kitex/registry-etcd/echo/127.0.0.1:1", r#"{"address":"127.0.0.1:1"}"#).await;
-    let before = watchers(&etcd).await;
+    let before = Costs::of(&etcd).await.watchers();
     let channels: Vec<BalancedChannel> =
         (0..50).map(|n| if n % 2 == 0 { channel(&[&kitex, &naming]) } else { channel(&[&naming]) }).collect();
     let found = async || channels.iter().step_by(2).all(|channel| channel.instances().len() == 1);
     eventually("all that look there find it", LIMIT, found).await;
-    eventually("one watch a registry is open", LIMIT, async || watchers(&etcd).await == before + 2).await;
-    assert_eq!(started(&etcd, "Watch").await, 2, "and no other one ever was");
+    eventually("one watch a registry is open", LIMIT, async || Costs::of(&etcd).await.watchers() == before + 2).await;
+    assert_eq!(Costs::of(&etcd).await.calls("Watch"), 2, "and no other one ever was");
     drop(channels);
-    eventually("they end with the last channel", LIMIT, async || watchers(&etcd).await == before).await;
+    eventually("they end with the last channel", LIMIT, async || Costs::of(&etcd).await.watchers() == before).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tonic_etcd::{Instance, Registry};
 
+use crate::support::costs::Costs;
 use crate::support::etcd::Etcd;
-use crate::support::metrics::{renewals, started, watchers};
 use crate::support::server::EchoServer;
 use crate::support::{LIMIT, eventually};
 
@@ -14,7 +14,7 @@ use crate::support::{LIMIT, eventually};
 async fn two_channels_and_a_stream_of_one_service_use_one_watch_and_end_it() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
-    let before = watchers(&etcd).await;
+    let before = Costs::of(&etcd).await.watchers();
     let mut stream = registry.discover("echo").expect("a good name");
     let again = registry.clone().discover("echo").expect("a good name");
     let channels = [
@@ -22,13 +22,13 @@ async fn two_channels_and_a_stream_of_one_service_use_one_watch_and_end_it() {
         again.balance_channel(|_, endpoint| endpoint),
     ];
     stream.ready().await;
-    let watched = async || watchers(&etcd).await == before + 1;
+    let watched = async || Costs::of(&etcd).await.watchers() == before + 1;
     eventually("one watch is open", LIMIT, watched).await;
-    assert_eq!(started(&etcd, "Watch").await, 1, "and no other one ever was");
+    assert_eq!(Costs::of(&etcd).await.calls("Watch"), 1, "and no other one ever was");
 
     drop(stream);
     drop(channels);
-    let ended = async || watchers(&etcd).await == before;
+    let ended = async || Costs::of(&etcd).await.watchers() == before;
     eventually("the watch ends with its last listener", LIMIT, ended).await;
 
     let mut stream = registry.discover("echo").expect("a good name");
@@ -49,11 +49,11 @@ async fn all_registrations_of_a_registry_share_one_keepalive_stream() {
         server.registration().registered().await.expect("it is not gone");
     }
     let leases: HashSet<i64> = etcd.leases().await.into_iter().collect();
-    let renewed = async || renewals(&etcd).await >= 40;
+    let renewed = async || Costs::of(&etcd).await.renewals() >= 40;
     eventually("each lease is renewed about eight times, over twice its TTL", LIMIT, renewed).await;
     assert_eq!(etcd.leases().await.into_iter().collect::<HashSet<_>>(), leases, "all leases live");
     // A second one is opened if this machine stands still for two seconds.
-    assert!(started(&etcd, "LeaseKeepAlive").await <= 2, "through one stream");
+    assert!(Costs::of(&etcd).await.calls("LeaseKeepAlive") <= 2, "through one stream");
     for server in servers {
         server.stop().await;
     }

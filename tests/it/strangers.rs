@@ -5,8 +5,8 @@ use std::time::Duration;
 use tonic_etcd::{Instance, Registration, RegistrationStatus, Registry, RegistryError};
 
 use crate::auth::{ADMIN, PASSWORD, add_users, admin};
+use crate::support::costs::Costs;
 use crate::support::etcd::{Cluster, Etcd};
-use crate::support::metrics::{renewals, started, watchers};
 use crate::support::server::EchoServer;
 use crate::support::{LIMIT, eventually};
 
@@ -59,13 +59,12 @@ async fn a_lease_is_kept_without_any_one_member_and_the_stranger_is_not_asked() 
         // The stranger misses what is asked meanwhile.
         stranger.restart().await;
         // Counted by the leader, whichever member is asked.
-        let renewed = async || renewals(cluster.member(left)).await + renewals(cluster.member(1)).await;
-        let before = renewed().await;
-        eventually("the lease is renewed by the members that are left", LIMIT, async || renewed().await >= before + 3)
-            .await;
+        let before = Costs::of(&[cluster.member(left), cluster.member(1)]).await;
+        let renewed = async || before.until_now().await.renewals() >= 3;
+        eventually("the lease is renewed by the members that are left", LIMIT, renewed).await;
         servers.push(registered(&registry).await);
         assert_untouched(&stranger, 0).await;
-        assert_eq!(started(&stranger, "LeaseKeepAlive").await, 0, "nor is it asked for what it cannot know");
+        assert_eq!(Costs::of(&stranger).await.calls("LeaseKeepAlive"), 0, "nor is it asked for what it cannot know");
         cluster.member(away).restart().await;
     }
     assert_eq!(lease(servers[0].registration()), had, "it is under the lease that it had");
@@ -118,7 +117,7 @@ async fn a_registry_with_only_a_stranger_leaves_it_once_the_others_are_back() {
 
     let back = [0, 1, 2].map(|member| cluster.member(member).restart());
     futures_util::future::join_all(back).await;
-    eventually("its watches end", LIMIT, async || watchers(&stranger).await == 0).await;
+    eventually("its watches end", LIMIT, async || Costs::of(&stranger).await.watchers() == 0).await;
     let moved = async || cluster.member(0).keys(RANGE).await.len() == 2;
     eventually("the server registers with the others", LIMIT, moved).await;
     eventually("their list counts", LIMIT, async || {
@@ -166,16 +165,16 @@ async fn a_late_stranger_is_found_out_before_it_can_declare_a_lease_dead() {
     // From now on the first one is asked, and the stranger when that is lost.
     cluster.member(2).kill();
     cluster.leader().await;
-    let renewed = async || renewals(cluster.member(0)).await + renewals(cluster.member(1)).await;
-    let before = renewed().await;
-    eventually("the first one renews the lease", LIMIT, async || renewed().await >= before + 2).await;
+    let before = Costs::of(&[cluster.member(0), cluster.member(1)]).await;
+    let renewed = async || before.until_now().await.renewals() >= 2;
+    eventually("the first one renews the lease", LIMIT, renewed).await;
     cluster.member(2).restart().await;
     stranger.restart().await;
     cluster.member(0).kill();
     cluster.leader().await;
-    let renewed = async || renewals(cluster.member(1)).await + renewals(cluster.member(2)).await;
-    let before = renewed().await;
-    eventually("the third one does", LIMIT, async || renewed().await >= before + 2).await;
+    let before = Costs::of(&[cluster.member(1), cluster.member(2)]).await;
+    let renewed = async || before.until_now().await.renewals() >= 2;
+    eventually("the third one does", LIMIT, renewed).await;
     assert_eq!(lease(server.registration()), had, "it is under the lease that it had");
     server.stop().await;
 }

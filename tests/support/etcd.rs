@@ -84,6 +84,13 @@ impl Etcd {
         self.restart_with(&[]).await;
     }
 
+    /// Like [`restart`](Self::restart), and the process is told to end (SIGTERM), as it is when its version is replaced.
+    pub async fn restart_in_order(&self) {
+        self.child().signal(Signal::TERM);
+        eventually("etcd ends", LIMIT, async || self.child().exited().is_some()).await;
+        self.restart().await;
+    }
+
     async fn restart_with(&self, more: &[&str]) {
         self.kill();
         let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
@@ -411,6 +418,11 @@ impl Cluster {
         self.members.iter().map(Etcd::url).collect()
     }
 
+    /// All members.
+    pub fn each(&self) -> &[Etcd] {
+        &self.members
+    }
+
     /// One of the members 0, 1 and 2.
     pub fn member(&self, index: usize) -> &Etcd {
         &self.members[index]
@@ -511,8 +523,12 @@ fn spawn(folder: &TempDir, arguments: &[impl AsRef<OsStr>]) -> Child {
     let log =
         File::options().create(true).append(true).open(folder.path().join(LOG)).expect("etcd's folder takes a log");
     let stderr = log.try_clone().expect("the log can be shared");
-    let program = env::var_os("ETCD").unwrap_or_else(|| OsString::from("etcd"));
-    Child::spawn(Command::new(program).args(arguments).stdin(Stdio::null()).stdout(log).stderr(stderr))
+    Child::spawn(Command::new(program()).args(arguments).stdin(Stdio::null()).stdout(log).stderr(stderr))
+}
+
+/// The etcd that the variable `ETCD` names, or that of the PATH.
+pub fn program() -> OsString {
+    env::var_os("ETCD").unwrap_or_else(|| OsString::from("etcd"))
 }
 
 fn data(folder: &TempDir) -> PathBuf {

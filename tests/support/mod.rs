@@ -8,6 +8,8 @@
 //! # Layout
 //!
 //! - [`etcd`]: one etcd process, or a cluster of three: frozen, killed, restarted, wiped, compacted.
+//! - [`costs`]: what etcds were asked for and what this process used, between two moments.
+//! - [`grpc_proxy`]: etcd's own proxy, `etcd grpc-proxy`, killed and restarted.
 //! - [`pki`]: an authority and its certificates, for an etcd or a server with TLS.
 //! - [`proxy`]: a TCP proxy that goes silent, cuts connections or slows them down.
 //! - [`process`]: an example program as a child process, its events read from its output.
@@ -17,10 +19,11 @@
 //! - [`neighbour`]: Go programs on the same etcd, with grpc-go and go-zero.
 
 pub mod changes;
+pub mod costs;
 pub mod etcd;
 pub mod figures;
+pub mod grpc_proxy;
 pub mod load;
-pub mod metrics;
 pub mod neighbour;
 pub mod pki;
 pub mod process;

@@ -48,6 +48,19 @@ pub fn memory_of(process: &str) -> (u64, u64) {
     (read("VmRSS:"), read("VmHWM:"))
 }
 
+/// User and system time of all threads of a process; `None` where the system does not report it. `process` is its id, or
+/// `self`.
+pub fn cpu_of(process: &str) -> Option<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name in brackets may hold anything; the 12th and the 13th word behind it are the times.
+    let (_, words) = stat.rsplit_once(')')?;
+    let ticks: Vec<u32> = words.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse().ok()).collect();
+    Some(TICK * ticks.iter().sum::<u32>())
+}
+
+/// What Linux counts CPU time in for programs, whatever its own clock does.
+const TICK: Duration = Duration::from_millis(10);
+
 /// A program that writes one JSON object a line to standard output, and its log to standard error.
 ///
 /// Killed when dropped. If that happens because the test panics, the log is printed first.
@@ -160,6 +173,11 @@ impl Process {
     /// The memory that it has now, and the most that it ever had, in bytes; 0 where the system does not report it.
     pub fn memory(&self) -> (u64, u64) {
         memory_of(&self.id().to_string())
+    }
+
+    /// User and system time of all its threads so far; `None` where the system does not report it.
+    pub fn cpu(&self) -> Option<Duration> {
+        cpu_of(&self.id().to_string())
     }
 
     /// How many sockets it has open; 0 where the system does not report it.

@@ -14,10 +14,10 @@ use tonic_etcd::Registry;
 use tonic_etcd::snapshot::MemberState;
 
 use crate::support::changes::Changes;
+use crate::support::costs::Costs;
 use crate::support::etcd::{Cluster, Etcd};
 use crate::support::figures;
 use crate::support::load::{Load, failed};
-use crate::support::metrics::{started, watchers};
 use crate::support::process::memory_of;
 use crate::support::proxy::Proxy;
 use crate::support::server::EchoServer;
@@ -174,14 +174,13 @@ async fn a_store_to_which_nothing_is_written_is_neither_watched_nor_listed_anew(
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let mut changes = Changes::of(&registry, "echo");
     // And nothing is written: etcd gives signs of life on a watch once something was.
-    eventually("the watch is open", LIMIT, async || watchers(&etcd).await == 1).await;
-    let counts = async || [started(&etcd, "Watch").await, started(&etcd, "Range").await];
-    let before = counts().await;
+    eventually("the watch is open", LIMIT, async || Costs::of(&etcd).await.watchers() == 1).await;
+    let before = Costs::of(&etcd).await;
     time::sleep(Duration::from_secs(110)).await;
-    let after = counts().await;
-    let count = |now: u64, then: u64| usize::try_from(now - then).expect("few of them");
-    figures::at_most("watches opened in 110 s on a quiet store", count(after[0], before[0]), 0, "watches");
+    let spent = before.until_now().await;
+    let calls = |method| usize::try_from(spent.calls(method)).expect("few of them");
+    figures::at_most("watches opened in 110 s on a quiet store", calls("Watch"), 0, "watches");
     // The first two looks at the revision, after 20 and 55 s, and one by chance.
-    figures::at_most("reads in 110 s on a quiet store", count(after[1], before[1]), 3, "reads");
+    figures::at_most("reads in 110 s on a quiet store", calls("Range"), 3, "reads");
     changes.expect_nothing_before(&etcd, "127.0.0.1:1").await;
 }
