@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use etcd_client::{Client, PutOptions, Txn, TxnOp, WatchOptions, WatchResponse};
+use etcd_client::{Channel, Client, PutOptions, Txn, TxnOp, WatchOptions, WatchResponse};
 use futures_util::stream::{self, TryStreamExt};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -244,14 +244,38 @@ async fn a_reset_ends_all_connections_and_each_new_one() {
 }
 
 #[tokio::test]
-async fn a_delay_counts_in_each_direction() {
+async fn a_delay_counts_for_answers_until_it_is_ended() {
     let (proxy, _target) = echoing().await;
     let mut stream = connect(&proxy).await;
     let delay = Duration::from_millis(50);
     proxy.delay(delay);
     let start = Instant::now();
     assert_eq!(answer(&mut stream, b"one").await.expect("it echoes"), b"one");
-    assert!(start.elapsed() >= delay * 2, "there and back");
+    assert!(start.elapsed() >= delay, "on the way back");
+
+    proxy.delay(LIMIT * 2);
+    proxy.delay(Duration::ZERO);
+    let soon = timeout(LIMIT, answer(&mut stream, b"two")).await.expect("without delay");
+    assert_eq!(soon.expect("it echoes"), b"two");
+}
+
+#[tokio::test]
+async fn a_delayed_etcd_answers_pings_in_time() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::start(etcd.address()).await;
+    let endpoint = tonic::transport::Endpoint::from_shared(proxy.url()).expect("a URL");
+    let endpoint =
+        endpoint.http2_keep_alive_interval(Duration::from_secs(6)).keep_alive_timeout(Duration::from_secs(1));
+    let channel = endpoint.connect().await.expect("the proxy is reachable");
+    let mut client = Client::from_channel(Channel::Tonic(channel), None).await.expect("a client");
+    client.put("a", "1", None).await.expect("etcd puts");
+    let delay = Duration::from_secs(8);
+    proxy.delay(delay);
+    let start = Instant::now();
+    // Its connection is pinged after 6 s, and ends if that stays unanswered for a second.
+    client.put("a", "2", None).await.expect("the connection lives");
+    assert!(start.elapsed() >= delay, "the answer was late");
+    assert_eq!(proxy.accepted(), 1, "it came on the first connection");
 }
 
 #[tokio::test]

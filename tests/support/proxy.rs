@@ -80,9 +80,11 @@ impl Proxy {
         self.mode.send_replace(Mode::Reset);
     }
 
-    /// Passes everything on `delay` after it came, in each direction.
+    /// Passes what comes from the server on `delay` after it came, as from a server that is slow to answer: its answers
+    /// to HTTP/2 pings, and what else belongs to no stream, pass at once. Zero ends it, and what was held back still
+    /// leaves in its turn.
     pub fn delay(&self, delay: Duration) {
-        self.mode.send_replace(Mode::Delay(delay));
+        self.mode.send_replace(if delay.is_zero() { Mode::Forward } else { Mode::Delay(delay) });
     }
 
     /// How many connections were accepted so far.
@@ -107,7 +109,7 @@ enum Mode {
     BlackHoleFrom(u64),
     /// No connection lives.
     Reset,
-    /// Bytes pass, later.
+    /// Bytes from the server pass later.
     Delay(Duration),
 }
 
@@ -201,7 +203,7 @@ async fn carry(mut client: TcpStream, target: &str, gate: &Gate) {
             ended = async {
                 tokio::try_join!(
                     pump(from_client, to_server, gate),
-                    pump(from_server, to_client, gate),
+                    pump_answers(from_server, to_client, gate),
                 )
             } => ended,
         }
@@ -225,26 +227,14 @@ async fn dial(target: &str, gate: &Gate) -> io::Result<TcpStream> {
     Ok(server)
 }
 
-/// Carries one direction: what comes is stamped with the time at which it may leave.
+/// Carries what comes from the client.
 async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, gate: &Gate) -> io::Result<()> {
-    let (queue, mut queued) = mpsc::channel::<(Instant, Vec<u8>)>(QUEUE);
+    let (queue, mut queued) = mpsc::channel::<Vec<u8>>(QUEUE);
     let collect = async {
         let mut buffer = vec![0; CHUNK];
         loop {
-            let length = match from.read(&mut buffer).await {
-                Ok(0) => break,
-                Ok(length) => length,
-                Err(error) => {
-                    gate.passable().await;
-                    return Err(error);
-                }
-            };
-            let leaves = match *gate.mode.borrow() {
-                Mode::Delay(delay) => Instant::now() + delay,
-                _ => Instant::now(),
-            };
-            let chunk = buffer[..length].to_vec();
-            if queue.send((leaves, chunk)).await.is_err() {
+            let length = read(&mut from, &mut buffer, gate).await?;
+            if length == 0 || queue.send(buffer[..length].to_vec()).await.is_err() {
                 break;
             }
         }
@@ -252,8 +242,7 @@ async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, gate: &Gate) -> io:
         Ok(())
     };
     let deliver = async {
-        while let Some((leaves, chunk)) = queued.recv().await {
-            sleep_until(leaves).await;
+        while let Some(chunk) = queued.recv().await {
             gate.passable().await;
             to.write_all(&chunk).await?;
         }
@@ -262,6 +251,99 @@ async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, gate: &Gate) -> io:
     };
     tokio::try_join!(collect, deliver)?;
     Ok(())
+}
+
+/// Carries what comes from the server: each piece is stamped with the time at which it may leave.
+async fn pump_answers(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, gate: &Gate) -> io::Result<()> {
+    let (at_once, mut prompt) = mpsc::channel::<Vec<u8>>(QUEUE);
+    let (later, mut delayed) = mpsc::channel::<(Instant, Vec<u8>)>(FRAMES);
+    let collect = async {
+        let (mut buffer, mut pieces) = (vec![0; CHUNK], Pieces::default());
+        loop {
+            let length = read(&mut from, &mut buffer, gate).await?;
+            if length == 0 {
+                break;
+            }
+            pieces.rest.extend_from_slice(&buffer[..length]);
+            while let Some((piece, is_prompt)) = pieces.next() {
+                let delay = match *gate.mode.borrow() {
+                    Mode::Delay(delay) => delay,
+                    _ => Duration::ZERO,
+                };
+                let sent = if is_prompt {
+                    at_once.send(piece).await.is_ok()
+                } else {
+                    later.send((Instant::now() + delay, piece)).await.is_ok()
+                };
+                if !sent {
+                    return Ok(());
+                }
+            }
+        }
+        drop((at_once, later));
+        Ok(())
+    };
+    let deliver = async {
+        let mut held: Option<(Instant, Vec<u8>)> = None;
+        loop {
+            let leaves = held.as_ref().map_or_else(Instant::now, |(leaves, _)| *leaves);
+            let piece = tokio::select! {
+                biased;
+                Some(piece) = prompt.recv() => piece,
+                () = sleep_until(leaves), if held.is_some() => held.take().expect("it was looked at").1,
+                Some(next) = delayed.recv(), if held.is_none() => {
+                    held = Some(next);
+                    continue;
+                }
+                else => break,
+            };
+            gate.passable().await;
+            to.write_all(&piece).await?;
+        }
+        gate.passable().await;
+        to.shutdown().await
+    };
+    tokio::try_join!(collect, deliver)?;
+    Ok(())
+}
+
+/// What came from the server, cut into the frames of HTTP/2, or not at all if it is none.
+#[derive(Default)]
+struct Pieces {
+    rest: Vec<u8>,
+    /// Whether it began as HTTP/2 does, with the head of a short SETTINGS frame.
+    is_http2: Option<bool>,
+}
+
+impl Pieces {
+    /// The next whole frame, and whether it belongs to no stream.
+    fn next(&mut self) -> Option<(Vec<u8>, bool)> {
+        const HEAD: usize = 9;
+        let first = *self.rest.first()?;
+        if !*self.is_http2.get_or_insert(first == 0) {
+            return Some((std::mem::take(&mut self.rest), false));
+        }
+        let head = self.rest.get(..HEAD)?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let is_of_connection = head[5..HEAD].iter().all(|byte| *byte == 0);
+        let end = HEAD + usize::try_from(length).expect("a frame is short");
+        if self.rest.len() < end {
+            return None;
+        }
+        let rest = self.rest.split_off(end);
+        Some((std::mem::replace(&mut self.rest, rest), is_of_connection))
+    }
+}
+
+/// Reads some bytes; none at the end. In a black hole an error does not show.
+async fn read(from: &mut ReadHalf<'_>, buffer: &mut [u8], gate: &Gate) -> io::Result<usize> {
+    match from.read(buffer).await {
+        Ok(length) => Ok(length),
+        Err(error) => {
+            gate.passable().await;
+            Err(error)
+        }
+    }
 }
 
 /// Lets `stream` end with a RST when it is dropped. Fails only where it has ended already.
@@ -274,3 +356,6 @@ const CHUNK: usize = 16 * 1024;
 
 /// Chunks on their way in one direction; the sender feels back-pressure beyond.
 const QUEUE: usize = 64;
+
+/// Frames that are held back on one connection, at most.
+const FRAMES: usize = 4096;
