@@ -36,6 +36,7 @@ mod runtimes;
 mod secrets;
 mod several;
 mod shared;
+mod slow;
 mod soak;
 mod spans;
 mod strangers;

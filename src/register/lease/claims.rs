@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::keepalive::KeepalivePool;
+use super::streams::KeepalivePool;
 use crate::backoff::Backoff;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{CLAIM_LIMIT, Claimed, Cluster, Kv, hex};

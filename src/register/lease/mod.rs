@@ -3,6 +3,7 @@
 mod claims;
 mod keepalive;
 mod own_key;
+mod streams;
 mod task;
 
 pub(crate) use self::claims::Registrar;

@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::claims::{ClaimOutcome, Claims, GrantOutcome};
-use super::keepalive::{LeaseState, keep};
+use super::keepalive::{Lease, keep};
 use super::own_key::{Observer, observe};
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
@@ -80,12 +80,6 @@ enum State {
     Drained,
     /// The last of the allowed attempts failed.
     Exhausted { reason: String },
-}
-
-/// A lease that is kept alive for as long as this exists.
-struct Lease {
-    id: i64,
-    state: watch::Receiver<LeaseState>,
 }
 
 /// The claimed value, and the newest revision at which the key held it.
@@ -205,7 +199,7 @@ impl LeaseTask {
             }
         };
         tracing::debug!(lease = hex(id), ?ttl, "lease granted");
-        claiming(Lease { id, state: keep(self.claims.registrar.keepalives.clone(), id, ttl, renew_at) }, None)
+        claiming(keep(self.claims.registrar.keepalives.clone(), id, ttl, renew_at), None)
     }
 
     async fn claim(&mut self, lease: Lease, observer: Option<Observer>) -> State {
@@ -272,7 +266,7 @@ impl LeaseTask {
                         return claiming(lease, Some(observer));
                     }
                 }
-                () = died(&mut lease) => {
+                () = lease.died() => {
                     return self.on_lease_lost(&lease, "the lease expired or was revoked", Duration::ZERO);
                 }
                 Ok(()) = observer.own_key.changed() => match self.on_key_seen(&mut observer, &mut claim, lease.id) {
@@ -312,7 +306,7 @@ impl LeaseTask {
                         return State::Withdrawing { lease, at: Instant::now() };
                     }
                 }
-                () = died(&mut lease) => return self.regrant(&lease, Duration::ZERO),
+                () = lease.died() => return self.regrant(&lease, Duration::ZERO),
                 Ok(()) = observer.own_key.changed() => {
                     let owner = observer.own_key.borrow_and_update().kv.as_ref().map_or(0, |kv| kv.lease);
                     if owner == 0 || self.claims.is_own_lease(owner) {
@@ -350,7 +344,7 @@ impl LeaseTask {
             self.report(absence);
             tokio::select! {
                 () = self.desired.changed() => {}
-                () = died(&mut lease) => return self.regrant(&lease, Duration::ZERO),
+                () = lease.died() => return self.regrant(&lease, Duration::ZERO),
                 Ok(()) = observer.own_key.changed() => {
                     // An abandoned claim can still arrive.
                     let seen = observer.own_key.borrow_and_update().kv.clone();
@@ -466,14 +460,6 @@ impl Drop for LeaseTask {
 
 fn claiming(lease: Lease, observer: Option<Observer>) -> State {
     State::Claiming { lease, at: Instant::now(), observer }
-}
-
-/// Resolves when the lease is dead.
-async fn died(lease: &mut Lease) {
-    if lease.state.wait_for(|state| *state == LeaseState::Dead).await.is_err() {
-        // The keeper ended silently: its runtime is shutting down, and this task with it.
-        std::future::pending::<()>().await;
-    }
 }
 
 /// The longest delay of a grant after a lease was lost: 500 servers that lose their leases together come back spread.
