@@ -16,6 +16,7 @@ mod flags;
 mod formats;
 mod found;
 mod graceful;
+mod grpc_proxy;
 mod half_open;
 #[cfg(feature = "health")]
 mod health;

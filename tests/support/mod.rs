@@ -9,6 +9,7 @@
 //!
 //! - [`etcd`]: one etcd process, or a cluster of three: frozen, killed, restarted, wiped, compacted.
 //! - [`pki`]: an authority and its certificates, for an etcd or a server with TLS.
+//! - [`grpc_proxy`]: etcd's own proxy, `etcd grpc-proxy`, killed and restarted.
 //! - [`proxy`]: a TCP proxy that goes silent, cuts connections or slows them down.
 //! - [`process`]: an example program as a child process, its events read from its output.
 //! - [`server`]: a tonic server in the test's own process, registered or not.
@@ -19,6 +20,7 @@
 pub mod changes;
 pub mod etcd;
 pub mod figures;
+pub mod grpc_proxy;
 pub mod load;
 pub mod metrics;
 pub mod neighbour;
