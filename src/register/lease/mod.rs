@@ -3,6 +3,7 @@
 mod claims;
 mod keepalive;
 mod own_key;
+mod pace;
 mod streams;
 mod task;
 
