@@ -94,6 +94,8 @@ impl RegistrationBuilder {
     ///
     /// An attempt is a grant of the lease or a claim of the key. While a registration stands nothing is attempted: an
     /// unreachable etcd costs no attempts before it is back and has forgotten the lease.
+    /// Nor does an attempt count that every member refuses for a reason of its own, such as too many requests: an etcd that
+    /// is busy is asked again, up to ten seconds later.
     ///
     /// Kitex calls this `MaxAttemptTimes`.
     pub fn max_attempts(mut self, attempts: u32) -> Self {

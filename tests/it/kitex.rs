@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use etcd_client::LeaseTimeToLiveResponse;
-use tonic_etcd::{Instance, Registry};
+use tonic_etcd::{Instance, RegistrationStatus, Registry};
 
 use crate::support::changes::Changes;
 use crate::support::costs::Costs;
@@ -100,6 +100,20 @@ async fn a_server_that_gave_up_says_so_and_serves_on() {
     drop(client);
     server.signal(Signal::TERM);
     assert!(server.wait(LIMIT).await.success(), "and ends in order");
+}
+
+#[tokio::test]
+async fn an_etcd_that_refuses_for_the_time_being_costs_no_attempt() {
+    // Its answer to each claim is an error of its own, as "too many requests" is.
+    let etcd = Etcd::builder().arg("--max-request-bytes=60").start().await;
+    let registry = registry(&etcd);
+    let server = EchoServer::start(|address| {
+        let registration = registry.registration(Instance::new("echo", address));
+        registration.max_attempts(2).retry_delay(Duration::from_millis(10))
+    });
+    eventually("it claims its key again and again", LIMIT, async || started(&etcd, "Txn").await >= 5).await;
+    assert_eq!(server.registration().status(), RegistrationStatus::Registering, "it has not given up");
+    server.stop().await;
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ mod fleet;
 mod formats;
 mod found;
 mod graceful;
+mod grpc_proxy;
 mod half_open;
 #[cfg(feature = "health")]
 mod health;
@@ -37,6 +38,7 @@ mod runtimes;
 mod secrets;
 mod several;
 mod shared;
+mod slow;
 mod soak;
 mod spans;
 mod strangers;

@@ -11,6 +11,7 @@
 //! - [`costs`]: what etcds were asked for and what this process used, between two moments.
 //! - [`grpc_proxy`]: etcd's own proxy, `etcd grpc-proxy`, killed and restarted.
 //! - [`pki`]: an authority and its certificates, for an etcd or a server with TLS.
+//! - [`grpc_proxy`]: etcd's own proxy, `etcd grpc-proxy`, killed and restarted.
 //! - [`proxy`]: a TCP proxy that goes silent, cuts connections or slows them down.
 //! - [`process`]: an example program as a child process, its events read from its output.
 //! - [`server`]: a tonic server in the test's own process, registered or not.

@@ -3,12 +3,13 @@
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::keepalive::KeepalivePool;
+use super::pace::Pace;
+use super::streams::KeepalivePool;
 use crate::backoff::Backoff;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{CLAIM_LIMIT, Claimed, Cluster, Kv, hex};
@@ -23,12 +24,18 @@ pub(crate) struct Registrar {
     base: String,
     pub(crate) format: Arc<dyn Format>,
     pub(super) keepalives: Arc<KeepalivePool>,
+    pace: Mutex<Pace>,
 }
 
 impl Registrar {
     pub(crate) fn new(cluster: Arc<Cluster>, base: String, format: Arc<dyn Format>) -> Arc<Self> {
         let keepalives = Arc::new(KeepalivePool::new(cluster.clone()));
-        Arc::new(Self { cluster, base, format, keepalives })
+        Arc::new(Self { cluster, base, format, keepalives, pace: Mutex::new(Pace::new()) })
+    }
+
+    /// Paces the grants of all registrations that lost their leases.
+    pub(super) fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -142,13 +149,16 @@ impl Claims {
 
     /// Grants the lease. A second grant of the same id, after a lost answer, cannot make two.
     pub(super) async fn grant(&self, lease: i64) -> Result<GrantOutcome, EtcdError> {
-        let ttl = self.config.ttl;
+        let (ttl, begin) = (self.config.ttl, Instant::now());
         let grant = self
             .registrar
             .cluster
             .call(CLAIM_LIMIT, |member| async move { member.grant(lease, ttl, CLAIM_LIMIT).await });
         match grant.await {
-            Ok(ttl) => Ok(GrantOutcome::New(ttl)),
+            Ok(ttl) => {
+                self.registrar.pace().on_granted(begin.elapsed());
+                Ok(GrantOutcome::New(ttl))
+            }
             Err(error) if error.kind == EtcdErrorKind::AlreadyExists => {
                 Ok(if self.is_alive(lease).await? { GrantOutcome::Existing(ttl) } else { GrantOutcome::Dead })
             }
@@ -156,7 +166,8 @@ impl Claims {
         }
     }
 
-    async fn is_alive(&self, lease: i64) -> Result<bool, EtcdError> {
+    /// Whether the lease exists.
+    pub(super) async fn is_alive(&self, lease: i64) -> Result<bool, EtcdError> {
         self.registrar
             .cluster
             .call(CLAIM_LIMIT, |member| async move { member.is_alive(lease, CLAIM_LIMIT).await })

@@ -3,6 +3,8 @@
 mod claims;
 mod keepalive;
 mod own_key;
+mod pace;
+mod streams;
 mod task;
 
 pub(crate) use self::claims::Registrar;

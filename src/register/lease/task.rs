@@ -25,9 +25,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::claims::{ClaimOutcome, Claims, GrantOutcome};
-use super::keepalive::{LeaseState, keep};
+use super::keepalive::{Lease, keep};
 use super::own_key::{Observer, observe};
-use crate::backoff::{Backoff, spread, up_to};
+use crate::backoff::{Backoff, spread};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE, hex};
 use crate::register::desired::DesiredState;
@@ -41,6 +41,8 @@ pub(crate) struct LeaseTask {
     desired: DesiredState,
     status: watch::Sender<RegistrationStatus>,
     backoff: Backoff,
+    /// The backoff from members that cannot take a grant or a claim, each for a reason of its own.
+    busy_backoff: Backoff,
     /// How many grants and claims have failed in a row.
     failures: u32,
     /// Whether the key was claimed under the present lease.
@@ -56,6 +58,8 @@ enum State {
         at: Instant,
         /// The id of a grant without an answer.
         unanswered: Option<i64>,
+        /// Of the key that is to be claimed again.
+        observer: Option<Observer>,
     },
     /// The key is to be claimed.
     Claiming {
@@ -82,12 +86,6 @@ enum State {
     Exhausted { reason: String },
 }
 
-/// A lease that is kept alive for as long as this exists.
-struct Lease {
-    id: i64,
-    state: watch::Receiver<LeaseState>,
-}
-
 /// The claimed value, and the newest revision at which the key held it.
 struct Claim {
     value: Vec<u8>,
@@ -109,7 +107,8 @@ impl LeaseTask {
         status: watch::Sender<RegistrationStatus>,
     ) -> Self {
         let backoff = Backoff::new(retry.retry_delay, retry.retry_delay.max(RETRY_MAX));
-        Self { claims, retry, desired, status, backoff, failures: 0, is_held: false, restored: None }
+        let busy_backoff = Backoff::new(retry.retry_delay, retry.retry_delay.max(REFUSED_PAUSE));
+        Self { claims, retry, desired, status, backoff, busy_backoff, failures: 0, is_held: false, restored: None }
     }
 
     /// Keeps the instance registered until it is to leave, and then takes it out.
@@ -117,7 +116,7 @@ impl LeaseTask {
         self.report(RegistrationStatus::Registering);
         self.desired.follow_health();
         let mut end = pin!(self.desired.end());
-        let mut state = State::Granting { at: Instant::now(), unanswered: None };
+        let mut state = State::Granting { at: Instant::now(), unanswered: None, observer: None };
         let ending = loop {
             state = tokio::select! {
                 biased;
@@ -138,9 +137,9 @@ impl LeaseTask {
 
     async fn step(&mut self, state: State) -> State {
         match state {
-            State::Granting { at, unanswered } => {
+            State::Granting { at, unanswered, observer } => {
                 sleep_until(at).await;
-                self.grant(unanswered).await
+                self.grant(unanswered, observer).await
             }
             State::Claiming { lease, at, observer } => {
                 self.wait(at, false).await;
@@ -189,7 +188,7 @@ impl LeaseTask {
         });
     }
 
-    async fn grant(&mut self, unanswered: Option<i64>) -> State {
+    async fn grant(&mut self, unanswered: Option<i64>, observer: Option<Observer>) -> State {
         self.report_absence();
         let id = unanswered.unwrap_or_else(|| self.claims.new_lease());
         let (ttl, renew_at) = match self.claims.grant(id).await {
@@ -197,30 +196,34 @@ impl LeaseTask {
             Ok(GrantOutcome::Existing(ttl)) => (ttl, Some(Instant::now())),
             Ok(GrantOutcome::Dead) => {
                 self.claims.on_lease_dead(id);
-                return State::Granting { at: Instant::now(), unanswered: None };
+                return State::Granting { at: Instant::now(), unanswered: None, observer };
             }
             Err(error) => {
                 let at = self.retry_at(&error);
-                return self.on_error(&error, State::Granting { at, unanswered: Some(id) });
+                return self.on_error(&error, State::Granting { at, unanswered: Some(id), observer });
             }
         };
         tracing::debug!(lease = hex(id), ?ttl, "lease granted");
-        claiming(Lease { id, state: keep(self.claims.registrar.keepalives.clone(), id, ttl, renew_at) }, None)
+        claiming(keep(self.claims.registrar.keepalives.clone(), id, ttl, renew_at), observer)
     }
 
-    async fn claim(&mut self, lease: Lease, observer: Option<Observer>) -> State {
+    async fn claim(&mut self, lease: Lease, mut observer: Option<Observer>) -> State {
         let instance = self.desired.instance();
         if self.desired.absence().is_some() {
             return State::Withdrawing { lease, at: Instant::now() };
         }
         self.report_absence();
         let (key, value) = self.claims.entry(&instance, lease.id, false);
+        if let Some(observer) = &mut observer {
+            // What the claim returns is a revision from after these.
+            observer.rollbacks = observer.own_key.borrow().rollbacks;
+        }
         let outcome = match self.claims.claim(&key, &value, lease.id).await {
             Ok(outcome) => outcome,
             Err(error) if error.kind == EtcdErrorKind::NotFound => {
                 // With back-off, since it repeats where two clusters are behind one name.
                 let pause = self.backoff.next();
-                let next = self.on_lease_lost(&lease, "the lease is gone", pause);
+                let next = self.on_lease_lost(&lease, "the lease is gone", pause, observer);
                 return self.on_error(&error, next);
             }
             Err(error) => {
@@ -232,6 +235,7 @@ impl LeaseTask {
         match outcome {
             ClaimOutcome::Claimed(revision) => {
                 self.backoff.reset();
+                self.busy_backoff.reset();
                 (self.failures, self.is_held) = (0, true);
                 self.claims.expect_drain(&instance, lease.id);
                 tracing::info!(key, lease = hex(lease.id), "registered");
@@ -272,12 +276,16 @@ impl LeaseTask {
                         return claiming(lease, Some(observer));
                     }
                 }
-                () = died(&mut lease) => {
-                    return self.on_lease_lost(&lease, "the lease expired or was revoked", Duration::ZERO);
+                () = lease.died() => {
+                    return self.on_lease_lost(&lease, LEASE_ENDED, Duration::ZERO, Some(observer));
                 }
                 Ok(()) = observer.own_key.changed() => match self.on_key_seen(&mut observer, &mut claim, lease.id) {
                     KeyState::Ours => {}
                     KeyState::Drained => return State::Drained,
+                    // Many keys go at once with their leases: a look costs etcd less than a claim that fails.
+                    KeyState::Touched(_) if self.is_lease_dead(&observer, lease.id).await => {
+                        return self.on_lease_lost(&lease, LEASE_ENDED, Duration::ZERO, Some(observer));
+                    }
                     KeyState::Touched(reason) => {
                         tracing::warn!(key = observer.key, reason, "registration was lost; it is put back");
                         self.report(RegistrationStatus::Lost { reason: reason.into() });
@@ -304,6 +312,11 @@ impl LeaseTask {
         }
     }
 
+    /// Whether the key went with its lease; false if that cannot be told.
+    async fn is_lease_dead(&self, observer: &Observer, lease: i64) -> bool {
+        observer.own_key.borrow().kv.is_none() && self.claims.is_alive(lease).await.is_ok_and(|is_alive| !is_alive)
+    }
+
     async fn give_way(&mut self, mut lease: Lease, mut observer: Observer) -> State {
         loop {
             tokio::select! {
@@ -312,7 +325,7 @@ impl LeaseTask {
                         return State::Withdrawing { lease, at: Instant::now() };
                     }
                 }
-                () = died(&mut lease) => return self.regrant(&lease, Duration::ZERO),
+                () = lease.died() => return self.regrant(&lease, Duration::ZERO, Some(observer)),
                 Ok(()) = observer.own_key.changed() => {
                     let owner = observer.own_key.borrow_and_update().kv.as_ref().map_or(0, |kv| kv.lease);
                     if owner == 0 || self.claims.is_own_lease(owner) {
@@ -350,7 +363,7 @@ impl LeaseTask {
             self.report(absence);
             tokio::select! {
                 () = self.desired.changed() => {}
-                () = died(&mut lease) => return self.regrant(&lease, Duration::ZERO),
+                () = lease.died() => return self.regrant(&lease, Duration::ZERO, Some(observer)),
                 Ok(()) = observer.own_key.changed() => {
                     // An abandoned claim can still arrive.
                     let seen = observer.own_key.borrow_and_update().kv.clone();
@@ -363,16 +376,17 @@ impl LeaseTask {
         }
     }
 
-    fn on_lease_lost(&mut self, lease: &Lease, reason: &str, pause: Duration) -> State {
+    fn on_lease_lost(&mut self, lease: &Lease, reason: &str, pause: Duration, observer: Option<Observer>) -> State {
         tracing::warn!(lease = hex(lease.id), reason, "registration was lost; it is put back");
         self.report(RegistrationStatus::Lost { reason: reason.to_owned() });
-        self.regrant(lease, pause)
+        self.regrant(lease, pause, observer)
     }
 
-    fn regrant(&mut self, lease: &Lease, pause: Duration) -> State {
+    fn regrant(&mut self, lease: &Lease, pause: Duration, observer: Option<Observer>) -> State {
         self.claims.on_lease_dead(lease.id);
         self.is_held = false;
-        State::Granting { at: Instant::now() + pause + up_to(REGRANT_JITTER), unanswered: None }
+        let turn = self.claims.registrar.pace().turn(Instant::now());
+        State::Granting { at: turn + pause, unanswered: None, observer }
     }
 
     fn on_error(&mut self, error: &EtcdError, next: State) -> State {
@@ -441,8 +455,9 @@ impl LeaseTask {
     fn retry_at(&mut self, error: &EtcdError) -> Instant {
         let wait = match error.kind {
             EtcdErrorKind::Denied => DENIED_PAUSE,
-            // All members were asked.
-            EtcdErrorKind::Incapable | EtcdErrorKind::Refused => spread(REFUSED_PAUSE, 0.1),
+            // All members were asked. Full jitter: what makes them busy may be all that come back.
+            EtcdErrorKind::Incapable => self.busy_backoff.next(),
+            EtcdErrorKind::Refused => spread(REFUSED_PAUSE, 0.1),
             EtcdErrorKind::Split => spread(SPLIT_PAUSE, 0.1),
             _ => self.backoff.next(),
         };
@@ -468,16 +483,8 @@ fn claiming(lease: Lease, observer: Option<Observer>) -> State {
     State::Claiming { lease, at: Instant::now(), observer }
 }
 
-/// Resolves when the lease is dead.
-async fn died(lease: &mut Lease) {
-    if lease.state.wait_for(|state| *state == LeaseState::Dead).await.is_err() {
-        // The keeper ended silently: its runtime is shutting down, and this task with it.
-        std::future::pending::<()>().await;
-    }
-}
-
-/// The longest delay of a grant after a lease was lost: 500 servers that lose their leases together come back spread.
-const REGRANT_JITTER: Duration = Duration::from_millis(250);
+/// Why a registration was lost whose lease is dead.
+const LEASE_ENDED: &str = "the lease expired or was revoked";
 
 /// The longest wait after a failed grant or claim, unless the first one is longer: a server is back within 3 s of etcd.
 const RETRY_MAX: Duration = Duration::from_secs(2);
