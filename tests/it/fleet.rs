@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tonic_etcd::{Discover, Registry};
 
+use crate::support::costs::Costs;
 use crate::support::etcd::{Cluster, Etcd};
-use crate::support::metrics::{started, watchers};
 use crate::support::proxy::Proxy;
 use crate::support::{LIMIT, eventually};
 
@@ -43,18 +43,18 @@ async fn fifty_services_share_one_watch_stream_and_one_connection() {
     let proxy = Proxy::start(etcd.address()).await;
     let registry = registry([proxy.url()]);
     let mut watches = watches(&registry, 50).await;
-    eventually("each is watched", LIMIT, async || watchers(&etcd).await == 50).await;
+    eventually("each is watched", LIMIT, async || Costs::of(&etcd).await.watchers() == 50).await;
     each_is_told(&etcd, &mut watches, 1).await;
-    assert_eq!(started(&etcd, "Watch").await, 1, "one stream for all");
+    assert_eq!(Costs::of(&etcd).await.calls("Watch"), 1, "one stream for all");
     assert_eq!(proxy.accepted(), 1, "on the connection that lists came over");
 
     let rest = watches.split_off(25);
     drop(rest);
-    eventually("half of them have ended", LIMIT, async || watchers(&etcd).await == 25).await;
+    eventually("half of them have ended", LIMIT, async || Costs::of(&etcd).await.watchers() == 25).await;
     each_is_told(&etcd, &mut watches, 2).await;
     drop(watches);
-    eventually("so have the others", LIMIT, async || watchers(&etcd).await == 0).await;
-    assert_eq!(started(&etcd, "Watch").await, 1, "no other stream was opened");
+    eventually("so have the others", LIMIT, async || Costs::of(&etcd).await.watchers() == 0).await;
+    assert_eq!(Costs::of(&etcd).await.calls("Watch"), 1, "no other stream was opened");
 }
 
 #[tokio::test]
@@ -63,17 +63,16 @@ async fn a_hundred_watches_wait_for_an_etcd_that_is_slow() {
     let proxy = Proxy::start(etcd.address()).await;
     let registry = registry([proxy.url()]);
     let mut watches = watches(&registry, 100).await;
-    eventually("each is watched", LIMIT, async || watchers(&etcd).await == 100).await;
-    let counts = async || [started(&etcd, "Watch").await, started(&etcd, "Range").await];
-    let before = counts().await;
-    // 3.5 s in each direction: longer than a call usually may take.
-    proxy.delay(Duration::from_millis(3_500));
+    eventually("each is watched", LIMIT, async || Costs::of(&etcd).await.watchers() == 100).await;
+    let before = Costs::of(&etcd).await;
+    // Longer than a call usually may take.
+    proxy.delay(Duration::from_secs(7));
     tokio::time::sleep(Duration::from_secs(30)).await;
-    proxy.forward();
+    proxy.delay(Duration::ZERO);
     each_is_told(&etcd, &mut watches, 1).await;
-    let after = counts().await;
-    assert_eq!(after[0], before[0], "no stream was opened anew");
-    assert!(after[1] - before[1] <= 10, "{} reads", after[1] - before[1]);
+    let spent = before.until_now().await;
+    assert_eq!(spent.calls("Watch"), 0, "no stream is opened anew: {spent:?}");
+    assert!(spent.calls("Range") <= 10, "{spent:?}");
     assert_eq!(proxy.accepted(), 1, "nor another connection");
 }
 
@@ -86,7 +85,7 @@ async fn watches_leave_a_member_for_all_others_and_go_back_when_it_is_there_agai
     for registry in &registries {
         discovers.extend(watches(registry, 1).await);
     }
-    let share = async |index: usize| usize::try_from(watchers(cluster.member(index)).await).expect("few");
+    let share = async |index: usize| usize::try_from(Costs::of(cluster.member(index)).await.watchers()).expect("few");
     let shares = async || [share(0).await, share(1).await, share(2).await];
     eventually("each is watched", LIMIT, async || shares().await.iter().sum::<usize>() == CLIENTS).await;
     let before = shares().await;

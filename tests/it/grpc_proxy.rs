@@ -6,9 +6,9 @@ use std::time::Duration;
 use tonic_etcd::{Instance, RegistrationStatus, Registry};
 
 use crate::support::changes::Changes;
+use crate::support::costs::Costs;
 use crate::support::etcd::Etcd;
 use crate::support::grpc_proxy::GrpcProxy;
-use crate::support::metrics::watchers;
 use crate::support::proxy::Proxy;
 use crate::support::server::EchoServer;
 use crate::support::{LIMIT, eventually};
@@ -109,7 +109,7 @@ async fn an_etcd_behind_a_grpc_proxy_that_is_killed_and_restarted_loses_nothing(
     assert!(world.changes.stays_quiet_for(TTL * 2).await, "no change is reported without it");
     world.etcd.restart().await;
     eventually("the server is registered", LIMIT, async || world.is_registered().await).await;
-    eventually("the watches are back", LIMIT, async || watchers(&world.etcd).await > 0).await;
+    eventually("the watches are back", LIMIT, async || Costs::of(&world.etcd).await.watchers() > 0).await;
     world.changes.expect_nothing_before(&world.etcd, "127.0.0.1:1").await;
     world.works().await;
     world.end().await;

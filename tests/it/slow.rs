@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tonic_etcd::{Instance, RegistrationStatus, Registry};
 
+use crate::support::costs::Costs;
 use crate::support::etcd::Etcd;
 use crate::support::figures;
-use crate::support::metrics::{renewals, started};
 use crate::support::proxy::Proxy;
 use crate::support::server::EchoServer;
 use crate::support::{LIMIT, eventually};
@@ -16,7 +16,7 @@ const DELAY: Duration = Duration::from_secs(7);
 
 const TTL: Duration = Duration::from_secs(15);
 
-/// How long answers are late: less than the watches of the keys take to doubt their member.
+/// How long answers are late.
 const SLOW: Duration = Duration::from_secs(12);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -29,23 +29,24 @@ async fn keepalives_that_are_answered_7_s_late_cost_no_connection_and_hardly_a_s
     for server in &servers {
         server.registration().registered().await.expect("it is not deregistered");
     }
-    eventually("the leases were renewed once", LIMIT, async || renewals(&etcd).await >= 3).await;
+    let renewals = async || Costs::of(&etcd).await.renewals();
+    eventually("the leases were renewed once", LIMIT, async || renewals().await >= 3).await;
     let leases: BTreeSet<i64> = etcd.leases().await.into_iter().collect();
-    let (connections, streams, kept) =
-        (proxy.accepted(), started(&etcd, "LeaseKeepAlive").await, renewals(&etcd).await);
+    let (connections, before) = (proxy.accepted(), Costs::of(&etcd).await);
 
     proxy.delay(DELAY);
     tokio::time::sleep(SLOW).await;
-    let now = (proxy.accepted(), started(&etcd, "LeaseKeepAlive").await, renewals(&etcd).await);
+    let (made, spent) = (proxy.accepted() - connections, before.until_now().await);
     proxy.delay(Duration::ZERO);
 
-    figures::at_most("connections made while answers are 7 s late", now.0 - connections, 0, "connections");
-    let streams = usize::try_from(now.1 - streams).expect("few");
+    figures::at_most("connections made while answers are 7 s late", made, 0, "connections");
+    let streams = usize::try_from(spent.calls("LeaseKeepAlive")).expect("few");
     figures::at_most("keepalive streams opened while answers are 7 s late", streams, 2, "streams");
     // Two or three renewals of each lease.
-    let sent = now.2 - kept;
+    let sent = spent.renewals();
     assert!((4..=12).contains(&sent), "{sent} renewals of three leases in {SLOW:?}");
-    eventually("the leases are renewed again", LIMIT, async || renewals(&etcd).await >= now.2 + 3).await;
+    let now = renewals().await;
+    eventually("the leases are renewed again", LIMIT, async || renewals().await >= now + 3).await;
     assert_eq!(etcd.leases().await.into_iter().collect::<BTreeSet<_>>(), leases, "each lease is kept");
     for server in &servers {
         let status = server.registration().status();

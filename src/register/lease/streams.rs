@@ -263,6 +263,7 @@ impl KeepaliveStream {
         mut responses: LeaseKeepAliveStream,
         delay: Duration,
     ) {
+        let _open = connection.hold_stream();
         let mut pending = Pending::new(delay, Instant::now());
         let mut refusals = self.cluster.refusal_watch();
         let mut is_replaced = false;

@@ -7,10 +7,10 @@ use tokio::time;
 use tonic_etcd::{Instance, Registration, Registry};
 
 use crate::support::changes::Changes;
+use crate::support::costs::Costs;
 use crate::support::etcd::Etcd;
 use crate::support::figures;
 use crate::support::grpc_proxy::GrpcProxy;
-use crate::support::metrics::started;
 use crate::support::proxy::Proxy;
 use crate::support::server::EchoServer;
 use crate::support::{LIMIT, eventually};
@@ -74,7 +74,7 @@ async fn two_thousand(etcd: &Etcd) -> Vec<Registration> {
 async fn calls(etcd: &Etcd) -> [usize; 4] {
     let mut counts = [0; 4];
     for (count, method) in counts.iter_mut().zip(CALLS) {
-        *count = usize::try_from(started(etcd, method).await).expect("a count");
+        *count = usize::try_from(Costs::of(etcd).await.calls(method)).expect("a count");
     }
     counts
 }
