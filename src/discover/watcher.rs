@@ -164,7 +164,8 @@ impl Drop for WatcherGuard {
 
 async fn run(guard: WatcherGuard, new_source: impl Fn() -> Source, mut membership: Membership) {
     let (mut source, mut revision) = (new_source(), 0);
-    let (mut pace, mut relist) = (Pace::new(Instant::now()), Relist::default());
+    let mut pace = Pace::new(Instant::now());
+    let mut relist = Relist::Unwanted { not_before: Instant::now() };
     loop {
         let update = {
             let mut next = pin!(source.next());
@@ -194,20 +195,20 @@ async fn run(guard: WatcherGuard, new_source: impl Fn() -> Source, mut membershi
             }
         };
         let now = Instant::now();
-        match update {
-            Some(update) => {
-                if update.revision().is_some() {
-                    revision = source.revision();
-                    pace.on_change();
-                }
-                take_in(&mut membership, update, now);
-            }
-            None => {
-                tracing::info!("service has room again; everything is listed anew");
-                relist.on_list(now);
-                source = new_source();
-            }
+        let Some(update) = update else {
+            tracing::info!("service has room again; everything is listed anew");
+            relist.on_list_start();
+            source = new_source();
+            continue;
+        };
+        if update.revision().is_some() {
+            revision = source.revision();
+            pace.on_change();
         }
+        if matches!(update, Update::Listed(_)) {
+            relist.on_list_end(now);
+        }
+        take_in(&mut membership, update, now);
     }
 }
 
@@ -260,29 +261,44 @@ impl Pace {
     }
 }
 
-/// When a service is listed anew because keys that were cut off may have room now.
-#[derive(Debug, Default)]
-struct Relist {
-    due: Option<Instant>,
-    last: Option<Instant>,
+/// When a service is listed anew because keys that were cut off have room now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Relist {
+    /// No key was cut off, or none has room.
+    Unwanted { not_before: Instant },
+    /// There is room.
+    Due { at: Instant, not_before: Instant },
+    /// The list is under way.
+    Listing,
 }
 
 impl Relist {
-    fn due(&self) -> Option<Instant> {
-        self.due
-    }
-
-    fn set_wanted(&mut self, is_wanted: bool, now: Instant) {
-        if !is_wanted {
-            self.due = None;
-        } else if self.due.is_none() {
-            let soon = now + up_to(RELIST_WITHIN);
-            self.due = Some(self.last.map_or(soon, |last| soon.max(last + spread(RELIST_INTERVAL, 0.2))));
+    fn due(self) -> Option<Instant> {
+        match self {
+            Self::Due { at, .. } => Some(at),
+            Self::Unwanted { .. } | Self::Listing => None,
         }
     }
 
-    fn on_list(&mut self, now: Instant) {
-        (self.due, self.last) = (None, Some(now));
+    fn set_wanted(&mut self, is_wanted: bool, now: Instant) {
+        *self = match *self {
+            Self::Unwanted { not_before } if is_wanted => {
+                Self::Due { at: not_before.max(now + up_to(RELIST_WITHIN)), not_before }
+            }
+            Self::Due { not_before, .. } if !is_wanted => Self::Unwanted { not_before },
+            other => other,
+        };
+    }
+
+    fn on_list_start(&mut self) {
+        *self = Self::Listing;
+    }
+
+    /// A list is complete, this one or another.
+    fn on_list_end(&mut self, now: Instant) {
+        if *self == Self::Listing {
+            *self = Self::Unwanted { not_before: now + spread(RELIST_INTERVAL, 0.2) };
+        }
     }
 }
 
@@ -359,17 +375,22 @@ pub(super) mod tests {
     #[test]
     fn a_service_that_has_room_all_the_time_is_listed_once_a_minute() {
         let begin = Instant::now();
-        let mut relist = Relist::default();
+        let mut relist = Relist::Unwanted { not_before: begin };
         relist.set_wanted(false, begin);
         assert_eq!(relist.due(), None);
         relist.set_wanted(true, begin);
         let due = relist.due().expect("there is room");
         assert!(due <= begin + RELIST_WITHIN);
         relist.set_wanted(true, begin);
+        relist.on_list_end(begin);
         assert_eq!(relist.due(), Some(due), "its time stands");
         relist.set_wanted(false, begin);
         assert_eq!(relist.due(), None, "the room was taken");
-        relist.on_list(begin);
+        relist.set_wanted(true, begin);
+        relist.on_list_start();
+        relist.set_wanted(true, begin + RELIST_INTERVAL * 2);
+        assert_eq!(relist.due(), None, "a list that takes long is not begun again");
+        relist.on_list_end(begin);
         relist.set_wanted(true, begin + RELIST_WITHIN);
         let due = relist.due().expect("there is room");
         assert!(due >= begin + RELIST_INTERVAL.mul_f64(0.8) && due <= begin + RELIST_INTERVAL.mul_f64(1.2));

@@ -173,7 +173,7 @@ impl Balancer {
                     }
                 }
                 snapshot = AssertUnwindSafe(inputs.snapshots.next()).catch_unwind() => match snapshot {
-                    Ok(Some(snapshot)) => self.on_snapshot(snapshot),
+                    Ok(Some(snapshot)) => self.on_snapshot(&snapshot),
                     // A list that ends is final, and so is one of the user's that panics.
                     Ok(None) | Err(_) => inputs.snapshots = futures_util::stream::pending().boxed(),
                 },
@@ -198,7 +198,7 @@ impl Balancer {
     }
 
     /// Subchannels of instances that stay are kept, and updated. What it costs goes by what changed.
-    fn on_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+    fn on_snapshot(&mut self, snapshot: &Arc<Snapshot>) {
         let now = Instant::now();
         self.list = List::Known;
         // Also an empty list is news: calls that waited for it fail now.
@@ -206,7 +206,7 @@ impl Balancer {
         let before = mem::replace(&mut self.snapshot, snapshot.clone());
         if let Some(subset) = self.config.subset {
             let was_selected = |address: &Address| self.subchannels.find(address).is_some();
-            self.order.on_snapshot(subset, self.config.zone.as_ref(), was_selected, (&before, &snapshot));
+            self.order.on_snapshot(subset, self.config.zone.as_ref(), was_selected, (&before, snapshot));
         }
         let (mut left, mut joined) = (Vec::new(), Vec::new());
         for difference in snapshot.changes_since(&before) {

@@ -193,13 +193,11 @@ impl KeyIndex {
     pub(super) fn lose(&mut self, segment: &str, now: Instant) -> bool {
         let Some((segment, indexed)) = self.keys.get_key_value(segment) else { return false };
         let (segment, address) = (segment.clone(), indexed.key.instance.address.clone());
-        match self.addresses.get_mut(&address) {
-            Some(of_address @ AddressKeys::One(_)) => *of_address = AddressKeys::Missing(segment.clone()),
-            _ => {
-                self.remove(&segment);
-                return false;
-            }
-        }
+        let Some(of_address @ AddressKeys::One(_)) = self.addresses.get_mut(&address) else {
+            self.remove(&segment);
+            return false;
+        };
+        *of_address = AddressKeys::Missing(segment.clone());
         if let Some(indexed) = self.keys.get_mut(&segment) {
             indexed.missing = Some(now);
         }
