@@ -18,7 +18,7 @@ mod snapshots;
 mod stream;
 mod watcher;
 
-pub(crate) use self::membership::{DEFAULT_HOLD, Layout};
+pub(crate) use self::membership::{BYTES_PER_INSTANCE, DEFAULT_HOLD, Layout, Limits};
 pub(crate) use self::snapshots::Snapshots;
 pub use self::stream::Discover;
 pub(crate) use self::watcher::Watchers;

@@ -1,6 +1,7 @@
 //! The newest snapshot of a service: a watcher's own, or one that is merged from those of several registries.
 //!
-//! A merge has no task and no memory: each call makes it from what the watchers know now.
+//! A merge has no task: each call makes it from what the watchers know now, and from the merge before, as far as that
+//! still holds.
 
 use std::future;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio::time::{Instant, sleep_until};
 
 use super::watcher::Listener;
-use crate::snapshot::{Member, MemberState, Snapshot};
+use crate::snapshot::{Member, MemberList, MemberState, Snapshot};
 
 /// The newest snapshot of a service.
 #[derive(Debug, Clone)]
@@ -59,9 +60,9 @@ impl Snapshots {
         let whole = match parts.as_mut_slice() {
             [Some(alone)] => alone.clone(),
             parts => {
-                let whole = merge(parts.iter().flatten());
+                let whole = merge(self.merged.as_ref(), parts);
                 let before = self.merged.take().map(|merged| merged.whole);
-                before.filter(|before| before.members() == whole.members()).unwrap_or_else(|| Arc::new(whole))
+                before.filter(|before| before.is_same(&whole)).unwrap_or_else(|| Arc::new(whole))
             }
         };
         self.merged = Some(Merged { parts, whole: whole.clone() });
@@ -130,21 +131,28 @@ fn is_same(a: &[Option<Arc<Snapshot>>], b: &[Option<Arc<Snapshot>>]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(is_same)
 }
 
-/// Every instance of the parts once: as in the first part that has it, with a state merged from all.
-fn merge<'a>(parts: impl Iterator<Item = &'a Arc<Snapshot>>) -> Snapshot {
-    let mut revision = 0;
-    let mut members: Vec<&Member> = Vec::new();
-    for part in parts {
-        revision = revision.max(part.revision());
-        members.extend(part.iter());
+/// Every instance of the parts once: as in the first part that has it, with a state merged from all. Only addresses
+/// about which a part says something else than in the merge `before` are merged anew.
+fn merge(before: Option<&Merged>, parts: &[Option<Arc<Snapshot>>]) -> Snapshot {
+    let nothing = Snapshot::new(0, Vec::new());
+    let mut addresses = Vec::new();
+    for (index, part) in parts.iter().enumerate() {
+        let part_before = before.and_then(|before| before.parts.get(index)?.as_deref()).unwrap_or(&nothing);
+        let differences = part.as_deref().unwrap_or(&nothing).changes_since(part_before);
+        addresses.extend(differences.map(|difference| difference.address().clone()));
     }
-    // Stable: of two with one address, the one of the earlier part stays in front.
-    members.sort_by(|a, b| a.instance().address.cmp(&b.instance().address));
-    let merged = members.chunk_by(|a, b| a.instance().address == b.instance().address).map(|same| {
-        let first = same[0];
-        Member::new(first.shared_instance().clone(), first.lease(), state(same))
+    addresses.sort_unstable();
+    addresses.dedup();
+    let known = || parts.iter().flatten();
+    let updates = addresses.into_iter().map(|address| {
+        let same: Vec<&Member> = known().filter_map(|part| part.get(&address)).collect();
+        let first = same.first();
+        let member = first.map(|first| Member::new(first.shared_instance().clone(), first.lease(), state(&same)));
+        (address, member)
     });
-    Snapshot::new(revision, merged.collect())
+    let members = before.map_or_else(MemberList::default, |before| before.whole.members().clone());
+    let revision = known().map(|part| part.revision()).max().unwrap_or(0);
+    Snapshot::of_list(revision, members.updated(updates.collect()), known().map(|part| part.cut_off()).sum())
 }
 
 /// Live if one of them is, since a server may leave one registry and stay in another. Else draining if one of them is:
@@ -259,7 +267,7 @@ mod tests {
         ] {
             for (first, second) in [(one, other), (other, one)] {
                 let parts = [snapshot(3, &[("a:1", 1, 7, first)]), snapshot(5, &[("a:1", 2, 8, second)])];
-                let whole = merge(parts.iter());
+                let whole = merge(None, &parts.map(Some));
                 assert_eq!(show(&whole), [format!("a:1 weight 1 lease 7 {merged:?}")], "{first:?} and {second:?}");
                 assert_eq!(whole.revision(), 5, "the highest of both");
             }
@@ -344,6 +352,22 @@ mod tests {
 
     proptest! {
         #[test]
+        fn a_merge_that_is_made_of_the_one_before_is_the_one_made_from_scratch(
+            history in prop::collection::vec((0..3_usize, prop::collection::btree_map(0..9u8, (1..9u16, 0..3u8), 0..9)), 1..9),
+        ) {
+            let (mut parts, mut before) = (vec![None; 3], None);
+            for (which, members) in history {
+                let names: Vec<String> = members.keys().map(|n| format!("{}:1", char::from(b'a' + n))).collect();
+                let state = |state: &u8| [Live, Draining, Suspect][usize::from(*state)];
+                let members: Vec<_> = members.values().zip(&names).map(|((weight, n), name)| (name.as_str(), *weight, 7, state(n))).collect();
+                parts[which] = Some(snapshot(1, &members));
+                let whole = merge(before.as_ref(), &parts);
+                prop_assert_eq!(&whole, &merge(None, &parts));
+                before = Some(Merged { parts: parts.clone(), whole: Arc::new(whole) });
+            }
+        }
+
+        #[test]
         fn a_merge_has_every_address_once_as_the_first_says(
             parts in prop::collection::vec(prop::collection::btree_map(0..9u8, (1..99u16, 0..3u8), 0..9), 0..4),
         ) {
@@ -360,7 +384,7 @@ mod tests {
                     snapshot(1, &members)
                 })
                 .collect();
-            let merged = merge(yielded.iter());
+            let merged = merge(None, &yielded.iter().cloned().map(Some).collect::<Vec<_>>());
             let addresses: BTreeSet<String> = parts.iter().flat_map(|part| part.keys().map(name)).collect();
             prop_assert_eq!(merged.len(), addresses.len());
             for member in merged.iter() {

@@ -14,7 +14,7 @@ use tower::discover::Change;
 use super::feeder;
 use super::snapshots::Snapshots;
 use crate::instance::{Address, Instance, ServiceName};
-use crate::snapshot::{Difference, Member, Snapshot, diff, open};
+use crate::snapshot::{Difference, Member, Snapshot};
 
 /// The instances of a service, as a tower [`Discover`](tower::discover::Discover): a stream of changes that never ends.
 ///
@@ -149,15 +149,19 @@ impl fmt::Debug for Discover {
 
 /// What turns one snapshot into the other.
 fn changes(old: &Snapshot, new: &Snapshot) -> VecDeque<Change<Address, Instance>> {
-    let change = |difference: Difference<&Member, &Member>| match difference {
-        Difference::Left(left) => Some(Change::Remove(left.instance().address.clone())),
-        Difference::Kept(old, new) if old.instance() == new.instance() => None,
-        Difference::Joined(member) | Difference::Kept(_, member) => {
-            let instance = member.instance().clone();
-            Some(Change::Insert(instance.address.clone(), instance))
-        }
+    let insert = |member: &Member| Change::Insert(member.address().clone(), member.instance().clone());
+    let remove = |member: &Member| Change::Remove(member.address().clone());
+    let change = |difference: Difference<'_>| match difference {
+        Difference::Left(left) => left.is_open().then(|| remove(left)),
+        Difference::Joined(joined) => joined.is_open().then(|| insert(joined)),
+        Difference::Changed(old, new) => match (old.is_open(), new.is_open()) {
+            (true, true) => (old.instance() != new.instance()).then(|| insert(new)),
+            (false, true) => Some(insert(new)),
+            (true, false) => Some(remove(old)),
+            (false, false) => None,
+        },
     };
-    diff(open(old), open(new)).filter_map(change).collect()
+    new.changes_since(old).filter_map(change).collect()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::membership::{Complaints, Layout, Membership};
+use crate::backoff::{spread, up_to};
 use crate::error::ConfigError;
 use crate::etcd::{Cluster, Range, Source, Update};
 use crate::instance::ServiceName;
@@ -106,7 +107,8 @@ impl Watchers {
         drop(running);
         let span = tracing::info_span!(parent: None, "watch", %service);
         let guard = WatcherGuard { watchers: self.clone(), service: service.clone(), publisher };
-        let source = Source::new(self.cluster.clone(), Range::below(self.layout.range(service)), ANTI_ENTROPY);
+        let (cluster, range) = (self.cluster.clone(), self.layout.range(service));
+        let source = move || Source::new(cluster.clone(), Range::below(range.clone()), ANTI_ENTROPY);
         let membership = Membership::new(self.layout.clone(), service.clone(), Complaints::default());
         runtime.spawn(run(guard, source, membership).instrument(span));
         Ok(listen(latest))
@@ -136,16 +138,18 @@ impl WatcherGuard {
         idle
     }
 
-    fn publish(&self, membership: &Membership, revision: i64) {
+    /// Publishes what is known, if that is not what was published last. Returns whether it was news.
+    fn publish(&self, membership: &mut Membership, revision: i64) -> bool {
         let snapshot = membership.snapshot(revision);
         self.publisher.send_if_modified(|published| {
-            let changed = published.as_ref().is_none_or(|old| old.members() != snapshot.members());
-            if changed {
-                tracing::debug!(revision, instances = snapshot.len(), "snapshot published");
+            let is_news = published.as_ref().is_none_or(|old| !old.is_same(&snapshot));
+            if is_news {
+                let (instances, cut_off) = (snapshot.len(), snapshot.cut_off());
+                tracing::debug!(revision, instances, cut_off, "snapshot published");
                 *published = Some(Arc::new(snapshot));
             }
-            changed
-        });
+            is_news
+        })
     }
 }
 
@@ -158,46 +162,142 @@ impl Drop for WatcherGuard {
     }
 }
 
-async fn run(guard: WatcherGuard, mut source: Source, mut membership: Membership) {
-    // How many updates are in the membership and in no snapshot yet: updates that come together are published together.
-    let mut unpublished = 0;
+async fn run(guard: WatcherGuard, new_source: impl Fn() -> Source, mut membership: Membership) {
+    let (mut source, mut revision) = (new_source(), 0);
+    let mut pace = Pace::new(Instant::now());
+    let mut relist = Relist::Unwanted { not_before: Instant::now() };
     loop {
-        let revision = source.revision();
-        let mut next = pin!(source.next());
-        let update = loop {
-            let deadline = membership.deadline();
-            tokio::select! {
-                biased;
-                () = guard.publisher.closed() => {
-                    if guard.retire_if_idle() {
-                        tracing::debug!("watch stopped: no listener is left");
-                        return;
+        let update = {
+            let mut next = pin!(source.next());
+            loop {
+                let now = Instant::now();
+                if pace.is_due(now) {
+                    pace.on_published(guard.publish(&mut membership, revision), now);
+                }
+                relist.set_wanted(membership.has_room_again(), now);
+                tokio::select! {
+                    biased;
+                    () = guard.publisher.closed() => {
+                        if guard.retire_if_idle() {
+                            tracing::debug!("watch stopped: no listener is left");
+                            return;
+                        }
                     }
-                }
-                update = &mut next, if unpublished < UPDATES_AT_ONCE => break update,
-                () = std::future::ready(()), if unpublished > 0 => {
-                    guard.publish(&membership, revision);
-                    unpublished = 0;
-                }
-                () = sleep_until(deadline) => {
-                    membership.on_deadline(Instant::now());
-                    guard.publish(&membership, revision);
+                    () = sleep_until(pace.due()) => {}
+                    update = &mut next => break Some(update),
+                    () = sleep_until(membership.deadline()) => {
+                        let now = Instant::now();
+                        membership.on_deadline(now);
+                        pace.on_published(guard.publish(&mut membership, revision), now);
+                    }
+                    () = sleep_until(relist.due()) => break None,
                 }
             }
         };
         let now = Instant::now();
-        unpublished += usize::from(update.revision().is_some());
-        match update {
-            Update::Page { is_first, kvs } => {
-                if is_first {
-                    membership.on_list_start();
-                }
-                for kv in kvs {
-                    membership.on_listed_key(&kv, now);
-                }
+        let Some(update) = update else {
+            tracing::info!("service has room again; everything is listed anew");
+            relist.on_list_start();
+            source = new_source();
+            continue;
+        };
+        if update.revision().is_some() {
+            revision = source.revision();
+            pace.on_change();
+        }
+        if matches!(update, Update::Listed(_)) {
+            relist.on_list_end(now);
+        }
+        take_in(&mut membership, update, now);
+    }
+}
+
+fn take_in(membership: &mut Membership, update: Update, now: Instant) {
+    match update {
+        Update::Page { is_first, kvs } => {
+            if is_first {
+                membership.on_list_start();
             }
-            Update::Listed(_) => membership.on_list_end(now),
-            Update::Events(_, events) => membership.on_events(events, now),
+            for kv in kvs {
+                membership.on_listed_key(&kv, now);
+            }
+        }
+        Update::Listed(_) => membership.on_list_end(now),
+        Update::Events(_, events) => membership.on_events(events, now),
+    }
+}
+
+/// When what is known is published: the first change at once, and then once an interval while there are changes.
+#[derive(Debug)]
+struct Pace {
+    has_changed: bool,
+    not_before: Instant,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { has_changed: false, not_before: now }
+    }
+
+    /// When there is something to publish; `None` where there is nothing.
+    fn due(&self) -> Option<Instant> {
+        self.has_changed.then_some(self.not_before)
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.due().is_some_and(|due| due <= now)
+    }
+
+    fn on_change(&mut self) {
+        self.has_changed = true;
+    }
+
+    /// All that is known was published, if it was news.
+    fn on_published(&mut self, was_news: bool, now: Instant) {
+        self.has_changed = false;
+        if was_news {
+            self.not_before = now + PUBLISH_INTERVAL;
+        }
+    }
+}
+
+/// When a service is listed anew because keys that were cut off have room now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Relist {
+    /// No key was cut off, or none has room.
+    Unwanted { not_before: Instant },
+    /// There is room.
+    Due { at: Instant, not_before: Instant },
+    /// The list is under way.
+    Listing,
+}
+
+impl Relist {
+    fn due(self) -> Option<Instant> {
+        match self {
+            Self::Due { at, .. } => Some(at),
+            Self::Unwanted { .. } | Self::Listing => None,
+        }
+    }
+
+    fn set_wanted(&mut self, is_wanted: bool, now: Instant) {
+        *self = match *self {
+            Self::Unwanted { not_before } if is_wanted => {
+                Self::Due { at: not_before.max(now + up_to(RELIST_WITHIN)), not_before }
+            }
+            Self::Due { not_before, .. } if !is_wanted => Self::Unwanted { not_before },
+            other => other,
+        };
+    }
+
+    fn on_list_start(&mut self) {
+        *self = Self::Listing;
+    }
+
+    /// A list is complete, this one or another.
+    fn on_list_end(&mut self, now: Instant) {
+        if *self == Self::Listing {
+            *self = Self::Unwanted { not_before: now + spread(RELIST_INTERVAL, 0.2) };
         }
     }
 }
@@ -209,14 +309,21 @@ const RESUBSCRIBE_PAUSE: Duration = Duration::from_millis(100);
 /// How often a list verifies the watch without any cause: cheap insurance against unforeseen faults.
 const ANTI_ENTROPY: Duration = Duration::from_secs(300);
 
-/// How many updates that are there at the same moment go into one snapshot: leases that run out together are reported
-/// one by one, and a snapshot of thousands for each of thousands would take minutes.
-const UPDATES_AT_ONCE: usize = 100;
+/// How often a snapshot is published at most while one change follows the other: a restart of thousands of servers is
+/// hundreds of changes a second, and each snapshot wakes every channel. No one sees the difference of 20 ms.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How soon a service is listed after there is room for keys that were cut off: not all clients at one moment, and not
+/// for room that the next server takes at once.
+const RELIST_WITHIN: Duration = Duration::from_secs(5);
+
+/// How often that happens at most: a service at its limit whose servers come and go has room all the time.
+const RELIST_INTERVAL: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::discover::DEFAULT_HOLD;
+    use crate::discover::{DEFAULT_HOLD, Limits};
     use crate::etcd::parse_endpoints;
     use crate::format::Kitex;
 
@@ -229,12 +336,64 @@ pub(super) mod tests {
     fn nowhere() -> Arc<Watchers> {
         let urls = ["http://127.0.0.1:1".to_owned()];
         let endpoints = parse_endpoints(&urls, None, Duration::from_secs(1)).expect("a good URL");
-        let layout = Layout { base: "p/".into(), format: Arc::new(Kitex), default_weight: 10, hold: DEFAULT_HOLD };
+        let layout = Layout {
+            base: "p/".into(),
+            format: Arc::new(Kitex),
+            default_weight: 10,
+            hold: DEFAULT_HOLD,
+            limits: Limits::default(),
+        };
         Watchers::new(Arc::new(Cluster::new(endpoints, None)), layout)
     }
 
     fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+    }
+
+    #[test]
+    fn the_first_change_is_published_at_once_and_the_others_once_an_interval() {
+        let begin = Instant::now();
+        let mut pace = Pace::new(begin);
+        assert_eq!(pace.due(), None, "there is nothing yet");
+        pace.on_change();
+        assert!(pace.is_due(begin), "the first one at once");
+        pace.on_published(true, begin);
+        assert_eq!(pace.due(), None);
+        let soon = begin + PUBLISH_INTERVAL / 2;
+        pace.on_change();
+        pace.on_change();
+        assert!(!pace.is_due(soon) && pace.due() == Some(begin + PUBLISH_INTERVAL), "the next ones together");
+        pace.on_published(true, begin + PUBLISH_INTERVAL);
+        assert_eq!(pace.due(), None, "nothing is left");
+        let calm = begin + PUBLISH_INTERVAL * 3;
+        pace.on_change();
+        pace.on_published(false, calm);
+        pace.on_change();
+        assert!(pace.is_due(calm), "what was no news delays none");
+    }
+
+    #[test]
+    fn a_service_that_has_room_all_the_time_is_listed_once_a_minute() {
+        let begin = Instant::now();
+        let mut relist = Relist::Unwanted { not_before: begin };
+        relist.set_wanted(false, begin);
+        assert_eq!(relist.due(), None);
+        relist.set_wanted(true, begin);
+        let due = relist.due().expect("there is room");
+        assert!(due <= begin + RELIST_WITHIN);
+        relist.set_wanted(true, begin);
+        relist.on_list_end(begin);
+        assert_eq!(relist.due(), Some(due), "its time stands");
+        relist.set_wanted(false, begin);
+        assert_eq!(relist.due(), None, "the room was taken");
+        relist.set_wanted(true, begin);
+        relist.on_list_start();
+        relist.set_wanted(true, begin + RELIST_INTERVAL * 2);
+        assert_eq!(relist.due(), None, "a list that takes long is not begun again");
+        relist.on_list_end(begin);
+        relist.set_wanted(true, begin + RELIST_WITHIN);
+        let due = relist.due().expect("there is room");
+        assert!(due >= begin + RELIST_INTERVAL.mul_f64(0.8) && due <= begin + RELIST_INTERVAL.mul_f64(1.2));
     }
 
     #[test]

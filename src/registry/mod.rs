@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::channel::ChannelBuilder;
-use crate::discover::{DEFAULT_HOLD, Discover, Layout, Watchers};
+use crate::discover::{BYTES_PER_INSTANCE, DEFAULT_HOLD, Discover, Layout, Limits, Watchers};
 use crate::error::{ConfigError, RegistryError};
 use crate::etcd::{Cluster, Credentials, Provider, Tls, parse_endpoints, without_user};
 use crate::format::{Format, Kitex};
@@ -55,6 +55,8 @@ impl Registry {
             default_weight: Instance::DEFAULT_WEIGHT,
             dial_timeout: DEFAULT_DIAL_TIMEOUT,
             removal_hold: DEFAULT_HOLD,
+            max_instances: Limits::default().instances,
+            max_service_bytes: None,
             provider: None,
             tls: None,
         }
@@ -121,8 +123,8 @@ impl Registry {
     /// that wants to follow them uses [`discover`](Self::discover).
     ///
     /// It reads as `discover` does, with the same limits: values that cannot be read are left out and logged, several
-    /// keys of one address are one instance, at most 10,000 keys count. A service without instances is an empty
-    /// snapshot.
+    /// keys of one address are one instance, and no more are read than
+    /// [`max_instances`](RegistryBuilder::max_instances) says. A service without instances is an empty snapshot.
     ///
     /// # Errors
     ///
@@ -180,6 +182,8 @@ pub struct RegistryBuilder {
     default_weight: u16,
     dial_timeout: Duration,
     removal_hold: Duration,
+    max_instances: usize,
+    max_service_bytes: Option<usize>,
     provider: Option<Provider>,
     tls: Option<Tls>,
 }
@@ -222,6 +226,29 @@ impl RegistryBuilder {
     /// crashes counts: it is listed for its TTL and this time.
     pub fn removal_hold(mut self, hold: Duration) -> Self {
         self.removal_hold = hold;
+        self
+    }
+
+    /// How many instances of one service clients know at most, counted by their keys, 1 to 1,000,000. Defaults to
+    /// 10,000: keys that are written without end, by mistake or otherwise, must not fill the memory of every client.
+    ///
+    /// Keys beyond are left out, the last ones of a list first. The log says so, and so does
+    /// [`Snapshot::cut_off`](crate::snapshot::Snapshot::cut_off). One that was left out comes in soon after others
+    /// left: within 5 s, or a minute where that goes on and on. A channel to a service of thousands is best given a
+    /// [`subset`](crate::ChannelBuilder::subset).
+    pub fn max_instances(mut self, instances: usize) -> Self {
+        self.max_instances = instances;
+        self
+    }
+
+    /// About how many bytes of memory the instances of one service may take with their keys, in each registry of a
+    /// process; at least 1 MiB. Defaults to 32 MiB for every 10,000 of [`max_instances`](Self::max_instances), which is
+    /// room for 25 tags an instance.
+    ///
+    /// Where there is no room, new keys are left out as beyond `max_instances`, and known ones keep the value that they
+    /// had. An instance without tags takes about 500 bytes.
+    pub fn max_service_bytes(mut self, bytes: usize) -> Self {
+        self.max_service_bytes = Some(bytes);
         self
     }
 
@@ -283,6 +310,7 @@ impl RegistryBuilder {
     ///
     /// An empty list of endpoints, a bad URL, a bad prefix, an option out of its range, or TLS without trusted roots.
     pub fn build(self) -> Result<Registry, ConfigError> {
+        let limits = self.limits()?;
         let prefix = self.prefix.unwrap_or_else(|| self.format.default_prefix().to_owned());
         let base = parse_prefix(&prefix)?;
         if self.default_weight == 0 {
@@ -304,11 +332,26 @@ impl RegistryBuilder {
             format: self.format.clone(),
             default_weight: self.default_weight,
             hold: self.removal_hold.min(MAX_HOLD),
+            limits,
         };
         Ok(Registry {
             registrar: Registrar::new(cluster.clone(), base, self.format),
             watchers: Watchers::new(cluster, layout),
         })
+    }
+
+    fn limits(&self) -> Result<Limits, ConfigError> {
+        let instances = self.max_instances;
+        if !(1..=MOST_INSTANCES).contains(&instances) {
+            let (option, value) = ("max_instances", instances.to_string());
+            return Err(ConfigError::Option { option, value, expected: "1 to 1000000" });
+        }
+        let bytes = self.max_service_bytes.unwrap_or((instances * BYTES_PER_INSTANCE).max(LEAST_SERVICE_BYTES));
+        if bytes < LEAST_SERVICE_BYTES {
+            let (option, value) = ("max_service_bytes", bytes.to_string());
+            return Err(ConfigError::Option { option, value, expected: "at least 1048576" });
+        }
+        Ok(Limits { instances, bytes })
     }
 }
 
@@ -350,6 +393,12 @@ fn parse_prefix(prefix: &str) -> Result<String, ConfigError> {
 /// member.
 const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The most that `max_instances` takes: a list of more takes etcd itself longer than clients wait for it.
+const MOST_INSTANCES: usize = 1_000_000;
+
+/// The least that `max_service_bytes` takes: the largest instances that are read fit a few times.
+const LEAST_SERVICE_BYTES: usize = 1024 * 1024;
+
 /// The longest hold: a year stands for ever, without overflowing a clock.
 const MAX_HOLD: Duration = Duration::from_secs(365 * 86_400);
 
@@ -376,6 +425,11 @@ mod tests {
         assert!(build(Registry::builder(["http://"])).is_err_and(|error| error.contains("http://")));
         assert!(build(good().prefix("a//b")).is_err_and(|error| error.contains("a//b")));
         assert!(build(good().default_weight(0)).is_err_and(|error| error.contains("default_weight")));
+        assert!(build(good().max_instances(0)).is_err_and(|error| error.contains("max_instances")));
+        assert!(build(good().max_instances(1_000_001)).is_err_and(|error| error.contains("1000001")));
+        assert!(build(good().max_service_bytes(1_000)).is_err_and(|error| error.contains("max_service_bytes")));
+        assert_eq!(build(good().max_instances(1).max_service_bytes(1024 * 1024)), Ok(()));
+        assert_eq!(build(good().max_instances(1_000_000)), Ok(()));
         assert!(build(good().dial_timeout(Duration::ZERO)).is_err_and(|error| error.contains("dial_timeout")));
         assert!(build(good().auth("", "secret")).is_err_and(|error| !error.contains("secret")));
     }

@@ -25,6 +25,7 @@ mod herd;
 mod inside;
 mod interop;
 mod kitex;
+mod large;
 mod leaves;
 mod mass_expiry;
 mod members;

@@ -12,7 +12,9 @@
 //! | `connecting` | transports -> connections that are driven |
 //! | `publish` | subchannels -> the ready set, or the reason for none |
 //! | `eject`, `evidence` | evidence -> ejections and returns, within the limit |
+//! | `select` | the order of a subset -> the instances that are used |
 //! | `subset`, `zone`, `slow_start`, `config` | which instances are used, and the share of each |
+//! | `subchannels` | all of them, in order |
 //! | `agenda`, `pulse` | what is due later, and whether that came far too late |
 //! | `health` | `grpc.health.v1` answers -> feedback |
 
@@ -26,7 +28,9 @@ mod evidence;
 mod health;
 mod publish;
 mod pulse;
+mod select;
 mod slow_start;
+mod subchannels;
 mod subset;
 mod zone;
 
@@ -46,11 +50,12 @@ use self::dialer::{Attempt, Dialer};
 use self::evidence::Evidence;
 use self::publish::Published;
 use self::pulse::Pulse;
-use self::subset::{MANY, SubsetOrder};
+use self::subchannels::Subchannels;
+use self::subset::SubsetOrder;
 use super::picks::{LbState, PickQueue};
-use super::subchannel::{Connectivity, Effects, FeedbackEvent, Input, Publish, Reports, Shared, Subchannel, Wake};
+use super::subchannel::{Connectivity, Effects, FeedbackEvent, Input, Publish, Reports, Subchannel, Wake};
 use crate::instance::Address;
-use crate::snapshot::{Difference, HasAddress, Member, Snapshot, diff};
+use crate::snapshot::{Difference, Member, Snapshot};
 use crate::time::sleep_until;
 
 pub(crate) use self::config::BalanceConfig;
@@ -66,10 +71,10 @@ pub(crate) struct Balancer {
     connect: ConnectConfig,
     reports: Reports,
     changed: watch::Sender<()>,
-    /// One per member of the last snapshot, ordered by address.
-    subchannels: Vec<Subchannel>,
-    /// Their shared halves, in the same order.
-    shared: Arc<[Arc<Shared>]>,
+    /// The last snapshot.
+    snapshot: Arc<Snapshot>,
+    /// One per member of it; with a subset, one per member that was ever selected.
+    subchannels: Subchannels,
     order: SubsetOrder,
     dialer: Dialer,
     agenda: Agenda,
@@ -132,8 +137,8 @@ impl Balancer {
             connect,
             reports,
             changed,
-            subchannels: Vec::new(),
-            shared: Arc::new([]),
+            snapshot: Arc::new(Snapshot::new(0, Vec::new())),
+            subchannels: Subchannels::new(),
             order: SubsetOrder::default(),
             dialer,
             agenda: Agenda::default(),
@@ -192,68 +197,57 @@ impl Balancer {
         [self.agenda.next(), self.dialer.next_release()].into_iter().flatten().min()
     }
 
-    /// Subchannels of instances that stay are kept, and updated.
-    fn on_snapshot(&mut self, snapshot: &Snapshot) {
+    /// Subchannels of instances that stay are kept, and updated. What it costs goes by what changed.
+    fn on_snapshot(&mut self, snapshot: &Arc<Snapshot>) {
         let now = Instant::now();
         self.list = List::Known;
         // Also an empty list is news: calls that waited for it fail now.
         self.publish = self.publish.max(Publish::Status);
-        let mut known = mem::take(&mut self.subchannels);
-        let is_known = |(known, member): (&Subchannel, &Member)| *known.address() == member.instance().address;
-        if known.len() == snapshot.len() && known.iter().zip(snapshot.iter()).all(is_known) {
-            for (subchannel, member) in known.iter_mut().zip(snapshot.iter()) {
-                self.update(subchannel, member, now);
-            }
-            self.subchannels = known;
-            return;
+        let before = mem::replace(&mut self.snapshot, snapshot.clone());
+        if let Some(subset) = self.config.subset {
+            let was_selected = |address: &Address| self.subchannels.find(address).is_some();
+            self.order.on_snapshot(subset, self.config.zone.as_ref(), was_selected, (&before, snapshot));
         }
-        let mut subchannels = Vec::with_capacity(snapshot.len());
-        for difference in diff(known, snapshot.iter()) {
+        let (mut left, mut joined) = (Vec::new(), Vec::new());
+        for difference in snapshot.changes_since(&before) {
             match difference {
-                Difference::Kept(mut subchannel, member) => {
-                    self.update(&mut subchannel, member, now);
-                    subchannels.push(subchannel);
+                Difference::Changed(_, member) => self.update(member, now),
+                Difference::Joined(member) => joined.extend(self.admit(member)),
+                Difference::Left(member) => {
+                    tracing::info!(address = %member.address(), "instance removed");
+                    left.extend(self.find(member.address()));
                 }
-                Difference::Joined(member) => subchannels.push(self.admit(member)),
-                Difference::Left(subchannel) => self.remove(subchannel),
             }
         }
-        self.subchannels = subchannels;
-        self.shared = self.subchannels.iter().map(|subchannel| subchannel.shared().clone()).collect();
+        for subchannel in self.subchannels.update(&left, joined) {
+            self.remove(subchannel);
+        }
     }
 
-    fn update(&mut self, subchannel: &mut Subchannel, member: &Member, now: Instant) {
-        // Most members of a snapshot are those of the last one, which a look at pointers tells.
-        if subchannel.is_unchanged(member) {
-            return;
-        }
-        if self.config.subset.is_some() {
-            self.order.on_updated(subchannel.instance(), member.instance());
-        }
+    fn update(&mut self, member: &Member, now: Instant) {
+        let Some(index) = self.find(member.address()) else { return };
+        let subchannel = &mut self.subchannels[index];
         let effects = subchannel.on(Input::Updated(member.clone()), now);
         if effects.suspect
             && let Some(connection) = subchannel.connection()
         {
             connection.transport().suspect();
         }
-        self.carry_out(subchannel.address(), effects);
+        self.carry_out(member.address(), effects);
     }
 
-    fn admit(&mut self, member: &Member) -> Subchannel {
-        let address = &member.instance().address;
-        tracing::info!(%address, "instance added");
-        let (member, reports) = (member.clone(), self.reports.clone());
-        if let Some(subset) = self.config.subset {
-            let rank = subset.rank(address);
-            return Subchannel::unselected(member, rank, reports);
+    /// The subchannel of a new instance, unless the subset has to select it first.
+    fn admit(&mut self, member: &Member) -> Option<Subchannel> {
+        tracing::info!(address = %member.address(), "instance added");
+        if self.config.subset.is_some() {
+            return None;
         }
-        let (subchannel, effects) = Subchannel::new(member, 0, reports);
-        self.carry_out(subchannel.address(), effects);
-        subchannel
+        let (subchannel, effects) = Subchannel::new(member.clone(), self.reports.clone());
+        self.carry_out(member.address(), effects);
+        Some(subchannel)
     }
 
     fn remove(&mut self, subchannel: Subchannel) {
-        tracing::info!(address = %subchannel.address(), "instance removed");
         if subchannel.is_ready() {
             self.publish = Publish::ReadySet;
         }
@@ -334,34 +328,6 @@ impl Balancer {
         }
     }
 
-    fn select_subset(&mut self) {
-        let Some(subset) = self.config.subset else { return self.warn_of_many() };
-        if self.publish == Publish::Nothing {
-            return;
-        }
-        let now = Instant::now();
-        let (mut order, mut subchannels) = (mem::take(&mut self.order), mem::take(&mut self.subchannels));
-        order.update(&subchannels, &self.shared, self.config.zone.as_ref());
-        let settles_at =
-            order.select(subset, &mut subchannels, now, |address, effects| self.carry_out(address, effects));
-        (self.order, self.subchannels) = (order, subchannels);
-        if let Some(at) = settles_at.filter(|_| self.settles_at.is_none_or(|settles_at| settles_at <= now)) {
-            self.settles_at = Some(at);
-            self.agenda.add(at, Due::Settled);
-        }
-    }
-
-    fn warn_of_many(&mut self) {
-        if self.subchannels.len() >= MANY && !self.has_warned {
-            self.has_warned = true;
-            let instances = self.subchannels.len();
-            tracing::warn!(
-                instances,
-                "this channel connects to every instance; ChannelBuilder::subset lets it use fewer"
-            );
-        }
-    }
-
     /// Begins as many attempts as there is room for.
     fn dial(&mut self) {
         while let Some((address, ticket)) = self.dialer.next_turn(Instant::now()) {
@@ -377,10 +343,10 @@ impl Balancer {
         }
         let before = self.queue.state();
         let is_ready_set = what == Publish::ReadySet || has_grown || before.ready.is_none();
-        let is_list = !Arc::ptr_eq(&before.subchannels, &self.shared);
         drop(before);
+        let has_others = self.queue.set_instances(&self.snapshot, self.subchannels.shared());
         let now = Instant::now();
-        if is_ready_set || is_list {
+        if is_ready_set || has_others {
             let state = self.state(now);
             self.queue.publish(state);
         } else {
@@ -402,8 +368,8 @@ impl Balancer {
             List::Overdue => Some((Connectivity::TransientFailure, &*overdue)),
             List::Known => None,
         };
-        let Self { subchannels, shared, config, .. } = self;
-        let published = Published { subchannels, shared, config, policy: &**self.queue.policy(), now };
+        let Self { subchannels, config, .. } = self;
+        let published = Published { subchannels, config, policy: &**self.queue.policy(), now };
         published.state(no_list, self.failure.as_deref())
     }
 
@@ -457,7 +423,7 @@ impl Balancer {
     }
 
     fn find(&self, address: &Address) -> Option<usize> {
-        self.subchannels.binary_search_by(|subchannel| subchannel.address().cmp(address)).ok()
+        self.subchannels.find(address)
     }
 }
 
@@ -465,18 +431,12 @@ impl Balancer {
 /// end with the last of their calls.
 impl Drop for Balancer {
     fn drop(&mut self) {
+        self.queue.clear_instances();
         self.queue.publish(LbState {
             connectivity: Connectivity::Shutdown,
             ready: None,
             reason: "the channel has ended, as the runtime that it was built on did".into(),
-            subchannels: Arc::new([]),
         });
-    }
-}
-
-impl<T> HasAddress for Subchannel<T> {
-    fn address(&self) -> &Address {
-        self.address()
     }
 }
 

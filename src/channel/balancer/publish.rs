@@ -10,13 +10,12 @@ use crate::channel::picks::LbState;
 use crate::channel::picks::ready_set::ReadySet;
 use crate::channel::policy::Policy;
 use crate::channel::policy::candidate::Candidate;
-use crate::channel::subchannel::{Connectivity, ReadyConnection, Shared, Subchannel};
+use crate::channel::subchannel::{Connectivity, ReadyConnection, Subchannel};
 use crate::snapshot::MemberState;
 
 /// What a state is made of.
 pub(super) struct Published<'a> {
     pub(super) subchannels: &'a [Subchannel],
-    pub(super) shared: &'a Arc<[Arc<Shared>]>,
     pub(super) config: &'a BalanceConfig,
     pub(super) policy: &'a dyn Policy,
     pub(super) now: Instant,
@@ -28,16 +27,15 @@ impl Published<'_> {
     pub(super) fn state(&self, no_list: Option<(Connectivity, &str)>, failure: Option<&str>) -> LbState {
         let growth = self.growth();
         let members = self.members(growth);
-        let subchannels = self.shared.clone();
         if members.is_empty() {
             let (connectivity, reason) = match no_list {
                 Some((connectivity, reason)) => (connectivity, reason.into()),
                 None => self.why_not(failure),
             };
-            return LbState { connectivity, ready: None, reason, subchannels };
+            return LbState { connectivity, ready: None, reason };
         }
         let ready = Some(self.ready_set(members, growth));
-        LbState { connectivity: Connectivity::Ready, ready, reason: "".into(), subchannels }
+        LbState { connectivity: Connectivity::Ready, ready, reason: "".into() }
     }
 
     fn ready_set(&self, mut members: Vec<Member>, growth: Option<Growth>) -> ReadySet<Arc<ReadyConnection>> {

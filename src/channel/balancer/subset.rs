@@ -2,15 +2,14 @@
 //! client the same set as long as its instances are there.
 
 use std::cmp::Reverse;
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
-use tokio::time::Instant;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::zone::Zone;
-use crate::channel::subchannel::{Effects, Input, Shared, Subchannel};
 use crate::error::ConfigError;
-use crate::instance::{Address, Instance};
+use crate::instance::Address;
+use crate::snapshot::{Difference, Member, MemberState, Snapshot};
 
 /// How many instances a client uses, and how it ranks them.
 ///
@@ -59,67 +58,57 @@ impl Subset {
     }
 }
 
-/// The order in which instances are selected, kept until an instance joins, leaves or changes its zone.
+/// The instances that may be selected, in that order: live ones, and all that were selected before.
 #[derive(Default)]
-pub(super) struct SubsetOrder {
-    /// The instances that were ordered.
-    of: Option<Arc<[Arc<Shared>]>>,
-    /// Their indices, the one that is selected first in front.
-    order: Vec<usize>,
+pub(super) struct SubsetOrder(BTreeSet<Place>);
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    is_elsewhere: bool,
+    rank: Reverse<u64>,
+    address: Address,
 }
 
 impl SubsetOrder {
-    /// An instance has other tags now, so its zone may be another one.
-    pub(super) fn on_updated(&mut self, before: &Instance, after: &Instance) {
-        if before.tags != after.tags {
-            self.of = None;
-        }
-    }
-
-    /// Orders the instances anew, if they are not those that were ordered last.
-    pub(super) fn update(&mut self, subchannels: &[Subchannel], shared: &Arc<[Arc<Shared>]>, zone: Option<&Zone>) {
-        if self.of.as_ref().is_some_and(|of| Arc::ptr_eq(of, shared)) {
+    /// The list of instances is another one.
+    pub(super) fn on_snapshot(
+        &mut self,
+        subset: Subset,
+        zone: Option<&Zone>,
+        was_selected: impl Fn(&Address) -> bool,
+        (before, after): (&Snapshot, &Snapshot),
+    ) {
+        let place = |member: &Member| Place {
+            is_elsewhere: zone.is_some_and(|zone| !zone.is_own(member.instance())),
+            rank: Reverse(subset.rank(member.address())),
+            address: member.address().clone(),
+        };
+        // One that drains or is in question is no replacement.
+        let may_be_selected = |member: &Member| member.state() == MemberState::Live || was_selected(member.address());
+        if before.is_empty() {
+            self.0 = after.iter().filter(|member| may_be_selected(member)).map(place).collect();
             return;
         }
-        let is_elsewhere = |instance: &Instance| zone.is_some_and(|zone| !zone.is_own(instance));
-        self.of = Some(shared.clone());
-        self.order = (0..subchannels.len()).collect();
-        self.order.sort_by_key(|&index| {
-            let subchannel = &subchannels[index];
-            (is_elsewhere(subchannel.instance()), Reverse(subchannel.rank()))
-        });
+        for difference in after.changes_since(before) {
+            let (old, new) = match difference {
+                Difference::Left(old) => (Some(old), None),
+                Difference::Joined(new) => (None, Some(new)),
+                Difference::Changed(old, new) => (Some(old), Some(new)),
+            };
+            if let Some(old) = old {
+                self.0.remove(&place(old));
+            }
+            if let Some(new) = new.filter(|new| may_be_selected(new)) {
+                self.0.insert(place(new));
+            }
+        }
     }
 
-    /// Selects as many fit instances as the subset has, and all before them that may be fit again; unselects the
-    /// others. Calls `carry_out` with the effects, and returns when an instance that came back may need no replacement
-    /// any more.
-    pub(super) fn select(
-        &self,
-        subset: Subset,
-        subchannels: &mut [Subchannel],
-        now: Instant,
-        mut carry_out: impl FnMut(&Address, Effects),
-    ) -> Option<Instant> {
-        let (mut fit, mut settles_at) = (0, None);
-        for &index in &self.order {
-            let subchannel = &mut subchannels[index];
-            let is_wanted = fit < subset.size();
-            if is_wanted && settles_at.is_none() {
-                settles_at = subchannel.settles_at().filter(|at| *at > now);
-            }
-            if is_wanted == subchannel.is_unselected() {
-                let input = if is_wanted { Input::Selected } else { Input::Unselected };
-                let effects = subchannel.on(input, now);
-                carry_out(subchannel.address(), effects);
-            }
-            fit += usize::from(is_wanted && subchannel.is_fit(now));
-        }
-        settles_at
+    /// Their addresses, the one that is selected first in front.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Address> {
+        self.0.iter().map(|place| &place.address)
     }
 }
-
-/// From this many instances on, clients that connect to all of them cost too many connections.
-pub(super) const MANY: usize = 1_000;
 
 /// The number of circles among which clients with numbers take turns: with one, instances that happen to lie close
 /// together have few clients each; with many, few clients share a circle and spread evenly over it.
@@ -130,7 +119,7 @@ const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
 
     use proptest::prelude::*;
 

@@ -12,6 +12,7 @@
 //! | `tester` | a policy over a ready set without connections |
 
 mod handle;
+mod instance_list;
 mod pick_queue;
 pub(crate) mod ready_set;
 pub(crate) mod tester;

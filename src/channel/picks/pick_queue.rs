@@ -8,11 +8,13 @@ use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 use tonic::Status;
 
+use super::instance_list::InstanceList;
 use super::ready_set::ReadySet;
 use super::wait_queue::{Turn, WaitQueue};
 use crate::channel::policy::Policy;
 use crate::channel::subchannel::{Connectivity, InstanceStatus, ReadyConnection, Shared};
 use crate::instance::Instance;
+use crate::snapshot::Snapshot;
 
 /// Where calls and the balancer meet: the balancer publishes, calls pick.
 pub(crate) struct PickQueue {
@@ -20,6 +22,7 @@ pub(crate) struct PickQueue {
     label: Box<str>,
     policy: Arc<dyn Policy>,
     state: ArcSwap<LbState>,
+    instances: ArcSwap<InstanceList>,
     waiting: WaitQueue<Waiting>,
     max_waiting: usize,
 }
@@ -31,8 +34,6 @@ pub(crate) struct LbState {
     pub(crate) ready: Option<ReadySet<Arc<ReadyConnection>>>,
     /// Why calls fail, in [`Connectivity::TransientFailure`] and [`Connectivity::Shutdown`].
     pub(crate) reason: Box<str>,
-    /// Every instance, in the order of addresses.
-    pub(crate) subchannels: Arc<[Arc<Shared>]>,
 }
 
 /// A call that waits.
@@ -58,14 +59,15 @@ pub(crate) struct Pick {
 impl PickQueue {
     /// A queue for at most `max_waiting` calls at once, with nothing published yet.
     pub(crate) fn new(label: Box<str>, policy: Arc<dyn Policy>, max_waiting: usize) -> Self {
-        let nothing = LbState {
-            connectivity: Connectivity::Connecting,
-            ready: None,
-            reason: "".into(),
-            subchannels: Arc::new([]),
-        };
-        let (state, waiting) = (ArcSwap::from_pointee(nothing), WaitQueue::new(max_waiting));
-        Self { label, policy, state, waiting, max_waiting }
+        let nothing = LbState { connectivity: Connectivity::Connecting, ready: None, reason: "".into() };
+        Self {
+            label,
+            policy,
+            state: ArcSwap::from_pointee(nothing),
+            instances: ArcSwap::from_pointee(InstanceList::empty()),
+            waiting: WaitQueue::new(max_waiting),
+            max_waiting,
+        }
     }
 
     pub(crate) fn label(&self) -> &str {
@@ -93,7 +95,22 @@ impl PickQueue {
 
     /// All instances as they are now, ordered by address.
     pub(crate) fn instances(&self) -> Vec<InstanceStatus> {
-        self.state.load().subchannels.iter().map(|shared| shared.status()).collect()
+        self.instances.load().statuses()
+    }
+
+    /// Publishes the list of instances, if it is not the published one. Returns whether other subchannels are in it.
+    pub(crate) fn set_instances(&self, snapshot: &Arc<Snapshot>, subchannels: &Arc<[Arc<Shared>]>) -> bool {
+        let before = self.instances.load();
+        let (is_other_list, has_others) = (!before.is_of(snapshot), !before.has(subchannels));
+        if is_other_list || has_others {
+            self.instances.store(Arc::new(InstanceList::new(snapshot.clone(), subchannels.clone())));
+        }
+        has_others
+    }
+
+    /// No instance is known any more, and nothing will be.
+    pub(crate) fn clear_instances(&self) {
+        self.instances.store(Arc::new(InstanceList::empty()));
     }
 
     /// The key that the policy makes of a request.

@@ -94,21 +94,20 @@ pub(crate) struct Subchannel<T = Transport> {
     /// Earlier connections whose streams may go on; sending gives those streams a limit.
     retired: Vec<oneshot::Sender<()>>,
     reports: Reports,
-    rank: u64,
 }
 
 impl<T> Subchannel<T> {
     /// A new instance that is selected, and its first effects.
-    pub(crate) fn new(member: Member, rank: u64, reports: Reports) -> (Self, Effects) {
-        let mut new = Self::unselected(member, rank, reports);
+    pub(crate) fn new(member: Member, reports: Reports) -> (Self, Effects) {
+        let mut new = Self::unselected(member, reports);
         let mut effects = Effects::default();
         new.queue(&mut effects);
         new.publish_view();
         (new, effects)
     }
 
-    /// A new instance that the subset may select.
-    pub(crate) fn unselected(member: Member, rank: u64, reports: Reports) -> Self {
+    /// A new instance that is not selected.
+    fn unselected(member: Member, reports: Reports) -> Self {
         let view = View {
             instance: member.shared_instance().clone(),
             connectivity: Connectivity::Idle,
@@ -131,7 +130,6 @@ impl<T> Subchannel<T> {
             shared: Arc::new(Shared::new(view)),
             retired: Vec::new(),
             reports,
-            rank,
         }
     }
 

@@ -37,11 +37,6 @@ impl<T> Subchannel<T> {
         &self.shared
     }
 
-    /// The rank in the channel's subset that it was made with.
-    pub(crate) fn rank(&self) -> u64 {
-        self.rank
-    }
-
     pub(crate) fn ejection(&self) -> &Ejection {
         &self.ejection
     }
@@ -147,7 +142,7 @@ impl<T> Subchannel<T> {
     }
 
     /// Whether a member of a snapshot says nothing new.
-    pub(crate) fn is_unchanged(&self, member: &Member) -> bool {
+    pub(super) fn is_unchanged(&self, member: &Member) -> bool {
         let is_same = Arc::ptr_eq(self.member.shared_instance(), member.shared_instance());
         self.member.state() == member.state()
             && self.member.lease() == member.lease()

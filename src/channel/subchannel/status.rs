@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::instance::Instance;
+use crate::snapshot::{Member, MemberState};
 
 /// gRPC's connectivity states, of a channel or of its connection to one instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -38,6 +39,19 @@ pub struct InstanceStatus {
 }
 
 impl InstanceStatus {
+    /// Of an instance that the channel's subset has not used so far.
+    pub(crate) fn unused(member: &Member) -> Self {
+        Self {
+            instance: member.shared_instance().clone(),
+            connectivity: Connectivity::Idle,
+            in_flight: 0,
+            latency: None,
+            is_ejected: false,
+            is_draining: member.state() == MemberState::Draining,
+            failure: None,
+        }
+    }
+
     /// The instance as it is registered.
     #[must_use]
     pub fn instance(&self) -> &Instance {

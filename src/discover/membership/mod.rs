@@ -14,6 +14,7 @@
 //! An instance is in question while all of its keys are missing. While instances come back, the others are given the
 //! same two seconds again: what returns after a mass expiry returns over a while.
 
+mod cut_off;
 mod key_index;
 
 use std::collections::HashMap;
@@ -23,11 +24,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use self::cut_off::CutOff;
 use self::key_index::{KeyIndex, KnownKey, footprint};
 use crate::etcd::{Event, Kv, MAX_SEGMENT, MAX_VALUE};
 use crate::format::{DecodeError, Decoded, Format};
 use crate::instance::{Instance, MAX_TAGS, ServiceName};
-use crate::snapshot::{Member, MemberState, Snapshot};
+use crate::snapshot::{MemberList, Snapshot};
 
 /// Where a registry keeps instances in etcd and how they are read.
 #[derive(Debug, Clone)]
@@ -37,6 +39,16 @@ pub(crate) struct Layout {
     pub(crate) format: Arc<dyn Format>,
     pub(crate) default_weight: u16,
     pub(crate) hold: Duration,
+    pub(crate) limits: Limits,
+}
+
+/// What is kept of one service at most.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Its keys.
+    pub(crate) instances: usize,
+    /// About how much memory they and their instances take.
+    pub(crate) bytes: usize,
 }
 
 impl Layout {
@@ -65,6 +77,10 @@ pub(super) struct Membership {
     service: ServiceName,
     range: String,
     index: KeyIndex,
+    /// What the last snapshot showed.
+    members: MemberList,
+    /// Keys for which there is no room.
+    cut_off: CutOff,
     /// The list that is under way.
     listed: PartialList,
     /// When an instance in question came back the last time.
@@ -81,6 +97,7 @@ struct PartialList {
     fresh: usize,
     /// About how much memory those take that are not in the index as they are.
     bytes: usize,
+    cut_off: CutOff,
 }
 
 /// What was found wrong with keys, and when that was logged. Clones share it: one line a minute and kind for all.
@@ -106,8 +123,17 @@ struct Count {
 impl Membership {
     pub(super) fn new(layout: Layout, service: ServiceName, complaints: Complaints) -> Self {
         let range = layout.range(&service);
-        let (index, listed) = (KeyIndex::default(), PartialList::default());
-        Self { layout, service, range, index, listed, last_return: None, complaints }
+        Self {
+            layout,
+            service,
+            range,
+            index: KeyIndex::default(),
+            members: MemberList::default(),
+            cut_off: CutOff::default(),
+            listed: PartialList::default(),
+            last_return: None,
+            complaints,
+        }
     }
 
     /// A list starts; one that was under way is void.
@@ -122,11 +148,12 @@ impl Membership {
         let known = self.index.get(&segment).map(|known| &known.instance);
         if !known.is_some_and(|known| Arc::ptr_eq(known, &key.instance)) {
             let keys = if known.is_some() { 0 } else { self.listed.fresh };
-            let bytes = self.listed.bytes + footprint(&segment, &key.instance);
+            let after = footprint(&segment, &key.instance);
+            let bytes = self.listed.bytes + after;
             match known {
                 _ if !self.is_too_much(bytes, keys, &kv.key, now) => self.listed.bytes = bytes,
                 Some(known) => key.instance = known.clone(),
-                None => return,
+                None => return self.listed.cut_off.add(&segment, after, self.layout.limits.instances),
             }
         }
         self.listed.fresh += usize::from(self.index.get(&segment).is_none());
@@ -135,12 +162,13 @@ impl Membership {
 
     /// The list is complete, and the whole truth: what it did not show is gone.
     pub(super) fn on_list_end(&mut self, now: Instant) {
-        let listed = std::mem::take(&mut self.listed).keys;
-        for segment in self.index.present_but(&listed) {
+        let PartialList { keys, cut_off, .. } = std::mem::take(&mut self.listed);
+        self.cut_off = cut_off;
+        for segment in self.index.present_but(&keys) {
             self.on_delete(&segment, now);
         }
-        for (segment, key) in listed {
-            self.on_put(segment, key, now);
+        for (segment, key) in keys {
+            self.on_put(&segment, key, now);
         }
         self.on_deadline(now);
     }
@@ -153,7 +181,7 @@ impl Membership {
                     if let Some(segment) = self.segment(&kv.key, now)
                         && let Some(key) = self.read(&segment, &kv, now)
                     {
-                        self.on_put(segment, key, now);
+                        self.on_put(&segment, key, now);
                     }
                 }
                 Event::Delete { key, .. } => {
@@ -189,33 +217,35 @@ impl Membership {
 
     /// Whether one more key would be too many, or `bytes` would be.
     fn is_too_much(&self, bytes: usize, keys: usize, key: &[u8], now: Instant) -> bool {
-        if keys >= MAX_KEYS {
-            self.trouble(Trouble::TooManyKeys, key, "the service has 10,000 keys", now);
-        } else if bytes > MAX_BYTES {
-            self.trouble(Trouble::TooManyBytes, key, "the instances of the service have 32 MiB", now);
+        let limits = self.layout.limits;
+        if keys >= limits.instances {
+            self.trouble(Trouble::TooManyKeys, key, &format!("max_instances is {}", limits.instances), now);
+        } else if bytes > limits.bytes {
+            self.trouble(Trouble::TooManyBytes, key, &format!("max_service_bytes is {}", limits.bytes), now);
         }
-        keys >= MAX_KEYS || bytes > MAX_BYTES
+        keys >= limits.instances || bytes > limits.bytes
     }
 
     /// A key is present. Where there is no room for its value, a known key keeps the one that it had.
-    fn on_put(&mut self, segment: String, mut key: KnownKey, now: Instant) {
-        let known = self.index.get(&segment).map(|known| &known.instance);
-        let (keys, before) = known.map_or((self.index.len(), 0), |known| (0, footprint(&segment, known)));
-        let after = footprint(&segment, &key.instance);
+    fn on_put(&mut self, segment: &str, mut key: KnownKey, now: Instant) {
+        let known = self.index.get(segment).map(|known| &known.instance);
+        let (keys, before) = known.map_or((self.index.len(), 0), |known| (0, footprint(segment, known)));
+        let after = footprint(segment, &key.instance);
         let bytes = self.index.bytes() - before + after;
         if after > before && self.is_too_much(bytes, keys, segment.as_bytes(), now) {
             match known {
                 Some(known) => key.instance = known.clone(),
-                None => return,
+                None => return self.cut_off.add(segment, after, self.layout.limits.instances),
             }
         }
+        self.cut_off.remove(segment);
         if self.index.put(segment, key) {
             self.last_return = Some(now);
         }
     }
 
     fn on_delete(&mut self, segment: &str, now: Instant) {
-        let Some(key) = self.index.get(segment) else { return };
+        let Some(key) = self.index.get(segment) else { return self.cut_off.remove(segment) };
         if self.index.is_missing(segment) {
             return;
         }
@@ -253,25 +283,22 @@ impl Membership {
         if most_are_missing { held } else { soonest.min(held) }
     }
 
-    /// Every instance once: with the newest of its keys for weight and tags, and draining only if all of them are.
-    pub(super) fn snapshot(&self, revision: i64) -> Snapshot {
-        let mut keys: Vec<(&KnownKey, bool)> = self.index.iter().collect();
-        keys.sort_unstable_by(|(a, _), (b, _)| {
-            let newest_first = || b.mod_revision.cmp(&a.mod_revision);
-            a.instance.address.cmp(&b.instance.address).then_with(newest_first)
+    /// Every instance once. It costs what changed since the last one, which shares the rest.
+    pub(super) fn snapshot(&mut self, revision: i64) -> Snapshot {
+        let touched = self.index.take_touched().into_iter();
+        let updates = touched.map(|address| {
+            let member = self.index.member(&address);
+            (address, member)
         });
-        let members = keys.chunk_by(|(a, _), (b, _)| a.instance.address == b.instance.address).map(|keys| {
-            let (newest, is_missing) = keys[0];
-            let state = if is_missing {
-                MemberState::Suspect
-            } else if keys.iter().all(|(key, _)| key.draining) {
-                MemberState::Draining
-            } else {
-                MemberState::Live
-            };
-            Member::new(newest.instance.clone(), newest.lease, state)
-        });
-        Snapshot::new(revision, members.collect())
+        self.members = self.members.updated(updates.collect());
+        Snapshot::of_list(revision, self.members.clone(), self.cut_off.len())
+    }
+
+    /// Whether a list would let in a key that was cut off: watches never show such a key again by themselves.
+    pub(super) fn has_room_again(&self) -> bool {
+        let Limits { instances, bytes } = self.layout.limits;
+        let has_room = |least| self.index.len() < instances && self.index.bytes() + least <= bytes;
+        self.cut_off.least().is_some_and(has_room)
     }
 
     fn instance(&self, mut decoded: Decoded, key: &[u8], now: Instant) -> Instance {
@@ -320,12 +347,19 @@ fn cut(text: impl fmt::Display) -> String {
     text.to_string().chars().take(256).collect()
 }
 
-/// The most keys of one service that are kept.
-const MAX_KEYS: usize = 10_000;
+impl Default for Limits {
+    fn default() -> Self {
+        Self { instances: DEFAULT_INSTANCES, bytes: DEFAULT_INSTANCES * BYTES_PER_INSTANCE }
+    }
+}
 
-/// About how much memory the instances of one service may take with their keys: room for the largest service with 30
-/// tags an instance.
-const MAX_BYTES: usize = 32 * 1024 * 1024;
+/// The most keys of one service that are kept: several times what a channel to all instances can use, and little enough
+/// that keys written by mistake take no more than 32 MiB in each client.
+const DEFAULT_INSTANCES: usize = 10_000;
+
+/// About how much memory the instances of one service may take with their keys, for each of the most: room for 25 tags
+/// an instance, and 32 MiB for 10,000.
+pub(crate) const BYTES_PER_INSTANCE: usize = 3_355;
 
 /// How often one kind of trouble is logged at most.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);

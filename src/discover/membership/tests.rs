@@ -8,6 +8,9 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::format::Kitex;
+use crate::snapshot::{Member, MemberState};
+
+const MOST_BYTES: usize = DEFAULT_INSTANCES * BYTES_PER_INSTANCE;
 
 /// A membership of the service `echo` with its own clock.
 struct World {
@@ -22,7 +25,15 @@ impl World {
     }
 
     fn holding(hold: Duration) -> Self {
-        let layout = Layout { base: "p/".into(), format: Arc::new(Kitex), default_weight: 10, hold };
+        Self::of(hold, Limits::default())
+    }
+
+    fn limited(limits: Limits) -> Self {
+        Self::of(DEFAULT_HOLD, limits)
+    }
+
+    fn of(hold: Duration, limits: Limits) -> Self {
+        let layout = Layout { base: "p/".into(), format: Arc::new(Kitex), default_weight: 10, hold, limits };
         let membership = Membership::new(layout, "echo".parse().expect("a name"), Complaints::default());
         Self { membership, now: Instant::now(), revision: 0 }
     }
@@ -85,7 +96,7 @@ impl World {
         self.membership.on_deadline(end);
     }
 
-    fn shown(&self) -> Vec<String> {
+    fn shown(&mut self) -> Vec<String> {
         let show = |member: &Member| {
             let mark = match member.state() {
                 MemberState::Live => "",
@@ -219,8 +230,8 @@ fn an_address_under_two_keys_is_there_until_the_last_key_goes() {
     world.put_value("2", r#"{"address":"a:1","weight":2}"#, 8);
     world.put("b:1", 7);
     assert_eq!(world.shown(), ["a:1", "b:1"]);
-    let weight = |world: &World| world.membership.snapshot(0).iter().next().map(|member| member.instance().weight);
-    assert_eq!(weight(&world), Some(2), "the newest key gives the weight");
+    let weight = |world: &mut World| world.membership.snapshot(0).iter().next().map(|member| member.instance().weight);
+    assert_eq!(weight(&mut world), Some(2), "the newest key gives the weight");
     world.put_value("1", r#"{"address":"a:1","draining":true}"#, 7);
     assert_eq!(world.shown(), ["a:1", "b:1"], "it is draining only if all of its keys are");
     world.delete("2");
@@ -294,18 +305,18 @@ fn limits_cut_off_and_do_not_fail() {
     let tags: Vec<String> = (0..100).map(|n| format!(r#""{n:03}":"x""#)).collect();
     world.put_value("a:1", &format!(r#"{{"address":"a:1","tags":{{{}}}}}"#, tags.join(",")), 7);
     assert_eq!(world.membership.snapshot(0).iter().next().map(|member| member.instance().tags.len()), Some(MAX_TAGS));
-    for n in 0..MAX_KEYS + 10 {
+    for n in 0..DEFAULT_INSTANCES + 10 {
         let address = format!("10.0.{}.{}:1", n / 250, n % 250);
         let kv = world.kv(&address, &format!(r#"{{"address":"{address}"}}"#), 7);
         world.membership.on_events(vec![Event::Put(kv)], world.now);
     }
-    assert_eq!(world.membership.index.len(), MAX_KEYS);
+    assert_eq!(world.membership.index.len(), DEFAULT_INSTANCES);
 }
 
 #[test]
 fn a_member_of_a_full_service_that_was_away_is_let_in_again() {
     let mut world = World::new();
-    for n in 0..MAX_KEYS {
+    for n in 0..DEFAULT_INSTANCES {
         let address = format!("10.0.{}.{}:1", n / 250, n % 250);
         let kv = world.kv(&address, &format!(r#"{{"address":"{address}"}}"#), 7);
         world.membership.on_events(vec![Event::Put(kv)], world.now);
@@ -313,13 +324,62 @@ fn a_member_of_a_full_service_that_was_away_is_let_in_again() {
     world.delete("10.0.0.0:1");
     world.put("10.0.0.0:1", 8);
     world.pass(61.0);
-    assert_eq!(world.membership.index.len(), MAX_KEYS);
+    assert_eq!(world.membership.index.len(), DEFAULT_INSTANCES);
+}
+
+#[test]
+fn a_key_that_is_cut_off_is_counted_and_comes_in_with_the_list_after_another_left() {
+    let mut world = World::limited(Limits { instances: 3, ..Limits::default() });
+    for address in ["a:1", "b:1", "c:1", "d:1", "d:1", "e:1"] {
+        world.put(address, 0);
+    }
+    assert_eq!(world.shown(), ["a:1", "b:1", "c:1"]);
+    assert_eq!(world.membership.snapshot(1).cut_off(), 2, "each key counts once");
+    world.delete("e:1");
+    assert_eq!(world.membership.snapshot(1).cut_off(), 1, "one that is gone counts no more");
+    assert!(!world.membership.has_room_again());
+    world.list(&["a:1", "b:1", "c:1", "d:1"]);
+    assert_eq!(world.membership.snapshot(1).cut_off(), 1, "a list says the same");
+    assert!(!world.membership.has_room_again());
+    world.delete("a:1");
+    world.pass(61.0);
+    assert!(world.membership.has_room_again());
+    world.list(&["b:1", "c:1", "d:1"]);
+    assert_eq!(world.shown(), ["b:1", "c:1", "d:1"]);
+    assert_eq!(world.membership.snapshot(1).cut_off(), 0);
+    assert!(!world.membership.has_room_again());
+}
+
+#[test]
+fn a_key_that_comes_again_while_there_is_room_is_let_in_and_counts_no_more() {
+    let mut world = World::limited(Limits { instances: 1, ..Limits::default() });
+    world.put("a:1", 0);
+    world.put("b:1", 0);
+    world.delete("a:1");
+    world.put("b:1", 0);
+    assert_eq!((world.shown(), world.membership.snapshot(1).cut_off()), (vec!["b:1".to_owned()], 0));
+}
+
+#[test]
+fn room_for_the_smallest_key_that_was_cut_off_is_what_counts() {
+    let mut world = World::limited(Limits { bytes: 2_000, ..Limits::default() });
+    for address in ["a:1", "b:1", "c:1", "d:1"] {
+        world.put(address, 0);
+    }
+    assert_eq!(
+        (world.shown().len(), world.membership.snapshot(1).cut_off()),
+        (3, 1),
+        "three take more than 1,500 bytes"
+    );
+    assert!(!world.membership.has_room_again(), "what is free is too little");
+    world.delete("a:1");
+    assert!(world.membership.has_room_again());
 }
 
 #[test]
 fn a_mass_expiry_of_thousands_is_settled_in_one_look_at_each() {
     let mut world = World::new();
-    let addresses: Vec<String> = (0..MAX_KEYS).map(|n| format!("10.0.{}.{}:1", n / 250, n % 250)).collect();
+    let addresses: Vec<String> = (0..DEFAULT_INSTANCES).map(|n| format!("10.0.{}.{}:1", n / 250, n % 250)).collect();
     for address in &addresses {
         world.put(address, 7);
     }
@@ -340,14 +400,14 @@ fn what_its_instances_take_is_limited_for_known_ones_too() {
     let value =
         |address: &str, size: usize| format!(r#"{{"address":"{address}","tags":{{"x":"{}"}}}}"#, "x".repeat(size));
     let address = |n: usize| format!("10.0.{}.{}:1", n / 250, n % 250);
-    let all = MAX_BYTES / (MAX_VALUE - 1000);
+    let all = MOST_BYTES / (MAX_VALUE - 1000);
     for n in 0..all {
         world.put_value(&address(n), &value(&address(n), 100), 7);
     }
     for n in 0..2 * all {
         world.put_value(&address(n), &value(&address(n), MAX_VALUE - 100), 7);
     }
-    assert!(world.membership.index.bytes() <= MAX_BYTES, "{} bytes are kept", world.membership.index.bytes());
+    assert!(world.membership.index.bytes() <= MOST_BYTES, "{} bytes are kept", world.membership.index.bytes());
     assert!((all..=all + 10).contains(&world.shown().len()), "known instances stay, with the last value that fits");
     world.put_value(&address(0), &value(&address(0), 0), 7);
     let snapshot = world.membership.snapshot(0);
@@ -369,7 +429,7 @@ fn keys_count_among_what_the_instances_of_a_service_take() {
         kept
     };
     let long = "x".repeat(MAX_SEGMENT);
-    assert_eq!(bytes_under(&long) - bytes_under("x"), 3 * (MAX_SEGMENT - 1));
+    assert_eq!(bytes_under(&long) - bytes_under("x"), MAX_SEGMENT - 1);
 }
 
 #[test]
@@ -378,13 +438,13 @@ fn a_list_in_which_all_have_grown_is_cut_off_at_its_last_keys() {
     let address = |n: usize| format!("10.0.{}.{}:1", n / 250, n % 250);
     let value =
         |n: usize, size: usize| format!(r#"{{"address":"{}","tags":{{"x":"{}"}}}}"#, address(n), "x".repeat(size));
-    let all = 2 * MAX_BYTES / MAX_VALUE;
+    let all = 2 * MOST_BYTES / MAX_VALUE;
     for n in 0..all {
         world.put_value(&address(n), &value(n, 0), 7);
     }
     let kvs = (0..all + 5).map(|n| world.kv(&address(n), &value(n, MAX_VALUE - 100), 7)).collect();
     world.take_list(kvs);
-    assert!(world.membership.index.bytes() <= MAX_BYTES, "{} bytes are kept", world.membership.index.bytes());
+    assert!(world.membership.index.bytes() <= MOST_BYTES, "{} bytes are kept", world.membership.index.bytes());
     let snapshot = world.membership.snapshot(0);
     assert_eq!(snapshot.len(), all, "known instances stay, and no other is let in");
     let grown: Vec<bool> = (0..all)
@@ -428,6 +488,31 @@ fn a_weight_that_is_not_stated_is_the_default() {
 }
 
 proptest! {
+    /// The next snapshot is made of the one before and what changed, and equals one that is made of everything.
+    #[test]
+    fn after_any_history_a_snapshot_is_the_one_made_from_scratch(
+        history in proptest::collection::vec((0..7u8, 0..6usize, 0.0..3.0f64), 0..60),
+    ) {
+        let addresses = ["a:1", "b:1", "c:1", "d:1", "e:1", "f:1"];
+        let mut world = World::limited(Limits { instances: 5, ..Limits::default() });
+        for (act, which, seconds) in history {
+            match act {
+                0 | 1 => world.put(addresses[which], 7),
+                2 => world.delete(addresses[which]),
+                3 => world.announce(addresses[which]),
+                4 => world.put_value("x", &format!(r#"{{"address":"{}"}}"#, addresses[which]), 7),
+                5 => world.list(&addresses[which..]),
+                _ => world.pass(seconds),
+            }
+            let shown = world.shown();
+            world.membership.members = MemberList::default();
+            for address in addresses {
+                world.membership.index.touch(&address.parse().expect("an address"));
+            }
+            prop_assert_eq!(shown, world.shown());
+        }
+    }
+
     /// Whatever happens, a list settles it: what it shows is live, and nothing else is left a minute later.
     #[test]
     fn after_any_history_a_list_wins(history in proptest::collection::vec((0..5u8, 0..6usize, 0.0..3.0f64), 0..60)) {

@@ -33,6 +33,7 @@ mod clients;
 mod etcd;
 mod journal;
 mod renewals;
+mod large;
 mod servers;
 mod strangers;
 mod verdict;

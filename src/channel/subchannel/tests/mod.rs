@@ -110,9 +110,9 @@ fn name(machine: &Machine) -> &'static str {
 /// An instance that came to this state by the shortest way.
 fn at(state: &str) -> Machine {
     if state == "Unselected" {
-        return Machine::unselected(live(), 0, reports());
+        return Machine::unselected(live(), reports());
     }
-    let (mut machine, _) = Machine::new(live(), 0, reports());
+    let (mut machine, _) = Machine::new(live(), reports());
     if state == "Queued" {
         return machine;
     }
