@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use etcd_client::{Channel, Client, CompactionOptions, Error, GetOptions, LeaseStatus, StatusResponse};
 use tempfile::TempDir;
+use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tonic::transport::Endpoint;
 
@@ -91,13 +92,25 @@ impl Etcd {
         self.restart().await;
     }
 
+    /// Like [`restart`](Self::restart), and waits only until it accepts connections: an etcd that all its clients want
+    /// to be first at may have no time for the rig.
+    pub async fn restart_unanswered(&self) {
+        self.start_again(&[]);
+        let accepts = async || TcpStream::connect(self.plain_address()).await.is_ok();
+        eventually("etcd accepts connections", LIMIT, accepts).await;
+    }
+
     async fn restart_with(&self, more: &[&str]) {
-        self.kill();
-        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
-        *self.child() = spawn(&self.folder, &arguments);
+        self.start_again(more);
         if let Err(failure) = self.answers().await {
             self.give_up(failure);
         }
+    }
+
+    fn start_again(&self, more: &[&str]) {
+        self.kill();
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        *self.child() = spawn(&self.folder, &arguments);
     }
 
     /// Like [`restart`](Self::restart), with all data lost. For an etcd that is alone: a member that

@@ -43,7 +43,7 @@ async fn restart(clients: usize, report: &mut Report) {
     }
     let watches = async || Costs::of(&etcd).await.watchers() == clients as u64;
     begins("all watch", watches).await;
-    etcd.restart().await;
+    etcd.restart_unanswered().await;
     let all_in = until_etcd(limit + PATIENCE, watches).await;
     let spent = Costs::of(&etcd).await;
     let there = usize::try_from(spent.watchers()).unwrap_or_default();

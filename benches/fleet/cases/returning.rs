@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tokio::time::sleep;
 use tonic_etcd::Discover;
 
 use crate::fleet::{begins, knowing, listed, peak, put_each, registry, until, watch};
@@ -34,6 +35,8 @@ pub(crate) async fn run(plan: Plan) -> Report {
         current.map(|_| answered.elapsed())
     };
     let (current, backlog) = peak(&etcd, Costs::backlog, current).await;
+    // Lists that verify what the watches saw come later, spread.
+    sleep(plan.seconds(20, 1)).await;
     let spent = Costs::of(&etcd).await;
     let (lists, streams) = (spent.calls("Range"), spent.calls("Watch"));
     let lists_a_watch = rounded(figure(lists) / figure(count as u64));
