@@ -56,11 +56,8 @@ fn apply(list: &MemberList, changes: &BTreeMap<u16, Option<u16>>) -> MemberList 
 
 #[test]
 fn a_member_is_open_unless_it_drains() {
-    let members = vec![
-        member(10, 1, MemberState::Live),
-        member(11, 1, MemberState::Draining),
-        member(12, 1, MemberState::Suspect),
-    ];
+    let members =
+        [member(10, 1, MemberState::Live), member(11, 1, MemberState::Draining), member(12, 1, MemberState::Suspect)];
     let open: Vec<bool> = members.iter().map(Member::is_open).collect();
     assert_eq!(open, [true, false, true], "in question stays, draining goes");
 }
