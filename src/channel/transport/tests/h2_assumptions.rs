@@ -34,6 +34,16 @@ async fn client_of(
     (send, driver, far)
 }
 
+/// [`client`], over a pipe that holds so few bytes that frames are written in pieces.
+async fn client_through(
+    options: &Builder,
+    bytes: usize,
+) -> (SendRequest<Bytes>, JoinHandle<Result<(), h2::Error>>, DuplexStream) {
+    let (send, driver, mut far) = client_of(options, bytes, &settings(None)).await;
+    let _ = seen(&mut far, 24).await;
+    (send, driver, far)
+}
+
 fn begin(send: &SendRequest<Bytes>, ends: bool) -> (ResponseFuture, SendStream<Bytes>) {
     send.clone().send_request(request(()), ends).expect("h2 takes it")
 }
@@ -142,6 +152,27 @@ async fn an_explicit_reset_of_a_stream_that_is_over_and_flushed_writes_nothing()
     answer.await.expect("a response");
     stream.send_reset(h2::Reason::CANCEL);
     assert_eq!(of_kind(&seen(&mut far, 0).await, RESET), [0; 0]);
+}
+
+/// `RequestBody::send`: why the end of a large request is a frame of its own. Without that h2 ignores the reset.
+#[tokio::test(start_paused = true)]
+async fn a_reset_of_a_stream_that_is_over_is_ignored_while_its_last_frame_is_being_written() {
+    for ends_apart in [false, true] {
+        let (send, _driver, mut far) = client_through(&Builder::new(), 1_000).await;
+        let (answer, mut stream) = begin(&send, false);
+        stream.send_data(vec![7; 100_000].into(), !ends_apart).expect("open");
+        if ends_apart {
+            stream.send_data(Bytes::new(), true).expect("open");
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        far.write_all(&head(1, true)).await.expect("open");
+        answer.await.expect("a response");
+        stream.send_reset(h2::Reason::CANCEL);
+        drop(stream);
+        let frames = seen(&mut far, 0).await;
+        assert_eq!(of_kind(&frames, RESET), if ends_apart { vec![1] } else { vec![] });
+        assert_eq!(bytes_of(&frames, 1), if ends_apart { 16_384 } else { 65_535 }, "h2 writes on");
+    }
 }
 
 /// `RequestBody::is_flushed`: h2 holds a frame exactly until it is written.
