@@ -25,9 +25,9 @@ pub struct ResponseBody {
 
 /// What a call holds until its body ends.
 pub(super) struct OpenCall {
-    pub(super) attempt: Attempt,
-    /// The rest of the request.
+    /// The rest of the request. Dropped before the attempt, whose place another call may take at once.
     pub(super) sender: BodySender,
+    pub(super) attempt: Attempt,
     pub(super) deadline: Deadline,
     pub(super) retry_budget: Option<Arc<RetryBudget>>,
     /// The messages that came so far, up to two.

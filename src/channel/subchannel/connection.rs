@@ -117,8 +117,10 @@ impl<T> ReadyConnection<T> {
     /// Returns whether that is a failure of the instance.
     ///
     /// All that are in flight in one short silence are one failure: the process may have paused. They are two where the
-    /// connection was heard meanwhile, and not more: a process that answers a ping may have paused a moment ago. What
-    /// is sent after that counts again. A long silence is no pause: each counts, and as two in a row.
+    /// connection was heard meanwhile, and not more, however many they are and whatever the other instances answer: a
+    /// process that answers a ping may have paused a moment ago, and handlers may stall for a while behind answered
+    /// pings. A hang differs from that only in what is sent after it, which counts again. A long silence is no pause:
+    /// each counts, and as two in a row.
     pub(crate) fn on_silence(&self, at: Instant, now: Instant, heard: usize) -> bool {
         let (is_long, outliers) = (now - at >= LONG_SILENCE, &self.reports.outliers);
         let outcome = Outcome::new(tonic::Code::DeadlineExceeded, StatusOrigin::Missed);

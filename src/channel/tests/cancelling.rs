@@ -1,12 +1,15 @@
 //! A dropped call or response ends at the server, at once, and harms no other call.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures_util::{StreamExt, stream};
 use tonic::{Code, Status};
 
-use super::client::{call, connected, ends, hangs, over, say, watched, written};
+use super::client::{call, connected, connected_channel, ends, hangs, over, say, watched, written};
+use super::peers::proto::echo_client::EchoClient;
 use super::peers::{Count, Echo};
+use crate::channel::BalancedChannel;
 
 #[tokio::test]
 async fn a_call_dropped_before_its_response_is_cancelled_at_the_server() {
@@ -52,6 +55,34 @@ async fn a_dropped_response_lets_go_of_the_request_stream_that_is_still_open() {
     echo.cancelled().reaches(1).await;
     client.unary_echo(say("x")).await.expect("the connection is unharmed");
     assert_eq!(echo.connections().get(), 1, "and the same");
+}
+
+/// Notes the calls in flight when it is dropped.
+struct Notes(BalancedChannel, Arc<AtomicU32>);
+
+impl Drop for Notes {
+    fn drop(&mut self) {
+        self.1.store(self.0.instances()[0].in_flight(), Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn a_place_comes_back_only_after_the_request_is_let_go() {
+    let echo = Echo::start();
+    echo.keep_streams_open(true);
+    let channel = connected_channel(over([echo.address()])).await;
+    let in_flight = Arc::<AtomicU32>::default();
+    let notes = Notes(channel.clone(), in_flight.clone());
+    let messages = stream::iter([say("one")]).chain(stream::pending()).map(move |message| {
+        let _ = &notes;
+        message
+    });
+    let mut client = EchoClient::new(channel.clone());
+    let mut replies = client.bidirectional_streaming_echo(messages).await.expect("an answer").into_inner();
+    replies.next().await.expect("a reply").expect("a good one");
+    drop(replies);
+    assert_eq!(in_flight.load(Ordering::Relaxed), 1, "another call would wait for its stream, within h2");
+    assert_eq!(channel.instances()[0].in_flight(), 0, "the place is free");
 }
 
 #[tokio::test]

@@ -128,7 +128,7 @@ impl RequestBody {
             self.progress = if self.is_read() { Progress::Entirely } else { Progress::Partly };
             self.bytes = self.bytes.saturating_add(data.len());
             self.forget_sent();
-            if stream.send_data(data, self.is_sent()).is_err() {
+            if self.send(stream, data).is_err() {
                 // The stream is over, and the response tells why.
                 return Poll::Ready(Ok(()));
             }
@@ -136,6 +136,15 @@ impl RequestBody {
         // A stream that always has more must not keep its call from its deadline, its response and its caller.
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Hands one message to h2. The end of a large request follows in a frame of its own: of a stream that is over both
+    /// ways h2 ignores a reset while a frame is being written and no other one is behind it, even where the rest of the
+    /// message waits for room. It goes on counting that stream for as long as the peer makes none.
+    fn send(&self, stream: &mut SendStream<Bytes>, data: Bytes) -> Result<(), h2::Error> {
+        let ends_apart = self.is_sent() && self.bytes > LARGEST_WHOLE && !data.is_empty();
+        stream.send_data(data, self.is_sent() && !ends_apart)?;
+        if ends_apart { stream.send_data(Bytes::new(), true) } else { Ok(()) }
     }
 
     /// Whether all of it is with h2.
@@ -277,6 +286,10 @@ const KEPT_BYTES: usize = 64 * 1024;
 
 /// What h2 takes as one message.
 const LARGEST_FRAME: usize = i32::MAX as usize;
+
+/// What goes out as one frame, so that no rest of it waits for room, unless the windows are smaller than at first or used
+/// up by other calls.
+const LARGEST_WHOLE: usize = 16 * 1024;
 
 /// How many frames one poll sends before other tasks have their turn.
 const FRAMES_PER_POLL: usize = 32;

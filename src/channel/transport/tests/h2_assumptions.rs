@@ -34,6 +34,16 @@ async fn client_of(
     (send, driver, far)
 }
 
+/// [`client`], over a pipe that holds so few bytes that frames are written in pieces.
+async fn client_through(
+    options: &Builder,
+    bytes: usize,
+) -> (SendRequest<Bytes>, JoinHandle<Result<(), h2::Error>>, DuplexStream) {
+    let (send, driver, mut far) = client_of(options, bytes, &settings(None)).await;
+    let _ = seen(&mut far, 24).await;
+    (send, driver, far)
+}
+
 fn begin(send: &SendRequest<Bytes>, ends: bool) -> (ResponseFuture, SendStream<Bytes>) {
     send.clone().send_request(request(()), ends).expect("h2 takes it")
 }
@@ -144,6 +154,27 @@ async fn an_explicit_reset_of_a_stream_that_is_over_and_flushed_writes_nothing()
     assert_eq!(of_kind(&seen(&mut far, 0).await, RESET), [0; 0]);
 }
 
+/// `RequestBody::send`: why the end of a large request is a frame of its own. Without that h2 ignores the reset.
+#[tokio::test(start_paused = true)]
+async fn a_reset_of_a_stream_that_is_over_is_ignored_while_its_last_frame_is_being_written() {
+    for ends_apart in [false, true] {
+        let (send, _driver, mut far) = client_through(&Builder::new(), 1_000).await;
+        let (answer, mut stream) = begin(&send, false);
+        stream.send_data(vec![7; 100_000].into(), !ends_apart).expect("open");
+        if ends_apart {
+            stream.send_data(Bytes::new(), true).expect("open");
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        far.write_all(&head(1, true)).await.expect("open");
+        answer.await.expect("a response");
+        stream.send_reset(h2::Reason::CANCEL);
+        drop(stream);
+        let frames = seen(&mut far, 0).await;
+        assert_eq!(of_kind(&frames, RESET), if ends_apart { vec![1] } else { vec![] });
+        assert_eq!(bytes_of(&frames, 1), if ends_apart { 16_384 } else { 65_535 }, "h2 writes on");
+    }
+}
+
 /// `RequestBody::is_flushed`: h2 holds a frame exactly until it is written.
 #[tokio::test(start_paused = true)]
 async fn a_frame_is_let_go_once_it_is_written_and_not_before() {
@@ -199,6 +230,29 @@ async fn what_the_codec_holds_is_flushed_after_calls_were_told_of_the_end() {
     heads.retain(|kind| *kind == HEADERS);
     assert_eq!(heads.len(), 20, "although all of them have failed");
     let _ = driver.await;
+}
+
+/// `profile.dev.package.h2` in `Cargo.toml`: why a check is off that is made with the last handle of a connection. Dropped
+/// as they are, streams leave h2 although their connection has ended.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_read_after_the_end_of_its_connection_stays_until_the_last_handle_goes() {
+    for is_read in [false, true] {
+        let (send, driver, mut far) = client(&Builder::new(), 1 << 20).await;
+        let (answer, stream) = begin(&send, true);
+        let _ = seen(&mut far, 0).await;
+        let data = frame(DATA, 0, 1, &[7; 16_000]);
+        far.write_all(&[head(1, false), data.clone(), data.clone(), data].concat()).await.expect("open");
+        let mut body = answer.await.expect("a head").into_body();
+        let _ = seen(&mut far, 0).await;
+        drop(far);
+        soon("the end", driver).await.expect("no panic").expect("it is closed between two frames");
+        for _ in 0..if is_read { 3 } else { 0 } {
+            let data = body.data().await.expect("it came before the end").expect("it came before the end");
+            body.flow_control().release_capacity(data.len()).expect("it was read");
+        }
+        drop((body, stream));
+        assert_eq!(send.num_wired_streams(), usize::from(is_read), "its window waits to be told to the peer");
+    }
 }
 
 /// `Transport::begin`, `ConnectionDriver::run`: after a GOAWAY requests are refused, so that the gate can let them in.

@@ -4,6 +4,7 @@ mod driving;
 mod early;
 mod h2_assumptions;
 mod pinging;
+mod places;
 mod stalled;
 #[cfg(feature = "_tls")]
 mod tls;
