@@ -114,7 +114,9 @@ impl<P, W> Routes<P, W> {
     pub(super) fn end_those(&mut self, mut is_over: impl FnMut(&mut W) -> bool) -> Vec<i64> {
         let ended: Vec<i64> =
             self.open.iter_mut().filter_map(|(server, watch)| is_over(watch).then_some(*server)).collect();
-        ended.iter().for_each(|server| self.on_ended(*server));
+        for server in &ended {
+            self.on_ended(*server);
+        }
         ended
     }
 

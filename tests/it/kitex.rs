@@ -111,7 +111,7 @@ async fn an_etcd_that_refuses_for_the_time_being_costs_no_attempt() {
         let registration = registry.registration(Instance::new("echo", address));
         registration.max_attempts(2).retry_delay(Duration::from_millis(10))
     });
-    eventually("it claims its key again and again", LIMIT, async || started(&etcd, "Txn").await >= 5).await;
+    eventually("it claims its key again and again", LIMIT, async || Costs::of(&etcd).await.calls("Txn") >= 5).await;
     assert_eq!(server.registration().status(), RegistrationStatus::Registering, "it has not given up");
     server.stop().await;
 }
