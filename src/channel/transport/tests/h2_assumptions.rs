@@ -232,6 +232,29 @@ async fn what_the_codec_holds_is_flushed_after_calls_were_told_of_the_end() {
     let _ = driver.await;
 }
 
+/// `profile.dev.package.h2` in `Cargo.toml`: why a check is off that is made with the last handle of a connection. One that
+/// is dropped unread leaves h2 at once.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_read_after_the_end_of_its_connection_stays_until_the_last_handle_goes() {
+    for is_read in [false, true] {
+        let (send, driver, mut far) = client(&Builder::new(), 1 << 20).await;
+        let (answer, stream) = begin(&send, true);
+        let _ = seen(&mut far, 0).await;
+        let data = frame(DATA, 0, 1, &[7; 16_000]);
+        far.write_all(&[head(1, false), data.clone(), data.clone(), data].concat()).await.expect("open");
+        let mut body = answer.await.expect("a head").into_body();
+        let _ = seen(&mut far, 0).await;
+        drop(far);
+        soon("the end", driver).await.expect("no panic").expect("it is closed between two frames");
+        for _ in 0..if is_read { 3 } else { 0 } {
+            let data = body.data().await.expect("it came before the end").expect("it came before the end");
+            body.flow_control().release_capacity(data.len()).expect("it was read");
+        }
+        drop((body, stream));
+        assert_eq!(send.num_wired_streams(), usize::from(is_read), "its window waits to be told to the peer");
+    }
+}
+
 /// `Transport::begin`, `ConnectionDriver::run`: after a GOAWAY requests are refused, so that the gate can let them in.
 #[tokio::test(start_paused = true)]
 async fn after_a_goaway_requests_are_refused_at_once() {
