@@ -112,7 +112,10 @@ async fn an_etcd_that_refuses_for_the_time_being_costs_no_attempt() {
         registration.max_attempts(2).retry_delay(Duration::from_millis(10))
     });
     eventually("it claims its key again and again", LIMIT, async || Costs::of(&etcd).await.calls("Txn") >= 5).await;
-    assert_eq!(server.registration().status(), RegistrationStatus::Registering, "it has not given up");
+    // To give up takes three seconds at most.
+    let ended = tokio::time::timeout(4 * SECOND, server.registration().registered()).await;
+    assert!(ended.is_err(), "it has not given up: {ended:?}");
+    assert_eq!(server.registration().status(), RegistrationStatus::Registering);
     server.stop().await;
 }
 
