@@ -14,6 +14,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs;
+use std::io;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,6 +22,7 @@ use tokio::net::TcpStream;
 
 use super::etcd::{Cluster, Etcd};
 use super::process::{cpu_of, memory_of};
+use super::{LIMIT, eventually};
 
 /// A reading of one etcd, or of several members.
 ///
@@ -40,7 +42,7 @@ impl Costs {
     ///
     /// # Panics
     ///
-    /// If one of them does not serve its metrics.
+    /// If one of them does not serve its metrics within [`LIMIT`].
     pub async fn of(etcds: &impl Members) -> Self {
         let mut members = Vec::new();
         for etcd in etcds.members() {
@@ -248,11 +250,8 @@ struct Page(HashMap<String, f64>);
 
 impl Page {
     async fn read(address: &str) -> Self {
-        let page = "etcd serves its metrics";
-        let mut socket = TcpStream::connect(address).await.expect(page);
-        socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.expect(page);
-        let mut text = String::new();
-        socket.read_to_string(&mut text).await.expect(page);
+        // One that begins, or has hundreds of logins to answer, may not serve it at once.
+        let text = eventually("etcd serves its metrics", LIMIT, async || text(address).await.ok()).await;
         let is_read = |line: &&str| ["etcd_", "grpc_server_", "process_"].iter().any(|begin| line.starts_with(begin));
         let figures = text.lines().filter(is_read).filter_map(|line| {
             let (name, figure) = line.rsplit_once(' ')?;
@@ -269,6 +268,15 @@ impl Page {
         let is_wanted = |name: &str| name_of(name) == metric && name.contains(label);
         self.0.iter().filter(|(name, _)| is_wanted(name)).map(|(_, figure)| figure).sum()
     }
+}
+
+/// The page as etcd sends it.
+async fn text(address: &str) -> io::Result<String> {
+    let mut socket = TcpStream::connect(address).await?;
+    socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+    let mut text = String::new();
+    socket.read_to_string(&mut text).await?;
+    Ok(text)
 }
 
 /// The name of a series without its labels.

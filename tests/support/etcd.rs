@@ -96,7 +96,13 @@ impl Etcd {
     /// to be first at may have no time for the rig.
     pub async fn restart_unanswered(&self) {
         self.start_again(&[]);
-        let accepts = async || TcpStream::connect(self.plain_address()).await.is_ok();
+        let accepts = async || {
+            let accepted = TcpStream::connect(self.plain_address()).await.is_ok();
+            if self.child().exited().is_some() {
+                self.give_up(Failure::Exited);
+            }
+            accepted
+        };
         eventually("etcd accepts connections", LIMIT, accepts).await;
     }
 

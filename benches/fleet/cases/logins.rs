@@ -74,7 +74,8 @@ impl Attempt {
         }));
         let goal_of = |what: &str| format!("{clients} clients with a password {words}: {what}");
         let missing = format!("{there} of {clients} after {:.0} s", (limit + PATIENCE).as_secs_f64());
-        report.within(goal_of("all in"), all_in, limit, missing);
+        let all = format!("all in (a hash takes {:.0} ms)", hash.time.as_secs_f64() * 1e3);
+        report.within(goal_of(&all), all_in, limit, missing);
         report.at_most(goal_of("logins a client"), logins_a_client, 2.0, "");
         report.facts = std::mem::take(&mut report.facts).or(Facts {
             logins_of_a_client: Some(logins_a_client),
