@@ -164,7 +164,7 @@ impl Drop for WatcherGuard {
 
 async fn run(guard: WatcherGuard, new_source: impl Fn() -> Source, mut membership: Membership) {
     let (mut source, mut revision) = (new_source(), 0);
-    let mut pace = Pace::new(Instant::now());
+    let mut pace = Pace::default();
     let mut relist = Relist::Unwanted { not_before: Instant::now() };
     loop {
         let update = {
@@ -227,25 +227,23 @@ fn take_in(membership: &mut Membership, update: Update, now: Instant) {
     }
 }
 
-/// When what is known is published: the first change at once, and then once an interval while there are changes.
-#[derive(Debug)]
+/// When what is known is published: the first change at once, and then once an interval while there are changes. The
+/// first list is no change: one that comes right behind it is published at once, too.
+#[derive(Debug, Default)]
 struct Pace {
     has_changed: bool,
-    not_before: Instant,
+    /// `None` before the first list.
+    not_before: Option<Instant>,
 }
 
 impl Pace {
-    fn new(now: Instant) -> Self {
-        Self { has_changed: false, not_before: now }
-    }
-
-    /// When there is something to publish; `None` where there is nothing.
+    /// When there is something to publish later on; `None` where there is nothing.
     fn due(&self) -> Option<Instant> {
-        self.has_changed.then_some(self.not_before)
+        self.not_before.filter(|_| self.has_changed)
     }
 
     fn is_due(&self, now: Instant) -> bool {
-        self.due().is_some_and(|due| due <= now)
+        self.has_changed && self.not_before.is_none_or(|not_before| not_before <= now)
     }
 
     fn on_change(&mut self) {
@@ -256,7 +254,7 @@ impl Pace {
     fn on_published(&mut self, was_news: bool, now: Instant) {
         self.has_changed = false;
         if was_news {
-            self.not_before = now + PUBLISH_INTERVAL;
+            self.not_before = Some(self.not_before.map_or(now, |_| now + PUBLISH_INTERVAL));
         }
     }
 }
@@ -353,10 +351,13 @@ pub(super) mod tests {
     #[test]
     fn the_first_change_is_published_at_once_and_the_others_once_an_interval() {
         let begin = Instant::now();
-        let mut pace = Pace::new(begin);
-        assert_eq!(pace.due(), None, "there is nothing yet");
+        let mut pace = Pace::default();
+        assert!(!pace.is_due(begin) && pace.due().is_none(), "there is nothing yet");
         pace.on_change();
-        assert!(pace.is_due(begin), "the first one at once");
+        assert!(pace.is_due(begin), "the first list at once");
+        pace.on_published(true, begin);
+        pace.on_change();
+        assert!(pace.is_due(begin), "and the first change");
         pace.on_published(true, begin);
         assert_eq!(pace.due(), None);
         let soon = begin + PUBLISH_INTERVAL / 2;

@@ -120,10 +120,12 @@ const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     use proptest::prelude::*;
 
     use super::*;
+    use crate::instance::Instance;
 
     fn address(n: u16) -> Address {
         std::net::SocketAddr::from(([10, 0, 0, 1], n + 1)).into()
@@ -152,6 +154,38 @@ mod tests {
             let won: Vec<_> = after.difference(&before).collect();
             prop_assert!(lost.iter().all(|lost| **lost == one), "only the one that went is lost: {:?}", lost);
             prop_assert!(won.len() <= 1 && (won.is_empty() || !lost.is_empty()), "one takes its place: {:?}", won);
+        }
+    }
+
+    fn snapshot(members: &BTreeMap<u16, (u8, bool)>) -> Snapshot {
+        let members = members.iter().map(|(n, (state, is_near))| {
+            let instance = Instance::new("echo", address(*n)).tag("zone", if *is_near { "a" } else { "b" });
+            let state = [MemberState::Live, MemberState::Draining, MemberState::Suspect][usize::from(*state)];
+            Member::new(Arc::new(instance), 7, state)
+        });
+        Snapshot::new(1, members.collect())
+    }
+
+    proptest! {
+        #[test]
+        fn an_order_that_follows_the_changes_is_the_one_made_from_scratch(
+            history in prop::collection::vec(prop::collection::btree_map(0..40_u16, (0..3_u8, any::<bool>()), 0..30), 1..8),
+            used in prop::collection::btree_set(0..40_u16, 0..5),
+        ) {
+            let (subset, zone) = (Subset::of(3, "client"), Zone { tag: "zone".into(), own: "a".into() });
+            let used: BTreeSet<Address> = used.into_iter().map(address).collect();
+            let was_selected = |address: &Address| used.contains(address);
+            let (mut order, mut known) = (SubsetOrder::default(), snapshot(&BTreeMap::new()));
+            for members in history {
+                let next = snapshot(&members);
+                order.on_snapshot(subset, Some(&zone), was_selected, (&known, &next));
+                known = next;
+                let may_be_selected = |member: &&Member| member.state() == MemberState::Live || was_selected(member.address());
+                let mut expected: Vec<&Member> = known.iter().filter(may_be_selected).collect();
+                expected.sort_by_key(|member| (!zone.is_own(member.instance()), Reverse(subset.rank(member.address()))));
+                let expected: Vec<&Address> = expected.into_iter().map(Member::address).collect();
+                prop_assert_eq!(order.iter().collect::<Vec<_>>(), expected);
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::sleep;
 
 use super::peers::{Peer, Reply};
-use super::rig::{Rig, SECOND, WINDOW, ends, in_zone, live, member, rest};
+use super::rig::{Rig, SECOND, WINDOW, draining, ends, in_zone, live, member, rest};
 use crate::channel::{Connectivity, InstanceStatus};
 use crate::instance::Instance;
 use crate::policy::{LeastRequest, PickFirst, Policy, WeightedRoundRobin};
@@ -109,6 +109,30 @@ async fn wait_ready_count(rig: &Rig, count: usize) {
     let ready = |status: &&InstanceStatus| status.state() == Connectivity::Ready;
     rig.until("so many are READY", |all| all.iter().filter(ready).count() == count).await;
     rest().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn instances_outside_of_the_subset_are_shown_as_they_are_registered() {
+    let rig = Rig::with(|builder| builder.subset_as(2, "client"));
+    let peers: [Peer; 6] = rig.network.peers(1);
+    rig.set_instances(peers.iter().map(live));
+    wait_ready_count(&rig, 2).await;
+    let chosen = used(&peers);
+    let outside = &peers[(0..peers.len()).find(|index| !chosen.contains(index)).expect("four are outside")];
+    assert_eq!(rig.state(outside), Connectivity::Idle);
+
+    let is_outside = |peer: &&Peer| peer.address() == outside.address();
+    let drained = peers.iter().map(|peer| if is_outside(&peer) { draining(peer) } else { live(peer) });
+    rig.set_instances(drained);
+    rig.until_peer(outside, "it is draining", InstanceStatus::is_draining).await;
+    rig.set_instances(peers.iter().filter(|peer| !is_outside(peer)).map(live));
+    rig.until("it has left", |all| all.len() == 5).await;
+    rig.set_instances(peers.iter().map(live));
+    rig.until_peer(outside, "it is back", |status| !status.is_draining()).await;
+    rest().await;
+    assert_eq!(used(&peers), chosen, "none of that concerns the subset");
+    let attempted: usize = peers.iter().map(|peer| peer.attempted().get()).sum();
+    assert_eq!(attempted, 2, "nor was any other dialled");
 }
 
 #[tokio::test(start_paused = true)]
