@@ -24,6 +24,7 @@ mod inside;
 mod interop;
 mod kitex;
 mod leaves;
+mod logins;
 mod mass_expiry;
 mod members;
 mod operated;

@@ -116,7 +116,7 @@ impl MemberStream {
     }
 
     async fn open(&self, lease: i64) -> Result<(Arc<Connection>, LeaseKeeper, LeaseKeepAliveStream), EtcdError> {
-        let connection = self.cluster.connection(self.index, REPLY_LIMIT).await?;
+        let connection = self.cluster.connection_without_login(self.index).await?;
         let opened = connection.keep_alive(lease, REPLY_LIMIT).await;
         let (keeper, responses) = self.cluster.on_answer(&connection, opened).await?;
         Ok((connection, keeper, responses))

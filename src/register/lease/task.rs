@@ -378,7 +378,7 @@ impl LeaseTask {
     fn on_error(&mut self, error: &EtcdError, next: State) -> State {
         match error.kind {
             // Nothing was attempted.
-            EtcdErrorKind::Withheld => next,
+            EtcdErrorKind::Withheld | EtcdErrorKind::LoginPending => next,
             // The key is registered, only with an older value: that is no failure to register.
             _ if self.is_held => next,
             _ => self.on_failure(chain(error), next),

@@ -32,6 +32,7 @@ use verdict::Verdict;
 mod clients;
 mod etcd;
 mod journal;
+mod logins;
 mod servers;
 mod strangers;
 mod verdict;
