@@ -191,11 +191,13 @@ pub enum RegistryError {
 
 impl From<EtcdError> for RegistryError {
     fn from(error: EtcdError) -> Self {
-        use EtcdErrorKind::{Deadline, Denied, Login, Split, Tls, Token, Unavailable, Unreachable, Withheld};
+        use EtcdErrorKind::{
+            Deadline, Denied, Login, LoginPending, Split, Tls, Token, Unavailable, Unreachable, Withheld,
+        };
         let kind = error.kind;
         let source = Box::new(error);
         match kind {
-            Unreachable | Unavailable | Deadline(_) => Self::Unavailable { source },
+            Unreachable | Unavailable | Deadline(_) | LoginPending => Self::Unavailable { source },
             Tls => Self::Tls { source },
             Split => Self::SplitCluster { source },
             Denied | Login | Withheld | Token => Self::Denied { source },
@@ -232,6 +234,9 @@ pub(crate) enum EtcdErrorKind {
     Login,
     /// Nothing was tried: credentials were refused, or missing, a moment ago. A retry may come soon.
     Withheld,
+    /// Nothing was tried: a login is under way that etcd has yet to answer. No fault of the member; a retry waits for the
+    /// same login.
+    LoginPending,
     /// The user is not allowed to do this, or none was named. A retry helps only after an operator changed that.
     Denied,
     /// The token is not valid (any more). A retry helps after a fresh login.
@@ -256,8 +261,8 @@ pub(crate) enum EtcdErrorKind {
 impl EtcdError {
     /// Whether another member may do what this one could not.
     pub(crate) fn is_worth_another_member(&self) -> bool {
-        use EtcdErrorKind::{Deadline, Incapable, Tls, Unavailable, Unreachable};
-        matches!(self.kind, Unreachable | Unavailable | Incapable | Deadline(_) | Tls)
+        use EtcdErrorKind::{Deadline, Incapable, LoginPending, Tls, Unavailable, Unreachable};
+        matches!(self.kind, Unreachable | Unavailable | Incapable | Deadline(_) | LoginPending | Tls)
     }
 
     /// The causes in one line; empty where there is none.
@@ -282,6 +287,7 @@ impl fmt::Display for EtcdError {
             EtcdErrorKind::Tls => f.write_str("failed: no TLS session with the member"),
             EtcdErrorKind::Login => f.write_str("failed: could not log in"),
             EtcdErrorKind::Withheld => f.write_str("was not tried"),
+            EtcdErrorKind::LoginPending => f.write_str("is under way"),
             EtcdErrorKind::Denied => f.write_str("was denied"),
             EtcdErrorKind::Token => f.write_str("was denied: the token is not valid"),
             EtcdErrorKind::NotFound => f.write_str("failed: not found"),

@@ -64,8 +64,8 @@ pub(crate) async fn follow(url: &str, service: &str, instances: usize) {
     }
 }
 
-fn registry(url: &str, _instances: usize) -> Registry {
-    Registry::builder([url]).build().expect("a good URL")
+fn registry(url: &str, instances: usize) -> Registry {
+    Registry::builder([url]).max_instances(instances).build().expect("a good URL")
 }
 
 fn tell(line: &serde_json::Value) {

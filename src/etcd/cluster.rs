@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::connection::Connection;
+use super::credentials::Provider;
 use super::endpoint::Target;
-use super::login::Provider;
 use super::members::Members;
 use super::pace::Pace;
 use super::range::Range;
@@ -80,6 +80,18 @@ impl Cluster {
             }
             connected => connected,
         }
+    }
+
+    /// The connection to member `index` (modulo their number), for keepalives: etcd 3.4 renews leases without a token,
+    /// while a login is under way. Where a token is wanted after all, the call gets one.
+    ///
+    /// # Errors
+    ///
+    /// The member is known to be of another cluster.
+    pub(crate) async fn connection_without_login(&self, index: usize) -> Result<Arc<Connection>, EtcdError> {
+        let index = index % self.len();
+        self.surveys.before_call(index)?;
+        self.members.connect_without_login(index).await
     }
 
     /// Gives up a connection that seems dead: the next call opens another one.

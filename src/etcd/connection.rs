@@ -3,34 +3,43 @@
 
 use std::error::Error as _;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions, Error as ClientError, KvClient, WatchClient};
-use tokio::sync::{Mutex, OnceCell};
-use tokio::time::{Instant, timeout_at};
+use etcd_client::{Client, ConnectOptions, Error as ClientError, GetOptions, KvClient, WatchClient};
+use futures_util::FutureExt;
+use tokio::sync::{OnceCell, oneshot};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::{Code, Status};
+use tracing::Instrument;
 
+use super::credentials::Credentials;
 use super::endpoint::Target;
-use super::login::{Credentials, Logins, NoCredentials};
+use super::limits::CALL_LIMIT;
+use super::login::{Authentication, LoginFailure, Logins, NoCredentials, NoToken};
+use super::token::{Token, TokenSlot};
+use crate::backoff::spread;
 use crate::error::{BoxError, EtcdError, EtcdErrorKind, chain};
 
 /// One connection to one member. Streams opened on it keep it open after the cluster has moved on to a new one.
 pub(crate) struct Connection {
     index: usize,
     name: Arc<str>,
+    target: Target,
     pub(super) client: Client,
     pub(super) kv: KvClient,
     pub(super) watch: WatchClient,
-    login: Mutex<Login>,
-    /// How often a login succeeded.
-    tokens: AtomicU64,
     logins: Option<Arc<Logins>>,
+    /// The token that requests carry.
+    slot: TokenSlot,
+    proof: Mutex<Proof>,
+    /// Ends the task that uses the token.
+    _keeper: oneshot::Receiver<()>,
     /// Set once the member was asked for the id of its cluster.
     pub(super) was_asked: OnceCell<()>,
     /// When the member was heard on it the last time.
-    heard: StdMutex<Option<Instant>>,
+    heard: Mutex<Option<Instant>>,
     streams: AtomicUsize,
     /// Whether the member gives no signs of life on watches; the member's, for all its connections.
     is_mute: Arc<AtomicBool>,
@@ -45,10 +54,13 @@ impl Drop for StreamGuard {
     }
 }
 
-/// Where the login on one connection stands.
-enum Login {
-    Needed,
-    Done,
+/// Whether the member takes the token.
+#[derive(Default)]
+struct Proof {
+    /// The token that the member took over this connection, and when.
+    taken: Option<(Arc<Token>, Instant)>,
+    /// When a stream was denied, maybe for its token.
+    doubted: Option<Instant>,
 }
 
 impl Connection {
@@ -59,27 +71,38 @@ impl Connection {
         target: &Target,
         logins: Option<Arc<Logins>>,
         is_mute: Arc<AtomicBool>,
-    ) -> Result<Self, EtcdError> {
-        // Without a user `from_channel` does no I/O; with one it would log in without a deadline. Its own refresh of
-        // tokens would go on with a password that was changed.
+    ) -> Result<Arc<Self>, EtcdError> {
+        // Without a user `from_channel` does no I/O; with one it would log in, for itself and without a deadline. A
+        // token is nothing that it takes from elsewhere: the channel below adds it.
         let options = ConnectOptions::new().with_require_leader(true);
-        let channel = etcd_client::Channel::Tonic(target.channel());
+        let slot = logins.as_ref().map(|logins| logins.slot(index)).unwrap_or_default();
+        let channel = match &logins {
+            Some(_) => slot.add_to(target.channel()),
+            None => etcd_client::Channel::Tonic(target.channel()),
+        };
         let client = Client::from_channel(channel, Some(options)).await;
         let client = client.map_err(|error| failure(&name, "connect", "", error))?;
-        Ok(Self {
+        let (dropped, keeper) = oneshot::channel();
+        let connection = Arc::new(Self {
             index,
             name,
+            target: target.clone(),
             kv: client.kv_client().max_decoding_message_size(DECODE_LIMIT),
             watch: client.watch_client().max_decoding_message_size(DECODE_LIMIT),
             client,
-            login: Mutex::new(if logins.is_some() { Login::Needed } else { Login::Done }),
-            tokens: AtomicU64::new(0),
+            slot,
+            proof: Mutex::default(),
+            _keeper: keeper,
             logins,
             was_asked: OnceCell::new(),
-            heard: StdMutex::new(None),
+            heard: Mutex::new(None),
             streams: AtomicUsize::new(0),
             is_mute,
-        })
+        });
+        if connection.logins.is_some() {
+            connection.keep_token(dropped);
+        }
+        Ok(connection)
     }
 
     /// The member was heard on it.
@@ -124,65 +147,158 @@ impl Connection {
         &self.name
     }
 
-    /// Logs in, if that is due. Calls that come while another one logs in wait for it, each until its own deadline, so
-    /// that a silent member costs each of them one limit, not one after the other.
+    /// Makes sure of a token that the member takes, if one is needed: the cluster's, or a fresh one from a login.
+    ///
+    /// # Errors
+    ///
+    /// A login that is under way beyond the deadline is no fault of the member: [`EtcdErrorKind::LoginPending`].
     pub(super) async fn log_in(&self, deadline: Instant, limit: Duration) -> Result<(), EtcdError> {
         let Some(logins) = &self.logins else { return Ok(()) };
-        let late = || {
-            if !logins.is_asking() {
-                return self.deadline(LOGIN, USERS, limit);
+        loop {
+            let token = logins.token(self.index, deadline, |credentials| self.authenticate(credentials)).await;
+            let token = token.map_err(|none| self.no_token(none, limit))?;
+            if self.is_proven(&token) {
+                return Ok(());
             }
-            let reason = format!("the provider of credentials did not answer within {limit:?}");
-            self.refusal(LOGIN, USERS, EtcdErrorKind::Login, reason)
-        };
-        let mut login = timeout_at(deadline, self.login.lock()).await.map_err(|_| late())?;
-        if matches!(*login, Login::Done) {
-            return Ok(());
-        }
-        let credentials = timeout_at(deadline, logins.credentials(self.index)).await.map_err(|_| late())?;
-        let credentials = credentials.map_err(|none| self.no_credentials(none))?;
-        let Credentials { user, password } = credentials.clone();
-        let mut client = self.client.clone();
-        let answer = timeout_at(deadline, client.update_user(Some((user, password)))).await.map_err(|_| late())?;
-        match answer {
-            Ok(()) => {}
-            // Then the member wants no login.
-            Err(ClientError::GRpcStatus(status)) if status.message().contains("authentication is not enabled") => {}
-            Err(error) => {
-                let mut error = self.failure(LOGIN, &credentials.user, error);
-                if error.kind == EtcdErrorKind::Denied {
-                    error.kind = EtcdErrorKind::Login;
-                    logins.on_refused(self.index, &self.name, credentials);
-                }
-                return Err(error);
+            let asked = Instant::now();
+            match timeout_at(deadline, self.prove(&token)).await {
+                Ok(Err(error)) if error.kind == EtcdErrorKind::Token => {}
+                Ok(proven) => return proven,
+                // The login may have left it little time, which is then nothing that the member did.
+                Err(_) => return Err(self.deadline(PROOF, USERS, asked.elapsed())),
             }
         }
-        self.tokens.fetch_add(1, Ordering::Relaxed);
-        *login = Login::Done;
-        Ok(())
     }
 
-    fn no_credentials(&self, none: NoCredentials) -> EtcdError {
-        let kind = match none {
-            NoCredentials::Failed(_) => EtcdErrorKind::Login,
-            NoCredentials::TooEarly => EtcdErrorKind::Withheld,
+    /// A login at this member, over a connection of its own: that of the calls is given up sooner, and a login that ends
+    /// with it is one that etcd hashes in vain.
+    fn authenticate(&self, credentials: Credentials) -> Authentication {
+        let (name, channel) = (self.name.clone(), etcd_client::Channel::Tonic(self.target.patient().channel()));
+        let (Credentials { user, password }, member) = (credentials, self.index);
+        let authenticate = async move {
+            let answer = async {
+                let options = ConnectOptions::new().with_require_leader(true);
+                let mut client = Client::from_channel(channel, Some(options)).await?.auth_client();
+                client.authenticate(user.clone(), password).await
+            };
+            let error = match answer.await {
+                Ok(answer) => {
+                    let refuse = |error| LoginFailure {
+                        kind: EtcdErrorKind::Refused,
+                        member: name,
+                        user,
+                        reason: chain(&error),
+                    };
+                    return Token::new(answer.token(), member).map(Arc::new).map_err(refuse);
+                }
+                // Then the member wants no login.
+                Err(ClientError::GRpcStatus(status)) if status.message().contains("authentication is not enabled") => {
+                    return Ok(Arc::new(Token::not_needed(member)));
+                }
+                Err(error) => error,
+            };
+            let EtcdError { kind, source, .. } = failure(&name, LOGIN, &user, error);
+            let kind = if kind == EtcdErrorKind::Denied { EtcdErrorKind::Login } else { kind };
+            Err(LoginFailure {
+                kind,
+                member: name,
+                user,
+                reason: source.map_or_else(String::new, |source| chain(&*source)),
+            })
         };
-        EtcdError {
+        authenticate.boxed()
+    }
+
+    fn no_token(&self, none: NoToken, limit: Duration) -> EtcdError {
+        let error = |kind, source| EtcdError {
             kind,
             member: self.name.to_string(),
             operation: LOGIN,
             key: USERS.to_owned(),
-            source: Some(Box::new(none)),
+            source: Some(source),
+        };
+        match none {
+            NoToken::Credentials(none @ NoCredentials::Failed(_)) => error(EtcdErrorKind::Login, Box::new(none)),
+            NoToken::Credentials(none @ NoCredentials::TooEarly) => error(EtcdErrorKind::Withheld, Box::new(none)),
+            NoToken::Unprovided => {
+                let reason = format!("the provider of credentials did not answer within {limit:?}");
+                error(EtcdErrorKind::Login, reason.into())
+            }
+            NoToken::Pending => {
+                let reason = format!("etcd has not answered it within {limit:?}");
+                error(EtcdErrorKind::LoginPending, reason.into())
+            }
+            NoToken::Late(limit) => self.deadline(LOGIN, USERS, limit),
+            NoToken::Failed(LoginFailure { kind, user, reason, .. }) => {
+                EtcdError { key: user, ..error(kind, reason.into()) }
+            }
         }
     }
 
-    /// A token of this connection was refused: the next call logs in afresh, unless one does already.
-    pub(super) fn on_token_refused(&self) {
-        if let Ok(mut login) = self.login.try_lock()
-            && self.logins.is_some()
-        {
-            *login = Login::Needed;
+    /// Shows that the member takes a token, by a read that needs nothing else. A stream cannot show it: on a watch, etcd
+    /// up to 3.5 says the same of a token that is not valid as of a permission that is missing.
+    async fn prove(&self, token: &Arc<Token>) -> Result<(), EtcdError> {
+        let mut kv = self.kv.clone();
+        let options = GetOptions::new().with_serializable().with_count_only();
+        let answer = kv.get(ANY_KEY, Some(options)).await.map_err(|error| self.failure(PROOF, USERS, error));
+        match answer {
+            Err(error) if error.kind == EtcdErrorKind::Token => {
+                self.on_token_refused(token);
+                Err(error)
+            }
+            Err(error) if error.is_worth_another_member() => Err(error),
+            // Also if the user may not read this key.
+            _ => {
+                self.proof().taken = Some((token.clone(), Instant::now()));
+                Ok(())
+            }
         }
+    }
+
+    /// Whether the member took the token, or gave it out, a moment ago.
+    fn is_proven(&self, token: &Arc<Token>) -> bool {
+        let proof = self.proof();
+        let proven = proof.taken.as_ref().filter(|(proven, _)| Arc::ptr_eq(proven, token)).map(|(_, at)| *at);
+        let newest = proven.max(token.given_by(self.index));
+        newest.is_some_and(|at| at.elapsed() < PROOF_AGE && Some(at) > proof.doubted)
+    }
+
+    fn on_token_refused(&self, token: &Arc<Token>) {
+        if let Some(logins) = &self.logins {
+            logins.on_token_refused(self.index, token);
+        }
+    }
+
+    /// A stream was denied, maybe for its token: that has to prove itself before the next one.
+    pub(super) fn on_token_doubted(&self) {
+        self.proof().doubted = Some(Instant::now());
+    }
+
+    fn proof(&self) -> MutexGuard<'_, Proof> {
+        self.proof.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Uses the token now and then: a simple one lives for 300 s from its last use, and streams do not count as one. A
+    /// read costs etcd some 50 us, a login a thousand times that.
+    fn keep_token(self: &Arc<Self>, mut dropped: oneshot::Sender<()>) {
+        let connection = Arc::downgrade(self);
+        let keep = async move {
+            loop {
+                tokio::select! {
+                    () = dropped.closed() => return,
+                    () = sleep(spread(TOKEN_USE, 0.2)) => {}
+                }
+                let Some(connection) = connection.upgrade() else { return };
+                // None before a call wanted one: nothing is dialled for this.
+                if let Some(token) = connection.slot.token()
+                    && let Ok(Err(error)) = timeout(CALL_LIMIT, connection.prove(&token)).await
+                {
+                    tracing::debug!(error = chain(&error), "token of etcd was not used");
+                }
+            }
+        };
+        let span = tracing::info_span!(parent: None, "token", member = %self.name);
+        tokio::spawn(keep.instrument(span));
     }
 
     /// Runs one request on this connection under a deadline; an error names the operation and the key. Where the token
@@ -203,14 +319,14 @@ impl Connection {
             Ok(Err(error)) => Err(self.failure(operation, key, error)),
             Err(_) => Err(self.deadline(operation, key, limit)),
         };
-        let token = self.tokens.load(Ordering::Relaxed);
+        // Another call may fetch the next token meanwhile.
+        let token = self.slot.token();
         match run().await {
             Err(error) if error.kind == EtcdErrorKind::Token => {}
             result => return result,
         }
-        // Another call with the same token may have fetched the next one meanwhile.
-        if self.tokens.load(Ordering::Relaxed) == token {
-            self.on_token_refused();
+        if let Some(token) = token {
+            self.on_token_refused(&token);
         }
         self.log_in(deadline, limit).await?;
         run().await
@@ -314,6 +430,18 @@ const INCAPABLE: [&str; 4] = ["too many requests", "not capable", "not supported
 /// The largest message that is read: a lease with 100,000 keys ends in one of 5 MB, and etcd's default limit for
 /// requests is 1.5 MB.
 const DECODE_LIMIT: usize = 16 * 1024 * 1024;
+
+/// How long a token counts as taken over a connection.
+const PROOF_AGE: Duration = Duration::from_secs(60);
+
+/// How often a token is used: twice in the life of a simple one, so that one use may be lost.
+const TOKEN_USE: Duration = Duration::from_secs(120);
+
+/// Any key does to prove a token, whether the user may read it or not.
+const ANY_KEY: &str = "tonic-etcd";
+
+/// The operation of a token's proof in errors.
+const PROOF: &str = "check of the token";
 
 /// The operation of a login in errors.
 const LOGIN: &str = "login";

@@ -24,7 +24,7 @@ type Client = crate::tls::TlsClient;
 type Client = std::convert::Infallible;
 
 /// One member, as it is dialled.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Target {
     /// As it is shown.
     pub(super) name: String,
@@ -50,6 +50,11 @@ impl Target {
             return self.endpoint.connect_with_connector_lazy(secure.clone());
         }
         self.endpoint.connect_lazy()
+    }
+
+    /// The same member, with more patience while it has no time for pings.
+    pub(super) fn patient(&self) -> Self {
+        Self { endpoint: self.endpoint.clone().keep_alive_timeout(PATIENT_PING_TIMEOUT), ..self.clone() }
     }
 }
 
@@ -149,6 +154,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(8);
 /// How long a ping may stay unanswered: a path that delays everything by 7 s is slow, and not dead. With the interval, a
 /// dead connection is found in 17 s.
 const PING_TIMEOUT: Duration = Duration::from_secs(9);
+
+/// How long a ping may stay unanswered while the member has passwords to hash: those of 1,000 clients hold a ping up for
+/// 5 s on two cores.
+const PATIENT_PING_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {

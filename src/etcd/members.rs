@@ -10,8 +10,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::connection::Connection;
+use super::credentials::Provider;
 use super::endpoint::Target;
-use super::login::{Logins, Provider};
+use super::login::Logins;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 
 /// All members, each known by its index.
@@ -173,13 +174,18 @@ impl Members {
     /// What the login failed with, if one is configured.
     pub(super) async fn connect(&self, index: usize, limit: Duration) -> Result<Arc<Connection>, EtcdError> {
         let deadline = Instant::now() + limit;
-        let connection = match self.existing(index) {
-            Some(connection) => connection,
-            None => self.open(index).await?,
-        };
+        let connection = self.connect_without_login(index).await?;
         let login = connection.log_in(deadline, limit).await;
         login.inspect_err(|error| self.on_error(&connection, error))?;
         Ok(connection)
+    }
+
+    /// The connection to member `index`, for calls that need no token.
+    pub(super) async fn connect_without_login(&self, index: usize) -> Result<Arc<Connection>, EtcdError> {
+        match self.existing(index) {
+            Some(connection) => Ok(connection),
+            None => self.open(index).await,
+        }
     }
 
     fn existing(&self, index: usize) -> Option<Arc<Connection>> {
@@ -189,7 +195,7 @@ impl Members {
     async fn open(&self, index: usize) -> Result<Arc<Connection>, EtcdError> {
         let ClusterMember { name, target, is_mute, .. } = &self.each[index];
         let connection = Connection::open(index, name.clone(), target, self.logins.clone(), is_mute.clone()).await?;
-        Ok(self.each[index].slot().get_or_insert(Arc::new(connection)).clone())
+        Ok(self.each[index].slot().get_or_insert(connection).clone())
     }
 
     /// Gives up a connection that seems dead: the next call opens another one.
@@ -216,8 +222,11 @@ impl Members {
     /// A call or a stream on a connection failed: decides which member is asked next, and whether the connection and
     /// its token are used again.
     pub(super) fn on_error(&self, connection: &Arc<Connection>, error: &EtcdError) {
-        if matches!(error.kind, EtcdErrorKind::Deadline(limit) if limit < PATIENCE) {
-            // A short limit proves nothing about the member.
+        let is_short = |limit| limit < PATIENCE;
+        if matches!(error.kind, EtcdErrorKind::LoginPending)
+            || matches!(error.kind, EtcdErrorKind::Deadline(limit) if is_short(limit))
+        {
+            // Neither a login that is under way nor a short limit proves anything about the member.
             self.prefer_another(connection.index());
             return;
         }
@@ -230,10 +239,10 @@ impl Members {
             // The connection may be dead without knowing, or have lost the runtime that it was made on.
             EtcdErrorKind::Deadline(_) | EtcdErrorKind::Unreachable | EtcdErrorKind::Tls => self.forget(connection),
             EtcdErrorKind::Token | EtcdErrorKind::Denied => {
-                connection.on_token_refused();
+                connection.on_token_doubted();
                 // Streams outlive the connection that new calls use; its token is no better.
                 if let Some(present) = self.existing(connection.index()) {
-                    present.on_token_refused();
+                    present.on_token_doubted();
                 }
             }
             _ => {}
@@ -367,6 +376,20 @@ mod tests {
         assert!(!members.is_displaced_for(SECOND * 60));
         assert!(members.settle(away, home));
         assert!(!members.is_displaced() && members.preferred() == home);
+    }
+
+    #[tokio::test]
+    async fn a_login_that_is_under_way_is_no_outage_and_its_connection_is_kept() {
+        let urls = ["http://127.0.0.1:1".to_owned(), "http://127.0.0.1:2".to_owned()];
+        let members = Members::new(parse_endpoints(&urls, None, SECOND).expect("good URLs"), None);
+        members.preferred.store(0, Ordering::Relaxed);
+        let connection = members.connect(0, SECOND).await.expect("it is opened lazily");
+        let error = connection.refusal("login", "the user", EtcdErrorKind::LoginPending, "not yet".into());
+        members.on_error(&connection, &error);
+        assert!(members.each[0].outage().since.is_none(), "the member did nothing wrong");
+        let present = members.existing(0).expect("it has one");
+        assert!(Arc::ptr_eq(&present, &connection), "the next call uses the same");
+        assert_eq!(members.preferred(), 1, "another one may be able to log in");
     }
 
     #[test]

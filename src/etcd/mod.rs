@@ -15,7 +15,9 @@
 //! | `members` | index to connection: the pool, the member that is asked first, outages |
 //! | `calls`, `scan`, `watch` | what is asked on one connection: unary calls, paged lists, the events of a range |
 //! | `connection` | one connection to one member: its login, deadlines, the kinds of errors |
-//! | `login` | credentials, from a value or a provider, kept from etcd for a while once it refused them |
+//! | `login` | one login at a time for all connections; credentials, kept from etcd for a while once it refused them |
+//! | `credentials` | user and password, from a value or a provider |
+//! | `token` | what a login brought, shared by all members; the channel that adds it to requests |
 //! | `endpoint`, `tls` | URLs to dialled members; sessions over TCP |
 //! | `routes`, `silence` | ids of watches to watches; what a silent stream is asked; both pure |
 //! | `cluster_id` | reports of members to a verdict on which of them are used; pure |
@@ -25,6 +27,7 @@ mod calls;
 mod cluster;
 mod cluster_id;
 mod connection;
+mod credentials;
 mod endpoint;
 mod kv;
 mod limits;
@@ -42,16 +45,17 @@ mod streams;
 mod survey;
 #[cfg(feature = "_tls")]
 mod tls;
+mod token;
 mod watch;
 
 pub(crate) use self::calls::{Claimed, hex};
 pub(crate) use self::cluster::Cluster;
 pub(crate) use self::connection::Connection;
+pub use self::credentials::Credentials;
+pub(crate) use self::credentials::Provider;
 pub(crate) use self::endpoint::{Tls, parse_endpoints, without_user};
 pub(crate) use self::kv::{Kv, MAX_SEGMENT, MAX_VALUE};
 pub(crate) use self::limits::{CALL_LIMIT, CLAIM_LIMIT, DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE};
-pub use self::login::Credentials;
-pub(crate) use self::login::Provider;
 pub(crate) use self::range::Range;
 pub(crate) use self::scan::Scan;
 pub(crate) use self::source::{Source, Update};

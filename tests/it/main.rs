@@ -27,6 +27,7 @@ mod interop;
 mod kitex;
 mod large;
 mod leaves;
+mod logins;
 mod mass_expiry;
 mod members;
 mod operated;

@@ -4,12 +4,15 @@
 use std::path::Path;
 use std::time::Duration;
 
+use etcd_client::UserAddOptions;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout};
 use tonic_etcd::{ClientTls, Instance, RegistrationStatus, Registry, RegistryBuilder, RegistryError};
 
+use crate::auth::add_users;
 use crate::support::changes::Changes;
+use crate::support::costs::Costs;
 use crate::support::etcd::Etcd;
 use crate::support::pki::{Authority, Files};
 use crate::support::proxy::Proxy;
@@ -85,6 +88,28 @@ async fn an_etcd_that_wants_certificates_gets_ours_from_files_or_from_memory() {
 
     // With TLS 1.3 the refusal comes after the session, with the first bytes that are read.
     refused(&registry(etcd.url(), trusting(authority.file()))).await;
+}
+
+#[tokio::test]
+async fn a_certificate_with_a_user_s_name_makes_logins_needless() {
+    let authority = Authority::new();
+    let here = authority.issue_files("etcd", HERE);
+    let etcd = Etcd::builder().mutual_tls(&here, &authority).start().await;
+    add_users(&etcd).await;
+    let mut client = etcd.client().await;
+    let without_password = Some(UserAddOptions::new().with_no_pwd());
+    client.user_add("echo-server", "", without_password).await.expect("etcd adds a user");
+    client.user_grant_role("echo-server", "registry").await.expect("the role is there");
+    client.auth_enable().await.expect("etcd switches authentication on");
+    let files = authority.issue_files_of_user("echo-server");
+    let tls = trusting(authority.file()).identity_files(&files.cert, &files.key).expect("the files are good");
+    works(&registry(etcd.url(), tls)).await;
+    assert_eq!(Costs::of(&etcd).await.calls("Authenticate"), 0, "the certificate is enough");
+
+    let files = authority.issue_files_of_user("a-stranger");
+    let tls = trusting(authority.file()).identity_files(&files.cert, &files.key).expect("the files are good");
+    let reason = refused(&registry(etcd.url(), tls)).await;
+    assert!(reason.contains("permission denied"), "no user of etcd's: {reason}");
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, date_time_ymd,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, date_time_ymd,
 };
 use tempfile::TempDir;
 
@@ -84,6 +85,16 @@ impl Authority {
     pub fn issue_files(&self, name: &str, names: &[&str]) -> Files {
         let files = self.files(name);
         self.issue(names).write(&files);
+        files
+    }
+
+    /// A certificate that names a user of etcd as its subject, as files called like the user.
+    pub fn issue_files_of_user(&self, user: &str) -> Files {
+        let mut params = params(&[]);
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, user);
+        let files = self.files(user);
+        self.sign(&params).write(&files);
         files
     }
 

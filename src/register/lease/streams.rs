@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::Instrument;
 
 use crate::error::{EtcdError, EtcdErrorKind, chain};
-use crate::etcd::{CALL_LIMIT, Cluster, Connection};
+use crate::etcd::{Cluster, Connection};
 
 /// The keepalive streams of one registry, for as long as one of its leases is kept.
 #[derive(Debug)]
@@ -248,7 +248,7 @@ impl KeepaliveStream {
     }
 
     async fn open(&self, lease: i64) -> Result<(Arc<Connection>, LeaseKeeper, LeaseKeepAliveStream), EtcdError> {
-        let connection = self.cluster.connection(self.index, CALL_LIMIT).await?;
+        let connection = self.cluster.connection_without_login(self.index).await?;
         let opened = connection.keep_alive(lease, ANSWER_LIMIT).await;
         let (keeper, responses) = self.cluster.on_answer(&connection, opened).await?;
         Ok((connection, keeper, responses))

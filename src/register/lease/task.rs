@@ -392,7 +392,7 @@ impl LeaseTask {
     fn on_error(&mut self, error: &EtcdError, next: State) -> State {
         match error.kind {
             // Nothing was attempted, or all members are busy or not ready yet: no reason to give up for good.
-            EtcdErrorKind::Withheld | EtcdErrorKind::Incapable => next,
+            EtcdErrorKind::Withheld | EtcdErrorKind::LoginPending | EtcdErrorKind::Incapable => next,
             // The key is registered, only with an older value: that is no failure to register.
             _ if self.is_held => next,
             _ => self.on_failure(chain(error), next),

@@ -33,6 +33,7 @@ mod clients;
 mod etcd;
 mod journal;
 mod large;
+mod logins;
 mod renewals;
 mod servers;
 mod strangers;
