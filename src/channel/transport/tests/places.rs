@@ -462,11 +462,6 @@ async fn whatever_is_given_up_no_call_with_a_place_stays_unwritten() {
                 assert_eq!(walk.heads, walk.left + walk.held.len(), "seed {seed}: each call was written");
             }
             assert!(walk.heads > 20, "seed {seed}: {}", walk.heads);
-            let send = walk.line.transport.clone().h2();
-            // Calls that are over before their connection is.
-            walk.held.clear();
-            drop(walk);
-            assert_eq!(send.num_wired_streams(), 0, "seed {seed}: h2 has let go of all");
         }
     })
     .await;
