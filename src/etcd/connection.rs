@@ -106,12 +106,12 @@ impl Connection {
     }
 
     /// The member was heard on it.
-    pub(super) fn on_heard(&self) {
+    pub(crate) fn on_heard(&self) {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// Whether the member was heard on it that short a while ago.
-    pub(super) fn was_heard_within(&self, time: Duration) -> bool {
+    pub(crate) fn was_heard_within(&self, time: Duration) -> bool {
         let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         heard.is_some_and(|heard| heard.elapsed() <= time)
     }

@@ -39,6 +39,27 @@ async fn a_black_hole_is_noticed_by_a_watch_in_20_s_and_by_a_keepalive_in_2_s() 
 }
 
 #[tokio::test]
+async fn a_lease_survives_the_silent_loss_of_its_connection_where_there_is_one_url() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::start(etcd.address()).await;
+    let registry = Registry::builder([proxy.url()]).build().expect("a good registry");
+    let ttl = Duration::from_secs(5);
+    let server = EchoServer::start(|address| registry.registration(Instance::new("echo", address)).ttl(ttl));
+    let mut changes = Changes::of(&registry, "echo");
+    changes.expect_insert(server.address()).await;
+    let lease = etcd.leases().await;
+    for marker in ["127.0.0.1:1", "127.0.0.1:2"] {
+        proxy.strand();
+        let (since, before) = (Instant::now(), Costs::of(&etcd).await);
+        eventually("the lease is renewed", ttl, async || before.until_now().await.renewals() > 0).await;
+        changes.expect_nothing_before(&etcd, marker).await;
+        figures::within("a watch on a lost connection is opened anew", since.elapsed(), Duration::from_secs(20));
+    }
+    assert_eq!(etcd.leases().await, lease, "the registration is under the lease that it had");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn an_etcd_without_space_keeps_its_leases_and_is_asked_again_every_10_s() {
     let etcd = Etcd::builder().arg("--quota-backend-bytes=16777216").start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");

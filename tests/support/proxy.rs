@@ -66,6 +66,12 @@ impl Proxy {
         self.mode.send_replace(Mode::BlackHole);
     }
 
+    /// Like a black hole, for the connections of now alone: new ones pass, as where something between has forgotten the
+    /// old ones.
+    pub fn strand(&self) {
+        self.mode.send_replace(Mode::Strand(self.accepted()));
+    }
+
     /// Like a black hole, for what comes from this member of the cluster and what goes to it.
     ///
     /// # Panics
@@ -107,6 +113,8 @@ enum Mode {
     BlackHole,
     /// Bytes on connections of this member wait until the mode changes.
     BlackHoleFrom(u64),
+    /// Bytes on the first connections, so many of them, wait until the mode changes.
+    Strand(usize),
     /// No connection lives.
     Reset,
     /// Bytes from the server pass later.
@@ -134,12 +142,12 @@ async fn accept(
             _ = proxy.wait_for(|_| false) => return,
         };
         let (client, _) = accepted.expect("the proxy accepts connections");
-        count.accepted.fetch_add(1, Ordering::SeqCst);
+        let number = count.accepted.fetch_add(1, Ordering::SeqCst) + 1;
         count.open.fetch_add(1, Ordering::SeqCst);
         let (target, mode, count) = (target.clone(), mode.clone(), count.clone());
         tokio::spawn(async move {
             let member = if between_members { member_in(&client).await } else { None };
-            carry(client, &target, &Gate { mode, member }).await;
+            carry(client, &target, &Gate { mode, member, number }).await;
             count.open.fetch_sub(1, Ordering::SeqCst);
         });
     }
@@ -165,6 +173,8 @@ async fn member_in(client: &TcpStream) -> Option<u64> {
 struct Gate {
     mode: watch::Receiver<Mode>,
     member: Option<u64>,
+    /// Counted from 1 in the order in which connections are accepted.
+    number: usize,
 }
 
 impl Gate {
@@ -172,6 +182,7 @@ impl Gate {
         match mode {
             Mode::BlackHole => true,
             Mode::BlackHoleFrom(member) => self.member == Some(member),
+            Mode::Strand(first) => self.number <= first,
             _ => false,
         }
     }

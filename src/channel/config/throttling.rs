@@ -90,6 +90,21 @@ mod tests {
     }
 
     #[test]
+    fn retries_are_allowed_while_more_than_half_of_the_tokens_are_left() {
+        let budget = RetryBudget::new(RetryThrottling::new(10, 1.0));
+        let allows_after_a_failure = || {
+            budget.on_failure();
+            budget.allows_retries()
+        };
+        assert!(budget.allows_retries(), "all are left");
+        let allowed: Vec<bool> = (0..10).map(|_| allows_after_a_failure()).collect();
+        let first_four: Vec<bool> = (0..10).map(|failure| failure < 4).collect();
+        assert_eq!(allowed, first_four, "the fifth leaves half of them, and the tenth none");
+        (0..6).for_each(|_| budget.on_success());
+        assert!(budget.allows_retries(), "six are back");
+    }
+
+    #[test]
     fn tokens_never_exceed_those_at_first_nor_fall_below_none() {
         let budget = RetryBudget::new(RetryThrottling::new(10, 0.5));
         (0..100).for_each(|_| budget.on_success());

@@ -223,6 +223,25 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_that_is_left_takes_missed_deadlines_with_it_and_nothing_else() {
+        let (tally, detection) = (Tally::default(), three());
+        fails(&tally, &detection);
+        fails(&tally, &detection);
+        tally.forget_missed();
+        assert!(fails(&tally, &detection), "failures that were answered count on");
+
+        let tally = Tally::default();
+        tally.failure(true, &detection);
+        tally.failure(true, &detection);
+        tally.forget_missed();
+        assert!(!fails(&tally, &detection), "deadlines that were missed do not");
+
+        let tally = Tally::on_probation();
+        tally.forget_missed();
+        assert!(fails(&tally, &detection), "a probation is none the less to be passed");
+    }
+
+    #[test]
     fn a_limit_of_one_reports_the_first_failure() {
         let (tally, detection) = (Tally::default(), three().consecutive_failures(1));
         assert!(fails(&tally, &detection), "the first failure is the whole row");

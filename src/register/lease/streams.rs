@@ -3,7 +3,8 @@
 //! A stream is kept for as long as its connection lives, however late its answers are: what ends a dead connection are
 //! its HTTP/2 pings. But etcd serves the keepalives of a stream one after the other, and a follower that forwarded one
 //! to a leader which is gone holds up all behind it for 7 s. So a keepalive that finds its stream late opens another one
-//! beside it, on the same connection:
+//! beside it, on the same connection, or on a new one where nothing at all came over that of late: the network may have
+//! lost it, and pings take longer to find out than a lease may wait.
 //!
 //! ```text
 //! current --late--> current, and one beside it --the one beside was answered--> it is the current one
@@ -202,7 +203,8 @@ impl StreamHandle {
         let (asks, receiver) = mpsc::channel(QUEUE);
         let (publisher, standing) = watch::channel(standing);
         let span = tracing::info_span!(parent: None, "keepalive", member = index);
-        let stream = KeepaliveStream { cluster, index, asks: receiver, standing: publisher };
+        let is_beside = publisher.borrow().owes_since.is_some();
+        let stream = KeepaliveStream { cluster, index, is_beside, asks: receiver, standing: publisher };
         tokio::spawn(stream.run().instrument(span));
         Self { asks, standing }
     }
@@ -216,6 +218,8 @@ impl StreamHandle {
 struct KeepaliveStream {
     cluster: Arc<Cluster>,
     index: usize,
+    /// Whether it was opened since another one is late.
+    is_beside: bool,
     asks: mpsc::Receiver<Ask>,
     standing: watch::Sender<Standing>,
 }
@@ -230,7 +234,7 @@ impl KeepaliveStream {
                 continue;
             }
             self.standing.send_replace(Standing { owes_since: Some(asked), delay: None });
-            match self.open(first.lease).await {
+            match self.open(first.lease, first.patience).await {
                 Ok((connection, keeper, responses)) => {
                     let _ = first.answer.send(Answer::Renewed);
                     self.serve(&connection, keeper, responses, asked.elapsed()).await;
@@ -247,8 +251,16 @@ impl KeepaliveStream {
         }
     }
 
-    async fn open(&self, lease: i64) -> Result<(Arc<Connection>, LeaseKeeper, LeaseKeepAliveStream), EtcdError> {
-        let connection = self.cluster.connection_without_login(self.index).await?;
+    async fn open(
+        &mut self,
+        lease: i64,
+        patience: Duration,
+    ) -> Result<(Arc<Connection>, LeaseKeeper, LeaseKeepAliveStream), EtcdError> {
+        let mut connection = self.cluster.connection_without_login(self.index).await?;
+        if std::mem::take(&mut self.is_beside) && !connection.was_heard_within(patience) {
+            self.cluster.forget(&connection);
+            connection = self.cluster.connection_without_login(self.index).await?;
+        }
         let opened = connection.keep_alive(lease, ANSWER_LIMIT).await;
         let (keeper, responses) = self.cluster.on_answer(&connection, opened).await?;
         Ok((connection, keeper, responses))
@@ -274,6 +286,7 @@ impl KeepaliveStream {
                 () = refusals.refused(connection) => return,
                 response = responses.message() => match response {
                     Ok(Some(response)) => {
+                        connection.on_heard();
                         let delay = pending.on_answer(response.id(), answer_in(&response), Instant::now());
                         // A late answer is no reason to ask its member first.
                         if delay.is_none_or(|delay| delay <= PATIENCE_MAX) {

@@ -1,5 +1,6 @@
 //! What tests of policies share, and trials of whole minutes.
 
+mod quota;
 mod trials;
 
 use std::net::SocketAddr;
