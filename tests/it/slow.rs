@@ -20,7 +20,7 @@ const TTL: Duration = Duration::from_secs(15);
 const SLOW: Duration = Duration::from_secs(12);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keepalives_that_are_answered_7_s_late_cost_no_connection_and_hardly_a_stream() {
+async fn keepalives_that_are_answered_7_s_late_cost_hardly_a_connection_or_a_stream() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::start(etcd.address()).await;
     let registry = Registry::builder([proxy.url()]).build().expect("a good registry");

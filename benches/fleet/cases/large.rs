@@ -9,7 +9,6 @@ use crate::follower;
 use crate::report::{Plan, Report, rounded};
 use crate::support::costs::figure;
 use crate::support::etcd::Etcd;
-use crate::table::Row;
 
 /// Values of 150 bytes; then one of them changes, five times.
 pub(crate) async fn run(plan: Plan) -> Report {
