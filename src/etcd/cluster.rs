@@ -116,12 +116,7 @@ impl Cluster {
     ///
     /// The member or the stream cannot be used, or the watch was refused or not created within `limit`.
     pub(super) async fn watch(&self, range: &Range, start: i64, limit: Duration) -> Result<(Watch, i64), EtcdError> {
-        let index = self.preferred();
-        self.surveys.before_call(index)?;
-        let connection = match self.streams.connection(index) {
-            Some(connection) => connection,
-            None => self.connection(index, limit).await?,
-        };
+        let connection = self.connection(self.preferred(), limit).await?;
         let watched = self.streams.watch(&connection, range, start, limit).await;
         self.on_answer(&connection, watched).await
     }

@@ -105,6 +105,11 @@ impl Connection {
         Ok(connection)
     }
 
+    /// The token that requests carry now.
+    pub(super) fn token(&self) -> Option<Arc<Token>> {
+        self.slot.token()
+    }
+
     /// The member was heard on it.
     pub(crate) fn on_heard(&self) {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());

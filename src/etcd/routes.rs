@@ -106,8 +106,13 @@ impl<P, W> Routes<P, W> {
     }
 
     /// All open watches.
-    pub(super) fn opened(&mut self) -> impl Iterator<Item = &mut W> {
-        self.open.values_mut()
+    pub(super) fn opened(&self) -> impl Iterator<Item = &W> {
+        self.open.values()
+    }
+
+    /// All that are to be created.
+    pub(super) fn pending(&self) -> impl Iterator<Item = &P> {
+        self.pending.iter().map(|(_, pending)| pending)
     }
 
     /// Takes out open watches, and returns the server's ids of them.

@@ -3,7 +3,7 @@
 //! ```text
 //! Opening --opened--> Open --no watch is left for a while----------------> over
 //!    |                 |  \--broken, or silent beyond doubt--> each watch ends with the error
-//!    |                 +--token refused, or another member is drawn--> its watches move on
+//!    |                 +--another token is needed, or another member is drawn--> its watches move on
 //!    +--failed--> each watch that waits gets the error
 //! ```
 //!
@@ -53,7 +53,7 @@ pub(super) struct SharedStream {
     routes: Routes<Wanted, Open>,
     /// Watches that the server is to end.
     ending: Vec<i64>,
-    /// Set while the stream takes no further watches.
+    /// Set once the stream takes no further watches, and those that are open go elsewhere.
     is_retired: watch::Sender<bool>,
     silence: Silence,
     /// The newest revision of the store that a response named.
@@ -168,8 +168,11 @@ impl SharedStream {
         let mut asked: Option<Asked> = None;
         let mut draw_at = Instant::now() + self.spread.first_draw();
         let mut unused_at = None;
+        let mut retired = self.is_retired.subscribe();
         loop {
-            unused_at = self.routes.is_empty().then(|| unused_at.unwrap_or_else(|| Instant::now() + LINGER));
+            // Where the cluster is gone, no watch follows.
+            let linger = if self.wanted.is_closed() { Duration::ZERO } else { LINGER };
+            unused_at = self.routes.is_empty().then(|| unused_at.unwrap_or_else(|| Instant::now() + linger));
             let silent_at = self.silence.due().filter(|_| asked.is_none() && unused_at.is_none());
             let takes_more = !(self.wanted.is_closed() && self.wanted.is_empty());
             tokio::select! {
@@ -201,7 +204,9 @@ impl SharedStream {
                                 return End::Broken(EtcdErrorKind::Deadline(STORE_LIMIT), reason);
                             }
                         },
-                        Answer::Moved(true) => self.retire(),
+                        Answer::Moved(true) => {
+                            self.is_retired.send_replace(true);
+                        }
                         Answer::Moved(false) => draw_at = Instant::now() + self.spread.next_draw(),
                     }
                 }
@@ -209,8 +214,12 @@ impl SharedStream {
                     Ask::Store => asked = self.ask_store(),
                     _ => sign(&mut requests),
                 },
+                Ok(()) = retired.changed() => {
+                    self.take_wanted();
+                    self.tell(|| WatchMessage::MoveOn);
+                }
                 () = self.spread.displaced() => draw_at = draw_at.min(Instant::now() + self.spread.first_draw()),
-                () = sleep_until(draw_at), if asked.is_none() && self.has_others => {
+                () = sleep_until(draw_at), if asked.is_none() && self.has_others && !self.wanted.is_closed() => {
                     let spread = self.spread.clone();
                     asked = Some(async move { Answer::Moved(spread.draw().await) }.boxed());
                     // Set anew by the answer.
@@ -263,28 +272,19 @@ impl SharedStream {
             let reason = response.0.cancel_reason.clone();
             let kind = self.connection.as_seen_by_us(classify_status(Code::Unavailable, &reason));
             let _ = answer.send(Err(self.connection.refusal(WATCH, range.name(), kind, reason)));
-            if matches!(kind, EtcdErrorKind::Token | EtcdErrorKind::Denied) {
-                // The stream keeps the token that it was opened with.
-                self.retire();
-            }
             return;
         }
         let (sender, messages) = mpsc::channel(QUEUE);
         if self.connection.is_mute() {
             let _ = sender.try_send(WatchMessage::Mute);
         }
+        if *self.is_retired.borrow() {
+            let _ = sender.try_send(WatchMessage::MoveOn);
+        }
         let (name, connection, dropped) = (range.name().to_owned(), self.connection.clone(), self.dropped.0.clone());
         self.routes.open(id, Open { range, reader: Reader::default(), messages: sender });
         // Where nobody waits for it any more, it is dropped here.
         let _ = answer.send(Ok((Watch { id, name, connection, messages, dropped }, revision)));
-    }
-
-    /// Takes no further watch, and lets those that are open go elsewhere.
-    fn retire(&mut self) {
-        if !self.is_retired.send_replace(true) {
-            self.take_wanted();
-            self.tell(|| WatchMessage::MoveOn);
-        }
     }
 
     fn on_mute(&mut self) {
@@ -301,7 +301,8 @@ impl SharedStream {
 
     /// Asks the member how far the store is, by a range that may be read.
     fn ask_store(&mut self) -> Option<Asked> {
-        let range = self.routes.opened().next()?.range.clone();
+        let range = self.routes.opened().next().map(|open| &open.range);
+        let range = range.or_else(|| self.routes.pending().next().map(|wanted| &wanted.range))?.clone();
         let connection = self.connection.clone();
         Some(async move { Answer::Store(connection.revision(&range, STORE_LIMIT).await) }.boxed())
     }

@@ -14,6 +14,7 @@ use super::range::Range;
 use super::shared_stream::{SharedStream, WATCH, Wanted};
 use super::spread::Spread;
 use super::survey::Surveys;
+use super::token::Token;
 use super::watch::Watch;
 use crate::error::{EtcdError, EtcdErrorKind};
 
@@ -29,15 +30,30 @@ pub(super) struct Streams {
 struct Handle {
     /// Held by the task, and by each watch.
     connection: Weak<Connection>,
+    /// The token that the stream was opened with, by which etcd judges each watch on it.
+    token: Option<Arc<Token>>,
     wanted: mpsc::UnboundedSender<Wanted>,
-    is_retired: watch::Receiver<bool>,
+    /// Set once the stream takes no further watches.
+    is_retired: watch::Sender<bool>,
 }
 
 impl Handle {
-    /// The stream's connection, while the stream takes watches.
+    /// The stream's connection, while the stream takes watches. One with a token of old is retired.
     fn open(&self) -> Option<Arc<Connection>> {
-        let takes_watches = !self.wanted.is_closed() && !*self.is_retired.borrow();
-        self.connection.upgrade().filter(|_| takes_watches)
+        let connection = self.connection.upgrade()?;
+        if self.wanted.is_closed() || *self.is_retired.borrow() {
+            return None;
+        }
+        let token = connection.token();
+        let is_same = match (&self.token, &token) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (None, None) => true,
+            _ => false,
+        };
+        if !is_same {
+            self.is_retired.send_replace(true);
+        }
+        is_same.then_some(connection)
     }
 }
 
@@ -45,11 +61,6 @@ impl Streams {
     pub(super) fn new(members: Arc<Members>, surveys: Arc<Surveys>) -> Self {
         let each = (0..members.len()).map(|_| Mutex::default()).collect();
         Self { members, surveys, each }
-    }
-
-    /// The connection of the stream on a member, if one is open that takes watches.
-    pub(super) fn connection(&self, index: usize) -> Option<Arc<Connection>> {
-        self.slot(index).as_ref()?.open()
     }
 
     /// Watches a range from revision `start` on, over the stream that takes watches of this member, or a new one on this
@@ -93,13 +104,14 @@ impl Streams {
             return (connection, handle.clone());
         }
         let (wanted, wanted_receiver) = mpsc::unbounded_channel();
-        let (retiring, is_retired) = watch::channel(false);
-        let handle = Handle { connection: Arc::downgrade(connection), wanted, is_retired };
+        let retired = watch::Sender::new(false);
+        let (weak, token) = (Arc::downgrade(connection), connection.token());
+        let handle = Handle { connection: weak, token, wanted, is_retired: retired.clone() };
         *slot = Some(handle.clone());
         // A runtime that is going down drops the task at once.
         drop(slot);
         let spread = Spread::new(self.members.clone(), self.surveys.clone(), connection.index());
-        let stream = SharedStream::new(connection.clone(), spread, wanted_receiver, retiring);
+        let stream = SharedStream::new(connection.clone(), spread, wanted_receiver, retired);
         let span = tracing::info_span!(parent: None, "watch stream", member = connection.name());
         tokio::spawn(stream.run().instrument(span));
         (connection.clone(), handle)

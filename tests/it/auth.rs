@@ -150,6 +150,11 @@ async fn tokens_that_become_invalid_under_an_open_connection_are_renewed() {
     let another = EchoServer::registered(&registry, "other").await;
     other.expect_insert(another.address()).await;
     assert!(began.elapsed() < Duration::from_secs(10), "right credentials never wait: {:?}", began.elapsed());
+    // etcd judges a watch by the token that its stream was opened with.
+    let share_one = async || Costs::of(&etcd).await.watch_streams() == 1;
+    eventually("all watches are on the stream with the new token", LIMIT, share_one).await;
+    server.registration().update(|instance| instance.weight(50)).expect("a good weight");
+    assert_eq!(changes.expect_insert(server.address()).await.weight, 50, "the one that moved goes on");
     server.stop().await;
     another.stop().await;
     let left = admin(&etcd).await.leases().await.expect("root may look").leases().len();
