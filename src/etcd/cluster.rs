@@ -3,8 +3,8 @@
 //! etcd-client's own balancing over members is not used: it picks a member at random for each call, while a watch, a
 //! lease and a retry need to know which member they talk to.
 //!
-//! Calls and streams report what happens to them by events. `on_answer` is for calls and covers the others; streams
-//! report each response and each error themselves:
+//! Calls and streams report what happens to them by events. `on_answer` is for calls, and for the begin of a watch, and
+//! covers the others; keepalive streams report each response themselves, and a watch that is over its error:
 //!
 //! ```text
 //! before a call   connection ---> Surveys::before_call ------> refused, if the member is of another cluster
@@ -121,8 +121,8 @@ impl Cluster {
         self.on_answer(&connection, watched).await
     }
 
-    /// Makes one call, on each member in turn until one answers, beginning with the one that is asked first. `limit`
-    /// is for the login on each member; the call keeps its own.
+    /// Makes one call, on each member until one answers: the one that is asked first, and then the others by chance.
+    /// `limit` is for the login on each member; the call keeps its own.
     ///
     /// What a member did before it fell silent is unknown, so `call` must be safe to repeat.
     ///
@@ -135,9 +135,12 @@ impl Cluster {
         Fut: Future<Output = Result<T, EtcdError>>,
     {
         let first = self.preferred();
+        let mut others: Vec<usize> = (0..self.len()).filter(|&index| index != first).collect();
+        fastrand::shuffle(&mut others);
         let mut attempt = 0;
         loop {
-            let result = self.call_on(first + attempt, limit, &call).await;
+            let index = if attempt == 0 { first } else { others[attempt - 1] };
+            let result = self.call_on(index, limit, &call).await;
             attempt += 1;
             match result {
                 Err(error) if error.is_worth_another_member() && attempt < self.len() => {
@@ -145,7 +148,7 @@ impl Cluster {
                 }
                 Ok(answer) => {
                     if attempt > 1 {
-                        self.members.prefer((first + attempt - 1) % self.len());
+                        self.members.prefer(index);
                     }
                     return Ok(answer);
                 }

@@ -95,9 +95,21 @@ impl<P, W> Routes<P, W> {
 
     /// A watch that nobody reads any more; returns the id under which the server is to end it, if it is open.
     pub(super) fn remove(&mut self, id: i64) -> Option<i64> {
-        let server = self.server_id(id);
-        self.given.remove(&id);
+        // An id of ours may be that of another watch there.
+        let server = if self.ids == Ids::Given { self.given.remove(&id)? } else { id };
         self.open.remove(&server).map(|_| server)
+    }
+
+    /// Whether a watch that was asked for is not created yet.
+    pub(super) fn is_owed(&self) -> bool {
+        self.asked > 0
+    }
+
+    /// Leaves out the next ones to ask for that nobody wants any more.
+    pub(super) fn skip(&mut self, is_void: impl Fn(&P) -> bool) {
+        while self.pending.get(self.asked).is_some_and(|(_, pending)| is_void(pending)) {
+            self.pending.remove(self.asked);
+        }
     }
 
     /// Whether there is no watch, neither open nor to be created.
@@ -184,6 +196,30 @@ mod tests {
         assert!(routes.get(1).is_none() && routes.get(2).is_some());
         assert_eq!(routes.end_those(|name| *name == "a"), [0]);
         assert_eq!(routes.remove(1), None, "it is over already");
+    }
+
+    #[test]
+    fn a_watch_that_a_server_with_ids_of_its_own_ended_takes_no_other_with_it() {
+        let mut routes = routes(&["a", "b"]);
+        for (server, name) in [(0, "a"), (1, "b")] {
+            ask(&mut routes);
+            let (id, _) = routes.on_answer(server, true).expect("it was asked for");
+            routes.open(id, name);
+        }
+        routes.on_ended(0);
+        assert_eq!(routes.remove(1), None, "the server knows another watch by this id");
+        assert_eq!(routes.get(1).copied(), Some("b"), "which goes on");
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_not_asked_for() {
+        let mut routes = routes(&["a", "b", "c"]);
+        assert_eq!(ask(&mut routes), ["a"]);
+        assert!(routes.is_owed());
+        routes.skip(|name| *name != "c");
+        assert_eq!(routes.on_answer(1, true), Some((1, "a")), "it was asked for already");
+        assert!(!routes.is_owed());
+        assert_eq!(ask(&mut routes), ["c"]);
     }
 
     #[test]

@@ -11,9 +11,9 @@
 //! the cluster and the last watch.
 //!
 //! Whether the member is there is one question a stream, not one a watch. HTTP/2 pings find a dead connection, and
-//! `require_leader` ends the stream of a member without a leader. What is left is a member that lives and has forgotten
-//! the watches, or something between that answers pings in its place: `silence` finds those. A member that is slow is
-//! waited for.
+//! `require_leader` ends the stream of a member without a leader. What is left is something between that answers pings in
+//! the member's place: `silence` finds that, and so does a watch that is not created in time. A single watch that a member
+//! has forgotten is found by the checks of its source. A member that is slow is waited for.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use std::time::Duration;
 use etcd_client::{WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Code;
@@ -60,7 +61,12 @@ pub(super) struct SharedStream {
     revision: i64,
     /// Whether there are members to move to.
     has_others: bool,
-    _guard: StreamGuard,
+    /// Held from the moment at which the stream is opened.
+    guard: Option<StreamGuard>,
+    /// When the oldest watch that was asked for is to be created.
+    create_by: Option<Instant>,
+    /// Before then, no watch that is not read holds up the others.
+    patient_at: Instant,
 }
 
 /// An open watch.
@@ -94,7 +100,6 @@ impl SharedStream {
         wanted: mpsc::UnboundedReceiver<Wanted>,
         is_retired: watch::Sender<bool>,
     ) -> Self {
-        let guard = connection.hold_stream();
         let silence = Silence::new(Instant::now(), connection.is_mute());
         let has_others = spread.has_others();
         Self {
@@ -108,7 +113,9 @@ impl SharedStream {
             silence,
             revision: 0,
             has_others,
-            _guard: guard,
+            guard: None,
+            create_by: None,
+            patient_at: Instant::now(),
         }
     }
 
@@ -125,13 +132,19 @@ impl SharedStream {
                         self.fail(kind, &reason);
                     }
                 }
-                Err(error) => self.fail(error.kind, &error.reason()),
+                Err(error) => {
+                    if matches!(error.kind, EtcdErrorKind::Deadline(_)) {
+                        self.spread.forget(&self.connection);
+                    }
+                    self.fail(error.kind, &error.reason());
+                }
             }
             return;
         }
     }
 
     async fn open(&mut self) -> Result<(WatchRequestSender, WatchResponseStream), EtcdError> {
+        self.guard = Some(self.connection.hold_stream());
         let (id, wanted) = self.routes.next().expect("the first watch was just added");
         let options = wanted.options(id);
         let open = || {
@@ -139,8 +152,13 @@ impl SharedStream {
             async move { client.watch(wanted.range.start(), Some(options)).await }
         };
         let stream = self.connection.limited(WATCH, wanted.range.name(), OPEN_LIMIT, open).await?;
-        self.routes.on_asked();
+        self.on_asked();
         Ok(stream.split())
+    }
+
+    fn on_asked(&mut self) {
+        self.routes.on_asked();
+        self.create_by.get_or_insert_with(|| Instant::now() + OPEN_LIMIT);
     }
 
     /// The stream is over, or was never opened: so is every watch.
@@ -173,6 +191,7 @@ impl SharedStream {
             // Where the cluster is gone, no watch follows.
             let linger = if self.wanted.is_closed() { Duration::ZERO } else { LINGER };
             unused_at = self.routes.is_empty().then(|| unused_at.unwrap_or_else(|| Instant::now() + linger));
+            self.routes.skip(|wanted| wanted.answer.is_closed());
             let silent_at = self.silence.due().filter(|_| asked.is_none() && unused_at.is_none());
             let takes_more = !(self.wanted.is_closed() && self.wanted.is_empty());
             tokio::select! {
@@ -187,7 +206,7 @@ impl SharedStream {
                 },
                 sent = send(&mut requests, self.ending.last().copied(), self.routes.next()) => match sent {
                     Ok(Sent::End) => drop(self.ending.pop()),
-                    Ok(Sent::Create) => self.routes.on_asked(),
+                    Ok(Sent::Create) => self.on_asked(),
                     Err(error) => return self.broken(error),
                 },
                 answer = answer(&mut asked) => {
@@ -225,11 +244,18 @@ impl SharedStream {
                     // Set anew by the answer.
                     draw_at = Instant::now() + OPEN_LIMIT;
                 }
+                () = at(self.create_by) => {
+                    self.spread.forget(&self.connection);
+                    let reason = "the member creates no watch".to_owned();
+                    return End::Broken(EtcdErrorKind::Deadline(OPEN_LIMIT), reason);
+                }
                 () = at(unused_at) => {
                     self.take_wanted();
                     if self.routes.is_empty() {
                         return End::Unused;
                     }
+                    // One came at the same moment; those that follow find another stream.
+                    self.is_retired.send_replace(true);
                 }
             }
         }
@@ -253,11 +279,19 @@ impl SharedStream {
         let has_ended = response.0.canceled || response.0.compact_revision > 0;
         let Some(open) = self.routes.get(server) else { return };
         let Some(message) = open.reader.read(response) else { return };
-        // One that is not read holds up the others for a moment only.
-        let sent = timeout(READ_LIMIT, open.messages.send(message)).await;
+        // One that is not read holds up the others for a moment only, and not again soon.
+        let is_sent = match open.messages.try_send(message) {
+            Ok(()) => true,
+            Err(TrySendError::Full(message)) if Instant::now() >= self.patient_at => {
+                let sent = timeout(READ_LIMIT, open.messages.send(message)).await;
+                self.patient_at = Instant::now() + READ_LIMIT * 10;
+                matches!(sent, Ok(Ok(())))
+            }
+            Err(_) => false,
+        };
         if has_ended {
             self.routes.on_ended(server);
-        } else if !matches!(sent, Ok(Ok(()))) {
+        } else if !is_sent {
             self.routes.on_ended(server);
             self.ending.push(server);
         }
@@ -267,6 +301,7 @@ impl SharedStream {
     fn on_created(&mut self, response: &WatchResponse, revision: i64) {
         let is_refused = response.0.canceled;
         let Some((id, wanted)) = self.routes.on_answer(response.0.watch_id, !is_refused) else { return };
+        self.create_by = self.routes.is_owed().then(|| Instant::now() + OPEN_LIMIT);
         let Wanted { range, answer, .. } = wanted;
         if is_refused {
             let reason = response.0.cancel_reason.clone();
@@ -302,7 +337,12 @@ impl SharedStream {
     /// Asks the member how far the store is, by a range that may be read.
     fn ask_store(&mut self) -> Option<Asked> {
         let range = self.routes.opened().next().map(|open| &open.range);
-        let range = range.or_else(|| self.routes.pending().next().map(|wanted| &wanted.range))?.clone();
+        let range = range.or_else(|| self.routes.pending().next().map(|wanted| &wanted.range)).cloned();
+        let Some(range) = range else {
+            // All watches went meanwhile.
+            self.silence.on_no_store(Instant::now(), false);
+            return None;
+        };
         let connection = self.connection.clone();
         Some(async move { Answer::Store(connection.revision(&range, STORE_LIMIT).await) }.boxed())
     }

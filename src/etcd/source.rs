@@ -87,7 +87,7 @@ enum State {
     Listing(Box<List>),
     /// A watch is to be opened right behind the revision.
     Connecting {
-        /// Whether that revision was just listed, or nothing was missed since.
+        /// Whether that revision was just listed.
         is_verified: bool,
         /// The watch that the new one takes the place of; it goes on where the new one fails.
         before: Option<Box<Stream>>,
@@ -247,6 +247,7 @@ impl Source {
                 State::Connecting { is_verified: true, before: None }
             }
             Some(mut stream) if !stream.is_mute => {
+                stream.more_keys = 0;
                 stream.check_at = Instant::now() + spread(self.interval, 0.2);
                 State::Streaming(stream)
             }
@@ -262,7 +263,10 @@ impl Source {
                 self.on_success();
                 state
             }
-            (Err(error), Some(stream)) => self.on_check_failed(stream, &error),
+            (Err(error), Some(mut stream)) => {
+                stream.move_at = Some(Instant::now() + MOVE_AGAIN);
+                self.on_check_failed(stream, &error)
+            }
             (Err(error), None) => self.on_error(&error, Goal::Watch),
         }
     }
@@ -301,7 +305,7 @@ impl Source {
             () = sleep_until(stream.check_at) => return (State::Checking(stream), None),
             () = at(stream.move_at) => {
                 stream.move_at = None;
-                return (State::Connecting { is_verified: true, before: Some(stream) }, None);
+                return (State::Connecting { is_verified: false, before: Some(stream) }, None);
             }
             message = stream.watch.message() => message,
         };
@@ -327,7 +331,7 @@ impl Source {
                 stream.move_at = Some(Instant::now() + up_to(MOVE_WITHIN));
                 (State::Streaming(stream), None)
             }
-            WatchMessage::Left => (State::Connecting { is_verified: true, before: None }, None),
+            WatchMessage::Left => (State::Connecting { is_verified: false, before: None }, None),
             WatchMessage::Compacted => {
                 tracing::info!(revision = self.revision, "revision is compacted; everything is listed anew");
                 let wait = up_to(self.window() / COMPACTED_SHARE);
@@ -363,6 +367,10 @@ impl Source {
 
     /// A check or a move failed, and the stream goes on: it is tried again, more and more rarely.
     fn on_check_failed(&mut self, mut stream: Box<Stream>, error: &EtcdError) -> State {
+        if matches!(error.kind, EtcdErrorKind::Deadline(limit) if limit >= LONGEST_LIMIT) {
+            // Slow is not dead, but this is no answer at all.
+            return self.on_error(error, Goal::Watch);
+        }
         self.on_late(error);
         let wait = stream.again.ceiling() + stream.again.next();
         if error.is_final() {
@@ -399,7 +407,9 @@ impl Source {
         self.has_failed = true;
         self.on_late(error);
         let (wait, then) = match error.kind {
-            EtcdErrorKind::Compacted | EtcdErrorKind::TooLarge => (Some(self.backoff.next()), Goal::List),
+            EtcdErrorKind::Compacted => (Some(self.backoff.next()), Goal::List),
+            // It ended the stream of all watches, and each lists.
+            EtcdErrorKind::TooLarge => (Some(self.backoff.next() + up_to(self.window())), Goal::List),
             EtcdErrorKind::Token if self.token_refusals < TOKEN_ATTEMPTS => {
                 self.token_refusals += 1;
                 (Some(self.backoff.next()), goal)
@@ -471,6 +481,9 @@ const CHECK_OF_MUTE: Duration = Duration::from_secs(60);
 
 /// Within which time watches move to another member.
 const MOVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// How soon a move that failed is tried again.
+const MOVE_AGAIN: Duration = Duration::from_secs(10);
 
 /// How soon a check that failed is made again at first.
 const AGAIN_FIRST: Duration = Duration::from_secs(5);

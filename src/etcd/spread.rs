@@ -75,6 +75,13 @@ impl Spread {
     /// move.
     pub(super) async fn draw(&self) -> bool {
         let preferred = self.members.preferred();
+        // A call failed here, and the stream is well.
+        if self.members.home() == self.index && preferred != self.index {
+            if self.surveys.is_there(self.index, LIMIT).await {
+                self.members.settle(preferred, self.index);
+            }
+            return false;
+        }
         if preferred != self.index {
             return self.surveys.is_there(preferred, LIMIT).await;
         }

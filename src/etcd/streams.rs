@@ -47,8 +47,9 @@ impl Handle {
         let token = connection.token();
         let is_same = match (&self.token, &token) {
             (Some(one), Some(other)) => Arc::ptr_eq(one, other),
-            (None, None) => true,
-            _ => false,
+            // Where there is none now, the next one will tell.
+            (_, None) => true,
+            (None, Some(_)) => false,
         };
         if !is_same {
             self.is_retired.send_replace(true);
@@ -82,8 +83,13 @@ impl Streams {
             let (answer, answered) = oneshot::channel();
             // A stream that is over by now drops it.
             let _ = handle.wanted.send(Wanted { range: range.clone(), start, answer });
-            let late = |_| connection.deadline(WATCH, range.name(), limit);
-            match timeout_at(deadline, answered).await.map_err(late)? {
+            let Ok(answer) = timeout_at(deadline, answered).await else {
+                if limit >= STANDSTILL {
+                    self.leave(&connection, &handle);
+                }
+                return Err(connection.deadline(WATCH, range.name(), limit));
+            };
+            match answer {
                 Ok(watched) => return watched,
                 // It ended for want of watches as this one came, or with its runtime.
                 Err(_) if Instant::now() < deadline => tokio::task::yield_now().await,
@@ -93,6 +99,16 @@ impl Streams {
                 }
             }
         }
+    }
+
+    /// The stream has not even reported a failure for longer than it may take: its task is on a runtime that stands still.
+    fn leave(&self, connection: &Arc<Connection>, handle: &Handle) {
+        let mut slot = self.slot(connection.index());
+        if slot.as_ref().is_some_and(|present| present.wanted.same_channel(&handle.wanted)) {
+            *slot = None;
+        }
+        drop(slot);
+        self.members.forget(connection);
     }
 
     /// The stream that takes watches, or a new one, with its connection.
@@ -121,3 +137,6 @@ impl Streams {
         self.each[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// How long a stream that reports nothing may take: longer than it waits for its member.
+const STANDSTILL: Duration = Duration::from_secs(30);

@@ -317,7 +317,8 @@ impl KeepaliveStream {
                     }
                 }
                 () = sleep_until(pending.give_up_at()) => {
-                    if pending.is_owed() {
+                    // One that was replaced may share its connection with a sound one.
+                    if pending.is_owed() && !is_replaced {
                         tracing::debug!("member does not answer keepalives");
                         self.cluster.forget(connection);
                         self.cluster.prefer_another(self.index);
