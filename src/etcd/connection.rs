@@ -202,14 +202,9 @@ impl Connection {
                 }
                 Err(error) => error,
             };
-            let EtcdError { kind, source, .. } = failure(&name, LOGIN, &user, error);
-            let kind = if kind == EtcdErrorKind::Denied { EtcdErrorKind::Login } else { kind };
-            Err(LoginFailure {
-                kind,
-                member: name,
-                user,
-                reason: source.map_or_else(String::new, |source| chain(&*source)),
-            })
+            let error = failure(&name, LOGIN, &user, error);
+            let kind = if error.kind == EtcdErrorKind::Denied { EtcdErrorKind::Login } else { error.kind };
+            Err(LoginFailure { kind, member: name, user, reason: error.reason() })
         };
         authenticate.boxed()
     }

@@ -79,7 +79,8 @@ impl<P, W> Routes<P, W> {
 
     /// The watch with this id of ours is open.
     pub(super) fn open(&mut self, id: i64, watch: W) {
-        self.open.insert(self.server_id(id), watch);
+        let server = self.given.get(&id).copied().unwrap_or(id);
+        self.open.insert(server, watch);
     }
 
     /// The open watch that a response under this id of the server is for.
@@ -141,10 +142,6 @@ impl<P, W> Routes<P, W> {
     pub(super) fn take_pending(&mut self) -> impl Iterator<Item = P> {
         self.asked = 0;
         std::mem::take(&mut self.pending).into_iter().map(|(_, pending)| pending)
-    }
-
-    fn server_id(&self, id: i64) -> i64 {
-        self.given.get(&id).copied().unwrap_or(id)
     }
 }
 

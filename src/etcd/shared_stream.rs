@@ -24,7 +24,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 use tonic::Code;
 
 use super::connection::{Connection, StreamGuard, classify_status, failure};
@@ -34,6 +34,7 @@ use super::silence::{Ask, Silence};
 use super::spread::Spread;
 use super::watch::{Reader, Watch, WatchMessage};
 use crate::error::{EtcdError, EtcdErrorKind};
+use crate::time::sleep_until;
 
 /// A watch that is wanted.
 pub(super) struct Wanted {
@@ -229,7 +230,7 @@ impl SharedStream {
                         Answer::Moved(false) => draw_at = Instant::now() + self.spread.next_draw(),
                     }
                 }
-                () = at(silent_at) => match self.silence.on_due(Instant::now()) {
+                () = sleep_until(silent_at) => match self.silence.on_due(Instant::now()) {
                     Ask::Store => asked = self.ask_store(),
                     _ => sign(&mut requests),
                 },
@@ -238,18 +239,18 @@ impl SharedStream {
                     self.tell(|| WatchMessage::MoveOn);
                 }
                 () = self.spread.displaced() => draw_at = draw_at.min(Instant::now() + self.spread.first_draw()),
-                () = sleep_until(draw_at), if asked.is_none() && self.has_others && !self.wanted.is_closed() => {
+                () = sleep_until(Some(draw_at)), if asked.is_none() && self.has_others && !self.wanted.is_closed() => {
                     let spread = self.spread.clone();
                     asked = Some(async move { Answer::Moved(spread.draw().await) }.boxed());
                     // Set anew by the answer.
                     draw_at = Instant::now() + OPEN_LIMIT;
                 }
-                () = at(self.create_by) => {
+                () = sleep_until(self.create_by) => {
                     self.spread.forget(&self.connection);
                     let reason = "the member creates no watch".to_owned();
                     return End::Broken(EtcdErrorKind::Deadline(OPEN_LIMIT), reason);
                 }
-                () = at(unused_at) => {
+                () = sleep_until(unused_at) => {
                     self.take_wanted();
                     if self.routes.is_empty() {
                         return End::Unused;
@@ -396,13 +397,6 @@ fn sign(requests: &mut WatchRequestSender) {
 async fn answer(asked: &mut Option<Asked>) -> Answer {
     match asked {
         Some(asked) => asked.await,
-        None => pending().await,
-    }
-}
-
-async fn at(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => sleep_until(instant).await,
         None => pending().await,
     }
 }

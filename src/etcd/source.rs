@@ -20,7 +20,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::cluster::Cluster;
 use super::connection::Connection;
@@ -32,6 +32,7 @@ use super::survey::RefusalWatch;
 use super::watch::{Event, Watch, WatchMessage};
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
+use crate::time::sleep_until;
 
 /// News of the range.
 #[derive(Debug)]
@@ -178,7 +179,7 @@ impl Source {
         match state {
             State::Waiting { until, then } => {
                 match until {
-                    Some(until) => sleep_until(until).await,
+                    Some(_) => sleep_until(until).await,
                     None => self.cluster.turn(self.backoff.next()).await,
                 }
                 let next = match then {
@@ -302,8 +303,8 @@ impl Source {
             biased;
             // These before the messages, which may never pause. What another cluster sent is of no use here.
             () = stream.refusals.refused(&connection) => return (self.listing(), None),
-            () = sleep_until(stream.check_at) => return (State::Checking(stream), None),
-            () = at(stream.move_at) => {
+            () = sleep_until(Some(stream.check_at)) => return (State::Checking(stream), None),
+            () = sleep_until(stream.move_at) => {
                 stream.move_at = None;
                 return (State::Connecting { is_verified: false, before: Some(stream) }, None);
             }
@@ -438,13 +439,6 @@ impl Source {
             tracing::debug!(error = chain(error), ?wait, "watch is interrupted; the last known set stays");
         }
         State::Waiting { until: wait.map(|wait| Instant::now() + wait), then }
-    }
-}
-
-async fn at(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => sleep_until(instant).await,
-        None => std::future::pending().await,
     }
 }
 
