@@ -5,7 +5,9 @@
 
 set -euo pipefail
 
-export PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
+program=bench
+# shellcheck source=scripts/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
     cat <<'USAGE'
@@ -99,12 +101,6 @@ wants() {
         [ "$name" != "$1" ] || return 0
     done
     return 1
-}
-
-refuse() {
-    echo "bench: $1" >&2
-    usage >&2
-    exit 2
 }
 
 main "$@"

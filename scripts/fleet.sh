@@ -4,7 +4,9 @@
 
 set -euo pipefail
 
-export PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
+program=fleet
+# shellcheck source=scripts/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
     cat <<'USAGE'
@@ -78,21 +80,6 @@ use_case() {
         *) refuse "unknown case: $1" ;;
     esac
     fleet+=(--case "$1")
-}
-
-# The benchmark runs in the repository's root, so the path must not depend on where we are.
-use_etcd() {
-    if [ ! -f "$1" ] || [ ! -x "$1" ]; then
-        refuse "--etcd wants the path of an etcd binary, and '$1' is none"
-    fi
-    ETCD=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
-    export ETCD
-}
-
-refuse() {
-    echo "fleet: $1" >&2
-    usage >&2
-    exit 2
 }
 
 main "$@"

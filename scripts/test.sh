@@ -4,7 +4,9 @@
 
 set -euo pipefail
 
-export PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
+program=test
+# shellcheck source=scripts/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 usage() {
     cat <<'USAGE'
@@ -75,21 +77,6 @@ parse_options() {
             *) refuse "unknown option: $1" ;;
         esac
     done
-}
-
-# The tests run in the repository's root, so the path must not depend on where we are.
-use_etcd() {
-    if [ ! -f "$1" ] || [ ! -x "$1" ]; then
-        refuse "--etcd wants the path of an etcd binary, and '$1' is none"
-    fi
-    ETCD=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
-    export ETCD
-}
-
-refuse() {
-    echo "test: $1" >&2
-    usage >&2
-    exit 2
 }
 
 # rustup's smallest profile comes without these two.
