@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 use tracing::Instrument;
 
 use super::credentials::Credentials;
-use super::endpoint::Target;
+use super::target::Target;
 use super::limits::CALL_LIMIT;
 use super::login::{Authentication, LoginFailure, Logins, NoCredentials, NoToken};
 use super::token::{Token, TokenSlot};

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::credentials::Provider;
-use super::endpoint::Target;
+use super::target::Target;
 use super::login::Logins;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 

@@ -7,7 +7,7 @@
 //! | file | what flows through it |
 //! | --- | --- |
 //! | `source` | a list, then events, of one range: what discovery and a registration's own key follow |
-//! | `cluster` | a call, to one member after another, and the events that its end causes |
+//! | `generation` | a call, to one member after another, and the events that its end causes |
 //! | `pace` | attempts of all that failed, to turns: one budget a process |
 //! | `streams`, `shared_stream` | watches to the one stream on their member, and its responses back to them |
 //! | `spread` | which member that is, by chance, and again after failures |
@@ -18,17 +18,16 @@
 //! | `login` | one login at a time for all connections; credentials, kept from etcd for a while once it refused them |
 //! | `credentials` | user and password, from a value or a provider |
 //! | `token` | what a login brought, shared by all members; the channel that adds it to requests |
-//! | `endpoint`, `tls` | URLs to dialled members; sessions over TCP |
+//! | `target`, `tls` | URLs to dialled members; sessions over TCP |
 //! | `routes`, `silence` | ids of watches to watches; what a silent stream is asked; both pure |
 //! | `cluster_id` | reports of members to a verdict on which of them are used; pure |
 //! | `kv`, `range`, `limits` | a key with its value, ranges of keys, the times that calls may take |
 
 mod calls;
-mod cluster;
 mod cluster_id;
 mod connection;
 mod credentials;
-mod endpoint;
+mod generation;
 mod kv;
 mod limits;
 mod login;
@@ -43,20 +42,21 @@ mod source;
 mod spread;
 mod streams;
 mod survey;
+mod target;
 #[cfg(feature = "_tls")]
 mod tls;
 mod token;
 mod watch;
 
 pub(crate) use self::calls::{Claimed, hex};
-pub(crate) use self::cluster::Cluster;
 pub(crate) use self::connection::Connection;
 pub use self::credentials::Credentials;
 pub(crate) use self::credentials::Provider;
-pub(crate) use self::endpoint::{Tls, parse_endpoints, without_user};
+pub(crate) use self::generation::Cluster;
 pub(crate) use self::kv::{Kv, MAX_SEGMENT, MAX_VALUE};
 pub(crate) use self::limits::{CALL_LIMIT, CLAIM_LIMIT, DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE};
 pub(crate) use self::range::Range;
 pub(crate) use self::scan::Scan;
 pub(crate) use self::source::{Source, Update};
+pub(crate) use self::target::{Tls, parse_endpoints, without_user};
 pub(crate) use self::watch::Event;

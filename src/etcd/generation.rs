@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use super::connection::Connection;
 use super::credentials::Provider;
-use super::endpoint::Target;
+use super::target::Target;
 use super::members::Members;
 use super::pace::Pace;
 use super::range::Range;
