@@ -322,7 +322,7 @@ const RELIST_INTERVAL: Duration = Duration::from_secs(60);
 pub(super) mod tests {
     use super::*;
     use crate::discover::{DEFAULT_HOLD, Limits};
-    use crate::etcd::parse_endpoints;
+    use crate::etcd::Endpoints;
     use crate::format::Kitex;
 
     /// A listener of what a test publishes by itself, for a registry on an etcd that is unreachable.
@@ -333,7 +333,7 @@ pub(super) mod tests {
 
     fn nowhere() -> Arc<Watchers> {
         let urls = ["http://127.0.0.1:1".to_owned()];
-        let endpoints = parse_endpoints(&urls, None, Duration::from_secs(1)).expect("a good URL");
+        let endpoints = Endpoints::new(&urls, None, None, Duration::from_secs(1)).expect("a good URL");
         let layout = Layout {
             base: "p/".into(),
             format: Arc::new(Kitex),

@@ -15,9 +15,9 @@ use tonic::{Code, Status};
 use tracing::Instrument;
 
 use super::credentials::Credentials;
-use super::target::Target;
 use super::limits::CALL_LIMIT;
 use super::login::{Authentication, LoginFailure, Logins, NoCredentials, NoToken};
+use super::target::Target;
 use super::token::{Token, TokenSlot};
 use crate::backoff::spread;
 use crate::error::{BoxError, EtcdError, EtcdErrorKind, chain};
@@ -30,7 +30,7 @@ pub(crate) struct Connection {
     pub(super) client: Client,
     pub(super) kv: KvClient,
     pub(super) watch: WatchClient,
-    logins: Option<Arc<Logins>>,
+    logins: Option<MemberLogins>,
     /// The token that requests carry.
     slot: TokenSlot,
     proof: Mutex<Proof>,
@@ -44,6 +44,9 @@ pub(crate) struct Connection {
     /// Whether the member gives no signs of life on watches; the member's, for all its connections.
     is_mute: Arc<AtomicBool>,
 }
+
+/// The logins of the cluster, and the member's place there.
+type MemberLogins = (Arc<Logins>, usize);
 
 /// Counts as an open stream of a connection until it is dropped.
 pub(crate) struct StreamGuard(Arc<Connection>);
@@ -69,13 +72,13 @@ impl Connection {
         index: usize,
         name: Arc<str>,
         target: &Target,
-        logins: Option<Arc<Logins>>,
+        logins: Option<MemberLogins>,
         is_mute: Arc<AtomicBool>,
     ) -> Result<Arc<Self>, EtcdError> {
         // Without a user `from_channel` does no I/O; with one it would log in, for itself and without a deadline. A
         // token is nothing that it takes from elsewhere: the channel below adds it.
         let options = ConnectOptions::new().with_require_leader(true);
-        let slot = logins.as_ref().map(|logins| logins.slot(index)).unwrap_or_default();
+        let slot = logins.as_ref().map(|(logins, place)| logins.slot(*place)).unwrap_or_default();
         let channel = match &logins {
             Some(_) => slot.add_to(target.channel()),
             None => etcd_client::Channel::Tonic(target.channel()),
@@ -158,11 +161,11 @@ impl Connection {
     ///
     /// A login that is under way beyond the deadline is no fault of the member: [`EtcdErrorKind::LoginPending`].
     pub(super) async fn log_in(&self, deadline: Instant, limit: Duration) -> Result<(), EtcdError> {
-        let Some(logins) = &self.logins else { return Ok(()) };
+        let Some((logins, place)) = &self.logins else { return Ok(()) };
         loop {
-            let token = logins.token(self.index, deadline, |credentials| self.authenticate(credentials)).await;
+            let token = logins.token(*place, deadline, |credentials| self.authenticate(credentials, *place)).await;
             let token = token.map_err(|none| self.no_token(none, limit))?;
-            if self.is_proven(&token) {
+            if self.is_proven(&token, *place) {
                 return Ok(());
             }
             let asked = Instant::now();
@@ -177,9 +180,9 @@ impl Connection {
 
     /// A login at this member, over a connection of its own: that of the calls is given up sooner, and a login that ends
     /// with it is one that etcd hashes in vain.
-    fn authenticate(&self, credentials: Credentials) -> Authentication {
+    fn authenticate(&self, credentials: Credentials, member: usize) -> Authentication {
         let (name, channel) = (self.name.clone(), etcd_client::Channel::Tonic(self.target.patient().channel()));
-        let (Credentials { user, password }, member) = (credentials, self.index);
+        let Credentials { user, password } = credentials;
         let authenticate = async move {
             let answer = async {
                 let options = ConnectOptions::new().with_require_leader(true);
@@ -256,16 +259,16 @@ impl Connection {
     }
 
     /// Whether the member took the token, or gave it out, a moment ago.
-    fn is_proven(&self, token: &Arc<Token>) -> bool {
+    fn is_proven(&self, token: &Arc<Token>, place: usize) -> bool {
         let proof = self.proof();
         let proven = proof.taken.as_ref().filter(|(proven, _)| Arc::ptr_eq(proven, token)).map(|(_, at)| *at);
-        let newest = proven.max(token.given_by(self.index));
+        let newest = proven.max(token.given_by(place));
         newest.is_some_and(|at| at.elapsed() < PROOF_AGE && Some(at) > proof.doubted)
     }
 
     fn on_token_refused(&self, token: &Arc<Token>) {
-        if let Some(logins) = &self.logins {
-            logins.on_token_refused(self.index, token);
+        if let Some((logins, place)) = &self.logins {
+            logins.on_token_refused(*place, token);
         }
     }
 

@@ -2,11 +2,10 @@
 
 use std::fmt;
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 
+use super::asked::{Answer, Asked};
 use crate::error::BoxError;
 
 /// A user of etcd and its password. `Debug` shows the user alone.
@@ -34,32 +33,18 @@ pub(crate) enum Provider {
     /// One value for every login.
     Fixed(Credentials),
     /// A function of the user's, called for each login.
-    Asked(Box<dyn Fn() -> Answer + Send + Sync>),
+    Asked(Asked<Credentials>),
 }
 
-/// The credentials that a provider gives, or why it has none.
-pub(super) type Answer = BoxFuture<'static, Result<Credentials, BoxError>>;
-
 impl Provider {
-    /// Credentials from a function of the user's. A panic in it is an answer like others that are of no use.
+    /// Credentials from a function of the user's.
     pub(crate) fn asked<P, F, E>(provider: P) -> Self
     where
         P: Fn() -> F + Send + Sync + 'static,
         F: Future<Output = Result<Credentials, E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        Self::Asked(Box::new(move || {
-            // Not called before the future is polled, so that its own panic is caught as well.
-            let asking = std::panic::catch_unwind(AssertUnwindSafe(&provider));
-            async move {
-                let Ok(asking) = asking else { return Err(PANICKED.into()) };
-                match AssertUnwindSafe(asking).catch_unwind().await {
-                    Ok(answer) => answer.map_err(Into::into),
-                    Err(_) => Err(PANICKED.into()),
-                }
-            }
-            .boxed()
-        }))
+        Self::Asked(Asked::new(provider))
     }
 
     /// Whether it names an empty user, with which no login can succeed.
@@ -67,10 +52,10 @@ impl Provider {
         matches!(self, Self::Fixed(credentials) if credentials.user.is_empty())
     }
 
-    pub(super) fn ask(&self) -> Answer {
+    pub(super) fn ask(&self) -> Answer<Credentials> {
         match self {
             Self::Fixed(credentials) => std::future::ready(Ok(credentials.clone())).boxed(),
-            Self::Asked(provider) => provider(),
+            Self::Asked(provider) => provider.ask(),
         }
     }
 }
@@ -83,5 +68,3 @@ impl fmt::Debug for Provider {
         }
     }
 }
-
-const PANICKED: &str = "it panicked";

@@ -1,4 +1,4 @@
-//! The cluster as the rest of the crate sees it: a call goes to one member after another until one answers.
+//! The members of a cluster for as long as they are named: a call goes to one after another until one answers.
 //!
 //! etcd-client's own balancing over members is not used: it picks a member at random for each call, while a watch, a
 //! lease and a retry need to know which member they talk to.
@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::connection::Connection;
-use super::credentials::Provider;
-use super::target::Target;
+use super::endpoints::Endpoints;
+use super::login::Logins;
 use super::members::Members;
 use super::pace::Pace;
 use super::range::Range;
@@ -30,19 +30,39 @@ use super::survey::{RefusalWatch, Surveys};
 use super::watch::Watch;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 
-/// The members of one etcd cluster.
-pub(crate) struct Cluster {
+/// The members of one etcd cluster, and what is on them.
+pub(crate) struct Generation {
     members: Arc<Members>,
     surveys: Arc<Surveys>,
     streams: Streams,
-    pace: Pace,
+    pace: Arc<Pace>,
 }
 
-impl Cluster {
-    pub(crate) fn new(targets: Vec<Target>, provider: Option<Provider>) -> Self {
-        let members = Arc::new(Members::new(targets, provider));
+impl Generation {
+    /// Of the endpoints that were named last.
+    pub(super) fn new(endpoints: Arc<Endpoints>, logins: Option<Arc<Logins>>, pace: Arc<Pace>) -> Self {
+        Self::on(Members::new(endpoints, logins), pace)
+    }
+
+    /// The one that follows this one.
+    pub(super) fn successor(&self) -> Self {
+        Self::on(self.members.successor(), self.pace.clone())
+    }
+
+    fn on(members: Members, pace: Arc<Pace>) -> Self {
+        let members = Arc::new(members);
         let surveys = Arc::new(Surveys::new(members.clone()));
-        Self { streams: Streams::new(members.clone(), surveys.clone()), members, surveys, pace: Pace::new() }
+        Self { streams: Streams::new(members.clone(), surveys.clone()), members, surveys, pace }
+    }
+
+    /// Whether it is of the endpoints that were named last.
+    pub(super) fn is_current(&self) -> bool {
+        self.members.are_current()
+    }
+
+    /// Another one follows: its watches go there, one after the other, and lose nothing.
+    pub(super) fn retire(&self) {
+        self.streams.retire();
     }
 
     /// The number of members.
@@ -97,16 +117,6 @@ impl Cluster {
     /// Gives up a connection that seems dead: the next call opens another one.
     pub(crate) fn forget(&self, connection: &Arc<Connection>) {
         self.members.forget(connection);
-    }
-
-    /// Waits for a turn to try again what failed, and as long as `least`: there is one budget of attempts for all that a
-    /// process asks.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe.
-    pub(super) async fn turn(&self, least: Duration) {
-        self.pace.turn(least).await;
     }
 
     /// Watches a range from revision `start` on, on the stream that all watches share. Returns the watch, and the
@@ -202,8 +212,8 @@ impl Cluster {
     }
 }
 
-impl fmt::Debug for Cluster {
+impl fmt::Debug for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cluster").field("members", &self.members).finish_non_exhaustive()
+        self.members.fmt(f)
     }
 }

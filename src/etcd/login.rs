@@ -30,7 +30,8 @@ use thiserror::Error;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::credentials::{Answer, Credentials, Provider};
+use super::asked::Answer;
+use super::credentials::{Credentials, Provider};
 use super::token::{Token, TokenSlot, Tokens};
 use crate::backoff::Backoff;
 use crate::error::{BoxError, EtcdErrorKind, chain};
@@ -40,7 +41,7 @@ pub(super) struct Logins {
     provider: Provider,
     /// A question that the provider has not answered yet, and when it was put. It outlives the calls that wait for it:
     /// a slow provider may take longer than any call's limit.
-    asking: Mutex<Option<(Instant, Answer)>>,
+    asking: Mutex<Option<(Instant, Answer<Credentials>)>>,
     /// Held by the caller that is about to begin a login.
     beginning: Mutex<()>,
     state: StdMutex<State>,
@@ -51,6 +52,8 @@ pub(super) struct Logins {
 struct State {
     /// The provider is not asked before then.
     ask_at: Option<Instant>,
+    /// The URL of each member that was ever named, by its place here.
+    members: Vec<Arc<str>>,
     /// The credentials that each member refused: a member of another cluster may refuse what the others take.
     refused: Vec<Option<Refused>>,
     /// When a provider that fails was logged the last time.
@@ -175,10 +178,16 @@ pub(super) enum NoCredentials {
 }
 
 impl Logins {
-    pub(super) fn new(provider: Provider, members: usize) -> Self {
-        let refused = std::iter::repeat_with(|| None).take(members).collect();
-        let tokens = Tokens::new(members);
-        let state = State { ask_at: None, refused, logged: None, tokens, under_way: Vec::new(), pace: Pace::new() };
+    pub(super) fn new(provider: Provider) -> Self {
+        let state = State {
+            ask_at: None,
+            members: Vec::new(),
+            refused: Vec::new(),
+            logged: None,
+            tokens: Tokens::new(),
+            under_way: Vec::new(),
+            pace: Pace::new(),
+        };
         Self {
             provider,
             asking: Mutex::default(),
@@ -186,6 +195,17 @@ impl Logins {
             state: StdMutex::new(state),
             waiting: AtomicBool::new(false),
         }
+    }
+
+    /// The place of a member, by its URL.
+    pub(super) fn place(&self, name: &Arc<str>) -> usize {
+        let mut state = self.state();
+        state.members.iter().position(|member| member == name).unwrap_or_else(|| {
+            state.members.push(name.clone());
+            state.refused.push(None);
+            state.tokens.add_member();
+            state.members.len() - 1
+        })
     }
 
     /// Where connections to a member find its token.
@@ -471,6 +491,15 @@ mod tests {
         Credentials::new("user", "wrong")
     }
 
+    /// Logins to so many members.
+    fn of(provider: Provider, members: usize) -> Logins {
+        let logins = Logins::new(provider);
+        for member in 0..members {
+            assert_eq!(logins.place(&format!("http://{member}").into()), member);
+        }
+        logins
+    }
+
     /// Logins with the credentials that the sender holds, and how often the provider was asked.
     fn logins(first: Credentials) -> (Logins, watch::Sender<Credentials>, Arc<AtomicUsize>) {
         let (sender, given) = watch::channel(first);
@@ -480,7 +509,7 @@ mod tests {
             counter.fetch_add(1, Ordering::Relaxed);
             std::future::ready(Ok::<_, BoxError>(given.borrow().clone()))
         });
-        (Logins::new(provider, 2), sender, asked)
+        (of(provider, 2), sender, asked)
     }
 
     #[tokio::test(start_paused = true)]
@@ -528,7 +557,7 @@ mod tests {
             let receive = receive.lock().expect("no test panics here").take();
             async move { receive.ok_or("asked twice")?.await.map_err(|_| "no answer") }
         });
-        let logins = Logins::new(provider, 1);
+        let logins = of(provider, 1);
         for _ in 0..3 {
             assert!(timeout(SECOND, logins.credentials(0)).await.is_err(), "it has not answered yet");
             assert!(matches!(logins.pending(), NoToken::Unprovided), "and that is known to be its fault");
@@ -549,7 +578,7 @@ mod tests {
                 if count == 0 { Err("the vault is locked") } else { Ok(right()) }
             }
         });
-        let logins = Logins::new(provider, 1);
+        let logins = of(provider, 1);
         for cause in ["the vault is locked", "it panicked", "it panicked"] {
             let error = logins.credentials(0).await.expect_err("it has none");
             assert_eq!(chain(&error), format!("the provider of credentials failed: {cause}"));
@@ -560,9 +589,17 @@ mod tests {
         assert_eq!(logins.credentials(0).await.expect("it has some now"), right());
     }
 
+    #[test]
+    fn a_member_that_is_named_again_has_the_place_that_it_had() {
+        let logins = fixed(2);
+        logins.slot(1);
+        assert_eq!(logins.place(&"http://new".into()), 2);
+        assert_eq!(logins.place(&"http://1".into()), 1);
+    }
+
     #[tokio::test]
     async fn no_debug_shows_a_password() {
-        let fixed = Logins::new(Provider::Fixed(Credentials::new("user", "canary")), 1);
+        let fixed = of(Provider::Fixed(Credentials::new("user", "canary")), 1);
         fixed.state().on_refused(0, "one", Credentials::new("user", "canary"));
         assert!(!format!("{fixed:?}").contains("canary"), "{fixed:?}");
     }
@@ -580,7 +617,7 @@ mod tests {
                 Ok::<_, BoxError>(right())
             }
         });
-        let logins = Logins::new(provider, 1);
+        let logins = of(provider, 1);
         let none = logins.credentials(0).await.expect_err("it does not answer");
         assert!(matches!(none, NoCredentials::Failed(_)), "{none:?}");
         advance(ASK_PAUSE).await;
@@ -619,7 +656,7 @@ mod tests {
     }
 
     fn fixed(members: usize) -> Logins {
-        Logins::new(Provider::Fixed(right()), members)
+        of(Provider::Fixed(right()), members)
     }
 
     fn good() -> Arc<Token> {

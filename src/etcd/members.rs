@@ -10,13 +10,16 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::connection::Connection;
-use super::credentials::Provider;
-use super::target::Target;
+use super::endpoints::Endpoints;
 use super::login::Logins;
+use super::target::Target;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 
 /// All members, each known by its index.
 pub(super) struct Members {
+    endpoints: Arc<Endpoints>,
+    /// As they were named.
+    named: Arc<Vec<Target>>,
     each: Vec<ClusterMember>,
     logins: Option<Arc<Logins>>,
     /// The member that is asked first, and that watches are on.
@@ -31,7 +34,6 @@ pub(super) struct Members {
 /// One member, for choosing among them.
 pub(super) struct ClusterMember {
     name: Arc<str>,
-    target: Target,
     connection: Mutex<Option<Arc<Connection>>>,
     outage: Mutex<Outage>,
     /// Whether it is of another cluster.
@@ -62,10 +64,10 @@ enum Fault {
 }
 
 impl Members {
-    pub(super) fn new(targets: Vec<Target>, provider: Option<Provider>) -> Self {
-        let each = targets.into_iter().map(|target| ClusterMember {
+    pub(super) fn new(endpoints: Arc<Endpoints>, logins: Option<Arc<Logins>>) -> Self {
+        let named = endpoints.named();
+        let each = named.iter().map(|target| ClusterMember {
             name: target.name.as_str().into(),
-            target,
             connection: Mutex::new(None),
             outage: Mutex::default(),
             is_strange: AtomicBool::new(false),
@@ -74,9 +76,35 @@ impl Members {
         let each: Vec<_> = each.collect();
         // Not the first member in every process: it would carry the whole fleet.
         let home = fastrand::usize(..each.len());
-        let logins = provider.map(|provider| Arc::new(Logins::new(provider, each.len())));
         let (preferred, home) = (AtomicUsize::new(home), AtomicUsize::new(home));
-        Self { each, logins, preferred, home, displacement: Mutex::new(None), displacements: watch::Sender::new(0) }
+        let (displacement, displacements) = (Mutex::new(None), watch::Sender::new(0));
+        Self { endpoints, named, each, logins, preferred, home, displacement, displacements }
+    }
+
+    /// The members that were named last, which take the place of these.
+    ///
+    /// The streams of the process stay on the member that they are on, if it is still one, and so does their home. Else
+    /// one that is new is their home, so that one that replaces another has its share.
+    pub(super) fn successor(&self) -> Self {
+        let next = Self::new(self.endpoints.clone(), self.logins.clone());
+        let is_new = |member: &ClusterMember| self.index_of(&member.name).is_none();
+        let listed = |index: usize| next.index_of(self.name(index));
+        let home = listed(self.home()).or_else(|| next.random(is_new)).unwrap_or_else(|| next.home());
+        let preferred = self.preferred();
+        let preferred = listed(preferred).filter(|_| !self.each[preferred].is_away()).unwrap_or(home);
+        next.home.store(home, Ordering::Relaxed);
+        next.preferred.store(preferred, Ordering::Relaxed);
+        *next.displacement() = (preferred != home).then(Instant::now);
+        next
+    }
+
+    fn index_of(&self, name: &str) -> Option<usize> {
+        self.each.iter().position(|member| *member.name == *name)
+    }
+
+    /// Whether they are the members that were named last.
+    pub(super) fn are_current(&self) -> bool {
+        self.endpoints.are(&self.named)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -94,6 +122,7 @@ impl Members {
 
     /// This member failed: if it was preferred, one that is there is from now on, or else any other, by chance.
     pub(super) fn prefer_another(&self, index: usize) {
+        self.endpoints.on_failure();
         let index = index % self.len();
         if self.len() == 1 || self.preferred() != index {
             return;
@@ -193,8 +222,10 @@ impl Members {
     }
 
     async fn open(&self, index: usize) -> Result<Arc<Connection>, EtcdError> {
-        let ClusterMember { name, target, is_mute, .. } = &self.each[index];
-        let connection = Connection::open(index, name.clone(), target, self.logins.clone(), is_mute.clone()).await?;
+        let ClusterMember { name, is_mute, .. } = &self.each[index];
+        let logins = self.logins.as_ref().map(|logins| (logins.clone(), logins.place(name)));
+        let target = &self.named[index];
+        let connection = Connection::open(index, name.clone(), target, logins, is_mute.clone()).await?;
         Ok(self.each[index].slot().get_or_insert(connection).clone())
     }
 
@@ -324,14 +355,17 @@ const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::etcd::parse_endpoints;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    fn members(urls: &[String]) -> Members {
+        Members::new(Arc::new(Endpoints::new(urls, None, None, SECOND).expect("good URLs")), None)
+    }
 
     /// Three members that nobody has asked yet.
     fn three() -> Members {
         let urls = [1, 2, 3].map(|port| format!("http://127.0.0.1:{port}"));
-        Members::new(parse_endpoints(&urls, None, SECOND).expect("good URLs"), None)
+        members(&urls)
     }
 
     #[test]
@@ -378,10 +412,32 @@ mod tests {
         assert!(!members.is_displaced() && members.preferred() == home);
     }
 
+    #[test]
+    fn members_that_are_named_anew_keep_home_and_streams_where_they_are_listed_still() {
+        let urls = |ports: &[u16]| ports.iter().map(|port| format!("http://127.0.0.1:{port}")).collect::<Vec<_>>();
+        let placed = |before: &Members, ports: &[u16]| {
+            before.endpoints.name(&urls(ports)).expect("good URLs");
+            let next = before.successor();
+            (ports[next.home()], ports[next.preferred()], next.is_displaced())
+        };
+        let before = three();
+        before.home.store(0, Ordering::Relaxed);
+        before.preferred.store(1, Ordering::Relaxed);
+        assert_eq!(placed(&before, &[3, 2, 1, 4]), (1, 2, true), "both are listed, elsewhere");
+        assert_eq!(placed(&before, &[4, 2, 3]), (4, 2, true), "what replaces the home is the home");
+        assert_eq!(placed(&before, &[1, 4, 3]), (1, 1, false), "the streams go home");
+        before.each[1].outage().on_fault(Fault::Silent, Instant::now());
+        assert_eq!(placed(&before, &[1, 2, 4]), (1, 1, false), "they are on none that is away");
+        let (home, preferred, is_displaced) = placed(&before, &[4, 5]);
+        assert!(home > 3 && preferred == home && !is_displaced, "all are new");
+        let (home, preferred, is_displaced) = placed(&before, &[2, 3]);
+        assert!(home > 1 && preferred == home && !is_displaced, "none is");
+    }
+
     #[tokio::test]
     async fn a_login_that_is_under_way_is_no_outage_and_its_connection_is_kept() {
         let urls = ["http://127.0.0.1:1".to_owned(), "http://127.0.0.1:2".to_owned()];
-        let members = Members::new(parse_endpoints(&urls, None, SECOND).expect("good URLs"), None);
+        let members = members(&urls);
         members.preferred.store(0, Ordering::Relaxed);
         let connection = members.connect(0, SECOND).await.expect("it is opened lazily");
         let error = connection.refusal("login", "the user", EtcdErrorKind::LoginPending, "not yet".into());

@@ -22,8 +22,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::generation::Cluster;
+use super::cluster::Cluster;
 use super::connection::Connection;
+use super::generation::Generation;
 use super::kv::Kv;
 use super::limits::{CALL_LIMIT, DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE};
 use super::range::Range;
@@ -113,6 +114,7 @@ struct List {
     began: Instant,
     /// How many keys came.
     keys: i64,
+    generation: Arc<Generation>,
     /// The one that all its pages come from.
     connection: Option<Arc<Connection>>,
     /// The stream that the list verifies; it is not read meanwhile, so that the two never overlap.
@@ -120,6 +122,7 @@ struct List {
 }
 
 struct Stream {
+    generation: Arc<Generation>,
     /// Ends the stream when its member is refused.
     refusals: RefusalWatch,
     watch: Watch,
@@ -202,9 +205,12 @@ impl Source {
 
     /// From the first page on, before the stream is read on.
     fn list_beside(&self, stream: Option<Box<Stream>>) -> State {
-        let connection = stream.as_ref().map(|stream| stream.watch.connection().clone());
+        let (generation, connection) = match &stream {
+            Some(stream) => (stream.generation.clone(), Some(stream.watch.connection().clone())),
+            None => (self.cluster.current(), None),
+        };
         let (scan, began) = (Scan::new(&self.range), Instant::now());
-        State::Listing(Box::new(List { scan, began, keys: 0, connection, stream }))
+        State::Listing(Box::new(List { scan, began, keys: 0, generation, connection, stream }))
     }
 
     async fn list(&mut self, mut list: Box<List>) -> (State, Option<Update>) {
@@ -229,14 +235,15 @@ impl Source {
     async fn page(&mut self, list: &mut List) -> Result<Vec<Kv>, EtcdError> {
         // Where there are others, a member gets one second at first: a client that starts must not wait for a frozen
         // one.
-        let is_first_try = self.cluster.len() > 1 && !self.has_failed && list.stream.is_none();
+        let generation = &list.generation;
+        let is_first_try = generation.len() > 1 && !self.has_failed && list.stream.is_none();
         let limit = if is_first_try { FIRST_TRY_LIMIT } else { self.limit };
         let connection = match &list.connection {
             Some(connection) => connection,
-            None => list.connection.insert(self.cluster.connection(self.cluster.preferred(), limit).await?),
+            None => list.connection.insert(generation.connection(generation.preferred(), limit).await?),
         };
         let page = list.scan.next(connection, &self.range, limit).await;
-        self.cluster.on_answer(connection, page).await
+        generation.on_answer(connection, page).await
     }
 
     /// The list is complete; returns what follows it.
@@ -274,11 +281,12 @@ impl Source {
 
     async fn open(&mut self, is_verified: bool) -> Result<State, EtcdError> {
         let start = self.revision + 1;
-        let (watch, store) = self.cluster.watch(&self.range, start, self.limit).await?;
+        let generation = self.cluster.current();
+        let (watch, store) = generation.watch(&self.range, start, self.limit).await?;
         if store < start - 1 {
             // The member lags, or the store was rolled back under us; only the leader knows.
             let asked = watch.connection().revision(&self.range, self.limit).await;
-            let store = self.cluster.on_answer(watch.connection(), asked).await?;
+            let store = generation.on_answer(watch.connection(), asked).await?;
             if store < start - 1 {
                 tracing::warn!(store, seen = start - 1, "etcd was rolled back; everything is listed anew");
                 return Ok(self.listing());
@@ -287,7 +295,8 @@ impl Source {
         tracing::debug!(member = watch.connection().name(), start, "watch is open");
         let check_in = if is_verified { spread(self.interval, 0.2) } else { up_to(self.window()) };
         Ok(State::Streaming(Box::new(Stream {
-            refusals: self.cluster.refusal_watch(),
+            refusals: generation.refusal_watch(),
+            generation,
             watch,
             check_at: Instant::now() + check_in,
             move_at: None,
@@ -340,7 +349,7 @@ impl Source {
             }
             WatchMessage::Over(kind, reason) => {
                 let error = stream.watch.error(kind, reason);
-                self.cluster.on_error(&connection, &error);
+                stream.generation.on_error(&connection, &error);
                 // Too large: the same revision would come in the same message again.
                 let goal = if kind == EtcdErrorKind::TooLarge { Goal::List } else { Goal::Watch };
                 (self.on_error(&error, goal), None)
@@ -352,7 +361,7 @@ impl Source {
     async fn check(&mut self, mut stream: Box<Stream>) -> State {
         let connection = stream.watch.connection().clone();
         let asked = connection.changes(&self.range, self.revision, self.limit).await;
-        match self.cluster.on_answer(&connection, asked).await {
+        match stream.generation.on_answer(&connection, asked).await {
             Ok(changes) if changes.store >= self.revision && !changes.any && changes.keys == self.keys => {
                 self.on_success();
                 let interval = if stream.is_mute { CHECK_OF_MUTE } else { self.interval };
@@ -423,7 +432,7 @@ impl Source {
             EtcdErrorKind::Incapable => {
                 self.incapable += 1;
                 // Once around, each of them said so.
-                let wait = if self.incapable.is_multiple_of(self.cluster.len()) {
+                let wait = if self.incapable.is_multiple_of(self.cluster.current().len()) {
                     spread(REFUSED_PAUSE, 0.1)
                 } else {
                     self.backoff.next()

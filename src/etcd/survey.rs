@@ -257,13 +257,13 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 mod tests {
     use super::*;
     use crate::error::EtcdErrorKind;
-    use crate::etcd::parse_endpoints;
+    use crate::etcd::Endpoints;
 
     /// Two members that cannot be reached.
     fn silent() -> Arc<Surveys> {
         let urls = ["http://127.0.0.1:1".to_owned(), "http://127.0.0.1:2".to_owned()];
-        let endpoints = parse_endpoints(&urls, None, SURVEY_LIMIT).expect("good URLs");
-        Arc::new(Surveys::new(Arc::new(Members::new(endpoints, None))))
+        let endpoints = Endpoints::new(&urls, None, None, SURVEY_LIMIT).expect("good URLs");
+        Arc::new(Surveys::new(Arc::new(Members::new(Arc::new(endpoints), None))))
     }
 
     #[tokio::test(start_paused = true)]

@@ -58,20 +58,35 @@ impl Target {
     }
 }
 
-/// Checks the URLs of a cluster's members. `host:port` without a scheme is `https` with TLS and `http` without.
-pub(crate) fn parse_endpoints(
-    urls: &[String],
-    tls: Option<&Tls>,
-    dial_timeout: Duration,
-) -> Result<Vec<Target>, ConfigError> {
-    if urls.is_empty() {
-        return Err(ConfigError::NoEndpoints);
+/// How members are dialled, whichever they are.
+pub(super) struct Dialling {
+    tls: Option<Client>,
+    timeout: Duration,
+}
+
+impl Dialling {
+    /// # Errors
+    ///
+    /// TLS without trusted roots.
+    pub(super) fn new(tls: Option<&Tls>, timeout: Duration) -> Result<Self, ConfigError> {
+        #[cfg(feature = "_tls")]
+        let tls = tls.map(Tls::build).transpose()?;
+        #[cfg(not(feature = "_tls"))]
+        let tls = tls.copied();
+        Ok(Self { tls, timeout })
     }
-    #[cfg(feature = "_tls")]
-    let tls = tls.map(Tls::build).transpose()?;
-    #[cfg(feature = "_tls")]
-    let tls = tls.as_ref();
-    urls.iter().map(|url| parse_endpoint(url.trim(), tls, dial_timeout)).collect()
+
+    /// Checks the URLs of a cluster's members. `host:port` without a scheme is `https` with TLS and `http` without.
+    ///
+    /// # Errors
+    ///
+    /// None, or a bad one.
+    pub(super) fn targets(&self, urls: &[String]) -> Result<Vec<Target>, ConfigError> {
+        if urls.is_empty() {
+            return Err(ConfigError::NoEndpoints);
+        }
+        urls.iter().map(|url| parse_endpoint(url.trim(), self.tls.as_ref(), self.timeout)).collect()
+    }
 }
 
 fn parse_endpoint(url: &str, tls: Option<&Client>, dial_timeout: Duration) -> Result<Target, ConfigError> {
@@ -198,7 +213,8 @@ mod tests {
         ] {
             assert!(parse(url).is_err(), "{url:?} must be refused");
         }
-        assert!(parse_endpoints(&[], None, Duration::from_secs(1)).is_err(), "an empty list must be refused");
+        let dialling = Dialling::new(None, Duration::from_secs(1)).expect("there are no options");
+        assert!(matches!(dialling.targets(&[]), Err(ConfigError::NoEndpoints)), "an empty list must be refused");
     }
 
     #[test]

@@ -88,8 +88,13 @@ struct MemberToken {
 }
 
 impl Tokens {
-    pub(super) fn new(members: usize) -> Self {
-        Self { newest: None, members: std::iter::repeat_with(MemberToken::default).take(members).collect() }
+    pub(super) fn new() -> Self {
+        Self { newest: None, members: Vec::new() }
+    }
+
+    /// There is one more member.
+    pub(super) fn add_member(&mut self) {
+        self.members.push(MemberToken::default());
     }
 
     pub(super) fn slot(&self, member: usize) -> TokenSlot {
@@ -137,13 +142,19 @@ mod tests {
         Arc::new(Token::new(text, 0).expect("a header's value"))
     }
 
+    fn tokens_of(members: usize) -> Tokens {
+        let mut tokens = Tokens::new();
+        (0..members).for_each(|_| tokens.add_member());
+        tokens
+    }
+
     fn same(one: Option<&Arc<Token>>, other: &Arc<Token>) -> bool {
         is(one, other)
     }
 
     #[test]
     fn all_members_share_the_token_of_one_login() {
-        let mut tokens = Tokens::new(3);
+        let mut tokens = tokens_of(3);
         assert!(tokens.of(0).is_none(), "a login is due");
         let first = token("first");
         tokens.on_login(0, first.clone());
@@ -155,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_member_that_refuses_its_token_is_sent_the_newest_before_a_login() {
-        let mut tokens = Tokens::new(2);
+        let mut tokens = tokens_of(2);
         let (first, second) = (token("first"), token("second"));
         tokens.on_login(0, first.clone());
         assert!(same(tokens.of(1).as_ref(), &first), "shared");
@@ -169,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_stranger_s_token_changes_nothing_for_members_that_take_theirs() {
-        let mut tokens = Tokens::new(2);
+        let mut tokens = tokens_of(2);
         let (ours, strange) = (token("ours"), token("strange"));
         tokens.on_login(0, ours.clone());
         assert!(same(tokens.of(1).as_ref(), &ours), "tried at the stranger");
@@ -181,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_late_refusal_of_an_old_token_leaves_the_new_one_in_place() {
-        let mut tokens = Tokens::new(1);
+        let mut tokens = tokens_of(1);
         let (first, second) = (token("first"), token("second"));
         tokens.on_login(0, first.clone());
         tokens.on_refused(0, &first);
@@ -192,7 +203,7 @@ mod tests {
 
     #[test]
     fn no_debug_shows_a_token() {
-        let mut tokens = Tokens::new(1);
+        let mut tokens = tokens_of(1);
         tokens.on_login(0, token("canary"));
         let shown = format!("{tokens:?} {:?}", tokens.slot(0));
         assert!(!shown.contains("canary"), "{shown}");

@@ -263,7 +263,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::error::RegistrationEnded;
-    use crate::etcd::{Cluster, MAX_SEGMENT, parse_endpoints};
+    use crate::etcd::{Cluster, Endpoints, MAX_SEGMENT};
     use crate::format::{DecodeError, Decoded, Entry, Format, Kitex};
 
     /// An instance whose etcd is not there.
@@ -272,9 +272,9 @@ pub(super) mod tests {
     }
 
     fn builder_for(format: Arc<dyn Format>) -> RegistrationBuilder {
-        let members =
-            parse_endpoints(&["http://127.0.0.1:1".into()], None, Duration::from_secs(1)).expect("a good URL");
-        let registrar = Registrar::new(Arc::new(Cluster::new(members, None)), "prefix/".into(), format);
+        let endpoints = Endpoints::new(&["http://127.0.0.1:1".into()], None, None, Duration::from_secs(1));
+        let cluster = Cluster::new(endpoints.expect("a good URL"), None);
+        let registrar = Registrar::new(Arc::new(cluster), "prefix/".into(), format);
         RegistrationBuilder::new(registrar, Instance::new("echo", std::net::SocketAddr::from(([127, 0, 0, 1], 1001))))
     }
 

@@ -21,7 +21,7 @@ use std::time::Duration;
 use crate::channel::ChannelBuilder;
 use crate::discover::{BYTES_PER_INSTANCE, DEFAULT_HOLD, Discover, Layout, Limits, Watchers};
 use crate::error::{ConfigError, RegistryError};
-use crate::etcd::{Cluster, Credentials, Provider, Tls, parse_endpoints, without_user};
+use crate::etcd::{Cluster, Credentials, Endpoints, EndpointsProvider, Provider, Tls, without_user};
 use crate::format::{Format, Kitex};
 use crate::instance::{Address, Instance, ServiceName};
 use crate::register::{Registrar, RegistrationBuilder};
@@ -50,6 +50,7 @@ impl Registry {
     {
         RegistryBuilder {
             endpoints: endpoints.into_iter().map(Into::into).collect(),
+            endpoints_provider: None,
             prefix: None,
             format: Arc::new(Kitex),
             default_weight: Instance::DEFAULT_WEIGHT,
@@ -177,6 +178,7 @@ impl fmt::Debug for Registry {
 #[must_use = "a builder does nothing before build()"]
 pub struct RegistryBuilder {
     endpoints: Vec<String>,
+    endpoints_provider: Option<EndpointsProvider>,
     prefix: Option<String>,
     format: Arc<dyn Format>,
     default_weight: u16,
@@ -249,6 +251,42 @@ impl RegistryBuilder {
     /// had. An instance without tags takes about 500 bytes.
     pub fn max_service_bytes(mut self, bytes: usize) -> Self {
         self.max_service_bytes = Some(bytes);
+        self
+    }
+
+    /// The members of the etcd cluster from `provider`, which is asked again when one of them fails. So members can be
+    /// replaced by others with new addresses while the program runs. The endpoints that the builder began with are
+    /// those until then.
+    ///
+    /// ```no_run
+    /// use tonic_etcd::Registry;
+    ///
+    /// # fn example() -> Result<(), tonic_etcd::ConfigError> {
+    /// let registry = Registry::builder(["http://10.0.0.1:2379", "http://10.0.0.2:2379", "http://10.0.0.3:2379"])
+    ///     .endpoints_with(|| async {
+    ///         let urls = tokio::fs::read_to_string("/etc/etcd-endpoints").await?;
+    ///         Ok::<_, std::io::Error>(urls.lines().map(str::to_owned).collect::<Vec<_>>())
+    ///     })
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// It names all members, and must name the same cluster. It is asked at most every 10 s, and has 10 s to answer.
+    /// Where its answer is an error, or of no use, the endpoints stay, and a warning is logged, at most once a minute.
+    /// Open watches move to the members that it names, and lose nothing.
+    ///
+    /// Where each member has a name in DNS that stays its own, this is not needed: a name is resolved anew each time it
+    /// is dialled. But a name of several addresses counts as one member.
+    pub fn endpoints_with<P, F, I, U, E>(mut self, provider: P) -> Self
+    where
+        P: Fn() -> F + Send + Sync + 'static,
+        F: Future<Output = Result<I, E>> + Send + 'static,
+        I: IntoIterator<Item = U>,
+        U: Into<String>,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.endpoints_provider = Some(EndpointsProvider::new(provider));
         self
     }
 
@@ -325,7 +363,8 @@ impl RegistryBuilder {
             let (option, value) = ("auth", "with an empty user".to_owned());
             return Err(ConfigError::Option { option, value, expected: "a user's name" });
         }
-        let endpoints = parse_endpoints(&self.endpoints, self.tls.as_ref(), self.dial_timeout)?;
+        let (urls, provider, tls) = (&self.endpoints, self.endpoints_provider, self.tls.as_ref());
+        let endpoints = Endpoints::new(urls, provider, tls, self.dial_timeout)?;
         let cluster = Arc::new(Cluster::new(endpoints, self.provider));
         let layout = Layout {
             base: base.clone(),
@@ -361,6 +400,7 @@ impl fmt::Debug for RegistryBuilder {
         let endpoints: Vec<String> = self.endpoints.iter().map(|url| without_user(url)).collect();
         f.debug_struct("RegistryBuilder")
             .field("endpoints", &endpoints)
+            .field("are_endpoints_provided", &self.endpoints_provider.is_some())
             .field("prefix", &self.prefix)
             .field("format", &self.format)
             .field("credentials", &self.provider)

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::Instrument;
 
 use crate::error::{EtcdError, EtcdErrorKind, chain};
-use crate::etcd::{Cluster, Connection};
+use crate::etcd::{Cluster, Connection, Generation};
 
 /// The keepalive streams of one registry, for as long as one of its leases is kept.
 #[derive(Debug)]
@@ -40,14 +40,15 @@ impl KeepalivePool {
         Self { cluster, running: Mutex::default() }
     }
 
-    /// The running streams, or new ones: for the first lease, and after the runtime of the old ones has ended. Needs a
-    /// tokio runtime.
+    /// The running streams, or new ones: for the first lease, after the runtime of the old ones has ended, and where
+    /// other members are named. Needs a tokio runtime.
     pub(super) fn streams(&self) -> Arc<KeepaliveStreams> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(streams) = running.upgrade().filter(|streams| streams.is_running()) {
+        let members = self.cluster.current();
+        if let Some(streams) = running.upgrade().filter(|streams| streams.are_running_on(&members)) {
             return streams;
         }
-        let spawned = Arc::new(KeepaliveStreams::spawn(self.cluster.clone()));
+        let spawned = Arc::new(KeepaliveStreams::spawn(members));
         *running = Arc::downgrade(&spawned);
         spawned
     }
@@ -56,7 +57,7 @@ impl KeepalivePool {
 /// The streams of all members. They end when no lease is left that holds them.
 #[derive(Debug)]
 pub(super) struct KeepaliveStreams {
-    cluster: Arc<Cluster>,
+    generation: Arc<Generation>,
     members: Vec<Mutex<MemberStreams>>,
 }
 
@@ -68,14 +69,15 @@ pub(super) enum Answer {
 }
 
 impl KeepaliveStreams {
-    fn spawn(cluster: Arc<Cluster>) -> Self {
-        let members = (0..cluster.len()).map(|index| Mutex::new(MemberStreams::new(cluster.clone(), index)));
-        Self { members: members.collect(), cluster }
+    fn spawn(generation: Arc<Generation>) -> Self {
+        let members = (0..generation.len()).map(|index| Mutex::new(MemberStreams::new(generation.clone(), index)));
+        Self { members: members.collect(), generation }
     }
 
-    /// False once the runtime of the streams has ended.
-    fn is_running(&self) -> bool {
-        (0..self.members.len()).all(|member| !self.member(member).current.asks.is_closed())
+    /// Whether these are the members, and the runtime of the streams has not ended.
+    fn are_running_on(&self, members: &Arc<Generation>) -> bool {
+        Arc::ptr_eq(&self.generation, members)
+            && (0..self.members.len()).all(|member| !self.member(member).current.asks.is_closed())
     }
 
     /// One keepalive through one member. `None`: its stream broke, or takes no more.
@@ -90,7 +92,7 @@ impl KeepaliveStreams {
     pub(super) fn choose(&self, asked: &[usize], patience: Duration) -> Option<usize> {
         let now = Instant::now();
         let lateness = (0..self.members.len()).map(|member| self.member(member).lateness(patience, now));
-        choose(&lateness.collect::<Vec<_>>(), self.cluster.preferred(), asked)
+        choose(&lateness.collect::<Vec<_>>(), self.generation.preferred(), asked)
     }
 
     fn member(&self, index: usize) -> MutexGuard<'_, MemberStreams> {
@@ -108,7 +110,7 @@ fn choose(lateness: &[Duration], preferred: usize, asked: &[usize]) -> Option<us
 /// The streams to one member.
 #[derive(Debug)]
 struct MemberStreams {
-    cluster: Arc<Cluster>,
+    generation: Arc<Generation>,
     index: usize,
     /// The one that keepalives go to.
     current: StreamHandle,
@@ -151,9 +153,9 @@ impl Standing {
 }
 
 impl MemberStreams {
-    fn new(cluster: Arc<Cluster>, index: usize) -> Self {
-        let current = StreamHandle::spawn(cluster.clone(), index, Standing::default());
-        Self { cluster, index, current, beside: None, tries: 0 }
+    fn new(generation: Arc<Generation>, index: usize) -> Self {
+        let current = StreamHandle::spawn(generation.clone(), index, Standing::default());
+        Self { generation, index, current, beside: None, tries: 0 }
     }
 
     /// Passes a keepalive to the current stream, or to a new one if that is late.
@@ -161,7 +163,7 @@ impl MemberStreams {
         let stream = if self.wants_another(ask.patience, now) {
             self.tries += 1;
             let opening = Standing { owes_since: Some(now), delay: None };
-            self.beside.insert(StreamHandle::spawn(self.cluster.clone(), self.index, opening))
+            self.beside.insert(StreamHandle::spawn(self.generation.clone(), self.index, opening))
         } else {
             &mut self.current
         };
@@ -199,12 +201,12 @@ impl MemberStreams {
 }
 
 impl StreamHandle {
-    fn spawn(cluster: Arc<Cluster>, index: usize, standing: Standing) -> Self {
+    fn spawn(generation: Arc<Generation>, index: usize, standing: Standing) -> Self {
         let (asks, receiver) = mpsc::channel(QUEUE);
         let (publisher, standing) = watch::channel(standing);
         let span = tracing::info_span!(parent: None, "keepalive", member = index);
         let is_beside = publisher.borrow().owes_since.is_some();
-        let stream = KeepaliveStream { cluster, index, is_beside, asks: receiver, standing: publisher };
+        let stream = KeepaliveStream { generation, index, is_beside, asks: receiver, standing: publisher };
         tokio::spawn(stream.run().instrument(span));
         Self { asks, standing }
     }
@@ -216,7 +218,7 @@ impl StreamHandle {
 
 /// One stream to one member, opened on demand.
 struct KeepaliveStream {
-    cluster: Arc<Cluster>,
+    generation: Arc<Generation>,
     index: usize,
     /// Whether it was opened since another one is late.
     is_beside: bool,
@@ -256,13 +258,13 @@ impl KeepaliveStream {
         lease: i64,
         patience: Duration,
     ) -> Result<(Arc<Connection>, LeaseKeeper, LeaseKeepAliveStream), EtcdError> {
-        let mut connection = self.cluster.connection_without_login(self.index).await?;
+        let mut connection = self.generation.connection_without_login(self.index).await?;
         if std::mem::take(&mut self.is_beside) && !connection.was_heard_within(patience) {
-            self.cluster.forget(&connection);
-            connection = self.cluster.connection_without_login(self.index).await?;
+            self.generation.forget(&connection);
+            connection = self.generation.connection_without_login(self.index).await?;
         }
         let opened = connection.keep_alive(lease, ANSWER_LIMIT).await;
-        let (keeper, responses) = self.cluster.on_answer(&connection, opened).await?;
+        let (keeper, responses) = self.generation.on_answer(&connection, opened).await?;
         Ok((connection, keeper, responses))
     }
 
@@ -277,7 +279,7 @@ impl KeepaliveStream {
     ) {
         let _open = connection.hold_stream();
         let mut pending = Pending::new(delay, Instant::now());
-        let mut refusals = self.cluster.refusal_watch();
+        let mut refusals = self.generation.refusal_watch();
         let mut is_replaced = false;
         while !is_replaced || pending.is_owed() {
             self.standing.send_replace(pending.standing());
@@ -290,7 +292,7 @@ impl KeepaliveStream {
                         let delay = pending.on_answer(response.id(), answer_in(&response), Instant::now());
                         // A late answer is no reason to ask its member first.
                         if delay.is_none_or(|delay| delay <= PATIENCE_MAX) {
-                            self.cluster.on_response(connection);
+                            self.generation.on_response(connection);
                         }
                     }
                     Ok(None) => return,
@@ -320,8 +322,8 @@ impl KeepaliveStream {
                     // One that was replaced may share its connection with a sound one.
                     if pending.is_owed() && !is_replaced {
                         tracing::debug!("member does not answer keepalives");
-                        self.cluster.forget(connection);
-                        self.cluster.prefer_another(self.index);
+                        self.generation.forget(connection);
+                        self.generation.prefer_another(self.index);
                     }
                     return;
                 }
