@@ -35,6 +35,7 @@ mod poison;
 mod processes;
 mod put_back;
 mod registry_program;
+mod replaced;
 mod rig;
 mod runtimes;
 mod secrets;

@@ -303,6 +303,13 @@ impl Etcd {
         timeout(ATTEMPT, status).await.ok()?.ok()
     }
 
+    /// The peer URLs of its cluster's members, if it answers at once.
+    async fn peers(&self) -> Option<Vec<String>> {
+        let list = async { self.connect(ATTEMPT).await?.member_list().await };
+        let list = timeout(ATTEMPT, list).await.ok()?.ok()?;
+        Some(list.members().iter().flat_map(|member| member.peer_urls().to_vec()).collect())
+    }
+
     /// Whether it exited because something else listens on one of its ports.
     fn lost_its_port(&self, failure: Failure) -> bool {
         failure == Failure::Exited && self.log().contains("address already in use")
@@ -374,7 +381,7 @@ impl EtcdBuilder {
 
     /// Starts a cluster of three members, and waits until each answers.
     pub async fn start_cluster(self) -> Cluster {
-        Cluster { members: self.launch(&MEMBERS).await, links: Vec::new() }
+        Cluster { members: self.launch(&MEMBERS).await, links: Vec::new(), builder: self, replaced: 0 }
     }
 
     /// Starts a cluster of three members that can be [cut off](Cluster::cut_off).
@@ -389,7 +396,7 @@ impl EtcdBuilder {
         if let Some((member, failure)) = first_failure(&members).await {
             member.give_up(failure);
         }
-        Cluster { members, links }
+        Cluster { members, links, builder: self, replaced: 0 }
     }
 
     /// Starts one member a name. New ports are tried when another process was faster to listen.
@@ -424,6 +431,9 @@ pub struct Cluster {
     members: Vec<Etcd>,
     /// What stands before each member, for the others, if they can be parted.
     links: Vec<Proxy>,
+    builder: EtcdBuilder,
+    /// How many members were replaced.
+    replaced: usize,
 }
 
 impl Cluster {
@@ -464,6 +474,47 @@ impl Cluster {
     /// Ends [`cut_off`](Self::cut_off).
     pub fn reunite(&self) {
         self.links.iter().for_each(Proxy::forward);
+    }
+
+    /// Replaces a member by one without data, under a name and at addresses of its own. The old one is taken out of the
+    /// cluster first, by which it ends.
+    ///
+    /// # Panics
+    ///
+    /// If the cluster is a divisible one.
+    pub async fn replace(&mut self, index: usize) {
+        assert!(self.links.is_empty(), "the members of this cluster are known by what stands before them");
+        let status = eventually("the member answers", LIMIT, async || self.members[index].status().await).await;
+        let id = status.header().expect(HEADER).member_id();
+        let other = &self.members[(index + 1) % self.members.len()];
+        let gone = self.members[index].ports.peer_url();
+        // etcd takes it once its members have been connected for 5 s, and may take it without saying so.
+        eventually("the member is removed", LIMIT, async || {
+            let remove = async { other.connect(ATTEMPT).await?.member_remove(id).await };
+            remove.await.is_ok() || other.peers().await.is_some_and(|peers| !peers.contains(&gone))
+        })
+        .await;
+        let old = &self.members[index];
+        eventually("the removed member ends", LIMIT, async || old.child().exited().is_some()).await;
+
+        self.replaced += 1;
+        let (name, ports) = (format!("{}-{}", MEMBERS[index], self.replaced), Ports::free(self.builder.is_secure));
+        let peer = ports.peer_url();
+        eventually("the next member is added", LIMIT, async || {
+            // Without a limit it waits for ever where it was proposed to a leader that is gone.
+            let add = async { other.connect(ATTEMPT).await?.member_add([peer.clone()], None).await };
+            add.await.is_ok() || other.peers().await.is_some_and(|peers| peers.contains(&peer))
+        })
+        .await;
+        let others = self.members.iter().filter(|member| member.name != old.name);
+        let others = others.map(|member| format!("{}={}", member.name, member.ports.peer_url()));
+        let cluster = others.chain([format!("{name}={peer}")]).collect::<Vec<_>>().join(",");
+        let builder = self.builder.clone().arg("--initial-cluster-state=existing");
+        let next = Etcd::launch(&name, ports, &peer, &cluster, &builder);
+        if let Err(failure) = next.answers().await {
+            next.give_up(failure);
+        }
+        self.members[index] = next;
     }
 
     /// Waits until all members that answer, and at least two of them, follow one that answers too;

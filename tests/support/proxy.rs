@@ -2,8 +2,8 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep_until};
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
+    target: Arc<Mutex<String>>,
     mode: watch::Sender<Mode>,
     count: Arc<Count>,
 }
@@ -39,9 +40,9 @@ impl Proxy {
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("the loopback interface has a free port");
         let address = listener.local_addr().expect("a listener has an address");
         let (mode, changes) = watch::channel(Mode::Forward);
-        let count = Arc::new(Count::default());
-        tokio::spawn(accept(listener, target, between_members, changes, count.clone()));
-        Self { address, mode, count }
+        let (count, target) = (Arc::new(Count::default()), Arc::new(Mutex::new(target)));
+        tokio::spawn(accept(listener, target.clone(), between_members, changes, count.clone()));
+        Self { address, target, mode, count }
     }
 
     /// Where the proxy listens.
@@ -52,6 +53,11 @@ impl Proxy {
     /// The address as an `http` URL.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Dials another target for each connection from now on, as a name does that resolves to another address.
+    pub fn lead_to(&self, target: impl Into<String>) {
+        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = target.into();
     }
 
     /// Passes everything on at once. What a black hole held back arrives now, as it does when a
@@ -130,7 +136,7 @@ struct Count {
 /// Runs until the proxy is dropped.
 async fn accept(
     listener: TcpListener,
-    target: String,
+    target: Arc<Mutex<String>>,
     between_members: bool,
     mode: watch::Receiver<Mode>,
     count: Arc<Count>,
@@ -144,7 +150,8 @@ async fn accept(
         let (client, _) = accepted.expect("the proxy accepts connections");
         let number = count.accepted.fetch_add(1, Ordering::SeqCst) + 1;
         count.open.fetch_add(1, Ordering::SeqCst);
-        let (target, mode, count) = (target.clone(), mode.clone(), count.clone());
+        let target = target.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (mode, count) = (mode.clone(), count.clone());
         tokio::spawn(async move {
             let member = if between_members { member_in(&client).await } else { None };
             carry(client, &target, &Gate { mode, member, number }).await;
