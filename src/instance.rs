@@ -1,12 +1,12 @@
 //! Services and instances, parsed and checked: a service's name, an instance's address, and the instance itself.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::ConfigError;
+use crate::tags::Tags;
 
 /// The name that clients ask for: `echo`.
 ///
@@ -19,6 +19,11 @@ impl ServiceName {
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name as text that is shared.
+    pub(crate) fn shared(&self) -> &Arc<str> {
         &self.0
     }
 }
@@ -233,20 +238,20 @@ impl fmt::Display for Address {
 ///     .weight(20)
 ///     .tag("zone", "a");
 /// assert_eq!(instance.weight, 20);
-/// assert_eq!(instance.tags["zone"], "a");
+/// assert_eq!(instance.tags.get("zone"), Some("a"));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Instance {
     /// The service's name.
-    pub service: String,
+    pub service: Arc<str>,
     /// The address that it listens at.
     pub address: Address,
     /// Its share of the load against the other instances' weights, 1 to 65,535.
     pub weight: u16,
     /// Its tags, at most 64.
-    pub tags: BTreeMap<String, String>,
+    pub tags: Tags,
 }
 
 impl Instance {
@@ -255,8 +260,9 @@ impl Instance {
 
     /// An instance of `service` at `address` with [`DEFAULT_WEIGHT`](Self::DEFAULT_WEIGHT) and no tags.
     #[must_use]
-    pub fn new(service: impl Into<String>, address: impl Into<Address>) -> Self {
-        Self { service: service.into(), address: address.into(), weight: Self::DEFAULT_WEIGHT, tags: BTreeMap::new() }
+    pub fn new(service: impl AsRef<str>, address: impl Into<Address>) -> Self {
+        let (service, address) = (service.as_ref().into(), address.into());
+        Self { service, address, weight: Self::DEFAULT_WEIGHT, tags: Tags::new() }
     }
 
     /// Sets the weight, 1 to 65,535. Zero is refused when the instance is registered: Kitex would read it as 10.
@@ -268,8 +274,8 @@ impl Instance {
 
     /// Adds a tag; a second value for one name replaces the first.
     #[must_use]
-    pub fn tag(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.tags.insert(name.into(), value.into());
+    pub fn tag(mut self, name: impl AsRef<str>, value: impl AsRef<str>) -> Self {
+        self.tags.insert(name, value);
         self
     }
 

@@ -118,6 +118,7 @@ mod pem;
 mod register;
 mod registry;
 pub mod snapshot;
+mod tags;
 #[cfg(test)]
 mod test_log;
 mod time;
@@ -135,6 +136,7 @@ pub use self::register::{
     Registration, RegistrationBuilder, RegistrationSet, RegistrationStatus, server, shutdown_signal,
 };
 pub use self::registry::{Registry, RegistryBuilder, RegistrySet};
+pub use self::tags::Tags;
 #[cfg(feature = "_tls")]
 pub use self::tls::ClientTls;
 

@@ -49,7 +49,7 @@ pub(crate) async fn follow(url: &str, service: &str, instances: usize) {
         if let Some(at) = instance.tags.get("at").and_then(|at| at.parse().ok()) {
             seen.push(now().saturating_sub(at));
         }
-        if instance.tags.contains_key("last") {
+        if instance.tags.contains("last") {
             seen.sort_unstable();
             let milliseconds = |part: usize| {
                 let index = (seen.len() * part / 100).min(seen.len().saturating_sub(1));

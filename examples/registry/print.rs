@@ -1,6 +1,7 @@
 //! What the registry program prints: aligned columns for people, a JSON object a line for programs.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, Write};
 
 use serde::Serialize;
@@ -37,7 +38,7 @@ impl Output {
                 instance.weight.to_string(),
                 state(member).to_owned(),
                 lease(member),
-                tags(&instance.tags),
+                shown(&instance.tags),
             ]
         });
         let columns = [
@@ -54,7 +55,7 @@ impl Output {
         if self.json {
             return print_line(&ChangeLine { service, line });
         }
-        let (time, tags) = (time_of_day(line.unix_us), tags(&line.tags));
+        let (time, tags) = (time_of_day(line.unix_us), shown(&line.tags));
         let text = format!("{time} {:<6} {service} {} weight {} {tags}", line.event, line.address, line.weight);
         print(text.trim_end())
     }
@@ -82,7 +83,7 @@ struct InstanceLine<'a> {
     state: &'static str,
     /// As etcdctl shows it; 0 for a key that was put without one.
     lease: String,
-    tags: &'a BTreeMap<String, String>,
+    tags: BTreeMap<&'a str, &'a str>,
 }
 
 impl<'a> InstanceLine<'a> {
@@ -94,7 +95,7 @@ impl<'a> InstanceLine<'a> {
             weight: instance.weight,
             state: state(member),
             lease: lease(member),
-            tags: &instance.tags,
+            tags: instance.tags.iter().collect(),
         }
     }
 }
@@ -125,8 +126,8 @@ fn lease(member: &Member) -> String {
 }
 
 /// Any program can write tags, and a terminal obeys control characters.
-fn tags(tags: &BTreeMap<String, String>) -> String {
-    let tags: Vec<String> = tags.iter().map(|(name, value)| format!("{name}={value}")).collect();
+fn shown<T: fmt::Display>(tags: impl IntoIterator<Item = (T, T)>) -> String {
+    let tags: Vec<String> = tags.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
     tags.join(" ").escape_debug().to_string()
 }
 

@@ -59,7 +59,22 @@ pub struct Discover {
     snapshots: Mutex<Snapshots>,
     newer: BoxStream<'static, Arc<Snapshot>>,
     delivered: Arc<Snapshot>,
-    changes: VecDeque<Change<Address, Instance>>,
+    changes: VecDeque<Undelivered>,
+}
+
+/// A change that is not delivered yet: of 100,000 instances, few bytes each.
+enum Undelivered {
+    Insert(Arc<Instance>),
+    Remove(Arc<Instance>),
+}
+
+impl Undelivered {
+    fn deliver(&self) -> Change<Address, Instance> {
+        match self {
+            Self::Insert(instance) => Change::Insert(instance.address.clone(), Instance::clone(instance)),
+            Self::Remove(instance) => Change::Remove(instance.address.clone()),
+        }
+    }
 }
 
 impl Discover {
@@ -127,8 +142,10 @@ impl Stream for Discover {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
             if let Some(change) = self.changes.pop_front() {
-                return Poll::Ready(Some(Ok(change)));
+                return Poll::Ready(Some(Ok(change.deliver())));
             }
+            // The first one may have been far longer than those that follow.
+            self.changes = VecDeque::new();
             // `newer` never ends.
             if let Some(snapshot) = ready!(self.newer.poll_next_unpin(cx)) {
                 self.changes = changes(&self.delivered, &snapshot);
@@ -148,9 +165,9 @@ impl fmt::Debug for Discover {
 }
 
 /// What turns one snapshot into the other.
-fn changes(old: &Snapshot, new: &Snapshot) -> VecDeque<Change<Address, Instance>> {
-    let insert = |member: &Member| Change::Insert(member.address().clone(), member.instance().clone());
-    let remove = |member: &Member| Change::Remove(member.address().clone());
+fn changes(old: &Snapshot, new: &Snapshot) -> VecDeque<Undelivered> {
+    let insert = |member: &Member| Undelivered::Insert(member.shared_instance().clone());
+    let remove = |member: &Member| Undelivered::Remove(member.shared_instance().clone());
     let change = |difference: Difference<'_>| match difference {
         Difference::Left(left) => left.is_open().then(|| remove(left)),
         Difference::Joined(joined) => joined.is_open().then(|| insert(joined)),

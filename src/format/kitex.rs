@@ -37,7 +37,7 @@ impl Format for Kitex {
             network: "tcp",
             address: entry.instance.address.to_string(),
             weight: entry.instance.weight,
-            tags: (!tags.is_empty()).then_some(tags),
+            tags: (!tags.is_empty()).then(|| tags.iter().collect()),
             draining: entry.draining,
         };
         go_json::write(&value)
@@ -69,7 +69,7 @@ struct Written<'a> {
     network: &'static str,
     address: String,
     weight: u16,
-    tags: Option<&'a BTreeMap<String, String>>,
+    tags: Option<BTreeMap<&'a str, &'a str>>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     draining: bool,
 }

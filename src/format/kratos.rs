@@ -82,7 +82,7 @@ impl Format for Kratos {
 
     fn encode(&self, entry: &Entry<'_>) -> Vec<u8> {
         let mut metadata = metadata(entry.instance, |weight| Cow::Owned(weight.to_string()));
-        let version = entry.instance.tags.get(VERSION).map_or("", String::as_str);
+        let version = entry.instance.tags.get(VERSION).unwrap_or_default();
         if !version.is_empty() {
             metadata.remove(VERSION);
         }

@@ -193,7 +193,7 @@ fn address(stated: Option<&str>) -> Result<Address, DecodeError> {
 /// The weight among the tags, for formats that have no other place for it. The default weight is not stated, and a tag
 /// of that name is left out: it would look like one.
 fn metadata<'a, T: From<&'a str>>(instance: &'a Instance, weight: impl Fn(u16) -> T) -> BTreeMap<&'a str, T> {
-    let tags = instance.tags.iter().map(|(name, value)| (name.as_str(), T::from(value.as_str())));
+    let tags = instance.tags.iter().map(|(name, value)| (name, T::from(value)));
     let mut metadata: BTreeMap<&str, T> = tags.collect();
     metadata.remove(WEIGHT);
     if instance.weight != Instance::DEFAULT_WEIGHT {

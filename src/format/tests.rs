@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::{EtcdNaming, Format, GoZero, Kitex, Kratos};
 use crate::format::Entry;
 use crate::instance::{Address, Instance, ServiceName};
+use crate::tags::Tags;
 
 /// The lease and the id of all keys that tests look at.
 const LEASE: i64 = 7_587_870_411_654_340_610;
@@ -46,7 +47,9 @@ fn all() -> [Box<dyn Format>; 5] {
 
 /// What of the weight and the tags a format keeps.
 fn kept(format: &dyn Format, instance: &Instance) -> (Option<u16>, BTreeMap<String, String>) {
-    let (weight, mut tags) = (instance.weight, instance.tags.clone());
+    let weight = instance.weight;
+    let mut tags: BTreeMap<String, String> =
+        instance.tags.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     match format!("{format:?}").as_str() {
         "Kitex" => (Some(weight), tags),
         "GoZero" => (None, BTreeMap::new()),
@@ -72,7 +75,7 @@ fn instance() -> impl Strategy<Value = Instance> {
     let weight = prop_oneof![1u16.., Just(Instance::DEFAULT_WEIGHT)];
     (address(), weight, prop::collection::btree_map(name, value, 0..9)).prop_map(|(address, weight, tags)| {
         let mut instance = Instance::new("user.rpc", address).weight(weight);
-        instance.tags = tags;
+        instance.tags = Tags::from(&tags);
         instance
     })
 }

@@ -73,7 +73,7 @@ async fn calls_spread_by_weight_and_new_weights_keep_the_connections() {
         channel
             .instances()
             .iter()
-            .any(|status| status.instance().weight == 1_000 && status.instance().tags["zone"] == "b")
+            .any(|status| status.instance().weight == 1_000 && &status.instance().tags["zone"] == "b")
     };
     eventually("the channel knows the new weight", LIMIT, updated).await;
     let mut heavy = 0;

@@ -82,11 +82,11 @@ async fn what_the_other_programs_wrote_is_found() {
         etcd.put(key, value).await;
     }
     let naming = Changes::of(&registry(&etcd, EtcdNaming), "foo").expect_insert("127.0.0.1:2000").await;
-    assert_eq!((naming.weight, naming.tags["zone"].as_str()), (20, "a"));
+    assert_eq!((naming.weight, &naming.tags["zone"]), (20, "a"));
     let go_zero = Changes::of(&registry(&etcd, GoZero), "user.rpc").expect_insert("192.168.0.5:8080").await;
     assert_eq!((go_zero.weight, go_zero.tags.len()), (10, 0), "nothing is stated");
     let kratos = Changes::of(&registry(&etcd, Kratos::new()), "helloworld").expect_insert("10.0.0.1:9000").await;
-    assert_eq!((kratos.weight, kratos.tags["version"].as_str()), (20, "v1"));
+    assert_eq!((kratos.weight, &kratos.tags["version"]), (20, "v1"));
 }
 
 /// Everything that may lie around under a service's prefix: values of all formats, and of none.
@@ -262,7 +262,7 @@ impl Format for ByZone {
     }
 
     fn segment(&self, entry: &Entry<'_>) -> String {
-        let zone = entry.instance.tags.get("zone").map_or("none", String::as_str);
+        let zone = entry.instance.tags.get("zone").unwrap_or("none");
         format!("{zone}-{}", entry.instance.address)
     }
 
@@ -290,11 +290,11 @@ async fn a_key_that_follows_the_instance_moves_and_the_former_one_is_deleted() {
     let server = EchoServer::registered(&registry, "echo").await;
     let address = server.address();
     let mut changes = Changes::of(&registry, "echo");
-    assert_eq!(changes.expect_insert(address).await.tags["zone"], "none");
+    assert_eq!(&changes.expect_insert(address).await.tags["zone"], "none");
 
     for zone in ["a", "b"] {
         server.registration().update(|instance| instance.tag("zone", zone)).expect("a good tag");
-        assert_eq!(changes.expect_insert(address).await.tags["zone"], zone, "it never leaves");
+        assert_eq!(&changes.expect_insert(address).await.tags["zone"], zone, "it never leaves");
         let moved = async || {
             let keys: Vec<String> = etcd.keys("").await.into_iter().map(|(key, ..)| key).collect();
             keys == [format!("zones/echo/{zone}-{address}")]

@@ -44,7 +44,7 @@ async fn a_server_that_kitex_wrote_down_is_found() {
     )
     .await;
     let instance = Changes::of(&registry, "echo").expect_insert("127.0.0.1:8888").await;
-    assert_eq!((instance.weight, instance.tags["a"].as_str()), (10, "b"), "a weight of 0 is the default");
+    assert_eq!((instance.weight, &instance.tags["a"]), (10, "b"), "a weight of 0 is the default");
 }
 
 #[tokio::test]

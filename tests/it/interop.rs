@@ -110,7 +110,7 @@ async fn a_grpc_go_server_that_leaves_is_gone_without_a_failed_call() {
     let mut changes = Changes::of(&registry, SERVICE);
     let (mut leaving, left) = serving(naming, &etcd, &["-metadata", r#"{"weight":20,"zone":"a"}"#]).await;
     let instance = changes.expect_insert(&left).await;
-    assert_eq!((instance.weight, instance.tags["zone"].as_str()), (20, "a"), "the metadata are understood");
+    assert_eq!((instance.weight, &instance.tags["zone"]), (20, "a"), "the metadata are understood");
     let (_staying, stays) = serving(naming, &etcd, &[]).await;
     assert_eq!(changes.expect_insert(&stays).await.weight, 10, "no metadata are no statement");
     let channel = registry.channel(SERVICE).build().expect("a good channel");

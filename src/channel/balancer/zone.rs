@@ -17,7 +17,7 @@ pub(crate) struct Zone {
 impl Zone {
     /// Whether an instance is in the client's own zone.
     pub(super) fn is_own(&self, instance: &Instance) -> bool {
-        instance.tags.get(&self.tag) == Some(&self.own)
+        instance.tags.get(&self.tag) == Some(self.own.as_str())
     }
 
     /// Moves the members of the own zone to the front and returns their number.

@@ -62,7 +62,7 @@ pub use self::round_robin::WeightedRoundRobin;
 ///
 /// impl<P: Policy> Policy for PreferZone<P> {
 ///     fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
-///         let is_near = |candidate: &Candidate| candidate.instance().tags.get("zone") == Some(&self.zone);
+///         let is_near = |candidate: &Candidate| candidate.instance().tags.get("zone") == Some(self.zone.as_str());
 ///         let (places, near): (Vec<_>, Vec<_>) =
 ///             candidates.iter().cloned().enumerate().filter(|(_, candidate)| is_near(candidate)).unzip();
 ///         if near.is_empty() {

@@ -101,6 +101,18 @@ impl KeyIndex {
         self.keys.get(segment).map(|indexed| &indexed.key)
     }
 
+    /// The segment as it is kept, if it is.
+    pub(super) fn shared(&self, segment: &str) -> Option<Arc<str>> {
+        self.keys.get_key_value(segment).map(|(segment, _)| segment.clone())
+    }
+
+    /// So many keys come, most of them of other addresses.
+    pub(super) fn reserve(&mut self, keys: usize) {
+        self.keys.reserve(keys);
+        self.addresses.reserve(keys);
+        self.touched.reserve(keys);
+    }
+
     pub(super) fn is_missing(&self, segment: &str) -> bool {
         self.keys.get(segment).is_some_and(|indexed| indexed.missing.is_some())
     }
@@ -136,7 +148,7 @@ impl KeyIndex {
     }
 
     /// The segments of keys that are present and not among `others`.
-    pub(super) fn present_but(&self, others: &[(String, KnownKey)]) -> Vec<Arc<str>> {
+    pub(super) fn present_but(&self, others: &[(Arc<str>, KnownKey)]) -> Vec<Arc<str>> {
         let others: HashSet<&str> = others.iter().map(|(segment, _)| &**segment).collect();
         let is_other =
             |(segment, indexed): &(&Arc<str>, &IndexedKey)| indexed.missing.is_none() && !others.contains(&***segment);
@@ -162,14 +174,14 @@ impl KeyIndex {
 
     /// The key is present, which removes the missing key of its address. Returns whether anything that was missing came
     /// back with it.
-    pub(super) fn put(&mut self, segment: &str, key: KnownKey) -> bool {
+    pub(super) fn put(&mut self, segment: &Arc<str>, key: KnownKey) -> bool {
         // A list shows mostly what is known.
-        if self.keys.get(segment).is_some_and(|known| known.missing.is_none() && known.key == key) {
+        if self.keys.get(&**segment).is_some_and(|known| known.missing.is_none() && known.key == key) {
             return false;
         }
         let mut is_return = self.is_missing(segment);
         self.remove(segment);
-        let (segment, address) = (Arc::<str>::from(segment), key.instance.address.clone());
+        let (segment, address) = (segment.clone(), key.instance.address.clone());
         let of_address = match self.addresses.remove(&address) {
             Some(others) => {
                 if let AddressKeys::Missing(past) = &others {
@@ -304,7 +316,7 @@ mod tests {
             for (n, (act, segment, address, mod_revision, draining)) in (0..).zip(history) {
                 let (segment, now) = (segment.to_string(), begin + Duration::from_secs(n));
                 match act {
-                    0 | 1 => _ = index.put(&segment, KnownKey { mod_revision, draining, ..key(address) }),
+                    0 | 1 => _ = index.put(&segment.as_str().into(), KnownKey { mod_revision, draining, ..key(address) }),
                     2 if !index.is_missing(&segment) => _ = index.lose(&segment, now),
                     2 => index.remove_longest_missing(),
                     3 => index.remove(&segment),
@@ -324,7 +336,7 @@ mod tests {
             for (n, (act, segment, address)) in (0..).zip(history) {
                 let (segment, now) = (segment.to_string(), begin + Duration::from_secs(n));
                 match act {
-                    0 | 1 => _ = index.put(&segment, key(address)),
+                    0 | 1 => _ = index.put(&segment.as_str().into(), key(address)),
                     2 if !index.is_missing(&segment) => _ = index.lose(&segment, now),
                     2 => index.remove_longest_missing(),
                     _ => index.remove(&segment),

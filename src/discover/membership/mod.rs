@@ -30,6 +30,7 @@ use crate::etcd::{Event, Kv, MAX_SEGMENT, MAX_VALUE};
 use crate::format::{DecodeError, Decoded, Format};
 use crate::instance::{Instance, MAX_TAGS, ServiceName};
 use crate::snapshot::{MemberList, Snapshot};
+use crate::tags::Tags;
 
 /// Where a registry keeps instances in etcd and how they are read.
 #[derive(Debug, Clone)]
@@ -92,7 +93,7 @@ pub(super) struct Membership {
 #[derive(Default)]
 struct PartialList {
     /// In the list's order, so that every client cuts off the same keys where there are too many.
-    keys: Vec<(String, KnownKey)>,
+    keys: Vec<(Arc<str>, KnownKey)>,
     /// How many of them were not known before.
     fresh: usize,
     /// About how much memory those take that are not in the index as they are.
@@ -144,26 +145,28 @@ impl Membership {
     /// The list that is under way shows a key.
     pub(super) fn on_listed_key(&mut self, kv: &Kv, now: Instant) {
         let Some(segment) = self.segment(&kv.key, now) else { return };
-        let Some(mut key) = self.read(&segment, kv, now) else { return };
-        let known = self.index.get(&segment).map(|known| &known.instance);
+        let Some(mut key) = self.read(segment, kv, now) else { return };
+        let known = self.index.get(segment).map(|known| &known.instance);
         if !known.is_some_and(|known| Arc::ptr_eq(known, &key.instance)) {
             let keys = if known.is_some() { 0 } else { self.listed.fresh };
-            let after = footprint(&segment, &key.instance);
+            let after = footprint(segment, &key.instance);
             let bytes = self.listed.bytes + after;
             match known {
                 _ if !self.is_too_much(bytes, keys, &kv.key, now) => self.listed.bytes = bytes,
                 Some(known) => key.instance = known.clone(),
-                None => return self.listed.cut_off.add(&segment, after, self.layout.limits.instances),
+                None => return self.listed.cut_off.add(segment, after, self.layout.limits.instances),
             }
         }
-        self.listed.fresh += usize::from(self.index.get(&segment).is_none());
-        self.listed.keys.push((segment, key));
+        let known = self.index.shared(segment);
+        self.listed.fresh += usize::from(known.is_none());
+        self.listed.keys.push((known.unwrap_or_else(|| segment.into()), key));
     }
 
     /// The list is complete, and the whole truth: what it did not show is gone.
     pub(super) fn on_list_end(&mut self, now: Instant) {
-        let PartialList { keys, cut_off, .. } = std::mem::take(&mut self.listed);
+        let PartialList { keys, fresh, cut_off, .. } = std::mem::take(&mut self.listed);
         self.cut_off = cut_off;
+        self.index.reserve(fresh);
         for segment in self.index.present_but(&keys) {
             self.on_delete(&segment, now);
         }
@@ -179,14 +182,14 @@ impl Membership {
             match event {
                 Event::Put(kv) => {
                     if let Some(segment) = self.segment(&kv.key, now)
-                        && let Some(key) = self.read(&segment, &kv, now)
+                        && let Some(key) = self.read(segment, &kv, now)
                     {
-                        self.on_put(&segment, key, now);
+                        self.on_put(&segment.into(), key, now);
                     }
                 }
                 Event::Delete { key, .. } => {
                     if let Some(segment) = self.segment(&key, now) {
-                        self.on_delete(&segment, now);
+                        self.on_delete(segment, now);
                     }
                 }
             }
@@ -227,7 +230,7 @@ impl Membership {
     }
 
     /// A key is present. Where there is no room for its value, a known key keeps the one that it had.
-    fn on_put(&mut self, segment: &str, mut key: KnownKey, now: Instant) {
+    fn on_put(&mut self, segment: &Arc<str>, mut key: KnownKey, now: Instant) {
         let known = self.index.get(segment).map(|known| &known.instance);
         let (keys, before) = known.map_or((self.index.len(), 0), |known| (0, footprint(segment, known)));
         let after = footprint(segment, &key.instance);
@@ -307,18 +310,17 @@ impl Membership {
             self.trouble(Trouble::TooManyTags, key, "all but 64 tags are left out", now);
         }
         let weight = decoded.weight.filter(|weight| *weight > 0).unwrap_or(self.layout.default_weight);
-        let mut instance = Instance::new(self.service.as_str(), decoded.address).weight(weight);
-        instance.tags = decoded.tags;
-        instance
+        let service = self.service.shared().clone();
+        Instance { service, address: decoded.address, weight, tags: Tags::from(&decoded.tags) }
     }
 
     /// The last segment of a key, if the key is one of this service.
-    fn segment(&self, key: &[u8], now: Instant) -> Option<String> {
+    fn segment<'a>(&self, key: &'a [u8], now: Instant) -> Option<&'a str> {
         let segment = segment(key, &self.range);
         if segment.is_none() {
             self.trouble(Trouble::ForeignKey, key, "it does not end in one segment of text", now);
         }
-        segment.map(str::to_owned)
+        segment
     }
 
     fn trouble(&self, trouble: Trouble, key: &[u8], detail: &str, now: Instant) {

@@ -115,7 +115,7 @@ fn what_its_instances_take_is_limited_for_known_ones_too() {
     world.put_value(&address(0), &value(&address(0), 0), 7);
     let snapshot = world.membership.snapshot(0);
     let first = snapshot.iter().find(|member| member.instance().address.to_string() == address(0));
-    assert_eq!(first.expect("it is known").instance().tags["x"], "", "to become smaller is always possible");
+    assert_eq!(&first.expect("it is known").instance().tags["x"], "", "to become smaller is always possible");
 }
 
 #[test]
