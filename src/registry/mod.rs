@@ -245,10 +245,10 @@ impl RegistryBuilder {
 
     /// About how many bytes of memory the instances of one service may take with their keys, in each registry of a
     /// process; at least 1 MiB. Defaults to 32 MiB for every 10,000 of [`max_instances`](Self::max_instances), which is
-    /// room for 25 tags an instance.
+    /// room for 60 tags of 40 bytes an instance.
     ///
     /// Where there is no room, new keys are left out as beyond `max_instances`, and known ones keep the value that they
-    /// had. An instance without tags takes about 500 bytes.
+    /// had. An instance without tags takes about 400 bytes.
     pub fn max_service_bytes(mut self, bytes: usize) -> Self {
         self.max_service_bytes = Some(bytes);
         self

@@ -359,8 +359,8 @@ impl Default for Limits {
 /// that keys written by mistake take no more than 32 MiB in each client.
 const DEFAULT_INSTANCES: usize = 10_000;
 
-/// About how much memory the instances of one service may take with their keys, for each of the most: room for 25 tags
-/// an instance, and 32 MiB for 10,000.
+/// About how much memory the instances of one service may take with their keys, for each of the most: room for 60
+/// tags of 40 bytes an instance, and 32 MiB for 10,000.
 pub(crate) const BYTES_PER_INSTANCE: usize = 3_355;
 
 /// How often one kind of trouble is logged at most.

@@ -71,9 +71,8 @@ async fn a_hundred_thousand_instances() {
     assert_eq!(ready(&channel), SUBSET);
 }
 
-/// What 100,000 instances may take in a watch, in MiB: of what one takes, two thirds are the B-tree and the strings of
-/// its three tags.
-const WATCHED: usize = 128;
+/// What 100,000 instances may take in a watch, in MiB.
+const WATCHED: usize = 64;
 
 fn ready(channel: &BalancedChannel) -> usize {
     channel.instances().iter().filter(|status| status.state() == Connectivity::Ready).count()

@@ -65,14 +65,14 @@ fn a_key_that_comes_again_while_there_is_room_is_let_in_and_counts_no_more() {
 
 #[test]
 fn room_for_the_smallest_key_that_was_cut_off_is_what_counts() {
-    let mut world = World::limited(Limits { bytes: 2_000, ..Limits::default() });
+    let mut world = World::limited(Limits { bytes: 1_500, ..Limits::default() });
     for address in ["a:1", "b:1", "c:1", "d:1"] {
         world.put(address, 0);
     }
     assert_eq!(
         (world.shown().len(), world.membership.snapshot(1).cut_off()),
         (3, 1),
-        "three take more than 1,500 bytes"
+        "three take more than 1,200 bytes"
     );
     assert!(!world.membership.has_room_again(), "what is free is too little");
     world.delete("a:1");
