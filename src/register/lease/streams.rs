@@ -3,8 +3,8 @@
 //! A stream is kept for as long as its connection lives, however late its answers are: what ends a dead connection are
 //! its HTTP/2 pings. But etcd serves the keepalives of a stream one after the other, and a follower that forwarded one
 //! to a leader which is gone holds up all behind it for 7 s. So a keepalive that finds its stream late opens another one
-//! beside it, on the same connection, or on a new one where nothing at all came over that of late: the network may have
-//! lost it, and pings take longer to find out than a lease may wait.
+//! beside it, on the same connection, or on a new one where that does not even answer a read: the network may have lost it,
+//! and pings take longer to find out than a lease may wait.
 //!
 //! ```text
 //! current --late--> current, and one beside it --the one beside was answered--> it is the current one
@@ -259,7 +259,7 @@ impl KeepaliveStream {
         patience: Duration,
     ) -> Result<(Arc<Connection>, LeaseKeeper, LeaseKeepAliveStream), EtcdError> {
         let mut connection = self.generation.connection_without_login(self.index).await?;
-        if std::mem::take(&mut self.is_beside) && !connection.was_heard_within(patience) {
+        if std::mem::take(&mut self.is_beside) && !is_alive(&connection, lease, patience).await {
             self.generation.forget(&connection);
             connection = self.generation.connection_without_login(self.index).await?;
         }
@@ -330,6 +330,15 @@ impl KeepaliveStream {
             }
         }
     }
+}
+
+/// Whether a connection brings answers: it did a moment ago, or it does when it is asked for one.
+async fn is_alive(connection: &Connection, lease: i64, patience: Duration) -> bool {
+    if connection.was_heard_within(patience) {
+        return true;
+    }
+    let asked = connection.is_alive(lease, patience).await;
+    !asked.is_err_and(|error| matches!(error.kind, EtcdErrorKind::Deadline(_) | EtcdErrorKind::Unreachable))
 }
 
 /// The keepalives of one stream that wait for their answers.
