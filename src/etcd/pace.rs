@@ -1,22 +1,21 @@
 //! One budget of attempts for all that a process asks of a cluster that does not answer: how many watches wait for it
 //! costs it nothing.
 //!
-//! Who failed waits for a turn. Turns follow each other at random waits that double up to two seconds. With the first
-//! answer all who still wait go on, over a window that grows with their number. Nobody goes on before a wait of its own
-//! is over, since what fails for it may be answered for others.
+//! Who failed waits for a turn. Turns follow each other at random waits that double up to two seconds, and whoever is
+//! there first takes one: none is kept for a task whose runtime stands still. With the first answer all who still wait go
+//! on, over a window that grows with their number. Nobody goes on before a wait of its own is over, since what fails for
+//! it may be answered for others.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Mutex as TurnMutex, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::backoff::{Backoff, up_to};
 
 /// The turns of one cluster.
 pub(super) struct Pace {
-    /// Held by the one whose turn it is; the others follow in the order in which they came.
-    turns: TurnMutex<()>,
     state: Mutex<State>,
     /// How often the cluster answered after it had not.
     answers: watch::Sender<u64>,
@@ -28,13 +27,15 @@ struct State {
     grown: Option<Instant>,
     has_failed: bool,
     waiting: u32,
+    /// When the next turn begins.
+    turn: Option<Instant>,
 }
 
 impl Pace {
     pub(super) fn new() -> Self {
         let backoff = Backoff::new(FIRST, MAX);
-        let state = State { backoff, grown: None, has_failed: false, waiting: 0 };
-        Self { turns: TurnMutex::default(), state: Mutex::new(state), answers: watch::Sender::new(0) }
+        let state = State { backoff, grown: None, has_failed: false, waiting: 0, turn: None };
+        Self { state: Mutex::new(state), answers: watch::Sender::new(0) }
     }
 
     /// Waits for a turn, and as long as `least`.
@@ -51,18 +52,23 @@ impl Pace {
             state.has_failed
         };
         let waiting = Waiting(self);
-        let turn = async {
-            let _turn = self.turns.lock().await;
-            let wait = up_to(self.state().backoff.ceiling());
-            sleep(wait).await;
-        };
         tokio::select! {
-            () = turn, if is_failing => {}
+            () = self.own_turn(), if is_failing => {}
             // Or it has answered another one since the failure.
             _ = answers.changed(), if is_failing => waiting.spread().await,
             () = std::future::ready(()), if !is_failing => waiting.spread().await,
         }
         sleep_until(earliest).await;
+    }
+
+    async fn own_turn(&self) {
+        loop {
+            let turn = self.state().turn_from(Instant::now());
+            sleep_until(turn).await;
+            if self.state().take(turn, Instant::now()) {
+                return;
+            }
+        }
     }
 
     /// An attempt failed.
@@ -88,6 +94,23 @@ impl Pace {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The next turn. One that began without anyone to take it is over.
+    fn turn_from(&mut self, now: Instant) -> Instant {
+        let next = now + up_to(self.backoff.ceiling());
+        *self.turn.insert(self.turn.filter(|turn| *turn > now).unwrap_or(next))
+    }
+
+    /// Takes this turn, unless another one did.
+    fn take(&mut self, turn: Instant, now: Instant) -> bool {
+        let is_there = self.turn == Some(turn);
+        if is_there {
+            self.turn = Some(now + up_to(self.backoff.ceiling()));
+        }
+        is_there
     }
 }
 
@@ -148,6 +171,19 @@ mod tests {
         let tries = tries.load(Ordering::Relaxed);
         // Once each at first, and then one a second on the average.
         assert!((550..=720).contains(&tries), "{tries} attempts");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_is_polled_no_more_keeps_nobody_waiting() {
+        let pace = Pace::new();
+        pace.on_failure();
+        let mut stands_still = tokio_test::task::spawn(pace.turn(Duration::ZERO));
+        tokio_test::assert_pending!(stands_still.poll());
+        for _ in 0..10 {
+            let start = Instant::now();
+            pace.turn(Duration::ZERO).await;
+            assert!(start.elapsed() <= 2 * FIRST, "{:?}", start.elapsed());
+        }
     }
 
     #[tokio::test(start_paused = true)]
