@@ -388,9 +388,11 @@ impl State {
                 return Next::Join(self.under_way.clone(), end.min(hedge_at));
             }
         }
-        match self.pace.next {
-            Some(next) if now < next => Next::Pause(next),
-            _ => Next::Begin,
+        let Some(next) = self.pace.next.filter(|next| now < *next) else { return Next::Begin };
+        match self.under_way.iter().map(Login::end).min() {
+            // Another member may answer the login that it was asked for meanwhile.
+            Some(end) => Next::Join(self.under_way.clone(), end.min(next)),
+            None => Next::Pause(next),
         }
     }
 
@@ -730,6 +732,24 @@ mod tests {
         }
         let pause = logins.state().pace.next.expect("a login came too late") - Instant::now();
         assert!(pause <= LOGIN_PAUSE_MAX, "{pause:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_login_under_way_elsewhere_is_waited_for_also_before_the_next_one_may_begin() {
+        let (logins, members) = (fixed(3), Members::default());
+        assert!(matches!(members.token(&logins, 0, SECOND).await, Err(NoToken::Pending)), "the first is silent");
+        logins.state().pace.next = Some(Instant::now() + 30 * SECOND);
+        let call = async {
+            let began = Instant::now();
+            members.token(&logins, 1, 20 * SECOND).await.expect("the first login is answered");
+            began.elapsed()
+        };
+        let etcd = async {
+            tokio::time::sleep(5 * SECOND).await;
+            members.answer(Ok(good()));
+        };
+        assert_eq!(tokio::join!(call, etcd).0, 5 * SECOND);
+        assert_eq!(members.begun(), 1);
     }
 
     #[tokio::test(start_paused = true)]
