@@ -140,9 +140,9 @@ impl Connection {
         self.is_mute.load(Ordering::Relaxed)
     }
 
-    /// Its member gives none, on whichever connection.
-    pub(super) fn set_mute(&self) {
-        self.is_mute.store(true, Ordering::Relaxed);
+    /// Its member gives none, on whichever connection; or it does after all, since another version took its place.
+    pub(super) fn set_mute(&self, is_mute: bool) {
+        self.is_mute.store(is_mute, Ordering::Relaxed);
     }
 
     /// The member's place in its cluster.

@@ -127,7 +127,7 @@ impl Generation {
     /// The member or the stream cannot be used, or the watch was refused or not created within `limit`.
     pub(super) async fn watch(&self, range: &Range, start: i64, limit: Duration) -> Result<(Watch, i64), EtcdError> {
         let connection = self.connection(self.preferred(), limit).await?;
-        let watched = self.streams.watch(&connection, range, start, limit).await;
+        let (connection, watched) = self.streams.watch(&connection, range, start, limit).await;
         self.on_answer(&connection, watched).await
     }
 

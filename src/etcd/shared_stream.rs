@@ -269,7 +269,11 @@ impl SharedStream {
 
     async fn on_response(&mut self, response: WatchResponse) {
         let server = response.0.watch_id;
-        self.silence.on_heard(Instant::now(), server == OF_THE_STREAM && !response.0.created);
+        let is_sign = server == OF_THE_STREAM && !response.0.created;
+        self.silence.on_heard(Instant::now(), is_sign);
+        if is_sign && self.connection.is_mute() {
+            self.connection.set_mute(false);
+        }
         self.connection.on_heard();
         let revision = response.0.header.as_ref().map_or(0, |header| header.revision);
         self.revision = self.revision.max(revision);
@@ -325,7 +329,7 @@ impl SharedStream {
 
     fn on_mute(&mut self) {
         tracing::debug!(member = self.connection.name(), "member gives no signs of life on watches");
-        self.connection.set_mute();
+        self.connection.set_mute(true);
         self.tell(|| WatchMessage::Mute);
     }
 

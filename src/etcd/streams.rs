@@ -78,18 +78,15 @@ impl Streams {
     }
 
     /// Watches a range from revision `start` on, over the stream that takes watches of this member, or a new one on this
-    /// connection. Returns the watch, and the revision of the store when it was created.
-    ///
-    /// # Errors
-    ///
-    /// The stream could not be opened, broke, or did not create the watch in time; or the watch was refused.
+    /// connection. Returns the connection of the stream; and the watch with the revision of the store when it was created,
+    /// or the error: the stream could not be opened, broke, or did not create the watch in time, or the watch was refused.
     pub(super) async fn watch(
         &self,
         connection: &Arc<Connection>,
         range: &Range,
         start: i64,
         limit: Duration,
-    ) -> Result<(Watch, i64), EtcdError> {
+    ) -> (Arc<Connection>, Result<(Watch, i64), EtcdError>) {
         let deadline = Instant::now() + limit;
         loop {
             let (connection, handle) = self.join(connection);
@@ -100,15 +97,17 @@ impl Streams {
                 if limit >= STANDSTILL {
                     self.leave(&connection, &handle);
                 }
-                return Err(connection.deadline(WATCH, range.name(), limit));
+                let error = connection.deadline(WATCH, range.name(), limit);
+                return (connection, Err(error));
             };
             match answer {
-                Ok(watched) => return watched,
+                Ok(watched) => return (connection, watched),
                 // It ended for want of watches as this one came, or with its runtime.
                 Err(_) if Instant::now() < deadline => tokio::task::yield_now().await,
                 Err(_) => {
                     let reason = "its stream ended each time".to_owned();
-                    return Err(connection.refusal(WATCH, range.name(), EtcdErrorKind::Unreachable, reason));
+                    let error = connection.refusal(WATCH, range.name(), EtcdErrorKind::Unreachable, reason);
+                    return (connection, Err(error));
                 }
             }
         }
