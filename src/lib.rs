@@ -118,7 +118,7 @@ mod pem;
 mod register;
 mod registry;
 pub mod snapshot;
-mod tags;
+pub mod tags;
 #[cfg(test)]
 mod test_log;
 mod time;

@@ -1,6 +1,7 @@
-//! The tags of an instance, in two blocks of memory whatever their number: a client knows those of 100,000 instances.
+//! The tags of an instance: [`Tags`](crate::Tags) is at the root.
+//!
+//! They are kept in two blocks of memory whatever their number: a client knows those of 100,000 instances.
 
-use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::iter::FusedIterator;
@@ -16,7 +17,7 @@ use std::ops::Index;
 /// assert_eq!(&tags["version"], "1.2");
 /// assert_eq!(tags.iter().next(), Some(("version", "1.2")));
 /// ```
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct Tags {
     /// Where each name ends in the text, and each value behind it.
     ends: Box<[u32]>,
@@ -61,19 +62,25 @@ impl Tags {
         Iter { ends: &self.ends, text: &self.text, at: 0 }
     }
 
-    /// Sets a tag. A value that it had is replaced.
-    ///
-    /// # Panics
-    ///
-    /// If all names and values together take 4 GiB or more.
+    /// Sets a tag. A value that it had is replaced. All tags are copied for that: collect many at once.
     pub fn insert(&mut self, name: impl AsRef<str>, value: impl AsRef<str>) {
         let mut tags: BTreeMap<&str, &str> = self.iter().collect();
         tags.insert(name.as_ref(), value.as_ref());
         *self = Self::of(&tags);
     }
 
-    fn of(tags: &BTreeMap<impl Borrow<str> + Ord, impl Borrow<str>>) -> Self {
-        let parts = || tags.iter().flat_map(|(name, value)| [name.borrow(), value.borrow()]);
+    /// Removes a tag. Returns whether there was one with this name.
+    pub fn remove(&mut self, name: &str) -> bool {
+        let mut tags: BTreeMap<&str, &str> = self.iter().collect();
+        let is_there = tags.remove(name).is_some();
+        if is_there {
+            *self = Self::of(&tags);
+        }
+        is_there
+    }
+
+    fn of(tags: &BTreeMap<&str, &str>) -> Self {
+        let parts = || tags.iter().flat_map(|(name, value)| [*name, *value]);
         let mut text = String::with_capacity(parts().map(str::len).sum());
         let mut ends = Vec::with_capacity(tags.len() * 2);
         for part in parts() {
@@ -101,22 +108,29 @@ impl Index<&str> for Tags {
     }
 }
 
-impl<N: Borrow<str> + Ord, V: Borrow<str>> FromIterator<(N, V)> for Tags {
+impl<N: AsRef<str>, V: AsRef<str>> FromIterator<(N, V)> for Tags {
     /// Of several values for one name the last one counts.
+    ///
+    /// # Panics
+    ///
+    /// If all names and values together take 4 GiB or more, as everything that adds to tags does.
     fn from_iter<I: IntoIterator<Item = (N, V)>>(tags: I) -> Self {
-        Self::of(&tags.into_iter().collect())
+        let tags: Vec<(N, V)> = tags.into_iter().collect();
+        Self::of(&tags.iter().map(|(name, value)| (name.as_ref(), value.as_ref())).collect())
     }
 }
 
-impl<N: Borrow<str> + Ord, V: Borrow<str>, const COUNT: usize> From<[(N, V); COUNT]> for Tags {
+impl<N: AsRef<str>, V: AsRef<str>, const COUNT: usize> From<[(N, V); COUNT]> for Tags {
     fn from(tags: [(N, V); COUNT]) -> Self {
         tags.into_iter().collect()
     }
 }
 
-impl From<&BTreeMap<String, String>> for Tags {
-    fn from(tags: &BTreeMap<String, String>) -> Self {
-        Self::of(tags)
+impl<N: AsRef<str>, V: AsRef<str>> Extend<(N, V)> for Tags {
+    /// Of several values for one name the last one counts.
+    fn extend<I: IntoIterator<Item = (N, V)>>(&mut self, tags: I) {
+        let more: Self = tags.into_iter().collect();
+        *self = self.iter().chain(&more).collect();
     }
 }
 
@@ -174,7 +188,11 @@ mod tests {
             }
             let collected: Tags = tags.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
             prop_assert_eq!(&collected, &inserted);
-            prop_assert_eq!(&collected, &Tags::from(&map));
+            prop_assert_eq!(&collected, &map.iter().collect());
+            let (some, others) = tags.split_at(tags.len() / 2);
+            let mut extended: Tags = some.iter().cloned().collect();
+            extended.extend(others.iter().map(|(name, value)| (name, value)));
+            prop_assert_eq!(&collected, &extended);
             prop_assert_eq!((collected.len(), collected.is_empty()), (map.len(), map.is_empty()));
             prop_assert_eq!(collected.iter().len(), map.len());
             let listed: Vec<(&str, &str)> = collected.iter().collect();
@@ -185,6 +203,11 @@ mod tests {
                 prop_assert_eq!(collected.contains(name), map.contains_key(name));
             }
             prop_assert_eq!(format!("{collected:?}"), format!("{map:?}"));
+            let mut map = map;
+            for (name, _) in &tags {
+                prop_assert_eq!(extended.remove(name), map.remove(name).is_some());
+                prop_assert_eq!(&extended, &map.iter().collect());
+            }
         }
     }
 

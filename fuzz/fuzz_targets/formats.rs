@@ -5,7 +5,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use tonic_etcd::format::{Entry, EtcdNaming, Format, GoZero, Kitex, Kratos};
-use tonic_etcd::{Instance, ServiceName, Tags};
+use tonic_etcd::{Instance, ServiceName};
 
 fuzz_target!(|input: (&str, &[u8])| {
     let (segment, value) = input;
@@ -20,7 +20,7 @@ fn read(format: &impl Format, segment: &str, value: &[u8]) {
     _ = format.mark_draining(value);
     let Ok(read) = format.decode(segment, value) else { return };
     let mut instance = Instance::new("echo", read.address.clone()).weight(read.weight.unwrap_or(1).max(1));
-    instance.tags = Tags::from(&read.tags);
+    instance.tags = read.tags.iter().collect();
     let service: ServiceName = "echo".parse().expect("a name");
     let entry = Entry::new(&service, &instance, 7, 7).draining(read.draining && format.carries_draining());
     let written = format.encode(&entry);

@@ -53,11 +53,11 @@ impl Cluster {
         let next = Arc::new(before.successor());
         tracing::info!(?before, now = ?next, "etcd has other members");
         self.generation.store(next.clone());
-        before.retire();
         next
     }
 
-    /// Makes one call, on each member of now until one answers: see [`Generation::call`].
+    /// Makes one call, on each member of now until one answers, and on those that replaced them meanwhile: see
+    /// [`Generation::call`].
     ///
     /// # Errors
     ///
@@ -67,7 +67,13 @@ impl Cluster {
         F: Fn(Arc<Connection>) -> Fut,
         Fut: Future<Output = Result<T, EtcdError>>,
     {
-        self.current().call(limit, call).await
+        let generation = self.current();
+        match generation.call(limit, &call).await {
+            Err(error) if error.is_worth_another_member() && !generation.is_current() => {
+                self.current().call(limit, &call).await
+            }
+            answer => answer,
+        }
     }
 
     /// Waits for a turn to try again what failed, and as long as `least`: there is one budget of attempts for all that a

@@ -87,6 +87,12 @@ impl ClusterIdCheck {
         Self { reports: vec![MemberReport::Unheard; members], is_surveyed: false }
     }
 
+    /// Of other members: for each its place among these, if it had one.
+    pub(super) fn successor(&self, before: impl Iterator<Item = Option<usize>>) -> Self {
+        let reports = before.map(|before| before.map_or(MemberReport::Unheard, |index| self.reports[index]));
+        Self { reports: reports.collect(), is_surveyed: false }
+    }
+
     /// A member reported the id of its cluster, or was asked in vain.
     pub(super) fn on_report(&mut self, index: usize, id: Option<u64>) {
         let before = self.reports[index].id();

@@ -266,6 +266,19 @@ impl Connection {
         newest.is_some_and(|at| at.elapsed() < PROOF_AGE && Some(at) > proof.doubted)
     }
 
+    /// Whether the member answers a read that it needs no other member for, be it with an error.
+    pub(crate) async fn answers(&self, limit: Duration) -> bool {
+        let mut kv = self.kv.clone();
+        let options = GetOptions::new().with_serializable().with_count_only();
+        let read = timeout(limit, kv.get(ANY_KEY, Some(options))).await;
+        let is_answer = |error: ClientError| self.failure(SIGN, ANY_KEY, error).kind != EtcdErrorKind::Unreachable;
+        let has_answered = read.is_ok_and(|answer| answer.map_or_else(is_answer, |_| true));
+        if has_answered {
+            self.on_heard();
+        }
+        has_answered
+    }
+
     fn on_token_refused(&self, token: &Arc<Token>) {
         if let Some((logins, place)) = &self.logins {
             logins.on_token_refused(*place, token);
@@ -413,6 +426,8 @@ pub(super) fn classify_status(code: Code, message: &str) -> EtcdErrorKind {
         _ if says("failed to decode") || says("decompress") => EtcdErrorKind::TooLarge,
         // Of this member, whatever its code, which changed between versions.
         _ if INCAPABLE.iter().any(|text| says(text)) => EtcdErrorKind::Incapable,
+        // Another program has the member's address.
+        Code::Unimplemented => EtcdErrorKind::Incapable,
         Code::Unauthenticated => EtcdErrorKind::Token,
         Code::PermissionDenied => EtcdErrorKind::Denied,
         Code::NotFound => EtcdErrorKind::NotFound,
@@ -440,11 +455,14 @@ const PROOF_AGE: Duration = Duration::from_secs(60);
 /// How often a token is used: twice in the life of a simple one, so that one use may be lost.
 const TOKEN_USE: Duration = Duration::from_secs(120);
 
-/// Any key does to prove a token, whether the user may read it or not.
+/// Any key does for a read that shows something else, whether the user may read it or not.
 const ANY_KEY: &str = "tonic-etcd";
 
 /// The operation of a token's proof in errors.
 const PROOF: &str = "check of the token";
+
+/// The operation of a read that shows that the member is there.
+const SIGN: &str = "sign of life";
 
 /// The operation of a login in errors.
 const LOGIN: &str = "login";
@@ -491,6 +509,7 @@ mod tests {
             (Code::Unavailable, "etcdserver: rpc not supported for learner", Incapable),
             (Code::FailedPrecondition, "etcdserver: rpc not supported for learner", Incapable),
             (Code::FailedPrecondition, "etcdserver: not capable", Incapable),
+            (Code::Unimplemented, "unknown service etcdserverpb.KV", Incapable),
             (Code::InvalidArgument, "etcdserver: key is not provided", Refused),
         ] {
             assert_eq!(classify_status(code, message), kind, "{code:?} {message}");

@@ -1,42 +1,44 @@
 //! The endpoints of a cluster: those that were named last, and when they are asked for again.
 //!
 //! ```text
-//! Quiet --a call to a member failed--> Asking --others are named--> they are used from the next call on
-//!   ^                                    |
-//!   +-- 10 s after the question began ---+
+//! Quiet --a member failed--> Asking --others are named--> streams, and the next calls, go to them
+//!   ^                          |
+//!   +-- after a pause ---------+   of a second, and twice as long each time, while nothing changes
 //! ```
 //!
 //! Only a failure asks: while all members that a process uses are well, it does not matter to it that others have new
-//! addresses. A member that is away is tried again now and then, so that one that was replaced is found out in the end.
+//! addresses. A member that is away is tried again now and then, and that fails, so that one that was replaced is found
+//! out in the end.
 
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use tokio::time::{Instant, timeout};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument;
 
 use super::asked::Asked;
 use super::target::{Dialling, Target, Tls};
+use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{BoxError, ConfigError, chain};
 
 /// The endpoints of a cluster.
 pub(crate) struct Endpoints {
     dialling: Dialling,
     provider: Option<EndpointsProvider>,
-    named: ArcSwap<Vec<Target>>,
+    named: watch::Sender<Arc<Vec<Target>>>,
     state: Mutex<State>,
 }
 
 /// A function of the user's that names all endpoints.
 pub(crate) struct EndpointsProvider(Asked<Vec<String>>);
 
-#[derive(Default)]
 struct State {
-    /// When the last question began.
-    asked: Option<Instant>,
+    /// The provider is not asked before then.
+    ask_at: Option<Instant>,
+    pauses: Backoff,
     /// When a provider that fails was logged the last time.
     logged: Option<Instant>,
 }
@@ -70,33 +72,37 @@ impl Endpoints {
         dial_timeout: Duration,
     ) -> Result<Self, ConfigError> {
         let dialling = Dialling::new(tls, dial_timeout)?;
-        let named = ArcSwap::from_pointee(dialling.targets(urls)?);
-        Ok(Self { dialling, provider, named, state: Mutex::default() })
+        let named = watch::Sender::new(Arc::new(dialling.targets(urls)?));
+        let state = State { ask_at: None, pauses: Backoff::new(PAUSE_FIRST, PAUSE_MAX), logged: None };
+        Ok(Self { dialling, provider, named, state: Mutex::new(state) })
     }
 
     /// The members, as they were named last.
     pub(super) fn named(&self) -> Arc<Vec<Target>> {
-        self.named.load_full()
+        self.named.borrow().clone()
     }
 
     /// Whether these are the members that were named last.
     pub(super) fn are(&self, members: &Arc<Vec<Target>>) -> bool {
-        Arc::ptr_eq(&self.named.load(), members)
+        Arc::ptr_eq(&self.named.borrow(), members)
+    }
+
+    /// Tells when others are named.
+    pub(super) fn watch(&self) -> watch::Receiver<Arc<Vec<Target>>> {
+        self.named.subscribe()
     }
 
     /// A member failed: asks for the endpoints again, if there is somebody to ask and it is not too soon.
     pub(super) fn on_failure(self: &Arc<Self>) {
-        let Some(EndpointsProvider(provider)) = &self.provider else { return };
-        let now = Instant::now();
-        {
-            let asked = &mut self.state().asked;
-            if asked.is_some_and(|asked| now < asked + ASK_PAUSE) {
-                return;
-            }
-            *asked = Some(now);
+        if self.provider.is_none() || !self.state().begin(Instant::now()) {
+            return;
         }
-        let (endpoints, answer) = (Arc::downgrade(self), provider.ask());
+        let endpoints = Arc::downgrade(self);
         let ask = async move {
+            // Not all processes in the moment in which they lose an etcd.
+            sleep(up_to(PAUSE_FIRST)).await;
+            let ask = |endpoints: Arc<Self>| endpoints.provider.as_ref().map(|provider| provider.0.ask());
+            let Some(answer) = endpoints.upgrade().and_then(ask) else { return };
             let answer = timeout(ANSWER_LIMIT, answer).await;
             let Some(endpoints) = endpoints.upgrade() else { return };
             let answer = answer.unwrap_or_else(|_| Err(format!("it did not answer within {ANSWER_LIMIT:?}").into()));
@@ -116,7 +122,8 @@ impl Endpoints {
     pub(super) fn name(&self, urls: &[String]) -> Result<(), ConfigError> {
         let named = self.dialling.targets(urls)?;
         if names(&named) != names(&self.named()) {
-            self.named.store(Arc::new(named));
+            self.state().pauses.reset();
+            self.named.send_replace(Arc::new(named));
         }
         Ok(())
     }
@@ -135,6 +142,21 @@ impl Endpoints {
     }
 }
 
+impl State {
+    /// Whether it is time to ask, which then counts as done.
+    fn begin(&mut self, now: Instant) -> bool {
+        if self.ask_at.is_some_and(|at| now < at) {
+            return false;
+        }
+        if self.ask_at.is_some_and(|at| now > at + PAUSE_MAX) {
+            // Another trouble.
+            self.pauses.reset();
+        }
+        self.ask_at = Some(now + spread(self.pauses.longest(), 0.5));
+        true
+    }
+}
+
 /// All names, each once: their order does not matter.
 fn names(targets: &[Target]) -> Vec<&str> {
     let mut names: Vec<_> = targets.iter().map(|target| target.name.as_str()).collect();
@@ -149,11 +171,15 @@ impl fmt::Debug for Endpoints {
     }
 }
 
-/// How soon the provider is asked again: a member that is away fails many calls, and costs it one question.
-const ASK_PAUSE: Duration = Duration::from_secs(10);
+/// How soon the provider is asked again at first, give or take half of it: it may learn of new members later than we
+/// learn that one is gone, and short leases do not wait.
+const PAUSE_FIRST: Duration = Duration::from_secs(1);
 
-/// How long the provider may take: until it would be asked again.
-const ANSWER_LIMIT: Duration = ASK_PAUSE;
+/// How rarely in the end, where its answers change nothing: most failures are of members that come back.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// How long the provider may take.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// How often a provider that fails is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -188,23 +214,42 @@ mod tests {
     /// A member fails, and the provider is asked where it is time for that.
     async fn fail(endpoints: &Arc<Endpoints>) -> Vec<String> {
         endpoints.on_failure();
-        sleep(SECOND / 1000).await;
+        sleep(SECOND).await;
         endpoints.named().iter().map(|target| target.name.clone()).collect()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_failure_asks_for_the_endpoints_and_many_ask_once_in_ten_seconds() {
-        let (endpoints, _sender, asked) = endpoints(Ok(vec!["c:1", "b:1"]));
-        sleep(ASK_PAUSE * 10).await;
+    async fn failures_ask_for_the_endpoints_more_and_more_rarely_while_they_stay() {
+        let (endpoints, sender, asked) = endpoints(Ok(vec!["a:1", "b:1"]));
+        sleep(PAUSE_MAX * 10).await;
         assert_eq!(asked.load(Ordering::Relaxed), 0, "nothing failed");
-        assert_eq!(fail(&endpoints).await, ["http://c:1", "http://b:1"]);
-        for _ in 0..100 {
+        let began = Instant::now();
+        while began.elapsed() < PAUSE_MAX * 10 {
             fail(&endpoints).await;
+            if began.elapsed() < 4 * SECOND {
+                assert!(asked.load(Ordering::Relaxed) > 0, "the first failure asks");
+            }
         }
-        assert_eq!(asked.load(Ordering::Relaxed), 1);
-        advance(ASK_PAUSE).await;
-        fail(&endpoints).await;
-        assert_eq!(asked.load(Ordering::Relaxed), 2);
+        let often = asked.load(Ordering::Relaxed);
+        assert!((11..=26).contains(&often), "1 s, 2 s, .. 60 s, give or take half: {often} times in 10 min");
+        sender.send(Ok(vec!["c:1", "b:1"])).expect("the provider listens");
+        let changed = eventually_named(&endpoints, &["http://c:1", "http://b:1"]).await;
+        assert!(changed <= PAUSE_MAX * 2, "{changed:?}");
+        sender.send(Ok(vec!["d:1"])).expect("the provider listens");
+        let changed = eventually_named(&endpoints, &["http://d:1"]).await;
+        assert!(changed <= PAUSE_MAX * 2, "{changed:?}");
+        let often = asked.load(Ordering::Relaxed);
+        sender.send(Ok(vec!["e:1"])).expect("the provider listens");
+        let changed = eventually_named(&endpoints, &["http://e:1"]).await;
+        assert!(changed <= 6 * SECOND, "an answer that changed something begins anew: {changed:?}");
+        assert!(asked.load(Ordering::Relaxed) <= often + 3);
+    }
+
+    /// Fails until these are named, and says how long that took.
+    async fn eventually_named(endpoints: &Arc<Endpoints>, names: &[&str]) -> Duration {
+        let began = Instant::now();
+        while fail(endpoints).await != names {}
+        began.elapsed()
     }
 
     #[tokio::test(start_paused = true)]
@@ -227,17 +272,18 @@ mod tests {
             (Ok(vec!["c:1", "https://d:1"]), "https needs tls"),
         ] {
             sender.send(answer).expect("the provider listens");
-            assert_eq!(fail(&endpoints).await, ["http://a:1", "http://b:1"]);
-            fail(&endpoints).await;
+            let before = asked.load(Ordering::Relaxed);
+            let began = Instant::now();
+            while began.elapsed() < 58 * SECOND {
+                assert_eq!(fail(&endpoints).await, ["http://a:1", "http://b:1"]);
+            }
+            assert!(asked.load(Ordering::Relaxed) > before + 3, "it is asked again and again");
             let logged = log.text();
-            assert!(logged.contains(reason), "{reason}: {logged}");
+            assert_eq!(log.count(reason), 1, "{reason}: {logged}");
             assert!(!logged.contains("canary"), "{logged}");
-            advance(ASK_PAUSE).await;
-            fail(&endpoints).await;
-            assert_eq!(log.count(reason), 1, "{logged}");
-            advance(LOG_INTERVAL).await;
+            // Long enough for the next failure to be another trouble.
+            advance(PAUSE_MAX * 3).await;
         }
-        assert_eq!(asked.load(Ordering::Relaxed), 8);
     }
 
     #[tokio::test(start_paused = true)]
@@ -255,10 +301,7 @@ mod tests {
             }
         });
         let endpoints = Arc::new(Endpoints::new(&["a:1".to_owned()], Some(provider), None, SECOND).expect("good URLs"));
-        for _ in 0..3 {
-            assert_eq!(fail(&endpoints).await, ["http://a:1"]);
-            sleep(ASK_PAUSE).await;
-        }
-        assert_eq!(fail(&endpoints).await, ["http://c:1"]);
+        assert_eq!(fail(&endpoints).await, ["http://a:1"]);
+        assert!(eventually_named(&endpoints, &["http://c:1"]).await <= PAUSE_MAX);
     }
 }

@@ -41,17 +41,18 @@ pub(crate) struct Generation {
 impl Generation {
     /// Of the endpoints that were named last.
     pub(super) fn new(endpoints: Arc<Endpoints>, logins: Option<Arc<Logins>>, pace: Arc<Pace>) -> Self {
-        Self::on(Members::new(endpoints, logins), pace)
+        let members = Arc::new(Members::new(endpoints, logins));
+        Self::on(Surveys::new(members.clone()), members, pace)
     }
 
-    /// The one that follows this one.
+    /// The one that follows this one. Its streams find out by themselves, and have their watches move.
     pub(super) fn successor(&self) -> Self {
-        Self::on(self.members.successor(), self.pace.clone())
+        let members = Arc::new(self.members.successor());
+        Self::on(self.surveys.successor(members.clone()), members, self.pace.clone())
     }
 
-    fn on(members: Members, pace: Arc<Pace>) -> Self {
-        let members = Arc::new(members);
-        let surveys = Arc::new(Surveys::new(members.clone()));
+    fn on(surveys: Surveys, members: Arc<Members>, pace: Arc<Pace>) -> Self {
+        let surveys = Arc::new(surveys);
         Self { streams: Streams::new(members.clone(), surveys.clone()), members, surveys, pace }
     }
 
@@ -60,14 +61,14 @@ impl Generation {
         self.members.are_current()
     }
 
-    /// Another one follows: its watches go there, one after the other, and lose nothing.
-    pub(super) fn retire(&self) {
-        self.streams.retire();
-    }
-
     /// The number of members.
     pub(crate) fn len(&self) -> usize {
         self.members.len()
+    }
+
+    /// A member's URL.
+    pub(crate) fn name(&self, index: usize) -> &str {
+        self.members.name(index)
     }
 
     /// The member that is asked first, and that watches are on.
@@ -75,9 +76,10 @@ impl Generation {
         self.members.preferred()
     }
 
-    /// Another member than this one is asked first from now on, if this one was.
-    pub(crate) fn prefer_another(&self, index: usize) {
-        self.members.prefer_another(index);
+    /// A member does not answer: another one is asked first from now on, if this one was.
+    pub(crate) fn on_silence(&self, connection: &Arc<Connection>) {
+        self.members.forget(connection);
+        self.members.on_failure(connection.index());
     }
 
     /// A watch on the members that are refused.

@@ -36,7 +36,7 @@ use super::token::{Token, TokenSlot, Tokens};
 use crate::backoff::Backoff;
 use crate::error::{BoxError, EtcdErrorKind, chain};
 
-/// The logins of one cluster, on whichever member.
+/// The logins of one cluster, on whichever member. Each member that was ever named has a place here, which it keeps.
 pub(super) struct Logins {
     provider: Provider,
     /// A question that the provider has not answered yet, and when it was put. It outlives the calls that wait for it:
@@ -206,6 +206,12 @@ impl Logins {
             state.tokens.add_member();
             state.members.len() - 1
         })
+    }
+
+    /// These are the members from now on: no login is waited for at others.
+    pub(super) fn on_named(&self, names: &[Arc<str>]) {
+        let State { members, under_way, .. } = &mut *self.state();
+        under_way.retain(|login| names.contains(&members[login.member]));
     }
 
     /// Where connections to a member find its token.
@@ -597,6 +603,15 @@ mod tests {
         logins.slot(1);
         assert_eq!(logins.place(&"http://new".into()), 2);
         assert_eq!(logins.place(&"http://1".into()), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_login_at_a_member_that_was_replaced_is_waited_for_no_more() {
+        let (logins, members) = (fixed(2), Members::default());
+        assert!(matches!(members.token(&logins, 0, SECOND).await, Err(NoToken::Pending)), "it is silent");
+        logins.on_named(&["http://1".into(), "http://new".into()]);
+        assert!(matches!(members.token(&logins, 1, SECOND / 10).await, Err(NoToken::Pending)));
+        assert_eq!(members.begun(), 2, "another one is begun at once");
     }
 
     #[tokio::test]

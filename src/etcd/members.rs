@@ -87,18 +87,31 @@ impl Members {
     /// one that is new is their home, so that one that replaces another has its share.
     pub(super) fn successor(&self) -> Self {
         let next = Self::new(self.endpoints.clone(), self.logins.clone());
+        for member in &next.each {
+            if let Some(before) = self.index_of(&member.name).map(|index| &self.each[index]) {
+                member.is_mute.store(before.is_mute.load(Ordering::Relaxed), Ordering::Relaxed);
+                *member.outage() = std::mem::take(&mut *before.outage());
+            }
+        }
+        if let Some(logins) = &self.logins {
+            logins.on_named(&next.each.iter().map(|member| member.name.clone()).collect::<Vec<_>>());
+        }
         let is_new = |member: &ClusterMember| self.index_of(&member.name).is_none();
+        let is_well = |member: &ClusterMember| !member.is_away();
         let listed = |index: usize| next.index_of(self.name(index));
-        let home = listed(self.home()).or_else(|| next.random(is_new)).unwrap_or_else(|| next.home());
-        let preferred = self.preferred();
-        let preferred = listed(preferred).filter(|_| !self.each[preferred].is_away()).unwrap_or(home);
+        let home = listed(self.home()).or_else(|| next.random(is_new));
+        let home = home.or_else(|| listed(self.preferred())).unwrap_or_else(|| next.home());
+        let preferred = [listed(self.preferred()), Some(home)].into_iter().flatten();
+        let mut preferred = preferred.filter(|index| is_well(&next.each[*index]));
+        let preferred = preferred.next().or_else(|| next.random(is_well)).unwrap_or(home);
         next.home.store(home, Ordering::Relaxed);
         next.preferred.store(preferred, Ordering::Relaxed);
         *next.displacement() = (preferred != home).then(Instant::now);
         next
     }
 
-    fn index_of(&self, name: &str) -> Option<usize> {
+    /// The member of this name.
+    pub(super) fn index_of(&self, name: &str) -> Option<usize> {
         self.each.iter().position(|member| *member.name == *name)
     }
 
@@ -120,9 +133,19 @@ impl Members {
         self.preferred.load(Ordering::Relaxed)
     }
 
-    /// This member failed: if it was preferred, one that is there is from now on, or else any other, by chance.
-    pub(super) fn prefer_another(&self, index: usize) {
+    /// Tells when others are named.
+    pub(super) fn successors(&self) -> Successors {
+        Successors { named: self.named.clone(), endpoints: self.endpoints.watch() }
+    }
+
+    /// This member failed: others may have to be named, and another one is preferred.
+    pub(super) fn on_failure(&self, index: usize) {
         self.endpoints.on_failure();
+        self.prefer_another(index);
+    }
+
+    /// If this member was preferred, one that is there is from now on, or else any other, by chance.
+    pub(super) fn prefer_another(&self, index: usize) {
         let index = index % self.len();
         if self.len() == 1 || self.preferred() != index {
             return;
@@ -288,13 +311,40 @@ impl Members {
             _ => Fault::Silent,
         };
         let lasts = self.each[connection.index()].outage().on_fault(fault, Instant::now());
-        self.prefer_another(connection.index());
+        self.on_failure(connection.index());
         let Some(lasts) = lasts else { return };
         let (member, chain) = (&error.member, chain(error));
         match fault {
             Fault::Late => tracing::warn!(%member, ?lasts, error = chain, "etcd member answers late"),
             Fault::Silent => tracing::warn!(%member, ?lasts, error = chain, "etcd member does not answer"),
             Fault::Unavailable => tracing::warn!(%member, ?lasts, error = chain, "etcd member cannot serve"),
+        }
+    }
+}
+
+/// Tells when the members are replaced by others.
+#[derive(Clone)]
+pub(super) struct Successors {
+    named: Arc<Vec<Target>>,
+    endpoints: watch::Receiver<Arc<Vec<Target>>>,
+}
+
+impl Successors {
+    /// Whether others are named by now.
+    pub(super) fn are_named(&self) -> bool {
+        !Arc::ptr_eq(&self.endpoints.borrow(), &self.named)
+    }
+
+    /// Resolves once others are named.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(super) async fn named(&mut self) {
+        let Self { named, endpoints } = self;
+        if endpoints.wait_for(|now| !Arc::ptr_eq(now, named)).await.is_err() {
+            // The cluster is gone.
+            std::future::pending::<()>().await;
         }
     }
 }
@@ -428,10 +478,13 @@ mod tests {
         assert_eq!(placed(&before, &[1, 4, 3]), (1, 1, false), "the streams go home");
         before.each[1].outage().on_fault(Fault::Silent, Instant::now());
         assert_eq!(placed(&before, &[1, 2, 4]), (1, 1, false), "they are on none that is away");
+        before.each[1].outage().on_fault(Fault::Silent, Instant::now());
+        before.each[0].outage().on_fault(Fault::Silent, Instant::now());
+        assert_eq!(placed(&before, &[1, 2, 5]), (1, 5, true), "nor go home to one that is");
         let (home, preferred, is_displaced) = placed(&before, &[4, 5]);
         assert!(home > 3 && preferred == home && !is_displaced, "all are new");
         let (home, preferred, is_displaced) = placed(&before, &[2, 3]);
-        assert!(home > 1 && preferred == home && !is_displaced, "none is");
+        assert!(home == 2 && preferred == home && !is_displaced, "none is, so they stay");
     }
 
     #[tokio::test]

@@ -187,7 +187,8 @@ impl SharedStream {
         let mut asked: Option<Asked> = None;
         let mut draw_at = Instant::now() + self.spread.first_draw();
         let mut unused_at = None;
-        let mut retired = self.is_retired.subscribe();
+        let (mut retired, mut is_over) = (self.is_retired.subscribe(), false);
+        let mut successors = self.spread.successors();
         loop {
             // Where the cluster is gone, no watch follows.
             let linger = if self.wanted.is_closed() { Duration::ZERO } else { LINGER };
@@ -234,6 +235,10 @@ impl SharedStream {
                     Ask::Store => asked = self.ask_store(),
                     _ => sign(&mut requests),
                 },
+                () = successors.named(), if !is_over => {
+                    is_over = true;
+                    self.is_retired.send_replace(true);
+                }
                 Ok(()) = retired.changed() => {
                     self.take_wanted();
                     self.tell(|| WatchMessage::MoveOn);
@@ -318,7 +323,7 @@ impl SharedStream {
         if self.connection.is_mute() {
             let _ = sender.try_send(WatchMessage::Mute);
         }
-        if *self.is_retired.borrow() {
+        if *self.is_retired.borrow() || self.spread.is_over() {
             let _ = sender.try_send(WatchMessage::MoveOn);
         }
         let (name, connection, dropped) = (range.name().to_owned(), self.connection.clone(), self.dropped.0.clone());

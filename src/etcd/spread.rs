@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::connection::Connection;
-use super::members::Members;
+use super::members::{Members, Successors};
 use super::survey::Surveys;
 use crate::backoff::{Backoff, spread, up_to};
 
@@ -30,13 +30,24 @@ pub(super) struct Spread {
     /// The member of the stream.
     index: usize,
     displaced: watch::Receiver<u64>,
+    successors: Successors,
     again: Backoff,
 }
 
 impl Spread {
     pub(super) fn new(members: Arc<Members>, surveys: Arc<Surveys>, index: usize) -> Self {
-        let displaced = members.displacements();
-        Self { members, surveys, index, displaced, again: Backoff::new(AGAIN_FIRST, AGAIN_MAX) }
+        let (displaced, successors) = (members.displacements(), members.successors());
+        Self { members, surveys, index, displaced, successors, again: Backoff::new(AGAIN_FIRST, AGAIN_MAX) }
+    }
+
+    /// Whether other members are named by now.
+    pub(super) fn is_over(&self) -> bool {
+        self.successors.are_named()
+    }
+
+    /// Tells when other members are named: watches on this one have to move then.
+    pub(super) fn successors(&self) -> Successors {
+        self.successors.clone()
     }
 
     /// Whether there is more than one member.

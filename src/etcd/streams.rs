@@ -1,7 +1,6 @@
 //! The watch streams of a process, one on each member that is in use. A new watch goes to the stream on its member, or
 //! opens it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -24,8 +23,6 @@ pub(super) struct Streams {
     members: Arc<Members>,
     surveys: Arc<Surveys>,
     each: Vec<Mutex<Option<Handle>>>,
-    /// Set once the watches have to go to the members that replace these.
-    is_retired: AtomicBool,
 }
 
 /// The way to a stream's task.
@@ -64,17 +61,7 @@ impl Handle {
 impl Streams {
     pub(super) fn new(members: Arc<Members>, surveys: Arc<Surveys>) -> Self {
         let each = (0..members.len()).map(|_| Mutex::default()).collect();
-        Self { members, surveys, each, is_retired: AtomicBool::new(false) }
-    }
-
-    /// Tells all watches, and those that are opened yet, to move.
-    pub(super) fn retire(&self) {
-        self.is_retired.store(true, Ordering::SeqCst);
-        for index in 0..self.each.len() {
-            if let Some(handle) = &*self.slot(index) {
-                handle.is_retired.send_replace(true);
-            }
-        }
+        Self { members, surveys, each }
     }
 
     /// Watches a range from revision `start` on, over the stream that takes watches of this member, or a new one on this
@@ -136,9 +123,6 @@ impl Streams {
         let (weak, token) = (Arc::downgrade(connection), connection.token());
         let handle = Handle { connection: weak, token, wanted, is_retired: retired.clone() };
         *slot = Some(handle.clone());
-        if self.is_retired.load(Ordering::SeqCst) {
-            handle.is_retired.send_replace(true);
-        }
         // A runtime that is going down drops the task at once.
         drop(slot);
         let spread = Spread::new(self.members.clone(), self.surveys.clone(), connection.index());

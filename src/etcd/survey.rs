@@ -53,6 +53,15 @@ impl Surveys {
         Self { members, check, verdict: watch::Sender::new(Verdict::Unknown) }
     }
 
+    /// Of the members that replace these: those that stay have reported already.
+    pub(super) fn successor(&self, members: Arc<Members>) -> Self {
+        let before = |index: usize| self.members.index_of(members.name(index));
+        let check = self.check().successor((0..members.len()).map(before));
+        let verdict = check.judge(&Verdict::Unknown, |index| members.name(index));
+        (0..members.len()).for_each(|index| members.set_strange(index, verdict.is_stranger(index)));
+        Self { members, check: Mutex::new(check), verdict: watch::Sender::new(verdict) }
+    }
+
     /// A watch on the members that are refused.
     pub(super) fn refusal_watch(&self) -> RefusalWatch {
         RefusalWatch(self.verdict.subscribe())
@@ -112,14 +121,14 @@ impl Surveys {
             return error;
         }
         self.start();
-        self.members.prefer_another(index);
+        self.members.on_failure(index);
         let _ = timeout(VERDICT_LIMIT, self.known()).await;
         let verdict = self.verdict.borrow().clone();
         if verdict.is_mute(index) { verdict.refusal(self.members.name(index)) } else { error }
     }
 
     fn refuse(&self, index: usize, verdict: &Verdict) -> EtcdError {
-        self.members.prefer_another(index);
+        self.members.on_failure(index);
         verdict.refusal(self.members.name(index))
     }
 

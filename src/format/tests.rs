@@ -8,7 +8,6 @@ use serde_json::Value;
 use super::{EtcdNaming, Format, GoZero, Kitex, Kratos};
 use crate::format::Entry;
 use crate::instance::{Address, Instance, ServiceName};
-use crate::tags::Tags;
 
 /// The lease and the id of all keys that tests look at.
 const LEASE: i64 = 7_587_870_411_654_340_610;
@@ -75,7 +74,7 @@ fn instance() -> impl Strategy<Value = Instance> {
     let weight = prop_oneof![1u16.., Just(Instance::DEFAULT_WEIGHT)];
     (address(), weight, prop::collection::btree_map(name, value, 0..9)).prop_map(|(address, weight, tags)| {
         let mut instance = Instance::new("user.rpc", address).weight(weight);
-        instance.tags = Tags::from(&tags);
+        instance.tags = tags.iter().collect();
         instance
     })
 }

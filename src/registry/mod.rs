@@ -254,9 +254,9 @@ impl RegistryBuilder {
         self
     }
 
-    /// The members of the etcd cluster from `provider`, which is asked again when one of them fails. So members can be
-    /// replaced by others with new addresses while the program runs. The endpoints that the builder began with are
-    /// those until then.
+    /// The members of the etcd cluster from `provider`, which is asked when one of those known so far fails, at first
+    /// of the endpoints that the builder began with. So members can be replaced by others with new addresses while the
+    /// program runs.
     ///
     /// ```no_run
     /// use tonic_etcd::Registry;
@@ -265,16 +265,18 @@ impl RegistryBuilder {
     /// let registry = Registry::builder(["http://10.0.0.1:2379", "http://10.0.0.2:2379", "http://10.0.0.3:2379"])
     ///     .endpoints_with(|| async {
     ///         let urls = tokio::fs::read_to_string("/etc/etcd-endpoints").await?;
-    ///         Ok::<_, std::io::Error>(urls.lines().map(str::to_owned).collect::<Vec<_>>())
+    ///         let urls = urls.lines().filter(|line| !line.is_empty());
+    ///         Ok::<_, std::io::Error>(urls.map(str::to_owned).collect::<Vec<_>>())
     ///     })
     ///     .build()?;
     /// # Ok(())
     /// # }
     /// ```
     ///
-    /// It names all members, and must name the same cluster. It is asked at most every 10 s, and has 10 s to answer.
-    /// Where its answer is an error, or of no use, the endpoints stay, and a warning is logged, at most once a minute.
-    /// Open watches move to the members that it names, and lose nothing.
+    /// It names all members, and must name the same cluster. It is asked within a second of the failure, and while
+    /// members fail and its answers change nothing again after 1 s, 2 s, 4 s and so on, up to 60 s; it has 10 s to answer.
+    /// Where it fails, names no member, or names a bad URL among others, the endpoints stay as they were and a warning is
+    /// logged, at most once a minute. Once it names others, open watches move to them within seconds and lose nothing.
     ///
     /// Where each member has a name in DNS that stays its own, this is not needed: a name is resolved anew each time it
     /// is dialled. But a name of several addresses counts as one member.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::instance::{Address, Instance};
+use crate::instance::{Address, Host, Instance};
 use crate::snapshot::{Member, MemberState};
 
 /// What is known of one key.
@@ -240,13 +240,17 @@ impl KeyIndex {
     }
 }
 
-/// About how much memory an instance and its key take: their strings, what the allocator and the maps add, and where each
-/// tag ends.
+/// About how much memory an instance and its key take: their strings, what the allocator and the maps add, and what each
+/// string needs beside its text.
 pub(super) fn footprint(segment: &str, instance: &Instance) -> usize {
     const EACH: usize = 8;
-    const AROUND: usize = 400;
+    const AROUND: usize = 432;
+    let name = match instance.address.host() {
+        Host::Ip(_) => 0,
+        Host::Name(name) => EACH + name.len(),
+    };
     let tags = instance.tags.iter().map(|(name, value)| EACH + name.len() + value.len());
-    AROUND + segment.len() + tags.sum::<usize>()
+    AROUND + segment.len() + name + tags.sum::<usize>()
 }
 
 #[cfg(test)]

@@ -30,7 +30,6 @@ use crate::etcd::{Event, Kv, MAX_SEGMENT, MAX_VALUE};
 use crate::format::{DecodeError, Decoded, Format};
 use crate::instance::{Instance, MAX_TAGS, ServiceName};
 use crate::snapshot::{MemberList, Snapshot};
-use crate::tags::Tags;
 
 /// Where a registry keeps instances in etcd and how they are read.
 #[derive(Debug, Clone)]
@@ -311,7 +310,7 @@ impl Membership {
         }
         let weight = decoded.weight.filter(|weight| *weight > 0).unwrap_or(self.layout.default_weight);
         let service = self.service.shared().clone();
-        Instance { service, address: decoded.address, weight, tags: Tags::from(&decoded.tags) }
+        Instance { service, address: decoded.address, weight, tags: decoded.tags.iter().collect() }
     }
 
     /// The last segment of a key, if the key is one of this service.

@@ -204,7 +204,7 @@ impl StreamHandle {
     fn spawn(generation: Arc<Generation>, index: usize, standing: Standing) -> Self {
         let (asks, receiver) = mpsc::channel(QUEUE);
         let (publisher, standing) = watch::channel(standing);
-        let span = tracing::info_span!(parent: None, "keepalive", member = index);
+        let span = tracing::info_span!(parent: None, "keepalive", member = generation.name(index));
         let is_beside = publisher.borrow().owes_since.is_some();
         let stream = KeepaliveStream { generation, index, is_beside, asks: receiver, standing: publisher };
         tokio::spawn(stream.run().instrument(span));
@@ -259,7 +259,7 @@ impl KeepaliveStream {
         patience: Duration,
     ) -> Result<(Arc<Connection>, LeaseKeeper, LeaseKeepAliveStream), EtcdError> {
         let mut connection = self.generation.connection_without_login(self.index).await?;
-        if std::mem::take(&mut self.is_beside) && !is_alive(&connection, lease, patience).await {
+        if std::mem::take(&mut self.is_beside) && !is_alive(&connection, patience).await {
             self.generation.forget(&connection);
             connection = self.generation.connection_without_login(self.index).await?;
         }
@@ -322,8 +322,7 @@ impl KeepaliveStream {
                     // One that was replaced may share its connection with a sound one.
                     if pending.is_owed() && !is_replaced {
                         tracing::debug!("member does not answer keepalives");
-                        self.generation.forget(connection);
-                        self.generation.prefer_another(self.index);
+                        self.generation.on_silence(connection);
                     }
                     return;
                 }
@@ -333,12 +332,8 @@ impl KeepaliveStream {
 }
 
 /// Whether a connection brings answers: it did a moment ago, or it does when it is asked for one.
-async fn is_alive(connection: &Connection, lease: i64, patience: Duration) -> bool {
-    if connection.was_heard_within(patience) {
-        return true;
-    }
-    let asked = connection.is_alive(lease, patience).await;
-    !asked.is_err_and(|error| matches!(error.kind, EtcdErrorKind::Deadline(_) | EtcdErrorKind::Unreachable))
+async fn is_alive(connection: &Connection, patience: Duration) -> bool {
+    connection.was_heard_within(patience) || connection.answers(patience).await
 }
 
 /// The keepalives of one stream that wait for their answers.
