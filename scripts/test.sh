@@ -140,7 +140,7 @@ build_neighbours() {
 # Each test of a fault holds its own promise, and tells the figure in a line that begins with `figure`.
 soak() {
     local runs=${SOAK_RUNS:-5} log failed=0 run
-    local faults=(etcd_away half_open herd leaves mass_expiry members operated poison processes put_back secrets
+    local faults=(etcd_away half_open herd leaves mass_expiry members operated poison processes put_back replaced secrets slow
         channel_faults tls_)
     step "build" cargo test --locked --all-features --no-run
     log=$(mktemp)
