@@ -124,6 +124,7 @@ mod test_log;
 mod time;
 #[cfg(feature = "_tls")]
 mod tls;
+mod trouble;
 
 pub use tower::discover::Change;
 

@@ -45,6 +45,7 @@ use tonic::body::Body;
 
 use self::picks::Handle;
 
+pub(crate) use self::balancer::Listing;
 pub use self::builder::ChannelBuilder;
 pub use self::call::{ResponseBody, ResponseFuture, WaitForReady};
 pub use self::changes::InstanceChanges;

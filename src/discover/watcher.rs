@@ -17,6 +17,7 @@ use crate::etcd::{Cluster, Range, Source, Update};
 use crate::instance::ServiceName;
 use crate::snapshot::Snapshot;
 use crate::time::sleep_until;
+use crate::trouble::Trouble;
 
 /// A receiver of the snapshots of one service.
 #[derive(Debug, Clone)]
@@ -68,6 +69,13 @@ impl Listener {
 
 type Publisher = watch::Sender<Option<Arc<Snapshot>>>;
 
+/// A watcher that runs.
+#[derive(Debug)]
+struct Running {
+    publisher: Publisher,
+    trouble: Trouble,
+}
+
 /// The watchers of one registry.
 #[derive(Debug)]
 pub(crate) struct Watchers {
@@ -76,12 +84,22 @@ pub(crate) struct Watchers {
     /// Of reads without a watcher.
     pub(super) complaints: Complaints,
     /// A service is in here from its first listener on until its task sees, under this lock, that there is none left.
-    running: Mutex<HashMap<ServiceName, Publisher>>,
+    running: Mutex<HashMap<ServiceName, Running>>,
 }
 
 impl Watchers {
     pub(crate) fn new(cluster: Arc<Cluster>, layout: Layout) -> Arc<Self> {
         Arc::new(Self { cluster, layout, complaints: Complaints::default(), running: Mutex::default() })
+    }
+
+    /// How instances look in etcd, for messages.
+    pub(crate) fn format(&self) -> String {
+        format!("{:?}", self.layout.format)
+    }
+
+    /// Why what is known of a service is old, or nothing is known of it: the failure of the last attempt to look.
+    pub(crate) fn trouble(&self, service: &ServiceName) -> Option<String> {
+        self.running().get(service).and_then(|watcher| watcher.trouble.get())
     }
 
     /// What every key begins with, for messages.
@@ -98,23 +116,24 @@ impl Watchers {
         let runtime = Handle::try_current().map_err(|_| ConfigError::NoRuntime { call: "discover" })?;
         let listen = |latest| Listener { watchers: self.clone(), service: service.clone(), latest };
         let mut running = self.running();
-        if let Some(publisher) = running.get(service) {
-            return Ok(listen(publisher.subscribe()));
+        if let Some(running) = running.get(service) {
+            return Ok(listen(running.publisher.subscribe()));
         }
         let (publisher, latest) = watch::channel(None);
-        running.insert(service.clone(), publisher.clone());
+        let trouble = Trouble::default();
+        running.insert(service.clone(), Running { publisher: publisher.clone(), trouble: trouble.clone() });
         // A runtime that is going down drops the task at once, and that takes the lock.
         drop(running);
         let span = tracing::info_span!(parent: None, "watch", %service);
         let guard = WatcherGuard { watchers: self.clone(), service: service.clone(), publisher };
         let (cluster, range) = (self.cluster.clone(), self.layout.range(service));
-        let source = move || Source::new(cluster.clone(), Range::below(range.clone()), ANTI_ENTROPY);
+        let source = move || Source::new(cluster.clone(), Range::below(range.clone()), ANTI_ENTROPY, trouble.clone());
         let membership = Membership::new(self.layout.clone(), service.clone(), Complaints::default());
         runtime.spawn(run(guard, source, membership).instrument(span));
         Ok(listen(latest))
     }
 
-    fn running(&self) -> MutexGuard<'_, HashMap<ServiceName, Publisher>> {
+    fn running(&self) -> MutexGuard<'_, HashMap<ServiceName, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -156,7 +175,7 @@ impl WatcherGuard {
 impl Drop for WatcherGuard {
     fn drop(&mut self) {
         let mut running = self.watchers.running();
-        if running.get(&self.service).is_some_and(|publisher| publisher.same_channel(&self.publisher)) {
+        if running.get(&self.service).is_some_and(|running| running.publisher.same_channel(&self.publisher)) {
             running.remove(&self.service);
         }
     }

@@ -16,6 +16,7 @@
 //! | `members` | index to connection: the pool, the member that is asked first, outages |
 //! | `calls`, `scan`, `watch` | what is asked on one connection: unary calls, paged lists, the events of a range |
 //! | `connection` | one connection to one member: its login, deadlines, the kinds of errors |
+//! | `failure` | errors of etcd-client to kinds, with a hint for the user |
 //! | `login` | one login at a time for all connections; credentials, kept from etcd for a while once it refused them |
 //! | `credentials` | user and password, from a value or a provider |
 //! | `endpoints` | the members that were named last, asked for again when one fails |
@@ -33,6 +34,7 @@ mod cluster_id;
 mod connection;
 mod credentials;
 mod endpoints;
+mod failure;
 mod generation;
 mod kv;
 mod limits;

@@ -27,7 +27,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tonic::Code;
 
-use super::connection::{Connection, StreamGuard, classify_status, failure};
+use super::connection::{Connection, StreamGuard};
+use super::failure::{classify_status, failure};
 use super::range::Range;
 use super::routes::Routes;
 use super::silence::{Ask, Silence};

@@ -34,6 +34,7 @@ use super::watch::{Event, Watch, WatchMessage};
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::time::sleep_until;
+use crate::trouble::Trouble;
 
 /// News of the range.
 #[derive(Debug)]
@@ -80,6 +81,7 @@ pub(crate) struct Source {
     token_refusals: u32,
     /// How many members in a row refused for a reason of their own.
     incapable: usize,
+    trouble: Trouble,
     /// `None` while it makes a step.
     state: Option<State>,
 }
@@ -139,7 +141,8 @@ struct Stream {
 }
 
 impl Source {
-    pub(crate) fn new(cluster: Arc<Cluster>, range: Range, interval: Duration) -> Self {
+    /// `trouble` is told how the last attempt failed.
+    pub(crate) fn new(cluster: Arc<Cluster>, range: Range, interval: Duration, trouble: Trouble) -> Self {
         Self {
             cluster,
             range,
@@ -152,6 +155,7 @@ impl Source {
             has_failed: false,
             token_refusals: 0,
             incapable: 0,
+            trouble,
             state: None,
         }
     }
@@ -168,7 +172,7 @@ impl Source {
     /// Not cancel safe: a step that is dropped begins again with a list.
     pub(crate) async fn next(&mut self) -> Update {
         loop {
-            let state = self.state.take().unwrap_or_else(|| self.listing());
+            let state = self.state.take().unwrap_or_else(|| self.list_beside(None));
             let (state, update) = self.step(state).await;
             self.state = Some(state);
             if let Some(update) = update {
@@ -186,7 +190,7 @@ impl Source {
                     None => self.cluster.turn(self.backoff.next()).await,
                 }
                 let next = match then {
-                    Goal::List => self.listing(),
+                    Goal::List => self.list_beside(None),
                     Goal::Watch => State::Connecting { is_verified: false, before: None },
                 };
                 (next, None)
@@ -198,12 +202,7 @@ impl Source {
         }
     }
 
-    /// From the first page on.
-    fn listing(&self) -> State {
-        self.list_beside(None)
-    }
-
-    /// From the first page on, before the stream is read on.
+    /// From the first page on, before the stream is read on, if there is one.
     fn list_beside(&self, stream: Option<Box<Stream>>) -> State {
         let (generation, connection) = match &stream {
             Some(stream) => (stream.generation.clone(), Some(stream.watch.connection().clone())),
@@ -289,7 +288,7 @@ impl Source {
             let store = generation.on_answer(watch.connection(), asked).await?;
             if store < start - 1 {
                 tracing::warn!(store, seen = start - 1, "etcd was rolled back; everything is listed anew");
-                return Ok(self.listing());
+                return Ok(self.list_beside(None));
             }
         }
         tracing::debug!(member = watch.connection().name(), start, "watch is open");
@@ -311,7 +310,7 @@ impl Source {
         let message = tokio::select! {
             biased;
             // These before the messages, which may never pause. What another cluster sent is of no use here.
-            () = stream.refusals.refused(&connection) => return (self.listing(), None),
+            () = stream.refusals.refused(&connection) => return (self.list_beside(None), None),
             () = sleep_until(Some(stream.check_at)) => return (State::Checking(stream), None),
             () = sleep_until(stream.move_at) => {
                 stream.move_at = None;
@@ -398,6 +397,7 @@ impl Source {
         self.has_failed = false;
         self.token_refusals = 0;
         self.incapable = 0;
+        self.trouble.clear();
     }
 
     /// After a call that was late the next one has more time: an etcd that is slow would work in vain.
@@ -415,6 +415,9 @@ impl Source {
     /// A list or a watch failed; returns what to do next, and when.
     fn on_error(&mut self, error: &EtcdError, goal: Goal) -> State {
         self.has_failed = true;
+        if error.kind != EtcdErrorKind::Withheld {
+            self.trouble.set(chain(error));
+        }
         self.on_late(error);
         let (wait, then) = match error.kind {
             EtcdErrorKind::Compacted => (Some(self.backoff.next()), Goal::List),

@@ -52,6 +52,14 @@ impl Target {
         self.endpoint.connect_lazy()
     }
 
+    /// Whether it is dialled without TLS.
+    pub(super) fn is_plain(&self) -> bool {
+        #[cfg(feature = "_tls")]
+        return self.secure.is_none();
+        #[cfg(not(feature = "_tls"))]
+        true
+    }
+
     /// The same member, with more patience while it has no time for pings.
     pub(super) fn patient(&self) -> Self {
         Self { endpoint: self.endpoint.clone().keep_alive_timeout(PATIENT_PING_TIMEOUT), ..self.clone() }

@@ -7,7 +7,8 @@ use etcd_client::proto::PbEvent;
 use tokio::sync::mpsc;
 use tonic::Code;
 
-use super::connection::{Connection, classify_status};
+use super::connection::Connection;
+use super::failure::classify_status;
 use super::kv::Kv;
 use crate::error::{EtcdError, EtcdErrorKind};
 

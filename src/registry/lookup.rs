@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::channel::ChannelBuilder;
+use crate::channel::{ChannelBuilder, Listing};
 use crate::discover::{Discover, Snapshots, Watchers};
 use crate::error::ConfigError;
 use crate::instance::ServiceName;
@@ -16,11 +16,23 @@ pub(super) fn channel(watchers: Vec<Arc<Watchers>>, service: &str) -> ChannelBui
         }
     }
     let label = match prefixes.join(" and ") {
-        prefixes if prefixes.is_empty() => service.to_owned(),
+        // The keys begin with its name.
+        prefixes if prefixes.is_empty() => format!("{service} under {service}/"),
         prefixes => format!("{service} under {prefixes}"),
     };
+    let mut formats: Vec<String> = watchers.iter().map(|watchers| watchers.format()).collect();
+    formats.dedup();
+    let none = format!("no instance is registered in the format {}", formats.join(" or "));
     let service = service.parse::<ServiceName>();
-    ChannelBuilder::new(label, move || Ok(snapshots(&watchers, &service?)?.into_stream()))
+    ChannelBuilder::new(label, move || {
+        let service = service?;
+        let snapshots = snapshots(&watchers, &service)?.into_stream();
+        let trouble = move || {
+            let troubles: Vec<String> = watchers.iter().filter_map(|watchers| watchers.trouble(&service)).collect();
+            (!troubles.is_empty()).then(|| troubles.join("; "))
+        };
+        Ok((snapshots, Listing::new(none, trouble)))
+    })
 }
 
 /// The changes of a service, wherever its instances are registered.

@@ -220,7 +220,8 @@ async fn losing_each_of_three_members_in_turn_loses_no_registration_or_change() 
     let server = start();
     let mut changes = Changes::of(&registry, "echo");
     changes.expect_insert(server.address()).await;
-    let lease = cluster.member(0).leases().await;
+    let heard = async || cluster.member(0).leases().await.first().copied();
+    let lease = eventually("the member has heard of the lease", LIMIT, heard).await;
 
     for index in 0..3 {
         cluster.member(index).kill();
@@ -232,7 +233,7 @@ async fn losing_each_of_three_members_in_turn_loses_no_registration_or_change() 
         changes.next().await;
         cluster.member(index).restart().await;
     }
-    assert!(cluster.member(0).leases().await.contains(&lease[0]), "the first one is under the lease that it had");
+    assert!(cluster.member(0).leases().await.contains(&lease), "the first one is under the lease that it had");
     server.stop().await;
 }
 

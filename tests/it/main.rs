@@ -30,6 +30,7 @@ mod leaves;
 mod logins;
 mod mass_expiry;
 mod members;
+mod mistakes;
 mod operated;
 mod poison;
 mod processes;

@@ -26,6 +26,7 @@ mod eject;
 mod evidence;
 #[cfg(feature = "health")]
 mod health;
+mod listing;
 mod publish;
 mod pulse;
 mod select;
@@ -38,7 +39,7 @@ use std::convert::Infallible;
 use std::mem;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
@@ -48,6 +49,7 @@ use tokio::time::Instant;
 use self::agenda::{Agenda, Due};
 use self::dialer::{Attempt, Dialer};
 use self::evidence::Evidence;
+use self::listing::FIRST_LIST;
 use self::publish::Published;
 use self::pulse::Pulse;
 use self::subchannels::Subchannels;
@@ -60,6 +62,7 @@ use crate::time::sleep_until;
 
 pub(crate) use self::config::BalanceConfig;
 pub(crate) use self::connecting::ConnectConfig;
+pub(crate) use self::listing::Listing;
 pub(crate) use self::slow_start::SlowStart;
 pub(crate) use self::subset::Subset;
 pub(crate) use self::zone::Zone;
@@ -80,6 +83,7 @@ pub(crate) struct Balancer {
     agenda: Agenda,
     pulse: Pulse,
     list: List,
+    listing: Listing,
     evidence: Evidence,
     /// What has to be published.
     publish: Publish,
@@ -128,6 +132,7 @@ impl Balancer {
         config: BalanceConfig,
         connect: ConnectConfig,
         reports: Reports,
+        listing: Listing,
         changed: watch::Sender<()>,
     ) -> Self {
         let dialer = Dialer::new(connect.transport.clone());
@@ -144,6 +149,7 @@ impl Balancer {
             agenda: Agenda::default(),
             pulse: Pulse::new(Instant::now(), SystemTime::now()),
             list: List::Awaited,
+            listing,
             evidence: Evidence::default(),
             publish: Publish::Nothing,
             growth: Growth::Still,
@@ -303,9 +309,12 @@ impl Balancer {
                 Due::Settled => self.publish = self.publish.max(Publish::Status),
                 Due::Pulse => self.on_pulse(now),
                 Due::FirstList => {
-                    if self.list == List::Awaited {
+                    if self.list != List::Known {
                         self.list = List::Overdue;
-                        self.publish = self.publish.max(Publish::Status);
+                        if self.listing.on_overdue(now) {
+                            self.publish = self.publish.max(Publish::Status);
+                        }
+                        self.agenda.add(now + FIRST_LIST, Due::FirstList);
                     }
                 }
             }
@@ -362,14 +371,14 @@ impl Balancer {
     }
 
     fn state(&self, now: Instant) -> LbState {
-        let overdue = format!("the registry has not answered for {FIRST_LIST:?}");
         let no_list = match self.list {
             List::Awaited => Some((Connectivity::Connecting, "")),
-            List::Overdue => Some((Connectivity::TransientFailure, &*overdue)),
+            List::Overdue => Some((Connectivity::TransientFailure, self.listing.overdue())),
             List::Known => None,
         };
         let Self { subchannels, config, .. } = self;
-        let published = Published { subchannels, config, policy: &**self.queue.policy(), now };
+        let none = self.listing.none();
+        let published = Published { subchannels, config, policy: &**self.queue.policy(), none, now };
         published.state(no_list, self.failure.as_deref())
     }
 
@@ -442,6 +451,3 @@ impl Drop for Balancer {
 
 /// How much feedback is taken in before the ready set is published.
 const EVENTS_PER_TURN: usize = 256;
-
-/// How long calls wait for the first list of instances: a registry that has not answered by then is down.
-const FIRST_LIST: Duration = Duration::from_secs(5);

@@ -18,6 +18,8 @@ pub(super) struct Published<'a> {
     pub(super) subchannels: &'a [Subchannel],
     pub(super) config: &'a BalanceConfig,
     pub(super) policy: &'a dyn Policy,
+    /// Why calls fail where there are no instances.
+    pub(super) none: &'a str,
     pub(super) now: Instant,
 }
 
@@ -85,7 +87,7 @@ impl Published<'_> {
     fn why_not(&self, failure: Option<&str>) -> (Connectivity, Box<str>) {
         let mut used = self.subchannels.iter().filter(|subchannel| subchannel.is_in_use()).peekable();
         if used.peek().is_none() {
-            return (Connectivity::TransientFailure, "no instance is registered".into());
+            return (Connectivity::TransientFailure, self.none.into());
         }
         if used.any(|subchannel| subchannel.connectivity() == Connectivity::Connecting) {
             return (Connectivity::Connecting, "".into());

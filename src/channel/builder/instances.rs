@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::stream::{Stream, StreamExt};
 
 use super::ChannelBuilder;
-use crate::channel::BalancedChannel;
+use crate::channel::{BalancedChannel, Listing};
 use crate::instance::Instance;
 use crate::snapshot::{Member, MemberState, Snapshot};
 
@@ -37,7 +37,7 @@ impl BalancedChannel {
     {
         let snapshots =
             instances.enumerate().map(|(revision, set)| Arc::new(snapshot(revision, set.into_iter().map(Into::into))));
-        ChannelBuilder::new(service.into(), move || Ok(snapshots.boxed()))
+        ChannelBuilder::new(service.into(), move || Ok((snapshots.boxed(), Listing::of_the_program())))
     }
 }
 

@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::Instrument;
 
 use super::BalancedChannel;
-use super::balancer::{BalanceConfig, Balancer, ConnectConfig, Inputs};
+use super::balancer::{BalanceConfig, Balancer, ConnectConfig, Inputs, Listing};
 use super::config::methods::MethodConfigs;
 use super::config::throttling::RetryThrottling;
 use super::outlier::OutlierDetection;
@@ -40,7 +40,7 @@ use crate::snapshot::Snapshot;
 use crate::tls::ClientTls;
 
 /// Where a channel's snapshots come from, opened by `build()`.
-type Source = Box<dyn FnOnce() -> Result<BoxStream<'static, Arc<Snapshot>>, ConfigError> + Send>;
+type Source = Box<dyn FnOnce() -> Result<(BoxStream<'static, Arc<Snapshot>>, Listing), ConfigError> + Send>;
 
 /// The options of a [`BalancedChannel`]. Those of connections are named like those of tonic's
 /// [`Endpoint`](tonic::transport::Endpoint).
@@ -71,7 +71,7 @@ impl ChannelBuilder {
     /// `label` names the service, and where it is looked for, in messages.
     pub(crate) fn new(
         label: String,
-        source: impl FnOnce() -> Result<BoxStream<'static, Arc<Snapshot>>, ConfigError> + Send + 'static,
+        source: impl FnOnce() -> Result<(BoxStream<'static, Arc<Snapshot>>, Listing), ConfigError> + Send + 'static,
     ) -> Self {
         Self {
             label,
@@ -115,7 +115,7 @@ impl ChannelBuilder {
             #[cfg(feature = "health")]
             health: self.health,
         };
-        let snapshots = (self.source)()?;
+        let (snapshots, listing) = (self.source)()?;
 
         let (events, feedback) = mpsc::unbounded_channel();
         let (changed, seen) = watch::channel(());
@@ -123,7 +123,7 @@ impl ChannelBuilder {
         let span = tracing::info_span!(parent: None, "channel", service = %self.label);
         let queue = Arc::new(PickQueue::new(self.label.into(), policy, self.max_waiting));
         let reports = Reports { outliers: Arc::new(self.outliers), events };
-        let balancer = Balancer::new(queue.clone(), balance, connect, reports, changed);
+        let balancer = Balancer::new(queue.clone(), balance, connect, reports, listing, changed);
         runtime.spawn(balancer.run(Inputs { snapshots, feedback, handles }).instrument(span));
         Ok(BalancedChannel::new(Handle { queue, config, runtime, changed: seen, _alive: alive }))
     }

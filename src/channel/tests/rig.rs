@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 use super::peers::proto::EchoRequest;
 use super::peers::proto::echo_client::EchoClient;
 use super::peers::{LIMIT, Network, Peer};
-use crate::channel::{BalancedChannel, ChannelBuilder, Connectivity, InstanceStatus};
+use crate::channel::{BalancedChannel, ChannelBuilder, Connectivity, InstanceStatus, Listing};
 use crate::instance::Instance;
 use crate::policy::Policy;
 use crate::snapshot::{Member, MemberState, Snapshot};
@@ -41,7 +41,9 @@ impl Rig {
     pub(super) fn with(options: impl FnOnce(ChannelBuilder) -> ChannelBuilder) -> Self {
         let network = Network::default();
         let (list, lists) = mpsc::unbounded_channel();
-        let builder = ChannelBuilder::new(LABEL.to_owned(), move || Ok(UnboundedReceiverStream::new(lists).boxed()));
+        let listing = Listing::new("no instance is registered", || Some("etcd is down".to_owned()));
+        let source = move || Ok((UnboundedReceiverStream::new(lists).boxed(), listing));
+        let builder = ChannelBuilder::new(LABEL.to_owned(), source);
         let channel = options(builder.connector(network.connector())).build().expect("the options are good");
         Self { network, channel, list }
     }

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tracing::Instrument;
 
 use crate::etcd::{Cluster, Event, Kv, Range, Source, Update};
+use crate::trouble::Trouble;
 
 /// A watch of the key, for as long as this exists.
 pub(super) struct Observer {
@@ -31,7 +32,7 @@ pub(super) struct OwnKey {
 /// Watches the key until the observer is dropped, and reads it every `interval`, for what a watch might miss.
 pub(super) fn observe(cluster: Arc<Cluster>, key: String, interval: Duration) -> Observer {
     let (publisher, own_key) = watch::channel(OwnKey::default());
-    let source = Source::new(cluster, Range::key(key.clone()), interval);
+    let source = Source::new(cluster, Range::key(key.clone()), interval, Trouble::default());
     tokio::spawn(run(source, publisher).in_current_span());
     Observer { key, own_key, rollbacks: 0 }
 }

@@ -1,0 +1,64 @@
+//! Where a channel's list of instances comes from, and what calls and the log are told while it is late or empty.
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The source of a channel's list.
+pub(crate) struct Listing {
+    /// Why a call fails where the list is empty.
+    none: String,
+    /// Why the list does not come, as far as is known.
+    trouble: Trouble,
+    /// Why a call fails where it did not come in time.
+    overdue: String,
+    logged: Option<Instant>,
+}
+
+type Trouble = Box<dyn Fn() -> Option<String> + Send>;
+
+impl Listing {
+    pub(crate) fn new(none: impl Into<String>, trouble: impl Fn() -> Option<String> + Send + 'static) -> Self {
+        Self { none: none.into(), trouble: Box::new(trouble), overdue: String::new(), logged: None }
+    }
+
+    /// A list that a program makes by itself.
+    pub(crate) fn of_the_program() -> Self {
+        Self::new("there is no instance", || None)
+    }
+
+    pub(super) fn none(&self) -> &str {
+        &self.none
+    }
+
+    /// Why the list is late, as it was when that was looked at last.
+    pub(super) fn overdue(&self) -> &str {
+        &self.overdue
+    }
+
+    /// The list is late: looks for the reason, and again every [`FIRST_LIST`]. Returns whether it is another one.
+    pub(super) fn on_overdue(&mut self, now: Instant) -> bool {
+        let trouble = (self.trouble)().map(|trouble| format!(": {trouble}")).unwrap_or_default();
+        let overdue = format!("the registry has not answered for {FIRST_LIST:?}{trouble}");
+        if self.logged.is_none_or(|logged| now >= logged + LOG_INTERVAL) {
+            self.logged = Some(now);
+            tracing::warn!(reason = overdue, "there is no list of instances, and calls fail");
+        }
+        let is_news = overdue != self.overdue;
+        self.overdue = overdue;
+        is_news
+    }
+}
+
+impl fmt::Debug for Listing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listing").field("overdue", &self.overdue).finish_non_exhaustive()
+    }
+}
+
+/// How long calls wait for the first list of instances: a registry that has not answered by then is down.
+pub(super) const FIRST_LIST: Duration = Duration::from_secs(5);
+
+/// How often a list that does not come is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);

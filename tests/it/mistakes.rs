@@ -1,0 +1,72 @@
+//! A newcomer's mistakes: what the status of a call says, without a log, so that it is clear what to do.
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_etcd::{ClientTls, Registry, RegistryBuilder};
+
+use crate::auth::{PASSWORD, add_users};
+use crate::support::etcd::{Etcd, free_port};
+use crate::support::pki::Authority;
+use crate::support::server::proto::echo::EchoRequest;
+use crate::support::server::proto::echo::echo_client::EchoClient;
+
+/// The status of a call to a service in a registry with a mistake.
+async fn status(registry: RegistryBuilder) -> Status {
+    let channel = registry.build().expect("only etcd knows of the mistake").channel("hello").build();
+    let mut client = EchoClient::new(channel.expect("a good name"));
+    let call = client.unary_echo(EchoRequest::default());
+    let answer = tokio::time::timeout(Duration::from_secs(30), call).await.expect("it does not wait for ever");
+    answer.expect_err("there is no server")
+}
+
+fn says(status: &Status, parts: &[&str]) {
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    for part in parts {
+        assert!(status.message().contains(part), "{part:?} is missing in {:?}", status.message());
+    }
+}
+
+#[tokio::test]
+async fn an_etcd_that_is_not_there_is_named_with_the_cause() {
+    let url = format!("http://127.0.0.1:{}", free_port());
+    let status = status(Registry::builder([&url])).await;
+    says(&status, &["hello under kitex/registry-etcd/", &url, "Connection refused"]);
+}
+
+#[tokio::test]
+async fn a_wrong_password_and_a_missing_one_are_told() {
+    let etcd = Etcd::start().await;
+    add_users(&etcd).await;
+    etcd.client().await.auth_enable().await.expect("etcd switches authentication on");
+    let wrong = status(Registry::builder([etcd.url()]).auth("server", "no")).await;
+    says(&wrong, &[&etcd.url(), "could not log in"]);
+    assert!(!wrong.message().contains(PASSWORD));
+    let missing = status(Registry::builder([etcd.url()])).await;
+    says(&missing, &[&etcd.url(), "was denied", "user name is empty", "auth(..)"]);
+}
+
+#[tokio::test]
+async fn plain_text_where_tls_is_wanted_and_the_reverse_are_told() {
+    let authority = Authority::new();
+    let files = authority.issue_files("etcd", &["127.0.0.1"]);
+    let etcd = Etcd::builder().tls(&files).start().await;
+    let url = etcd.url().replace("https", "http");
+    let plain = status(Registry::builder([&url])).await;
+    says(&plain, &[&url, "it may want TLS: https and tls(..)"]);
+
+    let etcd = Etcd::start().await;
+    let url = etcd.url().replace("http", "https");
+    let tls = ClientTls::new().ca_file(authority.file()).expect("a good file");
+    let secure = status(Registry::builder([&url]).tls(tls)).await;
+    says(&secure, &[&url, "it may speak plain HTTP"]);
+}
+
+#[tokio::test]
+async fn a_service_that_nobody_registered_is_told_with_prefix_and_format() {
+    let etcd = Etcd::start().await;
+    let none = status(Registry::builder([etcd.url()])).await;
+    says(&none, &["hello under kitex/registry-etcd/: no instance is registered in the format Kitex"]);
+    let none = status(Registry::builder([etcd.url()]).format(tonic_etcd::format::EtcdNaming)).await;
+    says(&none, &["hello under hello/: no instance is registered in the format EtcdNaming"]);
+}
