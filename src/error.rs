@@ -17,7 +17,9 @@ pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 /// I/O, from a `build()`, from [`Registry::discover`](crate::Registry::discover), from
 /// [`Registration::update`](crate::Registration::update) or from reading a TLS file. Trying again with the same values
 /// never helps.
-#[derive(Debug, Error)]
+///
+/// `Debug` shows what `Display` does, with the causes: it is what a `main` prints that returns an error.
+#[derive(Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// The list of etcd endpoints is empty.
@@ -108,6 +110,18 @@ pub enum ConfigError {
     },
 }
 
+impl fmt::Debug for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&chain(self))
+    }
+}
+
+impl fmt::Debug for RegistryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&chain(self))
+    }
+}
+
 fn at(path: Option<&PathBuf>) -> String {
     path.map(|path| format!(" from {}", path.display())).unwrap_or_default()
 }
@@ -121,7 +135,9 @@ fn at(path: Option<&PathBuf>) -> String {
 pub struct RegistrationEnded;
 
 /// A look at what is registered, or an order to an instance, that failed.
-#[derive(Debug, Error)]
+///
+/// `Debug` shows what `Display` does, with the causes: it is what a `main` prints that returns an error.
+#[derive(Error)]
 #[non_exhaustive]
 pub enum RegistryError {
     /// The request is impossible: a bad service name, or all services under an empty prefix. Trying again never helps.

@@ -33,6 +33,9 @@ impl FromStr for ServiceName {
 
     fn from_str(name: &str) -> Result<Self, ConfigError> {
         let refuse = |reason| Err(ConfigError::ServiceName { name: name.chars().take(300).collect(), reason });
+        if name.contains("://") {
+            return refuse("that is a URL; give the service's name alone");
+        }
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         if name.is_empty() {
             return refuse("it is empty");
@@ -154,6 +157,30 @@ impl From<SocketAddr> for Address {
     }
 }
 
+impl From<(IpAddr, u16)> for Address {
+    fn from((ip, port): (IpAddr, u16)) -> Self {
+        SocketAddr::new(ip, port).into()
+    }
+}
+
+impl TryFrom<&str> for Address {
+    type Error = ConfigError;
+
+    /// From `host:port`, with IPv6 in brackets.
+    fn try_from(text: &str) -> Result<Self, ConfigError> {
+        text.parse()
+    }
+}
+
+impl TryFrom<String> for Address {
+    type Error = ConfigError;
+
+    /// From `host:port`, with IPv6 in brackets.
+    fn try_from(text: String) -> Result<Self, ConfigError> {
+        text.parse()
+    }
+}
+
 impl TryFrom<(&str, u16)> for Address {
     type Error = ConfigError;
 
@@ -172,6 +199,9 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let refuse = |reason| ConfigError::Address { address: text.chars().take(300).collect(), reason };
+        if text.contains("://") {
+            return Err(refuse("that is a URL; give host:port alone"));
+        }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| refuse("expected host:port"))?;
         if port.is_empty() || !port.bytes().all(|b| b.is_ascii_digit()) {
             return Err(refuse("the port is no number"));
@@ -344,6 +374,18 @@ mod tests {
         ] {
             assert!(bad.parse::<Address>().is_err(), "{bad:?} is no address");
         }
+    }
+
+    #[test]
+    fn addresses_are_made_of_what_names_one() {
+        let address: Address = "10.0.0.1:80".parse().expect("an address");
+        let ip: IpAddr = "10.0.0.1".parse().expect("an IP address");
+        assert_eq!(Address::from((ip, 80)), address);
+        assert_eq!(Address::try_from("10.0.0.1:80").expect("an address"), address);
+        assert_eq!(Address::try_from("10.0.0.1:80".to_owned()).expect("an address"), address);
+        let url = Address::try_from("http://10.0.0.1:80").expect_err("that is a URL");
+        assert!(url.to_string().contains("give host:port alone"), "{url}");
+        assert_eq!(format!("{url:?}"), url.to_string(), "it is what a main prints");
     }
 
     #[test]
