@@ -12,6 +12,7 @@ mod proto;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
+    tracing_subscriber::fmt().init();
     let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
     let channel = registry.channel("hello").build()?;
     let mut client = HelloClient::new(channel);

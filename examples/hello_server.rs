@@ -2,7 +2,6 @@
 
 use std::error::Error;
 
-use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 use tonic_etcd::{Instance, Registry, shutdown_signal};
@@ -24,15 +23,12 @@ impl Hello for Greeter {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
+    tracing_subscriber::fmt().init();
     let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
     let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?;
     let registration = registry.registration(Instance::new("hello", incoming.local_addr()?)).build()?;
     println!("hello is served at {}", registration.address());
 
-    Server::builder()
-        .layer(registration.layer())
-        .add_service(HelloServer::new(Greeter))
-        .serve_with_incoming_shutdown(registration.incoming(incoming), registration.deregister_on(shutdown_signal()))
-        .await?;
+    registration.serve(HelloServer::new(Greeter), incoming, shutdown_signal()).await?;
     Ok(())
 }

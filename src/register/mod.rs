@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | `builder`, `advertise` | options, the environment and network interfaces, to a registration |
 //! | `registration`, `set` | what handles ask for, to the two rooms: one registration, or all those of a server |
+//! | `serve` | a tonic server, served with all of its places |
 //! | `desired`, `retry`, `status`, `health` | what is wanted, how often it is tried, and how far it came |
 //! | `signal` | SIGTERM and ctrl-c, to a future |
 //! | `lease/` | the desired state, to a lease and a key in etcd |
@@ -32,6 +33,7 @@ mod health;
 mod lease;
 mod registration;
 mod retry;
+mod serve;
 pub mod server;
 mod set;
 mod signal;

@@ -40,6 +40,8 @@ mod replaced;
 mod rig;
 mod runtimes;
 mod secrets;
+#[cfg(feature = "health")]
+mod served;
 mod several;
 mod shared;
 mod slow;

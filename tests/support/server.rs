@@ -17,7 +17,7 @@ use tonic_etcd::{Instance, Registration, RegistrationBuilder, RegistrationSet, R
 use super::pki::{Authority, Certificate};
 use super::{LIMIT, eventually};
 
-use proto::echo::echo_server::Echo;
+use proto::echo::echo_server::{Echo, EchoServer as EchoService};
 use proto::echo::{EchoReply, EchoRequest};
 
 /// The stubs of the examples.
@@ -64,17 +64,13 @@ impl EchoServer {
         let (incoming, address) = listen();
         let registration = register(address).build().expect("the test's registration is valid");
         let (echo, (shutdown, stopped)) = (Answers::new(address), oneshot::channel::<()>());
-        let serve = server
-            .layer(registration.layer())
-            .add_service(proto::echo::echo_server::EchoServer::new(echo.clone()))
-            .serve_with_incoming_shutdown(
-                registration.incoming(incoming),
-                registration.deregister_on(async { _ = stopped.await }),
-            );
-        Self { address, registrations: vec![registration.clone()], echo, shutdown, task: tokio::spawn(serve) }
+        let (registrations, service) = (vec![registration.clone()], EchoService::new(echo.clone()));
+        let serve =
+            async move { registration.serve_with(server, service, incoming, async { _ = stopped.await }).await };
+        Self { address, registrations, echo, shutdown, task: tokio::spawn(serve) }
     }
 
-    /// Like [`start`](Self::start), with all the registrations that `register` makes, as one.
+    /// Like [`start`](Self::start), with all the registrations that `register` makes, as one, in the long form.
     pub fn start_all(register: impl FnOnce(SocketAddr) -> Vec<RegistrationBuilder>) -> Self {
         let (incoming, address) = listen();
         let registrations: Vec<Registration> = register(address)
@@ -85,7 +81,7 @@ impl EchoServer {
         let (echo, (shutdown, stopped)) = (Answers::new(address), oneshot::channel::<()>());
         let serve = Server::builder()
             .layer(all.layer())
-            .add_service(proto::echo::echo_server::EchoServer::new(echo.clone()))
+            .add_service(EchoService::new(echo.clone()))
             .serve_with_incoming_shutdown(all.incoming(incoming), all.deregister_on(async { _ = stopped.await }));
         Self { address, registrations, echo, shutdown, task: tokio::spawn(serve) }
     }
@@ -121,7 +117,7 @@ impl EchoServer {
         let (incoming, address) = listen();
         let (echo, (shutdown, stopped)) = (Answers::new(address), oneshot::channel::<()>());
         let serve = Server::builder()
-            .add_service(proto::echo::echo_server::EchoServer::new(echo.clone()))
+            .add_service(EchoService::new(echo.clone()))
             .serve_with_incoming_shutdown(incoming, async { _ = stopped.await });
         Self { address, registrations: Vec::new(), echo, shutdown, task: tokio::spawn(serve) }
     }

@@ -1,0 +1,109 @@
+//! A tonic server in one call: its three places in the registration cannot be forgotten.
+
+use bytes::Bytes;
+use futures_util::Stream;
+use http::{Request, Response};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::body::Body;
+use tonic::transport::server::Connected;
+use tonic::transport::{Error, Server};
+use tower::{Layer, Service};
+
+use super::registration::Registration;
+use super::server::DrainService;
+use super::set::RegistrationSet;
+use crate::error::BoxError;
+
+/// The same for one registration and for several: of the three places, none can be forgotten.
+macro_rules! serves {
+    ($handle:ty) => {
+        impl $handle {
+            /// Serves until `signal`, then leaves and shuts down: tonic's `serve_with_incoming_shutdown` with
+            /// [`layer`](Self::layer), [`incoming`](Self::incoming) and [`deregister_on`](Self::deregister_on) in their
+            /// places.
+            ///
+            /// `service` is what a generated server is, or several of them as [`Routes`](tonic::service::Routes).
+            /// Options of tonic's server, and layers of your own, go to [`serve_with`](Self::serve_with).
+            ///
+            /// ```no_run
+            /// use tonic::transport::server::TcpIncoming;
+            /// use tonic_etcd::{Instance, Registry, shutdown_signal};
+            ///
+            /// # async fn example(service: tonic::service::Routes) -> Result<(), Box<dyn std::error::Error>> {
+            /// let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
+            /// let incoming = TcpIncoming::bind("0.0.0.0:50051".parse()?)?;
+            /// let registration = registry.registration(Instance::new("echo", incoming.local_addr()?)).build()?;
+            /// // One service is EchoServer::new(Echo), two are Routes::new(EchoServer::new(Echo)).add_service(health).
+            /// registration.serve(service, incoming, shutdown_signal()).await?;
+            /// # Ok(())
+            /// # }
+            /// ```
+            ///
+            /// # Errors
+            ///
+            /// As tonic's: what the server or its connections failed with.
+            ///
+            /// # Panics
+            ///
+            /// Outside of a tokio runtime.
+            ///
+            /// # Cancel safety
+            ///
+            /// Dropped, it stops serving at once, without a shutdown, as tonic's does. The registration ends with its
+            /// last handle.
+            pub async fn serve<S, B, I, IO, E, F>(&self, service: S, incoming: I, signal: F) -> Result<(), Error>
+            where
+                S: Service<Request<Body>, Response = Response<B>, Future: Send, Error: Into<BoxError> + Send>,
+                S: Clone + Send + 'static,
+                B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+                I: Stream<Item = Result<IO, E>>,
+                IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+                E: Into<BoxError>,
+                F: Future<Output = ()> + Send,
+            {
+                self.serve_with(Server::builder(), service, incoming, signal).await
+            }
+
+            /// Like [`serve`](Self::serve), with a server of tonic's that has options and layers: timeouts, TLS,
+            /// limits.
+            ///
+            /// Its layers are around the registration's, which sees what they let through.
+            ///
+            /// # Errors
+            ///
+            /// As tonic's: what the server or its connections failed with.
+            ///
+            /// # Panics
+            ///
+            /// Outside of a tokio runtime.
+            ///
+            /// # Cancel safety
+            ///
+            /// As [`serve`](Self::serve).
+            pub async fn serve_with<L, S, B, C, I, IO, E, F>(
+                &self,
+                server: Server<L>,
+                service: S,
+                incoming: I,
+                signal: F,
+            ) -> Result<(), Error>
+            where
+                L: Layer<DrainService<S>>,
+                L::Service: Service<Request<Body>, Response = Response<C>, Future: Send, Error: Into<BoxError> + Send>,
+                L::Service: Clone + Send + 'static,
+                C: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+                S: Service<Request<Body>, Response = Response<B>>,
+                I: Stream<Item = Result<IO, E>>,
+                IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+                E: Into<BoxError>,
+                F: Future<Output = ()> + Send,
+            {
+                let (incoming, signal) = (self.incoming(incoming), self.deregister_on(signal));
+                server.layer(self.layer()).serve_with_incoming_shutdown(service, incoming, signal).await
+            }
+        }
+    };
+}
+
+serves!(Registration);
+serves!(RegistrationSet);
