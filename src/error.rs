@@ -116,6 +116,12 @@ impl fmt::Debug for ConfigError {
     }
 }
 
+impl fmt::Debug for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&chain(self))
+    }
+}
+
 impl fmt::Debug for RegistryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&chain(self))
@@ -133,6 +139,30 @@ fn at(path: Option<&PathBuf>) -> String {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the registration has ended")]
 pub struct RegistrationEnded;
+
+/// A registration is not in etcd within the time that it was given.
+///
+/// `Debug` shows what `Display` does: it is what a `main` prints that returns an error.
+#[derive(Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// etcd has not taken it yet. Trying again helps once the last failure is mended.
+    #[error("not registered within {limit:?}{}", after(": ", .last_error.as_deref()))]
+    TimedOut {
+        /// The time that it was given.
+        limit: Duration,
+        /// How the last attempt failed, in words; none where the first one has not ended.
+        last_error: Option<String>,
+    },
+
+    /// It has ended. Trying again does not help.
+    #[error(transparent)]
+    Ended(#[from] RegistrationEnded),
+}
+
+fn after(separator: &str, text: Option<&str>) -> String {
+    text.map(|text| format!("{separator}{text}")).unwrap_or_default()
+}
 
 /// A look at what is registered, or an order to an instance, that failed.
 ///

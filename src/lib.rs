@@ -1,6 +1,6 @@
 //! Service discovery for tonic on etcd.
 //!
-//! A tonic server adds one layer and appears in etcd under its service name. A tonic client asks for a service by name
+//! A tonic server is served by its registration, and is in etcd under its service name meanwhile. A tonic client asks for a service by name
 //! and gets a channel that follows every server that joins or leaves within milliseconds, sends no calls to those that
 //! crashed or froze, and keeps working while etcd is away. Go services on the same etcd are found, and find ours: those
 //! of [`Kitex`](format::Kitex), of grpc-go ([`EtcdNaming`](format::EtcdNaming)), of go-zero
@@ -27,11 +27,9 @@
 //! # A server
 //!
 //! ```no_run
-//! use tonic::transport::{Server, server::TcpIncoming};
+//! use tonic::transport::server::TcpIncoming;
 //! use tonic_etcd::{Instance, Registry, shutdown_signal};
-//! # use tonic::server::NamedService;
 //! # #[derive(Clone)] struct Echo;
-//! # impl NamedService for Echo { const NAME: &'static str = "echo"; }
 //! # impl tower::Service<http::Request<tonic::body::Body>> for Echo {
 //! #     type Response = http::Response<tonic::body::Body>;
 //! #     type Error = std::convert::Infallible;
@@ -48,11 +46,8 @@
 //! let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
 //! let incoming = TcpIncoming::bind("0.0.0.0:50051".parse()?)?;
 //! let registration = registry.registration(Instance::new("echo", incoming.local_addr()?)).build()?;
-//! Server::builder()
-//!     .layer(registration.layer())
-//!     .add_service(Echo) // any generated server
-//!     .serve_with_incoming_shutdown(registration.incoming(incoming), registration.deregister_on(shutdown_signal()))
-//!     .await?;
+//! // Echo is any generated server, or several of them as Routes.
+//! registration.serve(Echo, incoming, shutdown_signal()).await?;
 //! # Ok(())
 //! # }
 //! ```
@@ -76,6 +71,12 @@
 //! ([`RegistrySet`]), so that a service can move from one to the other. [`server::Drain`] shuts any tonic server down
 //! gracefully, without etcd.
 //!
+//! # Logs
+//!
+//! What happens to registrations, watches and connections is told by `tracing` events of the target `tonic_etcd`: install a
+//! subscriber, `tracing_subscriber::fmt().init()` for example. At INFO and above it says what an operator has to know: each
+//! registration that begins, is lost or ends, and each outage of an etcd member.
+//!
 //! # Modules
 //!
 //! At the root stands what a first program needs; the rest is in modules.
@@ -86,7 +87,7 @@
 //! | [`policy`], [`outlier`], [`retry`] | how instances are picked and left out, and calls made again |
 //! | [`mod@format`] | how keys and values look in etcd |
 //! | [`registration`], [`server`] | the status of a registration; the server around it, or without one |
-//! | [`snapshot`], [`address`] | sets of instances, and parts of addresses |
+//! | [`snapshot`], [`address`], [`tags`] | sets of instances, and parts of what is known of one |
 //! | [`testing`] | test benches |
 //! | [`kitex`] | Kitex's names and ours |
 //!
@@ -130,7 +131,7 @@ pub use tower::discover::Change;
 
 pub use self::channel::{BalancedChannel, ChannelBuilder};
 pub use self::discover::Discover;
-pub use self::error::{ConfigError, RegistrationEnded, RegistryError};
+pub use self::error::{ConfigError, RegistrationEnded, RegistryError, StartError};
 pub use self::etcd::Credentials;
 pub use self::instance::{Address, Instance, ServiceName};
 pub use self::register::{

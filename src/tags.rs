@@ -1,4 +1,4 @@
-//! The tags of an instance: [`Tags`](crate::Tags) is at the root.
+//! The tags of an instance: [`Tags`] is at the root.
 //!
 //! They are kept in two blocks of memory whatever their number: a client knows those of 100,000 instances.
 

@@ -71,7 +71,11 @@ impl Endpoints {
         tls: Option<&Tls>,
         dial_timeout: Duration,
     ) -> Result<Self, ConfigError> {
-        let dialling = Dialling::new(tls, dial_timeout)?;
+        #[cfg(feature = "_tls")]
+        let tls = tls.map(Tls::build).transpose()?;
+        #[cfg(not(feature = "_tls"))]
+        let tls = tls.copied();
+        let dialling = Dialling::new(tls, dial_timeout);
         let named = watch::Sender::new(Arc::new(dialling.targets(urls)?));
         let state = State { ask_at: None, pauses: Backoff::new(PAUSE_FIRST, PAUSE_MAX), logged: None };
         Ok(Self { dialling, provider, named, state: Mutex::new(state) })

@@ -19,9 +19,9 @@ pub(crate) type Tls = crate::tls::ClientTls;
 pub(crate) type Tls = std::convert::Infallible;
 
 #[cfg(feature = "_tls")]
-type Client = crate::tls::TlsClient;
+pub(super) type Client = crate::tls::TlsClient;
 #[cfg(not(feature = "_tls"))]
-type Client = std::convert::Infallible;
+pub(super) type Client = std::convert::Infallible;
 
 /// One member, as it is dialled.
 #[derive(Debug, Clone)]
@@ -54,10 +54,7 @@ impl Target {
 
     /// Whether it is dialled without TLS.
     pub(super) fn is_plain(&self) -> bool {
-        #[cfg(feature = "_tls")]
-        return self.secure.is_none();
-        #[cfg(not(feature = "_tls"))]
-        true
+        self.name.starts_with("http://")
     }
 
     /// The same member, with more patience while it has no time for pings.
@@ -73,15 +70,8 @@ pub(super) struct Dialling {
 }
 
 impl Dialling {
-    /// # Errors
-    ///
-    /// TLS without trusted roots.
-    pub(super) fn new(tls: Option<&Tls>, timeout: Duration) -> Result<Self, ConfigError> {
-        #[cfg(feature = "_tls")]
-        let tls = tls.map(Tls::build).transpose()?;
-        #[cfg(not(feature = "_tls"))]
-        let tls = tls.copied();
-        Ok(Self { tls, timeout })
+    pub(super) fn new(tls: Option<Client>, timeout: Duration) -> Self {
+        Self { tls, timeout }
     }
 
     /// Checks the URLs of a cluster's members. `host:port` without a scheme is `https` with TLS and `http` without.
@@ -221,7 +211,7 @@ mod tests {
         ] {
             assert!(parse(url).is_err(), "{url:?} must be refused");
         }
-        let dialling = Dialling::new(None, Duration::from_secs(1)).expect("there are no options");
+        let dialling = Dialling::new(None, Duration::from_secs(1));
         assert!(matches!(dialling.targets(&[]), Err(ConfigError::NoEndpoints)), "an empty list must be refused");
     }
 

@@ -14,6 +14,7 @@ use super::server::{DEFAULT_LIMIT, Drain};
 use super::status::RegistrationStatus;
 use crate::error::ConfigError;
 use crate::instance::{Instance, ServiceName};
+use crate::trouble::Trouble;
 
 /// The options of a [`Registration`]. Made by [`Registry::registration`](crate::Registry::registration).
 #[derive(Debug)]
@@ -199,7 +200,8 @@ impl RegistrationBuilder {
         let (spec, specs) = watch::channel(Spec { instance, paused: false, leave: false });
         let (publisher, status) = watch::channel(RegistrationStatus::Unregistered);
         let desired = DesiredState::new(specs, self.health.clone());
-        let task = LeaseTask::new(Claims::new(self.registrar, config), self.retry, desired, publisher);
+        let trouble = Trouble::default();
+        let task = LeaseTask::new(Claims::new(self.registrar, config), self.retry, desired, publisher, trouble.clone());
         Ok(Registration::new(Shared {
             address,
             service,
@@ -207,6 +209,7 @@ impl RegistrationBuilder {
             spec,
             updates: Mutex::new(()),
             status,
+            trouble,
             unstarted: Mutex::new(Some(task)),
             drain,
             propagation_pause: self.propagation_pause,

@@ -15,10 +15,11 @@ use super::desired::{HealthSource, Spec};
 use super::lease::LeaseTask;
 use super::server::{Drain, DrainLayer, Incoming};
 use super::status::{RegistrationStatus, StatusChanges};
-use crate::error::{ConfigError, RegistrationEnded};
+use crate::error::{ConfigError, RegistrationEnded, StartError};
 use crate::etcd::{MAX_SEGMENT, MAX_VALUE};
 use crate::format::{Entry, Format};
 use crate::instance::{Address, Instance, ServiceName};
+use crate::trouble::Trouble;
 
 /// One instance that is kept in etcd. A cheap handle; clones are the same registration.
 ///
@@ -50,6 +51,8 @@ pub(super) struct Shared {
     /// Held while the instance is changed, so that updates come one after the other.
     pub(super) updates: Mutex<()>,
     pub(super) status: watch::Receiver<RegistrationStatus>,
+    /// How the last attempt to register failed.
+    pub(super) trouble: Trouble,
     /// The task, until the start.
     pub(super) unstarted: Mutex<Option<LeaseTask>>,
     pub(super) drain: Drain,
@@ -125,10 +128,12 @@ impl Registration {
         }
     }
 
-    /// Waits until the key is in etcd under our lease.
+    /// Starts the registration, if it was not started, and waits until the key is in etcd under our lease: for ever,
+    /// where etcd is. [`start_within`](Self::start_within) has a limit.
     ///
-    /// A server that is to fail rather than serve unregistered calls [`start`](Self::start), waits for this with a
-    /// timeout, and then serves. Without a start this waits for ever.
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
     ///
     /// # Errors
     ///
@@ -136,8 +141,9 @@ impl Registration {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: it only watches the status.
+    /// Cancel safe: the registration goes on.
     pub async fn registered(&self) -> Result<(), RegistrationEnded> {
+        self.start();
         let mut status = self.shared.status.clone();
         let reached = status
             .wait_for(|status| matches!(status, RegistrationStatus::Registered { .. }) || status.has_ended())
@@ -145,6 +151,39 @@ impl Registration {
         match reached.as_deref() {
             Ok(RegistrationStatus::Registered { .. }) => Ok(()),
             _ => Err(RegistrationEnded),
+        }
+    }
+
+    /// Starts the registration and waits until the key is in etcd, for a server that is to fail rather than serve
+    /// unregistered. After an error the registration goes on being tried, until its last handle is dropped.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # async fn example(
+    /// #     registration: tonic_etcd::Registration, service: tonic::service::Routes,
+    /// #     incoming: tonic::transport::server::TcpIncoming,
+    /// # ) -> Result<(), Box<dyn std::error::Error>> {
+    /// registration.start_within(Duration::from_secs(10)).await?;
+    /// registration.serve(service, incoming, tonic_etcd::shutdown_signal()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::TimedOut`], with how the last attempt failed; [`StartError::Ended`].
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the registration goes on.
+    pub async fn start_within(&self, limit: Duration) -> Result<(), StartError> {
+        match timeout(limit, self.registered()).await {
+            Ok(registered) => Ok(registered?),
+            Err(_) => Err(StartError::TimedOut { limit, last_error: self.shared.trouble.get() }),
         }
     }
 

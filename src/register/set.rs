@@ -1,37 +1,32 @@
 //! The registrations of one server as one handle: they start together and leave together, with one drain.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
 
 use super::registration::Registration;
 use super::server::{DEFAULT_LIMIT, Drain, DrainLayer, Incoming};
-use crate::error::RegistrationEnded;
+use crate::error::{RegistrationEnded, StartError};
 
 /// The registrations of one server that has several: in more than one registry or format, or as more than one
 /// service. A cheap handle; clones are the same registrations.
 ///
-/// A server uses it like one [`Registration`], in the same three places. Each registration keeps a status of its own,
+/// A server uses it like one [`Registration`]. Each registration keeps a status of its own,
 /// and is paused, updated or taken out by its own handle ([`iter`](Self::iter)).
 ///
 /// ```no_run
-/// use tonic::transport::{Server, server::TcpIncoming};
+/// use tonic::transport::server::TcpIncoming;
 /// use tonic_etcd::{Instance, RegistrationSet, Registry, shutdown_signal};
 /// use tonic_etcd::format::EtcdNaming;
 ///
-/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// # async fn example(service: tonic::service::Routes) -> Result<(), Box<dyn std::error::Error>> {
 /// let old = Registry::builder(["http://127.0.0.1:2379"]).build()?;
 /// let new = Registry::builder(["http://127.0.0.1:2379"]).format(EtcdNaming).build()?;
 /// let incoming = TcpIncoming::bind("0.0.0.0:50051".parse()?)?;
 /// let instance = Instance::new("echo", incoming.local_addr()?);
 /// let registrations = RegistrationSet::new([old.registration(instance.clone()).build()?, new.registration(instance).build()?]);
-///
-/// let mut server = Server::builder().layer(registrations.layer());
-/// // server.add_service(..).serve_with_incoming_shutdown(
-/// //     registrations.incoming(incoming),
-/// //     registrations.deregister_on(shutdown_signal()),
-/// // ).await?;
-/// # let _ = (registrations.incoming(incoming), registrations.deregister_on(shutdown_signal()));
+/// registrations.serve(service, incoming, shutdown_signal()).await?;
 /// # Ok(())
 /// # }
 /// ```
@@ -102,7 +97,11 @@ impl RegistrationSet {
         self.iter().for_each(Registration::start);
     }
 
-    /// Waits until all keys are in etcd under our leases. Without a start this waits for ever.
+    /// Starts all registrations that were not started, and waits until their keys are in etcd under our leases.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
     ///
     /// # Errors
     ///
@@ -110,9 +109,26 @@ impl RegistrationSet {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: it only watches the statuses.
+    /// Cancel safe: the registrations go on.
     pub async fn registered(&self) -> Result<(), RegistrationEnded> {
         try_join_all(self.iter().map(Registration::registered)).await.map(drop)
+    }
+
+    /// Starts all registrations and waits until their keys are in etcd, as [`Registration::start_within`] does.
+    ///
+    /// # Errors
+    ///
+    /// Of the first of them that fails.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the registrations go on.
+    pub async fn start_within(&self, limit: Duration) -> Result<(), StartError> {
+        try_join_all(self.iter().map(|registration| registration.start_within(limit))).await.map(drop)
     }
 
     /// Ends all registrations for good, at once: at most 3 s for all of them together.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tonic::{Code, Status};
-use tonic_etcd::{ClientTls, Registry, RegistryBuilder};
+use tonic_etcd::{ClientTls, Instance, Registry, RegistryBuilder, StartError};
 
 use crate::auth::{PASSWORD, add_users};
 use crate::support::etcd::{Etcd, free_port};
@@ -18,6 +18,25 @@ async fn status(registry: RegistryBuilder) -> Status {
     let call = client.unary_echo(EchoRequest::default());
     let answer = tokio::time::timeout(Duration::from_secs(30), call).await.expect("it does not wait for ever");
     answer.expect_err("there is no server")
+}
+
+/// A server that gives up after a second says why.
+#[tokio::test]
+async fn a_server_that_cannot_register_in_time_is_told_why() {
+    let url = format!("http://127.0.0.1:{}", free_port());
+    let registry = Registry::builder([&url]).build().expect("a good URL");
+    let instance = Instance::new("hello", std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
+    let registration = registry.registration(instance).build().expect("good options");
+    let error = registration.start_within(Duration::from_secs(2)).await.expect_err("there is no etcd");
+    assert!(matches!(error, StartError::TimedOut { .. }), "{error}");
+    for shown in [error.to_string(), format!("{error:?}")] {
+        for part in ["not registered within 2s", &url, "Connection refused"] {
+            assert!(shown.contains(part), "{part:?} is missing in {shown:?}");
+        }
+    }
+    registration.deregister().await;
+    let ended = registration.start_within(Duration::from_secs(2)).await.expect_err("it has ended");
+    assert!(matches!(ended, StartError::Ended(_)), "{ended}");
 }
 
 fn says(status: &Status, parts: &[&str]) {

@@ -194,7 +194,7 @@ impl Call {
                 None => Verdict::Done(Err(self.last.take().map_or(status, |last| last.status))),
             }),
             None => {
-                let status = status::deadline_exceeded("an instance that can take the call");
+                let status = status::deadline_exceeded(&self.handle.queue.awaited());
                 Err(Verdict::Done(Err(status)))
             }
         }

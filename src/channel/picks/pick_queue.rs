@@ -113,6 +113,13 @@ impl PickQueue {
         self.instances.store(Arc::new(InstanceList::empty()));
     }
 
+    /// What a call waits for, and why there is none, in words.
+    pub(crate) fn awaited(&self) -> String {
+        let state = self.state.load();
+        let colon = if state.reason.is_empty() { "" } else { ": " };
+        format!("an instance of {} that can take the call{colon}{}", self.label, state.reason)
+    }
+
     /// The key that the policy makes of a request.
     ///
     /// # Errors

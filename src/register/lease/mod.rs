@@ -4,6 +4,7 @@ mod claims;
 mod keepalive;
 mod own_key;
 mod pace;
+mod setbacks;
 mod streams;
 mod task;
 

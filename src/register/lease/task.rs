@@ -27,12 +27,14 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::claims::{ClaimOutcome, Claims, GrantOutcome};
 use super::keepalive::{Lease, keep};
 use super::own_key::{Observer, observe};
+use super::setbacks::Setbacks;
 use crate::backoff::{Backoff, spread};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE, hex};
 use crate::register::desired::DesiredState;
 use crate::register::retry::RetryConfig;
 use crate::register::status::RegistrationStatus;
+use crate::trouble::Trouble;
 
 /// One registration, before its start and while it runs.
 pub(crate) struct LeaseTask {
@@ -43,6 +45,7 @@ pub(crate) struct LeaseTask {
     backoff: Backoff,
     /// The backoff from members that cannot take a grant or a claim, each for a reason of its own.
     busy_backoff: Backoff,
+    setbacks: Setbacks,
     /// How many grants and claims have failed in a row.
     failures: u32,
     /// Whether the key was claimed under the present lease.
@@ -105,10 +108,12 @@ impl LeaseTask {
         retry: RetryConfig,
         desired: DesiredState,
         status: watch::Sender<RegistrationStatus>,
+        trouble: Trouble,
     ) -> Self {
         let backoff = Backoff::new(retry.retry_delay, retry.retry_delay.max(RETRY_MAX));
         let busy_backoff = Backoff::new(retry.retry_delay, retry.retry_delay.max(REFUSED_PAUSE));
-        Self { claims, retry, desired, status, backoff, busy_backoff, failures: 0, is_held: false, restored: None }
+        let (setbacks, failures, is_held, restored) = (Setbacks::new(trouble), 0, false, None);
+        Self { claims, retry, desired, status, backoff, busy_backoff, setbacks, failures, is_held, restored }
     }
 
     /// Keeps the instance registered until it is to leave, and then takes it out.
@@ -236,6 +241,7 @@ impl LeaseTask {
             ClaimOutcome::Claimed(revision) => {
                 self.backoff.reset();
                 self.busy_backoff.reset();
+                self.setbacks.on_registered();
                 (self.failures, self.is_held) = (0, true);
                 self.claims.expect_drain(&instance, lease.id);
                 tracing::info!(key, lease = hex(lease.id), "registered");
@@ -461,12 +467,9 @@ impl LeaseTask {
             EtcdErrorKind::Split => spread(SPLIT_PAUSE, 0.1),
             _ => self.backoff.next(),
         };
-        if error.is_final() {
-            tracing::warn!(error = chain(error), ?wait, "etcd refuses the registration; it is tried again");
-        } else {
-            tracing::debug!(error = chain(error), ?wait, "registration is tried again");
-        }
-        Instant::now() + wait
+        let now = Instant::now();
+        self.setbacks.on_failure(error, wait, self.is_held, now);
+        now + wait
     }
 }
 

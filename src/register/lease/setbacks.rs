@@ -1,0 +1,87 @@
+//! A registration that cannot begin: what keeps it, for whoever waits for it and for the log.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::error::{EtcdError, EtcdErrorKind, chain};
+use crate::trouble::Trouble;
+
+/// The failures in a row of a registration that is not in etcd.
+pub(super) struct Setbacks {
+    trouble: Trouble,
+    since: Option<Instant>,
+    logged: Option<Instant>,
+}
+
+impl Setbacks {
+    /// `trouble` is told how the last attempt failed.
+    pub(super) fn new(trouble: Trouble) -> Self {
+        Self { trouble, since: None, logged: None }
+    }
+
+    /// An attempt failed and is made again after `wait`: to register, or, where it is held, to change what is there.
+    pub(super) fn on_failure(&mut self, error: &EtcdError, wait: Duration, is_held: bool, now: Instant) {
+        let reason = chain(error);
+        if error.is_final() {
+            tracing::warn!(error = reason, ?wait, "etcd refuses the registration; it is tried again");
+        } else {
+            tracing::debug!(error = reason, ?wait, "registration is tried again");
+        }
+        // What it was withheld for was told before.
+        if is_held || error.kind == EtcdErrorKind::Withheld {
+            return;
+        }
+        let lasts = now - *self.since.get_or_insert(now);
+        if lasts >= LOG_AFTER && self.logged.is_none_or(|logged| now >= logged + LOG_INTERVAL) {
+            self.logged = Some(now);
+            tracing::warn!(reason, ?lasts, "the instance is not registered yet; it is tried again and again");
+        }
+        self.trouble.set(reason);
+    }
+
+    pub(super) fn on_registered(&mut self) {
+        self.trouble.clear();
+        (self.since, self.logged) = (None, None);
+    }
+}
+
+/// How long a registration may fail before the log says so: most etcds that restart are back by then.
+const LOG_AFTER: Duration = Duration::from_secs(5);
+
+/// How often the log says so.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_log::Log;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn error(kind: EtcdErrorKind) -> EtcdError {
+        EtcdError { kind, member: "http://a:1".into(), operation: "grant", key: "7".into(), source: Some("no".into()) }
+    }
+
+    #[test]
+    fn failures_are_logged_after_five_seconds_and_once_a_minute_until_it_is_registered() {
+        let (trouble, start) = (Trouble::default(), Instant::now());
+        let (log, _guard) = Log::capture();
+        let mut setbacks = Setbacks::new(trouble.clone());
+        let fail = |setbacks: &mut Setbacks, seconds: u32| {
+            setbacks.on_failure(&error(EtcdErrorKind::Unreachable), SECOND, false, start + seconds * SECOND);
+            log.count("is not registered yet")
+        };
+        assert_eq!([0, 1, 4, 5, 6, 64, 65].map(|at| fail(&mut setbacks, at)), [0, 0, 0, 1, 1, 1, 2]);
+        let told = trouble.get().expect("it failed");
+        assert!(told.contains("http://a:1") && told.ends_with("no"), "{told}");
+        setbacks.on_failure(&error(EtcdErrorKind::Withheld), SECOND, false, start + 66 * SECOND);
+        assert_eq!(trouble.get().as_deref(), Some(&*told), "nothing was tried");
+        setbacks.on_failure(&error(EtcdErrorKind::Denied), SECOND, true, start + 67 * SECOND);
+        assert_eq!(trouble.get().as_deref(), Some(&*told), "it is registered");
+        assert_eq!(log.count("etcd refuses the registration"), 1);
+        setbacks.on_registered();
+        assert_eq!(trouble.get(), None);
+        assert_eq!([70, 74, 75].map(|at| fail(&mut setbacks, at)), [2, 2, 3], "it begins anew");
+    }
+}
