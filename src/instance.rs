@@ -88,8 +88,8 @@ impl fmt::Display for ServiceName {
 
 /// Where an instance listens: an IP address or a DNS name, and a port.
 ///
-/// The text form is `host:port` with IPv6 in brackets. Two spellings of one IP address are equal, and so are two of one
-/// DNS name that differ in case only. Parsing checks the form; whether clients may be sent there is checked when an
+/// The text form is `host:port` with IPv6 in brackets. Two spellings of one IP address are equal, an IPv4 address
+/// within IPv6 among them, and so are two of one DNS name that differ in case only. Parsing checks the form; whether clients may be sent there is checked when an
 /// instance is registered or read (unspecified, multicast, link-local and broadcast addresses and port 0 are refused).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address {
@@ -153,7 +153,7 @@ pub(crate) fn refused_range(ip: IpAddr) -> Option<&'static str> {
 
 impl From<SocketAddr> for Address {
     fn from(address: SocketAddr) -> Self {
-        Self { host: Host::Ip(address.ip()), port: address.port() }
+        Self { host: Host::Ip(address.ip().to_canonical()), port: address.port() }
     }
 }
 
@@ -215,7 +215,7 @@ impl FromStr for Address {
 pub(crate) fn parse_host(host: &str) -> Result<Host, &'static str> {
     if let Some(v6) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         return match v6.parse::<Ipv6Addr>() {
-            Ok(ip) => Ok(Host::Ip(ip.into())),
+            Ok(ip) => Ok(Host::Ip(IpAddr::from(ip).to_canonical())),
             Err(_) => Err("what stands in brackets is no IPv6 address"),
         };
     }
@@ -349,6 +349,7 @@ mod tests {
             ("[0:0::0:1]:80", "[::1]:80"),
             ("Echo.Example.com:65535", "echo.example.com:65535"),
             ("my_host:1", "my_host:1"),
+            ("[::ffff:10.0.0.1]:80", "10.0.0.1:80"),
         ] {
             assert_eq!(text.parse::<Address>().expect(text).to_string(), shown);
         }

@@ -9,10 +9,12 @@
 //! the pace of attempts are the cluster's own.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use http::Uri;
 
 use super::connection::Connection;
 use super::credentials::Provider;
@@ -54,6 +56,26 @@ impl Cluster {
         tracing::info!(?before, now = ?next, "etcd has other members");
         self.generation.store(next.clone());
         next
+    }
+
+    /// The address of the first member, if its URL holds one.
+    pub(crate) fn ip(&self) -> Option<IpAddr> {
+        self.hosts().first()?.parse().ok()
+    }
+
+    /// Whether a member is on this host, by its URL.
+    pub(crate) fn is_local(&self) -> bool {
+        let is_local = |host: &String| host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+        self.hosts().iter().any(is_local)
+    }
+
+    /// The hosts of the URLs.
+    fn hosts(&self) -> Vec<String> {
+        let members = self.current();
+        let host = |index| {
+            members.name(index).parse::<Uri>().ok()?.host().map(|host| host.trim_matches(['[', ']']).to_owned())
+        };
+        (0..members.len()).filter_map(host).collect()
     }
 
     /// Makes one call, on each member of now until one answers, and on those that replaced them meanwhile: see

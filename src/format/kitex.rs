@@ -27,6 +27,10 @@ impl Format for Kitex {
         "kitex/registry-etcd"
     }
 
+    fn honours_kitex_environment(&self) -> bool {
+        true
+    }
+
     fn segment(&self, entry: &Entry<'_>) -> String {
         entry.instance.address.to_string()
     }

@@ -88,6 +88,11 @@ pub trait Format: fmt::Debug + Send + Sync + 'static {
     /// Whether a value can carry the draining mark, with which a server announces that it leaves.
     fn carries_draining(&self) -> bool;
 
+    /// Whether registrations honour [Kitex's environment variables](crate::kitex). Defaults to false.
+    fn honours_kitex_environment(&self) -> bool {
+        false
+    }
+
     /// A value that is in etcd already, with the draining mark added and nothing else changed: what
     /// [`Registry::drain`](crate::Registry::drain) writes. It must be what [`encode`](Self::encode) makes of the same
     /// entry when it is draining.

@@ -1,5 +1,6 @@
-//! Which address to publish: an explicit one, else that of Kitex's environment, else the listener's, and where the
-//! listener listens everywhere, the first address of an interface that it listens on and that other hosts can reach.
+//! Which address to publish: an explicit one, else that of Kitex's environment, else the listener's; and where the
+//! listener listens everywhere, that of Kubernetes' `POD_IP`, else that on the way to etcd, else the first address of an
+//! interface that it listens on and that other hosts can reach.
 
 use std::net::IpAddr;
 
@@ -15,11 +16,13 @@ pub(super) struct Advertised {
     pub(super) is_bound: bool,
 }
 
-/// Chooses the address. `variable` reads the environment, `interfaces` lists the machine's addresses.
+/// Chooses the address. `variable` reads the environment, `route` tells the address that the machine has towards others,
+/// of IPv6 only if that is wanted, and `interfaces` lists all that it has.
 pub(super) fn advertise(
     explicit: Option<&str>,
     listener: &Address,
     variable: impl Fn(&str) -> Option<String>,
+    route: impl FnOnce(bool) -> Option<IpAddr>,
     interfaces: impl FnOnce() -> std::io::Result<Vec<IpAddr>>,
 ) -> Result<Advertised, ConfigError> {
     if let Some(explicit) = explicit {
@@ -40,7 +43,10 @@ pub(super) fn advertise(
     let everywhere = unspecified(listener);
     let host = match (host, everywhere) {
         (Some(value), _) => host_in_variable(&value)?,
-        (None, Some(ip)) => Host::Ip(first_reachable(ip, &interfaces().map_err(interface_error)?)?),
+        (None, Some(ip)) => Host::Ip(match pod_ip(&variable)?.or_else(|| route(ip.is_ipv6())) {
+            Some(reachable) => reachable,
+            None => first_reachable(ip, &interfaces().map_err(interface_error)?)?,
+        }),
         (None, None) => listener.host().clone(),
     };
     let address = Address::new(host, port);
@@ -58,6 +64,14 @@ fn host_in_variable(value: &str) -> Result<Host, ConfigError> {
         value: value.to_owned(),
         expected: "an IP address or a DNS name",
     })
+}
+
+/// What a pod's definition says that its address is.
+fn pod_ip(variable: impl Fn(&str) -> Option<String>) -> Result<Option<IpAddr>, ConfigError> {
+    let Some(value) = variable(POD_VARIABLE).filter(|value| !value.is_empty()) else { return Ok(None) };
+    let ip = value.parse::<IpAddr>().map(|ip| ip.to_canonical());
+    let expected = "an IP address";
+    ip.map(Some).map_err(|_| ConfigError::Environment { variable: POD_VARIABLE, value, expected })
 }
 
 /// The IP of a listener that listens everywhere.
@@ -91,6 +105,9 @@ fn interface_error(source: std::io::Error) -> ConfigError {
 /// Kitex's variable for the published host.
 const IP_VARIABLE: &str = "KITEX_IP_TO_REGISTRY";
 
+/// The variable that a pod's definition gives its address, by convention.
+const POD_VARIABLE: &str = "POD_IP";
+
 /// Kitex's variable for the published port.
 const PORT_VARIABLE: &str = "KITEX_PORT_TO_REGISTRY";
 
@@ -101,12 +118,38 @@ mod tests {
     fn choose(explicit: Option<&str>, listener: &str, environment: &[(&str, &str)]) -> Result<Advertised, ConfigError> {
         let variable =
             |name: &str| environment.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        let route = |_| None;
         let interfaces = || {
             Ok(["127.0.0.1", "fe80::1", "169.254.0.9", "10.0.0.7", "10.0.0.8"]
                 .map(|ip| ip.parse().expect("an IP"))
                 .to_vec())
         };
-        advertise(explicit, &listener.parse().expect("an address"), variable, interfaces)
+        advertise(explicit, &listener.parse().expect("an address"), variable, route, interfaces)
+    }
+
+    #[test]
+    fn a_server_that_listens_everywhere_is_where_its_pod_is_or_where_the_route_to_etcd_begins() {
+        let chosen = |listener: &str, pod: Option<&str>| {
+            let variable = |name: &str| pod.filter(|_| name == POD_VARIABLE).map(str::to_owned);
+            let route = |takes_v6| {
+                let ip = if takes_v6 { "2001:db8::7" } else { "10.0.0.9" };
+                Some(ip.parse().expect("an IP"))
+            };
+            let interfaces = || Ok(vec!["172.17.0.1".parse().expect("an IP")]);
+            advertise(None, &listener.parse().expect("an address"), variable, route, interfaces)
+                .map(|advertised| (advertised.address.to_string(), advertised.is_bound))
+        };
+        for (listener, pod, address) in [
+            ("0.0.0.0:80", None, "10.0.0.9:80"),
+            ("[::]:80", None, "[2001:db8::7]:80"),
+            ("0.0.0.0:80", Some("10.1.1.1"), "10.1.1.1:80"),
+            ("0.0.0.0:80", Some(""), "10.0.0.9:80"),
+            ("127.0.0.1:80", Some("10.1.1.1"), "127.0.0.1:80"),
+        ] {
+            assert_eq!(chosen(listener, pod).expect(listener), (address.to_owned(), true), "{listener} {pod:?}");
+        }
+        let error = chosen("0.0.0.0:80", Some("here")).expect_err("that is no address");
+        assert!(error.to_string().contains("POD_IP"), "{error}");
     }
 
     #[test]

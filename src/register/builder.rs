@@ -10,10 +10,11 @@ use super::desired::{DesiredState, HealthSource, Spec};
 use super::lease::{ClaimConfig, Claims, LeaseTask, Registrar, random};
 use super::registration::{Registration, Shared, check_value};
 use super::retry::RetryConfig;
+use super::route;
 use super::server::{DEFAULT_LIMIT, Drain};
 use super::status::RegistrationStatus;
 use crate::error::ConfigError;
-use crate::instance::{Instance, ServiceName};
+use crate::instance::{Address, Host, Instance, ServiceName};
 use crate::trouble::Trouble;
 
 /// The options of a [`Registration`]. Made by [`Registry::registration`](crate::Registry::registration).
@@ -24,6 +25,8 @@ pub struct RegistrationBuilder {
     instance: Instance,
     advertise: Option<String>,
     ttl: Option<Duration>,
+    /// Whether Kitex's environment was asked for.
+    is_kitex: bool,
     default_ttl: Duration,
     propagation_pause: Duration,
     drain_limit: Duration,
@@ -38,6 +41,7 @@ impl RegistrationBuilder {
             instance,
             advertise: None,
             ttl: None,
+            is_kitex: false,
             default_ttl: DEFAULT_TTL,
             propagation_pause: DEFAULT_PROPAGATION_PAUSE,
             drain_limit: DEFAULT_LIMIT,
@@ -48,16 +52,20 @@ impl RegistrationBuilder {
 
     /// The `host:port` to publish instead of the instance's own address, for a server behind a port mapping.
     ///
-    /// Defaults to `KITEX_IP_TO_REGISTRY` and `KITEX_PORT_TO_REGISTRY`, which count for every format, or else to the
-    /// instance's address. Where that is unspecified (`0.0.0.0`, `::`), the host is the first IPv4 address of an
-    /// interface that is neither loopback nor link-local, or the first such IPv6 address on a host without one.
+    /// Defaults to the instance's address; with the Kitex format, or after [`kitex`](Self::kitex), to what
+    /// `KITEX_IP_TO_REGISTRY` and `KITEX_PORT_TO_REGISTRY` say before that. Where the instance's host is unspecified
+    /// (`0.0.0.0`, `::`), it is that of `POD_IP`, or else the address that this host has on its route to etcd, or else to
+    /// anywhere, or else the first IPv4 address of an interface that is neither loopback nor link-local, or the first such
+    /// IPv6 address on a host without one.
+    ///
+    /// A loopback address is published as it is, with a warning unless etcd is on the loopback, too.
     pub fn advertise(mut self, address: impl Into<String>) -> Self {
         self.advertise = Some(address.into());
         self
     }
 
     /// How long the registration outlives a crash: 1 s to a day, in whole seconds (rounded up). Defaults to
-    /// `KITEX_ETCD_REGISTRY_LEASE_TTL`, which counts for every format, or else to 15 s.
+    /// `KITEX_ETCD_REGISTRY_LEASE_TTL`, with the Kitex format or after [`kitex`](Self::kitex), or else to 15 s.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self
@@ -122,6 +130,7 @@ impl RegistrationBuilder {
     /// [All of Kitex's options](crate::kitex) have a counterpart.
     pub fn kitex(mut self) -> Self {
         self.ttl = None;
+        self.is_kitex = true;
         self.default_ttl = KITEX_TTL;
         self.propagation_pause = KITEX_PROPAGATION_PAUSE;
         self.drain_limit = KITEX_DRAIN_LIMIT;
@@ -175,17 +184,23 @@ impl RegistrationBuilder {
     pub fn build(self) -> Result<Registration, ConfigError> {
         let mut instance = self.instance;
         let service: ServiceName = instance.service.parse()?;
-        let variable = |name: &str| std::env::var(name).ok();
+        let is_kitex = self.is_kitex || self.registrar.format.honours_kitex_environment();
+        let variable = |name: &str| std::env::var(name).ok().filter(|_| is_kitex || !name.starts_with("KITEX_"));
+        let route = |takes_v6| route::source(self.registrar.cluster.ip(), takes_v6);
         let interfaces = || Ok(if_addrs::get_if_addrs()?.into_iter().map(|interface| interface.ip()).collect());
-        let advertised = advertise(self.advertise.as_deref(), &instance.address, variable, interfaces)?;
+        let advertised = advertise(self.advertise.as_deref(), &instance.address, variable, route, interfaces)?;
         instance.address = advertised.address;
         instance.check_publishable()?;
+        if advertised_loopback(&instance.address) && !self.registrar.cluster.is_local() {
+            let (service, address) = (service.as_str(), &instance.address);
+            tracing::warn!(service, %address, "other hosts cannot reach a loopback address: publish another, by advertise(..)");
+        }
         let format = self.registrar.format.clone();
         check_value(&*format, &service, &instance)?;
         let ttl = if let Some(ttl) = self.ttl {
             check_ttl(ttl)?
         } else {
-            let variable = std::env::var(TTL_VARIABLE).ok().filter(|value| !value.is_empty());
+            let variable = variable(TTL_VARIABLE).filter(|value| !value.is_empty());
             variable.map_or(Ok(self.default_ttl), ttl_in)?
         };
         self.retry.check()?;
@@ -216,6 +231,10 @@ impl RegistrationBuilder {
             health: self.health,
         }))
     }
+}
+
+fn advertised_loopback(address: &Address) -> bool {
+    matches!(address.host(), Host::Ip(ip) if ip.is_loopback())
 }
 
 fn check_ttl(ttl: Duration) -> Result<Duration, ConfigError> {

@@ -7,7 +7,7 @@
 //!
 //! | module | what flows through it |
 //! | --- | --- |
-//! | `builder`, `advertise` | options, the environment and network interfaces, to a registration |
+//! | `builder`, `advertise`, `route` | options, the environment, routes and network interfaces, to a registration |
 //! | `registration`, `set` | what handles ask for, to the two rooms: one registration, or all those of a server |
 //! | `serve` | a tonic server, served with all of its places |
 //! | `desired`, `retry`, `status`, `health` | what is wanted, how often it is tried, and how far it came |
@@ -34,6 +34,7 @@ mod health;
 mod lease;
 mod registration;
 mod retry;
+mod route;
 mod serve;
 pub mod server;
 mod set;

@@ -19,7 +19,7 @@ use crate::instance::{Instance, ServiceName};
 /// What all registrations of a registry share.
 #[derive(Debug)]
 pub(crate) struct Registrar {
-    pub(super) cluster: Arc<Cluster>,
+    pub(crate) cluster: Arc<Cluster>,
     /// The part of keys before the service's name: empty, or ending in a slash.
     base: String,
     pub(crate) format: Arc<dyn Format>,
