@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::register::RegistrationStatus;
+
 /// An error of any type, as a cause.
 pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -136,9 +138,15 @@ fn at(path: Option<&PathBuf>) -> String {
 /// drained it. Its status tells the last two apart.
 ///
 /// Trying again does not help; build a new registration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[derive(Clone, Copy, PartialEq, Eq, Error)]
 #[error("the registration has ended")]
 pub struct RegistrationEnded;
+
+impl fmt::Debug for RegistrationEnded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 /// A registration is not in etcd within the time that it was given.
 ///
@@ -146,18 +154,29 @@ pub struct RegistrationEnded;
 #[derive(Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// etcd has not taken it yet. Trying again helps once the last failure is mended.
-    #[error("not registered within {limit:?}{}", after(": ", .last_error.as_deref()))]
+    /// It is not in etcd yet. Trying again helps once what keeps it is mended.
+    #[error("{service} is not registered within {limit:?}: {status}{}", after(": ", .last_error.as_deref()))]
+    #[non_exhaustive]
     TimedOut {
+        /// The service.
+        service: String,
         /// The time that it was given.
         limit: Duration,
-        /// How the last attempt failed, in words; none where the first one has not ended.
+        /// How far it is: registering, paused, held back by its health, or in conflict with another server.
+        status: RegistrationStatus,
+        /// How the last attempt failed, in words, while it is registering.
         last_error: Option<String>,
     },
 
     /// It has ended. Trying again does not help.
-    #[error(transparent)]
-    Ended(#[from] RegistrationEnded),
+    #[error("the registration of {service} has ended: {status}")]
+    #[non_exhaustive]
+    Ended {
+        /// The service.
+        service: String,
+        /// How it ended.
+        status: RegistrationStatus,
+    },
 }
 
 fn after(separator: &str, text: Option<&str>) -> String {
@@ -311,6 +330,17 @@ impl EtcdError {
         matches!(self.kind, Unreachable | Unavailable | Incapable | Deadline(_) | LoginPending | Tls)
     }
 
+    /// What callers of a service may hear of it: not what a provider of credentials said, nor who the user is.
+    pub(crate) fn outline(&self) -> String {
+        let Self { kind, member, operation, .. } = self;
+        let all = match (kind, *operation) {
+            (EtcdErrorKind::Login, "login") => format!("could not log in at {member}; the log says why"),
+            (_, "login") => format!("no login at {member}; the log says why"),
+            _ => chain(self),
+        };
+        all.chars().take(MOST_OF_A_FAILURE).collect()
+    }
+
     /// The causes in one line; empty where there is none.
     pub(crate) fn reason(&self) -> String {
         self.source.as_deref().map_or_else(String::new, |source| chain(source))
@@ -352,6 +382,9 @@ impl StdError for EtcdError {
         self.source.as_deref().map(|source| source as _)
     }
 }
+
+/// The most of a failure that goes into a status: it is sent in a header.
+const MOST_OF_A_FAILURE: usize = 500;
 
 /// An error with all of its causes in one line, for logs and for a status that must be a text.
 pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {

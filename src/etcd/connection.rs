@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::Instrument;
 
 use super::credentials::Credentials;
-use super::failure::{failure, hint};
+use super::failure::{add_hint, failure};
 use super::limits::CALL_LIMIT;
 use super::login::{Authentication, LoginFailure, Logins, NoCredentials, NoToken};
 use super::target::Target;
@@ -40,8 +40,16 @@ pub(crate) struct Connection {
     /// When the member was heard on it the last time.
     heard: Mutex<Option<Instant>>,
     streams: AtomicUsize,
-    /// Whether the member gives no signs of life on watches; the member's, for all its connections.
-    is_mute: Arc<AtomicBool>,
+    signs: Arc<Signs>,
+}
+
+/// What a member was seen to do, on any of its connections.
+#[derive(Debug, Default)]
+pub(super) struct Signs {
+    /// Whether it gives no signs of life on watches.
+    is_mute: AtomicBool,
+    /// Whether it was ever heard.
+    was_heard: AtomicBool,
 }
 
 /// The logins of the cluster, and the member's place there.
@@ -72,7 +80,7 @@ impl Connection {
         name: Arc<str>,
         target: &Target,
         logins: Option<MemberLogins>,
-        is_mute: Arc<AtomicBool>,
+        signs: Arc<Signs>,
     ) -> Result<Arc<Self>, EtcdError> {
         // Without a user `from_channel` does no I/O; with one it would log in, for itself and without a deadline. A
         // token is nothing that it takes from elsewhere: the channel below adds it.
@@ -99,7 +107,7 @@ impl Connection {
             was_asked: OnceCell::new(),
             heard: Mutex::new(None),
             streams: AtomicUsize::new(0),
-            is_mute,
+            signs,
         });
         if connection.logins.is_some() {
             connection.keep_token(dropped);
@@ -115,16 +123,15 @@ impl Connection {
     /// The member was heard on it.
     pub(crate) fn on_heard(&self) {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        if !self.signs.was_heard.load(Ordering::Relaxed) {
+            self.signs.was_heard.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Whether the member was heard on it that short a while ago.
     pub(crate) fn was_heard_within(&self, time: Duration) -> bool {
         let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         heard.is_some_and(|heard| heard.elapsed() <= time)
-    }
-
-    fn was_ever_heard(&self) -> bool {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// A stream is open on it until the guard is dropped: HTTP/2 pings go out meanwhile.
@@ -140,12 +147,12 @@ impl Connection {
 
     /// Whether its member gives no signs of life on watches.
     pub(super) fn is_mute(&self) -> bool {
-        self.is_mute.load(Ordering::Relaxed)
+        self.signs.is_mute.load(Ordering::Relaxed)
     }
 
     /// Its member gives none, on whichever connection; or it does after all, since another version took its place.
     pub(super) fn set_mute(&self, is_mute: bool) {
-        self.is_mute.store(is_mute, Ordering::Relaxed);
+        self.signs.is_mute.store(is_mute, Ordering::Relaxed);
     }
 
     /// The member's place in its cluster.
@@ -186,6 +193,7 @@ impl Connection {
     fn authenticate(&self, credentials: Credentials, member: usize) -> Authentication {
         let (name, channel) = (self.name.clone(), etcd_client::Channel::Tonic(self.target.patient().channel()));
         let Credentials { user, password } = credentials;
+        let (was_heard, is_plain) = (self.signs.was_heard.load(Ordering::Relaxed), self.target.is_plain());
         let authenticate = async move {
             let answer = async {
                 let options = ConnectOptions::new().with_require_leader(true);
@@ -208,7 +216,10 @@ impl Connection {
                 }
                 Err(error) => error,
             };
-            let error = failure(&name, LOGIN, &user, error);
+            let mut error = failure(&name, LOGIN, &user, error);
+            if !was_heard {
+                add_hint(&mut error, true, is_plain);
+            }
             let kind = if error.kind == EtcdErrorKind::Denied { EtcdErrorKind::Login } else { error.kind };
             Err(LoginFailure { kind, member: name, user, reason: error.reason() })
         };
@@ -274,7 +285,9 @@ impl Connection {
         let mut kv = self.kv.clone();
         let options = GetOptions::new().with_serializable().with_count_only();
         let read = timeout(limit, kv.get(ANY_KEY, Some(options))).await;
-        let is_answer = |error: ClientError| self.failure(SIGN, ANY_KEY, error).kind != EtcdErrorKind::Unreachable;
+        let is_answer = |error: ClientError| {
+            !matches!(self.failure(SIGN, ANY_KEY, error).kind, EtcdErrorKind::Unreachable | EtcdErrorKind::Tls)
+        };
         let has_answered = read.is_ok_and(|answer| answer.map_or_else(is_answer, |_| true));
         if has_answered {
             self.on_heard();
@@ -353,10 +366,8 @@ impl Connection {
 
     fn failure(&self, operation: &'static str, key: &str, error: ClientError) -> EtcdError {
         let mut error = failure(&self.name, operation, key, error);
-        let reason = error.reason();
-        let hint = hint(error.kind, &reason, self.logins.is_some(), self.target.is_plain() && !self.was_ever_heard());
-        if let Some(hint) = hint {
-            error.source = Some(format!("{reason}; {hint}").into());
+        if !self.signs.was_heard.load(Ordering::Relaxed) {
+            add_hint(&mut error, self.logins.is_some(), self.target.is_plain());
         }
         error.kind = self.as_seen_by_us(error.kind);
         error

@@ -3,8 +3,10 @@
 //! ```text
 //! Quiet --a member failed--> Asking --others are named--> streams, and the next calls, go to them
 //!   ^                          |
-//!   +-- after a pause ---------+   of a second, and twice as long each time, while nothing changes
+//!   +-- after a pause ---------+   of a second, and twice as long each time, while nothing changes and no other fails
 //! ```
+//!
+//! There is one question at a time, so that no late answer undoes a newer one.
 //!
 //! Only a failure asks: while all members that a process uses are well, it does not matter to it that others have new
 //! addresses. A member that is away is tried again now and then, and that fails, so that one that was replaced is found
@@ -12,7 +14,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -36,8 +38,11 @@ pub(crate) struct Endpoints {
 pub(crate) struct EndpointsProvider(Asked<Vec<String>>);
 
 struct State {
-    /// The provider is not asked before then.
-    ask_at: Option<Instant>,
+    is_asking: bool,
+    /// When the last question was answered in vain.
+    answered: Option<Instant>,
+    /// How long the provider is not asked after that.
+    pause: Duration,
     pauses: Backoff,
     /// When a provider that fails was logged the last time.
     logged: Option<Instant>,
@@ -77,7 +82,8 @@ impl Endpoints {
         let tls = tls.copied();
         let dialling = Dialling::new(tls, dial_timeout);
         let named = watch::Sender::new(Arc::new(dialling.targets(urls)?));
-        let state = State { ask_at: None, pauses: Backoff::new(PAUSE_FIRST, PAUSE_MAX), logged: None };
+        let pauses = Backoff::new(PAUSE_FIRST, PAUSE_MAX);
+        let state = State { is_asking: false, answered: None, pause: PAUSE_FIRST, pauses, logged: None };
         Ok(Self { dialling, provider, named, state: Mutex::new(state) })
     }
 
@@ -96,13 +102,17 @@ impl Endpoints {
         self.named.subscribe()
     }
 
-    /// A member failed: asks for the endpoints again, if there is somebody to ask and it is not too soon.
-    pub(super) fn on_failure(self: &Arc<Self>) {
-        if self.provider.is_none() || !self.state().begin(Instant::now()) {
+    /// A member failed: asks for the endpoints again, if there is somebody to ask and it is not too soon. `is_news` says that
+    /// it was well before.
+    pub(super) fn on_failure(self: &Arc<Self>, is_news: bool) {
+        if self.provider.is_none() || !self.state().begin(is_news, Instant::now()) {
             return;
         }
         let endpoints = Arc::downgrade(self);
+        let asking = Asking(endpoints.clone());
         let ask = async move {
+            // Also where the runtime ends.
+            let _asking = asking;
             // Not all processes in the moment in which they lose an etcd.
             sleep(up_to(PAUSE_FIRST)).await;
             let ask = |endpoints: Arc<Self>| endpoints.provider.as_ref().map(|provider| provider.0.ask());
@@ -126,7 +136,7 @@ impl Endpoints {
     pub(super) fn name(&self, urls: &[String]) -> Result<(), ConfigError> {
         let named = self.dialling.targets(urls)?;
         if names(&named) != names(&self.named()) {
-            self.state().pauses.reset();
+            self.state().answered = None;
             self.named.send_replace(Arc::new(named));
         }
         Ok(())
@@ -147,17 +157,41 @@ impl Endpoints {
 }
 
 impl State {
-    /// Whether it is time to ask, which then counts as done.
-    fn begin(&mut self, now: Instant) -> bool {
-        if self.ask_at.is_some_and(|at| now < at) {
-            return false;
-        }
-        if self.ask_at.is_some_and(|at| now > at + PAUSE_MAX) {
-            // Another trouble.
+    /// Whether it is time to ask, which then is under way.
+    fn begin(&mut self, is_news: bool, now: Instant) -> bool {
+        if is_news {
             self.pauses.reset();
+            self.pause = PAUSE_FIRST;
         }
-        self.ask_at = Some(now + spread(self.pauses.longest(), 0.5));
-        true
+        let is_time = !self.is_asking && self.answered.is_none_or(|answered| now >= answered + self.pause);
+        self.is_asking |= is_time;
+        if is_time {
+            // Unless others are named.
+            self.answered = Some(now);
+        }
+        is_time
+    }
+
+    fn end(&mut self, now: Instant) {
+        self.is_asking = false;
+        match &mut self.answered {
+            Some(answered) => {
+                *answered = now;
+                self.pause = spread(self.pauses.longest(), 0.5);
+            }
+            None => self.pauses.reset(),
+        }
+    }
+}
+
+/// A question is under way until it is dropped.
+struct Asking(Weak<Endpoints>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        if let Some(endpoints) = self.0.upgrade() {
+            endpoints.state().end(Instant::now());
+        }
     }
 }
 
@@ -217,7 +251,7 @@ mod tests {
 
     /// A member fails, and the provider is asked where it is time for that.
     async fn fail(endpoints: &Arc<Endpoints>) -> Vec<String> {
-        endpoints.on_failure();
+        endpoints.on_failure(false);
         sleep(SECOND).await;
         endpoints.named().iter().map(|target| target.name.clone()).collect()
     }
@@ -239,14 +273,51 @@ mod tests {
         sender.send(Ok(vec!["c:1", "b:1"])).expect("the provider listens");
         let changed = eventually_named(&endpoints, &["http://c:1", "http://b:1"]).await;
         assert!(changed <= PAUSE_MAX * 2, "{changed:?}");
-        sender.send(Ok(vec!["d:1"])).expect("the provider listens");
-        let changed = eventually_named(&endpoints, &["http://d:1"]).await;
-        assert!(changed <= PAUSE_MAX * 2, "{changed:?}");
+        for next in ["d:1", "e:1"] {
+            let often = asked.load(Ordering::Relaxed);
+            sender.send(Ok(vec![next])).expect("the provider listens");
+            let changed = eventually_named(&endpoints, &[&format!("http://{next}")]).await;
+            assert!(changed <= 2 * SECOND, "an answer that changed something begins anew: {changed:?}");
+            assert_eq!(asked.load(Ordering::Relaxed), often + 1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_that_was_well_begins_anew() {
+        let (endpoints, _sender, asked) = endpoints(Ok(vec!["a:1", "b:1"]));
+        for _ in 0..300 {
+            fail(&endpoints).await;
+        }
         let often = asked.load(Ordering::Relaxed);
-        sender.send(Ok(vec!["e:1"])).expect("the provider listens");
-        let changed = eventually_named(&endpoints, &["http://e:1"]).await;
-        assert!(changed <= 6 * SECOND, "an answer that changed something begins anew: {changed:?}");
-        assert!(asked.load(Ordering::Relaxed) <= often + 3);
+        endpoints.on_failure(true);
+        sleep(3 * SECOND).await;
+        endpoints.on_failure(true);
+        sleep(SECOND).await;
+        assert!(asked.load(Ordering::Relaxed) > often, "the pause was up to 90 s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn there_is_one_question_at_a_time() {
+        let (asked, count) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let counter = count.clone();
+        let at_once = asked.clone();
+        let provider = EndpointsProvider::new(move || {
+            let (asked, count) = (at_once.clone(), counter.clone());
+            async move {
+                assert_eq!(asked.fetch_add(1, Ordering::Relaxed), 0, "another one is under way");
+                count.fetch_add(1, Ordering::Relaxed);
+                sleep(6 * SECOND).await;
+                asked.fetch_sub(1, Ordering::Relaxed);
+                Ok::<_, BoxError>(["a:1"])
+            }
+        });
+        let endpoints = Arc::new(Endpoints::new(&["a:1".to_owned()], Some(provider), None, SECOND).expect("good URLs"));
+        for _ in 0..60 {
+            endpoints.on_failure(true);
+            fail(&endpoints).await;
+        }
+        let count = count.load(Ordering::Relaxed);
+        assert!((6..=10).contains(&count), "{count} questions in a minute");
     }
 
     /// Fails until these are named, and says how long that took.
@@ -285,8 +356,9 @@ mod tests {
             let logged = log.text();
             assert_eq!(log.count(reason), 1, "{reason}: {logged}");
             assert!(!logged.contains("canary"), "{logged}");
-            // Long enough for the next failure to be another trouble.
             advance(PAUSE_MAX * 3).await;
+            // It was well meanwhile.
+            endpoints.on_failure(true);
         }
     }
 

@@ -17,20 +17,24 @@ pub(super) fn failure(member: &str, operation: &'static str, key: &str, error: C
     EtcdError { kind, member: member.to_owned(), operation, key: key.to_owned(), source: Some(source) }
 }
 
-/// What a user may have got wrong, where a failure looks like that. `is_first_word` says that the member was never heard on
-/// a connection without TLS.
-pub(super) fn hint(kind: EtcdErrorKind, reason: &str, logs_in: bool, is_first_word: bool) -> Option<&'static str> {
-    let says = |texts: &[&str]| texts.iter().any(|text| reason.contains(text));
-    match kind {
-        EtcdErrorKind::Token if !logs_in && says(&["user name is empty"]) => Some("it wants a login: auth(..)"),
-        EtcdErrorKind::Unreachable if is_first_word && says(&BROKEN_OFF) => Some("it may want TLS: https and tls(..)"),
-        EtcdErrorKind::Tls if says(&["InvalidContentType", "handshake eof"]) => Some("it may speak plain HTTP: http"),
-        _ => None,
-    }
+/// Adds what a user may have got wrong, where the failure of a member that was never heard looks like that.
+pub(super) fn add_hint(error: &mut EtcdError, logs_in: bool, is_plain: bool) {
+    let reason = error.reason();
+    let lower = reason.to_lowercase();
+    let says = |texts: &[&str]| texts.iter().any(|text| lower.contains(text));
+    let hint = match error.kind {
+        EtcdErrorKind::Token if !logs_in && says(&["user name is empty"]) => "it wants a login: auth(..)",
+        EtcdErrorKind::Unreachable if is_plain && says(&BROKEN_OFF) => "it may want TLS: https and tls(..)",
+        EtcdErrorKind::Tls if says(&["invalidcontenttype", "handshake eof"]) => {
+            "it may speak plain HTTP, or be no etcd"
+        }
+        _ => return,
+    };
+    error.source = Some(format!("{reason}; {hint}").into());
 }
 
 /// What is said of a connection whose peer ends it as soon as it hears us.
-const BROKEN_OFF: [&str; 4] = ["broken pipe", "connection closed", "invalid size", "onnection reset"];
+const BROKEN_OFF: [&str; 4] = ["broken pipe", "connection closed", "invalid size", "connection reset"];
 
 /// The member's message, or the fate of the connection; a status shows its own source as `Debug` does.
 fn reason(status: &Status) -> String {
@@ -70,8 +74,6 @@ pub(super) fn classify_status(code: Code, message: &str) -> EtcdErrorKind {
         _ if says("failed to decode") || says("decompress") => EtcdErrorKind::TooLarge,
         // Of this member, whatever its code, which changed between versions.
         _ if INCAPABLE.iter().any(|text| says(text)) => EtcdErrorKind::Incapable,
-        // Another program has the member's address.
-        Code::Unimplemented => EtcdErrorKind::Incapable,
         Code::Unauthenticated => EtcdErrorKind::Token,
         Code::PermissionDenied => EtcdErrorKind::Denied,
         Code::NotFound => EtcdErrorKind::NotFound,
@@ -128,7 +130,6 @@ mod tests {
             (Code::Unavailable, "etcdserver: rpc not supported for learner", Incapable),
             (Code::FailedPrecondition, "etcdserver: rpc not supported for learner", Incapable),
             (Code::FailedPrecondition, "etcdserver: not capable", Incapable),
-            (Code::Unimplemented, "unknown service etcdserverpb.KV", Incapable),
             (Code::InvalidArgument, "etcdserver: key is not provided", Refused),
         ] {
             assert_eq!(classify_status(code, message), kind, "{code:?} {message}");

@@ -79,7 +79,7 @@ impl Generation {
     /// A member does not answer: another one is asked first from now on, if this one was.
     pub(crate) fn on_silence(&self, connection: &Arc<Connection>) {
         self.members.forget(connection);
-        self.members.on_failure(connection.index());
+        self.members.on_failure(connection.index(), false);
     }
 
     /// A watch on the members that are refused.

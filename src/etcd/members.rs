@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::connection::Connection;
+use super::connection::{Connection, Signs};
 use super::endpoints::Endpoints;
 use super::login::Logins;
 use super::target::Target;
@@ -38,8 +38,7 @@ pub(super) struct ClusterMember {
     outage: Mutex<Outage>,
     /// Whether it is of another cluster.
     is_strange: AtomicBool,
-    /// Whether it gives no signs of life on watches.
-    is_mute: Arc<AtomicBool>,
+    signs: Arc<Signs>,
 }
 
 /// Since when a member cannot be used, and what was logged of it.
@@ -71,7 +70,7 @@ impl Members {
             connection: Mutex::new(None),
             outage: Mutex::default(),
             is_strange: AtomicBool::new(false),
-            is_mute: Arc::default(),
+            signs: Arc::default(),
         });
         let each: Vec<_> = each.collect();
         // Not the first member in every process: it would carry the whole fleet.
@@ -86,10 +85,10 @@ impl Members {
     /// The streams of the process stay on the member that they are on, if it is still one, and so does their home. Else
     /// one that is new is their home, so that one that replaces another has its share.
     pub(super) fn successor(&self) -> Self {
-        let next = Self::new(self.endpoints.clone(), self.logins.clone());
-        for member in &next.each {
+        let mut next = Self::new(self.endpoints.clone(), self.logins.clone());
+        for member in &mut next.each {
             if let Some(before) = self.index_of(&member.name).map(|index| &self.each[index]) {
-                member.is_mute.store(before.is_mute.load(Ordering::Relaxed), Ordering::Relaxed);
+                member.signs = before.signs.clone();
                 *member.outage() = std::mem::take(&mut *before.outage());
             }
         }
@@ -138,9 +137,13 @@ impl Members {
         Successors { named: self.named.clone(), endpoints: self.endpoints.watch() }
     }
 
-    /// This member failed: others may have to be named, and another one is preferred.
-    pub(super) fn on_failure(&self, index: usize) {
-        self.endpoints.on_failure();
+    /// This member failed: others may have to be named, and another one is preferred. `is_news` says that it was well
+    /// before.
+    pub(super) fn on_failure(&self, index: usize, is_news: bool) {
+        // What becomes of those that were replaced is no news.
+        if self.are_current() {
+            self.endpoints.on_failure(is_news);
+        }
         self.prefer_another(index);
     }
 
@@ -245,10 +248,10 @@ impl Members {
     }
 
     async fn open(&self, index: usize) -> Result<Arc<Connection>, EtcdError> {
-        let ClusterMember { name, is_mute, .. } = &self.each[index];
+        let ClusterMember { name, signs, .. } = &self.each[index];
         let logins = self.logins.as_ref().map(|logins| (logins.clone(), logins.place(name)));
         let target = &self.named[index];
-        let connection = Connection::open(index, name.clone(), target, logins, is_mute.clone()).await?;
+        let connection = Connection::open(index, name.clone(), target, logins, signs.clone()).await?;
         Ok(self.each[index].slot().get_or_insert(connection).clone())
     }
 
@@ -310,8 +313,9 @@ impl Members {
             EtcdErrorKind::Deadline(limit) if connection.was_heard_within(limit) => Fault::Late,
             _ => Fault::Silent,
         };
+        let is_news = !self.each[connection.index()].is_away();
         let lasts = self.each[connection.index()].outage().on_fault(fault, Instant::now());
-        self.on_failure(connection.index());
+        self.on_failure(connection.index(), is_news);
         let Some(lasts) = lasts else { return };
         let (member, chain) = (&error.member, chain(error));
         match fault {

@@ -416,7 +416,7 @@ impl Source {
     fn on_error(&mut self, error: &EtcdError, goal: Goal) -> State {
         self.has_failed = true;
         if error.kind != EtcdErrorKind::Withheld {
-            self.trouble.set(chain(error));
+            self.trouble.set(error.outline());
         }
         self.on_late(error);
         let (wait, then) = match error.kind {

@@ -121,14 +121,14 @@ impl Surveys {
             return error;
         }
         self.start();
-        self.members.on_failure(index);
+        self.members.on_failure(index, false);
         let _ = timeout(VERDICT_LIMIT, self.known()).await;
         let verdict = self.verdict.borrow().clone();
         if verdict.is_mute(index) { verdict.refusal(self.members.name(index)) } else { error }
     }
 
     fn refuse(&self, index: usize, verdict: &Verdict) -> EtcdError {
-        self.members.on_failure(index);
+        self.members.on_failure(index, false);
         verdict.refusal(self.members.name(index))
     }
 

@@ -128,8 +128,12 @@ impl Registration {
         }
     }
 
-    /// Starts the registration, if it was not started, and waits until the key is in etcd under our lease: for ever,
-    /// where etcd is. [`start_within`](Self::start_within) has a limit.
+    /// Starts the registration, if it was not started, and waits until the key is in etcd under our lease: for as long as
+    /// etcd is away, another server has the address, or it is paused or held back by its health.
+    /// [`start_within`](Self::start_within) has a limit.
+    ///
+    /// Call it where the server listens already: clients may come from then on. The registration goes on in the runtime in
+    /// which this is called.
     ///
     /// # Panics
     ///
@@ -155,7 +159,8 @@ impl Registration {
     }
 
     /// Starts the registration and waits until the key is in etcd, for a server that is to fail rather than serve
-    /// unregistered. After an error the registration goes on being tried, until its last handle is dropped.
+    /// unregistered. After an error the registration goes on being tried, until its last handle is dropped. With a health
+    /// that is followed, have that report SERVING before.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -181,9 +186,16 @@ impl Registration {
     ///
     /// Cancel safe: the registration goes on.
     pub async fn start_within(&self, limit: Duration) -> Result<(), StartError> {
-        match timeout(limit, self.registered()).await {
-            Ok(registered) => Ok(registered?),
-            Err(_) => Err(StartError::TimedOut { limit, last_error: self.shared.trouble.get() }),
+        let registered = timeout(limit, self.registered()).await;
+        let (service, status) = (self.shared.service.to_string(), self.status());
+        match registered {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(RegistrationEnded)) => Err(StartError::Ended { service, status }),
+            Err(_) => {
+                let is_tried = status == RegistrationStatus::Registering;
+                let last_error = is_tried.then(|| self.shared.trouble.get()).flatten();
+                Err(StartError::TimedOut { service, limit, status, last_error })
+            }
         }
     }
 

@@ -33,11 +33,13 @@ macro_rules! serves {
             /// let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
             /// let incoming = TcpIncoming::bind("0.0.0.0:50051".parse()?)?;
             /// let registration = registry.registration(Instance::new("echo", incoming.local_addr()?)).build()?;
-            /// // One service is EchoServer::new(Echo), two are Routes::new(EchoServer::new(Echo)).add_service(health).
+            /// // One service is EchoServer::new(Echo), two are Routes::new(EchoServer::new(Echo)).add_service(health).prepare().
             /// registration.serve(service, incoming, shutdown_signal()).await?;
             /// # Ok(())
             /// # }
             /// ```
+            ///
+            /// When it returns, the registration has ended.
             ///
             /// # Errors
             ///
@@ -51,7 +53,12 @@ macro_rules! serves {
             ///
             /// Dropped, it stops serving at once, without a shutdown, as tonic's does. The registration ends with its
             /// last handle.
-            pub async fn serve<S, B, I, IO, E, F>(&self, service: S, incoming: I, signal: F) -> Result<(), Error>
+            pub fn serve<S, B, I, IO, E, F>(
+                &self,
+                service: S,
+                incoming: I,
+                signal: F,
+            ) -> impl Future<Output = Result<(), Error>> + use<S, B, I, IO, E, F>
             where
                 S: Service<Request<Body>, Response = Response<B>, Future: Send, Error: Into<BoxError> + Send>,
                 S: Clone + Send + 'static,
@@ -61,13 +68,16 @@ macro_rules! serves {
                 E: Into<BoxError>,
                 F: Future<Output = ()> + Send,
             {
-                self.serve_with(Server::builder(), service, incoming, signal).await
+                self.serve_with(Server::builder(), service, incoming, signal)
             }
 
             /// Like [`serve`](Self::serve), with a server of tonic's that has options and layers: timeouts, TLS,
             /// limits.
             ///
-            /// Its layers are around the registration's, which sees what they let through.
+            /// Its layers are around the registration's: calls that they hold back are not counted, and not answered at the
+            /// drain limit.
+            ///
+            /// When it returns, the registration has ended.
             ///
             /// # Errors
             ///
@@ -80,13 +90,13 @@ macro_rules! serves {
             /// # Cancel safety
             ///
             /// As [`serve`](Self::serve).
-            pub async fn serve_with<L, S, B, C, I, IO, E, F>(
+            pub fn serve_with<L, S, B, C, I, IO, E, F>(
                 &self,
                 server: Server<L>,
                 service: S,
                 incoming: I,
                 signal: F,
-            ) -> Result<(), Error>
+            ) -> impl Future<Output = Result<(), Error>> + use<L, S, B, C, I, IO, E, F>
             where
                 L: Layer<DrainService<S>>,
                 L::Service: Service<Request<Body>, Response = Response<C>, Future: Send, Error: Into<BoxError> + Send>,
@@ -98,8 +108,15 @@ macro_rules! serves {
                 E: Into<BoxError>,
                 F: Future<Output = ()> + Send,
             {
-                let (incoming, signal) = (self.incoming(incoming), self.deregister_on(signal));
-                server.layer(self.layer()).serve_with_incoming_shutdown(service, incoming, signal).await
+                let this = self.clone();
+                async move {
+                    let (incoming, signal) = (this.incoming(incoming), this.deregister_on(signal));
+                    let served =
+                        server.layer(this.layer()).serve_with_incoming_shutdown(service, incoming, signal).await;
+                    // It may have failed, or have run out of connections.
+                    this.deregister().await;
+                    served
+                }
             }
         }
     };

@@ -20,8 +20,12 @@ pub(super) fn channel(watchers: Vec<Arc<Watchers>>, service: &str) -> ChannelBui
         prefixes if prefixes.is_empty() => format!("{service} under {service}/"),
         prefixes => format!("{service} under {prefixes}"),
     };
-    let mut formats: Vec<String> = watchers.iter().map(|watchers| watchers.format()).collect();
-    formats.dedup();
+    let mut formats: Vec<String> = Vec::new();
+    for format in watchers.iter().map(|watchers| watchers.format()) {
+        if !formats.contains(&format) {
+            formats.push(format);
+        }
+    }
     let none = format!("no instance is registered in the format {}", formats.join(" or "));
     let service = service.parse::<ServiceName>();
     ChannelBuilder::new(label, move || {

@@ -147,7 +147,9 @@ async fn an_axum_server_ends_soon_after_its_drain_limit_whatever_its_clients_do(
     let accepting = accepting::Accepting::new(incoming, address);
     let leave = registration.deregister_on(async { stopped.await.unwrap_or_default() });
     let server = tokio::spawn(async { axum::serve(accepting, app).with_graceful_shutdown(leave).await });
-    registration.registered().await.expect("accepting starts it");
+    let is_started = async || registration.status() != RegistrationStatus::Unregistered;
+    eventually("accepting starts it", LIMIT, is_started).await;
+    registration.registered().await.expect("it has not ended");
 
     let never = Request::send(address, "/never").await;
     let unread = Request::send(address, "/endless").await;

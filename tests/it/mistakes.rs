@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use tonic::{Code, Status};
-use tonic_etcd::{ClientTls, Instance, Registry, RegistryBuilder, StartError};
+use tonic_etcd::{ClientTls, Credentials, Instance, Registry, RegistryBuilder, RegistrySet, StartError};
 
-use crate::auth::{PASSWORD, add_users};
+use crate::auth::add_users;
 use crate::support::etcd::{Etcd, free_port};
 use crate::support::pki::Authority;
 use crate::support::server::proto::echo::EchoRequest;
@@ -30,13 +30,13 @@ async fn a_server_that_cannot_register_in_time_is_told_why() {
     let error = registration.start_within(Duration::from_secs(2)).await.expect_err("there is no etcd");
     assert!(matches!(error, StartError::TimedOut { .. }), "{error}");
     for shown in [error.to_string(), format!("{error:?}")] {
-        for part in ["not registered within 2s", &url, "Connection refused"] {
+        for part in ["hello is not registered within 2s: registering", &url, "Connection refused"] {
             assert!(shown.contains(part), "{part:?} is missing in {shown:?}");
         }
     }
     registration.deregister().await;
     let ended = registration.start_within(Duration::from_secs(2)).await.expect_err("it has ended");
-    assert!(matches!(ended, StartError::Ended(_)), "{ended}");
+    assert!(matches!(ended, StartError::Ended { .. }), "{ended}");
 }
 
 fn says(status: &Status, parts: &[&str]) {
@@ -58,9 +58,14 @@ async fn a_wrong_password_and_a_missing_one_are_told() {
     let etcd = Etcd::start().await;
     add_users(&etcd).await;
     etcd.client().await.auth_enable().await.expect("etcd switches authentication on");
-    let wrong = status(Registry::builder([etcd.url()]).auth("server", "no")).await;
+    let wrong = status(Registry::builder([etcd.url()]).auth("server", "canary")).await;
     says(&wrong, &[&etcd.url(), "could not log in"]);
-    assert!(!wrong.message().contains(PASSWORD));
+    let provider = || async { Err::<Credentials, _>("canary: the vault is sealed") };
+    let none = status(Registry::builder([etcd.url()]).auth_with(provider)).await;
+    says(&none, &[&etcd.url(), "could not log in", "the log says why"]);
+    for status in [&wrong, &none] {
+        assert!(!status.message().contains("canary"), "callers need not hear that: {status:?}");
+    }
     let missing = status(Registry::builder([etcd.url()])).await;
     says(&missing, &[&etcd.url(), "was denied", "user name is empty", "auth(..)"]);
 }
@@ -78,7 +83,7 @@ async fn plain_text_where_tls_is_wanted_and_the_reverse_are_told() {
     let url = etcd.url().replace("http", "https");
     let tls = ClientTls::new().ca_file(authority.file()).expect("a good file");
     let secure = status(Registry::builder([&url]).tls(tls)).await;
-    says(&secure, &[&url, "it may speak plain HTTP"]);
+    says(&secure, &[&url, "it may speak plain HTTP, or be no etcd"]);
 }
 
 #[tokio::test]
@@ -86,6 +91,11 @@ async fn a_service_that_nobody_registered_is_told_with_prefix_and_format() {
     let etcd = Etcd::start().await;
     let none = status(Registry::builder([etcd.url()])).await;
     says(&none, &["hello under kitex/registry-etcd/: no instance is registered in the format Kitex"]);
+    let nowhere = Registry::builder([format!("http://127.0.0.1:{}", free_port())]).build().expect("a good URL");
+    let empty = Registry::builder([etcd.url()]).build().expect("a good URL");
+    let channel = RegistrySet::new([nowhere, empty]).channel("hello").build().expect("a good name");
+    let answer = EchoClient::new(channel).unary_echo(EchoRequest::default()).await;
+    says(&answer.expect_err("there is no server"), &["no instance is registered", "Connection refused"]);
     let none = status(Registry::builder([etcd.url()]).format(tonic_etcd::format::EtcdNaming)).await;
     says(&none, &["hello under hello/: no instance is registered in the format EtcdNaming"]);
 }

@@ -10,15 +10,15 @@ use tonic::service::{InterceptorLayer, Routes};
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
-use tonic_etcd::{Instance, RegistrationSet, RegistrationStatus, Registry};
+use tonic_etcd::{Instance, Registration, RegistrationSet, RegistrationStatus, Registry};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::support::LIMIT;
 use crate::support::etcd::Etcd;
 use crate::support::server::proto::hello::hello_client::HelloClient;
 use crate::support::server::proto::hello::hello_server::{Hello, HelloServer};
 use crate::support::server::proto::hello::{HelloReply, HelloRequest};
+use crate::support::{LIMIT, eventually};
 
 struct Greeter;
 
@@ -51,11 +51,12 @@ async fn a_server_with_services_options_and_layers_is_one_call() {
     });
     let server = Server::builder().timeout(LIMIT).layer(count);
     let (signal, signalled) = oneshot::channel::<()>();
-    let set = registrations.clone();
-    let serving =
-        tokio::spawn(async move { set.serve_with(server, services, incoming, async { _ = signalled.await }).await });
+    let serving = tokio::spawn(registrations.serve_with(server, services, incoming, async { _ = signalled.await }));
 
-    timeout(LIMIT, registrations.registered()).await.expect("it registers itself").expect("it has not ended");
+    // Not `registered()`, which starts what was not started.
+    let is_registered =
+        |registration: &Registration| matches!(registration.status(), RegistrationStatus::Registered { .. });
+    eventually("it registers itself", LIMIT, async || registrations.iter().all(is_registered)).await;
     let channel = |service: &str| registry.channel(service).wait_for_ready(true).build().expect("a good name");
     let reply = HelloClient::new(channel("hello")).say_hello(HelloRequest { name: "you".to_owned() }).await;
     assert_eq!(reply.expect("it answers").into_inner().message, "you");

@@ -65,8 +65,7 @@ impl EchoServer {
         let registration = register(address).build().expect("the test's registration is valid");
         let (echo, (shutdown, stopped)) = (Answers::new(address), oneshot::channel::<()>());
         let (registrations, service) = (vec![registration.clone()], EchoService::new(echo.clone()));
-        let serve =
-            async move { registration.serve_with(server, service, incoming, async { _ = stopped.await }).await };
+        let serve = registration.serve_with(server, service, incoming, async { _ = stopped.await });
         Self { address, registrations, echo, shutdown, task: tokio::spawn(serve) }
     }
 

@@ -8,6 +8,8 @@ use tokio::time::Instant;
 /// The source of a channel's list.
 pub(crate) struct Listing {
     /// Why a call fails where the list is empty.
+    empty: String,
+    /// The same, with what may keep instances from being known, as it was when that was looked at last.
     none: String,
     /// Why the list does not come, as far as is known.
     trouble: Trouble,
@@ -20,7 +22,8 @@ type Trouble = Box<dyn Fn() -> Option<String> + Send>;
 
 impl Listing {
     pub(crate) fn new(none: impl Into<String>, trouble: impl Fn() -> Option<String> + Send + 'static) -> Self {
-        Self { none: none.into(), trouble: Box::new(trouble), overdue: String::new(), logged: None }
+        let none = none.into();
+        Self { none: none.clone(), empty: none, trouble: Box::new(trouble), overdue: String::new(), logged: None }
     }
 
     /// A list that a program makes by itself.
@@ -32,6 +35,19 @@ impl Listing {
         &self.none
     }
 
+    /// The list is empty: looks for what may keep instances from being known, one of several registries that is away for
+    /// example. Returns whether that is news.
+    pub(super) fn on_none(&mut self) -> bool {
+        let none = format!("{}{}", self.empty, self.trouble());
+        let is_news = none != self.none;
+        self.none = none;
+        is_news
+    }
+
+    fn trouble(&self) -> String {
+        (self.trouble)().map(|trouble| format!(": {trouble}")).unwrap_or_default()
+    }
+
     /// Why the list is late, as it was when that was looked at last.
     pub(super) fn overdue(&self) -> &str {
         &self.overdue
@@ -39,11 +55,10 @@ impl Listing {
 
     /// The list is late: looks for the reason, and again every [`FIRST_LIST`]. Returns whether it is another one.
     pub(super) fn on_overdue(&mut self, now: Instant) -> bool {
-        let trouble = (self.trouble)().map(|trouble| format!(": {trouble}")).unwrap_or_default();
-        let overdue = format!("the registry has not answered for {FIRST_LIST:?}{trouble}");
+        let overdue = format!("there is no list of instances after {FIRST_LIST:?}{}", self.trouble());
         if self.logged.is_none_or(|logged| now >= logged + LOG_INTERVAL) {
             self.logged = Some(now);
-            tracing::warn!(reason = overdue, "there is no list of instances, and calls fail");
+            tracing::warn!(reason = overdue, "calls fail");
         }
         let is_news = overdue != self.overdue;
         self.overdue = overdue;

@@ -207,6 +207,9 @@ impl Balancer {
     fn on_snapshot(&mut self, snapshot: &Arc<Snapshot>) {
         let now = Instant::now();
         self.list = List::Known;
+        if snapshot.is_empty() {
+            self.listing.on_none();
+        }
         // Also an empty list is news: calls that waited for it fail now.
         self.publish = self.publish.max(Publish::Status);
         let before = mem::replace(&mut self.snapshot, snapshot.clone());
@@ -327,6 +330,9 @@ impl Balancer {
             for connection in self.subchannels.iter().filter_map(Subchannel::connection) {
                 connection.transport().suspect();
             }
+        }
+        if self.list == List::Known && self.snapshot.is_empty() && self.listing.on_none() {
+            self.publish = self.publish.max(Publish::Status);
         }
         self.agenda.add(self.pulse.due(), Due::Pulse);
     }

@@ -5,7 +5,9 @@ use std::fmt;
 use thiserror::Error;
 
 /// A service config that was refused.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
+///
+/// `Debug` shows what `Display` does: it is what a `main` prints that returns an error.
+#[derive(Clone, PartialEq, Eq, Error)]
 pub struct ServiceConfigError {
     pub(super) path: String,
     pub(super) problem: String,
@@ -17,6 +19,12 @@ impl ServiceConfigError {
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
+    }
+}
+
+impl fmt::Debug for ServiceConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

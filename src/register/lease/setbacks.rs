@@ -28,19 +28,31 @@ impl Setbacks {
         } else {
             tracing::debug!(error = reason, ?wait, "registration is tried again");
         }
-        // What it was withheld for was told before.
-        if is_held || error.kind == EtcdErrorKind::Withheld {
+        if is_held {
             return;
         }
+        // What it was withheld for was told before.
+        if error.kind != EtcdErrorKind::Withheld {
+            self.trouble.set(reason);
+        }
         let lasts = now - *self.since.get_or_insert(now);
-        if lasts >= LOG_AFTER && self.logged.is_none_or(|logged| now >= logged + LOG_INTERVAL) {
+        if !error.is_final()
+            && lasts >= LOG_AFTER
+            && self.logged.is_none_or(|logged| now >= logged + LOG_INTERVAL)
+            && let Some(reason) = self.trouble.get()
+        {
             self.logged = Some(now);
             tracing::warn!(reason, ?lasts, "the instance is not registered yet; it is tried again and again");
         }
-        self.trouble.set(reason);
     }
 
-    pub(super) fn on_registered(&mut self) {
+    /// It begins to be tried.
+    pub(super) fn on_start(&mut self, now: Instant) {
+        self.since = Some(now);
+    }
+
+    /// It is registered, or is not to be, or another server has its place.
+    pub(super) fn on_settled(&mut self) {
         self.trouble.clear();
         (self.since, self.logged) = (None, None);
     }
@@ -80,7 +92,7 @@ mod tests {
         setbacks.on_failure(&error(EtcdErrorKind::Denied), SECOND, true, start + 67 * SECOND);
         assert_eq!(trouble.get().as_deref(), Some(&*told), "it is registered");
         assert_eq!(log.count("etcd refuses the registration"), 1);
-        setbacks.on_registered();
+        setbacks.on_settled();
         assert_eq!(trouble.get(), None);
         assert_eq!([70, 74, 75].map(|at| fail(&mut setbacks, at)), [2, 2, 3], "it begins anew");
     }

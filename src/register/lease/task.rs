@@ -119,6 +119,7 @@ impl LeaseTask {
     /// Keeps the instance registered until it is to leave, and then takes it out.
     pub(crate) async fn run(mut self) {
         self.report(RegistrationStatus::Registering);
+        self.setbacks.on_start(Instant::now());
         self.desired.follow_health();
         let mut end = pin!(self.desired.end());
         let mut state = State::Granting { at: Instant::now(), unanswered: None, observer: None };
@@ -241,7 +242,7 @@ impl LeaseTask {
             ClaimOutcome::Claimed(revision) => {
                 self.backoff.reset();
                 self.busy_backoff.reset();
-                self.setbacks.on_registered();
+                self.setbacks.on_settled();
                 (self.failures, self.is_held) = (0, true);
                 self.claims.expect_drain(&instance, lease.id);
                 tracing::info!(key, lease = hex(lease.id), "registered");
@@ -251,6 +252,7 @@ impl LeaseTask {
             }
             ClaimOutcome::Foreign(other) => {
                 self.failures = 0;
+                self.setbacks.on_settled();
                 tracing::warn!(key, lease = hex(other), "address is registered by another server that is alive");
                 self.report(RegistrationStatus::Conflict { key: key.clone(), lease: other });
                 // A new watch: the old one shows the key from before the other server's claim.
