@@ -8,8 +8,6 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::register::RegistrationStatus;
-
 /// An error of any type, as a cause.
 pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -118,12 +116,6 @@ impl fmt::Debug for ConfigError {
     }
 }
 
-impl fmt::Debug for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&chain(self))
-    }
-}
-
 impl fmt::Debug for RegistryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&chain(self))
@@ -146,41 +138,6 @@ impl fmt::Debug for RegistrationEnded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
-}
-
-/// A registration is not in etcd within the time that it was given.
-///
-/// `Debug` shows what `Display` does: it is what a `main` prints that returns an error.
-#[derive(Error)]
-#[non_exhaustive]
-pub enum StartError {
-    /// It is not in etcd yet. Trying again helps once what keeps it is mended.
-    #[error("{service} is not registered within {limit:?}: {status}{}", after(": ", .last_error.as_deref()))]
-    #[non_exhaustive]
-    TimedOut {
-        /// The service.
-        service: String,
-        /// The time that it was given.
-        limit: Duration,
-        /// How far it is: registering, paused, held back by its health, or in conflict with another server.
-        status: RegistrationStatus,
-        /// How the last attempt failed, in words, while it is registering.
-        last_error: Option<String>,
-    },
-
-    /// It has ended. Trying again does not help.
-    #[error("the registration of {service} has ended: {status}")]
-    #[non_exhaustive]
-    Ended {
-        /// The service.
-        service: String,
-        /// How it ended.
-        status: RegistrationStatus,
-    },
-}
-
-fn after(separator: &str, text: Option<&str>) -> String {
-    text.map(|text| format!("{separator}{text}")).unwrap_or_default()
 }
 
 /// A look at what is registered, or an order to an instance, that failed.

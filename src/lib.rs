@@ -131,11 +131,11 @@ pub use tower::discover::Change;
 
 pub use self::channel::{BalancedChannel, ChannelBuilder};
 pub use self::discover::Discover;
-pub use self::error::{ConfigError, RegistrationEnded, RegistryError, StartError};
+pub use self::error::{ConfigError, RegistrationEnded, RegistryError};
 pub use self::etcd::Credentials;
 pub use self::instance::{Address, Instance, ServiceName};
 pub use self::register::{
-    Registration, RegistrationBuilder, RegistrationSet, RegistrationStatus, server, shutdown_signal,
+    Registration, RegistrationBuilder, RegistrationSet, RegistrationStatus, StartError, server, shutdown_signal,
 };
 pub use self::registry::{Registry, RegistryBuilder, RegistrySet};
 pub use self::tags::Tags;

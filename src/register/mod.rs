@@ -48,4 +48,4 @@ pub(crate) use self::lease::Registrar;
 pub use self::registration::Registration;
 pub use self::set::RegistrationSet;
 pub use self::signal::shutdown_signal;
-pub use self::status::{RegistrationStatus, StatusChanges};
+pub use self::status::{RegistrationStatus, StartError, StatusChanges};

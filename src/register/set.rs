@@ -7,7 +7,8 @@ use futures_util::future::{join_all, try_join_all};
 
 use super::registration::Registration;
 use super::server::{DEFAULT_LIMIT, Drain, DrainLayer, Incoming};
-use crate::error::{RegistrationEnded, StartError};
+use super::status::StartError;
+use crate::error::RegistrationEnded;
 
 /// The registrations of one server that has several: in more than one registry or format, or as more than one
 /// service. A cheap handle; clones are the same registrations.

@@ -3,9 +3,13 @@
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream, Stream, StreamExt};
+use thiserror::Error;
 use tokio::sync::watch;
+
+use crate::error::chain;
 
 /// The status of a registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +89,47 @@ impl fmt::Display for RegistrationStatus {
             Self::Drained => f.write_str("drained by an operator"),
             Self::GaveUp { attempts, reason } => write!(f, "gave up after {attempts} failed attempts: {reason}"),
         }
+    }
+}
+
+/// A registration is not in etcd within the time that it was given.
+///
+/// `Debug` shows what `Display` does: it is what a `main` prints that returns an error.
+#[derive(Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// It is not in etcd yet. Trying again helps once what keeps it is mended.
+    #[error("{service} is not registered within {limit:?}: {status}{}", after(": ", .last_error.as_deref()))]
+    #[non_exhaustive]
+    TimedOut {
+        /// The service.
+        service: String,
+        /// The time that it was given.
+        limit: Duration,
+        /// How far it is: registering, paused, held back by its health, or in conflict with another server.
+        status: RegistrationStatus,
+        /// How the last attempt failed, in words, while it is registering.
+        last_error: Option<String>,
+    },
+
+    /// It has ended. Trying again does not help.
+    #[error("the registration of {service} has ended: {status}")]
+    #[non_exhaustive]
+    Ended {
+        /// The service.
+        service: String,
+        /// How it ended.
+        status: RegistrationStatus,
+    },
+}
+
+fn after(separator: &str, text: Option<&str>) -> String {
+    text.map(|text| format!("{separator}{text}")).unwrap_or_default()
+}
+
+impl fmt::Debug for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&chain(self))
     }
 }
 
