@@ -1,15 +1,24 @@
 //! A newcomer's mistakes: what the status of a call says, without a log, so that it is clear what to do.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use tokio::net::TcpSocket;
 use tonic::{Code, Status};
 use tonic_etcd::{ClientTls, Credentials, Instance, Registry, RegistryBuilder, RegistrySet, StartError};
 
 use crate::auth::add_users;
-use crate::support::etcd::{Etcd, free_port};
+use crate::support::etcd::Etcd;
 use crate::support::pki::Authority;
 use crate::support::server::proto::echo::EchoRequest;
 use crate::support::server::proto::echo::echo_client::EchoClient;
+
+/// A URL at which nothing listens, for as long as the socket lives: no other test's etcd gets its port.
+fn nowhere() -> (String, TcpSocket) {
+    let socket = TcpSocket::new_v4().expect("the system has sockets");
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("there is a free port");
+    (format!("http://{}", socket.local_addr().expect("it has an address")), socket)
+}
 
 /// The status of a call to a service in a registry with a mistake.
 async fn status(registry: RegistryBuilder) -> Status {
@@ -23,9 +32,9 @@ async fn status(registry: RegistryBuilder) -> Status {
 /// A server that gives up after a second says why.
 #[tokio::test]
 async fn a_server_that_cannot_register_in_time_is_told_why() {
-    let url = format!("http://127.0.0.1:{}", free_port());
+    let (url, _held) = nowhere();
     let registry = Registry::builder([&url]).build().expect("a good URL");
-    let instance = Instance::new("hello", std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
+    let instance = Instance::new("hello", SocketAddr::from(([127, 0, 0, 1], 1)));
     let registration = registry.registration(instance).build().expect("good options");
     let error = registration.start_within(Duration::from_secs(2)).await.expect_err("there is no etcd");
     assert!(matches!(error, StartError::TimedOut { .. }), "{error}");
@@ -48,7 +57,7 @@ fn says(status: &Status, parts: &[&str]) {
 
 #[tokio::test]
 async fn an_etcd_that_is_not_there_is_named_with_the_cause() {
-    let url = format!("http://127.0.0.1:{}", free_port());
+    let (url, _held) = nowhere();
     let status = status(Registry::builder([&url])).await;
     says(&status, &["hello under kitex/registry-etcd/", &url, "Connection refused"]);
 }
@@ -91,7 +100,8 @@ async fn a_service_that_nobody_registered_is_told_with_prefix_and_format() {
     let etcd = Etcd::start().await;
     let none = status(Registry::builder([etcd.url()])).await;
     says(&none, &["hello under kitex/registry-etcd/: no instance is registered in the format Kitex"]);
-    let nowhere = Registry::builder([format!("http://127.0.0.1:{}", free_port())]).build().expect("a good URL");
+    let (url, _held) = nowhere();
+    let nowhere = Registry::builder([url]).build().expect("a good URL");
     let empty = Registry::builder([etcd.url()]).build().expect("a good URL");
     let channel = RegistrySet::new([nowhere, empty]).channel("hello").build().expect("a good name");
     let answer = EchoClient::new(channel).unary_echo(EchoRequest::default()).await;
