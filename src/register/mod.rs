@@ -15,7 +15,7 @@
 //! | `lease/` | the desired state, to a lease and a key in etcd |
 //! | `lease/task` | the state machine: desired state, answers and events, to the next step |
 //! | `lease/claims` | the leases and keys that may exist, and the calls that make and unmake them |
-//! | `lease/setbacks` | what keeps a registration from being in etcd, to those who wait for it and to the log |
+//! | `lease/setbacks` | failures, to when it is tried again, to those who wait and to the log |
 //! | `lease/keepalive` | leases, to keepalives over one stream per member |
 //! | `lease/own_key` | a watch of the own key, to its latest value |
 //! | `server/` | a server's calls and connections, to their end. Knows neither registrations nor etcd |

@@ -1,27 +1,53 @@
-//! A registration that cannot begin: what keeps it, for whoever waits for it and for the log.
+//! Attempts of a registration that fail: when the next one is made, and what keeps it, for whoever waits for it and for
+//! the log.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::backoff::{Backoff, spread};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
+use crate::etcd::{DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE};
 use crate::trouble::Trouble;
 
-/// The failures in a row of a registration that is not in etcd.
+/// The failures in a row of a registration.
 pub(super) struct Setbacks {
+    backoff: Backoff,
+    /// The backoff from members that cannot take a grant or a claim, each for a reason of its own.
+    busy_backoff: Backoff,
     trouble: Trouble,
     since: Option<Instant>,
     logged: Option<Instant>,
 }
 
 impl Setbacks {
-    /// `trouble` is told how the last attempt failed.
-    pub(super) fn new(trouble: Trouble) -> Self {
-        Self { trouble, since: None, logged: None }
+    /// `first` is the longest first wait; `trouble` is told how the last attempt failed.
+    pub(super) fn new(first: Duration, trouble: Trouble) -> Self {
+        let up_to = |max: Duration| Backoff::new(first, first.max(max));
+        Self { backoff: up_to(RETRY_MAX), busy_backoff: up_to(REFUSED_PAUSE), trouble, since: None, logged: None }
     }
 
-    /// An attempt failed and is made again after `wait`: to register, or, where it is held, to change what is there.
-    pub(super) fn on_failure(&mut self, error: &EtcdError, wait: Duration, is_held: bool, now: Instant) {
+    /// When to try again after a failure: to register, or, where it is held, to change what is there.
+    pub(super) fn retry_at(&mut self, error: &EtcdError, is_held: bool) -> Instant {
+        let wait = match error.kind {
+            EtcdErrorKind::Denied => DENIED_PAUSE,
+            // All members were asked. Full jitter: what makes them busy may be all that come back.
+            EtcdErrorKind::Incapable => self.busy_backoff.next(),
+            EtcdErrorKind::Refused => spread(REFUSED_PAUSE, 0.1),
+            EtcdErrorKind::Split => spread(SPLIT_PAUSE, 0.1),
+            _ => self.pause(),
+        };
+        let now = Instant::now();
+        self.on_failure(error, wait, is_held, now);
+        now + wait
+    }
+
+    /// How long to wait after what is no failure of etcd's.
+    pub(super) fn pause(&mut self) -> Duration {
+        self.backoff.next()
+    }
+
+    fn on_failure(&mut self, error: &EtcdError, wait: Duration, is_held: bool, now: Instant) {
         let reason = chain(error);
         if error.is_final() {
             tracing::warn!(error = reason, ?wait, "etcd refuses the registration; it is tried again");
@@ -51,12 +77,22 @@ impl Setbacks {
         self.since = Some(now);
     }
 
-    /// It is registered, or is not to be, or another server has its place.
+    /// It is registered.
+    pub(super) fn on_registered(&mut self) {
+        self.backoff.reset();
+        self.busy_backoff.reset();
+        self.on_settled();
+    }
+
+    /// It is registered, or another server has its place.
     pub(super) fn on_settled(&mut self) {
         self.trouble.clear();
         (self.since, self.logged) = (None, None);
     }
 }
+
+/// The longest wait after a failed grant or claim, unless the first one is longer: a server is back within 3 s of etcd.
+const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// How long a registration may fail before the log says so: most etcds that restart are back by then.
 const LOG_AFTER: Duration = Duration::from_secs(5);
@@ -79,7 +115,7 @@ mod tests {
     fn failures_are_logged_after_five_seconds_and_once_a_minute_until_it_is_registered() {
         let (trouble, start) = (Trouble::default(), Instant::now());
         let (log, _guard) = Log::capture();
-        let mut setbacks = Setbacks::new(trouble.clone());
+        let mut setbacks = Setbacks::new(SECOND, trouble.clone());
         let fail = |setbacks: &mut Setbacks, seconds: u32| {
             setbacks.on_failure(&error(EtcdErrorKind::Unreachable), SECOND, false, start + seconds * SECOND);
             log.count("is not registered yet")

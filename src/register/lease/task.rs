@@ -28,9 +28,8 @@ use super::claims::{ClaimOutcome, Claims, GrantOutcome};
 use super::keepalive::{Lease, keep};
 use super::own_key::{Observer, observe};
 use super::setbacks::Setbacks;
-use crate::backoff::{Backoff, spread};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
-use crate::etcd::{DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE, hex};
+use crate::etcd::hex;
 use crate::register::desired::DesiredState;
 use crate::register::retry::RetryConfig;
 use crate::register::status::RegistrationStatus;
@@ -42,9 +41,6 @@ pub(crate) struct LeaseTask {
     retry: RetryConfig,
     desired: DesiredState,
     status: watch::Sender<RegistrationStatus>,
-    backoff: Backoff,
-    /// The backoff from members that cannot take a grant or a claim, each for a reason of its own.
-    busy_backoff: Backoff,
     setbacks: Setbacks,
     /// How many grants and claims have failed in a row.
     failures: u32,
@@ -110,10 +106,8 @@ impl LeaseTask {
         status: watch::Sender<RegistrationStatus>,
         trouble: Trouble,
     ) -> Self {
-        let backoff = Backoff::new(retry.retry_delay, retry.retry_delay.max(RETRY_MAX));
-        let busy_backoff = Backoff::new(retry.retry_delay, retry.retry_delay.max(REFUSED_PAUSE));
-        let (setbacks, failures, is_held, restored) = (Setbacks::new(trouble), 0, false, None);
-        Self { claims, retry, desired, status, backoff, busy_backoff, setbacks, failures, is_held, restored }
+        let setbacks = Setbacks::new(retry.retry_delay, trouble);
+        Self { claims, retry, desired, status, setbacks, failures: 0, is_held: false, restored: None }
     }
 
     /// Keeps the instance registered until it is to leave, and then takes it out.
@@ -205,7 +199,7 @@ impl LeaseTask {
                 return State::Granting { at: Instant::now(), unanswered: None, observer };
             }
             Err(error) => {
-                let at = self.retry_at(&error);
+                let at = self.setbacks.retry_at(&error, self.is_held);
                 return self.on_error(&error, State::Granting { at, unanswered: Some(id), observer });
             }
         };
@@ -228,21 +222,19 @@ impl LeaseTask {
             Ok(outcome) => outcome,
             Err(error) if error.kind == EtcdErrorKind::NotFound => {
                 // With back-off, since it repeats where two clusters are behind one name.
-                let pause = self.backoff.next();
+                let pause = self.setbacks.pause();
                 let next = self.on_lease_lost(&lease, "the lease is gone", pause, observer);
                 return self.on_error(&error, next);
             }
             Err(error) => {
-                let at = self.retry_at(&error);
+                let at = self.setbacks.retry_at(&error, self.is_held);
                 return self.on_error(&error, State::Claiming { lease, at, observer });
             }
         };
         let same_key = observer.filter(|observer| observer.key == key);
         match outcome {
             ClaimOutcome::Claimed(revision) => {
-                self.backoff.reset();
-                self.busy_backoff.reset();
-                self.setbacks.on_settled();
+                self.setbacks.on_registered();
                 (self.failures, self.is_held) = (0, true);
                 self.claims.expect_drain(&instance, lease.id);
                 tracing::info!(key, lease = hex(lease.id), "registered");
@@ -260,7 +252,7 @@ impl LeaseTask {
             }
             ClaimOutcome::Drained => State::Drained,
             ClaimOutcome::Contended => {
-                let at = Instant::now() + self.backoff.next();
+                let at = Instant::now() + self.setbacks.pause();
                 let reason = format!("{key} was changed by others each time that it was claimed");
                 self.on_failure(reason, State::Claiming { lease, at, observer: same_key })
             }
@@ -357,7 +349,7 @@ impl LeaseTask {
                 let (key, _) = self.claims.entry(&instance, lease.id, false);
                 State::Absent { lease, observer: self.observe(key) }
             }
-            Err(error) => State::Withdrawing { lease, at: self.retry_at(&error) },
+            Err(error) => State::Withdrawing { lease, at: self.setbacks.retry_at(&error, self.is_held) },
         }
     }
 
@@ -458,21 +450,6 @@ impl LeaseTask {
         self.restored = Some(at);
         at
     }
-
-    /// When to try again after a failure.
-    fn retry_at(&mut self, error: &EtcdError) -> Instant {
-        let wait = match error.kind {
-            EtcdErrorKind::Denied => DENIED_PAUSE,
-            // All members were asked. Full jitter: what makes them busy may be all that come back.
-            EtcdErrorKind::Incapable => self.busy_backoff.next(),
-            EtcdErrorKind::Refused => spread(REFUSED_PAUSE, 0.1),
-            EtcdErrorKind::Split => spread(SPLIT_PAUSE, 0.1),
-            _ => self.backoff.next(),
-        };
-        let now = Instant::now();
-        self.setbacks.on_failure(error, wait, self.is_held, now);
-        now + wait
-    }
 }
 
 impl Drop for LeaseTask {
@@ -490,9 +467,6 @@ fn claiming(lease: Lease, observer: Option<Observer>) -> State {
 
 /// Why a registration was lost whose lease is dead.
 const LEASE_ENDED: &str = "the lease expired or was revoked";
-
-/// The longest wait after a failed grant or claim, unless the first one is longer: a server is back within 3 s of etcd.
-const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// The least time between two returns of a key that is removed again and again, or whose health flutters.
 const RESTORE_INTERVAL: Duration = Duration::from_secs(1);
