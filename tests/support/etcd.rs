@@ -5,9 +5,9 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{self, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{Channel, Client, CompactionOptions, Error, GetOptions, LeaseStatus, StatusResponse};
@@ -622,29 +622,49 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A port that nothing listens on, and that no other test of this process gets.
+/// A port that nothing listens on, and that no other test gets, of whichever process: a member that is killed finds its
+/// port as it left it.
 ///
 /// It lies below the range from which the kernel takes ports for outgoing connections (32,768 and
 /// up), so that none of those takes it while etcd is down: a client that dials a dead port of that
 /// range over and over even meets itself in the end.
 pub fn free_port() -> u16 {
-    static TAKEN: AtomicU16 = AtomicU16::new(0);
-    // Test processes that run at the same time begin at different ports.
-    let first = process::id().wrapping_mul(97);
-    loop {
-        let taken = u32::from(TAKEN.fetch_add(1, Ordering::Relaxed));
-        let offset = first.wrapping_add(taken) % u32::from(PORTS);
-        let port = FIRST_PORT + u16::try_from(offset).expect("an offset into the range is small");
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return port;
+    static BLOCK: LazyLock<Block> = LazyLock::new(Block::take);
+    BLOCK.next()
+}
+
+/// Ports that are this process's while it runs.
+struct Block {
+    /// Holds the first port, by which other processes see that the block is taken.
+    guard: TcpListener,
+    taken: AtomicU16,
+}
+
+impl Block {
+    fn take() -> Self {
+        let guard = (FIRST_PORT..=LAST_BLOCK)
+            .step_by(usize::from(BLOCK_SIZE))
+            .find_map(|first| TcpListener::bind((Ipv4Addr::LOCALHOST, first)).ok());
+        let guard = guard.expect("fewer than ten test processes run at the same time");
+        Self { guard, taken: AtomicU16::new(0) }
+    }
+
+    fn next(&self) -> u16 {
+        let first = self.guard.local_addr().expect("a listener has an address").port();
+        loop {
+            let port = first + 1 + self.taken.fetch_add(1, Ordering::Relaxed) % (BLOCK_SIZE - 1);
+            if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+                return port;
+            }
         }
     }
 }
 
 const MEMBERS: [&str; 3] = ["one", "two", "three"];
 
-const FIRST_PORT: u16 = 20_000;
-const PORTS: u16 = 12_000;
+const FIRST_PORT: u16 = 10_000;
+const BLOCK_SIZE: u16 = 2_250;
+const LAST_BLOCK: u16 = FIRST_PORT + 9 * BLOCK_SIZE;
 
 /// How often new ports are tried.
 const ATTEMPTS: usize = 5;
