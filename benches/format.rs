@@ -8,7 +8,7 @@ use tonic_etcd::{Address, Instance, ServiceName};
 fn kitex(criterion: &mut Criterion) {
     let service: ServiceName = "echo".parse().expect("a good name");
     let address: Address = "10.1.2.3:50051".parse().expect("a good address");
-    let instance = Instance::new("echo", address).weight(20).tag("zone", "a").tag("version", "1.2.3");
+    let instance = Instance::new("echo", address).with_weight(20).with_tag("zone", "a").with_tag("version", "1.2.3");
     let entry = Entry::new(&service, &instance, 7, 1);
     let value = Kitex.encode(&entry);
     criterion.bench_function("kitex/encode", |bencher| bencher.iter(|| Kitex.encode(black_box(&entry))));

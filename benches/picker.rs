@@ -66,7 +66,7 @@ fn ring_hash(group: &mut BenchmarkGroup<'_, WallTime>, count: u16) {
 fn instance(index: u16, weight: u16) -> Instance {
     let [high, low] = u16::to_be_bytes(index);
     let address = SocketAddr::from(([10, 0, high, low], 50_051));
-    Instance::new("echo", address).weight(weight)
+    Instance::new("echo", address).with_weight(weight)
 }
 
 fn unequal(index: u16) -> u16 {

@@ -172,9 +172,9 @@ impl Flags {
     }
 
     fn registration(&self, registry: &Registry, bound: SocketAddr) -> Result<Registration, Failure> {
-        let mut instance = Instance::new(&self.service, bound).weight(self.weight);
+        let mut instance = Instance::new(&self.service, bound).with_weight(self.weight);
         for (name, value) in &self.tag {
-            instance = instance.tag(name, value);
+            instance = instance.with_tag(name, value);
         }
         let mut registration = registry.registration(instance);
         if let Some(advertise) = &self.advertise {

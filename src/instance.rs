@@ -265,23 +265,18 @@ impl fmt::Display for Address {
 /// use tonic_etcd::Instance;
 ///
 /// let instance = Instance::new("echo", "127.0.0.1:4321".parse::<std::net::SocketAddr>()?)
-///     .weight(20)
-///     .tag("zone", "a");
-/// assert_eq!(instance.weight, 20);
-/// assert_eq!(instance.tags.get("zone"), Some("a"));
+///     .with_weight(20)
+///     .with_tag("zone", "a");
+/// assert_eq!(instance.weight(), 20);
+/// assert_eq!(instance.tags().get("zone"), Some("a"));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Instance {
-    /// The service's name.
-    pub service: Arc<str>,
-    /// The address that it listens at.
-    pub address: Address,
-    /// Its share of the load against the other instances' weights, 1 to 65,535.
-    pub weight: u16,
-    /// Its tags, at most 64.
-    pub tags: Tags,
+    pub(crate) service: Arc<str>,
+    pub(crate) address: Address,
+    pub(crate) weight: u16,
+    pub(crate) tags: Tags,
 }
 
 impl Instance {
@@ -289,23 +284,56 @@ impl Instance {
     pub const DEFAULT_WEIGHT: u16 = 10;
 
     /// An instance of `service` at `address` with [`DEFAULT_WEIGHT`](Self::DEFAULT_WEIGHT) and no tags.
+    ///
+    /// Both are checked when the instance is registered.
     #[must_use]
     pub fn new(service: impl AsRef<str>, address: impl Into<Address>) -> Self {
         let (service, address) = (service.as_ref().into(), address.into());
         Self { service, address, weight: Self::DEFAULT_WEIGHT, tags: Tags::new() }
     }
 
+    /// The service's name.
+    #[must_use]
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// The address that it listens at.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Its share of the load against the other instances' weights, 1 to 65,535.
+    #[must_use]
+    pub fn weight(&self) -> u16 {
+        self.weight
+    }
+
+    /// Its tags, at most 64.
+    #[must_use]
+    pub fn tags(&self) -> &Tags {
+        &self.tags
+    }
+
     /// Sets the weight, 1 to 65,535. Zero is refused when the instance is registered: Kitex would read it as 10.
     #[must_use]
-    pub fn weight(mut self, weight: u16) -> Self {
+    pub fn with_weight(mut self, weight: u16) -> Self {
         self.weight = weight;
         self
     }
 
     /// Adds a tag; a second value for one name replaces the first.
     #[must_use]
-    pub fn tag(mut self, name: impl AsRef<str>, value: impl AsRef<str>) -> Self {
+    pub fn with_tag(mut self, name: impl AsRef<str>, value: impl AsRef<str>) -> Self {
         self.tags.insert(name, value);
+        self
+    }
+
+    /// Replaces all tags.
+    #[must_use]
+    pub fn with_tags(mut self, tags: impl Into<Tags>) -> Self {
+        self.tags = tags.into();
         self
     }
 
@@ -417,8 +445,8 @@ mod tests {
         let address: Address = "127.0.0.1:1".parse().expect("an address");
         let instance = Instance::new("echo", address);
         assert!(instance.check_publishable().is_ok());
-        assert!(instance.clone().weight(0).check_publishable().is_err());
-        let crowded = (0..65).fold(instance, |instance, n| instance.tag(n.to_string(), ""));
+        assert!(instance.clone().with_weight(0).check_publishable().is_err());
+        let crowded = (0..65).fold(instance, |instance, n| instance.with_tag(n.to_string(), ""));
         assert!(crowded.check_publishable().is_err());
     }
 }

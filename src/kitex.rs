@@ -27,8 +27,8 @@
 //! | `KITEX_PORT_TO_REGISTRY` | the same, behind `advertise` | the listener's | the listener's |
 //! | `KITEX_ETCD_REGISTRY_LEASE_TTL` | the same, behind [`RegistrationBuilder::ttl`] | 60 s | 15 s |
 //! | `registry.Info`: `ServiceName`, `Addr` | [`Instance::new`] | | |
-//! | `registry.Info`: `Weight` | [`Instance::weight`] | 0, which readers take for theirs | 10 |
-//! | `registry.Info`: `Tags` | [`Instance::tag`] | none | none |
+//! | `registry.Info`: `Weight` | [`Instance::with_weight`] | 0, which readers take for theirs | 10 |
+//! | `registry.Info`: `Tags` | [`Instance::with_tag`] | none | none |
 //! | `Register` | [`Registration::layer`], or [`Registration::start`] | | |
 //! | `Deregister` | [`Registration::deregister_on`], or [`Registration::deregister`] | no pause | a pause of 1 s, then calls have 25 s |
 //! | `NewEtcdResolver(endpoints, opts..)` | [`Registry::builder`], then [`Registry::channel`] or [`Registry::discover`] | | |
@@ -78,8 +78,8 @@
 //!   says.
 //!
 //! [`Instance::new`]: crate::Instance::new
-//! [`Instance::tag`]: crate::Instance::tag
-//! [`Instance::weight`]: crate::Instance::weight
+//! [`Instance::with_tag`]: crate::Instance::with_tag
+//! [`Instance::with_weight`]: crate::Instance::with_weight
 //! [`Registration::deregister`]: crate::Registration::deregister
 //! [`Registration::deregister_on`]: crate::Registration::deregister_on
 //! [`Registration::layer`]: crate::Registration::layer

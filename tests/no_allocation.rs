@@ -20,7 +20,7 @@ fn a_pick_allocates_nothing_by_any_policy() {
         for (count, weight) in [(1_u16, 10), (100, 10), (1_000, 0)] {
             let instance = |port| {
                 let address = SocketAddr::from(([127, 0, 0, 1], port));
-                Instance::new("echo", address).weight(if weight == 0 { port } else { weight })
+                Instance::new("echo", address).with_weight(if weight == 0 { port } else { weight })
             };
             let policy = policy();
             let name = format!("{policy:?}");

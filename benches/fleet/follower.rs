@@ -46,10 +46,10 @@ pub(crate) async fn follow(url: &str, service: &str, instances: usize) {
     let mut seen: Vec<u128> = Vec::new();
     while let Some(Ok(change)) = watch.next().await {
         let Change::Insert(_, instance) = change else { continue };
-        if let Some(at) = instance.tags.get("at").and_then(|at| at.parse().ok()) {
+        if let Some(at) = instance.tags().get("at").and_then(|at| at.parse().ok()) {
             seen.push(now().saturating_sub(at));
         }
-        if instance.tags.contains("last") {
+        if instance.tags().contains("last") {
             seen.sort_unstable();
             let milliseconds = |part: usize| {
                 let index = (seen.len() * part / 100).min(seen.len().saturating_sub(1));

@@ -269,8 +269,8 @@ impl Stage {
 
     fn changed(&mut self, change: Change<Address, Instance>) {
         match change {
-            Change::Insert(address, Instance { weight, .. }) => {
-                self.listed.insert(address, Listed::Yes { weight });
+            Change::Insert(address, instance) => {
+                self.listed.insert(address, Listed::Yes { weight: instance.weight() });
             }
             Change::Remove(address) => {
                 self.struck_out += 1;

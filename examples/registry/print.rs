@@ -34,11 +34,11 @@ impl Output {
         let rows = snapshot.iter().map(|member| {
             let instance = member.instance();
             [
-                instance.address.to_string(),
-                instance.weight.to_string(),
+                instance.address().to_string(),
+                instance.weight().to_string(),
                 state(member).to_owned(),
                 lease(member),
-                shown(&instance.tags),
+                shown(instance.tags()),
             ]
         });
         let columns = [
@@ -91,11 +91,11 @@ impl<'a> InstanceLine<'a> {
         let instance = member.instance();
         Self {
             service,
-            address: instance.address.to_string(),
-            weight: instance.weight,
+            address: instance.address().to_string(),
+            weight: instance.weight(),
             state: state(member),
             lease: lease(member),
-            tags: instance.tags.iter().collect(),
+            tags: instance.tags().iter().collect(),
         }
     }
 }

@@ -26,8 +26,7 @@ impl Line {
             },
             Change::Remove(address) => ("remove", known.remove(&address)?),
         };
-        let Instance { address, weight, tags, .. } = instance;
-        let tags = tags.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Some(Self { event, address: address.to_string(), weight, tags, unix_us })
+        let tags = instance.tags().iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Some(Self { event, address: instance.address().to_string(), weight: instance.weight(), tags, unix_us })
     }
 }

@@ -19,7 +19,7 @@ fuzz_target!(|input: (&str, &[u8])| {
 fn read(format: &impl Format, segment: &str, value: &[u8]) {
     _ = format.mark_draining(value);
     let Ok(read) = format.decode(segment, value) else { return };
-    let mut instance = Instance::new("echo", read.address.clone()).weight(read.weight.unwrap_or(1).max(1));
+    let mut instance = Instance::new("echo", read.address.clone()).with_weight(read.weight.unwrap_or(1).max(1));
     instance.tags = read.tags.iter().collect();
     let service: ServiceName = "echo".parse().expect("a name");
     let entry = Entry::new(&service, &instance, 7, 7).draining(read.draining && format.carries_draining());

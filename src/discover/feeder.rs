@@ -156,7 +156,7 @@ mod tests {
                 let members = members.iter().map(|(n, (weight, state))| {
                     let address: Address = format!("{}:1", char::from(b'a' + n)).parse().expect("an address");
                     let state = [MemberState::Live, MemberState::Draining, MemberState::Suspect][usize::from(*state)];
-                    Member::new(Arc::new(Instance::new("echo", address).weight(*weight)), 7, state)
+                    Member::new(Arc::new(Instance::new("echo", address).with_weight(*weight)), 7, state)
                 });
                 let snapshot = Snapshot::new(1, members.collect());
                 for difference in snapshot.changes_since(&known) {

@@ -196,7 +196,7 @@ mod tests {
     fn snapshot(revision: i64, members: &[(&str, u16, i64, MemberState)]) -> Arc<Snapshot> {
         let members = members.iter().map(|(address, weight, lease, state)| {
             let address: Address = address.parse().expect("an address");
-            Member::new(Arc::new(Instance::new("echo", address).weight(*weight)), *lease, *state)
+            Member::new(Arc::new(Instance::new("echo", address).with_weight(*weight)), *lease, *state)
         });
         Arc::new(Snapshot::new(revision, members.collect()))
     }

@@ -192,7 +192,7 @@ mod tests {
 
     fn member(address: &str, weight: u16, state: MemberState) -> Member {
         let address: Address = address.parse().expect("an address");
-        Member::new(Arc::new(Instance::new("echo", address).weight(weight)), 7, state)
+        Member::new(Arc::new(Instance::new("echo", address).with_weight(weight)), 7, state)
     }
 
     fn snapshot(members: &[(&str, u16, MemberState)]) -> Arc<Snapshot> {

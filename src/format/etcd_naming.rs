@@ -150,23 +150,23 @@ mod tests {
         let plain = at("foo", "127.0.0.1:2000");
         assert_eq!(key(&EtcdNaming, &plain), "foo/127.0.0.1:2000");
         assert_eq!(value(&EtcdNaming, &plain, false), r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":null}"#);
-        let full = plain.clone().weight(20).tag("zone", "a");
+        let full = plain.clone().with_weight(20).with_tag("zone", "a");
         assert_eq!(
             value(&EtcdNaming, &full, false),
             r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":{"weight":20,"zone":"a"}}"#
         );
         assert_eq!(
-            value(&EtcdNaming, &full.tag("Z", "<>"), false),
+            value(&EtcdNaming, &full.with_tag("Z", "<>"), false),
             r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":{"Z":"\u003c\u003e","weight":20,"zone":"a"}}"#,
             "ordered by name, escaped for HTML"
         );
         assert_eq!(
-            value(&EtcdNaming, &plain.clone().tag("zone", "a"), false),
+            value(&EtcdNaming, &plain.clone().with_tag("zone", "a"), false),
             r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":{"zone":"a"}}"#,
             "the default weight is not stated"
         );
         assert_eq!(
-            value(&EtcdNaming, &plain.tag("weight", "7"), false),
+            value(&EtcdNaming, &plain.with_tag("weight", "7"), false),
             r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":null}"#,
             "a tag must not look like a weight"
         );

@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn keys_and_values_are_written_byte_for_byte_as_go_zero_writes_them() {
-        let instance = at("user.rpc", "192.168.0.5:8080").weight(20).tag("zone", "a");
+        let instance = at("user.rpc", "192.168.0.5:8080").with_weight(20).with_tag("zone", "a");
         assert_eq!(key(&GoZero, &instance), "user.rpc/7587870411654340610");
         assert_eq!(value(&GoZero, &instance, false), "192.168.0.5:8080");
         assert_eq!(value(&GoZero, &instance, true), "192.168.0.5:8080", "there is no room for a mark");

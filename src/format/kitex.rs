@@ -120,7 +120,7 @@ mod tests {
     fn keys_and_values_are_written_byte_for_byte_as_kitex_writes_them() {
         assert_eq!(key(&Kitex, &instance("127.0.0.1:8888")), "kitex/registry-etcd/registry-etcd-test/127.0.0.1:8888");
         assert_eq!(
-            write(&instance("127.0.0.1:8888").weight(66).tag("hello", "world"), false),
+            write(&instance("127.0.0.1:8888").with_weight(66).with_tag("hello", "world"), false),
             r#"{"network":"tcp","address":"127.0.0.1:8888","weight":66,"tags":{"hello":"world"}}"#
         );
         assert_eq!(
@@ -128,7 +128,7 @@ mod tests {
             r#"{"network":"tcp","address":"127.0.0.1:8888","weight":10,"tags":null}"#
         );
         assert_eq!(
-            write(&instance("[::1]:8888").tag("html", "<&>"), false),
+            write(&instance("[::1]:8888").with_tag("html", "<&>"), false),
             r#"{"network":"tcp","address":"[::1]:8888","weight":10,"tags":{"html":"\u003c\u0026\u003e"}}"#
         );
     }

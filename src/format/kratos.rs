@@ -173,7 +173,7 @@ mod tests {
         let plain = at("helloworld", "10.0.0.1:9000");
         assert_eq!(key(&Kratos::new(), &plain), "/microservices/helloworld/3f1cbb1e-0001-4a6b-9a50-000000000001");
         assert_eq!(
-            value(&Kratos::new(), &plain.clone().weight(20).tag("version", "v1"), false),
+            value(&Kratos::new(), &plain.clone().with_weight(20).with_tag("version", "v1"), false),
             r#"{"id":"3f1cbb1e-0001-4a6b-9a50-000000000001","name":"helloworld","version":"v1","metadata":{"weight":"20"},"endpoints":["grpc://10.0.0.1:9000"]}"#
         );
         assert_eq!(
@@ -182,7 +182,11 @@ mod tests {
             "an absent map is null"
         );
         assert_eq!(
-            value(&Kratos::new(), &plain.weight(20).tag("zone", "a&b").tag("a", "x").tag("weight", "7"), false),
+            value(
+                &Kratos::new(),
+                &plain.with_weight(20).with_tag("zone", "a&b").with_tag("a", "x").with_tag("weight", "7"),
+                false
+            ),
             r#"{"id":"3f1cbb1e-0001-4a6b-9a50-000000000001","name":"helloworld","version":"","metadata":{"a":"x","weight":"20","zone":"a\u0026b"},"endpoints":["grpc://10.0.0.1:9000"]}"#
         );
     }

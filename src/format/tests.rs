@@ -73,7 +73,7 @@ fn instance() -> impl Strategy<Value = Instance> {
     let value = prop_oneof![".{0,9}", "[0-9]{0,9}"];
     let weight = prop_oneof![1u16.., Just(Instance::DEFAULT_WEIGHT)];
     (address(), weight, prop::collection::btree_map(name, value, 0..9)).prop_map(|(address, weight, tags)| {
-        let mut instance = Instance::new("user.rpc", address).weight(weight);
+        let mut instance = Instance::new("user.rpc", address).with_weight(weight);
         instance.tags = tags.iter().collect();
         instance
     })

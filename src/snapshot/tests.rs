@@ -13,7 +13,7 @@ fn address(n: u16) -> Address {
 }
 
 fn member(n: u16, weight: u16, state: MemberState) -> Member {
-    Member::new(Arc::new(Instance::new("echo", address(n)).weight(weight)), 7, state)
+    Member::new(Arc::new(Instance::new("echo", address(n)).with_weight(weight)), 7, state)
 }
 
 /// Members whose ports are in the order of their addresses.

@@ -153,8 +153,8 @@ async fn tokens_that_become_invalid_under_an_open_connection_are_renewed() {
     // etcd judges a watch by the token that its stream was opened with.
     let share_one = async || Costs::of(&etcd).await.watch_streams() == 1;
     eventually("all watches are on the stream with the new token", LIMIT, share_one).await;
-    server.registration().update(|instance| instance.weight(50)).expect("a good weight");
-    assert_eq!(changes.expect_insert(server.address()).await.weight, 50, "the one that moved goes on");
+    server.registration().update(|instance| instance.with_weight(50)).expect("a good weight");
+    assert_eq!(changes.expect_insert(server.address()).await.weight(), 50, "the one that moved goes on");
     server.stop().await;
     another.stop().await;
     let left = admin(&etcd).await.leases().await.expect("root may look").leases().len();
@@ -221,8 +221,8 @@ async fn expires_unnoticed(etcd: Etcd) {
     let replaced = async || first.until_now().await.calls("Authenticate") >= 3;
     eventually("tokens are replaced", LIMIT, replaced).await;
     assert_eq!(registration.status(), before, "the registration noticed nothing");
-    registration.update(|instance| instance.weight(50)).expect("a good weight");
-    assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight, 50, "nor did the watch");
+    registration.update(|instance| instance.with_weight(50)).expect("a good weight");
+    assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight(), 50, "nor did the watch");
     registration.deregister().await;
     changes.expect_remove("127.0.0.1:1001").await;
     assert!(admin(&etcd).await.leases().await.expect("root may look").leases().is_empty(), "the lease is revoked");
@@ -246,8 +246,8 @@ async fn jwt_that_a_change_of_any_user_ends_are_replaced_unnoticed() {
     let mut changes = Changes::of(&registry, "echo");
     changes.expect_insert(server.address()).await;
     admin(&etcd).await.user_add("stranger", "strange", None).await.expect("root may add users");
-    server.registration().update(|instance| instance.weight(50)).expect("a good weight");
-    assert_eq!(changes.expect_insert(server.address()).await.weight, 50);
+    server.registration().update(|instance| instance.with_weight(50)).expect("a good weight");
+    assert_eq!(changes.expect_insert(server.address()).await.weight(), 50);
     let address = server.address();
     server.stop().await;
     changes.expect_remove(address).await;
@@ -272,8 +272,8 @@ async fn a_password_that_is_rotated_while_they_run_costs_nothing() {
     let mut weight = 10;
     let mut sees_an_update = async || {
         weight += 1;
-        server.registration().update(|instance| instance.weight(weight)).expect("a good weight");
-        assert_eq!(changes.expect_insert(server.address()).await.weight, weight);
+        server.registration().update(|instance| instance.with_weight(weight)).expect("a good weight");
+        assert_eq!(changes.expect_insert(server.address()).await.weight(), weight);
     };
     for next in ["second", "third"] {
         sender.send_replace(next);
@@ -312,7 +312,7 @@ async fn a_wrong_password_removes_nothing_and_is_tried_at_most_twice_a_minute() 
         .map(|name| EchoServer::start(|address| registry.registration(Instance::new(name, address))))
         .into();
     let mut others: Vec<Changes> = ["one", "two", "three"].map(|name| Changes::of(&registry, name)).into();
-    server.registration().update(|instance| instance.weight(50)).expect("a good weight");
+    server.registration().update(|instance| instance.with_weight(50)).expect("a good weight");
     let logins = async || costs.until_now().await.calls("Authenticate");
     eventually("the wrong password is tried", LIMIT, async || logins().await > 0).await;
     assert!(changes.stays_quiet_for(Duration::from_secs(3)).await, "nothing is removed");
@@ -321,7 +321,7 @@ async fn a_wrong_password_removes_nothing_and_is_tried_at_most_twice_a_minute() 
 
     sender.send_replace("changed");
     let began = Instant::now();
-    assert_eq!(changes.expect_insert(server.address()).await.weight, 50);
+    assert_eq!(changes.expect_insert(server.address()).await.weight(), 50);
     for (changes, server) in others.iter_mut().zip(waiting) {
         changes.expect_insert(server.address()).await;
         server.stop().await;
@@ -365,8 +365,8 @@ async fn a_revoked_role_removes_nothing_and_is_enough_once_granted_again() {
     assert_eq!(registration.status(), before, "the lease needs no role");
 
     admin(&etcd).await.user_grant_role("server", "registry").await.expect("root may grant it");
-    registration.update(|instance| instance.weight(50)).expect("a good weight");
-    assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight, 50);
+    registration.update(|instance| instance.with_weight(50)).expect("a good weight");
+    assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight(), 50);
     registration.deregister().await;
 }
 

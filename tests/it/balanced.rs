@@ -75,16 +75,16 @@ async fn a_weight_change_does_not_reconnect() {
     let registration = registry.registration(Instance::new("echo", proxy.address())).build().expect("a good instance");
     registration.start();
     let mut changes = Changes::of(&registry, "echo");
-    assert_eq!(changes.expect_insert(proxy.address()).await.weight, 10);
+    assert_eq!(changes.expect_insert(proxy.address()).await.weight(), 10);
     let mut client =
         EchoClient::new(registry.discover("echo").expect("a good name").balance_channel(|_, endpoint| endpoint));
     answered_by(&mut client).await;
     let lease = etcd.leases().await;
 
     for weight in [20, 30] {
-        registration.update(|instance| instance.weight(weight).tag("zone", "b")).expect("a good weight");
+        registration.update(|instance| instance.with_weight(weight).with_tag("zone", "b")).expect("a good weight");
         let updated = changes.expect_insert(proxy.address()).await;
-        assert_eq!((updated.weight, &updated.tags["zone"]), (weight, "b"));
+        assert_eq!((updated.weight(), &updated.tags()["zone"]), (weight, "b"));
         answered_by(&mut client).await;
     }
 

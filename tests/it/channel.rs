@@ -68,12 +68,12 @@ async fn calls_spread_by_weight_and_new_weights_keep_the_connections() {
     eventually("both answer", LIMIT, both).await;
     let accepted = proxy.accepted();
 
-    registration.update(|instance| instance.weight(1_000).tag("zone", "b")).expect("a good weight");
+    registration.update(|instance| instance.with_weight(1_000).with_tag("zone", "b")).expect("a good weight");
     let updated = async || {
         channel
             .instances()
             .iter()
-            .any(|status| status.instance().weight == 1_000 && &status.instance().tags["zone"] == "b")
+            .any(|status| status.instance().weight() == 1_000 && &status.instance().tags()["zone"] == "b")
     };
     eventually("the channel knows the new weight", LIMIT, updated).await;
     let mut heavy = 0;

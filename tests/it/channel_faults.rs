@@ -77,7 +77,7 @@ async fn a_killed_server_costs_the_calls_in_flight_on_it_and_no_later_one() {
     load.reaches(&servers[0].address).await;
 
     let on_it = |status: &InstanceStatus| {
-        if status.instance().address.to_string() == servers[0].address { status.in_flight() } else { 0 }
+        if status.instance().address().to_string() == servers[0].address { status.in_flight() } else { 0 }
     };
     let counted = Instant::now();
     let in_flight: u32 = channel.instances().iter().map(on_it).sum();
@@ -110,7 +110,7 @@ async fn a_killed_server_costs_no_call_where_calls_are_retried() {
 
     for server in &mut servers {
         load.reaches(&server.address).await;
-        let on_it = |status: &InstanceStatus| status.instance().address.to_string() == server.address;
+        let on_it = |status: &InstanceStatus| status.instance().address().to_string() == server.address;
         let busy = || channel.instances().iter().any(|status| on_it(status) && status.in_flight() > 0);
         eventually("it has a call in flight", LIMIT, async || busy()).await;
         server.process.kill();

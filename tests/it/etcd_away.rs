@@ -187,7 +187,7 @@ async fn a_compaction_while_disconnected_costs_only_the_difference() {
     proxy.forward();
 
     changes.expect_remove("127.0.0.1:1").await;
-    assert_eq!(changes.expect_insert("127.0.0.1:2").await.weight, 2);
+    assert_eq!(changes.expect_insert("127.0.0.1:2").await.weight(), 2);
     changes.expect_insert("127.0.0.1:5").await;
     changes.expect_nothing_before(&etcd, "127.0.0.1:6").await;
 }

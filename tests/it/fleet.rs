@@ -31,7 +31,7 @@ async fn each_is_told(etcd: &Etcd, watches: &mut [Discover], port: u16) {
     for watch in watches {
         eventually("the instance is known", LIMIT, async || {
             let snapshot = watch.snapshot().expect("the first list came");
-            snapshot.iter().any(|member| member.instance().address.to_string().ends_with(&format!(":{port}")))
+            snapshot.iter().any(|member| member.instance().address().to_string().ends_with(&format!(":{port}")))
         })
         .await;
     }

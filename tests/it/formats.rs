@@ -24,7 +24,9 @@ async fn written_and_called(format: impl Format) -> (String, String, i64, String
     let etcd = Etcd::start().await;
     let registry = registry(&etcd, format);
     let server = EchoServer::start(|address| {
-        registry.registration(Instance::new("echo", address).weight(20).tag("zone", "a").tag("version", "v1"))
+        registry.registration(
+            Instance::new("echo", address).with_weight(20).with_tag("zone", "a").with_tag("version", "v1"),
+        )
     });
     let address = server.address().to_string();
     server.registration().registered().await.expect("it is not deregistered");
@@ -82,11 +84,11 @@ async fn what_the_other_programs_wrote_is_found() {
         etcd.put(key, value).await;
     }
     let naming = Changes::of(&registry(&etcd, EtcdNaming), "foo").expect_insert("127.0.0.1:2000").await;
-    assert_eq!((naming.weight, &naming.tags["zone"]), (20, "a"));
+    assert_eq!((naming.weight(), &naming.tags()["zone"]), (20, "a"));
     let go_zero = Changes::of(&registry(&etcd, GoZero), "user.rpc").expect_insert("192.168.0.5:8080").await;
-    assert_eq!((go_zero.weight, go_zero.tags.len()), (10, 0), "nothing is stated");
+    assert_eq!((go_zero.weight(), go_zero.tags().len()), (10, 0), "nothing is stated");
     let kratos = Changes::of(&registry(&etcd, Kratos::new()), "helloworld").expect_insert("10.0.0.1:9000").await;
-    assert_eq!((kratos.weight, &kratos.tags["version"]), (20, "v1"));
+    assert_eq!((kratos.weight(), &kratos.tags()["version"]), (20, "v1"));
 }
 
 /// Everything that may lie around under a service's prefix: values of all formats, and of none.
@@ -159,7 +161,7 @@ async fn mixed(etcd: &Etcd, format: impl Format, good: usize) {
 
 fn known(discover: &Discover) -> BTreeSet<String> {
     let snapshot = discover.snapshot().expect("the list has come");
-    snapshot.iter().map(|member| member.instance().address.to_string()).collect()
+    snapshot.iter().map(|member| member.instance().address().to_string()).collect()
 }
 
 fn set(addresses: &[&str]) -> BTreeSet<String> {
@@ -262,12 +264,12 @@ impl Format for ByZone {
     }
 
     fn segment(&self, entry: &Entry<'_>) -> String {
-        let zone = entry.instance.tags.get("zone").unwrap_or("none");
-        format!("{zone}-{}", entry.instance.address)
+        let zone = entry.instance.tags().get("zone").unwrap_or("none");
+        format!("{zone}-{}", entry.instance.address())
     }
 
     fn encode(&self, entry: &Entry<'_>) -> Vec<u8> {
-        entry.instance.address.to_string().into_bytes()
+        entry.instance.address().to_string().into_bytes()
     }
 
     fn decode(&self, segment: &str, value: &[u8]) -> Result<Decoded, DecodeError> {
@@ -290,18 +292,18 @@ async fn a_key_that_follows_the_instance_moves_and_the_former_one_is_deleted() {
     let server = EchoServer::registered(&registry, "echo").await;
     let address = server.address();
     let mut changes = Changes::of(&registry, "echo");
-    assert_eq!(&changes.expect_insert(address).await.tags["zone"], "none");
+    assert_eq!(&changes.expect_insert(address).await.tags()["zone"], "none");
 
     for zone in ["a", "b"] {
-        server.registration().update(|instance| instance.tag("zone", zone)).expect("a good tag");
-        assert_eq!(&changes.expect_insert(address).await.tags["zone"], zone, "it never leaves");
+        server.registration().update(|instance| instance.with_tag("zone", zone)).expect("a good tag");
+        assert_eq!(&changes.expect_insert(address).await.tags()["zone"], zone, "it never leaves");
         let moved = async || {
             let keys: Vec<String> = etcd.keys("").await.into_iter().map(|(key, ..)| key).collect();
             keys == [format!("zones/echo/{zone}-{address}")]
         };
         eventually("only the new key is there", LIMIT, moved).await;
     }
-    let refused = server.registration().update(|instance| instance.tag("zone", "a/b"));
+    let refused = server.registration().update(|instance| instance.with_tag("zone", "a/b"));
     let refused = refused.expect_err("a key must not reach into another service").to_string();
     assert!(refused.contains("a/b-"), "{refused} names it");
 

@@ -15,7 +15,7 @@ async fn a_server_registers_itself_and_a_channel_finds_it() {
     let etcd = Etcd::start().await;
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let server = EchoServer::start(|address| {
-        registry.registration(Instance::new("echo", address).weight(66).tag("hello", "world"))
+        registry.registration(Instance::new("echo", address).with_weight(66).with_tag("hello", "world"))
     });
     let address = server.address();
 
@@ -44,7 +44,7 @@ async fn a_server_that_kitex_wrote_down_is_found() {
     )
     .await;
     let instance = Changes::of(&registry, "echo").expect_insert("127.0.0.1:8888").await;
-    assert_eq!((instance.weight, &instance.tags["a"]), (10, "b"), "a weight of 0 is the default");
+    assert_eq!((instance.weight(), &instance.tags()["a"]), (10, "b"), "a weight of 0 is the default");
 }
 
 #[tokio::test]
@@ -91,7 +91,7 @@ async fn a_snapshot_can_be_waited_for_and_looked_at() {
     assert_eq!(snapshot.len(), 1);
     assert!(snapshot.revision() > 1, "it has its revision");
     let member = snapshot.get(server.registration().address()).expect("the server is in it");
-    assert_eq!(member.instance().address, *server.registration().address());
+    assert_eq!(member.instance().address(), server.registration().address());
     let address = server.registration().address().clone();
     server.stop().await;
     let gone = async || discover.snapshot().is_some_and(|snapshot| snapshot.get(&address).is_none());

@@ -36,8 +36,9 @@ async fn services_and_instances_are_what_is_registered_right_now() {
     assert!(registry.services().await.expect("etcd answers").is_empty(), "no server is there yet");
     assert!(registry.instances("echo").await.expect("etcd answers").is_empty(), "no server is there yet");
 
-    let server =
-        EchoServer::start(|address| registry.registration(Instance::new("echo", address).weight(20).tag("zone", "a")));
+    let server = EchoServer::start(|address| {
+        registry.registration(Instance::new("echo", address).with_weight(20).with_tag("zone", "a"))
+    });
     server.registration().registered().await.expect("it is not gone");
     let hello = EchoServer::registered(&registry, "hello").await;
     let prefix = "kitex/registry-etcd";
@@ -52,7 +53,7 @@ async fn services_and_instances_are_what_is_registered_right_now() {
     assert_eq!(snapshot.len(), 2, "what can be read");
     assert_eq!(snapshot.revision(), etcd.revision().await, "right now");
     let member = snapshot.get(&server.address().into()).expect("the server is there");
-    assert_eq!((member.instance().weight, &member.instance().tags["zone"]), (20, "a"), "as it registered itself");
+    assert_eq!((member.instance().weight(), &member.instance().tags()["zone"]), (20, "a"), "as it registered itself");
     assert_eq!(
         (member.state(), member.lease()),
         (MemberState::Live, etcd.keys(&format!("{prefix}/echo/1")).await[1].2)
@@ -148,7 +149,7 @@ async fn a_drain_is_obeyed_whatever_the_server_changes_at_the_same_moment() {
         registration.registered().await.expect("it is not gone");
         let updates = async {
             for weight in 1..=20 {
-                registration.update(|instance| instance.weight(weight)).expect("a good weight");
+                registration.update(|instance| instance.with_weight(weight)).expect("a good weight");
                 tokio::time::sleep(Duration::from_micros(u64::from(n) * 50)).await;
             }
         };
@@ -196,11 +197,11 @@ impl Format for Bare {
     }
 
     fn segment(&self, entry: &Entry<'_>) -> String {
-        entry.instance.address.to_string()
+        entry.instance.address().to_string()
     }
 
     fn encode(&self, entry: &Entry<'_>) -> Vec<u8> {
-        entry.instance.address.to_string().into_bytes()
+        entry.instance.address().to_string().into_bytes()
     }
 
     fn decode(&self, _segment: &str, value: &[u8]) -> Result<Decoded, DecodeError> {

@@ -110,9 +110,9 @@ async fn a_grpc_go_server_that_leaves_is_gone_without_a_failed_call() {
     let mut changes = Changes::of(&registry, SERVICE);
     let (mut leaving, left) = serving(naming, &etcd, &["-metadata", r#"{"weight":20,"zone":"a"}"#]).await;
     let instance = changes.expect_insert(&left).await;
-    assert_eq!((instance.weight, &instance.tags["zone"]), (20, "a"), "the metadata are understood");
+    assert_eq!((instance.weight(), &instance.tags()["zone"]), (20, "a"), "the metadata are understood");
     let (_staying, stays) = serving(naming, &etcd, &[]).await;
-    assert_eq!(changes.expect_insert(&stays).await.weight, 10, "no metadata are no statement");
+    assert_eq!(changes.expect_insert(&stays).await.weight(), 10, "no metadata are no statement");
     let channel = registry.channel(SERVICE).build().expect("a good channel");
     let load = Load::start(&channel).await;
     load.reaches(&left).await;
@@ -129,7 +129,7 @@ async fn a_grpc_go_server_that_leaves_is_gone_without_a_failed_call() {
 
 /// The addresses of the instances that a channel knows.
 fn known(channel: &BalancedChannel) -> Vec<String> {
-    channel.instances().iter().map(|status| status.instance().address.to_string()).collect()
+    channel.instances().iter().map(|status| status.instance().address().to_string()).collect()
 }
 
 #[tokio::test]
@@ -141,8 +141,9 @@ async fn our_servers_are_resolved_and_called_by_grpc_go_until_they_leave() {
     let mut client = start(naming, &etcd, "call", &[]);
     resolves(&mut client, &[first.address().to_string()]).await;
     reaches(&mut client, &first.address().to_string()).await;
-    let second =
-        EchoServer::start(|address| registry.registration(Instance::new(SERVICE, address).weight(20).tag("zone", "a")));
+    let second = EchoServer::start(|address| {
+        registry.registration(Instance::new(SERVICE, address).with_weight(20).with_tag("zone", "a"))
+    });
     let both = [first.address().to_string(), second.address().to_string()];
     resolves(&mut client, &both).await;
     for address in &both {
@@ -162,8 +163,9 @@ async fn the_draining_mark_changes_nothing_for_grpc_go() {
     let etcd = Etcd::start().await;
     let registry = naming_registry(&etcd);
     let mut watch = start(naming, &etcd, "watch", &[]);
-    let server =
-        EchoServer::start(|address| registry.registration(Instance::new(SERVICE, address).weight(20).tag("zone", "a")));
+    let server = EchoServer::start(|address| {
+        registry.registration(Instance::new(SERVICE, address).with_weight(20).with_tag("zone", "a"))
+    });
     let address = server.address().to_string();
     let added = json!({
         "event": "add",

@@ -171,5 +171,5 @@ async fn prefix_and_default_weight_are_the_reader_s_options_too() {
     let registry = builder().default_weight(33).build().expect("good options");
     let mut discover = registry.discover("echo").expect("a good name");
     let snapshot = tokio::time::timeout(LIMIT, discover.ready()).await.expect("it is listed in time");
-    assert_eq!(snapshot.get(&address.into()).map(|member| member.instance().weight), Some(33));
+    assert_eq!(snapshot.get(&address.into()).map(|member| member.instance().weight()), Some(33));
 }

@@ -67,5 +67,5 @@ fn counts(discover: &Discover) -> (usize, usize) {
 fn weight(discover: &Discover, n: usize) -> Option<u16> {
     let address = format!("127.0.0.{n}:80").parse().expect("an address");
     let snapshot = discover.snapshot().expect("the first list came");
-    snapshot.get(&address).map(|member| member.instance().weight)
+    snapshot.get(&address).map(|member| member.instance().weight())
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use etcd_client::PutOptions;
 use tonic_etcd::channel::Connectivity;
-use tonic_etcd::{BalancedChannel, Instance, Registry};
+use tonic_etcd::{Address, BalancedChannel, Instance, Registry};
 
 use crate::support::changes::Changes;
 use crate::support::etcd::Etcd;
@@ -173,7 +173,7 @@ async fn an_unannounced_leaver_is_reported_in_2_s_and_called_until_it_hangs_up()
     gone.stop().await;
     let is_out = async || {
         let instances = channel.instances();
-        let out = instances.iter().find(|instance| instance.instance().address == address.into());
+        let out = instances.iter().find(|instance| *instance.instance().address() == Address::from(address));
         out.is_none_or(|instance| instance.state() == Connectivity::Idle)
     };
     eventually("the channel has dropped it", LIMIT, is_out).await;
@@ -205,6 +205,6 @@ async fn a_rolling_replacement_under_new_addresses_holds_no_dead_instance() {
         figures::within("one of several that goes without a word is told", since.elapsed(), JUDGED);
     }
     let snapshot = changes.stream().snapshot().expect("the first list came");
-    let left: Vec<_> = snapshot.iter().map(|member| member.instance().address.to_string()).collect();
+    let left: Vec<_> = snapshot.iter().map(|member| member.instance().address().to_string()).collect();
     assert_eq!(left, ["127.0.0.1:11", "127.0.0.1:12"]);
 }

@@ -173,12 +173,14 @@ async fn whichever_member_is_lost_no_change_is() {
         there.put(key(20), value(20, mark)).await;
         eventually("the last change is reported", LIMIT, async || {
             let snapshot = discover.snapshot().expect("the first list came");
-            snapshot.iter().any(|member| usize::from(member.instance().weight) == mark)
+            snapshot.iter().any(|member| usize::from(member.instance().weight()) == mark)
         })
         .await;
         let snapshot = discover.snapshot().expect("the first list came");
-        let told: Vec<_> =
-            snapshot.iter().map(|member| (member.instance().address.to_string(), member.instance().weight)).collect();
+        let told: Vec<_> = snapshot
+            .iter()
+            .map(|member| (member.instance().address().to_string(), member.instance().weight()))
+            .collect();
         let there = there.keys("kitex/registry-etcd/echo/").await;
         let there: Vec<_> = there.iter().map(|(_, value, _)| read(value)).collect();
         assert_eq!(told, there, "without member {lost}");

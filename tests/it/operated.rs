@@ -54,10 +54,10 @@ async fn an_update_while_paused_shows_after_the_return() {
     let registration = started(&registry, ([127, 0, 0, 1], 1001).into(), None);
     registration.pause();
     reaches(&registration, "it is paused", |status| *status == RegistrationStatus::Paused).await;
-    registration.update(|instance| instance.weight(77)).expect("a good weight");
+    registration.update(|instance| instance.with_weight(77)).expect("a good weight");
     registration.resume();
     let instance = Changes::of(&registry, "echo").expect_insert("127.0.0.1:1001").await;
-    assert_eq!(instance.weight, 77);
+    assert_eq!(instance.weight(), 77);
     registration.deregister().await;
 }
 
@@ -67,7 +67,7 @@ async fn bad_updates_are_refused_and_change_nothing() {
     let address: SocketAddr = ([127, 0, 0, 1], 1001).into();
     let registration = registry.registration(Instance::new("echo", address)).build().expect("a good instance");
     let refused = [
-        registration.update(|instance| instance.weight(0)),
+        registration.update(|instance| instance.with_weight(0)),
         registration.update(|_| Instance::new("other", address)),
         registration.update(|_| Instance::new("echo", SocketAddr::from(([127, 0, 0, 1], 1002)))),
     ];
@@ -203,12 +203,12 @@ async fn an_update_while_etcd_is_unreachable_costs_no_registration() {
 
     proxy.reset();
     let before = proxy.accepted();
-    registration.update(|instance| instance.weight(77)).expect("a good weight");
+    registration.update(|instance| instance.with_weight(77)).expect("a good weight");
     eventually("it was tried far more than twice", LIMIT, async || proxy.accepted() > before + 6).await;
     proxy.forward();
     let instance = async || {
         let changes = registry.instances("echo").await.ok()?;
-        changes.iter().any(|member| member.instance().weight == 77).then_some(())
+        changes.iter().any(|member| member.instance().weight() == 77).then_some(())
     };
     eventually("the new weight is in etcd", LIMIT, instance).await;
     assert!(matches!(registration.status(), RegistrationStatus::Registered { .. }), "{:?}", registration.status());

@@ -166,7 +166,7 @@ async fn the_last_of_five_thousand_changes_is_known_within_a_second() {
         client.put(format!("{PREFIX}{dead}"), value, None).await.expect("a put");
     }
     let since = Instant::now();
-    let known = async || channel.instances().iter().any(|status| status.instance().weight == 5_000);
+    let known = async || channel.instances().iter().any(|status| status.instance().weight() == 5_000);
     eventually("the last one is known", LIMIT, known).await;
     figures::within("the last of 5,000 changes is known", since.elapsed(), Duration::from_secs(1));
     let load = Load::start(&channel).await;

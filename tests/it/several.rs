@@ -38,7 +38,7 @@ async fn wait_connected(channel: &BalancedChannel, servers: &[&EchoServer]) {
     let ready = async || {
         // Without those that are on the list alone: the last one that leaves go-zero's format is held for a minute.
         let ready = channel.instances().into_iter().filter(|status| status.state() == Connectivity::Ready);
-        expected == ready.map(|status| status.instance().address.to_string()).collect()
+        expected == ready.map(|status| status.instance().address().to_string()).collect()
     };
     eventually("the channel is connected to these servers and no others", LIMIT, ready).await;
 }
@@ -178,15 +178,15 @@ async fn an_address_in_both_is_one_instance_with_the_first_ones_weight() {
     let (kitex, naming) = (registry(&etcd, Kitex), registry(&etcd, EtcdNaming));
     etcd.put("echo/127.0.0.1:1001", r#"{"Op":0,"Addr":"127.0.0.1:1001","Metadata":{"weight":20}}"#).await;
     let mut changes = Changes::over(&RegistrySet::new([kitex.clone(), naming.clone()]), "echo");
-    assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight, 20, "the only one that knows it");
+    assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight(), 20, "the only one that knows it");
     let key = "kitex/registry-etcd/echo/127.0.0.1:1001";
     etcd.put(key, r#"{"address":"127.0.0.1:1001","weight":30}"#).await;
-    assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight, 30, "the first one counts");
+    assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight(), 30, "the first one counts");
     etcd.put("echo/127.0.0.1:1001", r#"{"Op":0,"Addr":"127.0.0.1:1001","Metadata":{"weight":40}}"#).await;
     etcd.delete(key).await;
     // Two watches: what happened later in one of them can be reported before what happened in the other.
-    let weight = match changes.expect_insert("127.0.0.1:1001").await.weight {
-        20 => changes.expect_insert("127.0.0.1:1001").await.weight,
+    let weight = match changes.expect_insert("127.0.0.1:1001").await.weight() {
+        20 => changes.expect_insert("127.0.0.1:1001").await.weight(),
         weight => weight,
     };
     assert_eq!(weight, 40, "the other one still has it");

@@ -113,7 +113,7 @@ async fn a_registry_with_only_a_stranger_leaves_it_once_the_others_are_back() {
     let mut discover = registry.discover("echo").expect("a good name");
     let server = registered(&registry).await;
     let known = tokio::time::timeout(LIMIT, discover.ready()).await.expect("one answers, and no member disagrees");
-    assert!(known.iter().any(|member| member.instance().address.to_string() == "127.0.0.1:9"));
+    assert!(known.iter().any(|member| member.instance().address().to_string() == "127.0.0.1:9"));
 
     let back = [0, 1, 2].map(|member| cluster.member(member).restart());
     futures_util::future::join_all(back).await;
@@ -122,7 +122,7 @@ async fn a_registry_with_only_a_stranger_leaves_it_once_the_others_are_back() {
     eventually("the server registers with the others", LIMIT, moved).await;
     eventually("their list counts", LIMIT, async || {
         let known = discover.snapshot().expect("a list came before");
-        let known = |address: &str| known.iter().any(|member| member.instance().address.to_string() == address);
+        let known = |address: &str| known.iter().any(|member| member.instance().address().to_string() == address);
         known("127.0.0.1:1") && known(&server.address().to_string())
     })
     .await;

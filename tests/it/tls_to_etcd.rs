@@ -225,8 +225,8 @@ async fn an_expired_certificate_ends_no_stream_and_works_again_once_renewed() {
     let other = self::registry(etcd.url(), trusting(authority.file()));
     refused_for(&other, "expired").await;
     changes.expect_nothing_before(&etcd, "127.0.0.1:1").await;
-    server.registration().update(|instance| instance.weight(50)).expect("a good weight");
-    assert_eq!(changes.expect_insert(server.address()).await.weight, 50, "the open connection is as good as before");
+    server.registration().update(|instance| instance.with_weight(50)).expect("a good weight");
+    assert_eq!(changes.expect_insert(server.address()).await.weight(), 50, "the open connection is as good as before");
 
     authority.issue(HERE).write(&files);
     let second = EchoServer::start(|address| other.registration(Instance::new("echo", address)));

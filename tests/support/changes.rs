@@ -81,7 +81,7 @@ impl Changes {
 
 fn show(change: &Change<String, Instance>) -> String {
     match change {
-        Change::Insert(address, instance) => format!("an insert of {address} with weight {}", instance.weight),
+        Change::Insert(address, instance) => format!("an insert of {address} with weight {}", instance.weight()),
         Change::Remove(address) => format!("the removal of {address}"),
     }
 }

@@ -264,7 +264,7 @@ impl Counts {
 fn in_flight_on(channel: &BalancedChannel, addresses: &[SocketAddr]) -> Vec<u32> {
     let statuses = channel.instances();
     let on = |address: Address| {
-        let status = statuses.iter().find(|status| status.instance().address == address);
+        let status = statuses.iter().find(|status| *status.instance().address() == address);
         status.map_or(0, InstanceStatus::in_flight)
     };
     addresses.iter().map(|address| on((*address).into())).collect()

@@ -34,7 +34,7 @@ pub(crate) async fn arrive(plan: Plan, results: &mut Results) {
         let (channel, sets) = unconnected();
         let mut changes = channel.instance_changes();
         let mut instances = all();
-        let is_heavy = |statuses: &[InstanceStatus]| statuses.iter().any(|status| status.instance().weight == HEAVY);
+        let is_heavy = |statuses: &[InstanceStatus]| statuses.iter().any(|status| status.instance().weight() == HEAVY);
         // What is known so far: nothing.
         until(&mut changes, <[InstanceStatus]>::is_empty).await;
 
@@ -51,7 +51,7 @@ pub(crate) async fn arrive(plan: Plan, results: &mut Results) {
         let read = begin.elapsed();
 
         let heavy = &mut instances[round % MANY];
-        *heavy = Arc::new((**heavy).clone().weight(HEAVY));
+        *heavy = Arc::new((**heavy).clone().with_weight(HEAVY));
         let begin = Instant::now();
         sets.send(instances).expect("the channel listens");
         until(&mut changes, is_heavy).await;

@@ -159,7 +159,7 @@ mod tests {
 
     fn snapshot(members: &BTreeMap<u16, (u8, bool)>) -> Snapshot {
         let members = members.iter().map(|(n, (state, is_near))| {
-            let instance = Instance::new("echo", address(*n)).tag("zone", if *is_near { "a" } else { "b" });
+            let instance = Instance::new("echo", address(*n)).with_tag("zone", if *is_near { "a" } else { "b" });
             let state = [MemberState::Live, MemberState::Draining, MemberState::Suspect][usize::from(*state)];
             Member::new(Arc::new(instance), 7, state)
         });

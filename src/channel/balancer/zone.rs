@@ -116,8 +116,8 @@ mod tests {
     fn instances(zone: Option<&str>, count: u16, weight: u16) -> Vec<Instance> {
         let instance = |port| {
             let first = zone.map_or(0, |zone| zone.as_bytes()[0]);
-            let instance = Instance::new("echo", SocketAddr::from(([127, 0, first, 1], port))).weight(weight);
-            zone.map_or(instance.clone(), |zone| instance.tag("zone", zone))
+            let instance = Instance::new("echo", SocketAddr::from(([127, 0, first, 1], port))).with_weight(weight);
+            zone.map_or(instance.clone(), |zone| instance.with_tag("zone", zone))
         };
         (1..=count).map(instance).collect()
     }

@@ -97,8 +97,8 @@ pub use self::round_robin::WeightedRoundRobin;
 ///     }
 /// }
 ///
-/// let here = Instance::new("echo", "127.0.0.1:1".parse::<std::net::SocketAddr>()?).tag("zone", "a");
-/// let there = Instance::new("echo", "127.0.0.1:2".parse::<std::net::SocketAddr>()?).tag("zone", "b");
+/// let here = Instance::new("echo", "127.0.0.1:1".parse::<std::net::SocketAddr>()?).with_tag("zone", "a");
+/// let there = Instance::new("echo", "127.0.0.1:2".parse::<std::net::SocketAddr>()?).with_tag("zone", "b");
 ///
 /// let in_a = PreferZone { zone: "a".into(), then: LeastRequest::new() };
 /// let tester = PolicyTester::new(in_a, [here.clone(), there.clone()]);

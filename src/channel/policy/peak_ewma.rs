@@ -124,7 +124,8 @@ mod tests {
     use crate::instance::Instance;
 
     fn tester<const N: usize>(weights: [u16; N]) -> PolicyTester {
-        let instance = |(port, weight)| Instance::new("echo", SocketAddr::from(([127, 0, 0, 1], port))).weight(weight);
+        let instance =
+            |(port, weight)| Instance::new("echo", SocketAddr::from(([127, 0, 0, 1], port))).with_weight(weight);
         PolicyTester::new(PeakEwma::new(), (1..).zip(weights).map(instance))
     }
 

@@ -107,8 +107,10 @@ async fn a_call_that_broke_after_it_was_sent_is_not_replayed() {
 #[tokio::test]
 async fn a_refused_call_does_not_return_to_its_instance_while_another_has_room() {
     let (refuser, echo) = (Scripted::refusing_streams(), Echo::start());
-    let set =
-        vec![Instance::new("echo", refuser.address()).weight(1_000), Instance::new("echo", echo.address()).weight(1)];
+    let set = vec![
+        Instance::new("echo", refuser.address()).with_weight(1_000),
+        Instance::new("echo", echo.address()).with_weight(1),
+    ];
     let builder = BalancedChannel::from_instances("echo", stream::iter([set])).policy(WeightedRoundRobin::new());
     let mut client = connected(builder).await;
     for _ in 0..20 {

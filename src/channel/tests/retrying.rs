@@ -332,8 +332,10 @@ async fn failing(status: Status) -> (Echo, Echo, BalancedChannel) {
     let (bad, good) = (Echo::start(), Echo::start());
     bad.fail_with(status);
     // The busier one is asked last.
-    let instances =
-        vec![Instance::new("echo", bad.address()).weight(65_535), Instance::new("echo", good.address()).weight(1)];
+    let instances = vec![
+        Instance::new("echo", bad.address()).with_weight(65_535),
+        Instance::new("echo", good.address()).with_weight(1),
+    ];
     let builder = BalancedChannel::from_instances("echo", futures_util::stream::iter([instances]));
     let builder = builder
         .outlier_detection(OutlierDetection::new().consecutive_failures(0))

@@ -180,11 +180,11 @@ pub(super) fn member(peer: &Peer, lease: i64, state: MemberState) -> Member {
 
 /// A peer as it is registered in a zone.
 pub(super) fn in_zone(peer: &Peer, zone: &str, state: MemberState) -> Member {
-    Member::new(Arc::new(Instance::new("echo", peer.address()).tag("zone", zone)), 1, state)
+    Member::new(Arc::new(Instance::new("echo", peer.address()).with_tag("zone", zone)), 1, state)
 }
 
 pub(super) fn weighing(peer: &Peer, weight: u16) -> Member {
-    Member::new(Arc::new(Instance::new("echo", peer.address()).weight(weight)), 1, MemberState::Live)
+    Member::new(Arc::new(Instance::new("echo", peer.address()).with_weight(weight)), 1, MemberState::Live)
 }
 
 /// In what time new instances come up to their weights: ninety seconds, a percent each.

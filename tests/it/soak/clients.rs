@@ -183,7 +183,7 @@ async fn talk(mut client: EchoClient<BalancedChannel>, messages: u32, longest: &
     let (requests, body) = mpsc::channel(1);
     let response = patiently(client.bidirectional_streaming_echo(ReceiverStream::new(body)), longest).await?;
     let instance = response.extensions().get::<Arc<Instance>>();
-    let address = instance.expect("a response tells its instance").address.to_string();
+    let address = instance.expect("a response tells its instance").address().to_string();
     let mut replies = response.into_inner();
     // The server's own words, which are passed on as they are.
     let named = |status: Status| match status.message() {
@@ -230,7 +230,7 @@ async fn watch_ejections(channel: BalancedChannel, reports: Reports) {
     let mut before = HashSet::new();
     while let Some(instances) = changes.next().await {
         let ejected = instances.iter().filter(|status| status.is_ejected());
-        let ejected: HashSet<String> = ejected.map(|status| status.instance().address.to_string()).collect();
+        let ejected: HashSet<String> = ejected.map(|status| status.instance().address().to_string()).collect();
         for address in ejected.difference(&before) {
             reports.journal.note(format!("a client ejects {address}"));
             reports.ejections.push(Sighting { at: Instant::now(), address: address.clone() });

@@ -148,10 +148,12 @@ fn read(mut discover: Discover, sent: Sent) -> (Latencies, AbortHandle) {
     let reader = tokio::spawn(async move {
         while let Some(Ok(change)) = discover.next().await {
             if let Change::Insert(address, instance) = change
-                && instance.weight != 10
+                && instance.weight() != 10
             {
-                let sent =
-                    sent.lock().unwrap_or_else(PoisonError::into_inner).remove(&(address.to_string(), instance.weight));
+                let sent = sent
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .remove(&(address.to_string(), instance.weight()));
                 let latency = sent.map(|at| at.elapsed());
                 seen.lock().unwrap_or_else(PoisonError::into_inner).extend(latency);
             }

@@ -14,7 +14,7 @@ use crate::instance::Instance;
 pub(crate) fn candidates(weights: &[u16]) -> Vec<Candidate> {
     let candidate = |(port, &weight)| {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let instance = Instance::new("echo", address).weight(weight);
+        let instance = Instance::new("echo", address).with_weight(weight);
         Candidate::new(Arc::new(Load::new(u32::MAX)), Arc::new(instance))
     };
     (1..).zip(weights).map(candidate).collect()

@@ -18,7 +18,7 @@ const STATES: [&str; 8] = ["Ejected", "Unselected", "Withdrawn", "Queued", "Conn
 
 /// The instance under this lease, of this weight.
 fn member(lease: i64, weight: u16, state: MemberState) -> Member {
-    let instance = Instance::new("echo", SocketAddr::from(([127, 0, 0, 1], 1))).weight(weight);
+    let instance = Instance::new("echo", SocketAddr::from(([127, 0, 0, 1], 1))).with_weight(weight);
     Member::new(Arc::new(instance), lease, state)
 }
 
