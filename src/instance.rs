@@ -1,5 +1,7 @@
 //! Services and instances, parsed and checked: a service's name, an instance's address, and the instance itself.
 
+use std::borrow::Borrow;
+use std::convert::Infallible;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
@@ -80,6 +82,31 @@ impl AsRef<str> for ServiceName {
     }
 }
 
+/// So that a map of services can be asked by text.
+impl Borrow<str> for ServiceName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<ServiceName> for String {
+    fn from(name: ServiceName) -> Self {
+        name.as_str().to_owned()
+    }
+}
+
+impl PartialEq<str> for ServiceName {
+    fn eq(&self, other: &str) -> bool {
+        self.as_str() == other
+    }
+}
+
+impl PartialEq<&str> for ServiceName {
+    fn eq(&self, other: &&str) -> bool {
+        self.as_str() == *other
+    }
+}
+
 impl fmt::Display for ServiceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -89,8 +116,9 @@ impl fmt::Display for ServiceName {
 /// Where an instance listens: an IP address or a DNS name, and a port.
 ///
 /// The text form is `host:port` with IPv6 in brackets. Two spellings of one IP address are equal, an IPv4 address
-/// within IPv6 among them, and so are two of one DNS name that differ in case only. Parsing checks the form; whether clients may be sent there is checked when an
-/// instance is registered or read (unspecified, multicast, link-local and broadcast addresses and port 0 are refused).
+/// within IPv6 among them, and so are two of one DNS name that differ in case only. Parsing checks the form; whether
+/// clients may be sent there is checked when an instance is registered or read (unspecified, multicast, link-local and
+/// broadcast addresses and port 0 are refused).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address {
     host: Host,
@@ -99,6 +127,7 @@ pub struct Address {
 
 /// The host of an [`Address`].
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum Host {
     /// An IP address.
     Ip(IpAddr),
@@ -117,6 +146,15 @@ impl Address {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The IP address; `None` where the host is a DNS name.
+    #[must_use]
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self.host {
+            Host::Ip(ip) => Some(ip),
+            Host::Name(_) => None,
+        }
     }
 
     pub(crate) fn new(host: Host, port: u16) -> Self {
@@ -247,6 +285,15 @@ pub(crate) fn parse_host(host: &str) -> Result<Host, &'static str> {
     Ok(Host::Name(name.to_ascii_lowercase().into()))
 }
 
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {
@@ -290,6 +337,20 @@ impl Instance {
     pub fn new(service: impl AsRef<str>, address: impl Into<Address>) -> Self {
         let (service, address) = (service.as_ref().into(), address.into());
         Self { service, address, weight: Self::DEFAULT_WEIGHT, tags: Tags::new() }
+    }
+
+    /// Like [`new`](Self::new), with an address that may be text: `Instance::parse("echo", "10.0.0.1:50051")`.
+    ///
+    /// # Errors
+    ///
+    /// A bad service name or address.
+    pub fn parse<A>(service: impl AsRef<str>, address: A) -> Result<Self, ConfigError>
+    where
+        A: TryInto<Address>,
+        A::Error: Into<ConfigError>,
+    {
+        let service: ServiceName = service.as_ref().parse()?;
+        Ok(Self::new(service, address.try_into().map_err(Into::into)?))
     }
 
     /// The service's name.
@@ -348,6 +409,13 @@ impl Instance {
             return Err(ConfigError::Option { option: "tag", value, expected: "at most 64 tags" });
         }
         Ok(())
+    }
+}
+
+/// For an address that needs no check.
+impl From<Infallible> for ConfigError {
+    fn from(never: Infallible) -> Self {
+        match never {}
     }
 }
 
@@ -412,6 +480,10 @@ mod tests {
         assert_eq!(Address::from((ip, 80)), address);
         assert_eq!(Address::try_from("10.0.0.1:80").expect("an address"), address);
         assert_eq!(Address::try_from("10.0.0.1:80".to_owned()).expect("an address"), address);
+        assert_eq!(*Instance::parse("echo", "10.0.0.1:80").expect("good text").address(), address);
+        assert_eq!(*Instance::parse("echo", address.clone()).expect("an address").address(), address);
+        assert!(Instance::parse("ec/ho", address.clone()).is_err() && Instance::parse("echo", "10.0.0.1").is_err());
+        assert_eq!((address.ip(), address.host().to_string()), (Some(ip), "10.0.0.1".to_owned()));
         let url = Address::try_from("http://10.0.0.1:80").expect_err("that is a URL");
         assert!(url.to_string().contains("give host:port alone"), "{url}");
         assert_eq!(format!("{url:?}"), url.to_string(), "it is what a main prints");

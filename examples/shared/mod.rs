@@ -70,9 +70,9 @@ impl RegistryFlags {
     fn registry(&self, format: Format) -> Result<Registry, Failure> {
         let mut registry = Registry::builder(&self.etcd);
         registry = match format {
-            Format::Kitex => registry.format(Kitex),
-            Format::Etcd => registry.format(EtcdNaming),
-            Format::GoZero => registry.format(GoZero),
+            Format::Kitex => registry.format(Kitex::new()),
+            Format::Etcd => registry.format(EtcdNaming::new()),
+            Format::GoZero => registry.format(GoZero::new()),
             Format::Kratos => registry.format(Kratos::new()),
         };
         if let Some(prefix) = &self.prefix {

@@ -355,7 +355,7 @@ pub(super) mod tests {
         let endpoints = Endpoints::new(&urls, None, None, Duration::from_secs(1)).expect("a good URL");
         let layout = Layout {
             base: "p/".into(),
-            format: Arc::new(Kitex),
+            format: Arc::new(Kitex::new()),
             default_weight: 10,
             hold: DEFAULT_HOLD,
             limits: Limits::default(),

@@ -34,7 +34,16 @@ use super::{DecodeError, Decoded, Entry, Format, WEIGHT, address, metadata, weig
 /// with the weight in the field `weight`, as a number or in digits; text becomes a tag as it is, any other JSON as its
 /// text. Metadata that is no object becomes one tag named `metadata`.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct EtcdNaming;
+#[non_exhaustive]
+pub struct EtcdNaming {}
+
+impl EtcdNaming {
+    /// The format.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {}
+    }
+}
 
 impl Format for EtcdNaming {
     fn default_prefix(&self) -> &'static str {
@@ -148,25 +157,25 @@ mod tests {
     #[test]
     fn keys_and_values_are_written_byte_for_byte_as_go_writes_them() {
         let plain = at("foo", "127.0.0.1:2000");
-        assert_eq!(key(&EtcdNaming, &plain), "foo/127.0.0.1:2000");
-        assert_eq!(value(&EtcdNaming, &plain, false), r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":null}"#);
+        assert_eq!(key(&EtcdNaming::new(), &plain), "foo/127.0.0.1:2000");
+        assert_eq!(value(&EtcdNaming::new(), &plain, false), r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":null}"#);
         let full = plain.clone().with_weight(20).with_tag("zone", "a");
         assert_eq!(
-            value(&EtcdNaming, &full, false),
+            value(&EtcdNaming::new(), &full, false),
             r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":{"weight":20,"zone":"a"}}"#
         );
         assert_eq!(
-            value(&EtcdNaming, &full.with_tag("Z", "<>"), false),
+            value(&EtcdNaming::new(), &full.with_tag("Z", "<>"), false),
             r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":{"Z":"\u003c\u003e","weight":20,"zone":"a"}}"#,
             "ordered by name, escaped for HTML"
         );
         assert_eq!(
-            value(&EtcdNaming, &plain.clone().with_tag("zone", "a"), false),
+            value(&EtcdNaming::new(), &plain.clone().with_tag("zone", "a"), false),
             r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":{"zone":"a"}}"#,
             "the default weight is not stated"
         );
         assert_eq!(
-            value(&EtcdNaming, &plain.with_tag("weight", "7"), false),
+            value(&EtcdNaming::new(), &plain.with_tag("weight", "7"), false),
             r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":null}"#,
             "a tag must not look like a weight"
         );
@@ -175,14 +184,14 @@ mod tests {
     #[test]
     fn the_draining_mark_is_one_more_field_at_the_end() {
         assert_eq!(
-            value(&EtcdNaming, &at("foo", "127.0.0.1:2000"), true),
+            value(&EtcdNaming::new(), &at("foo", "127.0.0.1:2000"), true),
             r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":null,"draining":true}"#
         );
     }
 
     #[test]
     fn values_are_read_as_gos_decoder_reads_them() {
-        let read = |json: &str| EtcdNaming.decode("x", json.as_bytes()).expect(json);
+        let read = |json: &str| EtcdNaming::new().decode("x", json.as_bytes()).expect(json);
         let plain = read(r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":null}"#);
         assert_eq!(plain, Decoded::new("127.0.0.1:2000".parse().expect("an address")));
         let full = read(r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":{"weight":20,"zone":"a"}}"#);
@@ -208,7 +217,7 @@ mod tests {
     fn metadata_of_any_kind_becomes_tags() {
         let tags = |metadata: &str| {
             let json = format!(r#"{{"Addr":"a:1","Metadata":{metadata}}}"#);
-            let tags = EtcdNaming.decode("x", json.as_bytes()).expect(&json).tags;
+            let tags = EtcdNaming::new().decode("x", json.as_bytes()).expect(&json).tags;
             tags.into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
         };
         assert_eq!(tags("null"), [] as [&str; 0]);
@@ -236,7 +245,7 @@ mod tests {
             r#"{"Addr":"no port"}"#,
             r#"{"Addr":"a:1"} tail"#,
         ] {
-            assert!(EtcdNaming.decode("x", bad.as_bytes()).is_err(), "{bad:?} must not be read");
+            assert!(EtcdNaming::new().decode("x", bad.as_bytes()).is_err(), "{bad:?} must not be read");
         }
     }
 }

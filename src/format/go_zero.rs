@@ -22,7 +22,16 @@ use super::{DecodeError, Decoded, Entry, Format};
 ///
 /// Reading skips what is no `host:port`.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct GoZero;
+#[non_exhaustive]
+pub struct GoZero {}
+
+impl GoZero {
+    /// The format.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {}
+    }
+}
 
 impl Format for GoZero {
     fn default_prefix(&self) -> &'static str {
@@ -55,16 +64,16 @@ mod tests {
     #[test]
     fn keys_and_values_are_written_byte_for_byte_as_go_zero_writes_them() {
         let instance = at("user.rpc", "192.168.0.5:8080").with_weight(20).with_tag("zone", "a");
-        assert_eq!(key(&GoZero, &instance), "user.rpc/7587870411654340610");
-        assert_eq!(value(&GoZero, &instance, false), "192.168.0.5:8080");
-        assert_eq!(value(&GoZero, &instance, true), "192.168.0.5:8080", "there is no room for a mark");
-        assert_eq!(value(&GoZero, &at("user.rpc", "[::1]:8080"), false), "[::1]:8080");
+        assert_eq!(key(&GoZero::new(), &instance), "user.rpc/7587870411654340610");
+        assert_eq!(value(&GoZero::new(), &instance, false), "192.168.0.5:8080");
+        assert_eq!(value(&GoZero::new(), &instance, true), "192.168.0.5:8080", "there is no room for a mark");
+        assert_eq!(value(&GoZero::new(), &at("user.rpc", "[::1]:8080"), false), "[::1]:8080");
     }
 
     #[test]
     fn the_value_is_the_address_whatever_the_key() {
         for segment in ["7587870411654340610", "17", "x"] {
-            let read = GoZero.decode(segment, b"192.168.0.5:8080").expect("an address");
+            let read = GoZero::new().decode(segment, b"192.168.0.5:8080").expect("an address");
             assert_eq!(read, Decoded::new("192.168.0.5:8080".parse().expect("an address")));
         }
     }
@@ -72,7 +81,7 @@ mod tests {
     #[test]
     fn values_that_are_no_address_are_errors() {
         for bad in [&b""[..], b"192.168.0.5", b":8080", b"a:0x1", b" a:1", b"a:1\n", b"{}", b"http://a:1", b"\xff:1"] {
-            assert!(GoZero.decode("1", bad).is_err(), "{} must not be read", bad.escape_ascii());
+            assert!(GoZero::new().decode("1", bad).is_err(), "{} must not be read", bad.escape_ascii());
         }
     }
 }

@@ -20,7 +20,16 @@ use super::{DecodeError, Decoded, Entry, Format, address, weight};
 /// wrong type spoils the value. The address comes from the value; a weight that is absent or below 1 is the registry's
 /// default weight. Unix sockets (`"network":"unix"`) are skipped.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Kitex;
+#[non_exhaustive]
+pub struct Kitex {}
+
+impl Kitex {
+    /// The format.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {}
+    }
+}
 
 impl Format for Kitex {
     fn default_prefix(&self) -> &'static str {
@@ -109,7 +118,7 @@ mod tests {
     use crate::instance::Instance;
 
     fn write(instance: &Instance, draining: bool) -> String {
-        value(&Kitex, instance, draining)
+        value(&Kitex::new(), instance, draining)
     }
 
     fn instance(address: &str) -> Instance {
@@ -118,7 +127,10 @@ mod tests {
 
     #[test]
     fn keys_and_values_are_written_byte_for_byte_as_kitex_writes_them() {
-        assert_eq!(key(&Kitex, &instance("127.0.0.1:8888")), "kitex/registry-etcd/registry-etcd-test/127.0.0.1:8888");
+        assert_eq!(
+            key(&Kitex::new(), &instance("127.0.0.1:8888")),
+            "kitex/registry-etcd/registry-etcd-test/127.0.0.1:8888"
+        );
         assert_eq!(
             write(&instance("127.0.0.1:8888").with_weight(66).with_tag("hello", "world"), false),
             r#"{"network":"tcp","address":"127.0.0.1:8888","weight":66,"tags":{"hello":"world"}}"#
@@ -144,19 +156,19 @@ mod tests {
     #[test]
     fn a_mark_that_is_added_later_leaves_what_another_program_wrote() {
         let other = br#"{ "tags": {"a": "}"}, "more": [1], "address": "a:1" } "#;
-        let marked = Kitex.mark_draining(other).expect("an object takes it");
+        let marked = Kitex::new().mark_draining(other).expect("an object takes it");
         assert_eq!(
             String::from_utf8(marked.clone()).expect("text"),
             r#"{ "tags": {"a": "}"}, "more": [1], "address": "a:1" ,"draining":true}"#
         );
-        assert!(Kitex.decode("x", &marked).expect("it can be read").draining);
-        assert_eq!(Kitex.mark_draining(b"{}").as_deref(), Some(&br#"{"draining":true}"#[..]));
-        assert_eq!(Kitex.mark_draining(b"10.0.0.1:80"), None, "only an object takes it");
+        assert!(Kitex::new().decode("x", &marked).expect("it can be read").draining);
+        assert_eq!(Kitex::new().mark_draining(b"{}").as_deref(), Some(&br#"{"draining":true}"#[..]));
+        assert_eq!(Kitex::new().mark_draining(b"10.0.0.1:80"), None, "only an object takes it");
     }
 
     #[test]
     fn values_are_read_as_gos_decoder_reads_them() {
-        let read = |json: &str| Kitex.decode("x", json.as_bytes()).expect(json);
+        let read = |json: &str| Kitex::new().decode("x", json.as_bytes()).expect(json);
         let full = read(r#"{"network":"tcp","address":"127.0.0.1:8888","weight":66,"tags":{"hello":"world"}}"#);
         assert_eq!(full.address.to_string(), "127.0.0.1:8888");
         assert_eq!(full.weight, Some(66));
@@ -195,8 +207,8 @@ mod tests {
             r#"{"address":"no port"}"#,
             r#"{"address":"a:1"} tail"#,
         ] {
-            assert!(Kitex.decode("x", bad.as_bytes()).is_err(), "{bad:?} must not be read");
+            assert!(Kitex::new().decode("x", bad.as_bytes()).is_err(), "{bad:?} must not be read");
         }
-        assert!(Kitex.decode("x", b"\xff\xfe").is_err());
+        assert!(Kitex::new().decode("x", b"\xff\xfe").is_err());
     }
 }

@@ -42,11 +42,11 @@ pub use self::kratos::Kratos;
 ///     }
 ///
 ///     fn segment(&self, entry: &Entry<'_>) -> String {
-///         entry.instance.address.to_string()
+///         entry.instance.address().to_string()
 ///     }
 ///
 ///     fn encode(&self, entry: &Entry<'_>) -> Vec<u8> {
-///         entry.instance.weight.to_string().into_bytes()
+///         entry.instance.weight().to_string().into_bytes()
 ///     }
 ///
 ///     fn decode(&self, segment: &str, value: &[u8]) -> Result<Decoded, DecodeError> {

@@ -36,9 +36,9 @@ pub(super) fn value(format: &dyn Format, instance: &Instance, draining: bool) ->
 
 fn all() -> [Box<dyn Format>; 5] {
     [
-        Box::new(Kitex),
-        Box::new(EtcdNaming),
-        Box::new(GoZero),
+        Box::new(Kitex::new()),
+        Box::new(EtcdNaming::new()),
+        Box::new(GoZero::new()),
         Box::new(Kratos::new()),
         Box::new(Kratos::new().secure(true)),
     ]

@@ -290,7 +290,7 @@ pub(super) mod tests {
 
     /// An instance whose etcd is not there.
     pub(in crate::register) fn builder() -> RegistrationBuilder {
-        builder_for(Arc::new(Kitex))
+        builder_for(Arc::new(Kitex::new()))
     }
 
     fn builder_for(format: Arc<dyn Format>) -> RegistrationBuilder {

@@ -23,7 +23,7 @@ use crate::error::RegistrationEnded;
 ///
 /// # async fn example(service: tonic::service::Routes) -> Result<(), Box<dyn std::error::Error>> {
 /// let old = Registry::builder(["http://127.0.0.1:2379"]).build()?;
-/// let new = Registry::builder(["http://127.0.0.1:2379"]).format(EtcdNaming).build()?;
+/// let new = Registry::builder(["http://127.0.0.1:2379"]).format(EtcdNaming::new()).build()?;
 /// let incoming = TcpIncoming::bind("0.0.0.0:50051".parse()?)?;
 /// let instance = Instance::new("echo", incoming.local_addr()?);
 /// let registrations = RegistrationSet::new([old.registration(instance.clone()).build()?, new.registration(instance).build()?]);

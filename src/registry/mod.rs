@@ -52,7 +52,7 @@ impl Registry {
             endpoints: endpoints.into_iter().map(Into::into).collect(),
             endpoints_provider: None,
             prefix: None,
-            format: Arc::new(Kitex),
+            format: Arc::new(Kitex::new()),
             default_weight: Instance::DEFAULT_WEIGHT,
             dial_timeout: DEFAULT_DIAL_TIMEOUT,
             removal_hold: DEFAULT_HOLD,

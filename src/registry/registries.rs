@@ -28,7 +28,7 @@ use crate::error::ConfigError;
 ///
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// let old = Registry::builder(["http://10.0.0.1:2379"]).build()?;
-/// let new = Registry::builder(["http://10.0.0.2:2379"]).format(EtcdNaming).build()?;
+/// let new = Registry::builder(["http://10.0.0.2:2379"]).format(EtcdNaming::new()).build()?;
 /// let channel = RegistrySet::new([new, old]).channel("echo").build()?;
 /// // let mut client = EchoClient::new(channel);
 /// # Ok(())

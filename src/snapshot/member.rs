@@ -1,5 +1,6 @@
 //! One instance in a snapshot: as it was read, under its lease, and how sure it is.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::instance::{Address, Instance};
@@ -23,6 +24,16 @@ pub enum MemberState {
     /// Its key went without an announcement. A lease that was revoked and one that ran out with all others, because
     /// etcd itself stood still, look the same, so it stays known until that is clear.
     Suspect,
+}
+
+impl fmt::Display for MemberState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Live => "live",
+            Self::Draining => "draining",
+            Self::Suspect => "suspect",
+        })
+    }
 }
 
 impl Member {

@@ -119,6 +119,7 @@ impl fmt::Debug for MemberList {
 }
 
 /// The members of a list, in order.
+#[derive(Debug, Clone)]
 pub(crate) struct Iter<'a> {
     chunks: slice::Iter<'a, Chunk>,
     members: slice::Iter<'a, Member>,

@@ -14,6 +14,7 @@ mod member;
 mod member_list;
 
 use std::fmt;
+use std::iter::FusedIterator;
 
 use crate::instance::Address;
 
@@ -79,8 +80,8 @@ impl Snapshot {
 
     /// All instances, ordered by address.
     #[must_use = "an iterator does nothing unless it is used"]
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Member> {
-        self.members.iter()
+    pub fn iter(&self) -> Iter<'_> {
+        Iter(self.members.iter())
     }
 
     pub(crate) fn members(&self) -> &MemberList {
@@ -97,6 +98,35 @@ impl Snapshot {
         self.members == other.members && self.cut_off == other.cut_off
     }
 }
+
+impl<'a> IntoIterator for &'a Snapshot {
+    type Item = &'a Member;
+    type IntoIter = Iter<'a>;
+
+    fn into_iter(self) -> Iter<'a> {
+        self.iter()
+    }
+}
+
+/// The instances of a snapshot, ordered by address: made by [`Snapshot::iter`].
+#[derive(Debug, Clone)]
+pub struct Iter<'a>(member_list::Iter<'a>);
+
+impl<'a> Iterator for Iter<'a> {
+    type Item = &'a Member;
+
+    fn next(&mut self) -> Option<&'a Member> {
+        self.0.next()
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
+    }
+}
+
+impl ExactSizeIterator for Iter<'_> {}
+
+impl FusedIterator for Iter<'_> {}
 
 impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

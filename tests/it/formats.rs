@@ -46,7 +46,7 @@ async fn written_and_called(format: impl Format) -> (String, String, i64, String
 
 #[tokio::test]
 async fn a_server_in_etcds_naming_is_found_and_leaves_nothing_behind() {
-    let (key, value, _, address) = written_and_called(EtcdNaming).await;
+    let (key, value, _, address) = written_and_called(EtcdNaming::new()).await;
     assert_eq!(key, format!("echo/{address}"));
     let metadata = r#"{"version":"v1","weight":20,"zone":"a"}"#;
     assert_eq!(value, format!(r#"{{"Op":0,"Addr":"{address}","Metadata":{metadata}}}"#));
@@ -54,7 +54,7 @@ async fn a_server_in_etcds_naming_is_found_and_leaves_nothing_behind() {
 
 #[tokio::test]
 async fn a_server_in_go_zeros_format_is_found_and_leaves_nothing_behind() {
-    let (key, value, lease, address) = written_and_called(GoZero).await;
+    let (key, value, lease, address) = written_and_called(GoZero::new()).await;
     assert_eq!(key, format!("echo/{lease}"));
     assert_eq!(value, address);
 }
@@ -83,9 +83,9 @@ async fn what_the_other_programs_wrote_is_found() {
     ] {
         etcd.put(key, value).await;
     }
-    let naming = Changes::of(&registry(&etcd, EtcdNaming), "foo").expect_insert("127.0.0.1:2000").await;
+    let naming = Changes::of(&registry(&etcd, EtcdNaming::new()), "foo").expect_insert("127.0.0.1:2000").await;
     assert_eq!((naming.weight(), &naming.tags()["zone"]), (20, "a"));
-    let go_zero = Changes::of(&registry(&etcd, GoZero), "user.rpc").expect_insert("192.168.0.5:8080").await;
+    let go_zero = Changes::of(&registry(&etcd, GoZero::new()), "user.rpc").expect_insert("192.168.0.5:8080").await;
     assert_eq!((go_zero.weight(), go_zero.tags().len()), (10, 0), "nothing is stated");
     let kratos = Changes::of(&registry(&etcd, Kratos::new()), "helloworld").expect_insert("10.0.0.1:9000").await;
     assert_eq!((kratos.weight(), &kratos.tags()["version"]), (20, "v1"));
@@ -124,9 +124,9 @@ fn values(address: &str) -> Vec<Vec<u8>> {
 #[tokio::test]
 async fn mixed_and_malformed_neighbours_cost_only_themselves() {
     let etcd = Etcd::start().await;
-    mixed(&etcd, Kitex, 0).await;
-    mixed(&etcd, EtcdNaming, 1).await;
-    mixed(&etcd, GoZero, 2).await;
+    mixed(&etcd, Kitex::new(), 0).await;
+    mixed(&etcd, EtcdNaming::new(), 1).await;
+    mixed(&etcd, GoZero::new(), 2).await;
     mixed(&etcd, Kratos::new(), 3).await;
     mixed(&etcd, Kratos::new().secure(true), 4).await;
 }
@@ -171,7 +171,7 @@ fn set(addresses: &[&str]) -> BTreeSet<String> {
 #[tokio::test]
 async fn two_go_zero_keys_with_one_address_are_one_instance_until_both_are_gone() {
     let etcd = Etcd::start().await;
-    let mut changes = Changes::of(&registry(&etcd, GoZero), "user.rpc");
+    let mut changes = Changes::of(&registry(&etcd, GoZero::new()), "user.rpc");
     etcd.put("user.rpc/1", "10.0.0.1:80").await;
     etcd.put("user.rpc/2", "10.0.0.1:80").await;
     changes.expect_insert("10.0.0.1:80").await;
@@ -185,7 +185,7 @@ async fn two_go_zero_keys_with_one_address_are_one_instance_until_both_are_gone(
 #[tokio::test]
 async fn a_new_value_on_a_go_zero_key_swaps_the_instance() {
     let etcd = Etcd::start().await;
-    let mut changes = Changes::of(&registry(&etcd, GoZero), "user.rpc");
+    let mut changes = Changes::of(&registry(&etcd, GoZero::new()), "user.rpc");
     etcd.put("user.rpc/1", "10.0.0.1:80").await;
     changes.expect_insert("10.0.0.1:80").await;
     etcd.put("user.rpc/1", "10.0.0.2:80").await;
@@ -196,7 +196,7 @@ async fn a_new_value_on_a_go_zero_key_swaps_the_instance() {
 #[tokio::test]
 async fn a_go_zero_server_that_lost_its_lease_is_back_under_the_next_leases_key() {
     let etcd = Etcd::start().await;
-    let registry = registry(&etcd, GoZero);
+    let registry = registry(&etcd, GoZero::new());
     let server = EchoServer::registered(&registry, "echo").await;
     let mut changes = Changes::of(&registry, "echo");
     changes.expect_insert(server.address()).await;
@@ -221,7 +221,7 @@ async fn a_go_zero_server_that_lost_its_lease_is_back_under_the_next_leases_key(
 #[tokio::test]
 async fn a_go_zero_key_that_is_deleted_or_overwritten_is_put_back_as_it_was() {
     let etcd = Etcd::start().await;
-    let server = EchoServer::registered(&registry(&etcd, GoZero), "echo").await;
+    let server = EchoServer::registered(&registry(&etcd, GoZero::new()), "echo").await;
     let before = etcd.keys("").await;
     etcd.delete(before[0].0.clone()).await;
     eventually("the deleted key is back", LIMIT, async || etcd.keys("").await == before).await;
@@ -234,7 +234,7 @@ async fn a_go_zero_key_that_is_deleted_or_overwritten_is_put_back_as_it_was() {
 #[tokio::test]
 async fn a_go_zero_server_can_be_paused_and_resumed_even_after_a_lost_lease() {
     let etcd = Etcd::start().await;
-    let server = EchoServer::registered(&registry(&etcd, GoZero), "echo").await;
+    let server = EchoServer::registered(&registry(&etcd, GoZero::new()), "echo").await;
     let (key, _, lease) = etcd.keys("").await.pop().expect("the server is registered");
     server.registration().pause();
     eventually("the key is gone", LIMIT, async || etcd.keys("").await.is_empty()).await;
@@ -328,7 +328,7 @@ async fn a_kratos_server_keeps_its_key_when_it_loses_its_lease() {
 #[tokio::test]
 async fn an_operators_draining_mark_drains_in_every_format_that_has_one() {
     let etcd = Etcd::start().await;
-    for registry in [registry(&etcd, EtcdNaming), registry(&etcd, Kratos::new())] {
+    for registry in [registry(&etcd, EtcdNaming::new()), registry(&etcd, Kratos::new())] {
         let server = EchoServer::registered(&registry, "echo").await;
         let mut changes = Changes::of(&registry, "echo");
         changes.expect_insert(server.address()).await;

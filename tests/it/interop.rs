@@ -24,7 +24,7 @@ use crate::support::{LIMIT, eventually, neighbour};
 const SERVICE: &str = "echo";
 
 fn naming_registry(etcd: &Etcd) -> Registry {
-    Registry::builder([etcd.url()]).format(EtcdNaming).build().expect("a good registry")
+    Registry::builder([etcd.url()]).format(EtcdNaming::new()).build().expect("a good registry")
 }
 
 /// The grpc-go program in one of its modes.
@@ -223,7 +223,8 @@ async fn our_program(etcd: &Etcd, address: &str) -> Process {
 async fn under_a_prefix_grpc_go_calls_our_servers_once_it_names_an_authority() {
     let Some(naming) = neighbour::naming() else { return };
     let etcd = Etcd::start().await;
-    let registry = Registry::builder([etcd.url()]).format(EtcdNaming).prefix("apps").build().expect("a good registry");
+    let registry =
+        Registry::builder([etcd.url()]).format(EtcdNaming::new()).prefix("apps").build().expect("a good registry");
     let server = EchoServer::registered(&registry, SERVICE).await;
     let mut client = start(naming, &etcd, "call", &["-service", "apps/echo"]);
     resolves(&mut client, &[server.address().to_string()]).await;
@@ -239,7 +240,7 @@ async fn under_a_prefix_grpc_go_calls_our_servers_once_it_names_an_authority() {
 const KEY: &str = "user.rpc";
 
 fn gozero_registry(etcd: &Etcd) -> Registry {
-    Registry::builder([etcd.url()]).format(GoZero).build().expect("a good registry")
+    Registry::builder([etcd.url()]).format(GoZero::new()).build().expect("a good registry")
 }
 
 /// A go-zero publisher of this address, when it is registered.

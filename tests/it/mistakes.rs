@@ -106,6 +106,6 @@ async fn a_service_that_nobody_registered_is_told_with_prefix_and_format() {
     let channel = RegistrySet::new([nowhere, empty]).channel("hello").build().expect("a good name");
     let answer = EchoClient::new(channel).unary_echo(EchoRequest::default()).await;
     says(&answer.expect_err("there is no server"), &["no instance is registered", "Connection refused"]);
-    let none = status(Registry::builder([etcd.url()]).format(tonic_etcd::format::EtcdNaming)).await;
+    let none = status(Registry::builder([etcd.url()]).format(tonic_etcd::format::EtcdNaming::new())).await;
     says(&none, &["hello under hello/: no instance is registered in the format EtcdNaming"]);
 }

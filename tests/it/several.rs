@@ -46,7 +46,7 @@ async fn wait_connected(channel: &BalancedChannel, servers: &[&EchoServer]) {
 #[tokio::test]
 async fn a_server_in_two_formats_is_found_in_either_and_leaves_both_in_order() {
     let etcd = Etcd::start().await;
-    let (kitex, naming) = (registry(&etcd, Kitex), registry(&etcd, EtcdNaming));
+    let (kitex, naming) = (registry(&etcd, Kitex::new()), registry(&etcd, EtcdNaming::new()));
     let pause = Duration::from_secs(2);
     let server = EchoServer::start_all(|address| {
         let instance = Instance::new("echo", address);
@@ -85,7 +85,7 @@ async fn a_server_in_two_formats_is_found_in_either_and_leaves_both_in_order() {
 #[tokio::test]
 async fn each_registration_of_a_server_has_its_own_life() {
     let etcd = Etcd::start().await;
-    let (kitex, go_zero) = (registry(&etcd, Kitex), registry(&etcd, GoZero));
+    let (kitex, go_zero) = (registry(&etcd, Kitex::new()), registry(&etcd, GoZero::new()));
     let server = EchoServer::registered_in(&[&kitex, &go_zero], "echo").await;
     let merged = channel(&[&kitex, &go_zero]);
     let load = Load::at_rate(RATE, &merged).await;
@@ -112,7 +112,7 @@ async fn each_registration_of_a_server_has_its_own_life() {
 #[tokio::test]
 async fn a_server_with_two_services_is_found_under_both_names() {
     let etcd = Etcd::start().await;
-    let registry = registry(&etcd, Kitex);
+    let registry = registry(&etcd, Kitex::new());
     let server = EchoServer::start_all(|address| {
         ["echo", "hello"].into_iter().map(|service| registry.registration(Instance::new(service, address))).collect()
     });
@@ -126,7 +126,7 @@ async fn a_server_with_two_services_is_found_under_both_names() {
 #[tokio::test]
 async fn a_channel_over_two_clusters_follows_both() {
     let (one, two) = (Etcd::start().await, Etcd::start().await);
-    let (kitex, kratos) = (registry(&one, Kitex), registry(&two, Kratos::new()));
+    let (kitex, kratos) = (registry(&one, Kitex::new()), registry(&two, Kratos::new()));
     let first = EchoServer::registered(&kitex, "echo").await;
     let merged = channel(&[&kitex, &kratos]);
     let load = Load::at_rate(RATE, &merged).await;
@@ -150,7 +150,7 @@ async fn a_channel_over_two_clusters_follows_both() {
 #[tokio::test]
 async fn an_unreachable_etcd_hides_nothing_of_the_other() {
     let (one, two) = (Etcd::start().await, Etcd::start().await);
-    let (away, there) = (registry(&one, Kitex), registry(&two, EtcdNaming));
+    let (away, there) = (registry(&one, Kitex::new()), registry(&two, EtcdNaming::new()));
     one.freeze();
     let server = EchoServer::registered(&there, "echo").await;
     let merged = channel(&[&away, &there]);
@@ -175,7 +175,7 @@ async fn an_unreachable_etcd_hides_nothing_of_the_other() {
 #[tokio::test]
 async fn an_address_in_both_is_one_instance_with_the_first_ones_weight() {
     let etcd = Etcd::start().await;
-    let (kitex, naming) = (registry(&etcd, Kitex), registry(&etcd, EtcdNaming));
+    let (kitex, naming) = (registry(&etcd, Kitex::new()), registry(&etcd, EtcdNaming::new()));
     etcd.put("echo/127.0.0.1:1001", r#"{"Op":0,"Addr":"127.0.0.1:1001","Metadata":{"weight":20}}"#).await;
     let mut changes = Changes::over(&RegistrySet::new([kitex.clone(), naming.clone()]), "echo");
     assert_eq!(changes.expect_insert("127.0.0.1:1001").await.weight(), 20, "the only one that knows it");
@@ -200,7 +200,7 @@ async fn an_address_in_both_is_one_instance_with_the_first_ones_weight() {
 #[tokio::test]
 async fn channels_over_several_registries_share_the_watches_of_each() {
     let etcd = Etcd::start().await;
-    let (kitex, naming) = (registry(&etcd, Kitex), registry(&etcd, EtcdNaming));
+    let (kitex, naming) = (registry(&etcd, Kitex::new()), registry(&etcd, EtcdNaming::new()));
     etcd.put("kitex/registry-etcd/echo/127.0.0.1:1", r#"{"address":"127.0.0.1:1"}"#).await;
     let before = Costs::of(&etcd).await.watchers();
     let channels: Vec<BalancedChannel> =
@@ -216,15 +216,15 @@ async fn channels_over_several_registries_share_the_watches_of_each() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_moves_from_one_format_to_another_without_a_failed_call() {
     let etcd = Etcd::start().await;
-    moves(&registry(&etcd, Kitex), &registry(&etcd, EtcdNaming)).await;
-    moves(&registry(&etcd, GoZero), &registry(&etcd, Kratos::new())).await;
+    moves(&registry(&etcd, Kitex::new()), &registry(&etcd, EtcdNaming::new())).await;
+    moves(&registry(&etcd, GoZero::new()), &registry(&etcd, Kratos::new())).await;
     assert!(etcd.keys("").await.is_empty() && etcd.leases().await.is_empty(), "nothing is left behind");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_moves_from_one_cluster_to_another_without_a_failed_call() {
     let (one, two) = (Etcd::start().await, Etcd::start().await);
-    moves(&registry(&one, Kitex), &registry(&two, Kitex)).await;
+    moves(&registry(&one, Kitex::new()), &registry(&two, Kitex::new())).await;
     for etcd in [&one, &two] {
         assert!(etcd.keys("").await.is_empty() && etcd.leases().await.is_empty(), "nothing is left behind");
     }

@@ -101,8 +101,8 @@ async fn until_answered(
 
 async fn put(client: &mut Client, service: &ServiceName, address: SocketAddr) {
     let instance = Instance::new(service.as_str(), address);
-    let value = Kitex.encode(&Entry::new(service, &instance, 1, 1));
-    let key = format!("{}/{service}/{address}", Kitex.default_prefix());
+    let value = Kitex::new().encode(&Entry::new(service, &instance, 1, 1));
+    let key = format!("{}/{service}/{address}", Kitex::new().default_prefix());
     client.put(key, value, None).await.expect("etcd takes a key");
 }
 

@@ -35,7 +35,7 @@ impl World {
     }
 
     fn of(hold: Duration, limits: Limits) -> Self {
-        let layout = Layout { base: "p/".into(), format: Arc::new(Kitex), default_weight: 10, hold, limits };
+        let layout = Layout { base: "p/".into(), format: Arc::new(Kitex::new()), default_weight: 10, hold, limits };
         let membership = Membership::new(layout, "echo".parse().expect("a name"), Complaints::default());
         Self { membership, now: Instant::now(), revision: 0 }
     }
