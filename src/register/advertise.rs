@@ -211,6 +211,10 @@ mod tests {
         }
         assert_eq!(first_reachable(ip("::"), true, &[ip("::1")]).expect("there is no other"), ip("::1"));
         let networks = [ip("127.0.0.1"), ip("10.0.0.7")];
-        assert_eq!(first_reachable(ip("::"), true, &networks).expect("one"), ip("10.0.0.7"), "clients may be elsewhere");
+        assert_eq!(
+            first_reachable(ip("::"), true, &networks).expect("one"),
+            ip("10.0.0.7"),
+            "clients may be elsewhere"
+        );
     }
 }
