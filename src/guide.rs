@@ -22,6 +22,8 @@
 //! | [`benchmarks`] | the channel beside tonic's |
 //! | [`fleet`] | what thousands of processes cost an etcd |
 
+#![expect(clippy::doc_markdown, reason = "chapters are prose, and show tables as programs print them")]
+
 /// A module per chapter. The first definition of a link counts in Markdown: those here, to modules, come before those
 /// at the end of the chapter, to files.
 macro_rules! chapters {
