@@ -49,6 +49,7 @@ macro_rules! links {
 [fleet]: crate::guide::fleet
 [formats]: crate::guide::formats
 [formats-several]: crate::guide::formats#several-at-once
+[from-tonic]: crate::guide::from_tonic
 [kitex]: crate::kitex
 [logging]: crate::guide::logging
 [options-address]: crate::guide::options#the-published-address
