@@ -14,7 +14,7 @@ mod proto;
 async fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().init();
     let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
-    let channel = registry.channel("hello").build()?;
+    let channel = registry.channel("hello").timeout(Duration::from_secs(5)).build()?;
     let mut client = HelloClient::new(channel);
 
     loop {

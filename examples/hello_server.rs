@@ -25,9 +25,10 @@ impl Hello for Greeter {
 async fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().init();
     let registry = Registry::builder(["http://127.0.0.1:2379"]).build()?;
-    let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?;
+    // On all interfaces, on a free port. What is published is the address that others reach this host at.
+    let incoming = TcpIncoming::bind("0.0.0.0:0".parse()?)?;
     let registration = registry.registration(Instance::new("hello", incoming.local_addr()?)).build()?;
-    println!("hello is served at {}", registration.address());
+    println!("hello is served, and published as {}", registration.address());
 
     registration.serve(HelloServer::new(Greeter), incoming, shutdown_signal()).await?;
     Ok(())

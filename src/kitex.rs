@@ -15,7 +15,7 @@
 //! | `NewEtcdRegistryWithRetry(endpoints, config, opts..)` | the three options below | | |
 //! | `retry.NewRetryConfig(..)` | [`RegistrationBuilder::kitex`] sets its three values, and more | | |
 //! | `retry.WithMaxAttemptTimes`, `MaxAttemptTimes` | [`RegistrationBuilder::max_attempts`] | 5; 0 is without end | 0 |
-//! | `retry.WithObserveDelay`, `ObserveDelay` | [`RegistrationBuilder::check_interval`] | 30 s | 60 s, and a watch that tells at once |
+//! | `retry.WithObserveDelay`, `ObserveDelay` | [`RegistrationBuilder::check_interval`] | 30 s | 60 s, and a watch that reports at once |
 //! | `retry.WithRetryDelay`, `RetryDelay` | [`RegistrationBuilder::retry_delay`] | 10 s | 250 ms, doubling to 2 s, at random below |
 //! | `WithTLSOpt(cert, key, ca)` | [`RegistryBuilder::tls`]`(ClientTls::new().ca_file(ca)?.identity_files(cert, key)?)` | none | none |
 //! | `WithAuthOpt(user, password)` | [`RegistryBuilder::auth`]; [`auth_with`](crate::RegistryBuilder::auth_with) for a password that changes | none | none |
@@ -40,10 +40,10 @@
 //! # The preset
 //!
 //! [`RegistrationBuilder::kitex`] gives a registration Kitex's defaults where ours differ: a TTL of 60 s, 5 attempts,
-//! up to 10 s between them, a look at the key every 30 s. And a propagation pause of 6 s, because Kitex clients ask
-//! etcd every 5 s and would otherwise go on calling a server that has left. With this pause a graceful shutdown can
-//! take up to 35 s, more than the 30 s that Kubernetes gives by default: raise `terminationGracePeriodSeconds`, or
-//! lower [`drain_limit`](crate::RegistrationBuilder::drain_limit).
+//! up to 10 s between them, a read of the key every 30 s. And a propagation pause of 6 s, because Kitex clients ask
+//! etcd every 5 s and would otherwise go on calling a server that has left. So that a graceful shutdown still takes
+//! less than the 30 s that Kubernetes grants by default, [`drain_limit`](crate::RegistrationBuilder::drain_limit) is
+//! 19 s instead of 25 s: 28.25 s in all.
 //!
 //! ```no_run
 //! use tonic_etcd::{Instance, Registry};
@@ -63,12 +63,12 @@
 //!   before any connection is made, and nothing ever falls back to plaintext.
 //! - **A fixed address** is registered under its own key in Kitex, and deregistered under the listener's: the key stays
 //!   until its lease ends. Here the key that was written is the one that goes.
-//! - **Giving up.** After five failures in a row, looks at the key included, a Kitex server is out of etcd until it is
-//!   restarted, and nothing but a line in the log tells. Here no limit is the default. With one, the registration ends
+//! - **Giving up.** After five failures in a row, reads of the key included, a Kitex server is out of etcd until it is
+//!   restarted, and only its log says so. Here no limit is the default. With one, the registration ends
 //!   as [`RegistrationStatus::GaveUp`](crate::RegistrationStatus::GaveUp), which can be watched and waited for, and
 //!   with a warning. Only failed attempts to register count: an etcd that is unreachable for an hour costs nothing, as
 //!   long as it knows the lease when it is back.
-//! - **A variable that makes no sense** is ignored by Kitex where it is the TTL. Here each is an error.
+//! - **A variable with a bad value** is ignored by Kitex where it is the TTL. Here each is an error.
 //! - **Leaving** deletes the key in Kitex, also if a successor wrote it, and leaves the lease behind. Here the lease is
 //!   revoked, and with it our own key alone.
 //! - **Names that begin alike**: Kitex's resolver asks for `prefix/foo` and is given `foobar` as well. Here it is not.

@@ -1,10 +1,14 @@
 //! Service discovery for tonic on etcd.
 //!
-//! A tonic server is served by its registration, and is in etcd under its service name meanwhile. A tonic client asks for a service by name
-//! and gets a channel that follows every server that joins or leaves within milliseconds, sends no calls to those that
-//! crashed or froze, and keeps working while etcd is away. Go services on the same etcd are found, and find ours: those
-//! of [`Kitex`](format::Kitex), of grpc-go ([`EtcdNaming`](format::EtcdNaming)), of go-zero
+//! A tonic server registers itself in etcd under its service's name, and stays registered while it serves. A tonic
+//! client asks for the name and gets a channel that follows every server that joins or leaves within milliseconds, sends
+//! no calls to those that crashed or froze, and keeps working while etcd is unreachable. Go services on the same etcd are
+//! found, and find ours: those of [`Kitex`](format::Kitex), of grpc-go ([`EtcdNaming`](format::EtcdNaming)), of go-zero
 //! ([`GoZero`](format::GoZero)) and of [`Kratos`](format::Kratos).
+//!
+//! The [guide] has a chapter on each part: for example [the channel](guide::channel), [servers](guide::servers),
+//! [options](guide::options), [migrating from tonic's `Channel`](guide::from_tonic) and
+//! [troubleshooting](guide::troubleshooting).
 //!
 //! # Vocabulary
 //!
@@ -12,8 +16,8 @@
 //! | --- | --- |
 //! | service | the name that clients ask for: `echo` |
 //! | instance | one server of a service: address, weight, tags |
-//! | registration | the act and the handle of keeping one instance in etcd under a lease |
-//! | format | how keys and values look in etcd |
+//! | registration | one instance that is kept in etcd under a lease, and the handle to it |
+//! | format | what keys and values look like in etcd |
 //! | snapshot | every instance of a service at one etcd revision |
 //! | discover | a tower `Discover`: the stream of changes between snapshots |
 //! | channel | what a generated client sends its calls through: balanced over the instances of a service |
@@ -73,19 +77,21 @@
 //!
 //! # Logs
 //!
-//! What happens to registrations, watches and connections is told by `tracing` events of the target `tonic_etcd`: install a
-//! subscriber, `tracing_subscriber::fmt().init()` for example. At INFO and above it says what an operator has to know: each
-//! registration that begins, is lost or ends, and each outage of an etcd member.
+//! Registrations, watches and connections log by `tracing` events of the target `tonic_etcd`: install a subscriber,
+//! `tracing_subscriber::fmt().init()` for example. From `info` on they say what an operator has to know: each
+//! registration that begins, is lost or ends, each server that joins, leaves or is ejected, and each outage of an etcd
+//! member. [Logging](guide::logging) lists the messages.
 //!
 //! # Modules
 //!
-//! At the root stands what a first program needs; the rest is in modules.
+//! At the root is what a first program needs; the rest is in modules.
 //!
 //! | module | |
 //! | --- | --- |
-//! | [`channel`] | what a channel tells of itself and its instances, and its service config |
-//! | [`policy`], [`outlier`], [`retry`] | how instances are picked and left out, and calls made again |
-//! | [`mod@format`] | how keys and values look in etcd |
+//! | [`guide`](mod@guide) | the guide, chapter by chapter |
+//! | [`channel`] | what a channel reports of itself and its instances, and its service config |
+//! | [`policy`], [`outlier`], [`retry`] | how instances are picked and left out, and calls retried |
+//! | [`mod@format`] | what keys and values look like in etcd |
 //! | [`registration`], [`server`] | the status of a registration; the server around it, or without one |
 //! | [`snapshot`], [`address`], [`tags`] | sets of instances, and parts of what is known of one |
 //! | [`testing`] | test benches |
@@ -100,7 +106,7 @@
 //!   provider does not matter.
 //! - `tls-native-roots`: with one of them, `ClientTls::native_roots` trusts the operating system's authorities.
 //! - `tls-webpki-roots`: with one of them, `ClientTls::webpki_roots` trusts Mozilla's authorities.
-//! - `health`: `ChannelBuilder::health_check` leaves out servers that say they are not well, and
+//! - `health`: `ChannelBuilder::health_check` leaves out servers that do not report SERVING, and
 //!   `RegistrationBuilder::health` keeps such a server out of etcd.
 
 #[cfg(all(feature = "_tls", not(any(feature = "tls-ring", feature = "tls-aws-lc"))))]
@@ -112,6 +118,7 @@ mod discover;
 mod error;
 mod etcd;
 pub mod format;
+pub mod guide;
 mod instance;
 pub mod kitex;
 #[cfg(feature = "_tls")]
@@ -179,7 +186,7 @@ pub mod outlier {
     pub use crate::channel::outlier::{FailurePercentage, Outcome, OutlierDetection, StatusOrigin, SuccessRate};
 }
 
-/// When calls that fail are made again.
+/// When calls that fail are retried.
 pub mod retry {
     pub use crate::channel::config::retry::RetryPolicy;
     pub use crate::channel::config::throttling::RetryThrottling;

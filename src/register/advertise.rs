@@ -1,6 +1,7 @@
 //! Which address to publish: an explicit one, else that of Kitex's environment, else the listener's; and where the
 //! listener listens everywhere, that of Kubernetes' `POD_IP`, else that on the way to etcd, else the first address of an
-//! interface that it listens on and that other hosts can reach.
+//! interface that it listens on and that other hosts can reach; on a host without any, the loopback address, if etcd is
+//! on this host, too.
 
 use std::net::IpAddr;
 
@@ -17,10 +18,12 @@ pub(super) struct Advertised {
 }
 
 /// Chooses the address. `variable` reads the environment, `route` tells the address that the machine has towards others,
-/// of IPv6 only if that is wanted, and `interfaces` lists all that it has.
+/// of IPv6 only if that is wanted, and `interfaces` lists all that it has. `is_etcd_local` says whether etcd is on this
+/// host.
 pub(super) fn advertise(
     explicit: Option<&str>,
     listener: &Address,
+    is_etcd_local: bool,
     variable: impl Fn(&str) -> Option<String>,
     route: impl FnOnce(bool) -> Option<IpAddr>,
     interfaces: impl FnOnce() -> std::io::Result<Vec<IpAddr>>,
@@ -45,7 +48,7 @@ pub(super) fn advertise(
         (Some(value), _) => host_in_variable(&value)?,
         (None, Some(ip)) => Host::Ip(match pod_ip(&variable)?.or_else(|| route(ip.is_ipv6())) {
             Some(reachable) => reachable,
-            None => first_reachable(ip, &interfaces().map_err(interface_error)?)?,
+            None => first_reachable(ip, is_etcd_local, &interfaces().map_err(interface_error)?)?,
         }),
         (None, None) => listener.host().clone(),
     };
@@ -83,12 +86,16 @@ fn unspecified(listener: &Address) -> Option<IpAddr> {
 }
 
 /// The first IPv4 address that is neither loopback nor link-local, as Kitex chooses; on a host without one, the first
-/// such IPv6 address, unless the `listener` is 0.0.0.0, which takes no connections over IPv6.
-fn first_reachable(listener: IpAddr, interfaces: &[IpAddr]) -> Result<IpAddr, ConfigError> {
-    let reachable = |ip: &&IpAddr| !ip.is_loopback() && Address::new(Host::Ip(**ip), 1).check_dialable().is_ok();
-    let v4 = interfaces.iter().filter(reachable).find(|ip| ip.is_ipv4());
-    let v6 = interfaces.iter().filter(reachable).find(|ip| ip.is_ipv6() && listener.is_ipv6());
-    v4.or(v6).copied().ok_or_else(|| ConfigError::Address {
+/// such IPv6 address, unless the `listener` is 0.0.0.0, which takes no connections over IPv6. On a host that is on no
+/// network, the loopback address will do where etcd is on this host: clients that reach that etcd are on this host, too.
+fn first_reachable(listener: IpAddr, is_etcd_local: bool, interfaces: &[IpAddr]) -> Result<IpAddr, ConfigError> {
+    let first = |fits: &dyn Fn(&IpAddr) -> bool| {
+        let v4 = interfaces.iter().find(|ip| ip.is_ipv4() && fits(ip));
+        v4.or_else(|| interfaces.iter().find(|ip| ip.is_ipv6() && listener.is_ipv6() && fits(ip))).copied()
+    };
+    let reachable = |ip: &IpAddr| !ip.is_loopback() && Address::new(Host::Ip(*ip), 1).check_dialable().is_ok();
+    let local = || first(&IpAddr::is_loopback).filter(|_| is_etcd_local);
+    first(&reachable).or_else(local).ok_or_else(|| ConfigError::Address {
         address: listener.to_string(),
         reason: if listener.is_ipv4() {
             "no interface has an IPv4 address that others can reach; listen on [::], or state one with advertise(..)"
@@ -124,7 +131,7 @@ mod tests {
                 .map(|ip| ip.parse().expect("an IP"))
                 .to_vec())
         };
-        advertise(explicit, &listener.parse().expect("an address"), variable, route, interfaces)
+        advertise(explicit, &listener.parse().expect("an address"), false, variable, route, interfaces)
     }
 
     #[test]
@@ -136,7 +143,7 @@ mod tests {
                 Some(ip.parse().expect("an IP"))
             };
             let interfaces = || Ok(vec!["172.17.0.1".parse().expect("an IP")]);
-            advertise(None, &listener.parse().expect("an address"), variable, route, interfaces)
+            advertise(None, &listener.parse().expect("an address"), true, variable, route, interfaces)
                 .map(|advertised| (advertised.address.to_string(), advertised.is_bound))
         };
         for (listener, pod, address) in [
@@ -187,9 +194,27 @@ mod tests {
     fn a_host_without_ipv4_publishes_its_global_ipv6_if_the_listener_takes_that() {
         let ip = |text: &str| text.parse().expect("an IP");
         let v6_alone = [ip("::1"), ip("fe80::1"), ip("2001:db8::1")];
-        assert_eq!(first_reachable(ip("::"), &v6_alone).expect("one"), ip("2001:db8::1"));
-        let error = first_reachable(ip("0.0.0.0"), &v6_alone).expect_err("nothing listens there");
+        assert_eq!(first_reachable(ip("::"), true, &v6_alone).expect("one"), ip("2001:db8::1"));
+        let error = first_reachable(ip("0.0.0.0"), true, &v6_alone).expect_err("nothing listens there");
         assert!(error.to_string().contains("[::]"), "{error} says what to do");
-        assert!(first_reachable(ip("::"), &[ip("::1"), ip("127.0.0.1")]).is_err());
+        assert!(first_reachable(ip("::"), false, &[ip("::1"), ip("127.0.0.1")]).is_err());
+    }
+
+    #[test]
+    fn a_host_on_no_network_publishes_its_loopback_address_where_etcd_is_on_it_too() {
+        let ip = |text: &str| text.parse().expect("an IP");
+        let loopback = [ip("::1"), ip("127.0.0.1"), ip("fe80::1")];
+        for (listener, published) in [("0.0.0.0", "127.0.0.1"), ("::", "127.0.0.1")] {
+            let found = first_reachable(ip(listener), true, &loopback).expect("clients are on this host as well");
+            assert_eq!(found, ip(published), "{listener}");
+            first_reachable(ip(listener), false, &loopback).expect_err("clients of that etcd are elsewhere");
+        }
+        assert_eq!(first_reachable(ip("::"), true, &[ip("::1")]).expect("there is no other"), ip("::1"));
+        let networks = [ip("127.0.0.1"), ip("10.0.0.7")];
+        assert_eq!(
+            first_reachable(ip("::"), true, &networks).expect("one"),
+            ip("10.0.0.7"),
+            "clients may be elsewhere"
+        );
     }
 }

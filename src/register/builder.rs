@@ -56,7 +56,8 @@ impl RegistrationBuilder {
     /// `KITEX_IP_TO_REGISTRY` and `KITEX_PORT_TO_REGISTRY` say before that. Where the instance's host is unspecified
     /// (`0.0.0.0`, `::`), it is that of `POD_IP`, or else the address that this host has on its route to etcd, or else to
     /// anywhere, or else the first IPv4 address of an interface that is neither loopback nor link-local, or the first such
-    /// IPv6 address on a host without one.
+    /// IPv6 address on a host without one. A host that is on no network publishes its loopback address, if a URL of etcd
+    /// names this host, too.
     ///
     /// A loopback address is published as it is, with a warning unless etcd is on the loopback, too.
     pub fn advertise(mut self, address: impl Into<String>) -> Self {
@@ -188,10 +189,11 @@ impl RegistrationBuilder {
         let variable = |name: &str| std::env::var(name).ok().filter(|_| is_kitex || !name.starts_with("KITEX_"));
         let route = |takes_v6| route::source(self.registrar.cluster.ip(), takes_v6);
         let interfaces = || Ok(if_addrs::get_if_addrs()?.into_iter().map(|interface| interface.ip()).collect());
-        let advertised = advertise(self.advertise.as_deref(), &instance.address, variable, route, interfaces)?;
+        let (explicit, is_etcd_local) = (self.advertise.as_deref(), self.registrar.cluster.is_local());
+        let advertised = advertise(explicit, &instance.address, is_etcd_local, variable, route, interfaces)?;
         instance.address = advertised.address;
         instance.check_publishable()?;
-        if advertised_loopback(&instance.address) && !self.registrar.cluster.is_local() {
+        if advertised_loopback(&instance.address) && !is_etcd_local {
             let (service, address) = (service.as_str(), &instance.address);
             tracing::warn!(service, %address, "other hosts cannot reach a loopback address: publish another, by advertise(..)");
         }
