@@ -34,14 +34,11 @@ const PUBLIC: [&str; 11] = [
 #[test]
 fn no_type_of_a_private_dependency_is_public() {
     let met = API.foreign_crates();
-    let leaked: String = met
-        .iter()
-        .filter(|(name, _)| !PUBLIC.contains(name))
-        .map(|(name, path)| format!("\n{path} names {name}"))
-        .collect();
+    let leaked: Vec<_> = met.iter().filter(|(name, _)| !PUBLIC.contains(name)).collect();
     assert!(
         leaked.is_empty(),
-        "private dependencies became public, which a row of docs/versions.md has to say:{leaked}"
+        "private dependencies became public, here with the first item that names each: {leaked:?}; keep them private, or \
+         add them to PUBLIC and to docs/versions.md"
     );
     let unmet: Vec<_> = PUBLIC.iter().filter(|name| !met.contains_key(*name)).collect();
     assert!(
@@ -154,7 +151,7 @@ impl Api {
         // What an import brings in from this crate stands in its place.
         let item = self.item(&item["inner"]["use"]["id"]).unwrap_or(item);
         let (kind, inner) = kind(item);
-        if kind == "impl" && !self.is_written(inner) {
+        if kind == "impl" && !is_written(inner) {
             return;
         }
         if !seen.insert(item["id"].to_string()) {
@@ -170,14 +167,6 @@ impl Api {
             let path = name.map_or(path.clone(), |name| format!("{path}::{name}"));
             self.collect(child, path, seen, found);
         }
-    }
-
-    /// Neither by the compiler, such as Send, nor by another crate for all types; those of Unpin are pin-project-lite's.
-    fn is_written(&self, implementation: &Value) -> bool {
-        let of = implementation["trait"]["path"].as_str().and_then(|path| path.rsplit("::").next());
-        implementation["is_synthetic"] != true
-            && implementation["blanket_impl"].is_null()
-            && !matches!(of, Some("StructuralPartialEq" | "Unpin"))
     }
 
     /// What is in an item, modules last: at the root stands what is imported from them.
@@ -365,6 +354,14 @@ impl Api {
 fn kind(item: &Value) -> (&str, &Value) {
     let inner = item["inner"].as_object().and_then(|inner| inner.iter().next());
     inner.map_or(("", &Value::Null), |(kind, inner)| (kind, inner))
+}
+
+/// Neither by the compiler, such as Send, nor by another crate for all types; those of Unpin are pin-project-lite's.
+fn is_written(implementation: &Value) -> bool {
+    let of = implementation["trait"]["path"].as_str().and_then(|path| path.rsplit("::").next());
+    implementation["is_synthetic"] != true
+        && implementation["blanket_impl"].is_null()
+        && !matches!(of, Some("StructuralPartialEq" | "Unpin"))
 }
 
 /// The items that are named in a part of the JSON: by a type, a bound or an import.
