@@ -36,14 +36,14 @@ main() {
     step "format" cargo fmt --all --check
     step "lints, default features" \
         cargo clippy --locked --all-targets -- -D warnings
-    step "lints, no features" \
-        cargo clippy --locked --lib --no-default-features -- -D warnings
-    step "lints, TLS with aws-lc alone" \
-        cargo clippy --locked --lib --no-default-features --features tls-aws-lc -- -D warnings
+    check_each_feature
     step "lints, all features" \
         cargo clippy --locked --all-targets --all-features -- -D warnings
     step "docs" \
         env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
+    step "docs, as docs.rs makes them" \
+        env RUSTDOC="$PWD/scripts/rustdoc_nightly.sh" RUSTDOCFLAGS="-D warnings --cfg docsrs" \
+        cargo doc --locked --no-deps --all-features
     check_fuzz_targets
     check_minimum_rust
     build_neighbours
@@ -90,6 +90,17 @@ need_component() {
     fi
 }
 
+# None and each alone; the workflow checks all combinations. A feature with a leading `_` is not for users.
+check_each_feature() {
+    local feature
+    step "lints, no features" \
+        cargo clippy --locked --lib --no-default-features -- -D warnings
+    for feature in $(sed -n '/^\[features\]$/,/^\[/s/^\([a-z][a-z-]*\) = .*/\1/p' Cargo.toml | grep -vx default); do
+        step "lints, $feature alone" \
+            cargo clippy --locked --lib --no-default-features --features "$feature" -- -D warnings
+    done
+}
+
 # To run them takes a nightly compiler and `cargo fuzz`; that they compile can be told without.
 check_fuzz_targets() {
     local targets=${CARGO_TARGET_DIR:-target}
@@ -99,7 +110,7 @@ check_fuzz_targets() {
         --target-dir "$(cd "$targets" && pwd)" -- -D warnings
 }
 
-# tests/msrv.rs compares what the dependencies declare; only a compiler of that version can tell
+# tests/dependencies.rs compares what the dependencies declare; only a compiler of that version can tell
 # whether our own code keeps to it. None is downloaded for this.
 check_minimum_rust() {
     local version
@@ -109,7 +120,7 @@ check_minimum_rust() {
     else
         header "Rust $version"
         echo "toolchain $version is not installed: only the versions that the dependencies" \
-            "declare are compared (tests/msrv.rs)"
+            "declare are compared (tests/dependencies.rs)"
     fi
 }
 

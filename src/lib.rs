@@ -109,6 +109,10 @@
 //! - `health`: `ChannelBuilder::health_check` leaves out servers that do not report SERVING, and
 //!   `RegistrationBuilder::health` keeps such a server out of etcd.
 
+// docs.rs names the features of each item; the internal one says nothing to users.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(docsrs, doc(auto_cfg(hide(feature = "_tls"))))]
+
 #[cfg(all(feature = "_tls", not(any(feature = "tls-ring", feature = "tls-aws-lc"))))]
 compile_error!("the feature _tls is internal: switch on tls-ring or tls-aws-lc");
 
@@ -147,6 +151,7 @@ pub use self::register::{
 pub use self::registry::{Registry, RegistryBuilder, RegistrySet};
 pub use self::tags::Tags;
 #[cfg(feature = "_tls")]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))))]
 pub use self::tls::ClientTls;
 
 /// The parts of an [`Address`].

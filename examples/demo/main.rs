@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+#[cfg(unix)]
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time;
@@ -83,12 +84,16 @@ async fn run(etcd: OsString) -> Result<bool, StatusOrigin> {
 
 /// Ctrl-c, SIGTERM and a closed terminal end the demo as events, so that it tidies up.
 fn interrupt(events: Events) -> io::Result<()> {
+    #[cfg(unix)]
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
+        #[cfg(unix)]
         tokio::select! {
             () = shutdown_signal() => {}
             _ = hangup.recv() => {}
         }
+        #[cfg(not(unix))]
+        shutdown_signal().await;
         let _ = events.send(Event::Interrupted);
     });
     Ok(())

@@ -6,12 +6,14 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+#[cfg(unix)]
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+#[cfg(unix)]
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -23,17 +25,25 @@ pub(crate) struct Process(Child);
 impl Process {
     /// In a process group of its own: ctrl-c is for the demo, which then ends its processes in order.
     fn spawn(command: &mut Command) -> io::Result<Self> {
-        let child = command.stdin(Stdio::null()).process_group(0).spawn();
-        child.map(Self).map_err(|error| {
+        #[cfg(unix)]
+        command.process_group(0);
+        command.stdin(Stdio::null()).spawn().map(Self).map_err(|error| {
             let program = command.get_program().display();
             io::Error::new(error.kind(), format!("cannot start {program}: {error}"))
         })
     }
 
     /// Asks it to end (SIGTERM), and returns when that was.
+    #[cfg(unix)]
     pub(crate) fn terminate(&self) -> io::Result<Instant> {
         kill_process(Pid::from_child(&self.0), Signal::TERM)?;
         Ok(Instant::now())
+    }
+
+    /// Other systems have no such signal.
+    #[cfg(not(unix))]
+    pub(crate) fn terminate(&self) -> io::Result<Instant> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "a server that is asked to end needs Unix"))
     }
 
     /// Ends it at once (SIGKILL), waits until it is gone, and returns when it was killed.

@@ -209,6 +209,7 @@ impl RegistryBuilder {
 
     /// TLS towards etcd. Every endpoint must then be `https`. Kitex calls this `WithTLSOpt`.
     #[cfg(feature = "_tls")]
+    #[cfg_attr(docsrs, doc(cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))))]
     pub fn tls(mut self, tls: ClientTls) -> Self {
         self.tls = Some(tls);
         self

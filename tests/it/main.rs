@@ -3,6 +3,8 @@
 //! One program, so that the library is linked once. The rig is public within it, as a library's
 //! modules are: what only a later promise needs is not dead.
 
+// Processes are stopped and ended with signals.
+#![cfg(unix)]
 #![allow(clippy::missing_panics_doc, clippy::must_use_candidate, reason = "a panic is how a test fails")]
 
 mod auth;

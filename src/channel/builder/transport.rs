@@ -134,6 +134,7 @@ impl ChannelBuilder {
     /// TLS towards the instances. Without a [`server_name`](ClientTls::server_name) each must have a certificate for
     /// the host of its address.
     #[cfg(feature = "_tls")]
+    #[cfg_attr(docsrs, doc(cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))))]
     pub fn tls(mut self, tls: ClientTls) -> Self {
         self.tls = Some(tls);
         self
