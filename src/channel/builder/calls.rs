@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use tokio::time::Instant;
 
 use super::ChannelBuilder;
 use crate::channel::config::CallConfig;
+use crate::channel::config::budget::{RetryBudget, RetryLimit};
 use crate::channel::config::retry::RetryPolicy;
-use crate::channel::config::throttling::{RetryBudget, RetryThrottling};
+use crate::channel::config::throttling::RetryThrottling;
 use crate::channel::service_config::ServiceConfig;
 use crate::error::ConfigError;
 
@@ -43,7 +45,8 @@ impl ChannelBuilder {
     }
 
     /// Makes calls that fail again, all of them: only for services whose every method may run twice on the policy's
-    /// codes. Off unless given. [`retry_for`](Self::retry_for) counts more.
+    /// codes. Off unless given. [`retry_for`](Self::retry_for) takes precedence. All retries share a
+    /// [budget](Self::retry_throttling).
     pub fn retry(self, policy: RetryPolicy) -> Self {
         self.retry_for("", policy)
     }
@@ -55,9 +58,15 @@ impl ChannelBuilder {
         self
     }
 
-    /// Limits the retries of all calls together. Defaults to none.
-    pub fn retry_throttling(mut self, throttling: RetryThrottling) -> Self {
-        self.throttling = Some(throttling);
+    /// Limits the retries of all calls together by failures and successes, as gRPC does; `None` takes every limit away.
+    ///
+    /// Without it a channel with a retry policy, its own or a service config's, has a budget: in any ten seconds, one
+    /// retry for ten calls that may be retried, and ten more a second. So an outage brings a tenth more calls at most
+    /// where the retry policy would bring three times as many. A call that finds the budget used up fails with what its
+    /// last attempt failed with. linkerd and Envoy limit retries like that, too. Calls that provably reached no handler
+    /// are made again in any case.
+    pub fn retry_throttling(mut self, throttling: impl Into<Option<RetryThrottling>>) -> Self {
+        self.retry_limit = Some(throttling.into().map_or(RetryLimit::Off, RetryLimit::Tokens));
         self
     }
 
@@ -79,11 +88,10 @@ impl ChannelBuilder {
             return Err(ConfigError::Option { option: "max_waiting", value: "0".into(), expected: "at least 1" });
         }
         self.methods.check()?;
-        self.throttling.map_or(Ok(()), |throttling| throttling.check())?;
         let mut methods = std::mem::take(&mut self.methods);
         if let Some(config) = self.service_config.take() {
             self.policy = self.policy.take().or(config.policy);
-            self.throttling = self.throttling.or(config.throttling);
+            self.retry_limit = self.retry_limit.or_else(|| config.throttling.map(RetryLimit::Tokens));
             for (name, method) in config.methods {
                 methods.config.insert(&name, method);
             }
@@ -92,8 +100,8 @@ impl ChannelBuilder {
             timeout: self.timeout,
             wait_for_ready: self.wait_for_ready,
             user_agent: user_agent(self.user_agent.as_deref())?,
+            retry_budget: RetryBudget::of(self.retry_limit, methods.has_retries(), Instant::now())?.map(Arc::new),
             methods: Some(methods).filter(|methods| !methods.is_empty()),
-            retry_budget: self.throttling.map(|throttling| Arc::new(RetryBudget::new(throttling))),
         })
     }
 }

@@ -26,8 +26,8 @@ use tracing::Instrument;
 
 use super::BalancedChannel;
 use super::balancer::{BalanceConfig, Balancer, ConnectConfig, Inputs, Listing};
+use super::config::budget::RetryLimit;
 use super::config::methods::MethodConfigs;
-use super::config::throttling::RetryThrottling;
 use super::outlier::OutlierDetection;
 use super::picks::{Handle, PickQueue};
 use super::policy::{LeastRequest, Policy};
@@ -56,7 +56,7 @@ pub struct ChannelBuilder {
     max_waiting: usize,
     user_agent: Option<String>,
     methods: MethodConfigs,
-    throttling: Option<RetryThrottling>,
+    retry_limit: Option<RetryLimit>,
     service_config: Option<ServiceConfig>,
     transport: TransportConfig,
     origin: Option<Uri>,
@@ -84,7 +84,7 @@ impl ChannelBuilder {
             max_waiting: MAX_WAITING,
             user_agent: None,
             methods: MethodConfigs::default(),
-            throttling: None,
+            retry_limit: None,
             service_config: None,
             transport: TransportConfig::default(),
             origin: None,

@@ -144,7 +144,10 @@ impl Call {
         let timeout = options.timeout.into_iter().chain(config.timeout).min();
         let started = Instant::now();
         let deadline = Deadline::new(own, timeout, started);
-        let retry = options.retry.map(|policy| Box::new(RetryState::new(policy.clone(), config.retry_budget.clone())));
+        let retry = options.retry.map(|policy| Box::new(RetryState::new(policy.clone())));
+        if let (Some(_), Some(budget)) = (&retry, &config.retry_budget) {
+            budget.on_call(started);
+        }
         let mut head = RequestHead::new(head.method, &head.uri, head.headers, &config.user_agent);
         // The server is told the time that is left; the caller's own header says it while nothing was waited for.
         if deadline.at() != own.map(|own| started + own) {
@@ -259,7 +262,8 @@ impl Call {
             attempt,
             sender,
             deadline: mem::take(&mut self.deadline),
-            retry_budget: self.handle.config.retry_budget.clone(),
+            // Most budgets have no use for it, and a call that succeeds at once should not count a handle of them.
+            retry_budget: self.handle.config.retry_budget.as_ref().filter(|budget| budget.counts_successes()).cloned(),
             messages: 0,
         };
         Verdict::Done(Ok(http::Response::from_parts(head, ResponseBody::new(incoming, call))))
@@ -306,9 +310,8 @@ impl Call {
     /// none. A wait that would outlast the call's time is not begun.
     fn pause_after(&mut self, code: Code, pushback: Pushback, by: Option<&Arc<Instance>>) -> Option<Duration> {
         let retry = self.retry.as_mut().filter(|_| self.body.is_replayable())?;
-        let pause = retry.on_failure(code, pushback, by)?;
-        let end = Instant::now().checked_add(pause)?;
-        self.deadline.at().is_none_or(|at| end < at).then_some(pause)
+        let budget = self.handle.config.retry_budget.as_deref();
+        retry.on_failure((code, pushback), by, budget, (Instant::now(), self.deadline.at()))
     }
 
     async fn pause(&mut self, pause: Duration) {

@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 
 use super::attempt::Attempt;
 use super::status;
-use crate::channel::config::throttling::RetryBudget;
+use crate::channel::config::budget::RetryBudget;
 use crate::channel::deadline::Deadline;
 use crate::channel::transport::{BodySender, IncomingBody, TransportError};
 

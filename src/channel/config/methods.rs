@@ -90,6 +90,11 @@ impl MethodConfigs {
         self.retries.0.values().try_for_each(|retry| retry.check())
     }
 
+    /// Whether calls of any method are retried.
+    pub(crate) fn has_retries(&self) -> bool {
+        !self.retries.0.is_empty() || self.config.0.values().any(|method| method.retry.is_some())
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.retries.0.is_empty() && self.config.0.is_empty()
     }
