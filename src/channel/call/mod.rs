@@ -17,12 +17,14 @@
 //! | file | |
 //! | --- | --- |
 //! | `attempt` | a pick and a request -> the head of a response, or why there is none |
+//! | `limited_body` | a request body whose messages have a limit |
 //! | `request_head` | the caller's head -> the head of each attempt |
 //! | `response_body` | the incoming body under deadline and accounting |
 //! | `retry_state` | outcomes of attempts -> the next pause |
 //! | `status` | gRPC's statuses in HTTP |
 
 mod attempt;
+mod limited_body;
 mod request_head;
 mod response_body;
 mod retry_state;
@@ -43,9 +45,11 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use self::attempt::{Attempt, FailedAttempt};
+use self::limited_body::LimitedBody;
 use self::request_head::RequestHead;
 use self::response_body::OpenCall;
 use self::retry_state::{Pushback, RetryState};
+use crate::channel::config::message_limit::MessageLimit;
 use crate::channel::deadline::{Deadline, Timer, timeout_of};
 use crate::channel::picks::{Handle, Pick};
 use crate::channel::transport::{AttemptError, Exchange, IncomingBody, RequestBody};
@@ -117,6 +121,8 @@ struct Call {
     replays: u32,
     /// Whether a server refused it as one call too many, after which it was made again elsewhere.
     was_refused: bool,
+    /// How long each message of the response may be.
+    max_response_bytes: Option<u32>,
 }
 
 /// What becomes of a call after a step.
@@ -153,9 +159,25 @@ impl Call {
         if deadline.at() != own.map(|own| started + own) {
             head.set_timeout(&deadline, started);
         }
-        let body = RequestBody::new(body);
-        let (last, replays, is_new, was_refused) = (None, REPLAYS, true, false);
-        Ok(Self { handle, head, body, deadline, wait_for_ready, key, is_new, retry, last, replays, was_refused })
+        let max_response_bytes = options.max_response_bytes;
+        let body = RequestBody::new(match options.max_request_bytes {
+            Some(bytes) => Body::new(LimitedBody::new(body, bytes)),
+            None => body,
+        });
+        Ok(Self {
+            handle,
+            head,
+            body,
+            deadline,
+            wait_for_ready,
+            key,
+            is_new: true,
+            retry,
+            last: None,
+            replays: REPLAYS,
+            was_refused: false,
+            max_response_bytes,
+        })
     }
 
     /// Makes attempts until one of them decides.
@@ -265,6 +287,7 @@ impl Call {
             // Most budgets have no use for it, and a call that succeeds at once should not count a handle of them.
             retry_budget: self.handle.config.retry_budget.as_ref().filter(|budget| budget.counts_successes()).cloned(),
             messages: 0,
+            limit: self.max_response_bytes.map(MessageLimit::new),
         };
         Verdict::Done(Ok(http::Response::from_parts(head, ResponseBody::new(incoming, call))))
     }

@@ -23,10 +23,14 @@ use crate::error::ConfigError;
 /// | field | what is read of it |
 /// | --- | --- |
 /// | `loadBalancingConfig` | the first policy of the list that is known here: `round_robin` and `weighted_round_robin` ([`WeightedRoundRobin`]), `least_request_experimental` with a `choiceCount` of 2 ([`LeastRequest`]), `pick_first` ([`PickFirst`]), `ring_hash_experimental` with a `requestHashHeader` ([`RingHash`]), and, of this crate alone, `random` ([`WeightedRandom`]) and `peak_ewma` ([`PeakEwma`]) |
-/// | `methodConfig` | `name`, `timeout`, `waitForReady`, and `retryPolicy` with `maxAttempts`, `initialBackoff`, `maxBackoff`, `backoffMultiplier`, `retryableStatusCodes` and `perAttemptRecvTimeout`; see [`RetryPolicy`] |
+/// | `methodConfig` | `name`, `timeout`, `waitForReady`, `maxRequestMessageBytes`, `maxResponseMessageBytes`, and `retryPolicy` with `maxAttempts`, `initialBackoff`, `maxBackoff`, `backoffMultiplier`, `retryableStatusCodes` and `perAttemptRecvTimeout`; see [`RetryPolicy`] |
 /// | `retryThrottling` | `maxTokens` and `tokenRatio`; see [`RetryThrottling`] |
 ///
 /// Anything else is an error that names it: a config of which a part counts would be another config.
+///
+/// A message limit counts for each message of a request or a response, streams included, as long as it is on the wire:
+/// after compression. A call that exceeds one ends with `RESOURCE_EXHAUSTED`, which tells size and limit; a request's
+/// message that is too long is not sent. The limits of tonic's generated clients count as well.
 ///
 /// ```
 /// use tonic_etcd::channel::ServiceConfig;
@@ -133,6 +137,8 @@ fn methods(at: &At<'_>) -> Read<Vec<(String, MethodConfig)>> {
             "name" => names = Some(field.items()?.iter().map(method_name).collect::<Read<Vec<_>>>()?),
             "timeout" => method.timeout = Some(field.duration()?),
             "waitForReady" => method.wait_for_ready = Some(field.flag()?),
+            "maxRequestMessageBytes" => method.max_request_bytes = Some(field.whole()?),
+            "maxResponseMessageBytes" => method.max_response_bytes = Some(field.whole()?),
             "retryPolicy" => method.retry = Some(Arc::new(retry(&field)?)),
             _ => return field.refuse("not supported"),
         }
@@ -334,8 +340,8 @@ mod tests {
                 "methodConfig[0].name[0]: names a method of no service",
             ),
             (
-                r#"{"methodConfig":[{"name":[{}]},{"name":[{}],"maxRequestMessageBytes":1}]}"#,
-                "methodConfig[1].maxRequestMessageBytes: not supported",
+                r#"{"methodConfig":[{"name":[{}]},{"name":[{}],"maxRequestMessageBytes":-1}]}"#,
+                "methodConfig[1].maxRequestMessageBytes: -1 is not a whole number",
             ),
             (
                 r#"{"methodConfig":[{"name":[{}],"timeout":"1"}]}"#,

@@ -14,6 +14,7 @@ mod faults;
 #[cfg(feature = "health")]
 mod health;
 mod leaving;
+mod message_limits;
 mod panicking;
 mod peers;
 mod replays;
