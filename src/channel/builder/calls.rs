@@ -11,7 +11,6 @@ use crate::channel::config::CallConfig;
 use crate::channel::config::budget::{RetryBudget, RetryLimit};
 use crate::channel::config::retry::RetryPolicy;
 use crate::channel::config::throttling::RetryThrottling;
-use crate::channel::service_config::ServiceConfig;
 use crate::error::ConfigError;
 
 /// Calls, and retries of those that fail.
@@ -26,7 +25,7 @@ impl ChannelBuilder {
     /// Whether calls wait, under their deadline, where no instance is known or every one failed. Defaults to `false`:
     /// such calls fail at once. A call can say otherwise with [`WaitForReady`](crate::channel::WaitForReady).
     pub fn wait_for_ready(mut self, wait: bool) -> Self {
-        self.wait_for_ready = wait;
+        self.wait_for_ready = Some(wait);
         self
     }
 
@@ -70,35 +69,16 @@ impl ChannelBuilder {
         self
     }
 
-    /// Takes over what a gRPC service config says: of methods, of retries, and how to balance. Another one takes its
-    /// place.
-    ///
-    /// Whatever the order, [`policy`](Self::policy), [`retry_throttling`](Self::retry_throttling) and, for calls that
-    /// they name, [`retry`](Self::retry) and [`retry_for`](Self::retry_for) count more. Of timeouts the shortest
-    /// counts: the call's own, the method's and the [channel's](Self::timeout). A method's `waitForReady` counts more
-    /// than the [channel's](Self::wait_for_ready), and [`WaitForReady`](crate::channel::WaitForReady) more than both.
-    pub fn service_config(mut self, config: ServiceConfig) -> Self {
-        self.service_config = Some(config);
-        self
-    }
-
-    /// Checks the options of calls; a service config's count where the channel's own say nothing.
+    /// Checks the options of calls.
     pub(super) fn take_calls(&mut self) -> Result<CallConfig, ConfigError> {
         if self.max_waiting == 0 {
             return Err(ConfigError::Option { option: "max_waiting", value: "0".into(), expected: "at least 1" });
         }
-        self.methods.check()?;
-        let mut methods = std::mem::take(&mut self.methods);
-        if let Some(config) = self.service_config.take() {
-            self.policy = self.policy.take().or(config.policy);
-            self.retry_limit = self.retry_limit.or_else(|| config.throttling.map(RetryLimit::Tokens));
-            for (name, method) in config.methods {
-                methods.config.insert(&name, method);
-            }
-        }
+        let methods = std::mem::take(&mut self.methods);
+        methods.check()?;
         Ok(CallConfig {
             timeout: self.timeout,
-            wait_for_ready: self.wait_for_ready,
+            wait_for_ready: self.wait_for_ready.unwrap_or_default(),
             user_agent: user_agent(self.user_agent.as_deref())?,
             retry_budget: RetryBudget::of(self.retry_limit, methods.has_retries(), Instant::now())?.map(Arc::new),
             methods: Some(methods).filter(|methods| !methods.is_empty()),

@@ -22,6 +22,7 @@ mod retrying;
 mod rig;
 mod runtimes;
 mod saturation;
+mod service_configs;
 mod shares;
 mod shedding;
 mod spreading;
