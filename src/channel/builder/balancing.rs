@@ -18,7 +18,7 @@ impl ChannelBuilder {
 
     /// When an instance whose calls fail is left out for a while. Defaults to three failures in a row.
     pub fn outlier_detection(mut self, outliers: OutlierDetection) -> Self {
-        self.outliers = outliers;
+        self.outliers = Some(outliers);
         self
     }
 

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use tokio::time::Instant;
 
 use super::ChannelBuilder;
 use crate::channel::config::CallConfig;
+use crate::channel::config::budget::{RetryBudget, RetryLimit};
 use crate::channel::config::retry::RetryPolicy;
-use crate::channel::config::throttling::{RetryBudget, RetryThrottling};
-use crate::channel::service_config::ServiceConfig;
+use crate::channel::config::throttling::RetryThrottling;
 use crate::error::ConfigError;
 
 /// Calls, and retries of those that fail.
@@ -24,7 +25,7 @@ impl ChannelBuilder {
     /// Whether calls wait, under their deadline, where no instance is known or every one failed. Defaults to `false`:
     /// such calls fail at once. A call can say otherwise with [`WaitForReady`](crate::channel::WaitForReady).
     pub fn wait_for_ready(mut self, wait: bool) -> Self {
-        self.wait_for_ready = wait;
+        self.wait_for_ready = Some(wait);
         self
     }
 
@@ -43,7 +44,8 @@ impl ChannelBuilder {
     }
 
     /// Makes calls that fail again, all of them: only for services whose every method may run twice on the policy's
-    /// codes. Off unless given. [`retry_for`](Self::retry_for) counts more.
+    /// codes. Off unless given. [`retry_for`](Self::retry_for) takes precedence. All retries share a
+    /// [budget](Self::retry_throttling).
     pub fn retry(self, policy: RetryPolicy) -> Self {
         self.retry_for("", policy)
     }
@@ -55,45 +57,31 @@ impl ChannelBuilder {
         self
     }
 
-    /// Limits the retries of all calls together. Defaults to none.
-    pub fn retry_throttling(mut self, throttling: RetryThrottling) -> Self {
-        self.throttling = Some(throttling);
-        self
-    }
-
-    /// Takes over what a gRPC service config says: of methods, of retries, and how to balance. Another one takes its
-    /// place.
+    /// Limits the retries of all calls together by failures and successes, as gRPC does; `None` takes every limit away.
     ///
-    /// Whatever the order, [`policy`](Self::policy), [`retry_throttling`](Self::retry_throttling) and, for calls that
-    /// they name, [`retry`](Self::retry) and [`retry_for`](Self::retry_for) count more. Of timeouts the shortest
-    /// counts: the call's own, the method's and the [channel's](Self::timeout). A method's `waitForReady` counts more
-    /// than the [channel's](Self::wait_for_ready), and [`WaitForReady`](crate::channel::WaitForReady) more than both.
-    pub fn service_config(mut self, config: ServiceConfig) -> Self {
-        self.service_config = Some(config);
+    /// Without it a channel with a retry policy, its own or a service config's, has a budget: in any ten seconds, one
+    /// retry for ten calls that may be retried, and ten more a second. So an outage brings a tenth more calls at most
+    /// where the retry policy would bring three times as many. A call that finds the budget used up fails with what its
+    /// last attempt failed with. linkerd and Envoy limit retries like that, too. Calls that provably reached no handler
+    /// are made again in any case.
+    pub fn retry_throttling(mut self, throttling: impl Into<Option<RetryThrottling>>) -> Self {
+        self.retry_limit = Some(throttling.into().map_or(RetryLimit::Off, RetryLimit::Tokens));
         self
     }
 
-    /// Checks the options of calls; a service config's count where the channel's own say nothing.
+    /// Checks the options of calls.
     pub(super) fn take_calls(&mut self) -> Result<CallConfig, ConfigError> {
         if self.max_waiting == 0 {
             return Err(ConfigError::Option { option: "max_waiting", value: "0".into(), expected: "at least 1" });
         }
-        self.methods.check()?;
-        self.throttling.map_or(Ok(()), |throttling| throttling.check())?;
-        let mut methods = std::mem::take(&mut self.methods);
-        if let Some(config) = self.service_config.take() {
-            self.policy = self.policy.take().or(config.policy);
-            self.throttling = self.throttling.or(config.throttling);
-            for (name, method) in config.methods {
-                methods.config.insert(&name, method);
-            }
-        }
+        let methods = std::mem::take(&mut self.methods);
+        methods.check()?;
         Ok(CallConfig {
             timeout: self.timeout,
-            wait_for_ready: self.wait_for_ready,
+            wait_for_ready: self.wait_for_ready.unwrap_or_default(),
             user_agent: user_agent(self.user_agent.as_deref())?,
+            retry_budget: RetryBudget::of(self.retry_limit, methods.has_retries(), Instant::now())?.map(Arc::new),
             methods: Some(methods).filter(|methods| !methods.is_empty()),
-            retry_budget: self.throttling.map(|throttling| Arc::new(RetryBudget::new(throttling))),
         })
     }
 }

@@ -7,11 +7,13 @@
 //! | `transport` | connections |
 //! | `calls` | calls, and retries of those that fail |
 //! | `balancing` | which instances are used, and how one is picked |
+//! | `service_config` | a gRPC service config, where the others say nothing |
 //! | `instances` | channels over a user's own lists |
 
 mod balancing;
 mod calls;
 mod instances;
+mod service_config;
 mod transport;
 
 use std::fmt;
@@ -26,8 +28,8 @@ use tracing::Instrument;
 
 use super::BalancedChannel;
 use super::balancer::{BalanceConfig, Balancer, ConnectConfig, Inputs, Listing};
+use super::config::budget::RetryLimit;
 use super::config::methods::MethodConfigs;
-use super::config::throttling::RetryThrottling;
 use super::outlier::OutlierDetection;
 use super::picks::{Handle, PickQueue};
 use super::policy::{LeastRequest, Policy};
@@ -49,14 +51,14 @@ pub struct ChannelBuilder {
     label: String,
     source: Source,
     policy: Option<Arc<dyn Policy>>,
-    outliers: OutlierDetection,
+    outliers: Option<OutlierDetection>,
     balance: BalanceConfig,
     timeout: Option<Duration>,
-    wait_for_ready: bool,
+    wait_for_ready: Option<bool>,
     max_waiting: usize,
     user_agent: Option<String>,
     methods: MethodConfigs,
-    throttling: Option<RetryThrottling>,
+    retry_limit: Option<RetryLimit>,
     service_config: Option<ServiceConfig>,
     transport: TransportConfig,
     origin: Option<Uri>,
@@ -77,14 +79,14 @@ impl ChannelBuilder {
             label,
             source: Box::new(source),
             policy: None,
-            outliers: OutlierDetection::default(),
+            outliers: None,
             balance: BalanceConfig::default(),
             timeout: None,
-            wait_for_ready: false,
+            wait_for_ready: None,
             max_waiting: MAX_WAITING,
             user_agent: None,
             methods: MethodConfigs::default(),
-            throttling: None,
+            retry_limit: None,
             service_config: None,
             transport: TransportConfig::default(),
             origin: None,
@@ -103,8 +105,10 @@ impl ChannelBuilder {
     /// A bad service name, an option out of its range, or no tokio runtime on this thread.
     pub fn build(mut self) -> Result<BalancedChannel, ConfigError> {
         let runtime = Runtime::try_current().map_err(|_| ConfigError::NoRuntime { call: "build" })?;
+        self.take_service_config();
         let transport = self.take_transport()?;
-        self.outliers.check()?;
+        let outliers = self.outliers.take().unwrap_or_default();
+        outliers.check()?;
         let config = self.take_calls()?;
         let policy = self.policy.unwrap_or_else(|| Arc::new(LeastRequest::default()));
         let balance = self.balance.checked(&*policy)?;
@@ -122,7 +126,7 @@ impl ChannelBuilder {
         let (alive, handles) = mpsc::channel(1);
         let span = tracing::info_span!(parent: None, "channel", service = %self.label);
         let queue = Arc::new(PickQueue::new(self.label.into(), policy, self.max_waiting));
-        let reports = Reports { outliers: Arc::new(self.outliers), events };
+        let reports = Reports { outliers: Arc::new(outliers), events };
         let balancer = Balancer::new(queue.clone(), balance, connect, reports, listing, changed);
         runtime.spawn(balancer.run(Inputs { snapshots, feedback, handles }).instrument(span));
         Ok(BalancedChannel::new(Handle { queue, config, runtime, changed: seen, _alive: alive }))

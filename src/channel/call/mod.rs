@@ -17,12 +17,14 @@
 //! | file | |
 //! | --- | --- |
 //! | `attempt` | a pick and a request -> the head of a response, or why there is none |
+//! | `limited_body` | a request body whose messages have a limit |
 //! | `request_head` | the caller's head -> the head of each attempt |
 //! | `response_body` | the incoming body under deadline and accounting |
 //! | `retry_state` | outcomes of attempts -> the next pause |
 //! | `status` | gRPC's statuses in HTTP |
 
 mod attempt;
+mod limited_body;
 mod request_head;
 mod response_body;
 mod retry_state;
@@ -43,9 +45,11 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use self::attempt::{Attempt, FailedAttempt};
+use self::limited_body::LimitedBody;
 use self::request_head::RequestHead;
 use self::response_body::OpenCall;
 use self::retry_state::{Pushback, RetryState};
+use crate::channel::config::message_limit::MessageLimit;
 use crate::channel::deadline::{Deadline, Timer, timeout_of};
 use crate::channel::picks::{Handle, Pick};
 use crate::channel::transport::{AttemptError, Exchange, IncomingBody, RequestBody};
@@ -117,6 +121,8 @@ struct Call {
     replays: u32,
     /// Whether a server refused it as one call too many, after which it was made again elsewhere.
     was_refused: bool,
+    /// How long each message of the response may be.
+    max_response_bytes: Option<u32>,
 }
 
 /// What becomes of a call after a step.
@@ -144,15 +150,34 @@ impl Call {
         let timeout = options.timeout.into_iter().chain(config.timeout).min();
         let started = Instant::now();
         let deadline = Deadline::new(own, timeout, started);
-        let retry = options.retry.map(|policy| Box::new(RetryState::new(policy.clone(), config.retry_budget.clone())));
+        let retry = options.retry.map(|policy| Box::new(RetryState::new(policy.clone())));
+        if let (Some(_), Some(budget)) = (&retry, &config.retry_budget) {
+            budget.on_call(started);
+        }
         let mut head = RequestHead::new(head.method, &head.uri, head.headers, &config.user_agent);
         // The server is told the time that is left; the caller's own header says it while nothing was waited for.
         if deadline.at() != own.map(|own| started + own) {
             head.set_timeout(&deadline, started);
         }
-        let body = RequestBody::new(body);
-        let (last, replays, is_new, was_refused) = (None, REPLAYS, true, false);
-        Ok(Self { handle, head, body, deadline, wait_for_ready, key, is_new, retry, last, replays, was_refused })
+        let max_response_bytes = options.max_response_bytes;
+        let body = RequestBody::new(match options.max_request_bytes {
+            Some(bytes) => Body::new(LimitedBody::new(body, bytes)),
+            None => body,
+        });
+        Ok(Self {
+            handle,
+            head,
+            body,
+            deadline,
+            wait_for_ready,
+            key,
+            is_new: true,
+            retry,
+            last: None,
+            replays: REPLAYS,
+            was_refused: false,
+            max_response_bytes,
+        })
     }
 
     /// Makes attempts until one of them decides.
@@ -259,8 +284,10 @@ impl Call {
             attempt,
             sender,
             deadline: mem::take(&mut self.deadline),
-            retry_budget: self.handle.config.retry_budget.clone(),
+            // Most budgets have no use for it, and a call that succeeds at once should not count a handle of them.
+            retry_budget: self.handle.config.retry_budget.as_ref().filter(|budget| budget.counts_successes()).cloned(),
             messages: 0,
+            limit: self.max_response_bytes.map(MessageLimit::new),
         };
         Verdict::Done(Ok(http::Response::from_parts(head, ResponseBody::new(incoming, call))))
     }
@@ -306,9 +333,8 @@ impl Call {
     /// none. A wait that would outlast the call's time is not begun.
     fn pause_after(&mut self, code: Code, pushback: Pushback, by: Option<&Arc<Instance>>) -> Option<Duration> {
         let retry = self.retry.as_mut().filter(|_| self.body.is_replayable())?;
-        let pause = retry.on_failure(code, pushback, by)?;
-        let end = Instant::now().checked_add(pause)?;
-        self.deadline.at().is_none_or(|at| end < at).then_some(pause)
+        let budget = self.handle.config.retry_budget.as_deref();
+        retry.on_failure((code, pushback), by, budget, (Instant::now(), self.deadline.at()))
     }
 
     async fn pause(&mut self, pause: Duration) {

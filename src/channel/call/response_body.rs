@@ -12,7 +12,8 @@ use tonic::{Code, Status};
 
 use super::attempt::Attempt;
 use super::status;
-use crate::channel::config::throttling::RetryBudget;
+use crate::channel::config::budget::RetryBudget;
+use crate::channel::config::message_limit::{MessageLimit, TooLong};
 use crate::channel::deadline::Deadline;
 use crate::channel::transport::{BodySender, IncomingBody, TransportError};
 
@@ -32,6 +33,8 @@ pub(super) struct OpenCall {
     pub(super) retry_budget: Option<Arc<RetryBudget>>,
     /// The messages that came so far, up to two.
     pub(super) messages: u8,
+    /// How long each message may be, and where the body is.
+    pub(super) limit: Option<MessageLimit>,
 }
 
 impl ResponseBody {
@@ -75,6 +78,14 @@ impl ResponseBody {
         call.attempt.on_transport_error(error)
     }
 
+    /// The caller takes no message that long: nothing that the instance did wrong.
+    fn on_too_long(&mut self, message: TooLong) -> Status {
+        // Dropping it resets the stream.
+        self.incoming = None;
+        let call = self.call.take();
+        status::response_too_long(call.as_ref().map(|call| call.attempt.address()), message)
+    }
+
     fn on_deadline(&mut self) -> Option<Status> {
         // Dropping it resets the stream.
         self.incoming = None;
@@ -90,6 +101,17 @@ impl OpenCall {
 
     fn poll_missed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.deadline.poll_missed(self.attempt.runtime(), cx)
+    }
+
+    /// Some of the response is here. Returns how much of it the caller takes.
+    fn on_data(&mut self, data: &[u8]) -> usize {
+        self.messages = 2.min(self.messages + 1);
+        self.limit.as_mut().map_or(data.len(), |limit| limit.read(data))
+    }
+
+    /// A message that is longer than it may be, and comes next.
+    fn too_long(&self) -> Option<TooLong> {
+        self.limit.as_ref()?.too_long()
     }
 
     fn on_status(&self, code: Code, trailers: &HeaderMap) {
@@ -116,6 +138,9 @@ impl Body for ResponseBody {
         {
             return Poll::Ready(this.on_deadline().map(Err));
         }
+        if let Some(message) = this.call.as_ref().and_then(OpenCall::too_long) {
+            return Poll::Ready(Some(Err(this.on_too_long(message))));
+        }
         let Some(incoming) = &mut this.incoming else { return Poll::Ready(None) };
         match Pin::new(incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(mut frame))) => {
@@ -123,8 +148,15 @@ impl Body for ResponseBody {
                     if let Err(status) = this.on_end(Some(&mut frame)) {
                         return Poll::Ready(Some(Err(status)));
                     }
-                } else if let Some(call) = &mut this.call {
-                    call.messages = 2.min(call.messages + 1);
+                } else if let (Some(call), Some(data)) = (&mut this.call, frame.data_mut()) {
+                    let passes = call.on_data(data);
+                    data.truncate(passes);
+                    // What comes before a message that is too long is the caller's.
+                    if passes == 0
+                        && let Some(message) = call.too_long()
+                    {
+                        return Poll::Ready(Some(Err(this.on_too_long(message))));
+                    }
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

@@ -11,8 +11,8 @@ use tokio::runtime::Handle as Runtime;
 use tokio::time::Instant;
 use tonic::Code;
 
+use crate::channel::config::budget::RetryBudget;
 use crate::channel::config::retry::RetryPolicy;
-use crate::channel::config::throttling::RetryBudget;
 use crate::channel::deadline::Deadline;
 use crate::instance::Instance;
 
@@ -20,7 +20,6 @@ use crate::instance::Instance;
 #[derive(Debug)]
 pub(crate) struct RetryState {
     policy: Arc<RetryPolicy>,
-    budget: Option<Arc<RetryBudget>>,
     /// The attempts that failed.
     failed: u32,
     /// The waits that were our own, since the server last said when to come.
@@ -48,8 +47,8 @@ impl Pushback {
 }
 
 impl RetryState {
-    pub(crate) fn new(policy: Arc<RetryPolicy>, budget: Option<Arc<RetryBudget>>) -> Self {
-        Self { policy, budget, failed: 0, waits: 0, tried: Vec::new(), too_slow: Deadline::default() }
+    pub(crate) fn new(policy: Arc<RetryPolicy>) -> Self {
+        Self { policy, failed: 0, waits: 0, tried: Vec::new(), too_slow: Deadline::default() }
     }
 
     /// An attempt begins.
@@ -72,35 +71,37 @@ impl RetryState {
         self.failed
     }
 
-    /// An attempt ended with `code`, `by` an instance if it found one. Returns the wait before the next one, if there
-    /// is to be one.
+    /// An attempt ended with this code, and this word of the server, `by` an instance if it found one. Returns the wait
+    /// before the next one, if there is to be one: none that would last beyond `end`, nor beyond the budget.
     pub(crate) fn on_failure(
         &mut self,
-        code: Code,
-        pushback: Pushback,
+        (code, pushback): (Code, Pushback),
         by: Option<&Arc<Instance>>,
+        budget: Option<&RetryBudget>,
+        (now, end): (Instant, Option<Instant>),
     ) -> Option<Duration> {
         let is_wanted = self.policy.retries(code);
-        if let Some(budget) = &self.budget
+        if let Some(budget) = budget
             && (is_wanted || pushback == Pushback::Never)
         {
             budget.on_failure();
         }
         self.failed += 1;
-        let may = is_wanted
-            && pushback != Pushback::Never
-            && self.failed < self.policy.attempts()
-            && self.budget.as_ref().is_none_or(|budget| budget.allows_retries());
-        if !may {
+        if !is_wanted || pushback == Pushback::Never || self.failed >= self.policy.attempts() {
+            return None;
+        }
+        let (wait, waits) = match pushback {
+            Pushback::After(wait) => (wait, 0),
+            _ => (self.policy.wait(self.waits, fastrand::f64()), self.waits + 1),
+        };
+        let is_in_time = now.checked_add(wait).is_some_and(|at| end.is_none_or(|end| at < end));
+        // The budget last: what it allows is made, and counts.
+        if !is_in_time || budget.is_some_and(|budget| !budget.takes_retry(now)) {
             return None;
         }
         self.tried.extend(by.cloned());
-        if let Pushback::After(wait) = pushback {
-            self.waits = 0;
-            return Some(wait);
-        }
-        self.waits += 1;
-        Some(self.policy.wait(self.waits - 1, fastrand::f64()))
+        self.waits = waits;
+        Some(wait)
     }
 }
 
@@ -117,7 +118,7 @@ mod tests {
 
     fn after(retry: &mut RetryState, code: Code, pushback: Pushback) -> Option<Duration> {
         let instance = Instance::new("echo", std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
-        retry.on_failure(code, pushback, Some(&Arc::new(instance)))
+        retry.on_failure((code, pushback), Some(&Arc::new(instance)), None, (Instant::now(), None))
     }
 
     fn millis(millis: u64) -> Duration {
@@ -128,21 +129,21 @@ mod tests {
     fn attempts_are_repeated_on_their_codes_to_their_limit_and_never_past_5() {
         for (asked, made) in [(2, 2), (3, 3), (5, 5), (50, 5)] {
             let policy = Arc::new(RetryPolicy::new([Code::Unavailable, Code::Aborted]).max_attempts(asked));
-            let mut retry = RetryState::new(policy.clone(), None);
+            let mut retry = RetryState::new(policy.clone());
             let mut attempts = 1;
             while after(&mut retry, Code::Aborted, Pushback::Nothing).is_some() {
                 attempts += 1;
             }
             assert_eq!(attempts, made, "of {asked}");
             assert_eq!(retry.tried.len(), made - 1, "each is remembered");
-            assert_eq!(after(&mut RetryState::new(policy, None), Code::Internal, Pushback::Nothing), None);
+            assert_eq!(after(&mut RetryState::new(policy), Code::Internal, Pushback::Nothing), None);
         }
     }
 
     #[test]
     fn the_server_says_when_and_whether_and_the_waits_begin_anew_then() {
         let policy = RetryPolicy::new([Code::Unavailable]).max_attempts(5).backoff(millis(100), millis(10_000), 10.0);
-        let mut retry = RetryState::new(Arc::new(policy), None);
+        let mut retry = RetryState::new(Arc::new(policy));
         let wait = |retry: &mut RetryState, pushback| after(retry, Code::Unavailable, pushback);
         let own = wait(&mut retry, Pushback::Nothing).expect("a retry");
         assert!((millis(80)..=millis(120)).contains(&own), "{own:?}");
@@ -167,9 +168,10 @@ mod tests {
     #[test]
     fn too_many_failures_stop_all_retries_until_enough_calls_succeed() {
         let policy = Arc::new(RetryPolicy::new([Code::Unavailable]).max_attempts(2));
-        let budget = Arc::new(RetryBudget::new(RetryThrottling::new(10, 0.5)));
+        let budget = RetryBudget::tokens(RetryThrottling::new(10, 0.5));
         let retries = |code, pushback| {
-            after(&mut RetryState::new(policy.clone(), Some(budget.clone())), code, pushback).is_some()
+            let mut retry = RetryState::new(policy.clone());
+            retry.on_failure((code, pushback), None, Some(&budget), (Instant::now(), None)).is_some()
         };
         for failure in 1..=4 {
             assert!(retries(Code::Unavailable, Pushback::Nothing), "{failure} of ten tokens are gone");
@@ -181,5 +183,28 @@ mod tests {
         assert!(!retries(Code::Internal, Pushback::Nothing), "what is not retried");
         assert!(!retries(Code::Internal, Pushback::Never), "takes one only if the server does not want it");
         assert!(!retries(Code::Unavailable, Pushback::Nothing), "that was one");
+    }
+
+    #[test]
+    fn only_a_retry_that_is_made_counts_in_the_budget() {
+        let policy =
+            Arc::new(RetryPolicy::new([Code::Unavailable]).max_attempts(2).backoff(millis(100), millis(100), 1.0));
+        let now = Instant::now();
+        let budget = RetryBudget::share(now);
+        let failures = |code, pushback, end: Option<Duration>| {
+            let mut retry = RetryState::new(policy.clone());
+            let end = end.map(|end| now + end);
+            let again = |retry: &mut RetryState| retry.on_failure((code, pushback), None, Some(&budget), (now, end));
+            (again(&mut retry).is_some(), again(&mut retry).is_some())
+        };
+        for _ in 0..1_000 {
+            assert_eq!(failures(Code::Internal, Pushback::Nothing, None), (false, false), "not retried");
+            assert_eq!(failures(Code::Unavailable, Pushback::Never, None), (false, false), "not wanted");
+            assert_eq!(failures(Code::Unavailable, Pushback::Nothing, Some(millis(50))), (false, false), "too late");
+        }
+        for _ in 0..100 {
+            assert_eq!(failures(Code::Unavailable, Pushback::Nothing, None), (true, false), "one of two attempts");
+        }
+        assert_eq!(failures(Code::Unavailable, Pushback::Nothing, None), (false, false), "a hundred were made");
     }
 }

@@ -4,6 +4,7 @@ use http::response::Parts;
 use http::{HeaderMap, StatusCode, header};
 use tonic::{Code, Status};
 
+use crate::channel::config::message_limit::TooLong;
 use crate::instance::Address;
 
 /// What the head of a response says.
@@ -44,6 +45,19 @@ pub(super) fn not_grpc(code: Code, address: &Address, head: &Parts) -> Status {
 /// The status of a call whose response ended without one.
 pub(super) fn without_status(address: &Address) -> Status {
     Status::unknown(format!("{address}: the response ended without a grpc-status"))
+}
+
+/// The status of a call with a message in its request that is longer than it may be.
+pub(super) fn request_too_long(TooLong { bytes, limit }: TooLong) -> Status {
+    let limit = format!("more than the {limit} of maxRequestMessageBytes in the service config: not sent");
+    Status::resource_exhausted(format!("a message of the request has {bytes} bytes, {limit}"))
+}
+
+/// The status of a call with a message in its response that is longer than it may be, from this address if it is known.
+pub(super) fn response_too_long(from: Option<&Address>, TooLong { bytes, limit }: TooLong) -> Status {
+    let from = from.map(|address| format!("{address}: ")).unwrap_or_default();
+    let limit = format!("more than the {limit} of maxResponseMessageBytes in the service config");
+    Status::resource_exhausted(format!("{from}a message of the response has {bytes} bytes, {limit}"))
 }
 
 /// The gRPC code in a head or in trailers, if there is one.

@@ -13,6 +13,10 @@ pub(crate) struct MethodConfig {
     pub(crate) timeout: Option<Duration>,
     pub(crate) wait_for_ready: Option<bool>,
     pub(crate) retry: Option<Arc<RetryPolicy>>,
+    /// How long each message of a request may be, as it is sent.
+    pub(crate) max_request_bytes: Option<u32>,
+    /// How long each message of a response may be, as it is sent.
+    pub(crate) max_response_bytes: Option<u32>,
 }
 
 /// The options that count for one call.
@@ -21,6 +25,8 @@ pub(crate) struct CallOptions<'a> {
     pub(crate) timeout: Option<Duration>,
     pub(crate) wait_for_ready: Option<bool>,
     pub(crate) retry: Option<&'a Arc<RetryPolicy>>,
+    pub(crate) max_request_bytes: Option<u32>,
+    pub(crate) max_response_bytes: Option<u32>,
 }
 
 /// Values by the paths of methods: `/package.Service/Method`, `/package.Service/` or, for all others, the empty path.
@@ -82,12 +88,19 @@ impl MethodConfigs {
             timeout: config.and_then(|method| method.timeout),
             wait_for_ready: config.and_then(|method| method.wait_for_ready),
             retry: self.retries.of(path).or_else(|| config?.retry.as_ref()),
+            max_request_bytes: config.and_then(|method| method.max_request_bytes),
+            max_response_bytes: config.and_then(|method| method.max_response_bytes),
         }
     }
 
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         self.retries.check_names()?;
         self.retries.0.values().try_for_each(|retry| retry.check())
+    }
+
+    /// Whether calls of any method are retried.
+    pub(crate) fn has_retries(&self) -> bool {
+        !self.retries.0.is_empty() || self.config.0.values().any(|method| method.retry.is_some())
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -107,7 +120,7 @@ mod tests {
         for (name, attempts) in [("a.B/C", 2), ("a.B", 3), ("", 4)] {
             let retry = Some(Arc::new(RetryPolicy::new([Code::Aborted]).max_attempts(attempts)));
             let timeout = Some(Duration::from_secs(attempts.into()));
-            methods.config.insert(name, MethodConfig { timeout, retry, wait_for_ready: None });
+            methods.config.insert(name, MethodConfig { timeout, retry, ..MethodConfig::default() });
         }
         // A whole entry counts or not: one without retries is meant that way.
         methods.config.insert("a.B/D", MethodConfig::default());

@@ -1,5 +1,7 @@
 //! Options of calls: timeouts, retries, and those of single methods. Pure.
 
+pub(crate) mod budget;
+pub(crate) mod message_limit;
 pub(crate) mod methods;
 pub(crate) mod retry;
 pub(crate) mod throttling;
@@ -9,8 +11,8 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
+use self::budget::RetryBudget;
 use self::methods::MethodConfigs;
-use self::throttling::RetryBudget;
 
 /// The options of a channel that concern its calls.
 #[derive(Debug)]

@@ -1,10 +1,11 @@
-//! A budget for the retries of a whole channel, in the terms of gRPC's proposal A6.
+//! A budget for the retries of a whole channel by failures and successes, in the terms of gRPC's proposal A6.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::ConfigError;
 
-/// A limit for the retries of all calls of a channel together: while too many fail, nothing is tried twice.
+/// A limit for the retries of all calls of a channel together: while too many fail, nothing is tried twice. It takes the
+/// place of the [budget](crate::ChannelBuilder::retry_throttling) that a channel has by default.
 ///
 /// There are `max_tokens` at first. Each failure of a call that could be made again, with a code that is retried or
 /// where the server wants no other attempt, takes one; each call of the channel whose response is read up to OK gives
@@ -41,14 +42,14 @@ impl RetryThrottling {
 
 /// The tokens of a channel.
 #[derive(Debug)]
-pub(crate) struct RetryBudget {
+pub(crate) struct TokenBucket {
     tokens: AtomicU32,
     max: u32,
     gain: u32,
 }
 
-impl RetryBudget {
-    pub(crate) fn new(throttling: RetryThrottling) -> Self {
+impl TokenBucket {
+    pub(super) fn new(throttling: RetryThrottling) -> Self {
         let max = throttling.max_tokens * TOKEN;
         let gain = (throttling.token_ratio * f64::from(TOKEN)).clamp(1.0, f64::from(max));
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is from 1 to a million")]
@@ -56,16 +57,16 @@ impl RetryBudget {
         Self { tokens: AtomicU32::new(max), max, gain }
     }
 
-    pub(crate) fn on_failure(&self) {
+    pub(super) fn on_failure(&self) {
         self.change(|tokens| tokens.saturating_sub(TOKEN));
     }
 
     /// A call was answered to its end.
-    pub(crate) fn on_success(&self) {
+    pub(super) fn on_success(&self) {
         self.change(|tokens| tokens.saturating_add(self.gain).min(self.max));
     }
 
-    pub(crate) fn allows_retries(&self) -> bool {
+    pub(super) fn allows_retries(&self) -> bool {
         self.tokens.load(Ordering::Relaxed) > self.max / 2
     }
 
@@ -91,7 +92,7 @@ mod tests {
 
     #[test]
     fn retries_are_allowed_while_more_than_half_of_the_tokens_are_left() {
-        let budget = RetryBudget::new(RetryThrottling::new(10, 1.0));
+        let budget = TokenBucket::new(RetryThrottling::new(10, 1.0));
         let allows_after_a_failure = || {
             budget.on_failure();
             budget.allows_retries()
@@ -106,7 +107,7 @@ mod tests {
 
     #[test]
     fn tokens_never_exceed_those_at_first_nor_fall_below_none() {
-        let budget = RetryBudget::new(RetryThrottling::new(10, 0.5));
+        let budget = TokenBucket::new(RetryThrottling::new(10, 0.5));
         (0..100).for_each(|_| budget.on_success());
         assert_eq!(budget.tokens.load(Ordering::Relaxed), 10_000, "there are never more than at first");
         (0..100).for_each(|_| budget.on_failure());

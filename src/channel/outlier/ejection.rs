@@ -10,7 +10,7 @@
 
 use tokio::time::Instant;
 
-use super::OutlierDetection;
+use super::{OutlierDetection, Terms};
 
 /// Whether an instance may be picked, as far as its failures decide.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -106,7 +106,11 @@ impl Ejection {
 /// Whether one more of that many instances may be ejected. Those on probation are not out: they are READY, and take all
 /// calls where nothing else is.
 pub(crate) fn may_eject(already_out: usize, of: usize, detection: &OutlierDetection) -> bool {
-    (already_out + 1) * 100 <= of * usize::from(detection.max_ejected_percent)
+    let (share, percent) = (of * usize::from(detection.max_ejected_percent), 100);
+    match detection.terms {
+        Terms::Own => (already_out + 1) * percent <= share,
+        Terms::Grpc => already_out * percent < share,
+    }
 }
 
 #[cfg(test)]
@@ -266,6 +270,21 @@ mod tests {
             assert_eq!(out, most, "of {of}");
         }
         assert!(!may_eject(7, 3, &detection), "the set shrank while more than half were out");
+    }
+
+    #[test]
+    fn in_grpcs_terms_shares_are_rounded_up_and_times_are_multiples() {
+        let most = |of, percent| {
+            let detection = OutlierDetection::grpc().max_ejected_percent(percent);
+            (0..=of).find(|out| !may_eject(*out, of, &detection)).unwrap_or(of + 1)
+        };
+        for (of, percent, expected) in [(1, 10, 1), (5, 10, 1), (10, 10, 1), (11, 10, 2), (10, 0, 0), (3, 100, 3)] {
+            assert_eq!(most(of, percent), expected, "{percent} % of {of}");
+        }
+        let (mut now, detection) = (Instant::now(), OutlierDetection::grpc());
+        let mut ejection = Ejection::default();
+        let lasted: Vec<u64> = (0..12).map(|_| out_and_back(&mut ejection, &mut now, &detection).as_secs()).collect();
+        assert_eq!(lasted, [30, 60, 90, 120, 150, 180, 210, 240, 270, 300, 300, 300]);
     }
 
     #[test]

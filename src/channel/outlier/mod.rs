@@ -52,9 +52,36 @@ pub struct OutlierDetection {
     failure_percentage: Option<FailurePercentage>,
     success_rate: Option<SuccessRate>,
     failure_when: FailureWhen,
+    terms: Terms,
+}
+
+/// What a failure is by default, how ejection times grow, and how a share of the instances is rounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Terms {
+    /// What speaks against the instance fails, times double, shares are rounded down.
+    Own,
+    /// Whatever is not OK fails, times are multiples of the first, shares are rounded up: A50.
+    Grpc,
 }
 
 impl OutlierDetection {
+    /// gRPC's terms and defaults (A50), as a service config's `outlier_detection_experimental` has them: nothing is
+    /// ejected before [`failure_percentage`](Self::failure_percentage) or [`success_rate`](Self::success_rate) is given.
+    ///
+    /// What differs from [`new`](Self::new): failures in a row eject no instance, every status but OK is a failure,
+    /// ejections last 30 s, 60 s, 90 s and so on up to 300 s, and 10 % of the instances may be out, rounded up, so that
+    /// one always may. An instance still returns on probation.
+    pub fn grpc() -> Self {
+        Self {
+            consecutive_failures: 0,
+            ejection_time: GRPC_EJECTION_TIME,
+            max_ejection_time: GRPC_MAX_EJECTION_TIME,
+            max_ejected_percent: GRPC_MAX_EJECTED_PERCENT,
+            terms: Terms::Grpc,
+            ..Self::new()
+        }
+    }
+
     /// The defaults: see each method.
     pub fn new() -> Self {
         Self {
@@ -66,6 +93,7 @@ impl OutlierDetection {
             failure_percentage: None,
             success_rate: None,
             failure_when: FailureWhen(None),
+            terms: Terms::Own,
         }
     }
 
@@ -75,8 +103,9 @@ impl OutlierDetection {
         self
     }
 
-    /// How long the first ejection lasts, at most a day. Each further one lasts twice as long as the one before, unless
-    /// the instance stayed in for a while: each [`interval`](Self::interval) takes back one doubling. Defaults to 5 s.
+    /// How long the first ejection lasts, at most a day. Each further one lasts twice as long as the one before, or in
+    /// [gRPC's terms](Self::grpc) by as much longer as the first one was, unless the instance stayed in for a while: each
+    /// [`interval`](Self::interval) takes back one such step. Defaults to 5 s.
     pub fn ejection_time(mut self, time: Duration) -> Self {
         self.ejection_time = time;
         self
@@ -88,8 +117,9 @@ impl OutlierDetection {
         self
     }
 
-    /// How many of a hundred instances may be out at once, rounded down: with 50, one of two and one of three. Unlike
-    /// in gRPC, where one always may, the only instance is never ejected below 100. Defaults to 50.
+    /// How many of a hundred instances may be out at once, rounded down: with 50, one of two and one of three. The only
+    /// instance is never ejected below 100. In [gRPC's terms](Self::grpc) it is rounded up: above 0, one always may be
+    /// out. Defaults to 50.
     pub fn max_ejected_percent(mut self, percent: u8) -> Self {
         self.max_ejected_percent = percent;
         self
@@ -117,7 +147,7 @@ impl OutlierDetection {
     }
 
     /// What counts as a failure. Defaults to UNAVAILABLE, a broken connection, a missed deadline and an answer that is
-    /// no gRPC.
+    /// no gRPC; in [gRPC's terms](Self::grpc) to every status but OK.
     ///
     /// Asked once for each call that ended, on the task that made it: it should be quick. A broken connection is asked
     /// about once, with UNAVAILABLE, not for each of its calls. What is no failure is a success if the server answered,
@@ -179,16 +209,19 @@ impl OutlierDetection {
     }
 
     pub(crate) fn is_failure(&self, outcome: Outcome) -> bool {
-        match &self.failure_when.0 {
-            None => outcome.origin != StatusOrigin::Answered || outcome.code == Code::Unavailable,
-            Some(failed) => failed(&outcome),
+        match (&self.failure_when.0, self.terms) {
+            (None, Terms::Own) => outcome.origin != StatusOrigin::Answered || outcome.code == Code::Unavailable,
+            (None, Terms::Grpc) => outcome.code != Code::Ok,
+            (Some(failed), _) => failed(&outcome),
         }
     }
 
-    /// How long the ejection lasts that makes it `times` of late: doubling from the base to the maximum.
+    /// How long the ejection lasts that makes it `times` of late: from the base to the maximum.
     fn time_out(&self, times: u32) -> Duration {
-        let doublings = times.saturating_sub(1);
-        let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
+        let factor = match self.terms {
+            Terms::Own => 1_u32.checked_shl(times.saturating_sub(1)).unwrap_or(u32::MAX),
+            Terms::Grpc => times.max(1),
+        };
         self.ejection_time.saturating_mul(factor).min(self.max_ejection_time)
     }
 }
@@ -374,6 +407,15 @@ const DEFAULT_MAX_EJECTED_PERCENT: u8 = 50;
 
 /// gRPC's.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A50's.
+pub(crate) const GRPC_EJECTION_TIME: Duration = Duration::from_secs(30);
+
+/// A50's.
+pub(crate) const GRPC_MAX_EJECTION_TIME: Duration = Duration::from_secs(300);
+
+/// A50's.
+const GRPC_MAX_EJECTED_PERCENT: u8 = 10;
 
 /// Far above any use, and far below the bits that [`Tally`] keeps beside its count.
 const MAX_CONSECUTIVE_FAILURES: u32 = 1_000_000;

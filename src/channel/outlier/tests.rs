@@ -102,3 +102,16 @@ fn ejections_double_up_to_the_maximum() {
     assert_eq!(seconds, [5, 10, 20, 25, 25, 25], "doubling from 5 s, never above 25 s");
     assert_eq!(detection.time_out(u32::MAX), DEFAULT_MAX_EJECTION_TIME, "no number of times overflows");
 }
+
+#[test]
+fn in_grpcs_terms_nothing_is_ejected_unless_asked_for_and_every_failed_call_counts() {
+    let detection = OutlierDetection::grpc();
+    assert!(detection.check().is_ok());
+    assert_eq!((detection.consecutive_failures, detection.sweep_interval()), (0, None));
+    for code in (0..=16).map(Code::from_i32) {
+        let is_failure = detection.is_failure(Outcome::new(code, StatusOrigin::Answered));
+        assert_eq!(is_failure, code != Code::Ok, "{code:?}");
+    }
+    let own = detection.failure_when(|outcome| outcome.code() == Code::Internal);
+    assert!(!own.is_failure(Outcome::new(Code::Unavailable, StatusOrigin::Answered)), "one's own idea counts");
+}

@@ -2,11 +2,14 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
 use super::candidate::Candidate;
 use crate::channel::policy::{Picker, Policy};
 use crate::instance::Address;
 
-/// One instance for all calls: the first by address, and then that one until it is no longer READY.
+/// One instance for all calls: the first by address, or a random one where the addresses are
+/// [shuffled](Self::shuffled), and then that one until it is no longer READY.
 ///
 /// With a [preferred zone](crate::ChannelBuilder::prefer_zone) it is one in the own zone, and one elsewhere for calls
 /// that spill. Where both an earlier choice and others could follow the present one, it is the earlier choice.
@@ -20,6 +23,8 @@ use crate::instance::Address;
 pub struct PickFirst {
     /// The latest one first.
     chosen: Mutex<Vec<Address>>,
+    /// What decides which instance is the first, where it is not the address.
+    seed: Option<u64>,
 }
 
 impl PickFirst {
@@ -28,11 +33,24 @@ impl PickFirst {
     pub fn new() -> Self {
         Self::default()
     }
+
+    /// The policy with an order of the instances that is random for each channel, and stays for its life: gRPC's
+    /// `shuffleAddressList`. Each client has one instance for all of its calls, and the clients share the instances.
+    #[must_use]
+    pub fn shuffled() -> Self {
+        Self { seed: Some(fastrand::u64(..)), ..Self::default() }
+    }
+
+    /// Where an instance stands in the order.
+    fn rank<'a>(&self, address: &'a Address) -> (u64, &'a Address) {
+        (self.seed.map_or(0, |seed| xxh3_64_with_seed(address.to_string().as_bytes(), seed)), address)
+    }
 }
 
+/// The clone makes its own choice, and shuffles anew.
 impl Clone for PickFirst {
     fn clone(&self) -> Self {
-        Self::new()
+        if self.seed.is_some() { Self::shuffled() } else { Self::new() }
     }
 }
 
@@ -41,7 +59,7 @@ impl Policy for PickFirst {
         let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
         let place =
             |address: &Address| candidates.iter().position(|candidate| candidate.instance().address == *address);
-        let first = || (0..candidates.len()).min_by_key(|&index| &candidates[index].instance().address);
+        let first = || (0..candidates.len()).min_by_key(|&index| self.rank(&candidates[index].instance().address));
         let index = chosen.iter().find_map(place).or_else(first).unwrap_or_default();
         if let Some(candidate) = candidates.get(index) {
             let address = &candidate.instance().address;
@@ -86,6 +104,22 @@ mod tests {
         let without: Vec<_> = [3, 0, 2].map(|index| all[index].clone()).into();
         assert_eq!(port(&policy, &without), 1, "once it has left, the first by address again");
         assert_eq!(port(&policy, &all), 1, "its return changes nothing");
+    }
+
+    #[test]
+    fn shuffled_clients_share_the_instances_and_each_keeps_its_own() {
+        let all = candidates(&[1; 4]);
+        let mut clients = [0_u32; 4];
+        for _ in 0..4_000 {
+            let policy = PickFirst::shuffled();
+            let first = policy.picker(&all).pick(&all, 0);
+            clients[first] += 1;
+            assert_eq!(policy.picker(&all).pick(&all, 0), first, "the order stays");
+        }
+        assert!(clients.iter().all(|clients| (850..=1_150).contains(clients)), "of 4,000 clients: {clients:?}");
+        let original = PickFirst::shuffled();
+        let first = original.picker(&all).pick(&all, 0);
+        assert!((0..100).any(|_| original.clone().picker(&all).pick(&all, 0) != first), "a clone shuffles anew");
     }
 
     #[test]

@@ -19,7 +19,8 @@ use crate::channel::policy::{Picker, Policy};
 ///
 /// Each instance has four points on the ring for each unit of its weight: with the default weight of 10 forty, by which
 /// its share of the keys is right within about 16 % (a standard deviation), and with a weight of 100 within 5 %. Where
-/// all of them together would be more than four million points, everybody has half as many, or a quarter, and so on.
+/// all of them together would be more than four million points, all have fewer in the same proportion.
+/// [`ring_size`](Self::ring_size) sets other limits.
 ///
 /// ```
 /// use http::HeaderName;
@@ -32,6 +33,14 @@ use crate::channel::policy::{Picker, Policy};
 #[derive(Clone)]
 pub struct RingHash {
     key: Key,
+    sizes: Sizes,
+}
+
+/// The fewest and the most points of a ring.
+#[derive(Clone, Copy)]
+struct Sizes {
+    min: u64,
+    max: u64,
 }
 
 #[derive(Clone)]
@@ -46,7 +55,7 @@ impl RingHash {
     /// The key is the value of a header, which is what gRPC calls metadata; the first, if there are several.
     #[must_use]
     pub fn by_header(name: HeaderName) -> Self {
-        Self { key: Key::Header(name) }
+        Self { key: Key::Header(name), sizes: Sizes::default() }
     }
 
     /// The key is what the function makes of the head of the request: path, headers and extensions. `None` is no key.
@@ -55,7 +64,22 @@ impl RingHash {
     /// ring that is not even.
     #[must_use]
     pub fn by(key: impl Fn(&Parts) -> Option<u64> + Send + Sync + 'static) -> Self {
-        Self { key: Key::Function(Arc::new(key)) }
+        Self { key: Key::Function(Arc::new(key)), sizes: Sizes::default() }
+    }
+
+    /// The fewest and the most points that the ring has: gRPC's `minRingSize` and `maxRingSize` (A42). More points
+    /// share the keys more evenly, and cost memory (16 bytes each) and time whenever the instances change. More than
+    /// 4,194,304 count as that many, and a `min` above `max` as `max`. Defaults to 0 and 4,194,304.
+    ///
+    /// Instances that would have more or fewer points in all have them reduced or increased in proportion. Each has one
+    /// at least, whatever `max` is, and counts are whole: the ring may be off by one point for each instance. At a limit
+    /// an instance that comes or goes changes how many points the others have, which moves a few of their keys, too. All
+    /// processes need the same sizes to find the same owners.
+    #[must_use]
+    pub fn ring_size(mut self, min: u32, max: u32) -> Self {
+        let max = u64::from(max).clamp(1, MAX_POINTS);
+        self.sizes = Sizes { min: u64::from(min).min(max), max };
+        self
     }
 
     /// A hash that is the same in every process and version of this crate: XXH3 with 64 bits.
@@ -67,7 +91,7 @@ impl RingHash {
 
 impl Policy for RingHash {
     fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
-        Box::new(Ring::new(candidates))
+        Box::new(Ring::new(candidates, self.sizes))
     }
 
     fn key(&self, request: &Parts) -> u64 {
@@ -85,10 +109,11 @@ impl Policy for RingHash {
 
 impl fmt::Debug for RingHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.key {
-            Key::Header(name) => f.debug_tuple("RingHash").field(name).finish(),
-            Key::Function(_) => f.debug_struct("RingHash").finish_non_exhaustive(),
+        let mut out = f.debug_struct("RingHash");
+        if let Key::Header(name) = &self.key {
+            out.field("header", name);
         }
+        out.field("points", &(self.sizes.min..=self.sizes.max)).finish_non_exhaustive()
     }
 }
 
@@ -108,13 +133,13 @@ struct Point {
 }
 
 impl Ring {
-    fn new(candidates: &[Candidate]) -> Self {
-        let shift = halvings(candidates.iter().map(|candidate| u64::from(candidate.full_weight())).sum());
+    fn new(candidates: &[Candidate], sizes: Sizes) -> Self {
+        let scale = sizes.scale(candidates.iter().map(points_by_weight).sum());
         let mut points = Vec::new();
         for (owner, candidate) in (0_u32..).zip(candidates) {
             let seed = xxh3_64(candidate.instance().address.to_string().as_bytes());
-            let count = (candidate.full_weight() * POINTS_PER_WEIGHT).div_ceil(1 << shift);
-            points.extend((0..u64::from(count)).map(|number| Point { hash: mixed(seed, number), owner }));
+            let count = scale.of(points_by_weight(candidate));
+            points.extend((0..count).map(|number| Point { hash: mixed(seed, number), owner }));
         }
         // Ties are as good as impossible; the owner's order, which the address decides, settles them all the same.
         points.sort_unstable();
@@ -143,13 +168,39 @@ impl Picker for Ring {
     }
 }
 
-/// How often the number of points is halved: a ring of ten thousand instances is made in a few dozen milliseconds.
-fn halvings(weights: u64) -> u32 {
-    let mut shift = 0;
-    while (weights * u64::from(POINTS_PER_WEIGHT)) >> shift > MAX_POINTS {
-        shift += 1;
+fn points_by_weight(candidate: &Candidate) -> u64 {
+    u64::from(candidate.full_weight()) * POINTS_PER_WEIGHT
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { min: 0, max: MAX_POINTS }
     }
-    shift
+}
+
+impl Sizes {
+    /// What the points of each instance are multiplied by, where all of them together are `total`.
+    fn scale(self, total: u64) -> Scale {
+        Scale { size: total.clamp(self.min, self.max), total }
+    }
+}
+
+/// The points of a ring by the limits, and by weight.
+#[derive(Clone, Copy)]
+struct Scale {
+    size: u64,
+    total: u64,
+}
+
+impl Scale {
+    /// How many points an instance has, of which its weight says `points`. Rounded up to reach a minimum and down to
+    /// stay below a maximum.
+    fn of(self, points: u64) -> u64 {
+        let scaled = u128::from(points) * u128::from(self.size);
+        let total = u128::from(self.total.max(1));
+        let count = if self.size > self.total { scaled.div_ceil(total) } else { scaled / total };
+        u64::try_from(count).unwrap_or(u64::MAX).max(1)
+    }
 }
 
 /// The hash of one of an address's points: steps by the golden section, which no two seeds share, mixed so that each
@@ -161,7 +212,9 @@ fn mixed(seed: u64, number: u64) -> u64 {
     hash ^ (hash >> 31)
 }
 
-const POINTS_PER_WEIGHT: u32 = 4;
+const POINTS_PER_WEIGHT: u64 = 4;
+
+/// A ring of ten thousand instances is made in a few dozen milliseconds.
 const MAX_POINTS: u64 = 1 << 22;
 
 #[cfg(test)]
@@ -175,9 +228,13 @@ mod tests {
 
     /// The port that owns each of `keys` keys.
     fn owners(of: &[Candidate], keys: u64) -> Vec<u16> {
-        let ring = Ring::new(of);
+        let ring = Ring::new(of, Sizes::default());
         let port = |index: usize| of[index].instance().address.port();
         (0..keys).map(|key| port(ring.pick(of, RingHash::hash(&key.to_be_bytes())))).collect()
+    }
+
+    fn by_user() -> RingHash {
+        RingHash::by_header(HeaderName::from_static("x-user"))
     }
 
     fn request(user: Option<&str>) -> Parts {
@@ -239,7 +296,7 @@ mod tests {
             keys in prop::collection::vec(any::<u64>(), 100),
         ) {
             let all = candidates(&weights);
-            let ring = Ring::new(&all);
+            let ring = Ring::new(&all, Sizes::default());
             for key in keys.into_iter().chain([0, u64::MAX]) {
                 let walked = ring.points.iter().find(|point| point.hash >= key).unwrap_or(&ring.points[0]);
                 prop_assert_eq!(ring.pick(&all, key), walked.owner as usize);
@@ -250,14 +307,51 @@ mod tests {
     #[test]
     fn the_largest_weights_make_no_ring_that_is_too_large() {
         let all = candidates(&[u16::MAX; 100]);
-        let ring = Ring::new(&all);
+        let ring = Ring::new(&all, Sizes::default());
         let most = usize::try_from(MAX_POINTS).expect("a small number");
         assert!((most / 4..=most).contains(&ring.points.len()), "{} points", ring.points.len());
     }
 
     #[test]
+    fn a_ring_has_as_many_points_as_its_limits_say() {
+        for (weights, min, max, size) in [
+            (vec![10; 5], 0, u32::MAX, 200),
+            (vec![10; 5], 1_024, 4_096, 1_025),
+            (vec![10; 5], 0, 100, 100),
+            (vec![100, 300], 1_024, 4_096, 1_600),
+            (vec![100, 300], 4_096, 4_096, 4_096),
+            (vec![100, 300], 0, 1_000, 1_000),
+            // A contradiction, and more instances than points.
+            (vec![10; 5], 500, 100, 100),
+            (vec![10; 50], 0, 8, 50),
+            (vec![10; 50], 0, 0, 50),
+        ] {
+            let ring = Ring::new(&candidates(&weights), by_user().ring_size(min, max).sizes);
+            assert_eq!(ring.points.len(), size, "{} instances, {min} to {max}", weights.len());
+        }
+        let [mut light, mut heavy] = [0, 0];
+        let ring = Ring::new(&candidates(&[100, 300]), by_user().ring_size(0, 1_000).sizes);
+        ring.points.iter().for_each(|point| if point.owner == 0 { light += 1 } else { heavy += 1 });
+        assert_eq!((light, heavy), (250, 750), "by weight all the same");
+    }
+
+    #[test]
+    fn at_a_limit_one_that_joins_moves_few_keys_of_the_others() {
+        let limited = |of: &[Candidate]| {
+            let ring = Ring::new(of, by_user().ring_size(0, 4_096).sizes);
+            let port = |index: usize| of[index].instance().address.port();
+            let keys = (0..10_000_u64).map(|key| RingHash::hash(&key.to_be_bytes()));
+            keys.map(|key| port(ring.pick(of, key))).collect::<Vec<_>>()
+        };
+        let all = candidates(&[10; 104]);
+        let (before, after) = (limited(&all[..103]), limited(&all));
+        let moved = before.iter().zip(&after).filter(|(before, after)| before != after && **after != 104).count();
+        assert!(moved < 300, "{moved} of 10,000 keys moved between the others");
+    }
+
+    #[test]
     fn calls_with_one_header_have_one_key_and_calls_without_have_any() {
-        let policy = RingHash::by_header(HeaderName::from_static("x-user"));
+        let policy = by_user();
         let key = |user| policy.key(&request(user));
         assert_eq!(key(Some("ann")), key(Some("ann")));
         assert_ne!(key(Some("ann")), key(Some("bob")));

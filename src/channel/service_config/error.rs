@@ -4,7 +4,8 @@ use std::fmt;
 
 use thiserror::Error;
 
-/// A service config that was refused.
+/// What is wrong with a service config that was refused, or was passed over in one that was read
+/// [leniently](crate::channel::ServiceConfig::lenient).
 ///
 /// `Debug` shows what `Display` does: it is what a `main` prints that returns an error.
 #[derive(Clone, PartialEq, Eq, Error)]

@@ -1,5 +1,7 @@
-//! JSON that is read strictly: nothing in it is passed over, and an error says where it stands.
+//! JSON that is read strictly, or with a list of all that is passed over: an error, and an item of the list, says where
+//! it stands.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
@@ -65,17 +67,46 @@ impl<'de> Visitor<'de> for NoFieldTwice {
     }
 }
 
+/// What was passed over.
+pub(crate) type Ignored = RefCell<Vec<ServiceConfigError>>;
+
 /// A value, and where it stands.
 pub(crate) struct At<'a> {
     path: String,
     pub(crate) value: &'a Value,
+    /// Takes what is not supported, which is refused without it.
+    ignored: Option<&'a Ignored>,
 }
 
 pub(crate) type Read<T> = Result<T, ServiceConfigError>;
 
 impl<'a> At<'a> {
-    pub(crate) fn root(value: &'a Value) -> Self {
-        Self { path: String::new(), value }
+    pub(crate) fn root(value: &'a Value, ignored: Option<&'a Ignored>) -> Self {
+        Self { path: String::new(), value, ignored }
+    }
+
+    /// It is not supported: an error, or passed over and listed.
+    pub(crate) fn unsupported(&self, why: &str) -> Read<()> {
+        if self.ignored.is_none() {
+            return self.refuse(why);
+        }
+        self.pass_over(why);
+        Ok(())
+    }
+
+    /// It is no field of what stands there.
+    pub(crate) fn unknown(&self, expected: &[&str]) -> Read<()> {
+        match expected {
+            [] => self.unsupported("not known: this policy has no options"),
+            _ => self.unsupported(&format!("not known: expected {}", expected.join(", "))),
+        }
+    }
+
+    /// It does not count, which is as it should be, and listed where such a list is made.
+    pub(crate) fn pass_over(&self, why: &str) {
+        if let Some(ignored) = self.ignored {
+            ignored.borrow_mut().push(ServiceConfigError { path: self.path.clone(), problem: why.to_owned() });
+        }
     }
 
     pub(crate) fn refuse<T>(&self, problem: impl Into<String>) -> Read<T> {
@@ -87,6 +118,7 @@ impl<'a> At<'a> {
         self.refuse(format!("{shown} is not {what}"))
     }
 
+    /// Its fields. One that is `null` is not there, as protobuf reads JSON.
     pub(crate) fn fields(&self) -> Read<Vec<(&'a str, Self)>> {
         let Value::Object(fields) = self.value else { return self.expected("an object") };
         Ok(self.fields_of(fields))
@@ -95,12 +127,16 @@ impl<'a> At<'a> {
     fn fields_of(&self, fields: &'a Map<String, Value>) -> Vec<(&'a str, Self)> {
         let dot = if self.path.is_empty() { "" } else { "." };
         let at = |name: &String| format!("{}{dot}{}", self.path, name.escape_debug());
-        fields.iter().map(|(name, value)| (name.as_str(), Self { path: at(name), value })).collect()
+        let field = |(name, value): (&'a String, &'a Value)| {
+            (name.as_str(), Self { path: at(name), value, ignored: self.ignored })
+        };
+        fields.iter().filter(|(_, value)| !value.is_null()).map(field).collect()
     }
 
     pub(crate) fn items(&self) -> Read<Vec<Self>> {
         let Value::Array(items) = self.value else { return self.expected("an array") };
-        Ok((0..).zip(items).map(|(n, value): (usize, _)| Self { path: format!("{}[{n}]", self.path), value }).collect())
+        let item = |(n, value): (usize, _)| Self { path: format!("{}[{n}]", self.path), value, ignored: self.ignored };
+        Ok((0..).zip(items).map(item).collect())
     }
 
     pub(crate) fn text(&self) -> Read<&'a str> {
@@ -115,9 +151,16 @@ impl<'a> At<'a> {
         self.value.as_f64().map_or_else(|| self.expected("a number"), Ok)
     }
 
+    /// A number, or one in a string, which is how protobuf writes those of 64 bits.
     pub(crate) fn whole(&self) -> Read<u32> {
-        let whole = self.value.as_u64().and_then(|number| u32::try_from(number).ok());
-        whole.map_or_else(|| self.expected("a whole number"), Ok)
+        let text = || self.value.as_str().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok();
+        let whole = self.value.as_u64().or_else(text).and_then(|number| u32::try_from(number).ok());
+        whole.map_or_else(|| self.expected("a whole number from 0 to 4294967295"), Ok)
+    }
+
+    pub(crate) fn percent(&self) -> Read<u8> {
+        let percent = u8::try_from(self.whole()?).ok().filter(|percent| *percent <= 100);
+        percent.map_or_else(|| self.expected("a percentage from 0 to 100"), Ok)
     }
 
     /// As protobuf writes it in JSON: seconds with up to nine decimals, and an `s`.

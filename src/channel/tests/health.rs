@@ -118,6 +118,23 @@ async fn calls_fail_with_the_reason_while_no_server_serves_and_succeed_later() {
 }
 
 #[tokio::test]
+async fn a_service_config_asks_for_health_unless_the_channel_does_itself() {
+    let ill = Patient::start(ServingStatus::NotServing).await;
+    ill.reporter.set_service_status("own", ServingStatus::Serving).await;
+    let config = || r#"{"healthCheckConfig":{"serviceName":"echo"}}"#.parse().expect("it is a good one");
+    let by_config = over([ill.address]).service_config(config()).build().expect("a good channel");
+    until(&by_config, |all| all.iter().any(|status| is(status, ill.address, Connectivity::TransientFailure))).await;
+    assert!(answerer(&by_config).await.expect_err("it is ill").message().contains("NOT_SERVING"));
+    for builder in [
+        over([ill.address]).service_config(config()).health_check("own"),
+        over([ill.address]).health_check("own").service_config(config()),
+    ] {
+        let channel = builder.build().expect("a good channel");
+        timeout(LIMIT, channel.ready()).await.expect("it is well for what the channel asks");
+    }
+}
+
+#[tokio::test]
 async fn a_service_that_the_server_does_not_know_is_not_served_until_it_is() {
     let patient = Patient::start(ServingStatus::Serving).await;
     let channel = over([patient.address]).health_check("other").build().expect("a good channel");

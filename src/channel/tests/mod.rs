@@ -14,6 +14,7 @@ mod faults;
 #[cfg(feature = "health")]
 mod health;
 mod leaving;
+mod message_limits;
 mod panicking;
 mod peers;
 mod replays;
@@ -21,6 +22,7 @@ mod retrying;
 mod rig;
 mod runtimes;
 mod saturation;
+mod service_configs;
 mod shares;
 mod shedding;
 mod spreading;

@@ -154,6 +154,46 @@ async fn while_too_many_calls_fail_nothing_is_tried_twice() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn while_all_calls_fail_retries_are_a_tenth_of_them_and_ten_a_second() {
+    let rig = retrying(on_unavailable());
+    let peer = rig.network.peer(1);
+    peer.reply(Reply::Fail(Code::Unavailable));
+    rig.serve(&[&peer]).await;
+    let mut calls = Vec::new();
+    // A thousand a second, for ten seconds.
+    for _ in 0..1_000 {
+        calls.extend((0..10).map(|_| rig.call()));
+        sleep(millis(10)).await;
+    }
+    for call in calls {
+        assert_eq!(ends(call).await.expect_err("it fails").code(), Code::Unavailable);
+    }
+    let retries = peer.calls().get() - 10_000;
+    // Of 20,000 that the policy alone would make: a tenth of the calls, a hundred in the first ten seconds, and what is
+    // left for the moment after them.
+    assert!((1_000..=1_200).contains(&retries), "{retries} retries of 10,000 calls");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_is_there_unless_it_is_switched_off_or_replaced() {
+    let tokens = RetryThrottling::new(10, 1.0);
+    for (what, rig, retries) in [
+        ("by default, a tenth of 200 and a hundred", retrying(on_unavailable()), 120),
+        ("switched off", with(|builder| builder.retry(on_unavailable()).retry_throttling(None)), 400),
+        ("replaced", with(|builder| builder.retry(on_unavailable()).retry_throttling(tokens)), 4),
+    ] {
+        let peer = rig.network.peer(1);
+        peer.reply(Reply::Fail(Code::Unavailable));
+        rig.serve(&[&peer]).await;
+        let calls: Vec<_> = (0..200).map(|_| rig.call()).collect();
+        for call in calls {
+            ends(call).await.expect_err("it fails");
+        }
+        assert_eq!(peer.calls().get() - 200, retries, "{what}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_that_is_too_large_to_be_kept_is_not_made_again() {
     let rig = retrying(on_unavailable());
     let peer = rig.network.peer(1);

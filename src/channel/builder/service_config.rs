@@ -1,0 +1,41 @@
+//! A service config becomes options, where the channel's own say nothing.
+
+use super::ChannelBuilder;
+use crate::channel::balancer::Subset;
+use crate::channel::config::budget::RetryLimit;
+use crate::channel::service_config::ServiceConfig;
+
+/// Options that come as gRPC's JSON.
+impl ChannelBuilder {
+    /// Takes over what a gRPC service config says: of methods, of retries, of health, and how to balance. Another one
+    /// takes its place.
+    ///
+    /// Whatever the order, each option that the channel is given itself takes precedence over what the config says of
+    /// the same: [`policy`](Self::policy), [`outlier_detection`](Self::outlier_detection), [`subset`](Self::subset),
+    /// `health_check`, [`retry_throttling`](Self::retry_throttling), [`wait_for_ready`](Self::wait_for_ready) and, for
+    /// the calls that they name, [`retry`](Self::retry) and [`retry_for`](Self::retry_for). One call's own
+    /// [`WaitForReady`](crate::channel::WaitForReady) takes precedence over all. Of timeouts the shortest counts, as in
+    /// gRPC: the call's own, the method's and the [channel's](Self::timeout).
+    pub fn service_config(mut self, config: ServiceConfig) -> Self {
+        self.service_config = Some(config);
+        self
+    }
+
+    /// Fills in the options that were not given.
+    pub(super) fn take_service_config(&mut self) {
+        let Some(config) = self.service_config.take() else { return };
+        let balancing = config.balancing;
+        self.policy = self.policy.take().or_else(|| balancing.policy.map(|policy| policy.make()));
+        self.outliers = self.outliers.take().or(balancing.outliers);
+        self.balance.subset = self.balance.subset.or_else(|| balancing.subset.map(Subset::anonymous));
+        self.retry_limit = self.retry_limit.or_else(|| config.throttling.map(RetryLimit::Tokens));
+        #[cfg(feature = "health")]
+        {
+            self.health = self.health.take().or(config.health);
+        }
+        for (name, mut method) in config.methods {
+            method.wait_for_ready = method.wait_for_ready.filter(|_| self.wait_for_ready.is_none());
+            self.methods.config.insert(&name, method);
+        }
+    }
+}
