@@ -170,7 +170,8 @@ pub mod address {
 pub mod policy {
     pub use crate::channel::policy::candidate::Candidate;
     pub use crate::channel::policy::{
-        LeastRequest, PeakEwma, PickFirst, Picker, Policy, RingHash, WeightedRandom, WeightedRoundRobin,
+        CallHead, LeastRequest, Needs, PeakEwma, PickArgs, PickFirst, Picker, Policy, RingHash, WeightedRandom,
+        WeightedRoundRobin,
     };
 }
 

@@ -19,6 +19,6 @@ impl BalanceConfig {
     pub(crate) fn checked(self, policy: &dyn Policy) -> Result<Self, ConfigError> {
         self.slow_start.map_or(Ok(()), SlowStart::check)?;
         self.subset.map_or(Ok(()), Subset::check)?;
-        Ok(Self { slow_start: self.slow_start.filter(|_| policy.starts_slowly()), ..self })
+        Ok(Self { slow_start: self.slow_start.filter(|_| !policy.needs().full_weights()), ..self })
     }
 }

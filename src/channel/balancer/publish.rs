@@ -49,7 +49,7 @@ impl Published<'_> {
             |subchannel: &&Subchannel| subchannel.member().state() != MemberState::Draining && subchannel.is_in_use();
         let known = self.subchannels.iter().filter(counts).map(|subchannel| {
             let instance = subchannel.instance();
-            (instance, Candidate::full_weight_of(instance) * growth.map_or(1, |growth| growth.most))
+            (instance, Candidate::full_share_of(instance) / 100 * growth.map_or(100, |growth| growth.most))
         });
         ReadySet::new(members, near, |candidates| zone.picker(self.policy, candidates, near, known))
     }
@@ -109,7 +109,7 @@ impl Published<'_> {
 
 type Member = (Candidate, Arc<ReadyConnection>);
 
-/// How instances start slowly: weights are hundredths then.
+/// How instances start slowly.
 #[derive(Clone, Copy)]
 struct Growth {
     slow_start: SlowStart,
@@ -123,8 +123,7 @@ fn member(subchannel: &Subchannel, growth: Option<Growth>) -> Option<Member> {
     let (candidate, connection) = subchannel.candidate()?;
     let candidate = match growth {
         Some(Growth { slow_start, now, .. }) => {
-            let share = candidate.full_weight() * slow_start.percent(subchannel.ready_since(), now);
-            candidate.with_weight(share)
+            candidate.with_percent(slow_start.percent(subchannel.ready_since(), now))
         }
         None => candidate,
     };

@@ -44,7 +44,7 @@ impl ChannelBuilder {
     /// channel starts, all have the same share. Shares are set anew after each percent, ninety times a window, and
     /// every 100 ms at most. [`PickFirst`](crate::policy::PickFirst) and [`RingHash`](crate::policy::RingHash) do not
     /// know of it, and a channel with one of them pays nothing;
-    /// [`Policy::starts_slowly`](crate::policy::Policy::starts_slowly) tells.
+    /// [`Needs::full_weights`](crate::policy::Needs::full_weights) tells.
     pub fn slow_start(mut self, window: Duration) -> Self {
         self.balance.slow_start = Some(SlowStart::new(window));
         self

@@ -111,7 +111,7 @@ impl ChannelBuilder {
         let connect = ConnectConfig {
             transport: Arc::new(transport),
             drain_limit: self.drain_limit,
-            measures_peaks: policy.measures_peaks(),
+            measures_peaks: policy.needs().peak_latency(),
             #[cfg(feature = "health")]
             health: self.health,
         };

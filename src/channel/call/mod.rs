@@ -106,7 +106,7 @@ struct Call {
     deadline: Deadline,
     wait_for_ready: bool,
     /// What the policy makes of the request.
-    key: u64,
+    key: Option<u64>,
     /// Whether no pick was looked for yet.
     is_new: bool,
     /// Only where the method is to be retried.

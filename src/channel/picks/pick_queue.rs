@@ -11,7 +11,7 @@ use tonic::Status;
 use super::instance_list::InstanceList;
 use super::ready_set::ReadySet;
 use super::wait_queue::{Turn, WaitQueue};
-use crate::channel::policy::Policy;
+use crate::channel::policy::{CallHead, PickArgs, Policy};
 use crate::channel::subchannel::{Connectivity, InstanceStatus, ReadyConnection, Shared};
 use crate::instance::Instance;
 use crate::snapshot::Snapshot;
@@ -42,7 +42,7 @@ struct Waiting {
     /// Instances that refused or failed it.
     avoid: Vec<Arc<Instance>>,
     wait_for_ready: bool,
-    key: u64,
+    key: Option<u64>,
     /// Taken with the answer.
     answer: Option<oneshot::Sender<Result<Pick, Status>>>,
 }
@@ -125,8 +125,8 @@ impl PickQueue {
     /// # Errors
     ///
     /// INTERNAL where the policy panics.
-    pub(crate) fn key(&self, request: &http::request::Parts) -> Result<u64, Status> {
-        panic::catch_unwind(AssertUnwindSafe(|| self.policy.key(request)))
+    pub(crate) fn key(&self, head: &http::request::Parts) -> Result<Option<u64>, Status> {
+        panic::catch_unwind(AssertUnwindSafe(|| self.policy.key(&CallHead::from(head))))
             .map_err(|_| Status::internal(format!("{}: the policy panicked", self.label)))
     }
 
@@ -137,11 +137,11 @@ impl PickQueue {
     }
 
     /// A pick for a call that overtakes no other, if there is one right now.
-    pub(crate) fn pick_now(self: &Arc<Self>, key: u64) -> Option<Pick> {
+    pub(crate) fn pick_now(self: &Arc<Self>, key: Option<u64>) -> Option<Pick> {
         if !self.waiting.is_empty() {
             return None;
         }
-        self.state.load().ready.as_ref().and_then(|ready| self.pick_from(ready, &[], key))
+        self.state.load().ready.as_ref().and_then(|ready| self.pick_from(ready, &PickArgs::new(key, &[])))
     }
 
     /// A pick for a call, in its turn.
@@ -157,7 +157,7 @@ impl PickQueue {
         self: &Arc<Self>,
         avoid: Vec<Arc<Instance>>,
         wait_for_ready: bool,
-        key: u64,
+        key: Option<u64>,
     ) -> Result<Pick, Status> {
         let (answer, answered) = oneshot::channel();
         let Some(number) = self.waiting.join(Waiting { avoid, wait_for_ready, key, answer: Some(answer) }) else {
@@ -180,7 +180,7 @@ impl PickQueue {
             return Turn::Answered;
         }
         let answer = match (&state.ready, state.connectivity) {
-            (Some(ready), _) => match self.pick_from(ready, &waiting.avoid, waiting.key) {
+            (Some(ready), _) => match self.pick_from(ready, &PickArgs::new(waiting.key, &waiting.avoid)) {
                 Some(pick) => Ok(pick),
                 None => return Turn::Closed,
             },
@@ -199,13 +199,8 @@ impl PickQueue {
         Turn::Answered
     }
 
-    fn pick_from(
-        self: &Arc<Self>,
-        ready: &ReadySet<Arc<ReadyConnection>>,
-        avoid: &[Arc<Instance>],
-        key: u64,
-    ) -> Option<Pick> {
-        let index = ready.acquire(avoid, key)?;
+    fn pick_from(self: &Arc<Self>, ready: &ReadySet<Arc<ReadyConnection>>, call: &PickArgs<'_>) -> Option<Pick> {
+        let index = ready.acquire(call)?;
         Some(Pick {
             instance: ready.candidate(index).shared_instance().clone(),
             connection: ready.connection(index).clone(),

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::candidate::Candidate;
-use crate::channel::policy::{Picker, Policy};
+use crate::channel::policy::{Needs, PickArgs, Picker, Policy};
 use crate::instance::Address;
 
 /// One instance for all calls: the first by address, and then that one until it is no longer READY.
@@ -52,8 +52,8 @@ impl Policy for PickFirst {
         Box::new(Always(index))
     }
 
-    fn starts_slowly(&self) -> bool {
-        false
+    fn needs(&self) -> Needs {
+        Needs::new().with_full_weights()
     }
 }
 
@@ -63,8 +63,8 @@ const REMEMBERED: usize = 2;
 struct Always(usize);
 
 impl Picker for Always {
-    fn pick(&self, _: &[Candidate], _: u64) -> usize {
-        self.0
+    fn pick(&self, _: &[Candidate], _: &PickArgs<'_>) -> Option<usize> {
+        Some(self.0)
     }
 }
 
@@ -74,7 +74,8 @@ mod tests {
     use crate::channel::policy::tests::candidates;
 
     fn port(policy: &PickFirst, candidates: &[Candidate]) -> u16 {
-        candidates[policy.picker(candidates).pick(candidates, 0)].instance().address.port()
+        let picked = policy.picker(candidates).pick(candidates, &PickArgs::default());
+        candidates[picked.expect("it always picks one")].instance().address.port()
     }
 
     #[test]

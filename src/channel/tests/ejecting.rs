@@ -9,7 +9,7 @@ use super::peers::{OnConnect, Peer, Reply};
 use super::rig::{Call, Rig, SECOND, ends, is_ejected, rest, wait_recovered};
 use crate::channel::{Connectivity, InstanceStatus};
 use crate::outlier::{FailurePercentage, OutlierDetection, StatusOrigin, SuccessRate};
-use crate::policy::{Candidate, Picker, Policy, WeightedRoundRobin};
+use crate::policy::{Candidate, PickArgs, Picker, Policy, WeightedRoundRobin};
 
 /// A channel over one instance that may be ejected, which the defaults would not do: every call is for it.
 async fn alone(tune: impl FnOnce(OutlierDetection) -> OutlierDetection) -> (Rig, Peer) {
@@ -42,8 +42,8 @@ impl Policy for Lowest {
 struct At(usize);
 
 impl Picker for At {
-    fn pick(&self, _: &[Candidate], _: u64) -> usize {
-        self.0
+    fn pick(&self, _: &[Candidate], _: &PickArgs<'_>) -> Option<usize> {
+        Some(self.0)
     }
 }
 

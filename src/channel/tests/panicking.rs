@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::stream;
-use http::request::Parts;
 use tonic::Code;
 
 use super::peers::{Echo, Peer};
 use super::rig::{Rig, ends, live, rest};
 use crate::channel::{BalancedChannel, Connectivity, WaitForReady};
 use crate::instance::Instance;
-use crate::policy::{Candidate, LeastRequest, Picker, Policy};
+use crate::policy::{CallHead, Candidate, LeastRequest, PickArgs, Picker, Policy};
 
 /// A policy that panics wherever the test wants it to.
 #[derive(Debug, Clone, Default)]
@@ -39,15 +38,15 @@ impl Policy for Fragile {
         })
     }
 
-    fn key(&self, _: &Parts) -> u64 {
+    fn key(&self, _: &CallHead<'_>) -> Option<u64> {
         maybe_panic(&self.bad_key);
-        0
+        None
     }
 }
 
 impl Picker for FragilePicker {
-    fn pick(&self, candidates: &[Candidate], key: u64) -> usize {
-        self.inner.pick(candidates, key)
+    fn pick(&self, candidates: &[Candidate], call: &PickArgs<'_>) -> Option<usize> {
+        self.inner.pick(candidates, call)
     }
 }
 

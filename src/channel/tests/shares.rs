@@ -65,8 +65,8 @@ impl<P: Policy> Policy for Counting<P> {
         self.policy.picker(candidates)
     }
 
-    fn starts_slowly(&self) -> bool {
-        self.policy.starts_slowly()
+    fn inner(&self) -> Option<&dyn Policy> {
+        Some(&self.policy)
     }
 }
 
