@@ -129,7 +129,7 @@ mod trouble;
 
 pub use tower::discover::Change;
 
-pub use self::channel::{BalancedChannel, ChannelBuilder};
+pub use self::channel::{BalancedChannel, ChannelBuilder, ChannelError};
 pub use self::discover::Discover;
 pub use self::error::{ConfigError, RegistrationEnded, RegistryError};
 pub use self::etcd::Credentials;

@@ -17,7 +17,7 @@
 // | 4 | `outlier` | outcomes -> ejections |
 // | 4 | `config` | options of calls |
 // | 4 | `transport` | an address -> an HTTP/2 connection -> its end; names h2 alone |
-// | 3 | `deadline`, `sync` | timeouts; primitives that loom replaces |
+// | 3 | `deadline`, `error`, `sync` | timeouts; why calls fail; primitives that loom replaces |
 
 mod balancer;
 mod builder;
@@ -25,6 +25,7 @@ mod call;
 mod changes;
 pub(crate) mod config;
 mod deadline;
+mod error;
 pub(crate) mod outlier;
 pub(crate) mod picks;
 pub(crate) mod policy;
@@ -49,6 +50,7 @@ pub(crate) use self::balancer::Listing;
 pub use self::builder::ChannelBuilder;
 pub use self::call::{ResponseBody, ResponseFuture, WaitForReady};
 pub use self::changes::InstanceChanges;
+pub use self::error::{CallPhase, ChannelError};
 pub use self::service_config::{ServiceConfig, ServiceConfigError};
 pub use self::subchannel::{Connectivity, InstanceStatus};
 

@@ -54,6 +54,7 @@ use self::publish::Published;
 use self::pulse::Pulse;
 use self::subchannels::Subchannels;
 use self::subset::SubsetOrder;
+use super::error::ChannelError;
 use super::picks::{LbState, PickQueue};
 use super::subchannel::{Connectivity, Effects, FeedbackEvent, Input, Publish, Reports, Subchannel, Wake};
 use crate::instance::Address;
@@ -378,8 +379,11 @@ impl Balancer {
 
     fn state(&self, now: Instant) -> LbState {
         let no_list = match self.list {
-            List::Awaited => Some((Connectivity::Connecting, "")),
-            List::Overdue => Some((Connectivity::TransientFailure, self.listing.overdue())),
+            List::Awaited => Some((Connectivity::Connecting, None)),
+            List::Overdue => {
+                let cause = ChannelError::ListOverdue { reason: self.listing.overdue().to_owned() };
+                Some((Connectivity::TransientFailure, Some(cause)))
+            }
             List::Known => None,
         };
         let Self { subchannels, config, .. } = self;
@@ -450,7 +454,7 @@ impl Drop for Balancer {
         self.queue.publish(LbState {
             connectivity: Connectivity::Shutdown,
             ready: None,
-            reason: "the channel has ended, as the runtime that it was built on did".into(),
+            cause: Some(Arc::new(ChannelError::Closed)),
         });
     }
 }

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::config::BalanceConfig;
 use super::slow_start::SlowStart;
+use crate::channel::error::ChannelError;
 use crate::channel::picks::LbState;
 use crate::channel::picks::ready_set::ReadySet;
 use crate::channel::policy::Policy;
@@ -24,20 +25,17 @@ pub(super) struct Published<'a> {
 }
 
 impl Published<'_> {
-    /// The state of the channel. `no_list` is why there is no list of instances, if there is none, and `failure` the
-    /// newest reason why an instance is not READY.
-    pub(super) fn state(&self, no_list: Option<(Connectivity, &str)>, failure: Option<&str>) -> LbState {
+    /// The state of the channel. `no_list` is what follows from there being no list of instances, if there is none, and
+    /// `failure` the newest reason why an instance is not READY.
+    pub(super) fn state(&self, no_list: Option<NotReady>, failure: Option<&str>) -> LbState {
         let growth = self.growth();
         let members = self.members(growth);
         if members.is_empty() {
-            let (connectivity, reason) = match no_list {
-                Some((connectivity, reason)) => (connectivity, reason.into()),
-                None => self.why_not(failure),
-            };
-            return LbState { connectivity, ready: None, reason };
+            let (connectivity, cause) = no_list.unwrap_or_else(|| self.why_not(failure));
+            return LbState { connectivity, ready: None, cause: cause.map(Arc::new) };
         }
         let ready = Some(self.ready_set(members, growth));
-        LbState { connectivity: Connectivity::Ready, ready, reason: "".into() }
+        LbState { connectivity: Connectivity::Ready, ready, cause: None }
     }
 
     fn ready_set(&self, mut members: Vec<Member>, growth: Option<Growth>) -> ReadySet<Arc<ReadyConnection>> {
@@ -84,17 +82,15 @@ impl Published<'_> {
     }
 
     /// The state of a channel without a READY instance.
-    fn why_not(&self, failure: Option<&str>) -> (Connectivity, Box<str>) {
+    fn why_not(&self, failure: Option<&str>) -> NotReady {
         let mut used = self.subchannels.iter().filter(|subchannel| subchannel.is_in_use()).peekable();
         if used.peek().is_none() {
-            return (Connectivity::TransientFailure, self.none.into());
+            return (Connectivity::TransientFailure, Some(ChannelError::NoInstances { reason: self.none.into() }));
         }
         if used.any(|subchannel| subchannel.connectivity() == Connectivity::Connecting) {
-            return (Connectivity::Connecting, "".into());
+            return (Connectivity::Connecting, None);
         }
-        let failure = failure.unwrap_or("all are ejected");
-        let reason = format!("no instance can be reached; the last one tried was {failure}");
-        (Connectivity::TransientFailure, reason.into())
+        (Connectivity::TransientFailure, Some(ChannelError::NoneReachable { last: failure.map(str::to_owned) }))
     }
 
     /// How instances start slowly, if any instance has less than its weight by now.
@@ -106,6 +102,9 @@ impl Published<'_> {
         self.subchannels.iter().any(|subchannel| percent(subchannel) < 100).then_some(Growth { slow_start, now, most })
     }
 }
+
+/// A state without a READY instance, and why calls fail if they do.
+pub(super) type NotReady = (Connectivity, Option<ChannelError>);
 
 type Member = (Candidate, Arc<ReadyConnection>);
 

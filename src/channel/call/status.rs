@@ -4,6 +4,7 @@ use http::response::Parts;
 use http::{HeaderMap, StatusCode, header};
 use tonic::{Code, Status};
 
+use crate::channel::error::ChannelError;
 use crate::instance::Address;
 
 /// What the head of a response says.
@@ -27,23 +28,20 @@ impl Answer {
     }
 }
 
-/// The status of a call that took too long.
-pub(super) fn deadline_exceeded(waiting_for: &str) -> Status {
-    Status::deadline_exceeded(format!("the deadline passed while waiting for {waiting_for}"))
-}
-
 /// The status of a call that was answered with something else than gRPC.
 pub(super) fn not_grpc(code: Code, address: &Address, head: &Parts) -> Status {
     let kind = match head.headers.get(header::CONTENT_TYPE) {
         Some(kind) => format!("content-type {:?}", String::from_utf8_lossy(kind.as_bytes())),
         None => "no content-type".to_owned(),
     };
-    Status::new(code, format!("{address}: the answer is no gRPC: HTTP status {}, {kind}", head.status))
+    let reason = format!("the answer is no gRPC: HTTP status {}, {kind}", head.status);
+    ChannelError::NotGrpc { address: address.clone(), reason }.into_status(code)
 }
 
 /// The status of a call whose response ended without one.
 pub(super) fn without_status(address: &Address) -> Status {
-    Status::unknown(format!("{address}: the response ended without a grpc-status"))
+    let reason = "the response ended without a grpc-status".to_owned();
+    ChannelError::NotGrpc { address: address.clone(), reason }.into_status(Code::Unknown)
 }
 
 /// The gRPC code in a head or in trailers, if there is one.

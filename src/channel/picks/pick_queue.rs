@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::instance_list::InstanceList;
 use super::ready_set::ReadySet;
 use super::wait_queue::{Turn, WaitQueue};
+use crate::channel::error::ChannelError;
 use crate::channel::policy::{CallHead, PickArgs, Policy};
 use crate::channel::subchannel::{Connectivity, InstanceStatus, ReadyConnection, Shared};
 use crate::instance::Instance;
@@ -32,8 +33,8 @@ pub(crate) struct LbState {
     pub(crate) connectivity: Connectivity,
     /// There exactly while the channel is READY.
     pub(crate) ready: Option<ReadySet<Arc<ReadyConnection>>>,
-    /// Why calls fail, in [`Connectivity::TransientFailure`] and [`Connectivity::Shutdown`].
-    pub(crate) reason: Box<str>,
+    /// Why calls fail; there exactly in [`Connectivity::TransientFailure`] and [`Connectivity::Shutdown`].
+    pub(crate) cause: Option<Arc<ChannelError>>,
 }
 
 /// A call that waits.
@@ -59,7 +60,7 @@ pub(crate) struct Pick {
 impl PickQueue {
     /// A queue for at most `max_waiting` calls at once, with nothing published yet.
     pub(crate) fn new(label: Box<str>, policy: Arc<dyn Policy>, max_waiting: usize) -> Self {
-        let nothing = LbState { connectivity: Connectivity::Connecting, ready: None, reason: "".into() };
+        let nothing = LbState { connectivity: Connectivity::Connecting, ready: None, cause: None };
         Self {
             label,
             policy,
@@ -113,11 +114,9 @@ impl PickQueue {
         self.instances.store(Arc::new(InstanceList::empty()));
     }
 
-    /// What a call waits for, and why there is none, in words.
-    pub(crate) fn awaited(&self) -> String {
-        let state = self.state.load();
-        let colon = if state.reason.is_empty() { "" } else { ": " };
-        format!("an instance of {} that can take the call{colon}{}", self.label, state.reason)
+    /// The status of a call whose deadline passed before there was a pick for it.
+    pub(crate) fn deadline_passed(&self) -> Status {
+        ChannelError::deadline_passed_picking(&self.label, self.state.load().cause.clone())
     }
 
     /// The key that the policy makes of a request.
@@ -127,7 +126,7 @@ impl PickQueue {
     /// INTERNAL where the policy panics.
     pub(crate) fn key(&self, head: &http::request::Parts) -> Result<Option<u64>, Status> {
         panic::catch_unwind(AssertUnwindSafe(|| self.policy.key(&CallHead::from(head))))
-            .map_err(|_| Status::internal(format!("{}: the policy panicked", self.label)))
+            .map_err(|_| Arc::new(ChannelError::PolicyPanicked).status_of(Code::Internal, &self.label))
     }
 
     /// Publishes a state, and gives the calls that wait what there is for them.
@@ -161,12 +160,12 @@ impl PickQueue {
     ) -> Result<Pick, Status> {
         let (answer, answered) = oneshot::channel();
         let Some(number) = self.waiting.join(Waiting { avoid, wait_for_ready, key, answer: Some(answer) }) else {
-            let Self { label, max_waiting, .. } = &**self;
-            return Err(Status::resource_exhausted(format!("{label}: {max_waiting} calls wait already")));
+            let cause = Arc::new(ChannelError::TooManyWaiting { limit: self.max_waiting });
+            return Err(cause.status_of(Code::ResourceExhausted, &self.label));
         };
         let _leave = LeaveOnDrop { queue: self, number };
         self.serve();
-        answered.await.unwrap_or_else(|_| Err(Status::unavailable(format!("{}: the channel is gone", self.label))))
+        answered.await.unwrap_or_else(|_| Err(self.unavailable(&Arc::new(ChannelError::Closed))))
     }
 
     /// Gives the calls that wait what there is for them.
@@ -179,16 +178,16 @@ impl PickQueue {
         if waiting.answer.is_none() {
             return Turn::Answered;
         }
-        let answer = match (&state.ready, state.connectivity) {
+        let answer = match (&state.ready, &state.cause) {
             (Some(ready), _) => match self.pick_from(ready, &PickArgs::new(waiting.key, &waiting.avoid)) {
                 Some(pick) => Ok(pick),
                 None => return Turn::Closed,
             },
-            (None, Connectivity::TransientFailure) if waiting.wait_for_ready => return Turn::Passed,
-            (None, Connectivity::TransientFailure | Connectivity::Shutdown) => {
-                Err(Status::unavailable(format!("{}: {}", self.label, state.reason)))
+            (None, Some(_)) if waiting.wait_for_ready && state.connectivity != Connectivity::Shutdown => {
+                return Turn::Passed;
             }
-            (None, _) => return Turn::Closed,
+            (None, Some(cause)) => Err(self.unavailable(cause)),
+            (None, None) => return Turn::Closed,
         };
         // The queue is locked: a place that comes back because the call was dropped must not serve it again.
         if let Some(sender) = waiting.answer.take()
@@ -197,6 +196,10 @@ impl PickQueue {
             unwanted.serves = false;
         }
         Turn::Answered
+    }
+
+    fn unavailable(&self, cause: &Arc<ChannelError>) -> Status {
+        cause.status_of(Code::Unavailable, &self.label)
     }
 
     fn pick_from(self: &Arc<Self>, ready: &ReadySet<Arc<ReadyConnection>>, call: &PickArgs<'_>) -> Option<Pick> {

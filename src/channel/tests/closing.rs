@@ -8,7 +8,7 @@ use super::peers::proto::EchoRequest;
 use super::peers::proto::echo_client::EchoClient;
 use super::peers::{LIMIT, OnConnect, Reply};
 use super::rig::{Rig, SECOND, ends, live, rest};
-use crate::channel::{BalancedChannel, Connectivity};
+use crate::channel::{BalancedChannel, ChannelError, Connectivity};
 use crate::instance::Instance;
 
 #[tokio::test(start_paused = true)]
@@ -135,6 +135,7 @@ fn calls_fail_with_the_reason_once_the_channels_runtime_is_gone() {
         let status = ended.expect_err("there is nothing to send it to");
         assert_eq!(status.code(), tonic::Code::Unavailable);
         assert!(status.message().contains("the runtime that it was built on"), "{status:?}");
+        assert_eq!(ChannelError::of(&status), Some(&ChannelError::Closed));
     }
     assert_eq!(channel.state(), Connectivity::Shutdown);
 }

@@ -3,6 +3,7 @@
 mod bodies;
 mod calls;
 mod cancelling;
+mod causes;
 mod client;
 mod closing;
 mod connecting;

@@ -8,7 +8,7 @@ use tonic::Code;
 
 use super::peers::{Echo, Peer};
 use super::rig::{Rig, ends, live, rest};
-use crate::channel::{BalancedChannel, Connectivity, WaitForReady};
+use crate::channel::{BalancedChannel, ChannelError, Connectivity, WaitForReady};
 use crate::instance::Instance;
 use crate::policy::{CallHead, Candidate, LeastRequest, PickArgs, Picker, Policy};
 
@@ -102,6 +102,7 @@ async fn a_policy_that_panics_over_a_request_costs_that_call_alone() {
         (status.code(), status.message()),
         (Code::Internal, "echo under kitex/registry-etcd: the policy panicked")
     );
+    assert_eq!(ChannelError::of(&status), Some(&ChannelError::PolicyPanicked));
     assert_eq!(peer.calls().get(), 0, "nothing is sent");
     policy.bad_key.store(false, Ordering::Relaxed);
     rig.answer().await.expect("the next call is a good one");
