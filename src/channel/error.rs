@@ -3,7 +3,9 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use thiserror::Error;
 use tonic::{Code, Status};
 
 use crate::instance::Address;
@@ -218,6 +220,55 @@ impl ChannelError {
     pub(crate) fn deadline_passed_at(phase: CallPhase, address: &Address) -> Status {
         Self::DeadlinePassed { phase, address: Some(address.clone()), cause: None }.into_status(Code::DeadlineExceeded)
     }
+}
+
+/// The channel ended with the runtime that it was built on.
+///
+/// Trying again never helps: build another channel.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{service}: {}", ChannelError::Closed)]
+pub struct ChannelClosed {
+    service: Arc<str>,
+}
+
+impl ChannelClosed {
+    pub(super) fn new(service: &str) -> Self {
+        Self { service: service.into() }
+    }
+}
+
+/// A channel could send no call within the time that it was given.
+///
+/// Trying again helps as the [cause](Self::cause) says. `Debug` shows what `Display` does: it is what a `main` prints that
+/// returns an error.
+#[derive(Clone, PartialEq, Eq, Error)]
+#[error("{service}: not ready within {limit:?}: {}", so_far(.cause.as_deref()))]
+pub struct NotReady {
+    service: Arc<str>,
+    limit: Duration,
+    cause: Option<Arc<ChannelError>>,
+}
+
+impl NotReady {
+    pub(super) fn new(service: &str, limit: Duration, cause: Option<Arc<ChannelError>>) -> Self {
+        Self { service: service.into(), limit, cause }
+    }
+
+    /// What a call would have failed with; `None` while the first attempts to connect are under way.
+    #[must_use]
+    pub fn cause(&self) -> Option<&ChannelError> {
+        self.cause.as_deref()
+    }
+}
+
+impl fmt::Debug for NotReady {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+fn so_far(cause: Option<&ChannelError>) -> String {
+    cause.map_or_else(|| "it still connects".to_owned(), ToString::to_string)
 }
 
 fn status(code: Code, message: String, cause: Arc<ChannelError>) -> Status {

@@ -38,19 +38,23 @@ mod transport;
 mod tests;
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
 
+use self::deadline::{Deadline, within};
 use self::picks::Handle;
 
 pub(crate) use self::balancer::Listing;
 pub use self::builder::ChannelBuilder;
 pub use self::call::{ResponseBody, ResponseFuture, WaitForReady};
 pub use self::changes::InstanceChanges;
-pub use self::error::{CallPhase, ChannelError};
+pub use self::error::{CallPhase, ChannelClosed, ChannelError, NotReady};
 pub use self::service_config::{ServiceConfig, ServiceConfigError};
 pub use self::subchannel::{Connectivity, InstanceStatus};
 
@@ -80,14 +84,15 @@ pub use self::subchannel::{Connectivity, InstanceStatus};
 /// let registry = tonic_etcd::Registry::builder(["http://127.0.0.1:2379"]).build()?;
 /// let channel = registry.channel("echo").build()?;
 /// // let mut client = EchoClient::new(channel.clone());
-/// channel.ready().await;
+/// channel.ready().await?;
 /// for status in channel.instances() {
-///     println!("{} is {:?}", status.instance().address, status.state());
+///     println!("{} is {}", status.instance().address(), status.state());
 /// }
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Clone)]
+#[must_use = "a channel closes when its last clone is dropped"]
 pub struct BalancedChannel {
     handle: Arc<Handle>,
 }
@@ -103,19 +108,53 @@ impl BalancedChannel {
         self.handle.queue.connectivity()
     }
 
-    /// Waits until a call could be sent, for however long that takes: put a time limit around it where that matters.
-    /// Returns also when the channel has ended with the runtime that built it.
+    /// Waits until a call could be sent, for however long that takes; [`ready_within`](Self::ready_within) has a limit.
+    ///
+    /// # Errors
+    ///
+    /// The channel has ended with the runtime that built it.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: it only looks.
-    pub async fn ready(&self) {
+    pub async fn ready(&self) -> Result<(), ChannelClosed> {
         let mut changed = self.handle.changed.clone();
-        while self.state() != Connectivity::Ready {
+        loop {
             changed.mark_unchanged();
-            if self.state() == Connectivity::Ready || changed.changed().await.is_err() {
-                return;
+            match self.state() {
+                Connectivity::Ready => return Ok(()),
+                Connectivity::Shutdown => break,
+                _ if changed.changed().await.is_err() => break,
+                _ => {}
             }
+        }
+        Err(ChannelClosed::new(self.handle.queue.label()))
+    }
+
+    /// Waits until a call could be sent, for at most `limit`: for programs that want to fail at their start.
+    ///
+    /// # Errors
+    ///
+    /// What a call would fail with: no instance is registered, for example, or none can be reached, and why.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = tonic_etcd::Registry::builder(["http://127.0.0.1:2379"]).build()?;
+    /// let channel = registry.channel("echo").build()?;
+    /// channel.ready_within(std::time::Duration::from_secs(10)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn ready_within(&self, limit: Duration) -> Result<(), NotReady> {
+        let Handle { queue, runtime, .. } = &*self.handle;
+        let mut deadline = Deadline::new(Some(limit), None, Instant::now());
+        match within(&mut deadline, runtime, pin!(self.ready())).await {
+            Some(Ok(())) => Ok(()),
+            Some(Err(_)) | None => Err(NotReady::new(queue.label(), limit, queue.state().cause.clone())),
         }
     }
 
@@ -126,7 +165,6 @@ impl BalancedChannel {
     }
 
     /// All instances each time that something about them changes.
-    #[must_use]
     pub fn instance_changes(&self) -> InstanceChanges {
         InstanceChanges::new(self.handle.queue.clone(), self.handle.changed.clone())
     }

@@ -53,6 +53,7 @@ use crate::snapshot::{Difference, Member, Snapshot};
 /// # Ok(())
 /// # }
 /// ```
+#[must_use = "streams do nothing unless polled"]
 pub struct Discover {
     service: ServiceName,
     /// Locked to look only; replaced where the runtime of its watcher has ended.

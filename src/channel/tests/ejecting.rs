@@ -71,7 +71,7 @@ async fn hold(rig: &Rig, peer: &Peer, calls: usize, limit: Duration) -> Vec<Call
 /// Breaks that many connections in a row, each under ten calls.
 async fn break_connections(rig: &Rig, peer: &Peer, connections: usize) {
     for _ in 0..connections {
-        rig.channel.ready().await;
+        rig.channel.ready().await.expect("the channel lives");
         let held = hold(rig, peer, 10, 60 * SECOND).await;
         peer.cut();
         for call in held {
@@ -201,7 +201,7 @@ async fn deadlines_missed_on_an_earlier_connection_do_not_count() {
     let held = hold(&rig, &peer, 10, SECOND).await;
     peer.go_away();
     peer.attempted().reaches(2).await;
-    rig.channel.ready().await;
+    rig.channel.ready().await.expect("the channel lives");
     rig.answer().await.expect("an answer on the next connection");
     for call in held {
         assert_eq!(ends(call).await.expect_err("it is held").code(), Code::DeadlineExceeded);

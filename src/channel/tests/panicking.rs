@@ -126,6 +126,6 @@ async fn a_list_of_the_users_that_panics_is_final() {
     let mut lists = vec![vec![instance]].into_iter();
     let lists = stream::repeat_with(move || lists.next().expect("a list with a bug"));
     let channel = BalancedChannel::from_instances("echo", lists).build().expect("the options are good");
-    channel.ready().await;
+    channel.ready().await.expect("the channel lives");
     assert_eq!(channel.state(), Connectivity::Ready, "the first list stays");
 }
