@@ -5,6 +5,7 @@ use std::collections::HashSet;
 
 use crate::channel::policy::candidate::Candidate;
 use crate::channel::policy::{PickArgs, Picker, Policy};
+use crate::error::ConfigError;
 use crate::instance::Instance;
 
 /// The zone that a client is in.
@@ -15,6 +16,13 @@ pub(crate) struct Zone {
 }
 
 impl Zone {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let empty = [("an empty tag", &self.tag), ("an empty zone", &self.own)];
+        let Some((value, _)) = empty.into_iter().find(|(_, part)| part.is_empty()) else { return Ok(()) };
+        let expected = "the name of a tag, and the client's own zone; leave prefer_zone out where there is none";
+        Err(ConfigError::Option { option: "prefer_zone", value: value.to_owned(), expected })
+    }
+
     /// Whether an instance is in the client's own zone.
     pub(super) fn is_own(&self, instance: &Instance) -> bool {
         instance.tags.get(&self.tag) == Some(self.own.as_str())

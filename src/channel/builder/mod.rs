@@ -44,6 +44,10 @@ type Source = Box<dyn FnOnce() -> Result<(BoxStream<'static, Arc<Snapshot>>, Lis
 
 /// The options of a [`BalancedChannel`]. Those of connections are named like those of tonic's
 /// [`Endpoint`](tonic::transport::Endpoint).
+///
+/// What can be switched off takes `None` for that, and a value without `Some`: `.timeout(Duration::from_secs(5))`,
+/// `.outlier_detection(None)`. The order in which options are given does not matter; of one that is given twice the last
+/// counts.
 #[must_use = "a builder does nothing before build()"]
 pub struct ChannelBuilder {
     label: String,
@@ -60,7 +64,7 @@ pub struct ChannelBuilder {
     service_config: Option<ServiceConfig>,
     transport: TransportConfig,
     origin: Option<Uri>,
-    drain_limit: Duration,
+    drain_limit: Option<Duration>,
     #[cfg(feature = "_tls")]
     tls: Option<ClientTls>,
     #[cfg(feature = "health")]
@@ -88,7 +92,7 @@ impl ChannelBuilder {
             service_config: None,
             transport: TransportConfig::default(),
             origin: None,
-            drain_limit: DRAIN_LIMIT,
+            drain_limit: Some(DRAIN_LIMIT),
             #[cfg(feature = "_tls")]
             tls: None,
             #[cfg(feature = "health")]
@@ -100,14 +104,15 @@ impl ChannelBuilder {
     ///
     /// # Errors
     ///
-    /// A bad service name, an option out of its range, or no tokio runtime on this thread.
+    /// A bad service name, an option out of its range, options that do not go with one another or with the policy, or no
+    /// tokio runtime on this thread.
     pub fn build(mut self) -> Result<BalancedChannel, ConfigError> {
-        let runtime = Runtime::try_current().map_err(|_| ConfigError::NoRuntime { call: "build" })?;
+        let runtime = Runtime::try_current().map_err(|_| ConfigError::NoRuntime { call: "ChannelBuilder::build" })?;
         let transport = self.take_transport()?;
         self.outliers.check()?;
         let config = self.take_calls()?;
         let policy = self.policy.unwrap_or_else(|| Arc::new(LeastRequest::default()));
-        let balance = self.balance.checked(&*policy)?;
+        self.balance.check(&*policy)?;
         let connect = ConnectConfig {
             transport: Arc::new(transport),
             drain_limit: self.drain_limit,
@@ -123,7 +128,7 @@ impl ChannelBuilder {
         let span = tracing::info_span!(parent: None, "channel", service = %self.label);
         let queue = Arc::new(PickQueue::new(self.label.into(), policy, self.max_waiting));
         let reports = Reports { outliers: Arc::new(self.outliers), events };
-        let balancer = Balancer::new(queue.clone(), balance, connect, reports, listing, changed);
+        let balancer = Balancer::new(queue.clone(), self.balance, connect, reports, listing, changed);
         runtime.spawn(balancer.run(Inputs { snapshots, feedback, handles }).instrument(span));
         Ok(BalancedChannel::new(Handle { queue, config, runtime, changed: seen, _alive: alive }))
     }

@@ -145,7 +145,7 @@ async fn failures_can_be_classified_by_how_the_call_ended() {
 
 #[tokio::test(start_paused = true)]
 async fn ejection_can_be_switched_off() {
-    let (rig, peer) = alone(|detection| detection.consecutive_failures(0)).await;
+    let (rig, peer) = alone(|detection| detection.consecutive_failures(None)).await;
     fail(&rig, &peer, Code::Unavailable, 50).await;
     assert!(!is_ejected(&rig, &peer), "nothing is counted");
 }
@@ -426,7 +426,7 @@ async fn intervals_are_taken_back_while_an_instance_stays() {
 
 /// Six instances, of which the first fails some calls, over one interval and a little more; and which are ejected.
 async fn swept(detection: OutlierDetection, failures: usize) -> Vec<u16> {
-    let detection = detection.consecutive_failures(0);
+    let detection = detection.consecutive_failures(None);
     let rig = Rig::with(|builder| builder.outlier_detection(detection).policy(WeightedRoundRobin::new()));
     let peers = rig.network.peers::<6>(1);
     rig.serve(&peers.each_ref()).await;

@@ -15,6 +15,7 @@ mod faults;
 #[cfg(feature = "health")]
 mod health;
 mod leaving;
+mod options;
 mod panicking;
 mod peers;
 mod replays;
