@@ -66,7 +66,7 @@ pub use self::subchannel::{Connectivity, InstanceStatus};
 ///
 /// - **Instances that come and go** are followed at once, also while the channel is idle. One that announced its leave
 ///   gets calls only while nothing else is READY. Streams to a removed one may finish, within a
-///   [limit](ChannelBuilder::drain_limit).
+///   [limit](ChannelBuilder::removed_stream_limit).
 /// - **An instance that does not answer** is not chosen: one that refuses connections or never completes the HTTP/2
 ///   handshake was never READY, a connection that breaks or says GOAWAY is left at once, and three failures in a row
 ///   [eject](crate::outlier::OutlierDetection) an instance that still takes calls.

@@ -23,7 +23,7 @@ use crate::instance::Address;
 pub(crate) struct ConnectConfig {
     pub(crate) transport: Arc<TransportConfig>,
     /// How long the streams of a removed instance may go on, if there is a limit.
-    pub(crate) drain_limit: Option<Duration>,
+    pub(crate) removed_stream_limit: Option<Duration>,
     /// Whether the policy uses peaks of latency.
     pub(crate) measures_peaks: bool,
     /// The service whose health the instances are asked for.
@@ -54,7 +54,7 @@ pub(super) fn establish(
     });
     let observer = Observer { end, queue: queue.clone(), reserved, crowded };
     let span = tracing::debug_span!(parent: None, "connection", %address);
-    tokio::spawn(drive(driver, observer, retired, config.drain_limit).instrument(span));
+    tokio::spawn(drive(driver, observer, retired, config.removed_stream_limit).instrument(span));
     Established { transport, load, retire, health }
 }
 

@@ -64,7 +64,7 @@ pub struct ChannelBuilder {
     service_config: Option<ServiceConfig>,
     transport: TransportConfig,
     origin: Option<Uri>,
-    drain_limit: Option<Duration>,
+    removed_stream_limit: Option<Duration>,
     #[cfg(feature = "_tls")]
     tls: Option<ClientTls>,
     #[cfg(feature = "health")]
@@ -92,7 +92,7 @@ impl ChannelBuilder {
             service_config: None,
             transport: TransportConfig::default(),
             origin: None,
-            drain_limit: Some(DRAIN_LIMIT),
+            removed_stream_limit: Some(REMOVED_STREAM_LIMIT),
             #[cfg(feature = "_tls")]
             tls: None,
             #[cfg(feature = "health")]
@@ -115,7 +115,7 @@ impl ChannelBuilder {
         self.balance.check(&*policy)?;
         let connect = ConnectConfig {
             transport: Arc::new(transport),
-            drain_limit: self.drain_limit,
+            removed_stream_limit: self.removed_stream_limit,
             measures_peaks: policy.needs().peak_latency(),
             #[cfg(feature = "health")]
             health: self.health,
@@ -150,4 +150,4 @@ const MAX_WAITING: usize = 10_000;
 
 /// How long the streams of a removed instance may go on: as long as a server that leaves in order grants them itself,
 /// and as Kubernetes grants that server.
-const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+const REMOVED_STREAM_LIMIT: Duration = Duration::from_secs(30);

@@ -107,8 +107,8 @@ impl ChannelBuilder {
 
     /// How long the streams of an instance that was removed may go on; `None` is no limit. Defaults to 30 s, which is what
     /// Kubernetes grants the server itself.
-    pub fn drain_limit(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.drain_limit = limit.into();
+    pub fn removed_stream_limit(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.removed_stream_limit = limit.into();
         self
     }
 

@@ -170,7 +170,7 @@ async fn without_outlier_detection_no_instance_is_ejected_whatever_it_does() {
 
 #[tokio::test(start_paused = true)]
 async fn without_a_limit_streams_to_a_removed_instance_go_on() {
-    let rig = Rig::with(|builder| builder.drain_limit(None));
+    let rig = Rig::with(|builder| builder.removed_stream_limit(None));
     let peer = rig.network.peer(1);
     rig.serve(&[&peer]).await;
     peer.reply(Reply::Hold);
