@@ -21,18 +21,18 @@ pub struct InstanceChanges {
     queue: Arc<PickQueue>,
     /// For clones.
     changed: watch::Receiver<()>,
-    changes: BoxStream<'static, ()>,
+    each: BoxStream<'static, ()>,
 }
 
 impl InstanceChanges {
     pub(super) fn new(queue: Arc<PickQueue>, changed: watch::Receiver<()>) -> Self {
         let mut seen = changed.clone();
         seen.mark_changed();
-        let changes = stream::unfold(seen, |mut seen| async move {
+        let each = stream::unfold(seen, |mut seen| async move {
             seen.changed().await.ok()?;
             Some(((), seen))
         });
-        Self { queue, changed, changes: changes.fuse().boxed() }
+        Self { queue, changed, each: each.fuse().boxed() }
     }
 
     /// Waits for a change and returns all instances, ordered by address. The first call returns at once.
@@ -50,7 +50,7 @@ impl Stream for InstanceChanges {
     type Item = Vec<InstanceStatus>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let change = ready!(self.changes.as_mut().poll_next(cx));
+        let change = ready!(self.each.as_mut().poll_next(cx));
         Poll::Ready(change.map(|()| self.queue.instances()))
     }
 }

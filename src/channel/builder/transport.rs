@@ -134,7 +134,19 @@ impl ChannelBuilder {
     }
 
     /// TLS towards the instances. Without a [`server_name`](ClientTls::server_name) each must have a certificate for
-    /// the host of its address.
+    /// the host of its address. The methods of [`ClientTls`] read the files that they are given, and fail where they are
+    /// called:
+    ///
+    /// ```no_run
+    /// use tonic_etcd::ClientTls;
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = tonic_etcd::Registry::builder(["http://127.0.0.1:2379"]).build()?;
+    /// let tls = ClientTls::new().ca_file("ca.pem")?.identity_files("client.pem", "client.key")?;
+    /// let channel = registry.channel("echo").tls(tls).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "_tls")]
     pub fn tls(mut self, tls: ClientTls) -> Self {
         self.tls = Some(tls);

@@ -16,6 +16,10 @@ use crate::channel::policy::{CallHead, Needs, PickArgs, Picker, Policy};
 /// and weights alone: it is the same in every process and after every restart, without any agreement. A call for whose
 /// owner there is no room, or that it refused, goes to any other; one without a key goes to a random one.
 ///
+/// So all clients have to see the same instances: a channel with a [subset](crate::ChannelBuilder::subset) is refused. With a
+/// [preferred zone](crate::ChannelBuilder::prefer_zone) a key has an owner in each zone, on which the clients of one zone
+/// agree.
+///
 /// Each instance has four points on the ring for each unit of its weight: with the default weight of 10 forty, by which
 /// its share of the keys is right within about 16 % (a standard deviation), and with a weight of 100 within 5 %. Where
 /// all of them together would be more than four million points, everybody has half as many, or a quarter, and so on.
