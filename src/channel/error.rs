@@ -43,10 +43,11 @@ pub enum ChannelError {
         last: Option<String>,
     },
 
-    /// There is no list of instances, since the registry does not answer. UNAVAILABLE. Trying again helps once it does.
+    /// There is no list of instances, since the registry does not answer. UNAVAILABLE, after 5 s. Trying again helps once
+    /// it does.
     #[non_exhaustive]
     ListOverdue {
-        /// How long ago the channel began, and why the registry does not answer, as far as is known.
+        /// For how long there is none, and why the registry does not answer, as far as is known.
         reason: String,
     },
 

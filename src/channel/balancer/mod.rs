@@ -49,7 +49,7 @@ use tokio::time::Instant;
 use self::agenda::{Agenda, Due};
 use self::dialer::{Attempt, Dialer};
 use self::evidence::Evidence;
-use self::listing::FIRST_LIST;
+use self::listing::{FIRST_LIST, LOOK_INTERVAL};
 use self::publish::Published;
 use self::pulse::Pulse;
 use self::subchannels::Subchannels;
@@ -164,6 +164,7 @@ impl Balancer {
     pub(crate) async fn run(mut self, mut inputs: Inputs) {
         let now = Instant::now();
         self.agenda.add(now + FIRST_LIST, Due::FirstList);
+        self.agenda.add(now + LOOK_INTERVAL, Due::List);
         self.agenda.add(self.pulse.due(), Due::Pulse);
         self.schedule_sweep(now);
         loop {
@@ -312,6 +313,14 @@ impl Balancer {
                 Due::Growth => self.growth = Growth::Due,
                 Due::Settled => self.publish = self.publish.max(Publish::Status),
                 Due::Pulse => self.on_pulse(now),
+                Due::List => {
+                    if self.list == List::Awaited {
+                        if self.listing.on_awaited() {
+                            self.publish = self.publish.max(Publish::Status);
+                        }
+                        self.agenda.add(now + LOOK_INTERVAL, Due::List);
+                    }
+                }
                 Due::FirstList => {
                     if self.list != List::Known {
                         self.list = List::Overdue;
@@ -379,11 +388,8 @@ impl Balancer {
 
     fn state(&self, now: Instant) -> LbState {
         let no_list = match self.list {
-            List::Awaited => Some((Connectivity::Connecting, None)),
-            List::Overdue => {
-                let cause = ChannelError::ListOverdue { reason: self.listing.overdue().to_owned() };
-                Some((Connectivity::TransientFailure, Some(cause)))
-            }
+            List::Awaited => Some((Connectivity::Connecting, self.listing.awaited().map(no_list))),
+            List::Overdue => Some((Connectivity::TransientFailure, Some(no_list(self.listing.overdue())))),
             List::Known => None,
         };
         let Self { subchannels, config, .. } = self;
@@ -444,6 +450,10 @@ impl Balancer {
     fn find(&self, address: &Address) -> Option<usize> {
         self.subchannels.find(address)
     }
+}
+
+fn no_list(reason: &str) -> ChannelError {
+    ChannelError::ListOverdue { reason: reason.to_owned() }
 }
 
 /// However the task ends: its last handle may be dropped, its runtime may end under it, and it may panic. Connections

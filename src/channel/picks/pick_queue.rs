@@ -33,7 +33,8 @@ pub(crate) struct LbState {
     pub(crate) connectivity: Connectivity,
     /// There exactly while the channel is READY.
     pub(crate) ready: Option<ReadySet<Arc<ReadyConnection>>>,
-    /// Why calls fail; there exactly in [`Connectivity::TransientFailure`] and [`Connectivity::Shutdown`].
+    /// Why calls fail, in [`Connectivity::TransientFailure`] and [`Connectivity::Shutdown`]; why they wait, as far as is
+    /// known, in others.
     pub(crate) cause: Option<Arc<ChannelError>>,
 }
 
@@ -178,16 +179,17 @@ impl PickQueue {
         if waiting.answer.is_none() {
             return Turn::Answered;
         }
+        let fails = matches!(state.connectivity, Connectivity::TransientFailure | Connectivity::Shutdown);
         let answer = match (&state.ready, &state.cause) {
             (Some(ready), _) => match self.pick_from(ready, &PickArgs::new(waiting.key, &waiting.avoid)) {
                 Some(pick) => Ok(pick),
                 None => return Turn::Closed,
             },
-            (None, Some(_)) if waiting.wait_for_ready && state.connectivity != Connectivity::Shutdown => {
+            (None, _) if waiting.wait_for_ready && state.connectivity == Connectivity::TransientFailure => {
                 return Turn::Passed;
             }
-            (None, Some(cause)) => Err(self.unavailable(cause)),
-            (None, None) => return Turn::Closed,
+            (None, Some(cause)) if fails => Err(self.unavailable(cause)),
+            (None, _) => return Turn::Closed,
         };
         // The queue is locked: a place that comes back because the call was dropped must not serve it again.
         if let Some(sender) = waiting.answer.take()

@@ -110,6 +110,15 @@ async fn a_deadline_that_passes_while_picking_has_the_cause_of_that() {
     assert!(matches!(because, Some(ChannelError::NoInstances { .. })), "{because:?}");
 
     let rig = Rig::new();
+    let status = ends(rig.call_within(SECOND)).await.expect_err("the list does not come");
+    let because = cause(&status).source().and_then(|source| source.downcast_ref());
+    assert!(matches!(because, Some(ChannelError::ListOverdue { .. })), "{because:?}");
+    assert!(
+        status.message().ends_with("can take the call: there is no list of instances yet: etcd is down"),
+        "{status:?}"
+    );
+
+    let rig = Rig::new();
     over_one(&rig).on_connect(OnConnect::Mute);
     let status = ends(rig.call_within(SECOND / 2)).await.expect_err("it connects");
     let passed = cause(&status);

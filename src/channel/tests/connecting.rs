@@ -226,7 +226,8 @@ async fn ready_waits_for_the_first_instance_that_takes_calls() {
     let rig = Rig::new();
     let peer = rig.network.peer(1);
     let early = rig.channel.ready_within(SECOND).await.expect_err("there is no list yet");
-    assert_eq!(early.to_string(), format!("{LABEL}: not ready within 1s: it still connects"));
+    let says = "not ready within 1s: there is no list of instances yet: etcd is down";
+    assert_eq!(early.to_string(), format!("{LABEL}: {says}"));
     assert!(timeout(60 * SECOND, rig.channel.ready()).await.is_err(), "there is no list");
     let late = rig.channel.ready_within(SECOND).await.expect_err("there is no list");
     assert!(matches!(late.cause(), Some(ChannelError::ListOverdue { .. })), "{late}");
