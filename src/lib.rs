@@ -83,7 +83,7 @@
 //!
 //! | module | |
 //! | --- | --- |
-//! | [`channel`] | what a channel tells of itself and its instances, and its service config |
+//! | [`channel`] | what a channel tells of itself, its instances and the calls that it fails, and its service config |
 //! | [`policy`], [`outlier`], [`retry`] | how instances are picked and left out, and calls made again |
 //! | [`mod@format`] | how keys and values look in etcd |
 //! | [`registration`], [`server`] | the status of a registration; the server around it, or without one |

@@ -163,6 +163,15 @@ async fn a_deadline_that_the_server_sees_first_is_one_all_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_deadline_that_the_server_sees_first_ends_a_response_that_had_begun() {
+    let (status, address) = status_of(Reply::TimedOut).await;
+    assert_cause(&status, Code::DeadlineExceeded, |cause| {
+        matches!(cause, ChannelError::DeadlinePassed { phase: CallPhase::Responding, .. })
+            && cause.address() == Some(&address)
+    });
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_attempt_that_takes_too_long_names_its_instance() {
     let retries = RetryPolicy::new([Code::DeadlineExceeded]).max_attempts(2).attempt_timeout(SECOND);
     let rig = Rig::with(|builder| builder.retry(retries));
