@@ -46,7 +46,7 @@ use crate::snapshot::{Difference, Member, Snapshot};
 /// let mut discover = registry.discover("echo")?;
 /// while let Some(Ok(change)) = discover.next().await {
 ///     match change {
-///         Change::Insert(address, instance) => println!("{address} has weight {}", instance.weight),
+///         Change::Insert(address, instance) => println!("{address} has weight {}", instance.weight()),
 ///         Change::Remove(address) => println!("{address} has left"),
 ///     }
 /// }
