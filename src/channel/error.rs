@@ -89,8 +89,8 @@ pub enum ChannelError {
         reason: String,
     },
 
-    /// The server refused the call as one too many, and so did another one. UNAVAILABLE. The call was not handled.
-    /// Trying again helps once there is less load.
+    /// The server refused the call as one too many, and it could not be made again or was refused again. UNAVAILABLE. The
+    /// call was not handled. Trying again helps once there is less load.
     #[non_exhaustive]
     Refused {
         /// The instance.
