@@ -73,6 +73,18 @@ pub enum ConfigError {
         expected: &'static str,
     },
 
+    /// An option does not go with another one, or with the policy: one of the two has to be left out.
+    #[error("{option} does not go with {with}: {reason}")]
+    #[non_exhaustive]
+    Conflict {
+        /// The option's name as its method is called.
+        option: &'static str,
+        /// The other one.
+        with: String,
+        /// Why, and what to write instead.
+        reason: &'static str,
+    },
+
     /// An environment variable that tonic-etcd honours has a value that it cannot use.
     #[error("bad environment variable {variable}={value:?}: expected {expected}")]
     Environment {

@@ -89,7 +89,7 @@
 //! | module | |
 //! | --- | --- |
 //! | [`guide`](mod@guide) | the guide, chapter by chapter |
-//! | [`channel`] | what a channel reports of itself and its instances, and its service config |
+//! | [`channel`] | what a channel reports of itself, its instances and the calls that it fails, and its service config |
 //! | [`policy`], [`outlier`], [`retry`] | how instances are picked and left out, and calls retried |
 //! | [`mod@format`] | what keys and values look like in etcd |
 //! | [`registration`], [`server`] | the status of a registration; the server around it, or without one |
@@ -140,7 +140,7 @@ mod trouble;
 
 pub use tower::discover::Change;
 
-pub use self::channel::{BalancedChannel, ChannelBuilder};
+pub use self::channel::{BalancedChannel, ChannelBuilder, ChannelError};
 pub use self::discover::Discover;
 pub use self::error::{ConfigError, RegistrationEnded, RegistryError};
 pub use self::etcd::Credentials;
@@ -182,7 +182,8 @@ pub mod address {
 pub mod policy {
     pub use crate::channel::policy::candidate::Candidate;
     pub use crate::channel::policy::{
-        LeastRequest, PeakEwma, PickFirst, Picker, Policy, RingHash, WeightedRandom, WeightedRoundRobin,
+        CallHead, LeastRequest, Needs, PeakEwma, PickArgs, PickFirst, Picker, Policy, RingHash, WeightedRandom,
+        WeightedRoundRobin,
     };
 }
 

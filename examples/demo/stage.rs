@@ -120,8 +120,9 @@ impl Stage {
         let events = self.events.clone();
         tokio::spawn(async move {
             // Before the first server is registered there is no server to call.
-            channel.ready().await;
-            load::run(channel, events).await;
+            if channel.ready().await.is_ok() {
+                load::run(channel, events).await;
+            }
         });
         Ok(())
     }

@@ -1,8 +1,11 @@
 //! Published states become what people watch: all instances, each time that something about them changes.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
+use futures_util::stream::{self, BoxStream, Stream, StreamExt};
 use tokio::sync::watch;
 
 use super::picks::PickQueue;
@@ -12,16 +15,24 @@ use super::subchannel::InstanceStatus;
 ///
 /// Changes of membership, connectivity, ejection, weights and tags count; in-flight counts and latencies are as they
 /// are at the moment. A slow reader misses intermediate states, never the last one. Ends when the channel's last clone
-/// is dropped.
+/// is dropped. A clone begins with the present state.
+#[must_use = "streams do nothing unless polled"]
 pub struct InstanceChanges {
     queue: Arc<PickQueue>,
+    /// For clones.
     changed: watch::Receiver<()>,
+    each: BoxStream<'static, ()>,
 }
 
 impl InstanceChanges {
-    pub(super) fn new(queue: Arc<PickQueue>, mut changed: watch::Receiver<()>) -> Self {
-        changed.mark_changed();
-        Self { queue, changed }
+    pub(super) fn new(queue: Arc<PickQueue>, changed: watch::Receiver<()>) -> Self {
+        let mut seen = changed.clone();
+        seen.mark_changed();
+        let each = stream::unfold(seen, |mut seen| async move {
+            seen.changed().await.ok()?;
+            Some(((), seen))
+        });
+        Self { queue, changed, each: each.fuse().boxed() }
     }
 
     /// Waits for a change and returns all instances, ordered by address. The first call returns at once.
@@ -31,8 +42,22 @@ impl InstanceChanges {
     ///
     /// Cancel safe: a change that was not returned is returned by the next call.
     pub async fn next(&mut self) -> Option<Vec<InstanceStatus>> {
-        self.changed.changed().await.ok()?;
-        Some(self.queue.instances())
+        StreamExt::next(self).await
+    }
+}
+
+impl Stream for InstanceChanges {
+    type Item = Vec<InstanceStatus>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let change = ready!(self.each.as_mut().poll_next(cx));
+        Poll::Ready(change.map(|()| self.queue.instances()))
+    }
+}
+
+impl Clone for InstanceChanges {
+    fn clone(&self) -> Self {
+        Self::new(self.queue.clone(), self.changed.clone())
     }
 }
 

@@ -1,6 +1,8 @@
 //! How long a call may take: from its `grpc-timeout` header or the channel's default, counted from the moment of the
 //! call.
 
+use std::future::poll_fn;
+use std::ops::DerefMut;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -118,6 +120,19 @@ impl Deadline {
             Err(RuntimeGone) => Poll::Pending,
         }
     }
+}
+
+/// The output of `future`; `None` where the deadline comes first.
+pub(crate) async fn within<F: Future>(
+    deadline: &mut Deadline,
+    runtime: &Runtime,
+    mut future: Pin<impl DerefMut<Target = F>>,
+) -> Option<F::Output> {
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => deadline.poll_missed(runtime, cx).map(|()| None),
+    })
+    .await
 }
 
 /// Reads a `grpc-timeout` header. One that is not well formed is no deadline; the server will say what it thinks of it.

@@ -17,7 +17,7 @@
 // | 4 | `outlier` | outcomes -> ejections |
 // | 4 | `config` | options of calls |
 // | 4 | `transport` | an address -> an HTTP/2 connection -> its end; names h2 alone |
-// | 3 | `deadline`, `sync` | timeouts; primitives that loom replaces |
+// | 3 | `deadline`, `error`, `sync` | timeouts; why calls fail; primitives that loom replaces |
 
 mod balancer;
 mod builder;
@@ -25,6 +25,7 @@ mod call;
 mod changes;
 pub(crate) mod config;
 mod deadline;
+mod error;
 pub(crate) mod outlier;
 pub(crate) mod picks;
 pub(crate) mod policy;
@@ -37,18 +38,23 @@ mod transport;
 mod tests;
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
 
+use self::deadline::{Deadline, within};
 use self::picks::Handle;
 
 pub(crate) use self::balancer::Listing;
 pub use self::builder::ChannelBuilder;
 pub use self::call::{ResponseBody, ResponseFuture, WaitForReady};
 pub use self::changes::InstanceChanges;
+pub use self::error::{CallPhase, ChannelClosed, ChannelError, NotReady};
 pub use self::service_config::{ServiceConfig, ServiceConfigError};
 pub use self::subchannel::{Connectivity, InstanceStatus};
 
@@ -60,7 +66,7 @@ pub use self::subchannel::{Connectivity, InstanceStatus};
 ///
 /// - **Instances that come and go** are followed at once, also while the channel is idle. One that announced its leave
 ///   gets calls only while nothing else is READY. Streams to a removed one may finish, within a
-///   [limit](ChannelBuilder::drain_limit).
+///   [limit](ChannelBuilder::removed_stream_limit).
 /// - **An instance that does not answer** is not chosen: one that refuses connections or never completes the HTTP/2
 ///   handshake was never READY, a connection that breaks or says GOAWAY is left at once, and three failures in a row
 ///   [eject](crate::outlier::OutlierDetection) an instance that still takes calls.
@@ -70,6 +76,8 @@ pub use self::subchannel::{Connectivity, InstanceStatus};
 ///   when the set is empty or every instance failed, unless they [wait for ready](WaitForReady).
 /// - **Deadlines** ([`tonic::Request::set_timeout`], or the channel's [default](ChannelBuilder::timeout)) count from
 ///   the call until the end of the response, waiting and connecting included. A missed one is `DEADLINE_EXCEEDED`.
+/// - **Why a call failed** is typed where the channel decided it: [`ChannelError::of`]. A status that a server sent is passed
+///   on as it is.
 /// - **Dropping** a call or its response cancels it at the server at once.
 /// - **The chosen instance** is in the response's extensions, as an `Arc<Instance>`.
 ///
@@ -78,14 +86,15 @@ pub use self::subchannel::{Connectivity, InstanceStatus};
 /// let registry = tonic_etcd::Registry::builder(["http://127.0.0.1:2379"]).build()?;
 /// let channel = registry.channel("echo").build()?;
 /// // let mut client = EchoClient::new(channel.clone());
-/// channel.ready().await;
+/// channel.ready().await?;
 /// for status in channel.instances() {
-///     println!("{} is {:?}", status.instance().address, status.state());
+///     println!("{} is {}", status.instance().address(), status.state());
 /// }
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Clone)]
+#[must_use = "a channel closes when its last clone is dropped"]
 pub struct BalancedChannel {
     handle: Arc<Handle>,
 }
@@ -101,19 +110,53 @@ impl BalancedChannel {
         self.handle.queue.connectivity()
     }
 
-    /// Waits until a call could be sent, for however long that takes: put a time limit around it where that matters.
-    /// Returns also when the channel has ended with the runtime that built it.
+    /// Waits until a call could be sent, for however long that takes; [`ready_within`](Self::ready_within) has a limit.
+    ///
+    /// # Errors
+    ///
+    /// The channel has ended with the runtime that built it.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: it only looks.
-    pub async fn ready(&self) {
+    pub async fn ready(&self) -> Result<(), ChannelClosed> {
         let mut changed = self.handle.changed.clone();
-        while self.state() != Connectivity::Ready {
+        loop {
             changed.mark_unchanged();
-            if self.state() == Connectivity::Ready || changed.changed().await.is_err() {
-                return;
+            match self.state() {
+                Connectivity::Ready => return Ok(()),
+                Connectivity::Shutdown => break,
+                _ if changed.changed().await.is_err() => break,
+                _ => {}
             }
+        }
+        Err(ChannelClosed::new(self.handle.queue.label()))
+    }
+
+    /// Waits until a call could be sent, for at most `limit`: for programs that want to fail at their start.
+    ///
+    /// # Errors
+    ///
+    /// What a call would fail with: no instance is registered, for example, or none can be reached, and why.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = tonic_etcd::Registry::builder(["http://127.0.0.1:2379"]).build()?;
+    /// let channel = registry.channel("echo").build()?;
+    /// channel.ready_within(std::time::Duration::from_secs(10)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn ready_within(&self, limit: Duration) -> Result<(), NotReady> {
+        let Handle { queue, runtime, .. } = &*self.handle;
+        let mut deadline = Deadline::new(Some(limit), None, Instant::now());
+        match within(&mut deadline, runtime, pin!(self.ready())).await {
+            Some(Ok(())) => Ok(()),
+            Some(Err(_)) | None => Err(NotReady::new(queue.label(), limit, queue.state().cause.clone())),
         }
     }
 
@@ -124,7 +167,6 @@ impl BalancedChannel {
     }
 
     /// All instances each time that something about them changes.
-    #[must_use]
     pub fn instance_changes(&self) -> InstanceChanges {
         InstanceChanges::new(self.handle.queue.clone(), self.handle.changed.clone())
     }

@@ -387,7 +387,7 @@ mod tests {
             let merged = merge(None, &yielded.iter().cloned().map(Some).collect::<Vec<_>>());
             let addresses: BTreeSet<String> = parts.iter().flat_map(|part| part.keys().map(name)).collect();
             prop_assert_eq!(merged.len(), addresses.len());
-            for member in merged.iter() {
+            for member in &merged {
                 let address = &member.instance().address;
                 let says: Vec<&Member> = yielded.iter().filter_map(|part| part.get(address)).collect();
                 prop_assert!(Arc::ptr_eq(member.shared_instance(), says[0].shared_instance()), "no copy is made");

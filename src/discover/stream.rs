@@ -46,13 +46,14 @@ use crate::snapshot::{Difference, Member, Snapshot};
 /// let mut discover = registry.discover("echo")?;
 /// while let Some(Ok(change)) = discover.next().await {
 ///     match change {
-///         Change::Insert(address, instance) => println!("{address} has weight {}", instance.weight),
+///         Change::Insert(address, instance) => println!("{address} has weight {}", instance.weight()),
 ///         Change::Remove(address) => println!("{address} has left"),
 ///     }
 /// }
 /// # Ok(())
 /// # }
 /// ```
+#[must_use = "streams do nothing unless polled"]
 pub struct Discover {
     service: ServiceName,
     /// Locked to look only; replaced where the runtime of its watcher has ended.

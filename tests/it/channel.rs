@@ -39,7 +39,7 @@ async fn a_thousand_channels_of_one_service_share_one_watch() {
     let with_server = Costs::of(&etcd).await.watchers();
     let channels: Vec<BalancedChannel> = (0..1_000).map(|_| channel(&registry)).collect();
     for channel in &channels {
-        tokio::time::timeout(LIMIT, channel.ready()).await.expect("every channel finds the server");
+        channel.ready_within(LIMIT).await.expect("every channel finds the server");
     }
     let one_more = async || Costs::of(&etcd).await.watchers() == with_server.max(before + 1) + 1;
     eventually("one watch is open for all of them", LIMIT, one_more).await;

@@ -191,7 +191,7 @@ async fn without_etcd_at_the_start_calls_end_with_a_reason_and_succeed_later() {
 
     etcd.restart().await;
     let back = Instant::now();
-    tokio::time::timeout(LIMIT, channel.ready()).await.expect("the channel gets ready");
+    channel.ready_within(LIMIT).await.expect("the channel gets ready");
     assert!(back.elapsed() < Duration::from_secs(3), "it was ready after {:?}", back.elapsed());
     assert_eq!(call(&channel, LIMIT).await.expect("the server is known now"), address);
 }

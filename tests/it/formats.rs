@@ -35,7 +35,7 @@ async fn written_and_called(format: impl Format) -> (String, String, i64, String
     assert_eq!(server.registration().status(), status, "the status has the key");
 
     let channel = registry.channel("echo").build().expect("a good channel");
-    tokio::time::timeout(LIMIT, channel.ready()).await.expect("the channel finds the server");
+    channel.ready_within(LIMIT).await.expect("the channel finds the server");
     let reply = EchoClient::new(channel).unary_echo(EchoRequest { message: "hi".into() }).await;
     assert_eq!(reply.expect("the server answers").into_inner().address, address);
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tonic::Request;
 use tonic_etcd::channel::Connectivity;
 use tonic_etcd::format::{EtcdNaming, Format, GoZero, Kitex, Kratos};
@@ -63,7 +63,7 @@ async fn a_server_in_two_formats_is_found_in_either_and_leaves_both_in_order() {
     assert_eq!(keys, [format!("echo/{address}"), format!("kitex/registry-etcd/echo/{address}")]);
     let channels = [channel(&[&kitex]), channel(&[&naming])];
     for channel in &channels {
-        timeout(LIMIT, channel.ready()).await.expect("it is found through either");
+        channel.ready_within(LIMIT).await.expect("it is found through either");
     }
 
     let mut changes = [Changes::of(&kitex, "echo"), Changes::of(&naming, "echo")];

@@ -29,7 +29,7 @@ pub(crate) async fn run(plan: Plan, results: &mut Results) {
         let service: ServiceName = format!("join-{round}").parse().expect("a good name");
         put(&mut client, &service, servers.addresses()[0]).await;
         let channel = registry.channel(service.as_str()).build().expect("the defaults make a channel");
-        timeout(LIMIT, channel.ready()).await.expect("the channel finds the first server in time");
+        channel.ready_within(LIMIT).await.expect("the channel finds the first server in time");
 
         for turn in [round % 2, (round + 1) % 2] {
             if turn == 0 {

@@ -26,6 +26,8 @@ pub(super) enum Due {
     Growth,
     /// An instance that came back stands long enough to need no replacement.
     Settled,
+    /// There may be news of why the first list of instances does not come.
+    List,
     /// The first list of instances is overdue.
     FirstList,
     /// The process is asked whether it was stopped.

@@ -15,10 +15,25 @@ pub(crate) struct BalanceConfig {
 }
 
 impl BalanceConfig {
-    /// Refuses values out of range, and leaves out what `policy` has no use for.
-    pub(crate) fn checked(self, policy: &dyn Policy) -> Result<Self, ConfigError> {
+    /// Refuses values out of range, and what `policy` cannot work with.
+    pub(crate) fn check(&self, policy: &dyn Policy) -> Result<(), ConfigError> {
         self.slow_start.map_or(Ok(()), SlowStart::check)?;
         self.subset.map_or(Ok(()), Subset::check)?;
-        Ok(Self { slow_start: self.slow_start.filter(|_| policy.starts_slowly()), ..self })
+        self.zone.as_ref().map_or(Ok(()), Zone::check)?;
+        let needs = policy.needs();
+        let conflict = |option, reason| Err(ConfigError::Conflict { option, with: format!("{policy:?}"), reason });
+        if self.subset.is_some() && needs.every_instance() {
+            return conflict("subset", EVERY_INSTANCE);
+        }
+        if self.slow_start.is_some() && needs.full_weights() {
+            return conflict("slow_start", FULL_WEIGHTS);
+        }
+        Ok(())
     }
 }
+
+const EVERY_INSTANCE: &str = "all clients of this policy have to see the same instances, or they do not agree on which one \
+                              a call belongs to; leave subset out, or take another policy";
+
+const FULL_WEIGHTS: &str = "the policy does not share calls by weight, or calls have to find the same instance again; \
+                            leave slow_start out, or take another policy";

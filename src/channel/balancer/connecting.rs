@@ -22,8 +22,8 @@ use crate::instance::Address;
 #[derive(Clone)]
 pub(crate) struct ConnectConfig {
     pub(crate) transport: Arc<TransportConfig>,
-    /// How long the streams of a removed instance may go on.
-    pub(crate) drain_limit: Duration,
+    /// How long the streams of a removed instance may go on, if there is a limit.
+    pub(crate) removed_stream_limit: Option<Duration>,
     /// Whether the policy uses peaks of latency.
     pub(crate) measures_peaks: bool,
     /// The service whose health the instances are asked for.
@@ -54,7 +54,7 @@ pub(super) fn establish(
     });
     let observer = Observer { end, queue: queue.clone(), reserved, crowded };
     let span = tracing::debug_span!(parent: None, "connection", %address);
-    tokio::spawn(drive(driver, observer, retired, config.drain_limit).instrument(span));
+    tokio::spawn(drive(driver, observer, retired, config.removed_stream_limit).instrument(span));
     Established { transport, load, retire, health }
 }
 
@@ -95,17 +95,17 @@ fn drive(
     driver: ConnectionDriver,
     observer: Observer,
     retired: oneshot::Receiver<()>,
-    limit: Duration,
+    limit: Option<Duration>,
 ) -> impl Future<Output = ()> {
     let end = CloseOnDrop(observer.end.clone());
     let abort = driver.abort_handle();
     let mut running = driver.run(observer);
     async move {
         let limit_passed = async {
-            match retired.await {
-                Ok(()) => tokio::time::sleep(limit).await,
-                // The channel itself is gone, and the streams that are left belong to their callers.
-                Err(_) => std::future::pending().await,
+            match (retired.await, limit) {
+                (Ok(()), Some(limit)) => tokio::time::sleep(limit).await,
+                // There is no limit, or the channel itself is gone, and the streams that are left belong to their callers.
+                _ => std::future::pending().await,
             }
         };
         let (ended, open_calls) = tokio::select! {
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_connection_s_task_is_little_more_than_its_driver() {
-        fn size<F>(_: impl Fn(ConnectionDriver, Observer, oneshot::Receiver<()>, Duration) -> F) -> usize {
+        fn size<F>(_: impl Fn(ConnectionDriver, Observer, oneshot::Receiver<()>, Option<Duration>) -> F) -> usize {
             size_of::<F>()
         }
         let (task, driver) = (size(drive), size_of::<ConnectionDriver>());

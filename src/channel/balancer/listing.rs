@@ -13,6 +13,8 @@ pub(crate) struct Listing {
     none: String,
     /// Why the list does not come, as far as is known.
     trouble: Trouble,
+    /// Why a call waits before it is overdue, as far as is known.
+    awaited: Option<String>,
     /// Why a call fails where it did not come in time.
     overdue: String,
     logged: Option<Instant>,
@@ -23,7 +25,8 @@ type Trouble = Box<dyn Fn() -> Option<String> + Send>;
 impl Listing {
     pub(crate) fn new(none: impl Into<String>, trouble: impl Fn() -> Option<String> + Send + 'static) -> Self {
         let none = none.into();
-        Self { none: none.clone(), empty: none, trouble: Box::new(trouble), overdue: String::new(), logged: None }
+        let (empty, awaited, overdue, logged) = (none.clone(), None, String::new(), None);
+        Self { empty, none, trouble: Box::new(trouble), awaited, overdue, logged }
     }
 
     /// A list that a program makes by itself.
@@ -46,6 +49,19 @@ impl Listing {
 
     fn trouble(&self) -> String {
         (self.trouble)().map(|trouble| format!(": {trouble}")).unwrap_or_default()
+    }
+
+    /// Why the list did not come yet, as it was when that was looked at last.
+    pub(super) fn awaited(&self) -> Option<&str> {
+        self.awaited.as_deref()
+    }
+
+    /// The list did not come yet: looks for the reason. Returns whether it is another one.
+    pub(super) fn on_awaited(&mut self) -> bool {
+        let awaited = (self.trouble)().map(|trouble| format!("there is no list of instances yet: {trouble}"));
+        let is_news = awaited != self.awaited;
+        self.awaited = awaited;
+        is_news
     }
 
     /// Why the list is late, as it was when that was looked at last.
@@ -74,6 +90,9 @@ impl fmt::Debug for Listing {
 
 /// How long calls wait for the first list of instances: a registry that has not answered by then is down.
 pub(super) const FIRST_LIST: Duration = Duration::from_secs(5);
+
+/// How often the reason is looked for until then: calls with short deadlines tell it, too.
+pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How often a list that does not come is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);

@@ -49,11 +49,12 @@ use tokio::time::Instant;
 use self::agenda::{Agenda, Due};
 use self::dialer::{Attempt, Dialer};
 use self::evidence::Evidence;
-use self::listing::FIRST_LIST;
+use self::listing::{FIRST_LIST, LOOK_INTERVAL};
 use self::publish::Published;
 use self::pulse::Pulse;
 use self::subchannels::Subchannels;
 use self::subset::SubsetOrder;
+use super::error::ChannelError;
 use super::picks::{LbState, PickQueue};
 use super::subchannel::{Connectivity, Effects, FeedbackEvent, Input, Publish, Reports, Subchannel, Wake};
 use crate::instance::Address;
@@ -163,6 +164,7 @@ impl Balancer {
     pub(crate) async fn run(mut self, mut inputs: Inputs) {
         let now = Instant::now();
         self.agenda.add(now + FIRST_LIST, Due::FirstList);
+        self.agenda.add(now + LOOK_INTERVAL, Due::List);
         self.agenda.add(self.pulse.due(), Due::Pulse);
         self.schedule_sweep(now);
         loop {
@@ -311,6 +313,14 @@ impl Balancer {
                 Due::Growth => self.growth = Growth::Due,
                 Due::Settled => self.publish = self.publish.max(Publish::Status),
                 Due::Pulse => self.on_pulse(now),
+                Due::List => {
+                    if self.list == List::Awaited {
+                        if self.listing.on_awaited() {
+                            self.publish = self.publish.max(Publish::Status);
+                        }
+                        self.agenda.add(now + LOOK_INTERVAL, Due::List);
+                    }
+                }
                 Due::FirstList => {
                     if self.list != List::Known {
                         self.list = List::Overdue;
@@ -378,8 +388,8 @@ impl Balancer {
 
     fn state(&self, now: Instant) -> LbState {
         let no_list = match self.list {
-            List::Awaited => Some((Connectivity::Connecting, "")),
-            List::Overdue => Some((Connectivity::TransientFailure, self.listing.overdue())),
+            List::Awaited => Some((Connectivity::Connecting, self.listing.awaited().map(no_list))),
+            List::Overdue => Some((Connectivity::TransientFailure, Some(no_list(self.listing.overdue())))),
             List::Known => None,
         };
         let Self { subchannels, config, .. } = self;
@@ -442,6 +452,10 @@ impl Balancer {
     }
 }
 
+fn no_list(reason: &str) -> ChannelError {
+    ChannelError::ListOverdue { reason: reason.to_owned() }
+}
+
 /// However the task ends: its last handle may be dropped, its runtime may end under it, and it may panic. Connections
 /// end with the last of their calls.
 impl Drop for Balancer {
@@ -450,7 +464,7 @@ impl Drop for Balancer {
         self.queue.publish(LbState {
             connectivity: Connectivity::Shutdown,
             ready: None,
-            reason: "the channel has ended, as the runtime that it was built on did".into(),
+            cause: Some(Arc::new(ChannelError::Closed)),
         });
     }
 }

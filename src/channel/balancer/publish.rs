@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::config::BalanceConfig;
 use super::slow_start::SlowStart;
+use crate::channel::error::ChannelError;
 use crate::channel::picks::LbState;
 use crate::channel::picks::ready_set::ReadySet;
 use crate::channel::policy::Policy;
@@ -24,20 +25,17 @@ pub(super) struct Published<'a> {
 }
 
 impl Published<'_> {
-    /// The state of the channel. `no_list` is why there is no list of instances, if there is none, and `failure` the
-    /// newest reason why an instance is not READY.
-    pub(super) fn state(&self, no_list: Option<(Connectivity, &str)>, failure: Option<&str>) -> LbState {
+    /// The state of the channel. `no_list` is what follows from there being no list of instances, if there is none, and
+    /// `failure` the newest reason why an instance is not READY.
+    pub(super) fn state(&self, no_list: Option<NotReady>, failure: Option<&str>) -> LbState {
         let growth = self.growth();
         let members = self.members(growth);
         if members.is_empty() {
-            let (connectivity, reason) = match no_list {
-                Some((connectivity, reason)) => (connectivity, reason.into()),
-                None => self.why_not(failure),
-            };
-            return LbState { connectivity, ready: None, reason };
+            let (connectivity, cause) = no_list.unwrap_or_else(|| self.why_not(failure));
+            return LbState { connectivity, ready: None, cause: cause.map(Arc::new) };
         }
         let ready = Some(self.ready_set(members, growth));
-        LbState { connectivity: Connectivity::Ready, ready, reason: "".into() }
+        LbState { connectivity: Connectivity::Ready, ready, cause: None }
     }
 
     fn ready_set(&self, mut members: Vec<Member>, growth: Option<Growth>) -> ReadySet<Arc<ReadyConnection>> {
@@ -49,7 +47,7 @@ impl Published<'_> {
             |subchannel: &&Subchannel| subchannel.member().state() != MemberState::Draining && subchannel.is_in_use();
         let known = self.subchannels.iter().filter(counts).map(|subchannel| {
             let instance = subchannel.instance();
-            (instance, Candidate::full_weight_of(instance) * growth.map_or(1, |growth| growth.most))
+            (instance, Candidate::full_share_of(instance) / 100 * growth.map_or(100, |growth| growth.most))
         });
         ReadySet::new(members, near, |candidates| zone.picker(self.policy, candidates, near, known))
     }
@@ -84,17 +82,15 @@ impl Published<'_> {
     }
 
     /// The state of a channel without a READY instance.
-    fn why_not(&self, failure: Option<&str>) -> (Connectivity, Box<str>) {
+    fn why_not(&self, failure: Option<&str>) -> NotReady {
         let mut used = self.subchannels.iter().filter(|subchannel| subchannel.is_in_use()).peekable();
         if used.peek().is_none() {
-            return (Connectivity::TransientFailure, self.none.into());
+            return (Connectivity::TransientFailure, Some(ChannelError::NoInstances { reason: self.none.into() }));
         }
         if used.any(|subchannel| subchannel.connectivity() == Connectivity::Connecting) {
-            return (Connectivity::Connecting, "".into());
+            return (Connectivity::Connecting, None);
         }
-        let failure = failure.unwrap_or("all are ejected");
-        let reason = format!("no instance can be reached; the last one tried was {failure}");
-        (Connectivity::TransientFailure, reason.into())
+        (Connectivity::TransientFailure, Some(ChannelError::NoneReachable { last: failure.map(str::to_owned) }))
     }
 
     /// How instances start slowly, if any instance has less than its weight by now.
@@ -107,9 +103,12 @@ impl Published<'_> {
     }
 }
 
+/// A state without a READY instance, and why calls fail if they do.
+pub(super) type NotReady = (Connectivity, Option<ChannelError>);
+
 type Member = (Candidate, Arc<ReadyConnection>);
 
-/// How instances start slowly: weights are hundredths then.
+/// How instances start slowly.
 #[derive(Clone, Copy)]
 struct Growth {
     slow_start: SlowStart,
@@ -123,8 +122,7 @@ fn member(subchannel: &Subchannel, growth: Option<Growth>) -> Option<Member> {
     let (candidate, connection) = subchannel.candidate()?;
     let candidate = match growth {
         Some(Growth { slow_start, now, .. }) => {
-            let share = candidate.full_weight() * slow_start.percent(subchannel.ready_since(), now);
-            candidate.with_weight(share)
+            candidate.with_percent(slow_start.percent(subchannel.ready_since(), now))
         }
         None => candidate,
     };

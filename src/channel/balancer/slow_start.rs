@@ -20,7 +20,8 @@ impl SlowStart {
     pub(super) fn check(self) -> Result<(), ConfigError> {
         if self.window.is_zero() || self.window > Duration::from_secs(86_400) {
             let value = format!("{:?}", self.window);
-            return Err(ConfigError::Option { option: "slow_start", value, expected: "above 0 and up to a day" });
+            let expected = "more than zero and at most a day; None switches it off";
+            return Err(ConfigError::Option { option: "slow_start", value, expected });
         }
         Ok(())
     }

@@ -19,30 +19,38 @@ pub(crate) struct Subset {
     size: usize,
     seed: u64,
     start: u64,
+    /// Whether it is the subset of a client with an empty name.
+    has_empty_name: bool,
 }
 
 impl Subset {
     /// The subset of a client without a name.
     pub(crate) fn anonymous(size: usize) -> Self {
-        Self { size, seed: fastrand::u64(..), start: 0 }
+        Self { size, seed: fastrand::u64(..), start: 0, has_empty_name: false }
     }
 
     /// The subset of the client of this name. Clients whose names differ in the number at the end alone share circles,
     /// and start on each at even distances; all others have circles of their own.
     pub(crate) fn of(size: usize, client: &str) -> Self {
+        let has_empty_name = client.is_empty();
         let name = client.trim_end_matches(|char: char| char.is_ascii_digit());
         match client[name.len()..].parse::<u64>() {
             Ok(number) => {
                 let start = (number / ORDERS).wrapping_mul(GOLDEN);
-                Self { size, seed: xxh3_64_with_seed(name.as_bytes(), number % ORDERS), start }
+                Self { size, seed: xxh3_64_with_seed(name.as_bytes(), number % ORDERS), start, has_empty_name }
             }
-            Err(_) => Self { size, seed: xxh3_64(client.as_bytes()), start: 0 },
+            Err(_) => Self { size, seed: xxh3_64(client.as_bytes()), start: 0, has_empty_name },
         }
     }
 
     pub(crate) fn check(self) -> Result<(), ConfigError> {
         if self.size == 0 {
-            return Err(ConfigError::Option { option: "subset", value: "0".into(), expected: "at least 1" });
+            let expected = "at least 1; None uses all instances";
+            return Err(ConfigError::Option { option: "subset", value: "0".into(), expected });
+        }
+        if self.has_empty_name {
+            let (value, expected) = ("an empty name".into(), "the client's own name, or subset(..) where it has none");
+            return Err(ConfigError::Option { option: "subset_as", value, expected });
         }
         Ok(())
     }

@@ -4,7 +4,8 @@
 use std::collections::HashSet;
 
 use crate::channel::policy::candidate::Candidate;
-use crate::channel::policy::{Picker, Policy};
+use crate::channel::policy::{PickArgs, Picker, Policy};
+use crate::error::ConfigError;
 use crate::instance::Instance;
 
 /// The zone that a client is in.
@@ -15,6 +16,13 @@ pub(crate) struct Zone {
 }
 
 impl Zone {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let empty = [("an empty tag", &self.tag), ("an empty zone", &self.own)];
+        let Some((value, _)) = empty.into_iter().find(|(_, part)| part.is_empty()) else { return Ok(()) };
+        let expected = "the name of a tag, and the client's own zone; leave prefer_zone out where there is none";
+        Err(ConfigError::Option { option: "prefer_zone", value: value.to_owned(), expected })
+    }
+
     /// Whether an instance is in the client's own zone.
     pub(super) fn is_own(&self, instance: &Instance) -> bool {
         instance.tags.get(&self.tag) == Some(self.own.as_str())
@@ -27,7 +35,7 @@ impl Zone {
     }
 
     /// The picker that prefers the first `near` candidates, those of the own zone. `known` are all instances, READY or
-    /// not, each with a weight as candidates have it: the fair share of a zone is all weights divided by the number of
+    /// not, each with its weight in hundredths: the fair share of a zone is all weights divided by the number of
     /// zones. Without any, all calls stay.
     pub(super) fn picker<'a>(
         &self,
@@ -51,7 +59,7 @@ impl Zone {
 
     /// Of 2^32 calls, those that stay in the own zone.
     fn share<'a>(&self, own: &[Candidate], known: impl Iterator<Item = (&'a Instance, u32)>) -> u128 {
-        let ready: u128 = own.iter().map(|candidate| u128::from(candidate.weight())).sum();
+        let ready: u128 = own.iter().map(|candidate| u128::from(candidate.share())).sum();
         let (mut total, mut zones) = (0_u128, HashSet::new());
         for (instance, weight) in known {
             total += u128::from(weight);
@@ -73,18 +81,20 @@ struct ZonePicker {
 }
 
 impl Picker for ZonePicker {
-    fn pick(&self, candidates: &[Candidate], key: u64) -> usize {
+    fn pick(&self, candidates: &[Candidate], call: &PickArgs<'_>) -> Option<usize> {
         let (near, far) = candidates.split_at(self.len.min(candidates.len()));
         match &self.far {
-            Some(picker) if part_of(key) >= self.share => near.len() + picker.pick(far, key),
-            _ => self.near.pick(near, key),
+            Some(picker) if part_of(call.key()) >= self.share => {
+                picker.pick(far, call).filter(|index| *index < far.len()).map(|index| near.len() + index)
+            }
+            _ => self.near.pick(near, call).filter(|index| *index < near.len()),
         }
     }
 }
 
 /// The position of a call among all, from 0 to 2^32: with a key always the same, so that it finds the same instance.
-fn part_of(key: u64) -> u32 {
-    let spread = if key == 0 { fastrand::u64(..) } else { xxhash_rust::xxh3::xxh3_64(&key.to_le_bytes()) };
+fn part_of(key: Option<u64>) -> u32 {
+    let spread = key.map_or_else(|| fastrand::u64(..), |key| xxhash_rust::xxh3::xxh3_64(&key.to_le_bytes()));
     u32::try_from(spread >> 32).unwrap_or(u32::MAX)
 }
 
@@ -108,8 +118,11 @@ mod tests {
         let mut candidates: Vec<Candidate> = ready.iter().map(candidate).collect();
         let zone = Zone { tag: "zone".into(), own: "a".into() };
         let picker = picker(&zone, policy, &mut candidates, known);
-        let stays = |call: &u64| zone.is_own(candidates[picker.pick(&candidates, *call)].instance());
-        let count = (1..=40_000).filter(|call| stays(&if *call % 2 == 0 { 0 } else { *call })).count();
+        let stays = |key: Option<u64>| {
+            let index = picker.pick(&candidates, &PickArgs::new(key, &[])).expect("each policy picks one");
+            zone.is_own(candidates[index].instance())
+        };
+        let count = (1..=40_000_u64).filter(|call| stays((call % 2 == 1).then_some(*call))).count();
         f64::from(u32::try_from(count).expect("few")) / 40_000.0
     }
 
@@ -136,7 +149,7 @@ mod tests {
     }
 
     fn weighed(instance: &Instance) -> (&Instance, u32) {
-        (instance, Candidate::full_weight_of(instance))
+        (instance, Candidate::full_share_of(instance))
     }
 
     fn near(seen: f64, expected: f64) -> bool {
@@ -182,7 +195,8 @@ mod tests {
         let chosen = |ready: &[usize]| {
             let mut candidates: Vec<Candidate> = ready.iter().copied().map(candidate).collect();
             let picker = picker(&zone, &policy, &mut candidates, &known);
-            let picks = (0..1_000).map(|_| candidates[picker.pick(&candidates, 0)].instance().address.clone());
+            let pick = || picker.pick(&candidates, &PickArgs::default()).expect("it always picks one");
+            let picks = (0..1_000).map(|_| candidates[pick()].instance().address.clone());
             picks.collect::<std::collections::BTreeSet<_>>()
         };
         let before = chosen(&[5, 6, 15, 16]);
@@ -207,7 +221,8 @@ mod tests {
         let policy = RingHash::by_header(http::HeaderName::from_static("key"));
         let picker = picker(&zone, &policy, &mut candidates, &known);
         for key in 1..1_000 {
-            assert_eq!(picker.pick(&candidates, key), picker.pick(&candidates, key));
+            let call = PickArgs::new(Some(key), &[]);
+            assert_eq!(picker.pick(&candidates, &call), picker.pick(&candidates, &call));
         }
     }
 }

@@ -16,9 +16,10 @@ impl ChannelBuilder {
         self
     }
 
-    /// When an instance whose calls fail is left out for a while. Defaults to three failures in a row.
-    pub fn outlier_detection(mut self, outliers: OutlierDetection) -> Self {
-        self.outliers = Some(outliers);
+    /// When an instance whose calls fail is left out for a while; `None` for never. Defaults to three failures in a row.
+    pub fn outlier_detection(mut self, outliers: impl Into<Option<OutlierDetection>>) -> Self {
+        let off = || OutlierDetection::new().consecutive_failures(None);
+        self.outliers = Some(outliers.into().unwrap_or_else(off));
         self
     }
 
@@ -42,11 +43,10 @@ impl ChannelBuilder {
     /// New is an instance that is READY for the first time since it was registered, or since it could not be reached:
     /// it is another process then, most likely. One that only reconnects is not. Where all are new alike, as when the
     /// channel starts, all have the same share. Shares are set anew after each percent, ninety times a window, and
-    /// every 100 ms at most. [`PickFirst`](crate::policy::PickFirst) and [`RingHash`](crate::policy::RingHash) do not
-    /// know of it, and a channel with one of them pays nothing;
-    /// [`Policy::starts_slowly`](crate::policy::Policy::starts_slowly) tells.
-    pub fn slow_start(mut self, window: Duration) -> Self {
-        self.balance.slow_start = Some(SlowStart::new(window));
+    /// every 100 ms at most. Refused with [`PickFirst`](crate::policy::PickFirst), [`RingHash`](crate::policy::RingHash)
+    /// and others that [need full weights](crate::policy::Needs::with_full_weights).
+    pub fn slow_start(mut self, window: impl Into<Option<Duration>>) -> Self {
+        self.balance.slow_start = window.into().map(SlowStart::new);
         self
     }
 
@@ -55,8 +55,11 @@ impl ChannelBuilder {
     /// They take all calls while the READY ones among them have at least 70 % of their zone's fair share of the weight:
     /// all instances' weights divided by the number of zones. If less is READY, the shortfall spills over to the other
     /// zones by weight: with half of 70 %, half of the calls. Below 70 % the rest of the zone would bear half as much
-    /// again as usual; Envoy draws the line there, too. Instances without the tag are a zone of their own. Works with
-    /// every policy.
+    /// again as usual; Envoy draws the line there, too. Instances without the tag are a zone of their own.
+    ///
+    /// Works with every policy: with [`PickFirst`](crate::policy::PickFirst) one instance of the own zone takes its calls, and
+    /// one elsewhere those that spill; with [`RingHash`](crate::policy::RingHash) a key has an owner in each zone, and
+    /// clients of one zone agree on it.
     pub fn prefer_zone(mut self, tag: impl Into<String>, zone: impl Into<String>) -> Self {
         self.balance.zone = Some(Zone { tag: tag.into(), own: zone.into() });
         self
@@ -78,8 +81,12 @@ impl ChannelBuilder {
     /// service.
     ///
     /// The choice is random for each channel; with [`subset_as`](Self::subset_as) it is the same after a restart.
-    pub fn subset(mut self, size: usize) -> Self {
-        self.balance.subset = Some(Subset::anonymous(size));
+    ///
+    /// Refused with [`RingHash`](crate::policy::RingHash) and others that
+    /// [need every instance](crate::policy::Needs::with_every_instance). With [`PickFirst`](crate::policy::PickFirst) each
+    /// client picks the first of its own subset.
+    pub fn subset(mut self, size: impl Into<Option<usize>>) -> Self {
+        (self.balance.subset, self.has_own_subset) = (size.into().map(Subset::anonymous), true);
         self
     }
 
@@ -89,7 +96,7 @@ impl ChannelBuilder {
     /// Clients whose names differ only in the number at the end, such as `web-0`, `web-1` and so on, as pods of a
     /// `StatefulSet` have them, spread evenly: of 1,000 with 20 instances of 200 each, every instance has 75 to 125.
     pub fn subset_as(mut self, size: usize, client: &str) -> Self {
-        self.balance.subset = Some(Subset::of(size, client));
+        (self.balance.subset, self.has_own_subset) = (Some(Subset::of(size, client)), true);
         self
     }
 }

@@ -16,9 +16,9 @@ use crate::error::ConfigError;
 /// Calls, and retries of those that fail.
 impl ChannelBuilder {
     /// The longest that a call may take, from the call to the end of its response. A shorter one of the call's own
-    /// ([`tonic::Request::set_timeout`]) counts instead. Defaults to none, as with tonic's `Endpoint`.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
+    /// ([`tonic::Request::set_timeout`]) counts instead; `None` is no limit. Defaults to none, as with tonic's `Endpoint`.
+    pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.timeout = timeout.into();
         self
     }
 
@@ -74,6 +74,10 @@ impl ChannelBuilder {
         if self.max_waiting == 0 {
             return Err(ConfigError::Option { option: "max_waiting", value: "0".into(), expected: "at least 1" });
         }
+        if let Some(timeout) = self.timeout.filter(|timeout| timeout.is_zero() || *timeout > LONGEST_TIMEOUT) {
+            let expected = "more than zero and at most a year; None is no limit";
+            return Err(ConfigError::Option { option: "timeout", value: format!("{timeout:?}"), expected });
+        }
         let methods = std::mem::take(&mut self.methods);
         methods.check()?;
         Ok(CallConfig {
@@ -97,6 +101,9 @@ fn user_agent(own: Option<&str>) -> Result<HeaderValue, ConfigError> {
         expected: "visible ASCII characters",
     })
 }
+
+/// A year: more is a mistake in units, and `None` is no limit.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// The user agent of calls that bring none.
 const USER_AGENT: &str = concat!("tonic-etcd/", env!("CARGO_PKG_VERSION"));

@@ -46,6 +46,10 @@ type Source = Box<dyn FnOnce() -> Result<(BoxStream<'static, Arc<Snapshot>>, Lis
 
 /// The options of a [`BalancedChannel`]. Those of connections are named like those of tonic's
 /// [`Endpoint`](tonic::transport::Endpoint).
+///
+/// What can be switched off takes `None` for that, and a value without `Some`: `.timeout(Duration::from_secs(5))`,
+/// `.outlier_detection(None)`. The order in which options are given does not matter; of one that is given twice the last
+/// counts.
 #[must_use = "a builder does nothing before build()"]
 pub struct ChannelBuilder {
     label: String,
@@ -53,6 +57,8 @@ pub struct ChannelBuilder {
     policy: Option<Arc<dyn Policy>>,
     outliers: Option<OutlierDetection>,
     balance: BalanceConfig,
+    /// Whether the channel was given a subset, or none, itself.
+    has_own_subset: bool,
     timeout: Option<Duration>,
     wait_for_ready: Option<bool>,
     max_waiting: usize,
@@ -62,7 +68,7 @@ pub struct ChannelBuilder {
     service_config: Option<ServiceConfig>,
     transport: TransportConfig,
     origin: Option<Uri>,
-    drain_limit: Duration,
+    removed_stream_limit: Option<Duration>,
     #[cfg(feature = "_tls")]
     tls: Option<ClientTls>,
     #[cfg(feature = "health")]
@@ -81,6 +87,7 @@ impl ChannelBuilder {
             policy: None,
             outliers: None,
             balance: BalanceConfig::default(),
+            has_own_subset: false,
             timeout: None,
             wait_for_ready: None,
             max_waiting: MAX_WAITING,
@@ -90,7 +97,7 @@ impl ChannelBuilder {
             service_config: None,
             transport: TransportConfig::default(),
             origin: None,
-            drain_limit: DRAIN_LIMIT,
+            removed_stream_limit: Some(REMOVED_STREAM_LIMIT),
             #[cfg(feature = "_tls")]
             tls: None,
             #[cfg(feature = "health")]
@@ -102,20 +109,21 @@ impl ChannelBuilder {
     ///
     /// # Errors
     ///
-    /// A bad service name, an option out of its range, or no tokio runtime on this thread.
+    /// A bad service name, an option out of its range, options that do not go with one another or with the policy, or no
+    /// tokio runtime on this thread.
     pub fn build(mut self) -> Result<BalancedChannel, ConfigError> {
-        let runtime = Runtime::try_current().map_err(|_| ConfigError::NoRuntime { call: "build" })?;
+        let runtime = Runtime::try_current().map_err(|_| ConfigError::NoRuntime { call: "ChannelBuilder::build" })?;
         self.take_service_config();
         let transport = self.take_transport()?;
         let outliers = self.outliers.take().unwrap_or_default();
         outliers.check()?;
         let config = self.take_calls()?;
         let policy = self.policy.unwrap_or_else(|| Arc::new(LeastRequest::default()));
-        let balance = self.balance.checked(&*policy)?;
+        self.balance.check(&*policy)?;
         let connect = ConnectConfig {
             transport: Arc::new(transport),
-            drain_limit: self.drain_limit,
-            measures_peaks: policy.measures_peaks(),
+            removed_stream_limit: self.removed_stream_limit,
+            measures_peaks: policy.needs().peak_latency(),
             #[cfg(feature = "health")]
             health: self.health,
         };
@@ -127,7 +135,7 @@ impl ChannelBuilder {
         let span = tracing::info_span!(parent: None, "channel", service = %self.label);
         let queue = Arc::new(PickQueue::new(self.label.into(), policy, self.max_waiting));
         let reports = Reports { outliers: Arc::new(outliers), events };
-        let balancer = Balancer::new(queue.clone(), balance, connect, reports, listing, changed);
+        let balancer = Balancer::new(queue.clone(), self.balance, connect, reports, listing, changed);
         runtime.spawn(balancer.run(Inputs { snapshots, feedback, handles }).instrument(span));
         Ok(BalancedChannel::new(Handle { queue, config, runtime, changed: seen, _alive: alive }))
     }
@@ -149,4 +157,4 @@ const MAX_WAITING: usize = 10_000;
 
 /// How long the streams of a removed instance may go on: as long as a server that leaves in order grants them itself,
 /// and as Kubernetes grants that server.
-const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+const REMOVED_STREAM_LIMIT: Duration = Duration::from_secs(30);

@@ -27,7 +27,9 @@ impl ChannelBuilder {
         let balancing = config.balancing;
         self.policy = self.policy.take().or_else(|| balancing.policy.map(|policy| policy.make()));
         self.outliers = self.outliers.take().or(balancing.outliers);
-        self.balance.subset = self.balance.subset.or_else(|| balancing.subset.map(Subset::anonymous));
+        if !self.has_own_subset {
+            self.balance.subset = balancing.subset.map(Subset::anonymous);
+        }
         self.retry_limit = self.retry_limit.or_else(|| config.throttling.map(RetryLimit::Tokens));
         #[cfg(feature = "health")]
         {

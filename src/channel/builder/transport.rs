@@ -29,18 +29,18 @@ impl ChannelBuilder {
         self
     }
 
-    /// How long a connection may be idle before TCP probes it, up to 32,767 s. Defaults to `None`: HTTP/2 pings
+    /// How long a connection may be idle before TCP probes it, up to 32,767 s. Defaults to `None`, never: HTTP/2 pings
     /// see more.
-    pub fn tcp_keepalive(mut self, idle: Option<Duration>) -> Self {
-        self.transport.tcp_keepalive = idle;
+    pub fn tcp_keepalive(mut self, idle: impl Into<Option<Duration>>) -> Self {
+        self.transport.tcp_keepalive = idle.into();
         self
     }
 
     /// How long what was sent may stay unacknowledged, or wait for a peer that takes no more, before TCP ends the
     /// connection (`TCP_USER_TIMEOUT`; Linux and Android); `None` leaves that to the system, which takes a quarter of an
     /// hour. Defaults to 20 s, as gRPC's proposal A18 does; where the system refuses the default, connections do without.
-    pub fn tcp_user_timeout(mut self, timeout: Option<Duration>) -> Self {
-        self.transport.tcp_user_timeout = timeout;
+    pub fn tcp_user_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.transport.tcp_user_timeout = timeout.into();
         self
     }
 
@@ -63,7 +63,8 @@ impl ChannelBuilder {
         self
     }
 
-    /// Whether pings are sent while nothing waits for an answer. Defaults to `false`: servers take that for abuse.
+    /// Whether pings are sent while nothing waits for an answer. Defaults to `false`: servers take that for abuse. Needs
+    /// an [interval](Self::http2_keep_alive_interval).
     pub fn keep_alive_while_idle(mut self, enabled: bool) -> Self {
         self.transport.keep_alive_while_idle = enabled;
         self
@@ -104,14 +105,14 @@ impl ChannelBuilder {
         self
     }
 
-    /// How long the streams of an instance that was removed may go on. Defaults to 30 s, which is what Kubernetes
-    /// grants the server itself.
-    pub fn drain_limit(mut self, limit: Duration) -> Self {
-        self.drain_limit = limit;
+    /// How long the streams of an instance that was removed may go on; `None` is no limit. Defaults to 30 s, which is what
+    /// Kubernetes grants the server itself.
+    pub fn removed_stream_limit(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.removed_stream_limit = limit.into();
         self
     }
 
-    /// The scheme and authority that requests name, for servers that look at them. Defaults to `http` or, with TLS,
+    /// The scheme and authority that requests name, without a path, for servers that look at them. Defaults to `http` or, with TLS,
     /// `https`, and the address of the instance.
     pub fn origin(mut self, origin: Uri) -> Self {
         self.origin = Some(origin);
@@ -119,7 +120,8 @@ impl ChannelBuilder {
     }
 
     /// Connects with `connector` instead of TCP: a Unix socket, a proxy. It is given `http://` and the instance's
-    /// address, and is called for each attempt. TLS, if set, goes on top, and the address is `https://` then.
+    /// address, and is called for each attempt. TLS, if set, goes on top, and the address is `https://` then. The options
+    /// of TCP are the connector's own matter, and refused beside it.
     pub fn connector<C>(mut self, connector: C) -> Self
     where
         C: Service<Uri> + Send + 'static,
@@ -132,7 +134,19 @@ impl ChannelBuilder {
     }
 
     /// TLS towards the instances. Without a [`server_name`](ClientTls::server_name) each must have a certificate for
-    /// the host of its address.
+    /// the host of its address. The methods of [`ClientTls`] read the files that they are given, and fail where they are
+    /// called:
+    ///
+    /// ```no_run
+    /// use tonic_etcd::ClientTls;
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = tonic_etcd::Registry::builder(["http://127.0.0.1:2379"]).build()?;
+    /// let tls = ClientTls::new().ca_file("ca.pem")?.identity_files("client.pem", "client.key")?;
+    /// let channel = registry.channel("echo").tls(tls).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "_tls")]
     #[cfg_attr(docsrs, doc(cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))))]
     pub fn tls(mut self, tls: ClientTls) -> Self {
@@ -156,8 +170,12 @@ impl ChannelBuilder {
 fn origin(uri: Uri) -> Result<(Scheme, Authority), ConfigError> {
     let value = uri.to_string();
     let parts = uri.into_parts();
+    let has_path = parts.path_and_query.is_some_and(|path| path.as_str() != "/");
     match (parts.scheme, parts.authority) {
-        (Some(scheme), Some(authority)) => Ok((scheme, authority)),
-        _ => Err(ConfigError::Option { option: "origin", value, expected: "a scheme and an authority: https://echo" }),
+        (Some(scheme), Some(authority)) if !has_path => Ok((scheme, authority)),
+        _ => {
+            let expected = "a scheme and an authority without a path: https://echo";
+            Err(ConfigError::Option { option: "origin", value, expected })
+        }
     }
 }

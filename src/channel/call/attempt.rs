@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::HeaderMap;
 use http::response::Parts;
-use http::{HeaderMap, HeaderValue};
 use tokio::runtime::Handle as Runtime;
 use tokio::time::Instant;
 use tonic::{Code, Status};
@@ -13,6 +13,7 @@ use tonic::{Code, Status};
 use super::request_head::RequestHead;
 use super::retry_state::Pushback;
 use super::status::{self, Answer};
+use crate::channel::error::{CallPhase, ChannelError};
 use crate::channel::outlier::{EndedRow, Outcome, StatusOrigin};
 use crate::channel::picks::Pick;
 use crate::channel::subchannel::ReadyConnection;
@@ -111,10 +112,12 @@ impl Attempt {
     ///
     /// # Errors
     ///
-    /// It is no gRPC response.
+    /// It is no gRPC response, or says that the call's time is over.
     pub(super) fn on_head(&mut self, head: &mut Parts, is_all: bool) -> Result<Option<Code>, FailedAttempt> {
         head.extensions.insert(self.instance().clone());
-        let timed_out = self.take_server_timeout(&mut head.headers);
+        if let Some(status) = self.on_server_timeout(CallPhase::Attempting, &head.headers) {
+            return Err(self.failed_with(status));
+        }
         let now = Instant::now();
         // A head with a status decides, whatever follows.
         let code = match Answer::of(head) {
@@ -133,10 +136,8 @@ impl Attempt {
                 None
             }
             Answer::Status(code) => {
-                if !timed_out {
-                    self.connection().load().on_answer();
-                    self.on_status(code, &head.headers);
-                }
+                self.connection().load().on_answer();
+                self.on_status(code, &head.headers);
                 Some(code)
             }
         };
@@ -199,8 +200,8 @@ impl Attempt {
     /// The attempt took longer than one attempt may.
     pub(super) fn on_too_slow(&self) -> FailedAttempt {
         self.on_missed();
-        let waited = format!("{} to answer one attempt", self.address());
-        self.failed_with(status::deadline_exceeded(&waited))
+        let timed_out = ChannelError::AttemptTimedOut { address: self.address().clone() };
+        self.failed_with(timed_out.into_status(Code::DeadlineExceeded))
     }
 
     /// The connection or the stream broke. Returns the status of the call.
@@ -252,14 +253,13 @@ impl Attempt {
     }
 
     /// Looks whether the server's own clock ran out, a moment before ours. tonic's servers call that CANCELLED; it is a
-    /// missed deadline: rewritten to one here, and counted as one.
-    pub(super) fn take_server_timeout(&self, headers: &mut HeaderMap) -> bool {
+    /// missed deadline, and counts as one. Returns the status of one.
+    pub(super) fn on_server_timeout(&self, phase: CallPhase, headers: &HeaderMap) -> Option<Status> {
         let timed_out = self.has_deadline && status::is_servers_timeout(headers);
-        if timed_out {
-            headers.insert("grpc-status", HeaderValue::from(Code::DeadlineExceeded as i32));
+        timed_out.then(|| {
             self.on_missed();
-        }
-        timed_out
+            ChannelError::deadline_passed_at(phase, self.address())
+        })
     }
 
     fn report(&self, code: Code, origin: StatusOrigin) {

@@ -33,13 +33,11 @@ mod status;
 use std::fmt;
 use std::future::poll_fn;
 use std::mem;
-use std::ops::DerefMut;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::runtime::Handle as Runtime;
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -50,7 +48,8 @@ use self::request_head::RequestHead;
 use self::response_body::OpenCall;
 use self::retry_state::{Pushback, RetryState};
 use crate::channel::config::message_limit::MessageLimit;
-use crate::channel::deadline::{Deadline, Timer, timeout_of};
+use crate::channel::deadline::{Deadline, Timer, timeout_of, within};
+use crate::channel::error::{CallPhase, ChannelError};
 use crate::channel::picks::{Handle, Pick};
 use crate::channel::transport::{AttemptError, Exchange, IncomingBody, RequestBody};
 use crate::instance::Instance;
@@ -110,7 +109,7 @@ struct Call {
     deadline: Deadline,
     wait_for_ready: bool,
     /// What the policy makes of the request.
-    key: u64,
+    key: Option<u64>,
     /// Whether no pick was looked for yet.
     is_new: bool,
     /// Only where the method is to be retried.
@@ -218,10 +217,7 @@ impl Call {
                 // What the last instance said is closer to the cause than that there is none left.
                 None => Verdict::Done(Err(self.last.take().map_or(status, |last| last.status))),
             }),
-            None => {
-                let status = status::deadline_exceeded(&self.handle.queue.awaited());
-                Err(Verdict::Done(Err(status)))
-            }
+            None => Err(Verdict::Done(Err(self.handle.queue.deadline_passed()))),
         }
     }
 
@@ -359,20 +355,7 @@ impl Call {
 /// The deadline of a call passed before the head of its response. Returns its status.
 fn missed(attempt: &Attempt) -> Status {
     attempt.on_missed();
-    status::deadline_exceeded(&format!("{} to answer", attempt.address()))
-}
-
-/// The output of `future`; `None` where the deadline comes first.
-async fn within<F: Future>(
-    deadline: &mut Deadline,
-    runtime: &Runtime,
-    mut future: Pin<impl DerefMut<Target = F>>,
-) -> Option<F::Output> {
-    poll_fn(|cx| match future.as_mut().poll(cx) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending => deadline.poll_missed(runtime, cx).map(|()| None),
-    })
-    .await
+    ChannelError::deadline_passed_at(CallPhase::Attempting, attempt.address())
 }
 
 /// How often one call is made again invisibly. Each attempt of which nothing was processed came from an instance that

@@ -15,13 +15,21 @@ use super::status;
 use crate::channel::config::budget::RetryBudget;
 use crate::channel::config::message_limit::{MessageLimit, TooLong};
 use crate::channel::deadline::Deadline;
+use crate::channel::error::{CallPhase, ChannelError};
 use crate::channel::transport::{BodySender, IncomingBody, TransportError};
 
 /// The body of a response. Dropping it before its end cancels the call at the server.
 #[derive(Default)]
 pub struct ResponseBody {
-    incoming: Option<IncomingBody>,
-    call: Option<OpenCall>,
+    /// `None` from its end on.
+    open: Option<Open>,
+}
+
+/// A body that has not ended, and its call.
+struct Open {
+    /// Dropped before the call, which resets the stream.
+    incoming: IncomingBody,
+    call: OpenCall,
 }
 
 /// What a call holds until its body ends.
@@ -39,64 +47,60 @@ pub(super) struct OpenCall {
 
 impl ResponseBody {
     pub(super) fn new(incoming: IncomingBody, call: OpenCall) -> Self {
-        Self { incoming: Some(incoming), call: Some(call) }
+        Self { open: Some(Open { incoming, call }) }
+    }
+
+    /// Takes the call out, and lets go of the rest of the body: where that has not ended, it resets the stream.
+    fn close(&mut self) -> Option<OpenCall> {
+        self.open.take().map(|open| open.call)
     }
 
     /// The response ended, with these trailers.
     ///
     /// # Errors
     ///
-    /// There is no status in them.
-    fn on_end(&mut self, trailers: Option<&mut Frame<Bytes>>) -> Result<(), Status> {
-        self.incoming = None;
-        let Some(call) = self.call.take() else { return Ok(()) };
-        // The head said it already.
-        if call.attempt.is_reported() {
-            return Ok(());
-        }
-        let Some(trailers) = trailers.and_then(Frame::trailers_mut) else {
+    /// There is no status in them, or they say that the call's time is over.
+    fn on_end(&mut self, trailers: Option<&Frame<Bytes>>) -> Result<(), Status> {
+        // The head may have said it already.
+        let Some(call) = self.close().filter(|call| !call.attempt.is_reported()) else { return Ok(()) };
+        let Some(trailers) = trailers.and_then(Frame::trailers_ref) else {
             return Err(call.attempt.on_end_without_status());
         };
-        if !call.attempt.take_server_timeout(trailers) {
-            let code = status::code_of(trailers).ok_or_else(|| call.attempt.on_end_without_status())?;
-            call.on_status(code, trailers);
+        if let Some(status) = call.attempt.on_server_timeout(CallPhase::Responding, trailers) {
+            return Err(status);
         }
+        let code = status::code_of(trailers).ok_or_else(|| call.attempt.on_end_without_status())?;
+        call.on_status(code, trailers);
         Ok(())
     }
 
-    fn on_error(&mut self, error: &TransportError) -> Status {
-        self.incoming = None;
-        let Some(call) = self.call.take() else { return Status::unknown(error.to_string()) };
+    fn on_error(&mut self, error: &TransportError) -> Option<Status> {
+        let call = self.close()?;
         // The caller's own stream failed, and that reset the call: nothing that the instance did.
         if let Some(status) = call.sender.failure() {
-            return status;
+            return Some(status);
         }
         // Servers that reset a call at its deadline are heard a moment before our own clock is looked at.
         if error.is_cancelled_by_server() && call.deadline.is_over() {
-            return call.on_missed();
+            return Some(call.on_missed());
         }
-        call.attempt.on_transport_error(error)
+        Some(call.attempt.on_transport_error(error))
     }
 
     /// The caller takes no message that long: nothing that the instance did wrong.
-    fn on_too_long(&mut self, message: TooLong) -> Status {
-        // Dropping it resets the stream.
-        self.incoming = None;
-        let call = self.call.take();
-        status::response_too_long(call.as_ref().map(|call| call.attempt.address()), message)
+    fn on_too_long(&mut self, message: TooLong) -> Option<Status> {
+        self.close().map(|call| status::response_too_long(call.attempt.address(), message))
     }
 
     fn on_deadline(&mut self) -> Option<Status> {
-        // Dropping it resets the stream.
-        self.incoming = None;
-        self.call.take().map(|call| call.on_missed())
+        self.close().map(|call| call.on_missed())
     }
 }
 
 impl OpenCall {
     fn on_missed(&self) -> Status {
         self.attempt.on_missed();
-        status::deadline_exceeded(&format!("the rest of the answer of {}", self.attempt.address()))
+        ChannelError::deadline_passed_at(CallPhase::Responding, self.attempt.address())
     }
 
     fn poll_missed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -130,57 +134,51 @@ impl Body for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
+        let Some(Open { incoming, call }) = &mut this.open else { return Poll::Ready(None) };
         // A stream whose messages are always there already would never meet its deadline otherwise. The answer to a
         // unary call is over before that is looked at.
-        if let Some(call) = &mut this.call
-            && call.messages > 1
-            && call.poll_missed(cx).is_ready()
-        {
+        if call.messages > 1 && call.poll_missed(cx).is_ready() {
             return Poll::Ready(this.on_deadline().map(Err));
         }
-        if let Some(message) = this.call.as_ref().and_then(OpenCall::too_long) {
-            return Poll::Ready(Some(Err(this.on_too_long(message))));
+        if let Some(message) = call.too_long() {
+            return Poll::Ready(this.on_too_long(message).map(Err));
         }
-        let Some(incoming) = &mut this.incoming else { return Poll::Ready(None) };
         match Pin::new(incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(mut frame))) => {
                 if frame.is_trailers() {
-                    if let Err(status) = this.on_end(Some(&mut frame)) {
+                    if let Err(status) = this.on_end(Some(&frame)) {
                         return Poll::Ready(Some(Err(status)));
                     }
-                } else if let (Some(call), Some(data)) = (&mut this.call, frame.data_mut()) {
+                } else if let Some(data) = frame.data_mut() {
                     let passes = call.on_data(data);
                     data.truncate(passes);
                     // What comes before a message that is too long is the caller's.
                     if passes == 0
                         && let Some(message) = call.too_long()
                     {
-                        return Poll::Ready(Some(Err(this.on_too_long(message))));
+                        return Poll::Ready(this.on_too_long(message).map(Err));
                     }
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(this.on_error(&error)))),
+            Poll::Ready(Some(Err(error))) => Poll::Ready(this.on_error(&error).map(Err)),
             Poll::Ready(None) => Poll::Ready(this.on_end(None).err().map(Err)),
-            Poll::Pending => match &mut this.call {
-                Some(call) => call.poll_missed(cx).map(|()| this.on_deadline().map(Err)),
-                None => Poll::Pending,
-            },
+            Poll::Pending => call.poll_missed(cx).map(|()| this.on_deadline().map(Err)),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         // Before that its status is still to be looked at.
-        self.incoming.is_none()
+        self.open.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.incoming.is_some() { SizeHint::default() } else { SizeHint::with_exact(0) }
+        if self.open.is_some() { SizeHint::default() } else { SizeHint::with_exact(0) }
     }
 }
 
 impl fmt::Debug for ResponseBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseBody").field("open", &self.call.is_some()).finish_non_exhaustive()
+        f.debug_struct("ResponseBody").field("open", &self.open.is_some()).finish_non_exhaustive()
     }
 }

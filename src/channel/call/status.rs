@@ -5,6 +5,7 @@ use http::{HeaderMap, StatusCode, header};
 use tonic::{Code, Status};
 
 use crate::channel::config::message_limit::TooLong;
+use crate::channel::error::ChannelError;
 use crate::instance::Address;
 
 /// What the head of a response says.
@@ -28,36 +29,34 @@ impl Answer {
     }
 }
 
-/// The status of a call that took too long.
-pub(super) fn deadline_exceeded(waiting_for: &str) -> Status {
-    Status::deadline_exceeded(format!("the deadline passed while waiting for {waiting_for}"))
-}
-
 /// The status of a call that was answered with something else than gRPC.
 pub(super) fn not_grpc(code: Code, address: &Address, head: &Parts) -> Status {
     let kind = match head.headers.get(header::CONTENT_TYPE) {
         Some(kind) => format!("content-type {:?}", String::from_utf8_lossy(kind.as_bytes())),
         None => "no content-type".to_owned(),
     };
-    Status::new(code, format!("{address}: the answer is no gRPC: HTTP status {}, {kind}", head.status))
+    let reason = format!("the answer is no gRPC: HTTP status {}, {kind}", head.status);
+    ChannelError::NotGrpc { address: address.clone(), reason }.into_status(code)
 }
 
 /// The status of a call whose response ended without one.
 pub(super) fn without_status(address: &Address) -> Status {
-    Status::unknown(format!("{address}: the response ended without a grpc-status"))
+    let reason = "the response ended without a grpc-status".to_owned();
+    ChannelError::NotGrpc { address: address.clone(), reason }.into_status(Code::Unknown)
 }
 
 /// The status of a call with a message in its request that is longer than it may be.
 pub(super) fn request_too_long(TooLong { bytes, limit }: TooLong) -> Status {
     let limit = format!("more than the {limit} of maxRequestMessageBytes in the service config: not sent");
-    Status::resource_exhausted(format!("a message of the request has {bytes} bytes, {limit}"))
+    let reason = format!("a message of the request has {bytes} bytes, {limit}");
+    ChannelError::MessageTooLong { address: None, reason }.into_status(Code::ResourceExhausted)
 }
 
-/// The status of a call with a message in its response that is longer than it may be, from this address if it is known.
-pub(super) fn response_too_long(from: Option<&Address>, TooLong { bytes, limit }: TooLong) -> Status {
-    let from = from.map(|address| format!("{address}: ")).unwrap_or_default();
+/// The status of a call with a message in its response that is longer than it may be, from this address.
+pub(super) fn response_too_long(from: &Address, TooLong { bytes, limit }: TooLong) -> Status {
     let limit = format!("more than the {limit} of maxResponseMessageBytes in the service config");
-    Status::resource_exhausted(format!("{from}a message of the response has {bytes} bytes, {limit}"))
+    let reason = format!("a message of the response has {bytes} bytes, {limit}");
+    ChannelError::MessageTooLong { address: Some(from.clone()), reason }.into_status(Code::ResourceExhausted)
 }
 
 /// The gRPC code in a head or in trailers, if there is one.

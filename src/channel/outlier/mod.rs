@@ -23,7 +23,7 @@ use crate::error::ConfigError;
 
 /// When an instance that fails is kept from being picked, and for how long.
 ///
-/// On by default: after three failures in a row an instance is out for 5 s, then 10 s, 20 s and 25 s if it goes on like
+/// On by default, and off by [`outlier_detection(None)`](crate::ChannelBuilder::outlier_detection): after three failures in a row an instance is out for 5 s, then 10 s, 20 s and 25 s if it goes on like
 /// that, and never are more than half of the instances out. It returns on probation: it takes one call at a time until
 /// the head of a response comes, or until nothing was held against it for [`ejection_time`](Self::ejection_time). Where
 /// nothing else is READY it takes all calls. Comparing the failure rates of whole intervals, as gRPC's A50 has it, is an option:
@@ -44,7 +44,7 @@ use crate::error::ConfigError;
 #[derive(Debug, Clone)]
 #[must_use = "it does nothing before a channel is given it"]
 pub struct OutlierDetection {
-    consecutive_failures: u32,
+    consecutive_failures: Option<u32>,
     ejection_time: Duration,
     max_ejection_time: Duration,
     max_ejected_percent: u8,
@@ -73,7 +73,7 @@ impl OutlierDetection {
     /// one always may. An instance still returns on probation.
     pub fn grpc() -> Self {
         Self {
-            consecutive_failures: 0,
+            consecutive_failures: None,
             ejection_time: GRPC_EJECTION_TIME,
             max_ejection_time: GRPC_MAX_EJECTION_TIME,
             max_ejected_percent: GRPC_MAX_EJECTED_PERCENT,
@@ -85,7 +85,7 @@ impl OutlierDetection {
     /// The defaults: see each method.
     pub fn new() -> Self {
         Self {
-            consecutive_failures: DEFAULT_CONSECUTIVE_FAILURES,
+            consecutive_failures: Some(DEFAULT_CONSECUTIVE_FAILURES),
             ejection_time: DEFAULT_EJECTION_TIME,
             max_ejection_time: DEFAULT_MAX_EJECTION_TIME,
             max_ejected_percent: DEFAULT_MAX_EJECTED_PERCENT,
@@ -97,9 +97,9 @@ impl OutlierDetection {
         }
     }
 
-    /// How many failures in a row eject an instance, at most 1,000,000. 0 switches it off. Defaults to 3.
-    pub fn consecutive_failures(mut self, failures: u32) -> Self {
-        self.consecutive_failures = failures;
+    /// How many failures in a row eject an instance, 1 to 1,000,000; `None` for rows of any length. Defaults to 3.
+    pub fn consecutive_failures(mut self, failures: impl Into<Option<u32>>) -> Self {
+        self.consecutive_failures = failures.into();
         self
     }
 
@@ -173,8 +173,8 @@ impl OutlierDetection {
 
     /// Whether all values are within their ranges.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        if self.consecutive_failures > MAX_CONSECUTIVE_FAILURES {
-            return Err(refused("consecutive_failures", &self.consecutive_failures, "0 (off) to 1000000"));
+        if let Some(failures) = self.consecutive_failures.filter(|row| !(1..=MAX_CONSECUTIVE_FAILURES).contains(row)) {
+            return Err(refused("consecutive_failures", &failures, "1 to 1000000; None switches it off"));
         }
         if !is_time(self.ejection_time, MAX_TIME) {
             let value = format!("{:?}", self.ejection_time);
@@ -206,6 +206,11 @@ impl OutlierDetection {
 
     fn counts_intervals(&self) -> bool {
         self.failure_percentage.is_some() || self.success_rate.is_some()
+    }
+
+    /// How many failures in a row eject an instance: 0, which no row reaches, where none does.
+    fn row_limit(&self) -> u32 {
+        self.consecutive_failures.unwrap_or(0)
     }
 
     pub(crate) fn is_failure(&self, outcome: Outcome) -> bool {

@@ -55,7 +55,7 @@ impl Tally {
     /// itself is still to be recorded.
     pub(crate) fn resume(&self, ended: EndedRow, detection: &OutlierDetection) {
         // A whole row was reported, and what follows from it is the balancer's.
-        if (1..detection.consecutive_failures).contains(&(ended.0 & COUNT)) {
+        if (1..detection.row_limit()).contains(&(ended.0 & COUNT)) {
             // Whatever was counted meanwhile is more recent.
             let _ = self.row.compare_exchange(0, ended.0, Relaxed, Relaxed);
         }
@@ -110,7 +110,7 @@ impl Tally {
     }
 
     fn lengthen(&self, is_missed: bool, detection: &OutlierDetection) -> Option<Verdict> {
-        let limit = detection.consecutive_failures;
+        let limit = detection.row_limit();
         let flag = if is_missed { MISSED } else { 0 };
         let lengthen = |row| {
             let on_probation = row & PROBATION != 0;
@@ -199,7 +199,7 @@ mod tests {
     }
 
     fn off() -> OutlierDetection {
-        OutlierDetection::new().consecutive_failures(0)
+        OutlierDetection::new().consecutive_failures(None)
     }
 
     #[test]

@@ -6,7 +6,8 @@ fn the_defaults_and_every_bound_are_accepted() {
     for detection in [
         OutlierDetection::new(),
         OutlierDetection::default(),
-        OutlierDetection::new().consecutive_failures(0),
+        OutlierDetection::new().consecutive_failures(None),
+        OutlierDetection::new().consecutive_failures(1),
         OutlierDetection::new().consecutive_failures(MAX_CONSECUTIVE_FAILURES),
         OutlierDetection::new().ejection_time(Duration::from_nanos(1)),
         OutlierDetection::new().ejection_time(day).max_ejection_time(day),
@@ -24,7 +25,11 @@ fn an_option_out_of_its_range_is_refused_by_its_name_and_value() {
     let new = OutlierDetection::new;
     let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
     for (detection, message) in [
-        (new().consecutive_failures(1_000_001), "bad consecutive_failures 1000001: expected 0 (off) to 1000000"),
+        (
+            new().consecutive_failures(1_000_001),
+            "bad consecutive_failures 1000001: expected 1 to 1000000; None switches it off",
+        ),
+        (new().consecutive_failures(0), "bad consecutive_failures 0: expected 1 to 1000000; None switches it off"),
         (new().ejection_time(Duration::ZERO), "bad ejection_time 0ns: expected more than zero and at most a day"),
         (
             new().ejection_time(day + second).max_ejection_time(day + second),
@@ -107,7 +112,7 @@ fn ejections_double_up_to_the_maximum() {
 fn in_grpcs_terms_nothing_is_ejected_unless_asked_for_and_every_failed_call_counts() {
     let detection = OutlierDetection::grpc();
     assert!(detection.check().is_ok());
-    assert_eq!((detection.consecutive_failures, detection.sweep_interval()), (0, None));
+    assert_eq!((detection.consecutive_failures, detection.sweep_interval()), (None, None));
     for code in (0..=16).map(Code::from_i32) {
         let is_failure = detection.is_failure(Outcome::new(code, StatusOrigin::Answered));
         assert_eq!(is_failure, code != Code::Ok, "{code:?}");

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::instance_list::InstanceList;
 use super::ready_set::ReadySet;
 use super::wait_queue::{Turn, WaitQueue};
-use crate::channel::policy::Policy;
+use crate::channel::error::ChannelError;
+use crate::channel::policy::{CallHead, PickArgs, Policy};
 use crate::channel::subchannel::{Connectivity, InstanceStatus, ReadyConnection, Shared};
 use crate::instance::Instance;
 use crate::snapshot::Snapshot;
@@ -32,8 +33,9 @@ pub(crate) struct LbState {
     pub(crate) connectivity: Connectivity,
     /// There exactly while the channel is READY.
     pub(crate) ready: Option<ReadySet<Arc<ReadyConnection>>>,
-    /// Why calls fail, in [`Connectivity::TransientFailure`] and [`Connectivity::Shutdown`].
-    pub(crate) reason: Box<str>,
+    /// Why calls fail, in [`Connectivity::TransientFailure`] and [`Connectivity::Shutdown`]; why they wait, as far as is
+    /// known, in others.
+    pub(crate) cause: Option<Arc<ChannelError>>,
 }
 
 /// A call that waits.
@@ -42,7 +44,7 @@ struct Waiting {
     /// Instances that refused or failed it.
     avoid: Vec<Arc<Instance>>,
     wait_for_ready: bool,
-    key: u64,
+    key: Option<u64>,
     /// Taken with the answer.
     answer: Option<oneshot::Sender<Result<Pick, Status>>>,
 }
@@ -59,7 +61,7 @@ pub(crate) struct Pick {
 impl PickQueue {
     /// A queue for at most `max_waiting` calls at once, with nothing published yet.
     pub(crate) fn new(label: Box<str>, policy: Arc<dyn Policy>, max_waiting: usize) -> Self {
-        let nothing = LbState { connectivity: Connectivity::Connecting, ready: None, reason: "".into() };
+        let nothing = LbState { connectivity: Connectivity::Connecting, ready: None, cause: None };
         Self {
             label,
             policy,
@@ -113,11 +115,9 @@ impl PickQueue {
         self.instances.store(Arc::new(InstanceList::empty()));
     }
 
-    /// What a call waits for, and why there is none, in words.
-    pub(crate) fn awaited(&self) -> String {
-        let state = self.state.load();
-        let colon = if state.reason.is_empty() { "" } else { ": " };
-        format!("an instance of {} that can take the call{colon}{}", self.label, state.reason)
+    /// The status of a call whose deadline passed before there was a pick for it.
+    pub(crate) fn deadline_passed(&self) -> Status {
+        ChannelError::deadline_passed_picking(&self.label, self.state.load().cause.clone())
     }
 
     /// The key that the policy makes of a request.
@@ -125,9 +125,9 @@ impl PickQueue {
     /// # Errors
     ///
     /// INTERNAL where the policy panics.
-    pub(crate) fn key(&self, request: &http::request::Parts) -> Result<u64, Status> {
-        panic::catch_unwind(AssertUnwindSafe(|| self.policy.key(request)))
-            .map_err(|_| Status::internal(format!("{}: the policy panicked", self.label)))
+    pub(crate) fn key(&self, head: &http::request::Parts) -> Result<Option<u64>, Status> {
+        panic::catch_unwind(AssertUnwindSafe(|| self.policy.key(&CallHead::from(head))))
+            .map_err(|_| Arc::new(ChannelError::PolicyPanicked).status_of(Code::Internal, &self.label))
     }
 
     /// Publishes a state, and gives the calls that wait what there is for them.
@@ -137,11 +137,11 @@ impl PickQueue {
     }
 
     /// A pick for a call that overtakes no other, if there is one right now.
-    pub(crate) fn pick_now(self: &Arc<Self>, key: u64) -> Option<Pick> {
+    pub(crate) fn pick_now(self: &Arc<Self>, key: Option<u64>) -> Option<Pick> {
         if !self.waiting.is_empty() {
             return None;
         }
-        self.state.load().ready.as_ref().and_then(|ready| self.pick_from(ready, &[], key))
+        self.state.load().ready.as_ref().and_then(|ready| self.pick_from(ready, &PickArgs::new(key, &[])))
     }
 
     /// A pick for a call, in its turn.
@@ -157,16 +157,16 @@ impl PickQueue {
         self: &Arc<Self>,
         avoid: Vec<Arc<Instance>>,
         wait_for_ready: bool,
-        key: u64,
+        key: Option<u64>,
     ) -> Result<Pick, Status> {
         let (answer, answered) = oneshot::channel();
         let Some(number) = self.waiting.join(Waiting { avoid, wait_for_ready, key, answer: Some(answer) }) else {
-            let Self { label, max_waiting, .. } = &**self;
-            return Err(Status::resource_exhausted(format!("{label}: {max_waiting} calls wait already")));
+            let cause = Arc::new(ChannelError::TooManyWaiting { limit: self.max_waiting });
+            return Err(cause.status_of(Code::ResourceExhausted, &self.label));
         };
         let _leave = LeaveOnDrop { queue: self, number };
         self.serve();
-        answered.await.unwrap_or_else(|_| Err(Status::unavailable(format!("{}: the channel is gone", self.label))))
+        answered.await.unwrap_or_else(|_| Err(self.unavailable(&Arc::new(ChannelError::Closed))))
     }
 
     /// Gives the calls that wait what there is for them.
@@ -179,15 +179,16 @@ impl PickQueue {
         if waiting.answer.is_none() {
             return Turn::Answered;
         }
-        let answer = match (&state.ready, state.connectivity) {
-            (Some(ready), _) => match self.pick_from(ready, &waiting.avoid, waiting.key) {
+        let fails = matches!(state.connectivity, Connectivity::TransientFailure | Connectivity::Shutdown);
+        let answer = match (&state.ready, &state.cause) {
+            (Some(ready), _) => match self.pick_from(ready, &PickArgs::new(waiting.key, &waiting.avoid)) {
                 Some(pick) => Ok(pick),
                 None => return Turn::Closed,
             },
-            (None, Connectivity::TransientFailure) if waiting.wait_for_ready => return Turn::Passed,
-            (None, Connectivity::TransientFailure | Connectivity::Shutdown) => {
-                Err(Status::unavailable(format!("{}: {}", self.label, state.reason)))
+            (None, _) if waiting.wait_for_ready && state.connectivity == Connectivity::TransientFailure => {
+                return Turn::Passed;
             }
+            (None, Some(cause)) if fails => Err(self.unavailable(cause)),
             (None, _) => return Turn::Closed,
         };
         // The queue is locked: a place that comes back because the call was dropped must not serve it again.
@@ -199,13 +200,12 @@ impl PickQueue {
         Turn::Answered
     }
 
-    fn pick_from(
-        self: &Arc<Self>,
-        ready: &ReadySet<Arc<ReadyConnection>>,
-        avoid: &[Arc<Instance>],
-        key: u64,
-    ) -> Option<Pick> {
-        let index = ready.acquire(avoid, key)?;
+    fn unavailable(&self, cause: &Arc<ChannelError>) -> Status {
+        cause.status_of(Code::Unavailable, &self.label)
+    }
+
+    fn pick_from(self: &Arc<Self>, ready: &ReadySet<Arc<ReadyConnection>>, call: &PickArgs<'_>) -> Option<Pick> {
+        let index = ready.acquire(call)?;
         Some(Pick {
             instance: ready.candidate(index).shared_instance().clone(),
             connection: ready.connection(index).clone(),

@@ -1,11 +1,9 @@
 //! What the balancer publishes and every call reads: the candidates, the connections to them, and the picker.
 
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
 
-use crate::channel::policy::Picker;
 use crate::channel::policy::candidate::Candidate;
-use crate::instance::Instance;
+use crate::channel::policy::{PickArgs, Picker};
 
 /// The READY instances of the moment, each with a connection `C`, and the picker over them. Candidates and connections
 /// lie in two slices under one index, so that policies work on candidates alone.
@@ -46,25 +44,25 @@ impl<C> ReadySet<C> {
     /// Picks a candidate and takes a place for one call there, which the caller gives back to its quota. Returns its
     /// index, or `None` where no candidate has room.
     ///
-    /// Instances to `avoid`, which just refused or failed this call, are taken only while no other has room, on
-    /// whatever connection.
-    pub(crate) fn acquire(&self, avoid: &[Arc<Instance>], key: u64) -> Option<usize> {
+    /// Instances that the call [has tried](PickArgs::has_tried) are taken only while no other has room, on whatever
+    /// connection.
+    pub(crate) fn acquire(&self, call: &PickArgs<'_>) -> Option<usize> {
         for _ in 0..PICKS_BEFORE_SCAN {
-            let Some(index) = self.picker.pick(&self.candidates, key) else { break };
+            let Some(index) = self.picker.pick(&self.candidates, call) else { break };
             let Some(candidate) = self.candidates.get(index) else { break };
-            if !is_among(candidate, avoid) && candidate.load().quota().acquire() {
+            if !call.has_tried(candidate) && candidate.load().quota().acquire() {
                 return Some(index);
             }
         }
-        self.scan(avoid)
+        self.scan(call)
     }
 
     /// Asks all candidates, beginning anywhere, so that calls in a row do not crowd into the same one.
     #[cold]
-    fn scan(&self, avoid: &[Arc<Instance>]) -> Option<usize> {
+    fn scan(&self, call: &PickArgs<'_>) -> Option<usize> {
         let near = self.near.min(self.candidates.len());
         let all = || from_anywhere(0, near).chain(from_anywhere(near, self.candidates.len()));
-        let is_avoided = |index: &usize| is_among(&self.candidates[*index], avoid);
+        let is_avoided = |index: &usize| call.has_tried(&self.candidates[*index]);
         let others = all().filter(|index| !is_avoided(index));
         others.chain(all().filter(is_avoided)).find(|&index| self.candidates[index].load().quota().acquire())
     }
@@ -74,10 +72,6 @@ impl<C> ReadySet<C> {
 fn from_anywhere(begin: usize, end: usize) -> impl Iterator<Item = usize> {
     let middle = begin + fastrand::usize(..(end - begin).max(1));
     (middle..end).chain(begin..middle)
-}
-
-fn is_among(candidate: &Candidate, instances: &[Arc<Instance>]) -> bool {
-    instances.iter().any(|instance| instance.address == candidate.instance().address)
 }
 
 /// A picker, which is the user's code. Wherever it panics, made, asked or dropped, the task at hand goes on: it may be
@@ -97,9 +91,9 @@ impl Guarded {
     }
 
     /// The picker's choice, if there is a picker that can choose.
-    fn pick(&self, candidates: &[Candidate], key: u64) -> Option<usize> {
+    fn pick(&self, candidates: &[Candidate], call: &PickArgs<'_>) -> Option<usize> {
         let picker = self.0.as_ref()?;
-        panic::catch_unwind(AssertUnwindSafe(|| picker.pick(candidates, key))).ok()
+        panic::catch_unwind(AssertUnwindSafe(|| picker.pick(candidates, call))).ok().flatten()
     }
 }
 
@@ -124,8 +118,8 @@ impl ReadySet<()> {
         Self::new(members, 0, |candidates| policy.picker(candidates))
     }
 
-    pub(crate) fn take(&self, avoid: &[Arc<Instance>], key: u64) -> Option<&Candidate> {
-        self.acquire(avoid, key).map(|index| self.candidate(index))
+    pub(crate) fn take(&self, tried: &[std::sync::Arc<crate::instance::Instance>]) -> Option<&Candidate> {
+        self.acquire(&PickArgs::new(None, tried)).map(|index| self.candidate(index))
     }
 }
 
@@ -154,8 +148,8 @@ mod tests {
     }
 
     impl Picker for Beyond {
-        fn pick(&self, _: &[Candidate], _: u64) -> usize {
-            usize::MAX
+        fn pick(&self, _: &[Candidate], _: &PickArgs<'_>) -> Option<usize> {
+            Some(usize::MAX)
         }
     }
 
@@ -171,9 +165,9 @@ mod tests {
                 }
             }
             for _ in 0..100 {
-                let taken = set.take(&[], 0).expect("the fourth has room");
+                let taken = set.take(&[]).expect("the fourth has room");
                 assert!(std::ptr::eq(taken, &raw const set.candidates()[3]), "{policy:?} took one without room");
-                assert!(set.take(&[], 0).is_none(), "{policy:?} took one while all are full");
+                assert!(set.take(&[]).is_none(), "{policy:?} took one while all are full");
                 taken.load().quota().release();
             }
         }
@@ -186,10 +180,10 @@ mod tests {
             let refused = [set.candidates()[0].shared_instance().clone()];
             set.candidates()[1].load().quota().set_limit(1);
             for _ in 0..100 {
-                let other = set.take(&refused, 0).expect("the other has room");
-                assert!(!is_among(other, &refused), "{policy:?} took the one to avoid");
-                let last = set.take(&refused, 0).expect("the one to avoid has room");
-                assert!(is_among(last, &refused), "{policy:?} took a full one");
+                let other = set.take(&refused).expect("the other has room");
+                assert!(!PickArgs::new(None, &refused).has_tried(other), "{policy:?} took the one to avoid");
+                let last = set.take(&refused).expect("the one to avoid has room");
+                assert!(PickArgs::new(None, &refused).has_tried(last), "{policy:?} took a full one");
                 other.load().quota().release();
                 last.load().quota().release();
             }
@@ -204,13 +198,13 @@ mod tests {
         let refused = [set.candidates()[0].shared_instance().clone()];
         let place = |taken: &Candidate| set.candidates().iter().position(|it| std::ptr::eq(it, taken));
         for _ in 0..100 {
-            let taken = set.take(&refused, 0).expect("nine have room");
+            let taken = set.take(&refused).expect("nine have room");
             assert!(matches!(place(taken), Some(1 | 2)), "it stays near");
             taken.load().quota().release();
         }
         set.candidates()[1..3].iter().for_each(|candidate| candidate.load().quota().close());
         assert!(
-            place(set.take(&refused, 0).expect("seven have room")) > Some(2),
+            place(set.take(&refused).expect("seven have room")) > Some(2),
             "others are better than the one that refused"
         );
     }
@@ -220,10 +214,10 @@ mod tests {
         for policy in policies() {
             let set = ReadySet::of(candidates(&[7]), &policy);
             for calls in 1..=100 {
-                assert_eq!(set.take(&[], 0).map(Candidate::in_flight), Some(calls), "{policy:?} has only one");
+                assert_eq!(set.take(&[]).map(Candidate::in_flight), Some(calls), "{policy:?} has only one");
             }
-            assert!(set.take(&[set.candidates()[0].shared_instance().clone()], 0).is_some(), "{policy:?} has no other");
-            assert!(ReadySet::of(Vec::new(), &policy).take(&[], 0).is_none(), "{policy:?} has none");
+            assert!(set.take(&[set.candidates()[0].shared_instance().clone()]).is_some(), "{policy:?} has no other");
+            assert!(ReadySet::of(Vec::new(), &policy).take(&[]).is_none(), "{policy:?} has none");
         }
     }
 

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::request::Parts;
 use tokio::time::Instant;
 
 use super::ready_set::ReadySet;
-use crate::channel::policy::Policy;
 use crate::channel::policy::candidate::Candidate;
 use crate::channel::policy::load::Load;
+use crate::channel::policy::{CallHead, PickArgs, Policy};
 use crate::instance::Instance;
 
 /// Picks by a policy among instances that are all READY, without connecting to any: for tests and measurements of
@@ -40,7 +39,7 @@ impl PolicyTester {
     /// Tests `policy` with these instances, each with room for any number of calls.
     pub fn new(policy: impl Policy, instances: impl IntoIterator<Item = Instance>) -> Self {
         let instances: Vec<Instance> = instances.into_iter().collect();
-        let measures_peaks = policy.measures_peaks();
+        let measures_peaks = policy.needs().peak_latency();
         // All loads first: they come to lie side by side, as a pick likes it.
         let loads: Vec<Arc<Load>> =
             instances.iter().map(|_| Arc::new(Load::new(u32::MAX).measuring_peaks(measures_peaks))).collect();
@@ -53,18 +52,18 @@ impl PolicyTester {
     /// Begins a call, which is in flight until what is returned is dropped. `None` where there are no instances.
     #[must_use]
     pub fn pick(&self) -> Option<TestPick> {
-        self.take(0)
+        self.take(None)
     }
 
-    /// Begins a call with this head, for policies that look at it.
+    /// Begins a call with the head of this [`http::Request`], or with this one alone, for policies that look at it.
     #[must_use]
-    pub fn pick_for(&self, request: &Parts) -> Option<TestPick> {
-        self.take(self.policy.key(request))
+    pub fn pick_for<'a>(&self, call: impl Into<CallHead<'a>>) -> Option<TestPick> {
+        self.take(self.policy.key(&call.into()))
     }
 
-    fn take(&self, key: u64) -> Option<TestPick> {
+    fn take(&self, key: Option<u64>) -> Option<TestPick> {
         let ready = self.ready.load();
-        let index = ready.acquire(&[], key)?;
+        let index = ready.acquire(&PickArgs::new(key, &[]))?;
         Some(TestPick { candidate: ready.candidate(index).clone() })
     }
 }

@@ -17,18 +17,19 @@ use crate::instance::Instance;
 pub struct Candidate {
     load: Arc<Load>,
     instance: Arc<Instance>,
-    weight: u32,
+    /// Its weight in hundredths.
+    share: u32,
 }
 
 impl Candidate {
     pub(crate) fn new(load: Arc<Load>, instance: Arc<Instance>) -> Self {
-        let weight = Self::full_weight_of(&instance);
-        Self { load, instance, weight }
+        let share = Self::full_share_of(&instance);
+        Self { load, instance, share }
     }
 
-    /// A candidate with another share of the load.
-    pub(crate) fn with_weight(self, weight: u32) -> Self {
-        Self { weight, ..self }
+    /// A candidate with this percentage of its full weight.
+    pub(crate) fn with_percent(self, percent: u32) -> Self {
+        Self { share: Self::full_weight_of(&self.instance) * percent, ..self }
     }
 
     /// The instance: its address, weight and tags.
@@ -37,11 +38,17 @@ impl Candidate {
         &self.instance
     }
 
-    /// Its share of the load against the other candidates' weights: 1 or more, even where an instance states 0. While
-    /// instances [start slowly](crate::ChannelBuilder::slow_start), a hundred times the weight that each has by now.
+    /// How much of the load it should bear, against the other candidates' weights: the weight of the instance, and 1
+    /// where that states 0. While it [starts slowly](crate::ChannelBuilder::slow_start), the part of it that it has by
+    /// now: with a weight of 10 from 1.0 on.
     #[must_use]
-    pub fn weight(&self) -> u32 {
-        self.weight
+    pub fn weight(&self) -> f64 {
+        f64::from(self.share) / 100.0
+    }
+
+    /// The weight in hundredths: a whole number, also while it starts slowly.
+    pub(crate) fn share(&self) -> u32 {
+        self.share
     }
 
     /// The weight without slow start, for policies that opt out of it.
@@ -50,8 +57,13 @@ impl Candidate {
     }
 
     /// An instance's weight, 1 where it states 0.
-    pub(crate) fn full_weight_of(instance: &Instance) -> u32 {
-        u32::from(instance.weight.max(1))
+    fn full_weight_of(instance: &Instance) -> u32 {
+        u32::from(instance.weight().max(1))
+    }
+
+    /// An instance's weight in hundredths.
+    pub(crate) fn full_share_of(instance: &Instance) -> u32 {
+        Self::full_weight_of(instance) * 100
     }
 
     /// How many calls it has in flight, those of this channel only.
@@ -70,7 +82,7 @@ impl Candidate {
     /// seconds down to the latency of faster ones, and doubles with each failure, at least to 100 ms. Where answers are
     /// so rare that what is known is old, after a second or sooner where little is known, the latest one counts alone.
     /// `None` before the first answer, and for policies that do not
-    /// [measure peaks](crate::policy::Policy::measures_peaks).
+    /// [need it](crate::policy::Needs::with_peak_latency).
     #[must_use]
     pub fn peak_latency(&self) -> Option<Duration> {
         match self.load.peak_micros(Instant::now()) {

@@ -4,7 +4,7 @@ use super::candidate::Candidate;
 use super::load::Load;
 use super::sampler::Sampler;
 use super::shunning;
-use crate::channel::policy::{Picker, Policy};
+use crate::channel::policy::{PickArgs, Picker, Policy};
 
 /// The less busy one of two instances drawn by weight: the default.
 ///
@@ -59,7 +59,7 @@ impl Policy for LeastRequest {
         let sampler = Sampler::new(candidates);
         let weights = match &sampler {
             Sampler::Uniform { .. } => None,
-            Sampler::Weighted { .. } => Some(candidates.iter().map(Candidate::weight).collect()),
+            Sampler::Weighted { .. } => Some(candidates.iter().map(Candidate::share).collect()),
         };
         Box::new(LeastRequestPicker { sampler, weights, further: self.choices - MIN_CHOICES })
     }
@@ -101,8 +101,8 @@ impl LeastRequestPicker {
 }
 
 impl Picker for LeastRequestPicker {
-    fn pick(&self, candidates: &[Candidate], _: u64) -> usize {
-        shunning::better_of_two(candidates, |_| self.draw(candidates))
+    fn pick(&self, candidates: &[Candidate], _: &PickArgs<'_>) -> Option<usize> {
+        Some(shunning::better_of_two(candidates, |_| self.draw(candidates)))
     }
 }
 
@@ -167,7 +167,7 @@ mod tests {
             let choice = ReadySet::of(candidates(&weights), &LeastRequest::new());
             let total: u32 = weights.iter().map(|&weight| u32::from(weight)).sum();
             for _ in 0..total * 100 {
-                choice.take(&[], 0).expect("one has room");
+                choice.take(&[]).expect("one has room");
             }
             for (candidate, &weight) in choice.candidates().iter().zip(&weights) {
                 let (calls, ideal) = (candidate.in_flight(), u32::from(weight) * 100);
@@ -180,10 +180,10 @@ mod tests {
     fn calls_that_stay_in_flight_spread_by_the_weights_of_slow_start() {
         let shares = [1_000, 1_000, 100, 550];
         let slowly =
-            candidates(&[10; 4]).into_iter().zip(shares).map(|(candidate, share)| candidate.with_weight(share));
+            candidates(&[10; 4]).into_iter().zip(shares).map(|(candidate, share)| candidate.with_percent(share / 10));
         let choice = ReadySet::of(slowly.collect(), &LeastRequest::new());
         for _ in 0..2_650 {
-            choice.take(&[], 0).expect("one has room");
+            choice.take(&[]).expect("one has room");
         }
         for (candidate, ideal) in choice.candidates().iter().zip(shares) {
             let calls = candidate.in_flight();
@@ -197,7 +197,7 @@ mod tests {
         both[0].load().quota().acquire();
         let choice = ReadySet::of(both, &LeastRequest::new());
         for _ in 0..100 {
-            let taken = choice.take(&[], 0).expect("one has room");
+            let taken = choice.take(&[]).expect("one has room");
             assert_eq!(taken.instance().address.port(), 2, "the first has a call in flight");
             taken.load().quota().release();
         }
@@ -209,7 +209,7 @@ mod tests {
         all[1..].iter().for_each(|busy| assert!(busy.load().quota().acquire(), "it has room"));
         let found = |choices| {
             let picker = LeastRequest::new().choices(choices).picker(&all);
-            (0..4_000).filter(|_| picker.pick(&all, 0) == 0).count()
+            (0..4_000).filter(|_| picker.pick(&all, &PickArgs::default()) == Some(0)).count()
         };
         // Two different ones of twenty hold the idle one in 10 % of all cases; eight more draws make that 40 %.
         let (two, ten) = (found(2), found(10));
@@ -238,7 +238,7 @@ mod tests {
         busy.on_pick(Instant::now());
         (0..5).for_each(|_| assert!(busy.quota().acquire(), "it has room"));
         let picker = LeastRequest::new().picker(&both);
-        let all_go_to = |index| (0..100).all(|_| picker.pick(&both, 0) == index);
+        let all_go_to = |index| (0..100).all(|_| picker.pick(&both, &PickArgs::default()) == Some(index));
         assert!(all_go_to(0), "it has fewer calls in flight");
         tokio::time::advance(Duration::from_millis(33)).await;
         assert!(all_go_to(0), "both have been silent for as long");
@@ -257,7 +257,7 @@ mod tests {
         both[0].load().quota().set_limit(0);
         both[1].load().quota().acquire();
         let picker = LeastRequest::new().picker(&both);
-        assert!((0..100).all(|_| picker.pick(&both, 0) == 1), "the first has no room");
+        assert!((0..100).all(|_| picker.pick(&both, &PickArgs::default()) == Some(1)), "the first has no room");
     }
 
     #[test]
@@ -310,7 +310,7 @@ mod tests {
                 open.remove(0);
             }
             tokio::time::advance(next.duration_since(Instant::now())).await;
-            let taken = choice.take(&[], 0).expect("one has room");
+            let taken = choice.take(&[]).expect("one has room");
             let is_slow = taken.instance().address.port() == 1;
             let latency = Duration::from_millis(if is_slow { 50 } else { 1 });
             open.push((next + latency, latency, taken));
@@ -337,7 +337,7 @@ mod tests {
         both[1].load().on_latency(Instant::now(), Duration::from_millis(1));
         let choice = ReadySet::of(both, &LeastRequest::new());
         let call = || {
-            let taken = choice.take(&[], 0).expect("one has room");
+            let taken = choice.take(&[]).expect("one has room");
             taken.load().on_latency(Instant::now(), Duration::from_millis(1));
             taken.load().quota().release();
             taken.instance().address.port()
@@ -367,7 +367,7 @@ mod tests {
                 candidate.load().quota().release();
             }
             tokio::time::advance(next.duration_since(Instant::now())).await;
-            let taken = if next < joined { &before } else { &after }.take(&[], 0).expect("all have room");
+            let taken = if next < joined { &before } else { &after }.take(&[]).expect("all have room");
             open.push((next + Duration::from_secs_f64(mean * (0.5 + fastrand::f64())), next, taken));
             let tenths = seen.len();
             if next

@@ -1,12 +1,15 @@
 //! How the next call's instance is chosen among those that are READY: the trait, and the policies that come with it.
 
 mod average;
+mod call_head;
 pub(crate) mod candidate;
 mod clock;
 mod least_request;
 mod lingering;
 pub(crate) mod load;
+mod needs;
 mod peak_ewma;
+mod pick_args;
 mod pick_first;
 pub(crate) mod quota;
 mod random;
@@ -20,12 +23,13 @@ pub(crate) mod tests;
 use std::fmt;
 use std::sync::Arc;
 
-use http::request::Parts;
-
 use crate::channel::policy::candidate::Candidate;
 
+pub use self::call_head::CallHead;
 pub use self::least_request::LeastRequest;
+pub use self::needs::Needs;
 pub use self::peak_ewma::PeakEwma;
+pub use self::pick_args::PickArgs;
 pub use self::pick_first::PickFirst;
 pub use self::random::WeightedRandom;
 pub use self::ring_hash::RingHash;
@@ -45,110 +49,117 @@ pub use self::round_robin::WeightedRoundRobin;
 /// until the next one is made, and where [`key`](Self::key) does, its call fails with INTERNAL.
 ///
 /// Ready-made are [`LeastRequest`], [`PeakEwma`], [`WeightedRoundRobin`], [`WeightedRandom`], [`PickFirst`] and
-/// [`RingHash`]. One of your own can wrap them, and passes on all that the inner one says: this one stays in its zone
-/// while an instance is READY there.
+/// [`RingHash`]. One of your own can wrap them: it names the other one as [`inner`](Self::inner), and what that says of
+/// keys and needs holds for both. This one sends a part of the calls to canaries, and both parts by the policy inside:
 ///
 /// ```
+/// use http::{HeaderName, Request};
 /// use tonic_etcd::Instance;
-/// use tonic_etcd::policy::{Candidate, LeastRequest, Picker, Policy};
+/// use tonic_etcd::policy::{Candidate, PickArgs, Picker, Policy, RingHash};
 /// use tonic_etcd::testing::PolicyTester;
 ///
-/// /// Picks in one zone while it can, and everywhere otherwise.
+/// /// Sends so many of a hundred calls, or of a hundred keys, to instances with the tag `canary`.
 /// #[derive(Debug)]
-/// struct PreferZone<P> {
-///     zone: String,
+/// struct Canary<P> {
+///     percent: u64,
 ///     then: P,
 /// }
 ///
-/// impl<P: Policy> Policy for PreferZone<P> {
+/// impl<P: Policy> Policy for Canary<P> {
 ///     fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
-///         let is_near = |candidate: &Candidate| candidate.instance().tags.get("zone") == Some(self.zone.as_str());
-///         let (places, near): (Vec<_>, Vec<_>) =
-///             candidates.iter().cloned().enumerate().filter(|(_, candidate)| is_near(candidate)).unzip();
-///         if near.is_empty() {
-///             return self.then.picker(candidates);
+///         let part = |canaries: bool| {
+///             let all = candidates.iter().cloned().enumerate();
+///             let wanted = all.filter(|(_, one)| one.instance().tags().contains("canary") == canaries);
+///             let (indices, candidates): (Vec<_>, Vec<_>) = wanted.unzip();
+///             (!indices.is_empty()).then(|| Part { indices, picker: self.then.picker(&candidates), candidates })
+///         };
+///         match (part(true), part(false)) {
+///             (Some(canaries), Some(others)) => Box::new(Split { percent: self.percent, canaries, others }),
+///             _ => self.then.picker(candidates),
 ///         }
-///         let picker = self.then.picker(&near);
-///         Box::new(InZone { places, near, picker })
 ///     }
 ///
-///     fn key(&self, request: &http::request::Parts) -> u64 {
-///         self.then.key(request)
-///     }
-///
-///     fn measures_peaks(&self) -> bool {
-///         self.then.measures_peaks()
-///     }
-///
-///     fn starts_slowly(&self) -> bool {
-///         self.then.starts_slowly()
+///     fn inner(&self) -> Option<&dyn Policy> {
+///         Some(&self.then)
 ///     }
 /// }
 ///
-/// struct InZone {
-///     places: Vec<usize>,
-///     near: Vec<Candidate>,
+/// struct Split {
+///     percent: u64,
+///     canaries: Part,
+///     others: Part,
+/// }
+///
+/// impl Picker for Split {
+///     fn pick(&self, _: &[Candidate], call: &PickArgs<'_>) -> Option<usize> {
+///         let is_canary = call.key().unwrap_or_else(|| fastrand::u64(..)) % 100 < self.percent;
+///         if is_canary { self.canaries.pick(call) } else { self.others.pick(call) }
+///     }
+/// }
+///
+/// /// Some of the candidates, where they are among all of them, and the picker for them.
+/// struct Part {
+///     indices: Vec<usize>,
+///     candidates: Vec<Candidate>,
 ///     picker: Box<dyn Picker>,
 /// }
 ///
-/// impl Picker for InZone {
-///     fn pick(&self, _: &[Candidate], key: u64) -> usize {
-///         self.places[self.picker.pick(&self.near, key)]
+/// impl Part {
+///     fn pick(&self, call: &PickArgs<'_>) -> Option<usize> {
+///         self.picker.pick(&self.candidates, call).and_then(|index| self.indices.get(index).copied())
 ///     }
 /// }
 ///
-/// let here = Instance::new("echo", "127.0.0.1:1".parse::<std::net::SocketAddr>()?).with_tag("zone", "a");
-/// let there = Instance::new("echo", "127.0.0.1:2".parse::<std::net::SocketAddr>()?).with_tag("zone", "b");
+/// let instance = |port| Instance::new("echo", std::net::SocketAddr::from(([127, 0, 0, 1], port)));
+/// let by_user = RingHash::by_header(HeaderName::from_static("x-user"));
+/// let instances = [instance(1), instance(2), instance(3).with_tag("canary", "yes")];
+/// let tester = PolicyTester::new(Canary { percent: 5, then: by_user }, instances);
 ///
-/// let in_a = PreferZone { zone: "a".into(), then: LeastRequest::new() };
-/// let tester = PolicyTester::new(in_a, [here.clone(), there.clone()]);
-/// for _ in 0..100 {
-///     assert_eq!(tester.pick().expect("both are READY").instance().address, here.address);
+/// let mut canaries = 0;
+/// for user in 0..1_000 {
+///     let request = Request::builder().header("x-user", user).body(())?;
+///     let [first, second] = [(); 2].map(|()| tester.pick_for(&request).expect("all are READY"));
+///     assert_eq!(first.instance(), second.instance(), "RingHash still has its keys");
+///     canaries += usize::from(first.instance().tags().contains("canary"));
 /// }
-///
-/// let in_c = PreferZone { zone: "c".into(), then: LeastRequest::new() };
-/// assert!(PolicyTester::new(in_c, [here, there]).pick().is_some(), "no instance in zone c, so any will do");
+/// assert!((20..90).contains(&canaries), "about 50 of a thousand users");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Policy: fmt::Debug + Send + Sync + 'static {
     /// What chooses among `candidates` until they change. They are never empty, and in no particular order.
     fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker>;
 
-    /// The key of a call for the picker, made from the head of its request. Defaults to 0, for policies that look at
-    /// instances only.
-    ///
-    /// Called once per call, before anything else; a policy around another one passes on what that one says.
-    fn key(&self, request: &Parts) -> u64 {
-        let _ = request;
-        0
+    /// The policy that this one wraps. What it says of [`key`](Self::key) and [`needs`](Self::needs) holds for both,
+    /// unless this one says otherwise. Defaults to none.
+    fn inner(&self) -> Option<&dyn Policy> {
+        None
     }
 
-    /// Whether the policy looks at [`Candidate::peak_latency`]. Defaults to `false`: measuring costs each call a
-    /// little.
+    /// The key of a call for the picker, made from the head of its request: calls with one key should go to one
+    /// instance. `None` for calls that any instance may take, and for policies that look at instances only. Defaults to
+    /// what [`inner`](Self::inner) says, or to `None`.
     ///
-    /// Called once, when the channel is built; a policy around another one passes on what that one says.
-    fn measures_peaks(&self) -> bool {
-        false
+    /// Called once per call, before anything else.
+    fn key(&self, call: &CallHead<'_>) -> Option<u64> {
+        self.inner().and_then(|inner| inner.key(call))
     }
 
-    /// Whether new instances [start slowly](crate::ChannelBuilder::slow_start) with this policy, if the channel has
-    /// that option. Defaults to `true`: then a picker is asked for after each percent by which a share has grown.
-    /// `false` is for policies that do not share calls by weight, or where calls have to find the same instance again.
+    /// What the policy needs of its channel beside candidates. Defaults to what [`inner`](Self::inner) says, or to
+    /// nothing.
     ///
-    /// Called once, when the channel is built; a policy around another one passes on what that one says.
-    fn starts_slowly(&self) -> bool {
-        true
+    /// Called when the channel is built.
+    fn needs(&self) -> Needs {
+        self.inner().map(Policy::needs).unwrap_or_default()
     }
 }
 
 /// Chooses among candidates that do not change.
 pub trait Picker: Send + Sync + 'static {
-    /// The index of the candidate for the next call.
+    /// The index of the candidate for the next call, or `None` for any that has room.
     ///
     /// `candidates` are those that the picker was made from, in the same order. Called by every call, from many threads
-    /// at once: it must not block. An index beyond them is no error; then the channel takes any that has room. `key` is
-    /// what [`Policy::key`] made of the call.
-    fn pick(&self, candidates: &[Candidate], key: u64) -> usize;
+    /// at once: it must not block. An index beyond them counts as `None`.
+    fn pick(&self, candidates: &[Candidate], call: &PickArgs<'_>) -> Option<usize>;
 }
 
 impl<P: Policy + ?Sized> Policy for Box<P> {
@@ -156,16 +167,16 @@ impl<P: Policy + ?Sized> Policy for Box<P> {
         (**self).picker(candidates)
     }
 
-    fn key(&self, request: &Parts) -> u64 {
-        (**self).key(request)
+    fn inner(&self) -> Option<&dyn Policy> {
+        (**self).inner()
     }
 
-    fn measures_peaks(&self) -> bool {
-        (**self).measures_peaks()
+    fn key(&self, call: &CallHead<'_>) -> Option<u64> {
+        (**self).key(call)
     }
 
-    fn starts_slowly(&self) -> bool {
-        (**self).starts_slowly()
+    fn needs(&self) -> Needs {
+        (**self).needs()
     }
 }
 
@@ -174,15 +185,15 @@ impl<P: Policy + ?Sized> Policy for Arc<P> {
         (**self).picker(candidates)
     }
 
-    fn key(&self, request: &Parts) -> u64 {
-        (**self).key(request)
+    fn inner(&self) -> Option<&dyn Policy> {
+        (**self).inner()
     }
 
-    fn measures_peaks(&self) -> bool {
-        (**self).measures_peaks()
+    fn key(&self, call: &CallHead<'_>) -> Option<u64> {
+        (**self).key(call)
     }
 
-    fn starts_slowly(&self) -> bool {
-        (**self).starts_slowly()
+    fn needs(&self) -> Needs {
+        (**self).needs()
     }
 }

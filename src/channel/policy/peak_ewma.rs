@@ -6,7 +6,7 @@ use super::candidate::Candidate;
 use super::load::Load;
 use super::sampler::Sampler;
 use super::shunning;
-use crate::channel::policy::{Picker, Policy};
+use crate::channel::policy::{Needs, PickArgs, Picker, Policy};
 
 /// Of two instances drawn by weight, the one that promises the sooner answer: its latency times its calls in flight.
 ///
@@ -41,12 +41,12 @@ impl PeakEwma {
 
 impl Policy for PeakEwma {
     fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
-        let weights = candidates.iter().map(Candidate::weight).collect();
+        let weights = candidates.iter().map(Candidate::share).collect();
         Box::new(PeakEwmaPicker { sampler: Sampler::new(candidates), weights })
     }
 
-    fn measures_peaks(&self) -> bool {
-        true
+    fn needs(&self) -> Needs {
+        Needs::new().with_peak_latency()
     }
 }
 
@@ -72,8 +72,8 @@ impl PeakEwmaPicker {
 }
 
 impl Picker for PeakEwmaPicker {
-    fn pick(&self, candidates: &[Candidate], _: u64) -> usize {
-        shunning::better_of_two(candidates, |now| self.draw(candidates, now))
+    fn pick(&self, candidates: &[Candidate], _: &PickArgs<'_>) -> Option<usize> {
+        Some(shunning::better_of_two(candidates, |now| self.draw(candidates, now)))
     }
 }
 
@@ -201,13 +201,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn calls_that_stay_in_flight_spread_by_the_weights_of_slow_start() {
         let shares = [1_000, 1_000, 100, 550];
-        let slowly = measured(&[10; 4]).into_iter().zip(shares).map(|(candidate, share)| candidate.with_weight(share));
+        let slowly =
+            measured(&[10; 4]).into_iter().zip(shares).map(|(candidate, share)| candidate.with_percent(share / 10));
         let choice = ReadySet::of(slowly.collect(), &PeakEwma::new());
         for candidate in choice.candidates() {
             candidate.load().on_latency(Instant::now(), Duration::from_millis(1));
         }
         for _ in 0..2_650 {
-            choice.take(&[], 0).expect("one has room");
+            choice.take(&[]).expect("one has room");
         }
         for (candidate, ideal) in choice.candidates().iter().zip(shares) {
             let calls = candidate.in_flight();

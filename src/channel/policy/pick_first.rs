@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::candidate::Candidate;
-use crate::channel::policy::{Picker, Policy};
+use crate::channel::policy::{Needs, PickArgs, Picker, Policy};
 use crate::instance::Address;
 
 /// One instance for all calls: the first by address, or a random one where the addresses are
@@ -70,8 +70,8 @@ impl Policy for PickFirst {
         Box::new(Always(index))
     }
 
-    fn starts_slowly(&self) -> bool {
-        false
+    fn needs(&self) -> Needs {
+        Needs::new().with_full_weights()
     }
 }
 
@@ -81,8 +81,8 @@ const REMEMBERED: usize = 2;
 struct Always(usize);
 
 impl Picker for Always {
-    fn pick(&self, _: &[Candidate], _: u64) -> usize {
-        self.0
+    fn pick(&self, _: &[Candidate], _: &PickArgs<'_>) -> Option<usize> {
+        Some(self.0)
     }
 }
 
@@ -92,7 +92,8 @@ mod tests {
     use crate::channel::policy::tests::candidates;
 
     fn port(policy: &PickFirst, candidates: &[Candidate]) -> u16 {
-        candidates[policy.picker(candidates).pick(candidates, 0)].instance().address.port()
+        let picked = policy.picker(candidates).pick(candidates, &PickArgs::default());
+        candidates[picked.expect("it always picks one")].instance().address.port()
     }
 
     #[test]
@@ -112,14 +113,17 @@ mod tests {
         let mut clients = [0_u32; 4];
         for _ in 0..4_000 {
             let policy = PickFirst::shuffled();
-            let first = policy.picker(&all).pick(&all, 0);
-            clients[first] += 1;
-            assert_eq!(policy.picker(&all).pick(&all, 0), first, "the order stays");
+            let first = policy.picker(&all).pick(&all, &PickArgs::default());
+            clients[first.expect("one is picked")] += 1;
+            assert_eq!(policy.picker(&all).pick(&all, &PickArgs::default()), first, "the order stays");
         }
         assert!(clients.iter().all(|clients| (850..=1_150).contains(clients)), "of 4,000 clients: {clients:?}");
         let original = PickFirst::shuffled();
-        let first = original.picker(&all).pick(&all, 0);
-        assert!((0..100).any(|_| original.clone().picker(&all).pick(&all, 0) != first), "a clone shuffles anew");
+        let first = original.picker(&all).pick(&all, &PickArgs::default());
+        assert!(
+            (0..100).any(|_| original.clone().picker(&all).pick(&all, &PickArgs::default()) != first),
+            "a clone shuffles anew"
+        );
     }
 
     #[test]

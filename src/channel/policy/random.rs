@@ -3,7 +3,7 @@
 use super::candidate::Candidate;
 use super::sampler::Sampler;
 use super::shunning;
-use crate::channel::policy::{Picker, Policy};
+use crate::channel::policy::{PickArgs, Picker, Policy};
 
 /// Any instance, each as often as its weight says.
 ///
@@ -33,8 +33,8 @@ struct RandomPicker {
 }
 
 impl Picker for RandomPicker {
-    fn pick(&self, candidates: &[Candidate], _: u64) -> usize {
-        shunning::unpenalized(candidates, || self.sampler.one())
+    fn pick(&self, candidates: &[Candidate], _: &PickArgs<'_>) -> Option<usize> {
+        Some(shunning::unpenalized(candidates, || self.sampler.one()))
     }
 }
 

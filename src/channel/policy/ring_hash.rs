@@ -4,11 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use http::HeaderName;
-use http::request::Parts;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::candidate::Candidate;
-use crate::channel::policy::{Picker, Policy};
+use crate::channel::policy::{CallHead, Needs, PickArgs, Picker, Policy};
 
 /// All calls with one key go to one instance, its owner: for caches, sessions and locks that live in a server's memory.
 ///
@@ -16,6 +15,10 @@ use crate::channel::policy::{Picker, Policy};
 /// and has them back when it returns; the keys of others stay where they are. The owner of a key follows from addresses
 /// and weights alone: it is the same in every process and after every restart, without any agreement. A call for whose
 /// owner there is no room, or that it refused, goes to any other; one without a key goes to a random one.
+///
+/// So all clients have to see the same instances: a channel with a [subset](crate::ChannelBuilder::subset) is refused. With a
+/// [preferred zone](crate::ChannelBuilder::prefer_zone) a key has an owner in each zone, on which the clients of one zone
+/// agree.
 ///
 /// Each instance has four points on the ring for each unit of its weight: with the default weight of 10 forty, by which
 /// its share of the keys is right within about 16 % (a standard deviation), and with a weight of 100 within 5 %. Where
@@ -27,7 +30,7 @@ use crate::channel::policy::{Picker, Policy};
 /// use tonic_etcd::policy::RingHash;
 ///
 /// let by_user = RingHash::by_header(HeaderName::from_static("x-user"));
-/// let by_path = RingHash::by(|request| Some(RingHash::hash(request.uri.path().as_bytes())));
+/// let by_path = RingHash::by(|call| Some(RingHash::hash(call.path().as_bytes())));
 /// # _ = (by_user, by_path);
 /// ```
 #[derive(Clone)]
@@ -49,7 +52,7 @@ enum Key {
     Function(Arc<Function>),
 }
 
-type Function = dyn Fn(&Parts) -> Option<u64> + Send + Sync;
+type Function = dyn Fn(&CallHead<'_>) -> Option<u64> + Send + Sync;
 
 impl RingHash {
     /// The key is the value of a header, which is what gRPC calls metadata; the first, if there are several.
@@ -63,7 +66,7 @@ impl RingHash {
     /// It is called once a call, on the task that makes the call. Numbers that are not [hashes](Self::hash) yet make a
     /// ring that is not even.
     #[must_use]
-    pub fn by(key: impl Fn(&Parts) -> Option<u64> + Send + Sync + 'static) -> Self {
+    pub fn by(key: impl Fn(&CallHead<'_>) -> Option<u64> + Send + Sync + 'static) -> Self {
         Self { key: Key::Function(Arc::new(key)), sizes: Sizes::default() }
     }
 
@@ -94,16 +97,15 @@ impl Policy for RingHash {
         Box::new(Ring::new(candidates, self.sizes))
     }
 
-    fn key(&self, request: &Parts) -> u64 {
-        let key = match &self.key {
-            Key::Header(name) => request.headers.get(name).map(|value| Self::hash(value.as_bytes())),
-            Key::Function(key) => key(request),
-        };
-        key.unwrap_or_else(|| fastrand::u64(..))
+    fn key(&self, call: &CallHead<'_>) -> Option<u64> {
+        match &self.key {
+            Key::Header(name) => call.headers().get(name).map(|value| Self::hash(value.as_bytes())),
+            Key::Function(key) => key(call),
+        }
     }
 
-    fn starts_slowly(&self) -> bool {
-        false
+    fn needs(&self) -> Needs {
+        Needs::new().with_full_weights().with_every_instance()
     }
 }
 
@@ -158,13 +160,14 @@ impl Ring {
 }
 
 impl Picker for Ring {
-    /// The owner of the first point at the key or behind it.
-    fn pick(&self, _: &[Candidate], key: u64) -> usize {
+    /// The owner of the first point at the key, or at any where the call has none, or behind it.
+    fn pick(&self, _: &[Candidate], call: &PickArgs<'_>) -> Option<usize> {
+        let key = call.key().unwrap_or_else(|| fastrand::u64(..));
         let entry = usize::try_from(key >> (64 - self.bits)).unwrap_or(usize::MAX);
         let from = self.guide.get(entry).map_or(0, |&from| from as usize);
         let behind = self.points[from..].iter().find(|point| point.hash >= key);
         // Behind the last one the ring begins again.
-        behind.or(self.points.first()).map_or(0, |point| point.owner as usize)
+        behind.or(self.points.first()).map(|point| point.owner as usize)
     }
 }
 
@@ -219,7 +222,7 @@ const MAX_POINTS: u64 = 1 << 22;
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
+    use std::collections::{HashMap, HashSet};
 
     use proptest::prelude::*;
 
@@ -230,19 +233,20 @@ mod tests {
     fn owners(of: &[Candidate], keys: u64) -> Vec<u16> {
         let ring = Ring::new(of, Sizes::default());
         let port = |index: usize| of[index].instance().address.port();
-        (0..keys).map(|key| port(ring.pick(of, RingHash::hash(&key.to_be_bytes())))).collect()
+        let owner = |key| ring.pick(of, &PickArgs::new(Some(key), &[])).expect("a ring has owners");
+        (0..keys).map(|key| port(owner(RingHash::hash(&key.to_be_bytes())))).collect()
     }
 
     fn by_user() -> RingHash {
         RingHash::by_header(HeaderName::from_static("x-user"))
     }
 
-    fn request(user: Option<&str>) -> Parts {
+    fn request(user: Option<&str>) -> http::Request<()> {
         let mut request = http::Request::post("http://echo/echo.Echo/UnaryEcho");
         if let Some(user) = user {
             request = request.header("x-user", user);
         }
-        request.body(()).expect("a request").into_parts().0
+        request.body(()).expect("a request")
     }
 
     #[test]
@@ -299,7 +303,7 @@ mod tests {
             let ring = Ring::new(&all, Sizes::default());
             for key in keys.into_iter().chain([0, u64::MAX]) {
                 let walked = ring.points.iter().find(|point| point.hash >= key).unwrap_or(&ring.points[0]);
-                prop_assert_eq!(ring.pick(&all, key), walked.owner as usize);
+                prop_assert_eq!(ring.pick(&all, &PickArgs::new(Some(key), &[])), Some(walked.owner as usize));
             }
         }
     }
@@ -341,7 +345,8 @@ mod tests {
             let ring = Ring::new(of, by_user().ring_size(0, 4_096).sizes);
             let port = |index: usize| of[index].instance().address.port();
             let keys = (0..10_000_u64).map(|key| RingHash::hash(&key.to_be_bytes()));
-            keys.map(|key| port(ring.pick(of, key))).collect::<Vec<_>>()
+            let owner = |key| ring.pick(of, &PickArgs::new(Some(key), &[])).expect("a ring has owners");
+            keys.map(|key| port(owner(key))).collect::<Vec<_>>()
         };
         let all = candidates(&[10; 104]);
         let (before, after) = (limited(&all[..103]), limited(&all));
@@ -352,17 +357,21 @@ mod tests {
     #[test]
     fn calls_with_one_header_have_one_key_and_calls_without_have_any() {
         let policy = by_user();
-        let key = |user| policy.key(&request(user));
-        assert_eq!(key(Some("ann")), key(Some("ann")));
+        let key = |user| policy.key(&CallHead::from(&request(user)));
+        assert_eq!(key(Some("ann")), Some(RingHash::hash(b"ann")));
         assert_ne!(key(Some("ann")), key(Some("bob")));
-        assert_ne!(key(None), key(None), "no key, no owner");
+        assert_eq!(key(None), None, "no key");
+        let all = candidates(&[10; 8]);
+        let picker = policy.picker(&all);
+        let owners: HashSet<_> = (0..1_000).map(|_| picker.pick(&all, &PickArgs::default())).collect();
+        assert_eq!(owners.len(), 8, "and no owner");
     }
 
     #[test]
     fn a_function_makes_the_key_of_whatever_the_head_holds() {
-        let policy = RingHash::by(|request| request.extensions.get::<u64>().copied());
+        let policy = RingHash::by(|call| call.extensions().get::<u64>().copied());
         let mut head = request(None);
-        head.extensions.insert(7_u64);
-        assert_eq!(policy.key(&head), 7);
+        head.extensions_mut().insert(7_u64);
+        assert_eq!(policy.key(&CallHead::from(&head)), Some(7));
     }
 }

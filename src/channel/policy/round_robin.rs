@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::candidate::Candidate;
 use super::shunning;
-use crate::channel::policy::{Picker, Policy};
+use crate::channel::policy::{PickArgs, Picker, Policy};
 
 /// Each instance in turn, as often in a cycle as its weight says.
 ///
@@ -27,7 +27,7 @@ impl WeightedRoundRobin {
 
 impl Policy for WeightedRoundRobin {
     fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
-        let cycle = Cycle::new(candidates.iter().map(Candidate::weight));
+        let cycle = Cycle::new(candidates.iter().map(Candidate::share));
         // Each client begins elsewhere, or a thousand of them that start together would march in step.
         let turn = AtomicU64::new(fastrand::u64(..cycle.len));
         Box::new(RoundRobinPicker { turn, cycle })
@@ -41,8 +41,8 @@ struct RoundRobinPicker {
 }
 
 impl Picker for RoundRobinPicker {
-    fn pick(&self, candidates: &[Candidate], _: u64) -> usize {
-        shunning::unpenalized(candidates, || self.cycle.at(self.turn.fetch_add(1, Ordering::Relaxed)))
+    fn pick(&self, candidates: &[Candidate], _: &PickArgs<'_>) -> Option<usize> {
+        Some(shunning::unpenalized(candidates, || self.cycle.at(self.turn.fetch_add(1, Ordering::Relaxed))))
     }
 }
 
@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn two_channels_begin_at_different_turns() {
         let all = candidates(&[1; 1_000]);
-        let first = || WeightedRoundRobin::new().picker(&all).pick(&all, 0);
+        let first = || WeightedRoundRobin::new().picker(&all).pick(&all, &PickArgs::default());
         let begin = first();
         assert!((0..10).any(|_| first() != begin), "ten out of ten would be one chance of 10^30");
     }

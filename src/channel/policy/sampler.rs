@@ -13,7 +13,7 @@ pub(crate) enum Sampler {
 
 impl Sampler {
     pub(crate) fn new(candidates: &[Candidate]) -> Self {
-        let weights: Vec<u64> = candidates.iter().map(|candidate| u64::from(candidate.weight())).collect();
+        let weights: Vec<u64> = candidates.iter().map(|candidate| u64::from(candidate.share())).collect();
         if weights.windows(2).all(|pair| pair[0] == pair[1]) {
             return Self::Uniform { len: u32::try_from(weights.len()).unwrap_or(u32::MAX) };
         }

@@ -10,8 +10,8 @@ use super::balancing::NamedPolicy;
 use super::*;
 use crate::channel::config::retry::RetryPolicy;
 use crate::channel::outlier::{FailurePercentage, OutlierDetection, SuccessRate};
-use crate::channel::policy::RingHash;
 use crate::channel::policy::tests::candidates;
+use crate::channel::policy::{PickArgs, RingHash};
 
 fn read(text: &str) -> Result<ServiceConfig, String> {
     text.parse().map_err(|error: ServiceConfigError| error.to_string())
@@ -299,8 +299,8 @@ fn channels_of_one_config_share_no_policy() {
     let (one, other) = (config.make(), config.make());
     let all = candidates(&[1, 1]);
     one.picker(&all[1..]);
-    assert_eq!(one.picker(&all).pick(&all, 0), 1, "it stays with its choice");
-    assert_eq!(other.picker(&all).pick(&all, 0), 0, "of which the other one knows nothing");
+    assert_eq!(one.picker(&all).pick(&all, &PickArgs::default()), Some(1), "it stays with its choice");
+    assert_eq!(other.picker(&all).pick(&all, &PickArgs::default()), Some(0), "of which the other one knows nothing");
 }
 
 #[test]

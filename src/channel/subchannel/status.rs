@@ -1,5 +1,6 @@
 //! The connectivity of an instance and of the channel, as people and programs see it.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,19 @@ pub enum Connectivity {
     /// The channel has ended with the runtime that built it, and connects to nothing any more: all calls fail, also
     /// those that [wait for ready](crate::channel::WaitForReady). No instance is ever in this state.
     Shutdown,
+}
+
+/// As gRPC writes it: `TRANSIENT_FAILURE` for example.
+impl fmt::Display for Connectivity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Idle => "IDLE",
+            Self::Connecting => "CONNECTING",
+            Self::Ready => "READY",
+            Self::TransientFailure => "TRANSIENT_FAILURE",
+            Self::Shutdown => "SHUTDOWN",
+        })
+    }
 }
 
 /// Where one instance of a [`BalancedChannel`](crate::BalancedChannel) stood at one moment.
@@ -92,5 +106,17 @@ impl InstanceStatus {
     #[must_use]
     pub fn cause(&self) -> Option<&str> {
         self.failure.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connectivity_reads_as_grpc_writes_it() {
+        assert_eq!(format!("{:<18}|", Connectivity::TransientFailure), "TRANSIENT_FAILURE |");
+        let others = [Connectivity::Idle, Connectivity::Connecting, Connectivity::Ready, Connectivity::Shutdown];
+        assert_eq!(others.map(|state| state.to_string()), ["IDLE", "CONNECTING", "READY", "SHUTDOWN"]);
     }
 }

@@ -1,6 +1,6 @@
 //! From a channel's last clone to nothing: no task, no connection, and what readers see of it.
 
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use tokio::runtime::{Builder, Handle};
 use tokio::time::timeout;
 
@@ -8,7 +8,7 @@ use super::peers::proto::EchoRequest;
 use super::peers::proto::echo_client::EchoClient;
 use super::peers::{LIMIT, OnConnect, Reply};
 use super::rig::{Rig, SECOND, ends, live, rest};
-use crate::channel::{BalancedChannel, Connectivity};
+use crate::channel::{BalancedChannel, ChannelError, Connectivity};
 use crate::instance::Instance;
 
 #[tokio::test(start_paused = true)]
@@ -19,7 +19,7 @@ async fn a_dropped_channel_leaves_no_task_and_no_connection() {
     refusing.on_connect(OnConnect::Refuse);
     mute.on_connect(OnConnect::Mute);
     rig.set_instances([live(&good), live(&refusing), live(&mute)]);
-    rig.channel.ready().await;
+    rig.channel.ready().await.expect("the channel lives");
     rig.answer().await.expect("one works");
     let clone = rig.channel.clone();
     drop(rig);
@@ -73,7 +73,7 @@ async fn a_list_that_ends_stays() {
     let (channel, network) = rig.without_list();
     peer.cut();
     peer.attempted().reaches(2).await;
-    timeout(LIMIT, channel.ready()).await.expect("it is connected again");
+    channel.ready_within(LIMIT).await.expect("it is connected again");
     assert_eq!(channel.instances().len(), 1, "it is still known");
     drop((channel, network));
     peer.wait_open(0).await;
@@ -89,12 +89,15 @@ async fn a_reader_of_changes_sees_the_present_then_each_change_then_the_end() {
     let addresses: Vec<_> = now.iter().map(|status| status.instance().address.port()).collect();
     assert_eq!(addresses, [1, 2], "ordered by address");
     assert!(timeout(60 * SECOND, changes.next()).await.is_err(), "nothing changes");
+    let clone = timeout(LIMIT, StreamExt::next(&mut changes.clone())).await.expect("at once");
+    assert_eq!(clone.map(|all| all.len()), Some(2), "a clone begins with the present");
     other.kill();
     let then = timeout(LIMIT, changes.next()).await.expect("in time").expect("the channel is there");
     assert_ne!(then[1].state(), Connectivity::Ready, "its connection ended");
     drop(rig);
     let end = async { while changes.next().await.is_some() {} };
     timeout(LIMIT, end).await.expect("it ends with the channel");
+    assert!(changes.next().await.is_none(), "for good");
 }
 
 #[tokio::test(start_paused = true)]
@@ -135,6 +138,11 @@ fn calls_fail_with_the_reason_once_the_channels_runtime_is_gone() {
         let status = ended.expect_err("there is nothing to send it to");
         assert_eq!(status.code(), tonic::Code::Unavailable);
         assert!(status.message().contains("the runtime that it was built on"), "{status:?}");
+        assert_eq!(ChannelError::of(&status), Some(&ChannelError::Closed));
     }
     assert_eq!(channel.state(), Connectivity::Shutdown);
+    let ended = second.block_on(channel.ready()).expect_err("it never will be");
+    assert_eq!(ended.to_string(), "echo: the channel has ended, as the runtime that it was built on did");
+    let ended = second.block_on(channel.ready_within(LIMIT)).expect_err("it never will be");
+    assert_eq!(ended.cause(), Some(&ChannelError::Closed));
 }

@@ -7,7 +7,7 @@ use tonic::Code;
 
 use super::peers::{LIMIT, OnConnect, Reply};
 use super::rig::{LABEL, Rig, SECOND, ends, live, rest};
-use crate::channel::{Connectivity, WaitForReady};
+use crate::channel::{ChannelError, Connectivity, WaitForReady};
 
 #[tokio::test(start_paused = true)]
 async fn retries_come_after_waits_that_double_from_100_ms_to_10_s() {
@@ -35,7 +35,7 @@ async fn an_answered_call_makes_the_waits_short_again() {
     rig.set_instances([live(&peer)]);
     sleep(120 * SECOND).await;
     peer.on_connect(OnConnect::Accept);
-    rig.channel.ready().await;
+    rig.channel.ready().await.expect("the channel lives");
     rig.answer().await.expect("it is back");
     let before = peer.gaps().len();
     let cut = Instant::now();
@@ -225,15 +225,24 @@ async fn a_connector_that_panics_is_a_failure_of_its_instance_only() {
 async fn ready_waits_for_the_first_instance_that_takes_calls() {
     let rig = Rig::new();
     let peer = rig.network.peer(1);
+    let early = rig.channel.ready_within(SECOND).await.expect_err("there is no list yet");
+    let says = "not ready within 1s: there is no list of instances yet: etcd is down";
+    assert_eq!(early.to_string(), format!("{LABEL}: {says}"));
     assert!(timeout(60 * SECOND, rig.channel.ready()).await.is_err(), "there is no list");
+    let late = rig.channel.ready_within(SECOND).await.expect_err("there is no list");
+    assert!(matches!(late.cause(), Some(ChannelError::ListOverdue { .. })), "{late}");
     peer.on_connect(OnConnect::Refuse);
     rig.set_instances([live(&peer)]);
     assert!(timeout(60 * SECOND, rig.channel.ready()).await.is_err(), "it refuses");
+    let refused = rig.channel.ready_within(SECOND).await.expect_err("it refuses");
+    let status = rig.answer().await.expect_err("it refuses");
+    assert_eq!(refused.cause(), ChannelError::of(&status), "what a call fails with");
+    assert!(format!("{refused:?}").contains("127.0.0.1:1"), "a main prints the reason: {refused:?}");
     peer.on_connect(OnConnect::Accept);
-    timeout(LIMIT, rig.channel.ready()).await.expect("it accepts");
+    rig.channel.ready_within(LIMIT).await.expect("it accepts");
     rig.answer().await.expect("it takes calls");
     let start = Instant::now();
-    rig.channel.ready().await;
+    rig.channel.ready().await.expect("the channel lives");
     assert!(start.elapsed() < TICK, "it is ready already");
 }
 

@@ -195,7 +195,7 @@ async fn too_many_pings_doubles_the_interval_for_the_next_connections() {
 async fn a_process_that_was_stopped_doubts_its_connections() {
     let (channel, mut wires) = wired(|builder| builder.http2_keep_alive_interval(None));
     let _vanished = next(&mut wires).await;
-    channel.ready().await;
+    channel.ready().await.expect("the channel lives");
     sleep(SECOND).await;
     tokio::time::advance(60 * SECOND).await;
     let start = Instant::now();

@@ -9,7 +9,7 @@ use super::peers::{OnConnect, Peer, Reply};
 use super::rig::{Call, Rig, SECOND, ends, is_ejected, rest, wait_recovered};
 use crate::channel::{Connectivity, InstanceStatus};
 use crate::outlier::{FailurePercentage, OutlierDetection, StatusOrigin, SuccessRate};
-use crate::policy::{Candidate, Picker, Policy, WeightedRoundRobin};
+use crate::policy::{Candidate, PickArgs, Picker, Policy, WeightedRoundRobin};
 
 /// A channel over one instance that may be ejected, which the defaults would not do: every call is for it.
 async fn alone(tune: impl FnOnce(OutlierDetection) -> OutlierDetection) -> (Rig, Peer) {
@@ -42,8 +42,8 @@ impl Policy for Lowest {
 struct At(usize);
 
 impl Picker for At {
-    fn pick(&self, _: &[Candidate], _: u64) -> usize {
-        self.0
+    fn pick(&self, _: &[Candidate], _: &PickArgs<'_>) -> Option<usize> {
+        Some(self.0)
     }
 }
 
@@ -71,7 +71,7 @@ async fn hold(rig: &Rig, peer: &Peer, calls: usize, limit: Duration) -> Vec<Call
 /// Breaks that many connections in a row, each under ten calls.
 async fn break_connections(rig: &Rig, peer: &Peer, connections: usize) {
     for _ in 0..connections {
-        rig.channel.ready().await;
+        rig.channel.ready().await.expect("the channel lives");
         let held = hold(rig, peer, 10, 60 * SECOND).await;
         peer.cut();
         for call in held {
@@ -145,7 +145,7 @@ async fn failures_can_be_classified_by_how_the_call_ended() {
 
 #[tokio::test(start_paused = true)]
 async fn ejection_can_be_switched_off() {
-    let (rig, peer) = alone(|detection| detection.consecutive_failures(0)).await;
+    let (rig, peer) = alone(|detection| detection.consecutive_failures(None)).await;
     fail(&rig, &peer, Code::Unavailable, 50).await;
     assert!(!is_ejected(&rig, &peer), "nothing is counted");
 }
@@ -201,7 +201,7 @@ async fn deadlines_missed_on_an_earlier_connection_do_not_count() {
     let held = hold(&rig, &peer, 10, SECOND).await;
     peer.go_away();
     peer.attempted().reaches(2).await;
-    rig.channel.ready().await;
+    rig.channel.ready().await.expect("the channel lives");
     rig.answer().await.expect("an answer on the next connection");
     for call in held {
         assert_eq!(ends(call).await.expect_err("it is held").code(), Code::DeadlineExceeded);
@@ -426,7 +426,7 @@ async fn intervals_are_taken_back_while_an_instance_stays() {
 
 /// Six instances, of which the first fails some calls, over one interval and a little more; and which are ejected.
 async fn swept(detection: OutlierDetection, failures: usize) -> Vec<u16> {
-    let detection = detection.consecutive_failures(0);
+    let detection = detection.consecutive_failures(None);
     let rig = Rig::with(|builder| builder.outlier_detection(detection).policy(WeightedRoundRobin::new()));
     let peers = rig.network.peers::<6>(1);
     rig.serve(&peers.each_ref()).await;

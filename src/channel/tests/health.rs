@@ -113,7 +113,7 @@ async fn calls_fail_with_the_reason_while_no_server_serves_and_succeed_later() {
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert!(status.message().contains("NOT_SERVING"), "it carries the server's status: {status:?}");
     ill.set_status(ServingStatus::Serving).await;
-    timeout(LIMIT, channel.ready()).await.expect("it serves now");
+    channel.ready_within(LIMIT).await.expect("it serves now");
     assert_eq!(answerer(&channel).await.expect("it serves"), ill.address);
 }
 
@@ -130,7 +130,10 @@ async fn a_service_config_asks_for_health_unless_the_channel_does_itself() {
         over([ill.address]).health_check("own").service_config(config()),
     ] {
         let channel = builder.build().expect("a good channel");
-        timeout(LIMIT, channel.ready()).await.expect("it is well for what the channel asks");
+        timeout(LIMIT, channel.ready())
+            .await
+            .expect("it is well for what the channel asks")
+            .expect("the runtime lives");
     }
 }
 
@@ -140,14 +143,14 @@ async fn a_service_that_the_server_does_not_know_is_not_served_until_it_is() {
     let channel = over([patient.address]).health_check("other").build().expect("a good channel");
     until(&channel, |all| all.iter().any(|status| is(status, patient.address, Connectivity::TransientFailure))).await;
     patient.reporter.set_service_status("other", ServingStatus::Serving).await;
-    timeout(LIMIT, channel.ready()).await.expect("it is known now");
+    channel.ready_within(LIMIT).await.expect("it is known now");
 }
 
 #[tokio::test]
 async fn a_server_without_a_health_service_counts_as_serving() {
     let echo = Echo::start();
     let channel = asking(over([echo.address()]));
-    timeout(LIMIT, channel.ready()).await.expect("it cannot say that it is ill");
+    channel.ready_within(LIMIT).await.expect("it cannot say that it is ill");
 }
 
 #[tokio::test(start_paused = true)]
@@ -166,7 +169,7 @@ async fn where_a_server_allows_one_stream_at_last_that_is_for_calls() {
     crowded.calls().reaches(1).await;
     crowded.change_streams(1);
     crowded.resets().reaches(1).await;
-    timeout(LIMIT, channel.ready()).await.expect("its health cannot be asked for");
+    channel.ready_within(LIMIT).await.expect("its health cannot be asked for");
     let call = tokio::spawn(async move { answerer(&channel).await });
     crowded.calls().reaches(2).await;
     call.abort();
@@ -178,7 +181,7 @@ async fn the_question_ends_with_the_channel() {
     let metrics = tokio::runtime::Handle::current().metrics();
     let before = metrics.num_alive_tasks();
     let channel = asking(over([patient.address]));
-    timeout(LIMIT, channel.ready()).await.expect("it serves");
+    channel.ready_within(LIMIT).await.expect("it serves");
     assert!(metrics.num_alive_tasks() > before, "the channel has tasks");
     drop(channel);
     let ended = async {

@@ -47,7 +47,7 @@ async fn a_removed_instance_is_not_called_and_its_streams_finish() {
 
 #[tokio::test(start_paused = true)]
 async fn streams_of_a_removed_instance_are_cut_at_their_limit() {
-    let rig = Rig::with(|builder| builder.drain_limit(5 * SECOND));
+    let rig = Rig::with(|builder| builder.removed_stream_limit(5 * SECOND));
     let [removed, staying] = rig.network.peers(1);
     rig.serve(&[&removed]).await;
     removed.reply(Reply::Hold);
@@ -62,7 +62,7 @@ async fn streams_of_a_removed_instance_are_cut_at_their_limit() {
 
 #[tokio::test(start_paused = true)]
 async fn the_limit_holds_for_streams_of_an_earlier_connection_too() {
-    let rig = Rig::with(|builder| builder.drain_limit(5 * SECOND));
+    let rig = Rig::with(|builder| builder.removed_stream_limit(5 * SECOND));
     let [removed, staying] = rig.network.peers(1);
     rig.serve(&[&removed]).await;
     removed.reply(Reply::Hold);
@@ -121,7 +121,7 @@ async fn a_new_lease_ends_the_wait_of_an_instance_that_failed() {
     peer.on_connect(OnConnect::Accept);
     let start = Instant::now();
     rig.set_instances([member(&peer, 2, MemberState::Live)]);
-    rig.channel.ready().await;
+    rig.channel.ready().await.expect("the channel lives");
     assert!(start.elapsed() < SECOND / 100, "it was dialled at once, not after {:?}", start.elapsed());
 }
 

@@ -3,6 +3,7 @@
 mod bodies;
 mod calls;
 mod cancelling;
+mod causes;
 mod client;
 mod closing;
 mod connecting;
@@ -15,6 +16,7 @@ mod faults;
 mod health;
 mod leaving;
 mod message_limits;
+mod options;
 mod panicking;
 mod peers;
 mod replays;

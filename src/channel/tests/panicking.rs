@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::stream;
-use http::request::Parts;
 use tonic::Code;
 
 use super::peers::{Echo, Peer};
 use super::rig::{Rig, ends, live, rest};
-use crate::channel::{BalancedChannel, Connectivity, WaitForReady};
+use crate::channel::{BalancedChannel, ChannelError, Connectivity, WaitForReady};
 use crate::instance::Instance;
-use crate::policy::{Candidate, LeastRequest, Picker, Policy};
+use crate::policy::{CallHead, Candidate, LeastRequest, PickArgs, Picker, Policy};
 
 /// A policy that panics wherever the test wants it to.
 #[derive(Debug, Clone, Default)]
@@ -39,15 +38,15 @@ impl Policy for Fragile {
         })
     }
 
-    fn key(&self, _: &Parts) -> u64 {
+    fn key(&self, _: &CallHead<'_>) -> Option<u64> {
         maybe_panic(&self.bad_key);
-        0
+        None
     }
 }
 
 impl Picker for FragilePicker {
-    fn pick(&self, candidates: &[Candidate], key: u64) -> usize {
-        self.inner.pick(candidates, key)
+    fn pick(&self, candidates: &[Candidate], call: &PickArgs<'_>) -> Option<usize> {
+        self.inner.pick(candidates, call)
     }
 }
 
@@ -103,6 +102,7 @@ async fn a_policy_that_panics_over_a_request_costs_that_call_alone() {
         (status.code(), status.message()),
         (Code::Internal, "echo under kitex/registry-etcd: the policy panicked")
     );
+    assert_eq!(ChannelError::of(&status), Some(&ChannelError::PolicyPanicked));
     assert_eq!(peer.calls().get(), 0, "nothing is sent");
     policy.bad_key.store(false, Ordering::Relaxed);
     rig.answer().await.expect("the next call is a good one");
@@ -126,6 +126,6 @@ async fn a_list_of_the_users_that_panics_is_final() {
     let mut lists = vec![vec![instance]].into_iter();
     let lists = stream::repeat_with(move || lists.next().expect("a list with a bug"));
     let channel = BalancedChannel::from_instances("echo", lists).build().expect("the options are good");
-    channel.ready().await;
+    channel.ready().await.expect("the channel lives");
     assert_eq!(channel.state(), Connectivity::Ready, "the first list stays");
 }

@@ -12,7 +12,6 @@ use super::peers::{Echo, OnConnect, Peer, Reply};
 use super::rig::{Rig, SECOND, ends, rest};
 use crate::channel::{BalancedChannel, ChannelBuilder, Connectivity, ServiceConfig};
 use crate::instance::Instance;
-use crate::outlier::OutlierDetection;
 use crate::policy::PickFirst;
 use crate::retry::{RetryPolicy, RetryThrottling};
 
@@ -33,7 +32,7 @@ fn retrying(policy: RetryPolicy) -> Rig {
 }
 
 fn with(options: impl FnOnce(ChannelBuilder) -> ChannelBuilder) -> Rig {
-    Rig::with(|builder| options(builder.outlier_detection(OutlierDetection::new().consecutive_failures(0))))
+    Rig::with(|builder| options(builder.outlier_detection(None)))
 }
 
 fn calls(peers: &[&Peer]) -> usize {
@@ -377,9 +376,7 @@ async fn failing(status: Status) -> (Echo, Echo, BalancedChannel) {
         Instance::new("echo", good.address()).with_weight(1),
     ];
     let builder = BalancedChannel::from_instances("echo", futures_util::stream::iter([instances]));
-    let builder = builder
-        .outlier_detection(OutlierDetection::new().consecutive_failures(0))
-        .policy(crate::policy::WeightedRoundRobin::new());
+    let builder = builder.outlier_detection(None).policy(crate::policy::WeightedRoundRobin::new());
     let channel = builder.retry(on_unavailable()).build().expect("the options are good");
     let mut changes = channel.instance_changes();
     let ready = |statuses: &[crate::channel::InstanceStatus]| {

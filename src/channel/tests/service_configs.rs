@@ -6,7 +6,6 @@ use tonic::Code;
 use super::peers::{Peer, Reply};
 use super::rig::{Rig, SECOND, ends, is_ejected, live, rest};
 use crate::channel::{ChannelBuilder, Connectivity, InstanceStatus, ServiceConfig, WaitForReady};
-use crate::outlier::OutlierDetection;
 use crate::policy::PickFirst;
 use crate::retry::{RetryPolicy, RetryThrottling};
 
@@ -88,9 +87,7 @@ async fn outlier_detection_in_a_config_ejects_as_grpc_does() {
 
 #[tokio::test(start_paused = true)]
 async fn the_channels_own_outlier_detection_comes_before_a_configs() {
-    for rig in
-        both_orders(OUTLIERS, |builder| builder.outlier_detection(OutlierDetection::new().consecutive_failures(0)))
-    {
+    for rig in both_orders(OUTLIERS, |builder| builder.outlier_detection(None)) {
         let [bad, _good] = with_a_failing_one(&rig).await;
         tokio::time::sleep(3 * SECOND).await;
         assert!(!is_ejected(&rig, &bad));
@@ -102,8 +99,9 @@ async fn a_subset_in_a_config_is_that_of_the_channel_unless_it_has_its_own() {
     let text = r#"{"loadBalancingConfig":[{"random_subsetting_experimental":{
         "subsetSize":3,"childPolicy":[{"round_robin":{}}]}}]}"#;
     let [before, after] = both_orders(text, |builder| builder.subset(5));
+    let [off_before, off_after] = both_orders(text, |builder| builder.subset(None));
     let alone = Rig::with(|builder| builder.service_config(config(text)));
-    for (rig, size) in [(alone, 3), (before, 5), (after, 5)] {
+    for (rig, size) in [(alone, 3), (before, 5), (after, 5), (off_before, 10), (off_after, 10)] {
         let peers: [Peer; 10] = rig.network.peers(1);
         rig.set_instances(peers.iter().map(live));
         let is_ready = |state: Connectivity| state == Connectivity::Ready;
@@ -130,7 +128,7 @@ async fn the_channels_own_policy_and_budget_come_before_a_configs() {
         rig.answer().await.expect_err("it fails");
         peer.calls().get()
     };
-    let none = |builder: ChannelBuilder| builder.outlier_detection(OutlierDetection::new().consecutive_failures(0));
+    let none = |builder: ChannelBuilder| builder.outlier_detection(None);
     let alone = Rig::with(|builder| none(builder.service_config(config(text))));
     assert_eq!(calls(&alone).await, 1, "the first failure takes one of two tokens");
     for rig in both_orders(text, |builder| none(builder).retry_throttling(None)) {

@@ -7,14 +7,12 @@ use tonic::Code;
 
 use super::peers::{OnCall, Reply, Scripted};
 use super::rig::{Rig, ends};
-use crate::outlier::OutlierDetection;
 use crate::policy::{LeastRequest, PeakEwma, Policy, WeightedRandom, WeightedRoundRobin};
 
 /// How many of a hundred calls an instance gets that answers like this at once, while two others answer after 20 ms;
 /// at 200 calls a second.
 async fn share_of_one_that(reply: Reply, policy: impl Policy) -> usize {
-    let rig =
-        Rig::with(|builder| builder.policy(policy).outlier_detection(OutlierDetection::new().consecutive_failures(0)));
+    let rig = Rig::with(|builder| builder.policy(policy).outlier_detection(None));
     let peers = rig.network.peers::<3>(1);
     for peer in &peers {
         peer.delay(Duration::from_millis(20));

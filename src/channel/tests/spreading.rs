@@ -8,7 +8,7 @@ use super::peers::{Peer, Reply};
 use super::rig::{Rig, SECOND, WINDOW, draining, ends, in_zone, live, member, rest};
 use crate::channel::{Connectivity, InstanceStatus};
 use crate::instance::Instance;
-use crate::policy::{LeastRequest, PickFirst, Policy, WeightedRoundRobin};
+use crate::policy::{LeastRequest, Policy, WeightedRoundRobin};
 use crate::snapshot::{Member, MemberState};
 use crate::test_log::Log;
 
@@ -49,17 +49,14 @@ async fn a_new_registration_starts_slowly_again_and_a_reconnect_does_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_policy_but_pick_first_and_ring_hash_lets_instances_start_slowly() {
-    let header = || crate::policy::RingHash::by(|_| Some(fastrand::u64(..)));
-    let policies: [(Box<dyn Policy>, bool); 6] = [
-        (Box::new(LeastRequest::new()), true),
-        (Box::new(crate::policy::PeakEwma::new()), true),
-        (Box::new(crate::policy::WeightedRandom::new()), true),
-        (Box::new(WeightedRoundRobin::new()), true),
-        (Box::new(PickFirst::new()), false),
-        (Box::new(header()), false),
+async fn every_policy_by_weight_lets_instances_start_slowly() {
+    let policies: [Box<dyn Policy>; 4] = [
+        Box::new(LeastRequest::new()),
+        Box::new(crate::policy::PeakEwma::new()),
+        Box::new(crate::policy::WeightedRandom::new()),
+        Box::new(WeightedRoundRobin::new()),
     ];
-    for (policy, slow) in policies {
+    for policy in policies {
         let name = format!("{policy:?}");
         let rig = Rig::slowly(policy);
         let [old, new] = rig.network.peers(1);
@@ -68,10 +65,8 @@ async fn every_policy_but_pick_first_and_ring_hash_lets_instances_start_slowly()
         rig.set_instances([live(&old), live(&new)]);
         rig.wait_ready(&new).await;
         let calls = rig.answers_of(&new, 600).await;
-        // Of eleven calls one, in the mean. The ring shares by its points, which are even within a third.
-        let is_slow = (15..130).contains(&calls);
-        assert!(is_slow || !slow, "{name}: {calls} of 600 calls");
-        assert!(name.contains("PickFirst") || slow || calls > 150, "{name}: {calls} of 600 calls");
+        // Of eleven calls one, in the mean.
+        assert!((15..130).contains(&calls), "{name}: {calls} of 600 calls");
     }
 }
 

@@ -78,7 +78,7 @@ impl TransportConfig {
         for (option, time) in times {
             if time.is_some_and(|time| time.is_zero() || time > LONGEST) {
                 let value = format!("{:?}", time.unwrap_or_default());
-                return Err(ConfigError::Option { option, value, expected: "more than zero, and at most a year" });
+                return Err(ConfigError::Option { option, value, expected: SOME_TIME });
             }
         }
         let options = [
@@ -100,12 +100,37 @@ impl TransportConfig {
             ("initial_connection_window_size", self.initial_connection_window_size),
         ];
         for (option, window) in windows {
-            if let Some(window) = window.filter(|window| *window > LARGEST_WINDOW) {
+            if let Some(window) = window.filter(|window| !(1..=LARGEST_WINDOW).contains(window)) {
                 let value = window.to_string();
-                return Err(ConfigError::Option { option, value, expected: "at most 2147483647, HTTP/2's largest" });
+                return Err(ConfigError::Option { option, value, expected: "1 to 2147483647, HTTP/2's largest" });
             }
         }
-        Ok(())
+        if self.http2_max_header_list_size == Some(0) {
+            let option = "http2_max_header_list_size";
+            return Err(ConfigError::Option { option, value: "0".into(), expected: "at least 1" });
+        }
+        self.check_conflicts()
+    }
+
+    /// Refuses options that would have no effect beside others.
+    fn check_conflicts(&self) -> Result<(), ConfigError> {
+        if self.keep_alive_while_idle && self.http2_keep_alive_interval.is_none() {
+            let (option, with) = ("keep_alive_while_idle", "http2_keep_alive_interval(None)".to_owned());
+            let reason = "without an interval no ping is sent at regular times; give one, or leave this out";
+            return Err(ConfigError::Conflict { option, with, reason });
+        }
+        let tuned = [
+            ("tcp_nodelay", !self.tcp_nodelay),
+            ("tcp_keepalive", self.tcp_keepalive.is_some()),
+            ("tcp_user_timeout", self.tcp_user_timeout.is_some_and(|timeout| timeout != TCP_USER_TIMEOUT)),
+        ];
+        match tuned.into_iter().find(|(_, is_tuned)| *is_tuned && self.connector.is_some()) {
+            Some((option, _)) => {
+                let reason = "a connector makes connections of its own, and sets their options";
+                Err(ConfigError::Conflict { option, with: "connector".to_owned(), reason })
+            }
+            None => Ok(()),
+        }
     }
 
     /// The terms of an attempt, after which a failure is followed by a wait of `back_off` at most.
@@ -199,6 +224,8 @@ pub(super) const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(310);
 /// Enough for any network that calls still make sense on. Not while idle: without calls those servers allow a ping in
 /// two hours.
 pub(super) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+const SOME_TIME: &str = "more than zero, and at most a year; None switches off what can be";
 
 /// More is a mistake in units, and would overflow clocks.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);

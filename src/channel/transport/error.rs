@@ -4,6 +4,7 @@ use h2::Reason;
 use thiserror::Error;
 use tonic::{Code, Status};
 
+use crate::channel::error::ChannelError;
 use crate::instance::Address;
 
 /// Why a request has no response, by what that proves.
@@ -56,18 +57,25 @@ impl TransportError {
 
     /// The status of a call that ended with it at `address`, by gRPC's table of HTTP/2 error codes.
     pub(crate) fn status(&self, address: &Address) -> Status {
-        let reason = match self {
-            Self::Http2(error) => error.reason(),
-            Self::TooLong { .. } => None,
+        let (address, reason) = (address.clone(), self.to_string());
+        let error = match self {
+            Self::TooLong { .. } => {
+                return ChannelError::HeadersTooLong { address, reason }.into_status(Code::Internal);
+            }
+            Self::Http2(_) if self.is_of_connection() => {
+                return ChannelError::ConnectionBroken { address, reason }.into_status(Code::Unavailable);
+            }
+            Self::Http2(error) => error,
         };
-        let code = match reason {
-            _ if self.is_of_connection() => Code::Unavailable,
-            Some(Reason::REFUSED_STREAM) => Code::Unavailable,
+        let code = match error.reason() {
+            Some(Reason::REFUSED_STREAM) => {
+                return ChannelError::Refused { address, reason }.into_status(Code::Unavailable);
+            }
             Some(Reason::CANCEL) => Code::Cancelled,
             Some(Reason::ENHANCE_YOUR_CALM) => Code::ResourceExhausted,
             Some(Reason::INADEQUATE_SECURITY) => Code::PermissionDenied,
             _ => Code::Internal,
         };
-        Status::new(code, format!("{address}: {self}"))
+        ChannelError::StreamReset { address, reason }.into_status(code)
     }
 }

@@ -14,13 +14,14 @@ use h2::{Reason, SendStream};
 use http::Uri;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use tokio::runtime::Handle as Runtime;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::body_sender::BodySender;
 use super::error::AttemptError;
 use super::incoming_body::{HeaderLimit, IncomingBody};
 use super::request_body::RequestBody;
 use super::socket::{PeerState, Waiting};
+use crate::channel::error::ChannelError;
 
 /// One HTTP/2 connection as its calls use it. Clones are handles to the same connection, which stays open while one is
 /// left.
@@ -56,7 +57,10 @@ impl Transport {
         parts.scheme = Some(self.scheme.clone());
         parts.authority = Some(self.authority.clone());
         parts.path_and_query = Some(path);
-        Uri::from_parts(parts).map_err(|error| Status::internal(format!("the path cannot be sent: {error}")))
+        Uri::from_parts(parts).map_err(|error| {
+            let reason = format!("the path cannot be sent: {error}");
+            ChannelError::BadRequest { reason }.into_status(Code::Internal)
+        })
     }
 
     /// The runtime that drives the connection.

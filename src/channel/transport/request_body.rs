@@ -10,8 +10,10 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::SendStream;
 use http_body::{Body as _, Frame};
-use tonic::Status;
 use tonic::body::Body;
+use tonic::{Code, Status};
+
+use crate::channel::error::ChannelError;
 
 /// A call's request body, and the part of it that is kept. The default has nothing to send.
 #[derive(Default)]
@@ -115,8 +117,8 @@ impl RequestBody {
             }
             let bytes = self.frames.get(self.next).map_or(0, Bytes::len);
             if bytes > LARGEST_FRAME {
-                let message = format!("a message of {bytes} bytes is larger than HTTP/2 can carry");
-                return Poll::Ready(Err(Status::out_of_range(message)));
+                let reason = format!("a message of {bytes} bytes is larger than HTTP/2 can carry");
+                return Poll::Ready(Err(ChannelError::BadRequest { reason }.into_status(Code::OutOfRange)));
             }
             // A first frame always finds room: h2 keeps it until there is some. The end needs none.
             if self.progress == Progress::Partly && bytes > 0 && !ready!(poll_room(stream, cx)) {
@@ -264,8 +266,10 @@ impl Frames {
 
 /// Polls the caller's body. A panic in it is that call's failure, whichever task polls.
 fn poll_caller(body: &mut Body, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-    panic::catch_unwind(AssertUnwindSafe(|| Pin::new(body).poll_frame(cx)))
-        .unwrap_or_else(|_| Poll::Ready(Some(Err(Status::internal("the request stream panicked")))))
+    panic::catch_unwind(AssertUnwindSafe(|| Pin::new(body).poll_frame(cx))).unwrap_or_else(|_| {
+        let reason = "the request stream panicked".to_owned();
+        Poll::Ready(Some(Err(ChannelError::BadRequest { reason }.into_status(Code::Internal))))
+    })
 }
 
 /// Waits until the peer takes more; `false` if the stream is over. Bytes beyond the window wait in memory, which this

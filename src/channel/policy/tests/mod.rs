@@ -2,6 +2,7 @@
 
 mod quota;
 mod trials;
+mod wrapping;
 
 use std::net::SocketAddr;
 
@@ -24,7 +25,7 @@ pub(crate) fn candidates(weights: &[u16]) -> Vec<Candidate> {
 pub(crate) fn share(choice: &ReadySet<()>, calls: u32) -> Vec<u32> {
     let mut shares = vec![0; choice.candidates().len()];
     for _ in 0..calls {
-        let taken = choice.take(&[], 0).expect("one has room");
+        let taken = choice.take(&[]).expect("one has room");
         taken.load().quota().release();
         shares[usize::from(taken.instance().address.port()) - 1] += 1;
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
-use http::{HeaderMap, HeaderValue, Request, Response, Uri};
+use http::{HeaderValue, Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 use prost::Message;
 use tokio::io::DuplexStream;
@@ -65,6 +65,8 @@ pub(crate) enum Reply {
     HeadAlone,
     /// The call is answered with a message and trailers that have no status.
     WithoutStatus,
+    /// The call is answered with a message, and the server's own clock runs out then, as tonic's servers say it.
+    TimedOut,
     /// The response begins with a message, and goes on until [`Peer::release`].
     Stream,
     /// The call is reset with CANCEL after the delay, as grpc-go's and grpc-java's servers do at a deadline.
@@ -344,9 +346,13 @@ impl Peer {
                 }
             }
         }
-        let name = if reply == Reply::WithoutStatus { "x-other" } else { "grpc-status" };
-        let trailer = (http::HeaderName::from_static(name), HeaderValue::from_static("0"));
-        stream.send_trailers(HeaderMap::from_iter([trailer]))
+        let trailers: &[_] = match reply {
+            Reply::WithoutStatus => &[("x-other", "0")],
+            Reply::TimedOut => &[("grpc-status", "1"), ("grpc-message", "Timeout expired")],
+            _ => &[("grpc-status", "0")],
+        };
+        let trailer = |&(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value));
+        stream.send_trailers(trailers.iter().map(trailer).collect())
     }
 }
 

@@ -15,7 +15,7 @@ use super::candidates;
 use crate::channel::picks::ready_set::ReadySet;
 use crate::channel::policy::candidate::Candidate;
 use crate::channel::policy::load::Load;
-use crate::channel::policy::{LeastRequest, PeakEwma, Policy, WeightedRandom, WeightedRoundRobin};
+use crate::channel::policy::{LeastRequest, PeakEwma, PickArgs, Policy, WeightedRandom, WeightedRoundRobin};
 
 /// How a call ends.
 #[derive(Clone, Copy, PartialEq)]
@@ -45,7 +45,7 @@ struct Trial {
 
 impl Trial {
     fn new(policy: &dyn Policy, instances: usize, rate: u32) -> Self {
-        let load = || Arc::new(Load::new(u32::MAX).measuring_peaks(policy.measures_peaks()));
+        let load = || Arc::new(Load::new(u32::MAX).measuring_peaks(policy.needs().peak_latency()));
         let fresh = |candidate: &Candidate| Candidate::new(load(), candidate.shared_instance().clone());
         let candidates = candidates(&vec![10; instances]).iter().map(fresh).collect();
         Self { choice: ReadySet::of(candidates, policy), rate: f64::from(rate) }
@@ -67,7 +67,7 @@ impl Trial {
                 count(self.choice.candidate(to).load(), at - sent, end);
             }
             advance(next.duration_since(Instant::now())).await;
-            let to = self.choice.acquire(&[], 0).expect("all have room");
+            let to = self.choice.acquire(&PickArgs::default()).expect("all have room");
             let at = next - begin;
             calls.push(Call { at, to });
             let (after, end) = behave(at, to, numbers[to]);
