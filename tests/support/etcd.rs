@@ -213,7 +213,11 @@ impl Etcd {
     pub async fn compact(&self) -> i64 {
         let revision = self.revision().await;
         let options = CompactionOptions::new().with_physical();
-        let compact = async |mut etcd: Client| etcd.compact(revision, Some(options.clone())).await;
+        let compact = async |mut etcd: Client| match etcd.compact(revision, Some(options.clone())).await {
+            // By a compaction before this one, since which nothing was written.
+            Err(Error::GRpcStatus(status)) if status.message().contains("has been compacted") => Ok(()),
+            compacted => compacted.map(drop),
+        };
         self.ask("a compaction", compact).await;
         revision
     }
