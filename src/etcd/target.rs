@@ -74,7 +74,7 @@ impl Dialling {
         Self { tls, timeout }
     }
 
-    /// Checks the URLs of a cluster's members. `host:port` without a scheme is `https` with TLS and `http` without.
+    /// Checks the URLs of a cluster's members, one or several of them in a text. `host:port` without a scheme is `https` with TLS and `http` without.
     ///
     /// # Errors
     ///
@@ -83,15 +83,13 @@ impl Dialling {
         if urls.is_empty() {
             return Err(ConfigError::NoEndpoints);
         }
-        urls.iter().map(|url| parse_endpoint(url.trim(), self.tls.as_ref(), self.timeout)).collect()
+        let each = urls.iter().flat_map(|urls| urls.split(','));
+        each.map(|url| parse_endpoint(url.trim(), self.tls.as_ref(), self.timeout)).collect()
     }
 }
 
 fn parse_endpoint(url: &str, tls: Option<&Client>, dial_timeout: Duration) -> Result<Target, ConfigError> {
     let refuse = |reason: Cow<'static, str>| ConfigError::Endpoint { url: without_user(url), reason };
-    if url.contains(',') {
-        return Err(refuse("give each member as an item of its own".into()));
-    }
     let absolute = match (url.contains("://"), tls) {
         (true, _) => url.to_owned(),
         (false, Some(_)) => format!("https://{url}"),

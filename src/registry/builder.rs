@@ -24,7 +24,7 @@ pub struct RegistryBuilder {
     format: Arc<dyn Format>,
     default_weight: u16,
     dial_timeout: Duration,
-    removal_hold: Duration,
+    removal_hold: Option<Duration>,
     max_instances: usize,
     max_service_bytes: Option<usize>,
     provider: Option<Provider>,
@@ -35,7 +35,8 @@ impl Registry {
     /// A registry on the etcd cluster of these members, as URLs: `http://10.0.0.1:2379`.
     ///
     /// `host:port` alone is taken as `https` if [`tls`](RegistryBuilder::tls) is set, as `http` otherwise. Name several
-    /// members: when one fails, the next is asked.
+    /// members: when one fails, the next is asked. A text may name several with commas between, as a variable of the
+    /// environment does; [`from_env`](Self::from_env) reads etcdctl's.
     pub fn builder<E>(endpoints: impl IntoIterator<Item = E>) -> RegistryBuilder
     where
         E: Into<String>,
@@ -53,7 +54,7 @@ impl RegistryBuilder {
             format: Arc::new(Kitex::new()),
             default_weight: Instance::DEFAULT_WEIGHT,
             dial_timeout: DEFAULT_DIAL_TIMEOUT,
-            removal_hold: DEFAULT_HOLD,
+            removal_hold: Some(DEFAULT_HOLD),
             max_instances: Limits::default().instances,
             max_service_bytes: None,
             provider: None,
@@ -91,13 +92,13 @@ impl RegistryBuilder {
     }
 
     /// How long instances stay known when more than half of a service disappears without an announcement. Defaults to
-    /// 60 s; zero switches it off.
+    /// 60 s; `None` switches it off.
     ///
     /// A crash of all servers and the end of all leases because etcd stood still look the same from here, and taking
     /// down servers that are fine would be worse than calling dead ones a little longer. A service of one instance that
     /// crashes counts: it is listed for its TTL and this time.
-    pub fn removal_hold(mut self, hold: Duration) -> Self {
-        self.removal_hold = hold;
+    pub fn removal_hold(mut self, hold: impl Into<Option<Duration>>) -> Self {
+        self.removal_hold = hold.into();
         self
     }
 
@@ -232,6 +233,10 @@ impl RegistryBuilder {
             let (option, value) = ("dial_timeout", format!("{:?}", self.dial_timeout));
             return Err(ConfigError::Option { option, value, expected: "more than zero" });
         }
+        if self.removal_hold.is_some_and(|hold| hold.is_zero()) {
+            let (option, value) = ("removal_hold", "0ns".to_owned());
+            return Err(ConfigError::Option { option, value, expected: "more than zero; None switches it off" });
+        }
         if self.provider.as_ref().is_some_and(Provider::has_no_user) {
             let (option, value) = ("auth", "with an empty user".to_owned());
             return Err(ConfigError::Option { option, value, expected: "a user's name" });
@@ -243,7 +248,7 @@ impl RegistryBuilder {
             base: base.clone(),
             format: self.format.clone(),
             default_weight: self.default_weight,
-            hold: self.removal_hold.min(MAX_HOLD),
+            hold: self.removal_hold.unwrap_or_default().min(MAX_HOLD),
             limits,
         };
         Ok(Registry {
@@ -344,6 +349,8 @@ mod tests {
         assert_eq!(build(good().max_instances(1).max_service_bytes(1024 * 1024)), Ok(()));
         assert_eq!(build(good().max_instances(1_000_000)), Ok(()));
         assert!(build(good().dial_timeout(Duration::ZERO)).is_err_and(|error| error.contains("dial_timeout")));
+        assert!(build(good().removal_hold(Duration::ZERO)).is_err_and(|error| error.contains("removal_hold 0ns")));
+        assert_eq!(build(good().removal_hold(None)), Ok(()));
         assert!(build(good().auth("", "secret")).is_err_and(|error| !error.contains("secret")));
     }
 

@@ -47,6 +47,10 @@ pub(super) fn discover(watchers: &[Arc<Watchers>], service: &str) -> Result<Disc
 }
 
 fn snapshots(watchers: &[Arc<Watchers>], service: &ServiceName) -> Result<Snapshots, ConfigError> {
+    if watchers.is_empty() {
+        let (option, value) = ("RegistrySet", "of no registry".to_owned());
+        return Err(ConfigError::Option { option, value, expected: "at least one" });
+    }
     let listeners: Result<Vec<_>, _> = watchers.iter().map(|watchers| watchers.subscribe(service)).collect();
     Ok(Snapshots::new(listeners?))
 }

@@ -6,10 +6,12 @@
 //! | --- | --- |
 //! | this file | a registry to registrations, channels and streams |
 //! | `builder` | options to a registry |
+//! | `environment` | etcdctl's environment variables to options |
 //! | `registries` | several registries as one, for clients |
 //! | `lookup` | watchers to channels and streams, for one registry and for several |
 
 mod builder;
+mod environment;
 mod lookup;
 mod registries;
 
@@ -131,14 +133,19 @@ impl Registry {
     /// # Errors
     ///
     /// [`RegistryError::UnknownAddress`]; [`RegistryError::NoDrainingMark`], where the format has no place for it; a
-    /// bad service name; otherwise what a call failed with.
+    /// bad service name or address; otherwise what a call failed with.
     ///
     /// # Cancel safety
     ///
     /// Once polled, the mark may be written although the future is dropped.
-    pub async fn drain(&self, service: impl AsRef<str>, address: impl Into<Address>) -> Result<(), RegistryError> {
+    pub async fn drain<A>(&self, service: impl AsRef<str>, address: A) -> Result<(), RegistryError>
+    where
+        A: TryInto<Address>,
+        A::Error: Into<ConfigError>,
+    {
         let service = service.as_ref().parse().map_err(RegistryError::Config)?;
-        self.watchers.drain(&service, &address.into()).await
+        let address = address.try_into().map_err(|error| RegistryError::Config(error.into()))?;
+        self.watchers.drain(&service, &address).await
     }
 }
 

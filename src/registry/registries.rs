@@ -40,7 +40,7 @@ pub struct RegistrySet {
 }
 
 impl RegistrySet {
-    /// These registries, the most important one first.
+    /// These registries, the most important one first. None at all is an error of what is built with it.
     pub fn new(registries: impl IntoIterator<Item = Registry>) -> Self {
         Self { each: registries.into_iter().collect() }
     }
@@ -54,12 +54,25 @@ impl RegistrySet {
     ///
     /// # Errors
     ///
-    /// A bad service name, or no tokio runtime on this thread.
+    /// A set of no registry, a bad service name, or no tokio runtime on this thread.
     pub fn discover(&self, service: impl AsRef<str>) -> Result<Discover, ConfigError> {
         lookup::discover(&self.watchers(), service.as_ref())
     }
 
     fn watchers(&self) -> Vec<Arc<Watchers>> {
         self.each.iter().map(|registry| registry.watchers.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_set_of_no_registry_is_refused() {
+        let says = "bad RegistrySet of no registry: expected at least one";
+        let set = RegistrySet::new([]);
+        assert_eq!(set.discover("echo").expect_err("it would be empty for ever").to_string(), says);
+        assert_eq!(set.channel("echo").build().expect_err("all calls would fail").to_string(), says);
     }
 }
