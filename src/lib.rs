@@ -106,6 +106,8 @@
 //!   provider does not matter.
 //! - `tls-native-roots`: with one of them, `ClientTls::native_roots` trusts the operating system's authorities.
 //! - `tls-webpki-roots`: with one of them, `ClientTls::webpki_roots` trusts Mozilla's authorities.
+//! - `serde`: `Serialize` for instances, snapshots and statuses, and `Deserialize` for [`ServiceName`], [`Address`],
+//!   [`Tags`] and [`Instance`].
 //! - `health`: `ChannelBuilder::health_check` leaves out servers that do not report SERVING, and
 //!   `RegistrationBuilder::health` keeps such a server out of etcd.
 
@@ -129,6 +131,8 @@ pub mod kitex;
 mod pem;
 mod register;
 mod registry;
+#[cfg(feature = "serde")]
+mod serialized;
 pub mod snapshot;
 pub mod tags;
 #[cfg(test)]
@@ -142,11 +146,12 @@ pub use tower::discover::Change;
 
 pub use self::channel::{BalancedChannel, ChannelBuilder, ChannelError};
 pub use self::discover::Discover;
-pub use self::error::{ConfigError, RegistrationEnded, RegistryError};
+pub use self::error::{ConfigError, RegistryError};
 pub use self::etcd::Credentials;
 pub use self::instance::{Address, Instance, ServiceName};
 pub use self::register::{
-    Registration, RegistrationBuilder, RegistrationSet, RegistrationStatus, StartError, server, shutdown_signal,
+    Registration, RegistrationBuilder, RegistrationEnded, RegistrationSet, RegistrationStatus, StartError, server,
+    shutdown_signal,
 };
 pub use self::registry::{Registry, RegistryBuilder, RegistrySet};
 pub use self::tags::Tags;

@@ -11,16 +11,18 @@ use std::path::Path;
 
 /// Every room with its floor. A room is a file or a folder; the longest name that fits counts. Files of one room may
 /// import each other, files of two rooms only downwards.
-const FLOORS: [(&str, u8); 46] = [
+const FLOORS: [(&str, u8); 48] = [
     ("lib", 15),
     ("registry", 14),
     ("register", 13),
+    ("serialized", 14),
     ("register::serve", 13),
     ("register::builder", 12),
     ("register::set", 12),
     ("register::registration", 11),
     ("discover", 10),
     ("register::advertise", 9),
+    ("register::check", 9),
     ("register::health", 9),
     ("register::signal", 9),
     ("register::lease", 9),
