@@ -47,7 +47,7 @@ async fn run(flags: Flags) -> Result<(), Failure> {
     let bound = listener.local_addr()?;
     let register = |registry: &Registry| registry.registration(Instance::new(&flags.service, bound)).build();
     let registries = flags.registry.registries()?;
-    let registrations = RegistrationSet::new(registries.iter().map(register).collect::<Result<Vec<_>, _>>()?);
+    let registrations = RegistrationSet::new(registries.iter().map(register).collect::<Result<Vec<_>, _>>()?)?;
     let hello = format!("hello from {bound}");
     let slow = hello.clone();
 

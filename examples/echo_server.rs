@@ -168,7 +168,7 @@ impl Flags {
     fn registrations(&self, bound: SocketAddr) -> Result<RegistrationSet, Failure> {
         let registries = self.registry.registries()?;
         let each: Result<Vec<_>, _> = registries.iter().map(|registry| self.registration(registry, bound)).collect();
-        Ok(RegistrationSet::new(each?))
+        Ok(RegistrationSet::new(each?)?)
     }
 
     fn registration(&self, registry: &Registry, bound: SocketAddr) -> Result<Registration, Failure> {
@@ -178,7 +178,7 @@ impl Flags {
         }
         let mut registration = registry.registration(instance);
         if let Some(advertise) = &self.advertise {
-            registration = registration.advertise(advertise);
+            registration = registration.advertise(advertise.as_str());
         }
         if self.kitex {
             registration = registration.kitex();
@@ -234,14 +234,14 @@ async fn report(changes: impl Stream<Item = RegistrationStatus>) -> io::Result<(
     let mut last = None;
     while let Some(status) = changes.next().await {
         let event = match status {
-            RegistrationStatus::Registered { key, lease } => Event::Registered { key, lease: format!("{lease:x}") },
-            RegistrationStatus::Lost { reason } => Event::Lost { reason },
-            RegistrationStatus::Conflict { key, lease } => {
+            RegistrationStatus::Registered { key, lease, .. } => Event::Registered { key, lease: format!("{lease:x}") },
+            RegistrationStatus::Lost { reason, .. } => Event::Lost { reason },
+            RegistrationStatus::Conflict { key, lease, .. } => {
                 Event::Lost { reason: format!("{key} belongs to another server, under lease {lease:x}") }
             }
             RegistrationStatus::Gone => Event::Deregistered,
             RegistrationStatus::Drained => Event::Drained,
-            RegistrationStatus::GaveUp { attempts, reason } => Event::GaveUp { attempts, reason },
+            RegistrationStatus::GaveUp { attempts, reason, .. } => Event::GaveUp { attempts, reason },
             _ => continue,
         };
         // A conflict is seen again at every attempt to claim the key.

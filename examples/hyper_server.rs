@@ -53,7 +53,7 @@ async fn run(flags: Flags) -> Result<(), Failure> {
     let bound = listener.local_addr()?;
     let register = |registry: &Registry| registry.registration(Instance::new(&flags.service, bound)).build();
     let registries = flags.registry.registries()?;
-    let registrations = RegistrationSet::new(registries.iter().map(register).collect::<Result<Vec<_>, _>>()?);
+    let registrations = RegistrationSet::new(registries.iter().map(register).collect::<Result<Vec<_>, _>>()?)?;
     let hello = Bytes::from(format!("hello from {bound}"));
     let service = service_fn(move |request: Request<_>| answer(request.uri().path() == "/slow", hello.clone()));
 

@@ -28,6 +28,7 @@ pub enum ConfigError {
 
     /// An etcd endpoint is no usable URL. User names and passwords in it are left out of the message.
     #[error("bad etcd endpoint {url:?}: {reason}")]
+    #[non_exhaustive]
     Endpoint {
         /// The URL as it was given, without its user information.
         url: String,
@@ -37,6 +38,7 @@ pub enum ConfigError {
 
     /// A prefix cannot begin a key.
     #[error("bad prefix {prefix:?}: {reason}")]
+    #[non_exhaustive]
     Prefix {
         /// The prefix as it was given.
         prefix: String,
@@ -46,6 +48,7 @@ pub enum ConfigError {
 
     /// A service name is not allowed.
     #[error("bad service name {name:?}: {reason}")]
+    #[non_exhaustive]
     ServiceName {
         /// The name as it was given.
         name: String,
@@ -55,6 +58,7 @@ pub enum ConfigError {
 
     /// An address is no `host:port`, or one that clients must never be sent to.
     #[error("bad address {address:?}: {reason}")]
+    #[non_exhaustive]
     Address {
         /// The address as it was given.
         address: String,
@@ -64,6 +68,7 @@ pub enum ConfigError {
 
     /// An option is out of its range.
     #[error("bad {option} {value}: expected {expected}")]
+    #[non_exhaustive]
     Option {
         /// The option's name as its method is called.
         option: &'static str,
@@ -87,6 +92,7 @@ pub enum ConfigError {
 
     /// An environment variable that tonic-etcd honours has a value that it cannot use.
     #[error("bad environment variable {variable}={value:?}: expected {expected}")]
+    #[non_exhaustive]
     Environment {
         /// The variable's name.
         variable: &'static str,
@@ -98,6 +104,7 @@ pub enum ConfigError {
 
     /// TLS material could not be read or used.
     #[error("cannot use {what}{}", at(.path.as_ref()))]
+    #[non_exhaustive]
     Tls {
         /// Which part of the TLS configuration it is.
         what: &'static str,
@@ -109,6 +116,7 @@ pub enum ConfigError {
 
     /// The network interfaces could not be listed in order to find an address to publish.
     #[error("cannot list the network interfaces to find an address to publish")]
+    #[non_exhaustive]
     Interfaces {
         /// The operating system's reason.
         source: std::io::Error,
@@ -116,6 +124,7 @@ pub enum ConfigError {
 
     /// The call needs a tokio runtime and there is none on this thread.
     #[error("{call} needs a tokio runtime: call it from async code or inside of Runtime::enter")]
+    #[non_exhaustive]
     NoRuntime {
         /// The method that was called.
         call: &'static str,
@@ -138,20 +147,6 @@ fn at(path: Option<&PathBuf>) -> String {
     path.map(|path| format!(" from {}", path.display())).unwrap_or_default()
 }
 
-/// The registration ended for good: it was deregistered, its last handle was dropped, it gave up, or an operator
-/// drained it. Its status tells the last two apart.
-///
-/// Trying again does not help; build a new registration.
-#[derive(Clone, Copy, PartialEq, Eq, Error)]
-#[error("the registration has ended")]
-pub struct RegistrationEnded;
-
-impl fmt::Debug for RegistrationEnded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
 /// A look at what is registered, or an order to an instance, that failed.
 ///
 /// `Debug` shows what `Display` does, with the causes: it is what a `main` prints that returns an error.
@@ -164,6 +159,7 @@ pub enum RegistryError {
 
     /// No etcd member answered in time. Trying again helps once one does.
     #[error("etcd does not answer")]
+    #[non_exhaustive]
     Unavailable {
         /// The failure of the last member that was asked.
         source: BoxError,
@@ -171,14 +167,16 @@ pub enum RegistryError {
 
     /// No TLS session could be made with the last member that was asked: its certificate expired or is not signed by a
     /// trusted authority, for instance. Trying again helps once certificates or authorities change.
-    #[error("there is no TLS session with etcd")]
+    #[error("there is no TLS session with etcd: check tls(..), and that the endpoints are https")]
+    #[non_exhaustive]
     Tls {
         /// Why the session could not be made.
         source: BoxError,
     },
 
     /// etcd wants other credentials, or they are not allowed to do this. Trying again helps once that is changed.
-    #[error("etcd denies it")]
+    #[error("etcd denies it: check auth(..), and the permissions of the user's roles")]
+    #[non_exhaustive]
     Denied {
         /// etcd's own message.
         source: BoxError,
@@ -186,6 +184,7 @@ pub enum RegistryError {
 
     /// etcd answered and refused for another reason: its disk is full, for instance. Trying again may help much later.
     #[error("etcd refuses it")]
+    #[non_exhaustive]
     Refused {
         /// etcd's own message.
         source: BoxError,
@@ -194,6 +193,7 @@ pub enum RegistryError {
     /// The URLs are those of more than one cluster: a server would register in the one, and clients look in the other.
     /// Trying again helps once they are not.
     #[error("the etcd members belong to different clusters")]
+    #[non_exhaustive]
     SplitCluster {
         /// Which member belongs to which.
         source: BoxError,
@@ -201,6 +201,7 @@ pub enum RegistryError {
 
     /// No instance is registered at the address. Trying again helps once one is.
     #[error("no instance of {service} is registered at {address}")]
+    #[non_exhaustive]
     UnknownAddress {
         /// The service that was looked at.
         service: String,
@@ -210,6 +211,7 @@ pub enum RegistryError {
 
     /// The format has no place for the draining mark, so no instance can be drained. Trying again never helps.
     #[error("the format {format} cannot carry the draining mark")]
+    #[non_exhaustive]
     NoDrainingMark {
         /// The format, as its `Debug` shows it.
         format: String,
@@ -217,10 +219,25 @@ pub enum RegistryError {
 
     /// The key changed each time that it was about to be marked. Trying again helps.
     #[error("{key} changes all the time")]
+    #[non_exhaustive]
     Contended {
         /// The whole key.
         key: String,
     },
+}
+
+impl RegistryError {
+    /// The etcd member that was asked last, as its URL; `None` where none was asked.
+    #[must_use]
+    pub fn member(&self) -> Option<&str> {
+        self.source().and_then(|source| source.downcast_ref::<EtcdError>()).map(|error| &*error.member)
+    }
+
+    /// Whether the same may succeed soon without a change of anything: no member answered in time, or the key changed.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable { .. } | Self::Contended { .. })
+    }
 }
 
 impl From<EtcdError> for RegistryError {

@@ -1,15 +1,18 @@
 //! The options of a registration, and the registration that is built of them.
 
+use std::net::IpAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::advertise::advertise;
+use super::check::{check_value, warn_of_lost};
 use super::desired::{DesiredState, HealthSource, Spec};
 use super::lease::{ClaimConfig, Claims, LeaseTask, Registrar, random};
-use super::registration::{Registration, Shared, check_value};
-use super::retry::RetryConfig;
+use super::registration::{Joined, Registration, Shared};
+use super::retry::{RetryConfig, RetryOptions};
 use super::route;
 use super::server::{DEFAULT_LIMIT, Drain};
 use super::status::RegistrationStatus;
@@ -23,14 +26,13 @@ use crate::trouble::Trouble;
 pub struct RegistrationBuilder {
     registrar: Arc<Registrar>,
     instance: Instance,
-    advertise: Option<String>,
+    advertise: Advertise,
     ttl: Option<Duration>,
-    /// Whether Kitex's environment was asked for.
-    is_kitex: bool,
-    default_ttl: Duration,
-    propagation_pause: Duration,
-    drain_limit: Duration,
-    retry: RetryConfig,
+    propagation_pause: Option<Duration>,
+    drain_limit: Option<Duration>,
+    retry: RetryOptions,
+    /// For what is not given.
+    preset: Preset,
     health: Option<Arc<dyn HealthSource>>,
 }
 
@@ -39,18 +41,18 @@ impl RegistrationBuilder {
         Self {
             registrar,
             instance,
-            advertise: None,
+            advertise: Advertise::Found,
             ttl: None,
-            is_kitex: false,
-            default_ttl: DEFAULT_TTL,
-            propagation_pause: DEFAULT_PROPAGATION_PAUSE,
-            drain_limit: DEFAULT_LIMIT,
-            retry: RetryConfig::DEFAULT,
+            propagation_pause: None,
+            drain_limit: None,
+            retry: RetryOptions::default(),
+            preset: Preset::OWN,
             health: None,
         }
     }
 
-    /// The `host:port` to publish instead of the instance's own address, for a server behind a port mapping.
+    /// The address to publish instead of the instance's own, for a server behind a port mapping: `host:port` as text, a
+    /// socket address, or an IP address with a port. For a host alone there is [`advertise_ip`](Self::advertise_ip).
     ///
     /// Defaults to the instance's address; with the Kitex format, or after [`kitex`](Self::kitex), to what
     /// `KITEX_IP_TO_REGISTRY` and `KITEX_PORT_TO_REGISTRY` say before that. Where the instance's host is unspecified
@@ -60,8 +62,20 @@ impl RegistrationBuilder {
     /// names this host, too.
     ///
     /// A loopback address is published as it is, with a warning unless etcd is on the loopback, too.
-    pub fn advertise(mut self, address: impl Into<String>) -> Self {
-        self.advertise = Some(address.into());
+    pub fn advertise<A>(mut self, address: A) -> Self
+    where
+        A: TryInto<Address>,
+        A::Error: Into<ConfigError>,
+    {
+        self.advertise = Advertise::Address(address.try_into().map_err(Into::into));
+        self
+    }
+
+    /// The IP address to publish, with the port of the instance's own address. The last one of this and
+    /// [`advertise`](Self::advertise) counts.
+    pub fn advertise_ip(mut self, ip: IpAddr) -> Self {
+        let port = self.instance.address.port();
+        self.advertise = Advertise::Address(Ok((ip, port).into()));
         self
     }
 
@@ -74,7 +88,7 @@ impl RegistrationBuilder {
 
     /// How long [`Registration::deregister_on`] goes on serving after the leave was announced. Defaults to 1 s.
     pub fn propagation_pause(mut self, pause: Duration) -> Self {
-        self.propagation_pause = pause;
+        self.propagation_pause = Some(pause);
         self
     }
 
@@ -83,7 +97,7 @@ impl RegistrationBuilder {
     /// shutdown takes less than the 30 s that Kubernetes grants. A longer pause, such as [`kitex`](Self::kitex) sets,
     /// wants a shorter limit or a longer grace period.
     pub fn drain_limit(mut self, limit: Duration) -> Self {
-        self.drain_limit = limit;
+        self.drain_limit = Some(limit);
         self
     }
 
@@ -94,12 +108,12 @@ impl RegistrationBuilder {
     ///
     /// Kitex calls this `RetryDelay`.
     pub fn retry_delay(mut self, delay: Duration) -> Self {
-        self.retry.retry_delay = delay;
+        self.retry.retry_delay = Some(delay);
         self
     }
 
     /// How many attempts to register may fail in a row, before the registration ends with
-    /// [`RegistrationStatus::GaveUp`] and a warning; the server serves on. Defaults to 0, for no limit, as a server
+    /// [`RegistrationStatus::GaveUp`] and a warning; the server serves on. Defaults to `None`, for no limit, as a server
     /// that gave up is lost until its next start.
     ///
     /// An attempt is a grant of the lease or a claim of the key. While a registration stands nothing is attempted: an
@@ -107,9 +121,9 @@ impl RegistrationBuilder {
     /// Nor does an attempt count that every member refuses for a reason of its own, such as too many requests: an etcd that
     /// is busy is asked again, up to ten seconds later.
     ///
-    /// Kitex calls this `MaxAttemptTimes`.
-    pub fn max_attempts(mut self, attempts: u32) -> Self {
-        self.retry.max_attempts = attempts;
+    /// Kitex calls this `MaxAttemptTimes`, and writes 0 for no limit.
+    pub fn max_attempts(mut self, attempts: impl Into<Option<u32>>) -> Self {
+        self.retry.max_attempts = Some(attempts.into());
         self
     }
 
@@ -118,7 +132,7 @@ impl RegistrationBuilder {
     ///
     /// Kitex calls this `ObserveDelay`, and has no watch.
     pub fn check_interval(mut self, interval: Duration) -> Self {
-        self.retry.check_interval = interval;
+        self.retry.check_interval = Some(interval);
         self
     }
 
@@ -126,16 +140,12 @@ impl RegistrationBuilder {
     /// propagation pause of 6 s, for Kitex clients that ask every 5 s, [`retry_delay`](Self::retry_delay) 10 s,
     /// [`max_attempts`](Self::max_attempts) 5 and [`check_interval`](Self::check_interval) 30 s; and a
     /// [`drain_limit`](Self::drain_limit) of 19 s, so that with this pause a shutdown lasts 28.25 s at most
-    /// (3 + 6 + 19 + 0.25 s) of the 30 s that Kubernetes grants. It replaces these six options; set others after it.
+    /// (3 + 6 + 19 + 0.25 s) of the 30 s that Kubernetes grants. Each of these six options takes precedence where it is
+    /// given, before or after this.
     ///
     /// [All of Kitex's options](crate::kitex) have a counterpart.
     pub fn kitex(mut self) -> Self {
-        self.ttl = None;
-        self.is_kitex = true;
-        self.default_ttl = KITEX_TTL;
-        self.propagation_pause = KITEX_PROPAGATION_PAUSE;
-        self.drain_limit = KITEX_DRAIN_LIMIT;
-        self.retry = RetryConfig::KITEX;
+        self.preset = Preset::KITEX;
         self
     }
 
@@ -185,11 +195,15 @@ impl RegistrationBuilder {
     pub fn build(self) -> Result<Registration, ConfigError> {
         let mut instance = self.instance;
         let service: ServiceName = instance.service.parse()?;
-        let is_kitex = self.is_kitex || self.registrar.format.honours_kitex_environment();
+        let is_kitex = self.preset.is_kitex || self.registrar.format.honours_kitex_environment();
         let variable = |name: &str| std::env::var(name).ok().filter(|_| is_kitex || !name.starts_with("KITEX_"));
         let route = |takes_v6| route::source(self.registrar.cluster.ip(), takes_v6);
         let interfaces = || Ok(if_addrs::get_if_addrs()?.into_iter().map(|interface| interface.ip()).collect());
-        let (explicit, is_etcd_local) = (self.advertise.as_deref(), self.registrar.cluster.is_local());
+        let explicit = match self.advertise {
+            Advertise::Found => None,
+            Advertise::Address(address) => Some(address?),
+        };
+        let is_etcd_local = self.registrar.cluster.is_local();
         let advertised = advertise(explicit, &instance.address, is_etcd_local, variable, route, interfaces)?;
         instance.address = advertised.address;
         instance.check_publishable()?;
@@ -199,13 +213,15 @@ impl RegistrationBuilder {
         }
         let format = self.registrar.format.clone();
         check_value(&*format, &service, &instance)?;
+        warn_of_lost(&*format, &service, &instance);
         let ttl = if let Some(ttl) = self.ttl {
             check_ttl(ttl)?
         } else {
             let variable = variable(TTL_VARIABLE).filter(|value| !value.is_empty());
-            variable.map_or(Ok(self.default_ttl), ttl_in)?
+            variable.map_or(Ok(self.preset.ttl), ttl_in)?
         };
-        self.retry.check()?;
+        let retry = self.retry.over(self.preset.retry);
+        retry.check()?;
         let config = ClaimConfig {
             service: service.clone(),
             ttl,
@@ -213,12 +229,20 @@ impl RegistrationBuilder {
             id: u128::from(random()) << 64 | u128::from(random()),
         };
         let address = instance.address.clone();
-        let drain = Drain::new().limit(self.drain_limit).at(Some(address.to_string().into()));
+        let drain = Drain::new()
+            .limit(self.drain_limit.unwrap_or(self.preset.drain_limit))
+            .at(Some(address.to_string().into()));
         let (spec, specs) = watch::channel(Spec { instance, paused: false, leave: false });
         let (publisher, status) = watch::channel(RegistrationStatus::Unregistered);
         let desired = DesiredState::new(specs, self.health.clone());
-        let trouble = Trouble::default();
-        let task = LeaseTask::new(Claims::new(self.registrar, config), self.retry, desired, publisher, trouble.clone());
+        let (trouble, was_registered) = (Trouble::default(), Arc::new(AtomicBool::new(false)));
+        let task = LeaseTask::new(
+            Claims::new(self.registrar, config, was_registered.clone()),
+            retry,
+            desired,
+            publisher,
+            trouble.clone(),
+        );
         Ok(Registration::new(Shared {
             address,
             service,
@@ -228,11 +252,50 @@ impl RegistrationBuilder {
             status,
             trouble,
             unstarted: Mutex::new(Some(task)),
-            drain,
-            propagation_pause: self.propagation_pause,
+            was_registered,
+            joined: Mutex::new(Joined::alone(drain)),
+            propagation_pause: self.propagation_pause.unwrap_or(self.preset.propagation_pause),
             health: self.health,
         }))
     }
+}
+
+/// The address to publish, as far as it was given.
+#[derive(Debug)]
+enum Advertise {
+    /// It is found in the environment, or is the instance's own.
+    Found,
+    /// This one, or what is wrong with it.
+    Address(Result<Address, ConfigError>),
+}
+
+/// Values for options that are not given.
+#[derive(Debug, Clone, Copy)]
+struct Preset {
+    /// Whether Kitex's environment counts, whatever the format.
+    is_kitex: bool,
+    ttl: Duration,
+    propagation_pause: Duration,
+    drain_limit: Duration,
+    retry: RetryConfig,
+}
+
+impl Preset {
+    const OWN: Self = Self {
+        is_kitex: false,
+        ttl: DEFAULT_TTL,
+        propagation_pause: DEFAULT_PROPAGATION_PAUSE,
+        drain_limit: DEFAULT_LIMIT,
+        retry: RetryConfig::DEFAULT,
+    };
+
+    const KITEX: Self = Self {
+        is_kitex: true,
+        ttl: KITEX_TTL,
+        propagation_pause: KITEX_PROPAGATION_PAUSE,
+        drain_limit: KITEX_DRAIN_LIMIT,
+        retry: RetryConfig::KITEX,
+    };
 }
 
 fn advertised_loopback(address: &Address) -> bool {
@@ -280,15 +343,16 @@ const MAX_TTL: u64 = 86_400;
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::future::ready;
     use std::sync::Arc;
 
     use futures_util::StreamExt;
     use tokio::time::{Instant, timeout};
 
     use super::*;
-    use crate::error::RegistrationEnded;
     use crate::etcd::{Cluster, Endpoints, MAX_SEGMENT};
     use crate::format::{DecodeError, Decoded, Entry, Format, Kitex};
+    use crate::test_log::Log;
 
     /// An instance whose etcd is not there.
     pub(in crate::register) fn builder() -> RegistrationBuilder {
@@ -307,7 +371,7 @@ pub(super) mod tests {
         let began = Instant::now();
         let registration = builder.max_attempts(6).build().expect("a good instance");
         registration.start();
-        assert_eq!(registration.registered().await, Err(RegistrationEnded));
+        registration.registered().await.expect_err("it gives up");
         began.elapsed()
     }
 
@@ -316,7 +380,10 @@ pub(super) mod tests {
         let registration = builder().max_attempts(3).build().expect("a good instance");
         let changes = registration.status_changes();
         registration.start();
-        assert_eq!(registration.registered().await, Err(RegistrationEnded), "the wait for it ends");
+        let ended = registration.registered().await.expect_err("the wait for it ends");
+        assert_eq!(*ended.status(), registration.status());
+        let says = format!("{ended:?}");
+        assert!(says.starts_with("the registration has ended: gave up after 3 failed attempts: grant of"), "{says}");
         let RegistrationStatus::GaveUp { attempts, reason } = registration.status() else {
             panic!("the status says what became of it: {:?}", registration.status());
         };
@@ -326,6 +393,18 @@ pub(super) mod tests {
         assert!(seen.last().is_some_and(RegistrationStatus::has_ended), "the stream of statuses ends: {seen:?}");
         registration.deregister().await;
         assert!(matches!(registration.status(), RegistrationStatus::GaveUp { .. }), "the status stays");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registration_that_was_never_in_etcd_leaves_without_a_wait() {
+        let registration = builder().build().expect("a good instance");
+        let (log, _guard) = Log::capture();
+        assert!(timeout(Duration::from_secs(20), registration.registered()).await.is_err(), "there is no etcd");
+        let began = Instant::now();
+        registration.deregister_on(ready(())).await;
+        assert!(began.elapsed() <= Duration::from_millis(300), "no client knows of it: {:?}", began.elapsed());
+        assert_eq!(registration.status(), RegistrationStatus::Gone);
+        assert_eq!((log.count("left; it was never registered"), log.count("deregistered")), (1, 0));
     }
 
     #[tokio::test(start_paused = true)]
@@ -348,22 +427,48 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_preset_has_kitex_s_defaults_and_what_follows_it_counts() {
+    fn the_preset_has_kitex_s_defaults_and_each_option_takes_precedence_in_any_order() {
         let seconds = Duration::from_secs;
-        let kitex = builder().ttl(seconds(1)).max_attempts(1).kitex();
-        assert_eq!(
-            (kitex.ttl, kitex.default_ttl),
-            (None, seconds(60)),
-            "a TTL of 60 s, unless the variable says otherwise"
-        );
+        let kitex = Preset::KITEX;
+        assert_eq!(kitex.ttl, seconds(60), "unless the variable says otherwise");
         assert_eq!(kitex.propagation_pause, seconds(6), "longer than Kitex clients take to look again");
         let shutdown = seconds(3) + kitex.propagation_pause + kitex.drain_limit + Duration::from_millis(250);
         assert!(shutdown < seconds(30), "{shutdown:?} is less than Kubernetes grants");
-        assert_eq!(kitex.retry.max_attempts, 5, "MaxAttemptTimes");
+        assert_eq!(kitex.retry.max_attempts, Some(5), "MaxAttemptTimes");
         assert_eq!(kitex.retry.check_interval, seconds(30), "ObserveDelay");
         assert_eq!(kitex.retry.retry_delay, seconds(10), "RetryDelay");
-        let own = kitex.ttl(seconds(20)).max_attempts(0);
-        assert_eq!((own.ttl, own.retry.max_attempts), (Some(seconds(20)), 0), "options behind it count");
+        let own = |builder: RegistrationBuilder| {
+            builder.drain_limit(seconds(7)).propagation_pause(seconds(2)).max_attempts(None)
+        };
+        for builder in [own(builder()).kitex(), own(builder().kitex())] {
+            let retry = builder.retry.over(builder.preset.retry);
+            assert_eq!((retry.max_attempts, retry.retry_delay), (None, seconds(10)));
+            let registration = builder.build().expect("a good instance");
+            assert_eq!(
+                (registration.drain().configured_limit(), registration.propagation_pause()),
+                (seconds(7), seconds(2))
+            );
+        }
+        let preset = builder().kitex().build().expect("a good instance");
+        assert_eq!((preset.drain().configured_limit(), preset.propagation_pause()), (seconds(19), seconds(6)));
+    }
+
+    #[test]
+    fn what_is_advertised_may_be_text_or_an_address_and_is_checked_when_it_is_built() {
+        let ip: IpAddr = "10.0.0.7".parse().expect("an IP address");
+        let published = |builder: RegistrationBuilder| builder.build().map(|built| built.address().to_string());
+        for builder in [
+            builder().advertise("10.0.0.7:1001"),
+            builder().advertise("10.0.0.7:1001".to_owned()),
+            builder().advertise((ip, 1001)),
+            builder().advertise("else:1").advertise_ip(ip),
+        ] {
+            assert_eq!(published(builder).expect("a good address"), "10.0.0.7:1001");
+        }
+        for bad in ["10.0.0.7", "http://10.0.0.7:80", "0.0.0.0:80"] {
+            let error = published(builder().advertise(bad)).expect_err("no client can use it");
+            assert!(error.to_string().starts_with("bad address"), "{error}");
+        }
     }
 
     #[test]
@@ -374,6 +479,7 @@ pub(super) mod tests {
             (builder().retry_delay(ages), "retry_delay"),
             (builder().check_interval(Duration::from_millis(999)), "check_interval"),
             (builder().check_interval(ages), "check_interval"),
+            (builder().max_attempts(0), "max_attempts"),
         ] {
             let error = builder.build().expect_err("it is out of range").to_string();
             assert!(error.contains(option), "{error} names {option}");

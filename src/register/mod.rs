@@ -8,6 +8,7 @@
 //! | module | what flows through it |
 //! | --- | --- |
 //! | `builder`, `advertise`, `route` | options, the environment, routes and network interfaces, to a registration |
+//! | `check` | an instance, to what is wrong with it or lost of it in its format |
 //! | `registration`, `set` | what handles ask for, to the two rooms: one registration, or all those of a server |
 //! | `serve` | a tonic server, served with all of its places |
 //! | `desired`, `retry`, `status`, `health` | what is wanted, how often it is tried, and how far it came |
@@ -28,6 +29,7 @@
 
 mod advertise;
 mod builder;
+mod check;
 mod desired;
 #[cfg(feature = "health")]
 mod health;
@@ -48,4 +50,4 @@ pub(crate) use self::lease::Registrar;
 pub use self::registration::Registration;
 pub use self::set::RegistrationSet;
 pub use self::signal::shutdown_signal;
-pub use self::status::{RegistrationStatus, StartError, StatusChanges};
+pub use self::status::{RegistrationEnded, RegistrationStatus, StartError, StatusChanges};

@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -11,13 +12,13 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::Instrument;
 
+use super::check::{check_update, check_value, warn_of_lost};
 use super::desired::{HealthSource, Spec};
 use super::lease::LeaseTask;
 use super::server::{Drain, DrainLayer, Incoming};
-use super::status::{RegistrationStatus, StartError, StatusChanges};
-use crate::error::{ConfigError, RegistrationEnded};
-use crate::etcd::{MAX_SEGMENT, MAX_VALUE};
-use crate::format::{Entry, Format};
+use super::status::{RegistrationEnded, RegistrationStatus, StartError, StatusChanges};
+use crate::error::ConfigError;
+use crate::format::Format;
 use crate::instance::{Address, Instance, ServiceName};
 use crate::trouble::Trouble;
 
@@ -55,9 +56,24 @@ pub(super) struct Shared {
     pub(super) trouble: Trouble,
     /// The task, until the start.
     pub(super) unstarted: Mutex<Option<LeaseTask>>,
-    pub(super) drain: Drain,
+    /// Whether it has been in etcd.
+    pub(super) was_registered: Arc<AtomicBool>,
+    pub(super) joined: Mutex<Joined>,
     pub(super) propagation_pause: Duration,
     pub(super) health: Option<Arc<dyn HealthSource>>,
+}
+
+/// What a registration shares with the others of its server.
+pub(super) struct Joined {
+    drain: Drain,
+    /// Empty for one that is alone.
+    members: Vec<Weak<Shared>>,
+}
+
+impl Joined {
+    pub(super) fn alone(drain: Drain) -> Self {
+        Self { drain, members: Vec::new() }
+    }
 }
 
 impl Registration {
@@ -71,8 +87,8 @@ impl Registration {
     /// bound. From then on it counts calls until both of their bodies have ended, and ends those that are left at the
     /// drain limit.
     ///
-    /// Layer, connections and shutdown future of one server come from one handle: those of several registrations from
-    /// [`RegistrationSet`](crate::RegistrationSet), or calls are counted in one drain and another one is ended.
+    /// A server of several registrations takes it from their [`RegistrationSet`](crate::RegistrationSet), which starts all
+    /// of them; they share one drain.
     #[must_use]
     pub fn layer(&self) -> DrainLayer {
         self.server().layer()
@@ -91,7 +107,8 @@ impl Registration {
     /// The shutdown future for `serve_with_incoming_shutdown`: waits for `signal`, announces the leave and revokes the
     /// lease (at most 3 s, if etcd is unreachable), serves on for the propagation pause, and then resolves, so that the
     /// server stops accepting and finishes the calls in flight, for at most the drain limit. Followed health
-    /// (`RegistrationBuilder::health`) turns `NOT_SERVING` first.
+    /// (`RegistrationBuilder::health`) turns `NOT_SERVING` first. One that was never registered is not known to clients, so
+    /// there is no pause then. A registration of a [`RegistrationSet`](crate::RegistrationSet) takes the others with it.
     ///
     /// # Panics
     ///
@@ -105,11 +122,11 @@ impl Registration {
     where
         F: Future<Output = ()> + Send,
     {
-        let registrations = [self.clone()];
-        let drain = self.shared.drain.clone();
-        self.shared.drain.on(async move {
+        let (registrations, drain) = (self.members(), self.drain());
+        let counted = drain.clone();
+        drain.on(async move {
             signal.await;
-            Self::leave(&registrations, &drain).await;
+            Self::leave(&registrations, &counted).await;
         })
     }
 
@@ -141,7 +158,7 @@ impl Registration {
     ///
     /// # Errors
     ///
-    /// [`RegistrationEnded`], if the registration has ended; [`status`](Self::status) says why.
+    /// [`RegistrationEnded`], with how it ended.
     ///
     /// # Cancel safety
     ///
@@ -154,7 +171,8 @@ impl Registration {
             .await;
         match reached.as_deref() {
             Ok(RegistrationStatus::Registered { .. }) => Ok(()),
-            _ => Err(RegistrationEnded),
+            Ok(ended) => Err(RegistrationEnded::new(ended.clone())),
+            Err(_) => Err(RegistrationEnded::new(RegistrationStatus::Gone)),
         }
     }
 
@@ -190,7 +208,7 @@ impl Registration {
         let (service, status) = (self.shared.service.to_string(), self.status());
         match registered {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(RegistrationEnded)) => Err(StartError::Ended { service, status }),
+            Ok(Err(ended)) => Err(StartError::Ended { service, status: ended.status().clone() }),
             Err(_) => {
                 let is_tried = status == RegistrationStatus::Registering;
                 let last_error = is_tried.then(|| self.shared.trouble.get()).flatten();
@@ -235,6 +253,7 @@ impl Registration {
         check_update(&old, &new)?;
         check_value(&*self.shared.format, &self.shared.service, &new)?;
         if new != old {
+            warn_of_lost(&*self.shared.format, &self.shared.service, &new);
             self.shared.spec.send_modify(|spec| spec.instance = new);
         }
         Ok(())
@@ -266,7 +285,6 @@ impl Registration {
     }
 
     /// The present status, and each newer one. The stream is not a handle: it does not keep the registration.
-    #[must_use]
     pub fn status_changes(&self) -> StatusChanges {
         StatusChanges::new(self.shared.status.clone())
     }
@@ -274,7 +292,7 @@ impl Registration {
     /// How many calls the layer counts whose request or response has not ended yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.shared.drain.in_flight()
+        self.drain().in_flight()
     }
 
     /// The service's name.
@@ -302,7 +320,10 @@ impl Registration {
         }
         join_all(registrations.iter().map(Self::shut_down_health)).await;
         join_all(registrations.iter().map(Self::deregister)).await;
-        let pause = registrations.iter().map(|registration| registration.shared.propagation_pause).max();
+        // No client has to hear of one that it cannot know.
+        let known =
+            registrations.iter().filter(|registration| registration.shared.was_registered.load(Ordering::Relaxed));
+        let pause = known.map(Self::propagation_pause).max();
         tokio::time::sleep(pause.unwrap_or_default()).await;
     }
 
@@ -316,49 +337,38 @@ impl Registration {
     /// The drain, with the start of the registration.
     fn server(&self) -> Drain {
         let registration = self.clone();
-        self.shared.drain.with_start(move || registration.start())
+        self.drain().with_start(move || registration.start())
     }
 
-    pub(super) fn drain_limit(&self) -> Duration {
-        self.shared.drain.configured_limit()
+    pub(super) fn drain(&self) -> Drain {
+        self.joined().drain.clone()
+    }
+
+    /// These registrations are of one server, and share its drain.
+    pub(super) fn join(all: &[Self], drain: &Drain) {
+        for registration in all {
+            let members = all.iter().map(|member| Arc::downgrade(&member.shared)).collect();
+            *registration.joined() = Joined { drain: drain.clone(), members };
+        }
+    }
+
+    /// This one and all others of its server.
+    fn members(&self) -> Vec<Self> {
+        let members = self.joined().members.iter().filter_map(Weak::upgrade).map(|shared| Self { shared }).collect();
+        if Vec::is_empty(&members) { vec![self.clone()] } else { members }
+    }
+
+    fn joined(&self) -> MutexGuard<'_, Joined> {
+        self.shared.joined.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn propagation_pause(&self) -> Duration {
+        self.shared.propagation_pause
     }
 
     fn take_unstarted(&self) -> Option<LeaseTask> {
         self.shared.unstarted.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
-}
-
-/// Refuses what readers would ignore: values that are too large, and keys that are too long or have more or fewer
-/// slashes.
-pub(super) fn check_value(format: &dyn Format, service: &ServiceName, instance: &Instance) -> Result<(), ConfigError> {
-    let entry = Entry::new(service, instance, i64::MAX, u128::MAX).draining(true);
-    let segment = format.segment(&entry);
-    if segment.is_empty() || segment.contains('/') {
-        let value = format!("that ends a key in {segment:?}");
-        return Err(ConfigError::Option { option: "format", value, expected: "one segment without a slash" });
-    }
-    if segment.len() > MAX_SEGMENT {
-        let value = format!("that ends a key in {} bytes", segment.len());
-        return Err(ConfigError::Option { option: "format", value, expected: "at most 512" });
-    }
-    let value = format.encode(&entry);
-    if value.len() <= MAX_VALUE {
-        return Ok(());
-    }
-    let value = format!("values that make {} bytes in etcd", value.len());
-    Err(ConfigError::Option { option: "tag", value, expected: "at most 65536 bytes in all" })
-}
-
-fn check_update(old: &Instance, new: &Instance) -> Result<(), ConfigError> {
-    if new.service != old.service {
-        let value = format!("{:?}", new.service);
-        return Err(ConfigError::Option { option: "service", value, expected: "the registered one" });
-    }
-    if new.address != old.address {
-        let value = new.address.to_string();
-        return Err(ConfigError::Option { option: "address", value, expected: "the registered one" });
-    }
-    new.check_publishable()
 }
 
 impl fmt::Debug for Registration {

@@ -6,9 +6,9 @@ use std::time::Duration;
 use futures_util::future::{join_all, try_join_all};
 
 use super::registration::Registration;
-use super::server::{DEFAULT_LIMIT, Drain, DrainLayer, Incoming};
-use super::status::StartError;
-use crate::error::RegistrationEnded;
+use super::server::{Drain, DrainLayer, Incoming};
+use super::status::{RegistrationEnded, StartError};
+use crate::error::ConfigError;
 
 /// The registrations of one server that has several: in more than one registry or format, or as more than one
 /// service. A cheap handle; clones are the same registrations.
@@ -26,7 +26,7 @@ use crate::error::RegistrationEnded;
 /// let new = Registry::builder(["http://127.0.0.1:2379"]).format(EtcdNaming::new()).build()?;
 /// let incoming = TcpIncoming::bind("0.0.0.0:50051".parse()?)?;
 /// let instance = Instance::new("echo", incoming.local_addr()?);
-/// let registrations = RegistrationSet::new([old.registration(instance.clone()).build()?, new.registration(instance).build()?]);
+/// let registrations = RegistrationSet::new([old.registration(instance.clone()).build()?, new.registration(instance).build()?])?;
 /// registrations.serve(service, incoming, shutdown_signal()).await?;
 /// # Ok(())
 /// # }
@@ -39,17 +39,31 @@ pub struct RegistrationSet {
 }
 
 impl RegistrationSet {
-    /// Joins these registrations.
+    /// Joins these registrations: they share one drain from now on, whose limit is the longest of theirs.
     ///
-    /// Use [`layer`](Self::layer), [`incoming`](Self::incoming) and [`deregister_on`](Self::deregister_on) of the
-    /// set, and none of its registrations': each has a drain of its own, which knows nothing of the set's calls. The
-    /// drain of an empty set has the default limit of 25 s.
-    pub fn new(registrations: impl IntoIterator<Item = Registration>) -> Self {
+    /// # Errors
+    ///
+    /// [`ConfigError::Option`], for none, and for registrations of different servers: two of them have a layer, incoming
+    /// connections or a shutdown future that were taken before.
+    pub fn new(registrations: impl IntoIterator<Item = Registration>) -> Result<Self, ConfigError> {
+        let refuse = |value: &str, expected| {
+            Err(ConfigError::Option { option: "RegistrationSet", value: value.to_owned(), expected })
+        };
         let each: Arc<[Registration]> = registrations.into_iter().collect();
-        let limit = each.iter().map(Registration::drain_limit).max().unwrap_or(DEFAULT_LIMIT);
+        let drains: Vec<Drain> = each.iter().map(Registration::drain).collect();
+        let Some(limit) = drains.iter().map(Drain::configured_limit).max() else {
+            return refuse("of no registration", "at least one; without etcd, server::Drain shuts a server down");
+        };
+        let mut used = drains.iter().filter(|drain| drain.is_used());
+        let drain = used.next().cloned().unwrap_or_default();
+        if !used.all(|other| other.is_same(&drain)) {
+            return refuse("of different servers", "registrations of one, or whose layers are not taken yet");
+        }
         // They belong to one server, so that the address of any tells its log lines from those of other servers.
         let address = each.first().map(|registration| registration.address().to_string().into());
-        Self { each, drain: Drain::new().limit(limit).at(address) }
+        let drain = drain.limit(limit).at(address);
+        Registration::join(&each, &drain);
+        Ok(Self { each, drain })
     }
 
     /// The layer for `Server::builder().layer(..)`: starts all registrations, and is otherwise like
@@ -159,18 +173,72 @@ impl RegistrationSet {
     }
 }
 
+impl<'a> IntoIterator for &'a RegistrationSet {
+    type Item = &'a Registration;
+    type IntoIter = std::slice::Iter<'a, Registration>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.each.iter()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::future::ready;
+
+    use futures_util::stream;
+    use http::{Request, Response};
+    use tokio::time::Instant;
+    use tonic::body::Body;
+    use tower::{Layer, Service, service_fn};
+
     use super::super::builder::tests::builder;
     use super::*;
 
+    const SECOND: Duration = Duration::from_secs(1);
+
+    async fn never(_: Request<Body>) -> Result<Response<Body>, Infallible> {
+        std::future::pending().await
+    }
+
+    fn limited(seconds: u32) -> Registration {
+        builder().drain_limit(seconds * SECOND).build().expect("a good instance")
+    }
+
     #[test]
-    fn the_drain_of_a_set_has_the_longest_limit_and_an_empty_one_the_default() {
-        let seconds = std::time::Duration::from_secs;
-        let limited = |limit| builder().drain_limit(seconds(limit)).build().expect("a good instance");
-        let set = RegistrationSet::new([limited(2), limited(7), limited(3)]);
-        assert_eq!(set.drain.configured_limit(), seconds(7), "the longest of three");
-        let empty = RegistrationSet::new([]);
-        assert_eq!(empty.drain.configured_limit(), DEFAULT_LIMIT, "calls get time, too, where etcd is left out");
+    fn the_drain_of_a_set_has_the_longest_limit_and_an_empty_one_is_refused() {
+        let set = RegistrationSet::new([limited(2), limited(7), limited(3)]).expect("three of one server");
+        assert_eq!(set.drain.configured_limit(), 7 * SECOND, "the longest of three");
+        let error = RegistrationSet::new([]).expect_err("there is nothing to register");
+        assert!(error.to_string().starts_with("bad RegistrationSet of no registration: "), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn places_of_a_set_and_of_its_registrations_go_together() {
+        let (first, second) = (limited(2), limited(3));
+        // Taken before the set is there.
+        let layer = first.layer();
+        let set = RegistrationSet::new([first.clone(), second.clone()]).expect("only one was used");
+        let mut service = layer.layer(service_fn(never));
+        let stuck = service.call(Request::new(Body::empty()));
+        assert_eq!([first.in_flight(), second.in_flight(), set.in_flight()], [1; 3], "there is one drain");
+        second.deregister_on(ready(())).await;
+        assert!(set.iter().all(|registration| registration.status().has_ended()), "all leave");
+        let began = Instant::now();
+        let answer = stuck.await.expect("an answer");
+        assert_eq!(began.elapsed(), 3 * SECOND, "it is ended at the limit");
+        assert_eq!(answer.status(), http::StatusCode::SERVICE_UNAVAILABLE, "it was no gRPC");
+    }
+
+    #[test]
+    fn registrations_of_different_servers_are_no_set() {
+        let (first, second) = (limited(2), limited(3));
+        let _layer = first.layer();
+        let _incoming = second.incoming(stream::empty::<Result<tokio::io::Empty, std::io::Error>>());
+        let error = RegistrationSet::new([first.clone(), second]).expect_err("calls of one would not be the other's");
+        assert!(error.to_string().starts_with("bad RegistrationSet of different servers: "), "{error}");
+        let again = RegistrationSet::new([first.clone(), limited(1)]).expect("one of them is new");
+        assert!(RegistrationSet::new(again.iter().cloned()).is_ok(), "they are of one server already");
     }
 }

@@ -21,6 +21,7 @@ pub enum RegistrationStatus {
     /// [`Paused`](Self::Paused) or [`NotServing`](Self::NotServing).
     Registering,
     /// The key is in etcd under our lease.
+    #[non_exhaustive]
     Registered {
         /// The whole key.
         key: String,
@@ -28,11 +29,13 @@ pub enum RegistrationStatus {
         lease: i64,
     },
     /// The key or its lease is gone, or the key was overwritten. It is being put back.
+    #[non_exhaustive]
     Lost {
         /// What happened.
         reason: String,
     },
     /// Another server holds the key under a lease that is alive. The key is claimed as soon as it is free.
+    #[non_exhaustive]
     Conflict {
         /// The whole key.
         key: String,
@@ -53,6 +56,7 @@ pub enum RegistrationStatus {
     Drained,
     /// As many attempts in a row failed as [`max_attempts`](crate::RegistrationBuilder::max_attempts) allows; the
     /// registration has ended for good, and is not in etcd.
+    #[non_exhaustive]
     GaveUp {
         /// How many attempts failed in a row.
         attempts: u32,
@@ -123,6 +127,34 @@ pub enum StartError {
     },
 }
 
+/// A registration ended for good: it was deregistered, its last handle was dropped, it gave up, or an operator drained
+/// it.
+///
+/// Trying again does not help; build a new registration. `Debug` shows what `Display` does.
+#[derive(Clone, PartialEq, Eq, Error)]
+#[error("the registration has ended: {status}")]
+pub struct RegistrationEnded {
+    status: RegistrationStatus,
+}
+
+impl RegistrationEnded {
+    pub(super) fn new(status: RegistrationStatus) -> Self {
+        Self { status }
+    }
+
+    /// How it ended.
+    #[must_use]
+    pub fn status(&self) -> &RegistrationStatus {
+        &self.status
+    }
+}
+
+impl fmt::Debug for RegistrationEnded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 fn after(separator: &str, text: Option<&str>) -> String {
     text.map(|text| format!("{separator}{text}")).unwrap_or_default()
 }
@@ -136,6 +168,7 @@ impl fmt::Debug for StartError {
 /// The statuses of a registration: the present one first, then each newer one. A status that changed again before the
 /// stream was polled is left out. The stream ends after the status with which the registration
 /// [has ended](RegistrationStatus::has_ended).
+#[must_use = "a stream does nothing unless it is polled"]
 pub struct StatusChanges {
     changes: BoxStream<'static, RegistrationStatus>,
 }

@@ -83,7 +83,7 @@ async fn keeps<T>(part: impl Fn(&dyn Handle) -> T) {
 fn started() -> [(Box<dyn Handle>, StatusChanges); 2] {
     let [alone, member] = [(); 2].map(|()| builder().build().expect("a good instance"));
     let changes = [&alone, &member].map(Registration::status_changes);
-    let set = RegistrationSet::new([member]);
+    let set = RegistrationSet::new([member]).expect("one registration");
     alone.start();
     set.start();
     let [first, second] = changes;

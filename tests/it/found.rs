@@ -25,7 +25,7 @@ async fn a_server_registers_itself_and_a_channel_finds_it() {
     let reply = reply.expect("the call waits for the server").expect("the server answers").into_inner();
     assert_eq!(reply.address, address.to_string(), "it is the one that registered");
 
-    let RegistrationStatus::Registered { key, lease } = server.registration().status() else {
+    let RegistrationStatus::Registered { key, lease, .. } = server.registration().status() else {
         panic!("a server that is found is registered");
     };
     let value = format!(r#"{{"network":"tcp","address":"{address}","weight":66,"tags":{{"hello":"world"}}}}"#);

@@ -61,7 +61,9 @@ impl World {
 
     /// Whether etcd has the key under a lease that lives, and the status says so.
     async fn is_registered(&self) -> bool {
-        let RegistrationStatus::Registered { key, lease } = self.server.registration().status() else { return false };
+        let RegistrationStatus::Registered { key, lease, .. } = self.server.registration().status() else {
+            return false;
+        };
         let keys = self.etcd.keys(&key).await;
         keys.iter().any(|(_, _, of)| *of == lease) && self.etcd.leases().await.contains(&lease)
     }

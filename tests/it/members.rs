@@ -200,7 +200,7 @@ async fn members_of_two_clusters_are_a_typed_error_until_they_are_one() {
     for _ in 0..4 {
         let registry = registry([one.url(), other.url()]);
         match registry.services().await {
-            Err(RegistryError::SplitCluster { source }) => {
+            Err(RegistryError::SplitCluster { source, .. }) => {
                 let source =
                     std::error::Error::source(&*source).expect("it says which member is of which cluster").to_string();
                 assert!(source.contains(&one.url()) && source.contains(&other.url()), "{source} names both");

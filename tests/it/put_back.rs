@@ -94,7 +94,7 @@ async fn the_status_reports_the_loss_and_the_new_lease() {
         matches!(statuses.next().await, Some(RegistrationStatus::Registered { lease, .. }) if lease == world.lease)
     );
     world.etcd.revoke(world.lease).await;
-    assert!(matches!(statuses.next().await, Some(RegistrationStatus::Lost { reason }) if !reason.is_empty()));
+    assert!(matches!(statuses.next().await, Some(RegistrationStatus::Lost { reason, .. }) if !reason.is_empty()));
     let mut last = statuses.next().await;
     // The deleted key may be seen before the dead lease: two reasons for one loss.
     while matches!(last, Some(RegistrationStatus::Lost { .. })) {

@@ -39,7 +39,7 @@ async fn a_server_with_services_options_and_layers_is_one_call() {
         let registration = registry.registration(Instance::new(service, address)).propagation_pause(Duration::ZERO);
         registration.build().expect("good options")
     };
-    let registrations = RegistrationSet::new([register("hello"), register("health")]);
+    let registrations = RegistrationSet::new([register("hello"), register("health")]).expect("two of one server");
     let (health, checks) = tonic_health::server::health_reporter();
     health.set_serving::<HelloServer<Greeter>>().await;
     let services = Routes::new(HelloServer::new(Greeter)).add_service(checks);

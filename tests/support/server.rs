@@ -76,7 +76,7 @@ impl EchoServer {
             .into_iter()
             .map(|builder| builder.build().expect("the test's registrations are valid"))
             .collect();
-        let all = RegistrationSet::new(registrations.iter().cloned());
+        let all = RegistrationSet::new(registrations.iter().cloned()).expect("registrations of one server");
         let (echo, (shutdown, stopped)) = (Answers::new(address), oneshot::channel::<()>());
         let serve = Server::builder()
             .layer(all.layer())

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -67,7 +68,7 @@ pub(crate) struct Claims {
     /// Our value with an operator's draining mark; `None` while the mark may be our own.
     drained: Option<Vec<u8>>,
     /// Whether any claim has succeeded.
-    was_registered: bool,
+    was_registered: Arc<AtomicBool>,
 }
 
 /// A key that may hold our value.
@@ -102,7 +103,8 @@ pub(super) enum ClaimOutcome {
 }
 
 impl Claims {
-    pub(crate) fn new(registrar: Arc<Registrar>, config: ClaimConfig) -> Self {
+    /// `was_registered` tells others when the first claim has succeeded.
+    pub(crate) fn new(registrar: Arc<Registrar>, config: ClaimConfig, was_registered: Arc<AtomicBool>) -> Self {
         Self {
             registrar,
             config,
@@ -111,7 +113,7 @@ impl Claims {
             key: None,
             former: VecDeque::new(),
             drained: None,
-            was_registered: false,
+            was_registered,
         }
     }
 
@@ -235,8 +237,18 @@ impl Claims {
         self.key.is_some()
     }
 
+    /// Whether clients may know of the instance: a key may hold our value, or held it.
+    pub(super) fn may_be_known(&self) -> bool {
+        self.has_key() || !self.former.is_empty() || self.was_registered()
+    }
+
+    /// Whether any claim has succeeded.
+    pub(super) fn was_registered(&self) -> bool {
+        self.was_registered.load(Ordering::Relaxed)
+    }
+
     fn on_claimed(&mut self, revision: i64) -> ClaimOutcome {
-        self.was_registered = true;
+        self.was_registered.store(true, Ordering::Relaxed);
         if let Some(key) = &mut self.key {
             key.revision = Some(revision);
         }
@@ -259,7 +271,7 @@ impl Claims {
         if found.lease == 0 || self.is_own_lease(found.lease) {
             return Ok(true);
         }
-        Ok((self.config.takes_over && !self.was_registered) || !self.is_alive(found.lease).await?)
+        Ok((self.config.takes_over && !self.was_registered()) || !self.is_alive(found.lease).await?)
     }
 
     /// Deletes the former keys that still exist. Without it they end with their leases.

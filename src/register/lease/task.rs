@@ -402,8 +402,8 @@ impl LeaseTask {
     /// Counts a failed attempt, and goes on with `next` unless it was the last one allowed.
     fn on_failure(&mut self, reason: String, next: State) -> State {
         self.failures = self.failures.saturating_add(1);
-        let limit = self.retry.max_attempts;
-        if limit > 0 && self.failures >= limit { State::Exhausted { reason } } else { next }
+        let is_last = self.retry.max_attempts.is_some_and(|limit| self.failures >= limit);
+        if is_last { State::Exhausted { reason } } else { next }
     }
 
     /// Announces the leave, revokes the lease and ends. There is no way back.
@@ -424,8 +424,15 @@ impl LeaseTask {
     async fn take_out(&mut self) {
         let instance = self.desired.instance();
         let service = self.claims.service().clone();
-        match timeout(LEAVE_LIMIT, self.claims.take_out(&instance)).await {
-            Ok(true) => tracing::info!(%service, address = %instance.address, "deregistered"),
+        let was_registered = self.claims.was_registered();
+        // Nothing that clients could know of is worth a wait: a lease without a key ends by itself.
+        let limit = if self.claims.may_be_known() { LEAVE_LIMIT } else { REVOKE_LIMIT };
+        match timeout(limit, self.claims.take_out(&instance)).await {
+            Ok(true) if was_registered => tracing::info!(%service, address = %instance.address, "deregistered"),
+            Ok(_) | Err(_) if !self.claims.may_be_known() => {
+                tracing::info!(%service, address = %instance.address, "left; it was never registered");
+            }
+            Ok(true) => tracing::info!(%service, address = %instance.address, "left before it was registered"),
             Ok(false) => tracing::warn!(%service, "etcd refused the deregistration; the lease will expire"),
             Err(_) => {
                 let leases = self.claims.left_over();
@@ -473,3 +480,6 @@ const RESTORE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The longest that a leave may take while etcd is unreachable: a process must end.
 const LEAVE_LIMIT: Duration = Duration::from_secs(3);
+
+/// The longest that the revocation of a lease may take that no key was claimed under: a few round trips.
+const REVOKE_LIMIT: Duration = Duration::from_millis(250);

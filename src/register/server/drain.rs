@@ -58,8 +58,9 @@ use super::layer::DrainLayer;
 /// | [`incoming`](Self::incoming) | closes connections 250 ms after the limit | a client that stays keeps the server |
 /// | [`on`](Self::on) | stops accepting, starts the countdown | nothing ends |
 ///
-/// When the drain begins, a warning names the place that was forgotten. A server without `incoming` may be as it
-/// should: an axum server, for example, that closes its connections itself.
+/// A warning names the place that was forgotten: the first two when the drain begins, and `layer` or `on` with the first
+/// connection that comes 5 s or more after the server began to accept. A server without `incoming` may be as it should: an
+/// axum server, for example, that closes its connections itself.
 ///
 /// A registration brings a drain of its own: [`Registration`](crate::Registration) has the same three places.
 #[derive(Clone)]
@@ -91,6 +92,7 @@ impl Drain {
     /// Put it first: tonic's first layer is the outermost one, and the time that calls spend in the others then counts.
     #[must_use]
     pub fn layer(&self) -> DrainLayer {
+        self.server.drain().places().on_taken();
         DrainLayer::new(self.server.clone())
     }
 
@@ -100,6 +102,7 @@ impl Drain {
     /// [`Incoming::tcp_nodelay`].
     #[must_use]
     pub fn incoming<I>(&self, incoming: I) -> Incoming<I> {
+        self.server.drain().places().on_taken();
         Incoming::new(incoming, self.server.clone())
     }
 
@@ -129,6 +132,7 @@ impl Drain {
         F: Future<Output = ()> + Send,
     {
         let drain = self.clone();
+        self.server.drain().places().on_signal_taken();
         async move {
             signal.await;
             drain.server.drain().begin(drain.limit, drain.address.as_deref());
@@ -144,6 +148,16 @@ impl Drain {
     /// This drain with an address that tells its log lines from those of other servers.
     pub(crate) fn at(self, address: Option<Arc<str>>) -> Self {
         Self { address, ..self }
+    }
+
+    /// Whether a place of it was taken.
+    pub(crate) fn is_used(&self) -> bool {
+        self.server.drain().places().is_taken()
+    }
+
+    /// Whether both are of one server.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.server.drain().is_same(other.server.drain())
     }
 
     /// What was given to [`limit`](Self::limit), or the default.
@@ -229,6 +243,33 @@ mod tests {
         assert_eq!(status.code(), Code::Unavailable, "it may be tried elsewhere");
         drop(response);
         assert_eq!(drain.in_flight(), 0, "nothing is left");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_accepts_for_a_while_is_told_once_of_places_that_it_has_not_used() {
+        let (log, _guard) = Log::capture();
+        let warned = || log.count("the server serves without all of its places");
+        let connections = || {
+            stream::iter(0..3).then(|_| async {
+                sleep(Duration::from_secs(4)).await;
+                Ok::<_, Infallible>(tokio::io::empty())
+            })
+        };
+        let with_all = Drain::new();
+        let (layer, signal) = (with_all.layer(), with_all.on(pending()));
+        drop(layer.layer(service_fn(never)));
+        assert_eq!(with_all.incoming(connections()).count().await, 3);
+        drop(signal);
+        assert_eq!(warned(), 0, "it has all of them");
+
+        let mut incoming = pin!(Drain::new().incoming(connections()));
+        incoming.next().await.expect("a connection").expect("a good one");
+        assert_eq!(warned(), 0, "the rest of the server may still come");
+        incoming.next().await.expect("a connection").expect("a good one");
+        assert_eq!(warned(), 1);
+        incoming.next().await.expect("a connection").expect("a good one");
+        assert_eq!(warned(), 1, "once");
+        assert_eq!(log.count("layer() and deregister_on(), or on() of a Drain"), 1, "both are named");
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,6 +12,7 @@ use futures_util::task::AtomicWaker;
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tonic::transport::server::Connected;
 
 use super::handle::ServerHandle;
@@ -40,13 +41,13 @@ pin_project! {
         tcp_nodelay: bool,
         // Kept after the start: a server that accepts stays registered.
         server: ServerHandle,
-        started: bool,
+        started: Option<Instant>,
     }
 }
 
 impl<I> Incoming<I> {
     pub(super) fn new(inner: I, server: ServerHandle) -> Self {
-        Self { inner, tcp_nodelay: true, server, started: false }
+        Self { inner, tcp_nodelay: true, server, started: None }
     }
 
     /// Whether TCP streams get `TCP_NODELAY`. Defaults to true; with false the streams stay as the inner stream made
@@ -66,12 +67,13 @@ where
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.project();
-        if !*this.started {
-            *this.started = true;
+        let since = *this.started.get_or_insert_with(|| {
             this.server.drain().places().on_incoming_polled();
             this.server.start();
-        }
+            Instant::now()
+        });
         let accepted = ready!(this.inner.poll_next(cx));
+        this.server.drain().places().on_accepted(since);
         Poll::Ready(accepted.map(|accepted| {
             accepted.map(|io| {
                 if *this.tcp_nodelay {

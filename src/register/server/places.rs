@@ -1,16 +1,38 @@
 //! Which of a drain's places in a server were used, to what the server goes without.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-/// The two places that a server can serve without, unnoticed until its drain limit. Without the third one, the shutdown
-/// future, no drain begins.
+use tokio::time::Instant;
+
+/// The three places of a server, none of which it misses until its end.
 #[derive(Default)]
 pub(super) struct Places {
+    is_taken: AtomicBool,
     has_layer: AtomicBool,
     has_incoming: AtomicBool,
+    has_signal: AtomicBool,
+    /// Whether a server that accepts was looked at.
+    is_checked: AtomicBool,
 }
 
 impl Places {
+    /// The layer or the connections are about to go into a server.
+    pub(super) fn on_taken(&self) {
+        self.is_taken.store(true, Ordering::Relaxed);
+    }
+
+    /// The shutdown future is about to go into a server.
+    pub(super) fn on_signal_taken(&self) {
+        self.on_taken();
+        self.has_signal.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether any place was taken.
+    pub(super) fn is_taken(&self) -> bool {
+        self.is_taken.load(Ordering::Relaxed)
+    }
+
     /// The layer was applied, whether or not it started something.
     pub(super) fn on_layer_applied(&self) {
         self.has_layer.store(true, Ordering::Relaxed);
@@ -21,6 +43,21 @@ impl Places {
         self.has_incoming.store(true, Ordering::Relaxed);
     }
 
+    /// A connection came, to a server that accepts since then. Once that is a while ago, its other places are in use or
+    /// forgotten: names the forgotten ones in the log, once.
+    pub(super) fn on_accepted(&self, since: Instant) {
+        if self.is_checked.load(Ordering::Relaxed) || since.elapsed() < SETTLED {
+            return;
+        }
+        if self.is_checked.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let [has_layer, has_signal] = [&self.has_layer, &self.has_signal].map(|place| place.load(Ordering::Relaxed));
+        if let Some((missing, cost)) = missing_while_serving(has_layer, has_signal) {
+            tracing::warn!(missing, cost, "the server serves without all of its places");
+        }
+    }
+
     /// For the begin of the drain: names in the log what is missing, and what that costs.
     pub(super) fn warn_of_missing(&self) {
         let missing = missing(self.has_layer.load(Ordering::Relaxed), self.has_incoming.load(Ordering::Relaxed));
@@ -29,6 +66,18 @@ impl Places {
         }
     }
 }
+
+/// What a server that accepts has not used, and what that will cost.
+fn missing_while_serving(has_layer: bool, has_signal: bool) -> Option<(&'static str, &'static str)> {
+    match (has_layer, has_signal) {
+        (true, true) => None,
+        (false, true) => Some(("layer()", "calls left at the limit will be cut off without a status")),
+        (true, false) => Some(("deregister_on(), or on() of a Drain", NO_SIGNAL)),
+        (false, false) => Some(("layer() and deregister_on(), or on() of a Drain", NO_SIGNAL)),
+    }
+}
+
+const NO_SIGNAL: &str = "it has no graceful shutdown: calls will be cut off, and a registration ends with its lease";
 
 /// What a server has not used, and what that costs. A server other than tonic's may need no `incoming`.
 fn missing(has_layer: bool, has_incoming: bool) -> Option<(&'static str, &'static str)> {
@@ -44,3 +93,6 @@ fn missing(has_layer: bool, has_incoming: bool) -> Option<(&'static str, &'stati
         )),
     }
 }
+
+/// How long a server may accept before all of its places are in use: programs are put together in no time.
+const SETTLED: Duration = Duration::from_secs(5);

@@ -105,6 +105,10 @@ impl DrainState {
         self.0.passed.load(Ordering::Acquire) >= SOCKETS_CLOSED
     }
 
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub(super) fn places(&self) -> &Places {
         &self.0.places
     }
