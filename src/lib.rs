@@ -127,6 +127,7 @@ pub mod format;
 pub mod guide;
 mod instance;
 pub mod kitex;
+mod log_limit;
 #[cfg(feature = "_tls")]
 mod pem;
 mod register;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::load::{Figures, Sample};
-use crate::statistics::{Estimate, estimate, median, quotient_of_medians, rounded};
+use crate::statistics::{Estimate, estimate, median, quotient_of_quartiles, rounded};
 use crate::subject::Subject;
 
 /// How long and how often is measured.
@@ -57,10 +57,10 @@ impl Course {
         self.rounds.iter().map(|round| round.failed).sum()
     }
 
-    /// The quotient of the medians of a figure of the tail, here and in `other`.
+    /// The quotient of the lower quartiles of a figure of the tail, here and in `other`.
     pub(crate) fn tail_ratio(&self, other: &Self, of: impl Fn(&Figures) -> f64) -> Estimate {
         let figures = |course: &Self| course.rounds.iter().map(&of).collect::<Vec<_>>();
-        quotient_of_medians(&figures(self), &figures(other))
+        quotient_of_quartiles(&figures(self), &figures(other))
     }
 
     /// The quotients of a figure here and in the same round of `other`.

@@ -1,9 +1,9 @@
 //! Figures of many rounds go in; a median comes out, and how far it can be trusted.
 
-/// A median and its 95 % interval.
+/// An estimate and its 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Estimate {
-    /// The median.
+    /// The median, or the quotient of lower quartiles.
     pub(crate) median: f64,
     /// The interval's lower end.
     pub(crate) low: f64,
@@ -27,32 +27,41 @@ pub(crate) fn estimate(figures: &[f64]) -> Estimate {
     Estimate { median: middle(&sorted), low: sorted[rank], high: sorted[sorted.len() - 1 - rank] }
 }
 
-/// The quotient of the medians of two series, and its 95 % interval.
+/// The quotient of the lower quartiles of two series, and its 95 % interval.
 ///
-/// For figures of the tail, where a burst of the machine's own work makes one of a pair several times as large and the
-/// quotients of pairs say little. The interval is that of the bootstrap: rounds are drawn anew many times, with what
+/// For figures of the tail. On a machine that is shared, up to half of the rounds meet a burst of something else's work,
+/// which makes their tails several times as large; a median then falls into the one kind or the other by chance. The
+/// lower quartile lies among the rounds without, as long as a burst meets fewer than three of four. What a series does by
+/// itself in more than a quarter of its rounds shows in it. The interval is that of the bootstrap: rounds are drawn anew many times, with what
 /// both did in them, and the quotients of all but 2.5 % at each end lie in it. A round that was slow for both is drawn
 /// for both.
 ///
 /// # Panics
 ///
 /// If there is no figure, one is not a number, or the series differ in length.
-pub(crate) fn quotient_of_medians(mine: &[f64], theirs: &[f64]) -> Estimate {
+pub(crate) fn quotient_of_quartiles(mine: &[f64], theirs: &[f64]) -> Estimate {
     assert_eq!(mine.len(), theirs.len(), "each round has a figure of both");
     let mut random = fastrand::Rng::with_seed(1);
     let mut quotients: Vec<f64> = (0..RESAMPLES)
         .map(|_| {
             let rounds: Vec<usize> = mine.iter().map(|_| random.usize(..mine.len())).collect();
-            let drawn = |figures: &[f64]| median(&rounds.iter().map(|&round| figures[round]).collect::<Vec<_>>());
+            let drawn = |figures: &[f64]| quartile(&rounds.iter().map(|&round| figures[round]).collect::<Vec<_>>());
             drawn(mine) / drawn(theirs)
         })
         .collect();
     quotients.sort_by(|a, b| a.partial_cmp(b).expect("figures are numbers"));
     let cut = RESAMPLES / 40;
-    Estimate { median: median(mine) / median(theirs), low: quotients[cut], high: quotients[RESAMPLES - 1 - cut] }
+    Estimate { median: quartile(mine) / quartile(theirs), low: quotients[cut], high: quotients[RESAMPLES - 1 - cut] }
 }
 
 const RESAMPLES: usize = 2_000;
+
+/// A quarter of `figures` lies below it.
+fn quartile(figures: &[f64]) -> f64 {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(|a, b| a.partial_cmp(b).expect("figures are numbers"));
+    sorted[sorted.len() / 4]
+}
 
 /// The median of `figures`.
 ///

@@ -25,6 +25,7 @@ use super::asked::Asked;
 use super::target::{Dialling, Target, Tls};
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{BoxError, ConfigError, chain};
+use crate::log_limit::LogLimit;
 
 /// The endpoints of a cluster.
 pub(crate) struct Endpoints {
@@ -45,7 +46,7 @@ struct State {
     pause: Duration,
     pauses: Backoff,
     /// When a provider that fails was logged the last time.
-    logged: Option<Instant>,
+    log: LogLimit,
 }
 
 impl EndpointsProvider {
@@ -83,7 +84,7 @@ impl Endpoints {
         let dialling = Dialling::new(tls, dial_timeout);
         let named = watch::Sender::new(Arc::new(dialling.targets(urls)?));
         let pauses = Backoff::new(PAUSE_FIRST, PAUSE_MAX);
-        let state = State { is_asking: false, answered: None, pause: PAUSE_FIRST, pauses, logged: None };
+        let state = State { is_asking: false, answered: None, pause: PAUSE_FIRST, pauses, log: LogLimit::default() };
         Ok(Self { dialling, provider, named, state: Mutex::new(state) })
     }
 
@@ -143,10 +144,7 @@ impl Endpoints {
     }
 
     fn on_no_answer(&self, error: &(dyn std::error::Error + Send + Sync + 'static)) {
-        let now = Instant::now();
-        let logged = &mut self.state().logged;
-        if logged.is_none_or(|logged| now >= logged + LOG_INTERVAL) {
-            *logged = Some(now);
+        if self.state().log.admit(Instant::now()) {
             tracing::warn!(error = chain(error), "provider of etcd's endpoints failed; those of before stay");
         }
     }
@@ -218,9 +216,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// How long the provider may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-
-/// How often a provider that fails is logged.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {

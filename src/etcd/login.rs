@@ -35,6 +35,7 @@ use super::credentials::{Credentials, Provider};
 use super::token::{Token, TokenSlot, Tokens};
 use crate::backoff::Backoff;
 use crate::error::{BoxError, EtcdErrorKind, chain};
+use crate::log_limit::LogLimit;
 
 /// The logins of one cluster, on whichever member. Each member that was ever named has a place here, which it keeps.
 pub(super) struct Logins {
@@ -57,7 +58,7 @@ struct State {
     /// The credentials that each member refused: a member of another cluster may refuse what the others take.
     refused: Vec<Option<Refused>>,
     /// When a provider that fails was logged the last time.
-    logged: Option<Instant>,
+    log: LogLimit,
     tokens: Tokens,
     /// The logins that etcd has yet to answer, the newest last.
     under_way: Vec<Login>,
@@ -183,7 +184,7 @@ impl Logins {
             ask_at: None,
             members: Vec::new(),
             refused: Vec::new(),
-            logged: None,
+            log: LogLimit::default(),
             tokens: Tokens::new(),
             under_way: Vec::new(),
             pace: Pace::new(),
@@ -434,8 +435,7 @@ impl State {
     fn on_failure(&mut self, error: BoxError) -> NoCredentials {
         let now = Instant::now();
         self.ask_at = Some(now + ASK_PAUSE);
-        if self.logged.is_none_or(|logged| now >= logged + LOG_INTERVAL) {
-            self.logged = Some(now);
+        if self.log.admit(now) {
             tracing::warn!(error = chain(&*error), "provider of credentials for etcd failed");
         }
         NoCredentials::Failed(error)
@@ -448,9 +448,6 @@ const CREDENTIALS_PAUSE: Duration = Duration::from_secs(30);
 
 /// How long a provider is not asked again after it failed, or its answer was refused.
 const ASK_PAUSE: Duration = Duration::from_secs(1);
-
-/// How often a provider that fails is logged.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long a provider may take: far longer than a vault does, and it is asked again where its connection was lost.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);

@@ -14,6 +14,7 @@ use super::endpoints::Endpoints;
 use super::login::Logins;
 use super::target::Target;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
+use crate::log_limit::LogLimit;
 
 /// All members, each known by its index.
 pub(super) struct Members {
@@ -46,7 +47,7 @@ pub(super) struct ClusterMember {
 struct Outage {
     since: Option<Instant>,
     /// When each fault was logged last, in this outage or before.
-    logged: [Option<Instant>; 3],
+    logs: [LogLimit; 3],
     /// The worst fault that was logged in this outage: its end is to be logged as well.
     reported: Option<Fault>,
 }
@@ -384,11 +385,9 @@ impl Outage {
     /// member is asked, and at once where it is another one.
     fn on_fault(&mut self, fault: Fault, now: Instant) -> Option<Duration> {
         let since = *self.since.get_or_insert(now);
-        let logged = &mut self.logged[fault as usize];
-        if logged.is_some_and(|logged| now < logged + OUTAGE_LOG_INTERVAL) {
+        if !self.logs[fault as usize].admit(now) {
             return None;
         }
-        *logged = Some(now);
         self.reported = self.reported.max(Some(fault));
         Some(now - since)
     }
@@ -402,9 +401,6 @@ impl Outage {
 
 /// How long a member must have been silent to count as one that does not answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// How often each fault of a member is logged.
-const OUTAGE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {

@@ -1,13 +1,14 @@
 //! Certificates from disk, read again before each connection; what is good replaces what was.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use rustls::ClientConfig;
 use tokio::task::spawn_blocking;
+use tokio::time::Instant;
 
 use super::config::ClientTls;
 use crate::error::{ConfigError, chain};
+use crate::log_limit::LogLimit;
 
 /// The last good certificates, and what was made of them.
 pub(super) struct Reloaded {
@@ -20,13 +21,13 @@ struct Current {
     tls: ClientTls,
     config: Arc<ClientConfig>,
     /// When unusable files were logged the last time; `None` while all files are usable.
-    warned: Option<Instant>,
+    log: LogLimit,
 }
 
 impl Reloaded {
     pub(super) fn new(mut tls: ClientTls, config: Arc<ClientConfig>) -> Arc<Self> {
         let has_files = tls.pems().any(|pem| pem.path().is_some());
-        Arc::new(Self { has_files, current: Mutex::new(Current { tls, config, warned: None }) })
+        Arc::new(Self { has_files, current: Mutex::new(Current { tls, config, log: LogLimit::default() }) })
     }
 
     /// The configuration for a connection that is about to be made; one and the same while no file changes.
@@ -44,15 +45,13 @@ impl Reloaded {
     fn reload(&self) -> Arc<ClientConfig> {
         self.with_current(|current| {
             match current.tls.read_again() {
-                Ok(None) => current.warned = None,
+                Ok(None) => current.log = LogLimit::default(),
                 Ok(Some((tls, config))) => {
                     tracing::info!("certificates have changed; new connections use the new ones");
-                    *current = Current { tls, config: Arc::new(config), warned: None };
+                    *current = Current { tls, config: Arc::new(config), log: LogLimit::default() };
                 }
                 Err(error) => {
-                    let now = Instant::now();
-                    if current.warned.is_none_or(|warned| now >= warned + LOG_INTERVAL) {
-                        current.warned = Some(now);
+                    if current.log.admit(Instant::now()) {
                         tracing::warn!(
                             error = chain(&error),
                             "certificates on disk are unusable; the last good ones stay"
@@ -84,6 +83,3 @@ impl ClientTls {
         Ok(Some((now, config)))
     }
 }
-
-/// How often files that cannot be used are logged.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);

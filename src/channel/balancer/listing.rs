@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::log_limit::LogLimit;
+
 /// The source of a channel's list.
 pub(crate) struct Listing {
     /// Why a call fails where the list is empty.
@@ -17,7 +19,7 @@ pub(crate) struct Listing {
     awaited: Option<String>,
     /// Why a call fails where it did not come in time.
     overdue: String,
-    logged: Option<Instant>,
+    log: LogLimit,
 }
 
 type Trouble = Box<dyn Fn() -> Option<String> + Send>;
@@ -25,8 +27,8 @@ type Trouble = Box<dyn Fn() -> Option<String> + Send>;
 impl Listing {
     pub(crate) fn new(none: impl Into<String>, trouble: impl Fn() -> Option<String> + Send + 'static) -> Self {
         let none = none.into();
-        let (empty, awaited, overdue, logged) = (none.clone(), None, String::new(), None);
-        Self { empty, none, trouble: Box::new(trouble), awaited, overdue, logged }
+        let (empty, awaited, overdue, log) = (none.clone(), None, String::new(), LogLimit::default());
+        Self { empty, none, trouble: Box::new(trouble), awaited, overdue, log }
     }
 
     /// A list that a program makes by itself.
@@ -72,8 +74,7 @@ impl Listing {
     /// The list is late: looks for the reason, and again every [`FIRST_LIST`]. Returns whether it is another one.
     pub(super) fn on_overdue(&mut self, now: Instant) -> bool {
         let overdue = format!("there is no list of instances after {FIRST_LIST:?}{}", self.trouble());
-        if self.logged.is_none_or(|logged| now >= logged + LOG_INTERVAL) {
-            self.logged = Some(now);
+        if self.log.admit(now) {
             tracing::warn!(reason = overdue, "calls fail");
         }
         let is_news = overdue != self.overdue;
@@ -93,6 +94,3 @@ pub(super) const FIRST_LIST: Duration = Duration::from_secs(5);
 
 /// How often the reason is looked for until then: calls with short deadlines tell it, too.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-
-/// How often a list that does not come is logged.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);

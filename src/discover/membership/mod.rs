@@ -29,6 +29,7 @@ use self::key_index::{KeyIndex, KnownKey, footprint};
 use crate::etcd::{Event, Kv, MAX_SEGMENT, MAX_VALUE};
 use crate::format::{DecodeError, Decoded, Format};
 use crate::instance::{Instance, MAX_TAGS, ServiceName};
+use crate::log_limit::LogLimit;
 use crate::snapshot::{MemberList, Snapshot};
 
 /// Where a registry keeps instances in etcd and how they are read.
@@ -117,7 +118,7 @@ pub(super) enum Trouble {
 #[derive(Debug, Default)]
 struct Count {
     since_logged: u64,
-    logged: Option<Instant>,
+    log: LogLimit,
 }
 
 impl Membership {
@@ -326,10 +327,9 @@ impl Membership {
         let mut counts = self.complaints.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(trouble).or_default();
         count.since_logged += 1;
-        if count.logged.is_some_and(|at| now < at + LOG_INTERVAL) {
+        if !count.log.admit(now) {
             return;
         }
-        count.logged = Some(now);
         let skipped = std::mem::take(&mut count.since_logged);
         let key = cut(key.escape_ascii());
         let detail = cut(detail.escape_debug());
@@ -361,9 +361,6 @@ const DEFAULT_INSTANCES: usize = 10_000;
 /// About how much memory the instances of one service may take with their keys, for each of the most: room for 60
 /// tags of 40 bytes an instance, and 32 MiB for 10,000.
 pub(crate) const BYTES_PER_INSTANCE: usize = 3_355;
-
-/// How often one kind of trouble is logged at most.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long an instance whose key went without an announcement stays known before it is removed: longer than a server
 /// needs to notice that its lease is gone and to register again (a quarter of a second of jitter, a grant, a claim).

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use crate::backoff::{Backoff, spread};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE};
+use crate::log_limit::LogLimit;
 use crate::trouble::Trouble;
 
 /// The failures in a row of a registration.
@@ -17,14 +18,20 @@ pub(super) struct Setbacks {
     busy_backoff: Backoff,
     trouble: Trouble,
     since: Option<Instant>,
-    logged: Option<Instant>,
+    log: LogLimit,
 }
 
 impl Setbacks {
     /// `first` is the longest first wait; `trouble` is told how the last attempt failed.
     pub(super) fn new(first: Duration, trouble: Trouble) -> Self {
         let up_to = |max: Duration| Backoff::new(first, first.max(max));
-        Self { backoff: up_to(RETRY_MAX), busy_backoff: up_to(REFUSED_PAUSE), trouble, since: None, logged: None }
+        Self {
+            backoff: up_to(RETRY_MAX),
+            busy_backoff: up_to(REFUSED_PAUSE),
+            trouble,
+            since: None,
+            log: LogLimit::default(),
+        }
     }
 
     /// When to try again after a failure: to register, or, where it is held, to change what is there.
@@ -64,10 +71,9 @@ impl Setbacks {
         let lasts = now - *self.since.get_or_insert(now);
         if !error.is_final()
             && lasts >= LOG_AFTER
-            && self.logged.is_none_or(|logged| now >= logged + LOG_INTERVAL)
             && let Some(reason) = self.trouble.get()
+            && self.log.admit(now)
         {
-            self.logged = Some(now);
             tracing::warn!(reason, ?lasts, "the instance is not registered yet; it is tried again and again");
         }
     }
@@ -87,7 +93,7 @@ impl Setbacks {
     /// It is registered, or another server has its place.
     pub(super) fn on_settled(&mut self) {
         self.trouble.clear();
-        (self.since, self.logged) = (None, None);
+        (self.since, self.log) = (None, LogLimit::default());
     }
 }
 
@@ -96,9 +102,6 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// How long a registration may fail before the log says so: most etcds that restart are back by then.
 const LOG_AFTER: Duration = Duration::from_secs(5);
-
-/// How often the log says so.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
