@@ -143,7 +143,17 @@ build_neighbours() {
     mkdir -p "$programs"
     programs=$(cd "$programs" && pwd)
     for program in naming gozero; do
-        (cd "tests/interop/$program" && go build -buildvcs=false -o "$programs/$program")
+        if ! (cd "tests/interop/$program" && go build -buildvcs=false -o "$programs/$program"); then
+            # Their modules come from the network.
+            if (cd "tests/interop/$program" && go mod download); then
+                echo "test: tests/interop/$program does not build" >&2
+                exit 1
+            fi
+            skipped="the tests beside grpc-go and go-zero (tests/it/interop.rs), as their modules cannot be downloaded"
+            echo "SKIPPED: $skipped"
+            export SKIP_NEIGHBOURS=yes
+            return
+        fi
     done
     echo "built: naming (grpc-go on etcd's naming), gozero (go-zero's discov)"
 }

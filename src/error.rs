@@ -115,7 +115,7 @@ pub enum ConfigError {
     },
 
     /// The network interfaces could not be listed in order to find an address to publish.
-    #[error("cannot list the network interfaces to find an address to publish")]
+    #[error("cannot list the network interfaces to find an address to publish; state one with advertise(..)")]
     #[non_exhaustive]
     Interfaces {
         /// The operating system's reason.
@@ -192,7 +192,7 @@ pub enum RegistryError {
 
     /// The URLs are those of more than one cluster: a server would register in the one, and clients look in the other.
     /// Trying again helps once they are not.
-    #[error("the etcd members belong to different clusters")]
+    #[error("the etcd members belong to different clusters: name those of one, or use a RegistrySet")]
     #[non_exhaustive]
     SplitCluster {
         /// Which member belongs to which.

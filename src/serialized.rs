@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `ServiceName`, `Address` | text: `"echo"`, `"10.0.0.1:50051"` |
 //! | `Tags` | an object: `{"zone":"a"}` |
-//! | `Instance` | `{"service":..,"address":..,"weight":..,"tags":..}`; weight and tags may be left out where it is read |
+//! | `Instance` | `{"service":..,"address":..,"weight":..,"tags":..}`; weight and tags may be left out where it is read, and an unknown field is an error, since configs have typing errors |
 //! | `Member` | the fields of its instance, `lease` in hexadecimal as etcdctl shows it, and `state` |
 //! | `Snapshot` | `{"revision":..,"cut_off":..,"instances":[..]}` |
 //! | `Connectivity`, `MemberState` | their text: `"TRANSIENT_FAILURE"`, `"suspect"` |
@@ -77,12 +77,13 @@ impl<'de> Deserialize<'de> for Instance {
         struct Read {
             service: ServiceName,
             address: Address,
-            weight: Option<u16>,
+            #[serde(default = "default_weight")]
+            weight: u16,
             #[serde(default)]
             tags: Tags,
         }
         let Read { service, address, weight, tags } = Read::deserialize(deserializer)?;
-        Ok(Self::new(service, address).with_weight(weight.unwrap_or(Self::DEFAULT_WEIGHT)).with_tags(tags))
+        Ok(Self::new(service, address).with_weight(weight).with_tags(tags))
     }
 }
 
@@ -169,6 +170,10 @@ impl Serialize for RegistrationStatus {
         }
         fields.end()
     }
+}
+
+fn default_weight() -> u16 {
+    Instance::DEFAULT_WEIGHT
 }
 
 /// The fields of an instance, in whatever has one.

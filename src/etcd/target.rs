@@ -83,6 +83,10 @@ impl Dialling {
         if urls.is_empty() {
             return Err(ConfigError::NoEndpoints);
         }
+        // Before they are taken apart: a password may hold a comma.
+        if let Some(urls) = urls.iter().find(|urls| urls.contains('@')) {
+            return Err(ConfigError::Endpoint { url: without_user(urls), reason: USER_IN_URL.into() });
+        }
         let each = urls.iter().flat_map(|urls| urls.split(','));
         each.map(|url| parse_endpoint(url.trim(), self.tls.as_ref(), self.timeout)).collect()
     }
@@ -97,9 +101,6 @@ fn parse_endpoint(url: &str, tls: Option<&Client>, dial_timeout: Duration) -> Re
     };
     let uri: Uri = absolute.parse().map_err(|error: http::uri::InvalidUri| refuse(error.to_string().into()))?;
     let authority = uri.authority().ok_or_else(|| refuse("it has no host".into()))?;
-    if authority.as_str().contains('@') {
-        return Err(refuse("a user belongs into auth(..), not into the URL".into()));
-    }
     let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(|| refuse("it has no host".into()))?;
     // `Uri` takes any text for a port and then knows none.
     let port = authority.as_str().strip_prefix(host).unwrap_or_default();
@@ -153,11 +154,19 @@ fn shown(url: &Uri) -> String {
 
 /// The URL without what stands before an `@`, for messages.
 pub(crate) fn without_user(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
-    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
-    let separator = if scheme.is_empty() { "" } else { "://" };
-    format!("{scheme}{separator}{host}").chars().take(300).collect()
+    // All before the last sign may be a password, whatever it looks like.
+    let shown = match url.rsplit_once('@') {
+        None => url.to_owned(),
+        Some((before, host)) => {
+            let scheme = before.split_once("://").map(|(scheme, _)| scheme);
+            let scheme = scheme.filter(|scheme| scheme.chars().all(|c| c.is_ascii_alphanumeric()));
+            scheme.map_or_else(|| host.to_owned(), |scheme| format!("{scheme}://{host}"))
+        }
+    };
+    shown.chars().take(300).collect()
 }
+
+const USER_IN_URL: &str = "a user belongs into auth(..), not into the URL";
 
 /// The interval of HTTP/2 pings while a stream is open: clearly more than the least that etcd allows (5 s).
 const PING_INTERVAL: Duration = Duration::from_secs(8);
@@ -191,6 +200,18 @@ mod tests {
     }
 
     #[test]
+    fn a_text_may_name_several_members() {
+        let dialling = Dialling::new(None, Duration::from_secs(1));
+        let names = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+            dialling.targets(&texts).map(|targets| targets.into_iter().map(|target| target.name).collect::<Vec<_>>())
+        };
+        let three = ["http://a:1", "http://b:2", "http://c:3"];
+        assert_eq!(names(&["a:1, http://b:2", "c:3"]).expect("good members"), three);
+        assert!(names(&["a:1,"]).is_err_and(|error| error.to_string().contains("bad etcd endpoint \"\"")));
+    }
+
+    #[test]
     fn bad_urls_are_refused_with_the_reason() {
         for url in [
             "",
@@ -215,8 +236,16 @@ mod tests {
 
     #[test]
     fn a_password_in_a_url_is_refused_and_not_shown() {
-        for url in ["http://root:secret@a:1", "root:secret@a:1", "http://root:sec@ret@a:1"] {
-            let error = parse(url).expect_err("a user in the URL is refused");
+        for url in [
+            "http://root:secret@a:1",
+            "root:secret@a:1",
+            "http://root:sec@ret@a:1",
+            "http://root:sec,ret@a:1",
+            "http://b:1,http://root:secret@a:1",
+            "root:sec://x@a:1",
+        ] {
+            let dialling = Dialling::new(None, Duration::from_secs(1));
+            let error = dialling.targets(&[url.to_owned()]).expect_err("a user in the URL is refused");
             assert!(!format!("{error} {error:?}").contains("sec"), "{error:?}");
         }
     }

@@ -45,7 +45,7 @@ pub(super) fn advertise(
     let everywhere = unspecified(listener);
     let host = match (host, everywhere) {
         (Some(value), _) => host_in_variable(&value)?,
-        (None, Some(ip)) => Host::Ip(match pod_ip(&variable)?.or_else(|| route(ip.is_ipv6())) {
+        (None, Some(ip)) => Host::Ip(match pod_ip(&variable, ip)?.or_else(|| route(ip.is_ipv6())) {
             Some(reachable) => reachable,
             None => first_reachable(ip, is_etcd_local, &interfaces().map_err(interface_error)?)?,
         }),
@@ -68,12 +68,16 @@ fn host_in_variable(value: &str) -> Result<Host, ConfigError> {
     })
 }
 
-/// What a pod's definition says that its address is.
-fn pod_ip(variable: impl Fn(&str) -> Option<String>) -> Result<Option<IpAddr>, ConfigError> {
+/// What a pod's definition says that its address is, for a server that listens on all addresses of this kind.
+fn pod_ip(variable: impl Fn(&str) -> Option<String>, listener: IpAddr) -> Result<Option<IpAddr>, ConfigError> {
     let Some(value) = variable(POD_VARIABLE).filter(|value| !value.is_empty()) else { return Ok(None) };
-    let ip = value.parse::<IpAddr>().map(|ip| ip.to_canonical());
-    let expected = "an IP address";
-    ip.map(Some).map_err(|_| ConfigError::Environment { variable: POD_VARIABLE, value, expected })
+    let ip = value.parse::<IpAddr>().ok().map(|ip| ip.to_canonical());
+    let (ip, expected) = if listener.is_ipv4() {
+        (ip.filter(IpAddr::is_ipv4), "an IPv4 address, as the server listens on 0.0.0.0; [::] takes both")
+    } else {
+        (ip, "an IP address")
+    };
+    ip.map(Some).ok_or(ConfigError::Environment { variable: POD_VARIABLE, value, expected })
 }
 
 /// The IP of a listener that listens everywhere.
@@ -157,6 +161,9 @@ mod tests {
         }
         let error = chosen("0.0.0.0:80", Some("here")).expect_err("that is no address");
         assert!(error.to_string().contains("POD_IP"), "{error}");
+        let error = chosen("0.0.0.0:80", Some("2001:db8::9")).expect_err("nothing listens there");
+        assert!(error.to_string().contains("[::] takes both"), "{error}");
+        assert_eq!(chosen("[::]:80", Some("2001:db8::9")).expect("it listens there").0, "[2001:db8::9]:80");
     }
 
     #[test]

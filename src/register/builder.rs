@@ -196,7 +196,9 @@ impl RegistrationBuilder {
         let mut instance = self.instance;
         let service: ServiceName = instance.service.parse()?;
         let is_kitex = self.preset.is_kitex || self.registrar.format.honours_kitex_environment();
-        let variable = |name: &str| std::env::var(name).ok().filter(|_| is_kitex || !name.starts_with("KITEX_"));
+        // A value that is not UTF-8 fails where it is read, and by name.
+        let value = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+        let variable = |name: &str| value(name).filter(|_| is_kitex || !name.starts_with("KITEX_"));
         let route = |takes_v6| route::source(self.registrar.cluster.ip(), takes_v6);
         let interfaces = || Ok(if_addrs::get_if_addrs()?.into_iter().map(|interface| interface.ip()).collect());
         let explicit = match self.advertise {
@@ -213,7 +215,7 @@ impl RegistrationBuilder {
         }
         let format = self.registrar.format.clone();
         check_value(&*format, &service, &instance)?;
-        warn_of_lost(&*format, &service, &instance);
+        warn_of_lost(&*format, &service, &instance, None);
         let ttl = if let Some(ttl) = self.ttl {
             check_ttl(ttl)?
         } else {
@@ -222,6 +224,10 @@ impl RegistrationBuilder {
         };
         let retry = self.retry.over(self.preset.retry);
         retry.check()?;
+        if let Some(pause) = self.propagation_pause.filter(|pause| *pause > Duration::from_secs(MAX_TTL)) {
+            let (option, value) = ("propagation_pause", format!("{pause:?}"));
+            return Err(ConfigError::Option { option, value, expected: "at most 86400 s" });
+        }
         let config = ClaimConfig {
             service: service.clone(),
             ttl,
@@ -235,9 +241,9 @@ impl RegistrationBuilder {
         let (spec, specs) = watch::channel(Spec { instance, paused: false, leave: false });
         let (publisher, status) = watch::channel(RegistrationStatus::Unregistered);
         let desired = DesiredState::new(specs, self.health.clone());
-        let (trouble, was_registered) = (Trouble::default(), Arc::new(AtomicBool::new(false)));
+        let (trouble, was_claimed) = (Trouble::default(), Arc::new(AtomicBool::new(false)));
         let task = LeaseTask::new(
-            Claims::new(self.registrar, config, was_registered.clone()),
+            Claims::new(self.registrar, config, was_claimed.clone()),
             retry,
             desired,
             publisher,
@@ -252,7 +258,7 @@ impl RegistrationBuilder {
             status,
             trouble,
             unstarted: Mutex::new(Some(task)),
-            was_registered,
+            was_claimed,
             joined: Mutex::new(Joined::alone(drain)),
             propagation_pause: self.propagation_pause.unwrap_or(self.preset.propagation_pause),
             health: self.health,
@@ -480,6 +486,7 @@ pub(super) mod tests {
             (builder().check_interval(Duration::from_millis(999)), "check_interval"),
             (builder().check_interval(ages), "check_interval"),
             (builder().max_attempts(0), "max_attempts"),
+            (builder().propagation_pause(ages), "propagation_pause"),
         ] {
             let error = builder.build().expect_err("it is out of range").to_string();
             assert!(error.contains(option), "{error} names {option}");

@@ -39,22 +39,28 @@ pub(super) fn check_update(old: &Instance, new: &Instance) -> Result<(), ConfigE
     new.check_publishable()
 }
 
-/// Names in the log what of an instance the format leaves out, as some formats carry no weight or no tags.
-pub(super) fn warn_of_lost(format: &dyn Format, service: &ServiceName, instance: &Instance) {
+/// Names in the log what of an instance the format leaves out, as some formats carry no weight or no tags; not again
+/// where that is what it left out of the instance `before`.
+pub(super) fn warn_of_lost(format: &dyn Format, service: &ServiceName, instance: &Instance, before: Option<&Instance>) {
+    let lost = lost(format, service, instance);
+    if !lost.is_empty() && before.is_none_or(|before| self::lost(format, service, before) != lost) {
+        let (service, address, lost) = (service.as_str(), &instance.address, lost.join(" and "));
+        tracing::warn!(service, %address, ?format, lost, "the format does not carry all of the instance");
+    }
+}
+
+fn lost(format: &dyn Format, service: &ServiceName, instance: &Instance) -> Vec<&'static str> {
     let entry = Entry::new(service, instance, i64::MAX, u128::MAX);
+    let mut lost = Vec::new();
     // A format of the user's may only be written.
-    let Ok(decoded) = format.decode(&format.segment(&entry), &format.encode(&entry)) else { return };
-    let mut lost: Vec<&str> = Vec::new();
+    let Ok(decoded) = format.decode(&format.segment(&entry), &format.encode(&entry)) else { return lost };
     if decoded.weight.unwrap_or(Instance::DEFAULT_WEIGHT) != instance.weight {
         lost.push("its weight");
     }
     if instance.tags.iter().any(|(name, value)| decoded.tags.get(name).is_none_or(|written| written != value)) {
         lost.push("tags");
     }
-    if !lost.is_empty() {
-        let (service, address, lost) = (service.as_str(), &instance.address, lost.join(" and "));
-        tracing::warn!(service, %address, ?format, lost, "the format does not carry all of the instance");
-    }
+    lost
 }
 
 #[cfg(test)]
@@ -73,7 +79,8 @@ mod tests {
         let lost = |instance: &Instance| {
             formats.map(|format| {
                 let (log, _guard) = Log::capture();
-                warn_of_lost(format, &service, instance);
+                warn_of_lost(format, &service, instance, None);
+                warn_of_lost(format, &service, instance, Some(instance));
                 log.count("does not carry all of the instance")
             })
         };

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -56,8 +57,8 @@ pub(super) struct Shared {
     pub(super) trouble: Trouble,
     /// The task, until the start.
     pub(super) unstarted: Mutex<Option<LeaseTask>>,
-    /// Whether it has been in etcd.
-    pub(super) was_registered: Arc<AtomicBool>,
+    /// Whether its key was claimed, so that clients may know it.
+    pub(super) was_claimed: Arc<AtomicBool>,
     pub(super) joined: Mutex<Joined>,
     pub(super) propagation_pause: Duration,
     pub(super) health: Option<Arc<dyn HealthSource>>,
@@ -117,17 +118,20 @@ impl Registration {
     /// # Cancel safety
     ///
     /// Dropped before the signal, the future does nothing. Dropped after the signal, it lets a deregistration that has
-    /// begun go on.
+    /// begun go on; the time that calls have begins when the future is done, and not where it is dropped before.
     pub fn deregister_on<F>(&self, signal: F) -> impl Future<Output = ()> + Send + use<F>
     where
         F: Future<Output = ()> + Send,
     {
-        let (registrations, drain) = (self.members(), self.drain());
-        let counted = drain.clone();
-        drain.on(async move {
+        self.drain().on_signal_taken();
+        let this = self.clone();
+        async move {
             signal.await;
-            Self::leave(&registrations, &counted).await;
-        })
+            // Only now is it known which others are of its server.
+            let (registrations, drain) = (this.members(), this.drain());
+            Self::leave(&registrations, &drain).await;
+            drain.begin();
+        }
     }
 
     /// Starts the registration, for servers without the layer or that apply a layer before they are bound. Does nothing
@@ -208,9 +212,11 @@ impl Registration {
         let (service, status) = (self.shared.service.to_string(), self.status());
         match registered {
             Ok(Ok(())) => Ok(()),
+            // At the last moment.
+            Err(_) if matches!(status, RegistrationStatus::Registered { .. }) => Ok(()),
             Ok(Err(ended)) => Err(StartError::Ended { service, status: ended.status().clone() }),
             Err(_) => {
-                let is_tried = status == RegistrationStatus::Registering;
+                let is_tried = matches!(status, RegistrationStatus::Registering | RegistrationStatus::Lost { .. });
                 let last_error = is_tried.then(|| self.shared.trouble.get()).flatten();
                 Err(StartError::TimedOut { service, limit, status, last_error })
             }
@@ -241,6 +247,8 @@ impl Registration {
 
     /// Changes weight and tags. The key is updated in place; clients keep their connections.
     ///
+    /// The closure may read the registration, but must not update it: that would wait for itself.
+    ///
     /// # Errors
     ///
     /// A weight of 0, more than 64 tags, or another service name or address, which needs a registration of its own. The
@@ -253,7 +261,7 @@ impl Registration {
         check_update(&old, &new)?;
         check_value(&*self.shared.format, &self.shared.service, &new)?;
         if new != old {
-            warn_of_lost(&*self.shared.format, &self.shared.service, &new);
+            warn_of_lost(&*self.shared.format, &self.shared.service, &new, Some(&old));
             self.shared.spec.send_modify(|spec| spec.instance = new);
         }
         Ok(())
@@ -321,8 +329,7 @@ impl Registration {
         join_all(registrations.iter().map(Self::shut_down_health)).await;
         join_all(registrations.iter().map(Self::deregister)).await;
         // No client has to hear of one that it cannot know.
-        let known =
-            registrations.iter().filter(|registration| registration.shared.was_registered.load(Ordering::Relaxed));
+        let known = registrations.iter().filter(|registration| registration.shared.was_claimed.load(Ordering::Relaxed));
         let pause = known.map(Self::propagation_pause).max();
         tokio::time::sleep(pause.unwrap_or_default()).await;
     }
@@ -337,7 +344,7 @@ impl Registration {
     /// The drain, with the start of the registration.
     fn server(&self) -> Drain {
         let registration = self.clone();
-        self.drain().with_start(move || registration.start())
+        self.drain().with_start(move || registration.members().iter().for_each(Self::start))
     }
 
     pub(super) fn drain(&self) -> Drain {
@@ -350,6 +357,19 @@ impl Registration {
             let members = all.iter().map(|member| Arc::downgrade(&member.shared)).collect();
             *registration.joined() = Joined { drain: drain.clone(), members };
         }
+    }
+
+    /// Whether it is of a set of other registrations than these.
+    pub(super) fn is_joined_to_others(&self, than: &[Self]) -> bool {
+        let members = self.joined().members.clone();
+        let is_one_of_them =
+            |member: &Weak<Shared>| than.iter().any(|other| ptr::eq(member.as_ptr(), &raw const *other.shared));
+        !members.is_empty() && (members.len() != than.len() || !members.iter().all(is_one_of_them))
+    }
+
+    /// Ends this registration and all others of its server.
+    pub(super) async fn deregister_all(&self) {
+        join_all(self.members().iter().map(Self::deregister)).await;
     }
 
     /// This one and all others of its server.

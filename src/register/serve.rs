@@ -1,9 +1,14 @@
 //! A tonic server in one call: its three places in the registration cannot be forgotten.
 
+use std::pin::pin;
+use std::task::Poll;
+
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::future::select;
+use futures_util::stream::{self, Stream, StreamExt};
 use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
 use tonic::body::Body;
 use tonic::transport::server::Connected;
 use tonic::transport::{Error, Server};
@@ -14,11 +19,25 @@ use super::server::DrainService;
 use super::set::RegistrationSet;
 use crate::error::BoxError;
 
+/// Connections, and what resolves when there will be no other.
+fn until_exhausted<I, T>(connections: I) -> (impl Stream<Item = T>, oneshot::Receiver<()>)
+where
+    I: Stream<Item = T>,
+{
+    let (held, exhausted) = oneshot::channel::<()>();
+    let mut held = Some(held);
+    let end = stream::poll_fn(move |_| {
+        drop(held.take());
+        Poll::Ready(None)
+    });
+    (connections.chain(end), exhausted)
+}
+
 /// The same for one registration and for several: of the three places, none can be forgotten.
 macro_rules! serves {
     ($handle:ty) => {
         impl $handle {
-            /// Serves until `signal`, then leaves and shuts down: tonic's `serve_with_incoming_shutdown` with
+            /// Serves until `signal`, or until no connection can come any more, then leaves and shuts down: tonic's `serve_with_incoming_shutdown` with
             /// [`layer`](Self::layer), [`incoming`](Self::incoming) and [`deregister_on`](Self::deregister_on) in their
             /// places.
             ///
@@ -110,11 +129,13 @@ macro_rules! serves {
             {
                 let this = self.clone();
                 async move {
+                    let (incoming, exhausted) = until_exhausted(incoming);
+                    let signal = async { drop(select(pin!(signal), exhausted).await) };
                     let (incoming, signal) = (this.incoming(incoming), this.deregister_on(signal));
                     let served =
                         server.layer(this.layer()).serve_with_incoming_shutdown(service, incoming, signal).await;
-                    // It may have failed, or have run out of connections.
-                    this.deregister().await;
+                    // It may have failed.
+                    this.deregister_all().await;
                     served
                 }
             }

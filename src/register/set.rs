@@ -43,8 +43,8 @@ impl RegistrationSet {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Option`], for none, and for registrations of different servers: two of them have a layer, incoming
-    /// connections or a shutdown future that were taken before.
+    /// [`ConfigError::Option`], for none, for registrations of another set, and for those of different servers: two of
+    /// them have a layer, incoming connections or a shutdown future that were taken before.
     pub fn new(registrations: impl IntoIterator<Item = Registration>) -> Result<Self, ConfigError> {
         let refuse = |value: &str, expected| {
             Err(ConfigError::Option { option: "RegistrationSet", value: value.to_owned(), expected })
@@ -54,6 +54,9 @@ impl RegistrationSet {
         let Some(limit) = drains.iter().map(Drain::configured_limit).max() else {
             return refuse("of no registration", "at least one; without etcd, server::Drain shuts a server down");
         };
+        if each.iter().any(|registration| registration.is_joined_to_others(&each)) {
+            return refuse("of another set", "registrations that are in no other");
+        }
         let mut used = drains.iter().filter(|drain| drain.is_used());
         let drain = used.next().cloned().unwrap_or_default();
         if !used.all(|other| other.is_same(&drain)) {
@@ -155,6 +158,10 @@ impl RegistrationSet {
         join_all(self.iter().map(Registration::deregister)).await;
     }
 
+    pub(super) async fn deregister_all(&self) {
+        self.deregister().await;
+    }
+
     /// How many calls the layer counts whose request or response has not ended yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {
@@ -170,15 +177,6 @@ impl RegistrationSet {
     fn server(&self) -> Drain {
         let registrations = self.clone();
         self.drain.with_start(move || registrations.start())
-    }
-}
-
-impl<'a> IntoIterator for &'a RegistrationSet {
-    type Item = &'a Registration;
-    type IntoIter = std::slice::Iter<'a, Registration>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.each.iter()
     }
 }
 
@@ -218,12 +216,12 @@ mod tests {
     async fn places_of_a_set_and_of_its_registrations_go_together() {
         let (first, second) = (limited(2), limited(3));
         // Taken before the set is there.
-        let layer = first.layer();
+        let (layer, signal) = (first.layer(), first.deregister_on(ready(())));
         let set = RegistrationSet::new([first.clone(), second.clone()]).expect("only one was used");
         let mut service = layer.layer(service_fn(never));
         let stuck = service.call(Request::new(Body::empty()));
         assert_eq!([first.in_flight(), second.in_flight(), set.in_flight()], [1; 3], "there is one drain");
-        second.deregister_on(ready(())).await;
+        signal.await;
         assert!(set.iter().all(|registration| registration.status().has_ended()), "all leave");
         let began = Instant::now();
         let answer = stuck.await.expect("an answer");
@@ -240,5 +238,7 @@ mod tests {
         assert!(error.to_string().starts_with("bad RegistrationSet of different servers: "), "{error}");
         let again = RegistrationSet::new([first.clone(), limited(1)]).expect("one of them is new");
         assert!(RegistrationSet::new(again.iter().cloned()).is_ok(), "they are of one server already");
+        let error = RegistrationSet::new([limited(1), first]).expect_err("it has left with others");
+        assert!(error.to_string().starts_with("bad RegistrationSet of another set: "), "{error}");
     }
 }

@@ -66,6 +66,16 @@ async fn a_connection_does_not_keep_a_registration() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_server_to_which_no_connection_can_come_any_more_leaves_with_all_of_its_registrations() {
+    let [one, other] = [(); 2].map(|()| builder().build().expect("a good instance"));
+    let _set = RegistrationSet::new([one.clone(), other.clone()]).expect("two of one server");
+    other.start();
+    let none = futures_util::stream::empty::<Result<tokio::io::DuplexStream, Infallible>>();
+    one.serve(tonic::service::Routes::default(), none, std::future::pending()).await.expect("it has served");
+    assert!(one.status().has_ended() && other.status().has_ended());
+}
+
 /// Holds what `part` makes of a registration to keeping it, for one registration and for a set.
 async fn keeps<T>(part: impl Fn(&dyn Handle) -> T) {
     for (handle, changes) in started() {

@@ -1,5 +1,6 @@
 //! etcdctl's environment variables, to the options of a registry.
 
+use std::env::VarError;
 use std::time::Duration;
 
 use super::Registry;
@@ -25,7 +26,7 @@ impl Registry {
     /// `https`. Without `ETCDCTL_CACERT` no authority is trusted, unlike in `etcdctl`: an `https` endpoint then needs
     /// [`tls`](RegistryBuilder::tls). What would make the connection less secure, or cannot be followed, is refused:
     /// `ETCDCTL_INSECURE_SKIP_TLS_VERIFY`, `ETCDCTL_DISCOVERY_SRV`, `ETCDCTL_AUTH_JWT_TOKEN`. Others say nothing about the
-    /// cluster, and are ignored.
+    /// cluster, and are ignored. `ETCDCTL_INSECURE_TRANSPORT=false` needs `ETCDCTL_CACERT` beside it.
     ///
     /// ```no_run
     /// use tonic_etcd::Registry;
@@ -39,23 +40,35 @@ impl Registry {
     /// # Errors
     ///
     /// [`ConfigError::Environment`] names the variable whose value cannot be used; its value is shown unless it may hold a
-    /// password. [`ConfigError::Tls`] names the file that cannot be read or used.
+    /// secret. [`ConfigError::Tls`] names the file that cannot be read or used. Endpoints are checked by
+    /// [`build`](RegistryBuilder::build).
     pub fn from_env() -> Result<RegistryBuilder, ConfigError> {
-        from(|name| std::env::var(name).ok())
+        from(|name| match std::env::var(name) {
+            Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+            Err(VarError::NotPresent) => Ok(None),
+            Err(VarError::NotUnicode(_)) => Err(refused(name, "text in UTF-8")),
+        })
     }
 }
 
-fn from(variable: impl Fn(&str) -> Option<String>) -> Result<RegistryBuilder, ConfigError> {
-    let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+fn from(set: impl Fn(&'static str) -> Result<Option<String>, ConfigError>) -> Result<RegistryBuilder, ConfigError> {
     for (name, expected) in UNUSABLE {
-        if let Some(value) = set(name).filter(|value| !matches!(&**value, "false" | "0")) {
+        if let Some(value) = set(name)? {
             let value = if name == TOKEN { HIDDEN.to_owned() } else { value };
             return Err(ConfigError::Environment { variable: name, value, expected });
         }
     }
-    let mut builder = Registry::builder([set(ENDPOINTS).unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned())]);
-    if let Some(user) = set(USER) {
-        let (user, password) = match (user.split_once(':'), set(PASSWORD)) {
+    for (name, usable, expected) in SWITCHES {
+        if let Some(value) = set(name)?
+            && go_bool(&value) != Some(usable)
+            && (name != INSECURE_TRANSPORT || set(CACERT)?.is_none())
+        {
+            return Err(ConfigError::Environment { variable: name, value, expected });
+        }
+    }
+    let mut builder = Registry::builder([set(ENDPOINTS)?.unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned())]);
+    if let Some(user) = set(USER)? {
+        let (user, password) = match (user.split_once(':'), set(PASSWORD)?) {
             (Some((user, password)), None) => (user.to_owned(), password.to_owned()),
             (None, Some(password)) => (user, password),
             (Some(_), Some(_)) => {
@@ -65,23 +78,33 @@ fn from(variable: impl Fn(&str) -> Option<String>) -> Result<RegistryBuilder, Co
         };
         builder = builder.auth(user, password);
     }
-    if let Some(value) = set(DIAL_TIMEOUT) {
+    if let Some(value) = set(DIAL_TIMEOUT)? {
         let timeout = go_duration(&value).filter(|timeout| !timeout.is_zero());
         let expected = "a time such as 2s, 500ms or 1m30s";
         let refused = ConfigError::Environment { variable: DIAL_TIMEOUT, value, expected };
         builder = builder.dial_timeout(timeout.ok_or(refused)?);
     }
-    with_tls(builder, set)
+    let file = |name| {
+        let file = set(name)?;
+        // That would be shown as the path that cannot be read.
+        let is_pem = file.as_ref().is_some_and(|file| file.contains("-----BEGIN"));
+        if is_pem { Err(refused(name, "the path of a file, not what is in it")) } else { Ok(file) }
+    };
+    with_tls(builder, file(CACERT)?, file(CERT)?, file(KEY)?)
 }
 
 #[cfg(feature = "_tls")]
-fn with_tls(builder: RegistryBuilder, set: impl Fn(&str) -> Option<String>) -> Result<RegistryBuilder, ConfigError> {
-    let [authority, cert, key] = [CACERT, CERT, KEY].map(set);
+fn with_tls(
+    builder: RegistryBuilder,
+    authority: Option<String>,
+    cert: Option<String>,
+    key: Option<String>,
+) -> Result<RegistryBuilder, ConfigError> {
     let mut tls = ClientTls::new();
-    if let Some(file) = &authority {
+    let is_wanted = authority.is_some() || cert.is_some();
+    if let Some(file) = authority {
         tls = tls.ca_file(file)?;
     }
-    let is_wanted = authority.is_some() || cert.is_some();
     match (cert, key) {
         (Some(cert), Some(key)) => tls = tls.identity_files(cert, key)?,
         (None, None) => {}
@@ -98,9 +121,14 @@ fn with_tls(builder: RegistryBuilder, set: impl Fn(&str) -> Option<String>) -> R
 }
 
 #[cfg(not(feature = "_tls"))]
-fn with_tls(builder: RegistryBuilder, set: impl Fn(&str) -> Option<String>) -> Result<RegistryBuilder, ConfigError> {
-    for variable in [CACERT, CERT, KEY] {
-        if let Some(value) = set(variable) {
+fn with_tls(
+    builder: RegistryBuilder,
+    authority: Option<String>,
+    cert: Option<String>,
+    key: Option<String>,
+) -> Result<RegistryBuilder, ConfigError> {
+    for (variable, value) in [(CACERT, authority), (CERT, cert), (KEY, key)] {
+        if let Some(value) = value {
             let expected = "nothing, without the feature tls-ring or tls-aws-lc";
             return Err(ConfigError::Environment { variable, value, expected });
         }
@@ -108,9 +136,18 @@ fn with_tls(builder: RegistryBuilder, set: impl Fn(&str) -> Option<String>) -> R
     Ok(builder)
 }
 
-/// Refuses a value that may hold a password.
+/// Refuses a value that may hold a secret.
 fn refused(variable: &'static str, expected: &'static str) -> ConfigError {
     ConfigError::Environment { variable, value: HIDDEN.to_owned(), expected }
+}
+
+/// A switch as Go reads it.
+fn go_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
 }
 
 /// A time as Go writes it: numbers with a unit each, largest first as a rule.
@@ -127,7 +164,8 @@ fn go_duration(text: &str) -> Option<Duration> {
             "m" => 60.0,
             "s" => 1.0,
             "ms" => 1e-3,
-            "us" | "µs" => 1e-6,
+            // Both signs that look like it.
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1e-6,
             "ns" => 1e-9,
             _ => return None,
         };
@@ -147,9 +185,21 @@ const KEY: &str = "ETCDCTL_KEY";
 const DIAL_TIMEOUT: &str = "ETCDCTL_DIAL_TIMEOUT";
 const TOKEN: &str = "ETCDCTL_AUTH_JWT_TOKEN";
 
+const INSECURE_TRANSPORT: &str = "ETCDCTL_INSECURE_TRANSPORT";
+
+/// Switches, the value with which each can be followed, and what to set otherwise.
+const SWITCHES: [(&str, bool, &str); 2] = [
+    (
+        "ETCDCTL_INSECURE_SKIP_TLS_VERIFY",
+        false,
+        "false, and ETCDCTL_CACERT with the authority of the members' certificates",
+    ),
+    // With it `etcdctl` speaks TLS and trusts the system's authorities, which are not trusted here unless asked for.
+    (INSECURE_TRANSPORT, true, "ETCDCTL_CACERT beside it, with the authority of the members' certificates"),
+];
+
 /// What cannot be followed, and what to set instead.
-const UNUSABLE: [(&str, &str); 3] = [
-    ("ETCDCTL_INSECURE_SKIP_TLS_VERIFY", "ETCDCTL_CACERT with the authority of the members' certificates"),
+const UNUSABLE: [(&str, &str); 2] = [
     ("ETCDCTL_DISCOVERY_SRV", "ETCDCTL_ENDPOINTS with the members"),
     (TOKEN, "ETCDCTL_USER and ETCDCTL_PASSWORD, since a token ends"),
 ];
@@ -165,12 +215,18 @@ mod tests {
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<RegistryBuilder, ConfigError> {
-        from(|name| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()))
+        from(|name| {
+            let known = variables.iter().find(|(known, value)| *known == name && !value.is_empty());
+            Ok(known.map(|(_, value)| (*value).to_owned()))
+        })
     }
 
     #[test]
     fn without_variables_it_is_the_etcd_of_this_host() {
-        for variables in [&[][..], &[(ENDPOINTS, ""), (USER, ""), ("ETCDCTL_INSECURE_SKIP_TLS_VERIFY", "false")]] {
+        for variables in [
+            &[][..],
+            &[(ENDPOINTS, ""), (USER, ""), ("ETCDCTL_INSECURE_SKIP_TLS_VERIFY", "False"), (INSECURE_TRANSPORT, "1")],
+        ] {
             let builder = read(variables).expect("nothing is set");
             let shown = format!("{builder:?}");
             assert!(shown.contains(DEFAULT_ENDPOINT) && shown.contains("credentials: None"), "{shown}");
@@ -199,7 +255,12 @@ mod tests {
     #[test]
     fn what_cannot_be_followed_is_refused_by_name_and_no_secret_is_shown() {
         for (variables, says) in [
-            (&[("ETCDCTL_INSECURE_SKIP_TLS_VERIFY", "true")][..], "SKIP_TLS_VERIFY=\"true\": expected ETCDCTL_CACERT"),
+            (
+                &[("ETCDCTL_INSECURE_SKIP_TLS_VERIFY", "T")][..],
+                "SKIP_TLS_VERIFY=\"T\": expected false, and ETCDCTL_CACERT",
+            ),
+            (&[(INSECURE_TRANSPORT, "false")], "INSECURE_TRANSPORT=\"false\": expected ETCDCTL_CACERT beside it"),
+            (&[(KEY, "-----BEGIN secret"), (CERT, "a.pem")], "ETCDCTL_KEY=\"(hidden)\": expected the path of a file"),
             (&[("ETCDCTL_DISCOVERY_SRV", "a.b")], "DISCOVERY_SRV=\"a.b\": expected ETCDCTL_ENDPOINTS"),
             (&[(TOKEN, "secret")], "AUTH_JWT_TOKEN=\"(hidden)\": expected ETCDCTL_USER"),
             (&[(USER, "root")], "ETCDCTL_USER=\"(hidden)\": expected user:password"),

@@ -68,7 +68,9 @@ pub(crate) struct Claims {
     /// Our value with an operator's draining mark; `None` while the mark may be our own.
     drained: Option<Vec<u8>>,
     /// Whether any claim has succeeded.
-    was_registered: Arc<AtomicBool>,
+    was_registered: bool,
+    /// Whether a claim was made, so that clients may know of the instance.
+    was_claimed: Arc<AtomicBool>,
 }
 
 /// A key that may hold our value.
@@ -103,8 +105,8 @@ pub(super) enum ClaimOutcome {
 }
 
 impl Claims {
-    /// `was_registered` tells others when the first claim has succeeded.
-    pub(crate) fn new(registrar: Arc<Registrar>, config: ClaimConfig, was_registered: Arc<AtomicBool>) -> Self {
+    /// `was_claimed` tells others that a claim was made.
+    pub(crate) fn new(registrar: Arc<Registrar>, config: ClaimConfig, was_claimed: Arc<AtomicBool>) -> Self {
         Self {
             registrar,
             config,
@@ -113,7 +115,8 @@ impl Claims {
             key: None,
             former: VecDeque::new(),
             drained: None,
-            was_registered,
+            was_registered: false,
+            was_claimed,
         }
     }
 
@@ -178,6 +181,8 @@ impl Claims {
 
     /// Puts our value, unless the key belongs to another server that is alive, and then deletes former keys.
     pub(super) async fn claim(&mut self, key: &str, value: &[u8], lease: i64) -> Result<ClaimOutcome, EtcdError> {
+        // Its answer may be lost.
+        self.was_claimed.store(true, Ordering::Relaxed);
         self.set_key(ClaimedKey { key: key.to_owned(), lease, revision: None });
         let outcome = self.put(key, value, lease).await?;
         // A failure costs only time: the next claim deletes them, or they end with their leases.
@@ -244,11 +249,11 @@ impl Claims {
 
     /// Whether any claim has succeeded.
     pub(super) fn was_registered(&self) -> bool {
-        self.was_registered.load(Ordering::Relaxed)
+        self.was_registered
     }
 
     fn on_claimed(&mut self, revision: i64) -> ClaimOutcome {
-        self.was_registered.store(true, Ordering::Relaxed);
+        self.was_registered = true;
         if let Some(key) = &mut self.key {
             key.revision = Some(revision);
         }

@@ -58,8 +58,8 @@ use super::layer::DrainLayer;
 /// | [`incoming`](Self::incoming) | closes connections 250 ms after the limit | a client that stays keeps the server |
 /// | [`on`](Self::on) | stops accepting, starts the countdown | nothing ends |
 ///
-/// A warning names the place that was forgotten: the first two when the drain begins, and `layer` or `on` with the first
-/// connection that comes 5 s or more after the server began to accept. A server without `incoming` may be as it should: an
+/// A warning names the place that was forgotten: the first two when the drain begins, and `layer` or `on` with a
+/// connection that comes 5 s or more after the first one. A server without `incoming` may be as it should: an
 /// axum server, for example, that closes its connections itself.
 ///
 /// A registration brings a drain of its own: [`Registration`](crate::Registration) has the same three places.
@@ -132,10 +132,10 @@ impl Drain {
         F: Future<Output = ()> + Send,
     {
         let drain = self.clone();
-        self.server.drain().places().on_signal_taken();
+        self.on_signal_taken();
         async move {
             signal.await;
-            drain.server.drain().begin(drain.limit, drain.address.as_deref());
+            drain.begin();
         }
     }
 
@@ -148,6 +148,16 @@ impl Drain {
     /// This drain with an address that tells its log lines from those of other servers.
     pub(crate) fn at(self, address: Option<Arc<str>>) -> Self {
         Self { address, ..self }
+    }
+
+    /// The shutdown future is about to go into a server.
+    pub(crate) fn on_signal_taken(&self) {
+        self.server.drain().places().on_signal_taken();
+    }
+
+    /// The shutdown begins: calls have time until the limit.
+    pub(crate) fn begin(&self) {
+        self.server.drain().begin(self.limit, self.address.as_deref());
     }
 
     /// Whether a place of it was taken.
@@ -250,7 +260,7 @@ mod tests {
         let (log, _guard) = Log::capture();
         let warned = || log.count("the server serves without all of its places");
         let connections = || {
-            stream::iter(0..3).then(|_| async {
+            stream::iter(0..4).then(|_| async {
                 sleep(Duration::from_secs(4)).await;
                 Ok::<_, Infallible>(tokio::io::empty())
             })
@@ -258,17 +268,15 @@ mod tests {
         let with_all = Drain::new();
         let (layer, signal) = (with_all.layer(), with_all.on(pending()));
         drop(layer.layer(service_fn(never)));
-        assert_eq!(with_all.incoming(connections()).count().await, 3);
+        assert_eq!(with_all.incoming(connections()).count().await, 4);
         drop(signal);
         assert_eq!(warned(), 0, "it has all of them");
 
         let mut incoming = pin!(Drain::new().incoming(connections()));
-        incoming.next().await.expect("a connection").expect("a good one");
-        assert_eq!(warned(), 0, "the rest of the server may still come");
-        incoming.next().await.expect("a connection").expect("a good one");
-        assert_eq!(warned(), 1);
-        incoming.next().await.expect("a connection").expect("a good one");
-        assert_eq!(warned(), 1, "once");
+        for (seconds, warnings) in [(4, 0), (8, 0), (12, 1), (16, 1)] {
+            incoming.next().await.expect("a connection").expect("a good one");
+            assert_eq!(warned(), warnings, "after {seconds} s, of which the first connection took four");
+        }
         assert_eq!(log.count("layer() and deregister_on(), or on() of a Drain"), 1, "both are named");
     }
 

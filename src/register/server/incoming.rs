@@ -41,13 +41,15 @@ pin_project! {
         tcp_nodelay: bool,
         // Kept after the start: a server that accepts stays registered.
         server: ServerHandle,
-        started: Option<Instant>,
+        started: bool,
+        // When the first connection came.
+        since: Option<Instant>,
     }
 }
 
 impl<I> Incoming<I> {
     pub(super) fn new(inner: I, server: ServerHandle) -> Self {
-        Self { inner, tcp_nodelay: true, server, started: None }
+        Self { inner, tcp_nodelay: true, server, started: false, since: None }
     }
 
     /// Whether TCP streams get `TCP_NODELAY`. Defaults to true; with false the streams stay as the inner stream made
@@ -67,13 +69,15 @@ where
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.project();
-        let since = *this.started.get_or_insert_with(|| {
+        if !*this.started {
+            *this.started = true;
             this.server.drain().places().on_incoming_polled();
             this.server.start();
-            Instant::now()
-        });
+        }
         let accepted = ready!(this.inner.poll_next(cx));
-        this.server.drain().places().on_accepted(since);
+        if let Some(Ok(_)) = accepted {
+            this.server.drain().places().on_accepted(*this.since.get_or_insert_with(Instant::now));
+        }
         Poll::Ready(accepted.map(|accepted| {
             accepted.map(|io| {
                 if *this.tcp_nodelay {

@@ -43,7 +43,7 @@ impl Places {
         self.has_incoming.store(true, Ordering::Relaxed);
     }
 
-    /// A connection came, to a server that accepts since then. Once that is a while ago, its other places are in use or
+    /// A connection came; the first one came then. Once that is a while ago, the server's other places are in use or
     /// forgotten: names the forgotten ones in the log, once.
     pub(super) fn on_accepted(&self, since: Instant) {
         if self.is_checked.load(Ordering::Relaxed) || since.elapsed() < SETTLED {
@@ -77,7 +77,7 @@ fn missing_while_serving(has_layer: bool, has_signal: bool) -> Option<(&'static 
     }
 }
 
-const NO_SIGNAL: &str = "it has no graceful shutdown: calls will be cut off, and a registration ends with its lease";
+const NO_SIGNAL: &str = "it has no graceful shutdown: calls will be cut off, and a registration ends with its lease, unless deregister() is called";
 
 /// What a server has not used, and what that costs. A server other than tonic's may need no `incoming`.
 fn missing(has_layer: bool, has_incoming: bool) -> Option<(&'static str, &'static str)> {
@@ -94,5 +94,5 @@ fn missing(has_layer: bool, has_incoming: bool) -> Option<(&'static str, &'stati
     }
 }
 
-/// How long a server may accept before all of its places are in use: programs are put together in no time.
+/// How long a server may take connections before all of its places are in use: some apply layers to each connection.
 const SETTLED: Duration = Duration::from_secs(5);
