@@ -1,10 +1,8 @@
-//! A server without etcd that shuts down gracefully on ctrl-c or SIGTERM: calls in flight may finish, until a limit.
+//! A graceful shutdown without etcd: `graceful_server [SECONDS]` lets calls in flight finish at SIGTERM, up to a limit.
 
 use std::error::Error;
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use clap::Parser;
 use serde_json::json;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -17,37 +15,24 @@ use proto::hello::{HelloReply, HelloRequest};
 
 mod proto;
 
-/// A server that says hello. At the signal, it waits for the calls in flight, but not longer than the limit.
-#[derive(Parser)]
-#[command(name = "graceful_server")]
-struct Flags {
-    /// Where to listen; port 0 finds a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
-    listen: SocketAddr,
-
-    /// How long calls in flight may take after the signal
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    drain_limit: u64,
-}
-
 struct Greeter;
 
 #[tonic::async_trait]
 impl Hello for Greeter {
     async fn say_hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
-        let message = format!("Hello, {}!", request.into_inner().name);
-        Ok(Response::new(HelloReply { message }))
+        Ok(Response::new(HelloReply { message: format!("Hello, {}!", request.into_inner().name) }))
     }
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let flags = Flags::parse();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let seconds = std::env::args().nth(1).map_or(Ok(10), |seconds| seconds.parse())?;
     let signal = shutdown_signal();
-    let incoming = TcpIncoming::bind(flags.listen)?;
+    let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?;
     println!("{}", json!({ "event": "listening", "address": incoming.local_addr()? }));
 
-    let drain = Drain::new().limit(Duration::from_secs(flags.drain_limit));
+    let drain = Drain::new().limit(Duration::from_secs(seconds));
     tokio::spawn(report_in_flight(drain.clone()));
     let shutdown = drain.on(async {
         signal.await;
@@ -68,9 +53,8 @@ async fn report_in_flight(drain: Drain) {
     loop {
         tokio::time::sleep(Duration::from_millis(20)).await;
         let calls = drain.in_flight();
-        if calls != reported {
+        if calls != std::mem::replace(&mut reported, calls) {
             println!("{}", json!({ "event": "in_flight", "calls": calls }));
-            reported = calls;
         }
     }
 }

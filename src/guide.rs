@@ -42,6 +42,7 @@ macro_rules! links {
 [channel-subset]: crate::guide::channel#slow-start-zones-subsets
 [channel-tls]: crate::guide::channel#tls-to-the-servers
 [channel-tonic]: crate::guide::channel#tonics-balancer
+[channel-unix]: crate::guide::channel#unix-sockets
 [deployment-time]: crate::guide::deployment#how-long-a-shutdown-takes
 [etcd-auth]: crate::guide::etcd#authentication-and-tls
 [etcd-large]: crate::guide::etcd#large-services

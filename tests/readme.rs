@@ -40,6 +40,35 @@ fn the_readme_is_read_in_one_go() {
     assert!(first < 30, "the first program of README.md begins in line {first}");
 }
 
+/// Programs with flags, which stand under a heading of their own in docs/examples.md.
+const LONG_EXAMPLES: [&str; 4] = ["axum_server", "echo_server", "http_client", "hyper_server"];
+
+#[test]
+fn each_example_is_listed_and_those_to_copy_from_are_short() {
+    let (readme, page) = (text("README.md"), text("docs/examples.md"));
+    let (to_copy_from, with_flags) = page.split_once("## Programs with flags").expect("it has two parts");
+    let mut short = 0;
+    for entry in fs::read_dir(root().join("examples")).expect("there is a folder") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_stem().expect("a name").display().to_string();
+        if path.is_dir() && !path.join("main.rs").exists() {
+            continue; // What programs share.
+        }
+        let listed = format!("`{name}`");
+        // The programs of the quick start are shown whole, as files of a user's own.
+        assert!(readme.contains(&listed) || readme.contains(&format!("{name}.rs`")), "README.md lacks {name}");
+        if path.is_dir() || LONG_EXAMPLES.contains(&name.as_str()) {
+            assert!(with_flags.contains(&listed), "docs/examples.md lacks {name} among the programs with flags");
+            continue;
+        }
+        let lines = text(&format!("examples/{name}.rs")).lines().count();
+        assert!(lines <= 60, "examples/{name}.rs has {lines} lines: it is to be copied from");
+        assert!(page.contains(&listed), "docs/examples.md lacks {name}");
+        short += usize::from(to_copy_from.contains(&listed));
+    }
+    assert!(short > 10, "the examples were not read: {short}");
+}
+
 #[test]
 fn every_link_of_the_pages_leads_somewhere() {
     let docs = fs::read_dir(root().join("docs")).expect("there is a folder");

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// The file name stands for both the `.proto` file and the stub: each package has the name of its file.
-const PACKAGES: [&str; 2] = ["echo", "hello"];
+const PACKAGES: [&str; 3] = ["echo", "goodbye", "hello"];
 
 #[test]
 fn the_stubs_are_what_the_generator_writes() {

@@ -26,7 +26,7 @@ const SOCKET_GRACE: Duration = Duration::from_millis(250);
 #[tokio::test]
 async fn a_stuck_call_holds_a_process_until_its_limit_and_another_finishes() {
     let limit = DRAIN_LIMIT.as_secs().to_string();
-    let mut server = Process::start(example("graceful_server").args(["--drain-limit", &limit]));
+    let mut server = Process::start(example("graceful_server").arg(&limit));
     let listening = server.expect_event("listening", LIMIT).await;
     let channel = connect(&listening).await;
     hello(&channel).await;
@@ -60,7 +60,7 @@ async fn a_stuck_call_holds_a_process_until_its_limit_and_another_finishes() {
 #[tokio::test]
 async fn peers_that_say_nothing_or_take_nothing_do_not_hold_a_process() {
     let limit = DRAIN_LIMIT.as_secs().to_string();
-    let mut server = Process::start(example("graceful_server").args(["--drain-limit", &limit]));
+    let mut server = Process::start(example("graceful_server").arg(&limit));
     let listening = server.expect_event("listening", LIMIT).await;
     let silent = TcpStream::connect(address(&listening)).await.expect("it listens");
     // The window of its streams is shut: the reply stays at the server, and even its end behind it.

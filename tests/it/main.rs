@@ -14,6 +14,7 @@ mod channel;
 mod channel_faults;
 mod drain;
 mod etcd_away;
+mod examples;
 mod flags;
 mod fleet;
 mod formats;

@@ -132,6 +132,28 @@ impl Process {
         found.unwrap_or_else(|| panic!("the output ended without {what}: {:?}", self.seen))
     }
 
+    /// The rest of the next line that begins with `begin`; the lines before it are skipped. For programs that print text.
+    ///
+    /// # Panics
+    ///
+    /// If it has not come after `limit`, or the output ends without it.
+    pub async fn expect_text(&mut self, begin: &str, limit: Duration) -> String {
+        let mut skipped = Vec::new();
+        let found = timeout(limit, async {
+            while let Some(line) = self.lines.recv().await {
+                if let Some(rest) = line.strip_prefix(begin) {
+                    return Some(rest.to_owned());
+                }
+                skipped.push(line);
+            }
+            None
+        });
+        let Ok(found) = found.await else {
+            panic!("no line {begin:?} within {limit:?}: {skipped:?}");
+        };
+        found.unwrap_or_else(|| panic!("the output ended without {begin:?}: {skipped:?}"))
+    }
+
     /// All lines that were read so far.
     pub fn seen(&self) -> &[Value] {
         &self.seen
