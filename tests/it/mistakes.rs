@@ -100,6 +100,17 @@ async fn a_service_that_nobody_registered_is_told_with_prefix_and_format() {
     let etcd = Etcd::start().await;
     let none = status(Registry::builder([etcd.url()])).await;
     says(&none, &["hello under kitex/registry-etcd/: no instance is registered in the format Kitex"]);
+    let registry = Registry::builder([etcd.url()]).build().expect("a good URL");
+    let channel = registry.channel("tonicetcd.echo.v1.Echo").build().expect("an allowed name");
+    let named = EchoClient::new(channel).unary_echo(EchoRequest::default()).await.expect_err("there is no server");
+    says(&named, &["it looks like a gRPC service: give the name that Instance::new(..) was given"]);
+    let channel = registry.channel("hello").wait_for_ready(true).timeout(Duration::from_millis(500)).build();
+    let mut client = EchoClient::new(channel.expect("a good name"));
+    let waited = client.unary_echo(EchoRequest::default()).await.expect_err("there is no server");
+    assert_eq!(waited.code(), Code::DeadlineExceeded, "{waited:?}");
+    for part in ["an instance of hello under kitex/registry-etcd/", "no instance is registered in the format Kitex"] {
+        assert!(waited.message().contains(part), "{part:?} is missing in {waited:?}");
+    }
     let (url, _held) = nowhere();
     let nowhere = Registry::builder([url]).build().expect("a good URL");
     let empty = Registry::builder([etcd.url()]).build().expect("a good URL");
