@@ -20,7 +20,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     loop {
         match client.say_hello(HelloRequest { name: "etcd".to_owned() }).await {
             Ok(reply) => println!("{}", reply.into_inner().message),
-            Err(status) => eprintln!("the call failed: {}", status.message()),
+            Err(status) => eprintln!("the call failed: {:?}: {}", status.code(), status.message()),
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

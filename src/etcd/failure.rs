@@ -28,6 +28,15 @@ pub(super) fn add_hint(error: &mut EtcdError, logs_in: bool, is_plain: bool) {
         EtcdErrorKind::Tls if says(&["invalidcontenttype", "handshake eof"]) => {
             "it may speak plain HTTP, or be no etcd"
         }
+        #[cfg(feature = "_tls")]
+        EtcdErrorKind::Unreachable if !is_plain && (says(&BROKEN_OFF) || says(&["fatal alert"])) => {
+            crate::tls::HINT_ON_BREAK
+        }
+        #[cfg(feature = "_tls")]
+        EtcdErrorKind::Tls => match crate::tls::hint(&reason) {
+            Some(hint) => hint,
+            None => return,
+        },
         _ => return,
     };
     error.source = Some(format!("{reason}; {hint}").into());

@@ -26,7 +26,7 @@ pub(super) fn channel(watchers: Vec<Arc<Watchers>>, service: &str) -> ChannelBui
             formats.push(format);
         }
     }
-    let none = format!("no instance is registered in the format {}", formats.join(" or "));
+    let none = format!("no instance is registered in the format {}{}", formats.join(" or "), hint(service));
     let service = service.parse::<ServiceName>();
     ChannelBuilder::new(label, move || {
         let service = service?;
@@ -37,6 +37,12 @@ pub(super) fn channel(watchers: Vec<Arc<Watchers>>, service: &str) -> ChannelBui
         };
         Ok((snapshots, Listing::new(none, trouble)))
     })
+}
+
+/// What may be wrong where a name looks like that of a gRPC service: `hello.Hello`.
+fn hint(service: &str) -> &'static str {
+    let is_grpc = service.rsplit_once('.').is_some_and(|(_, name)| name.starts_with(|c: char| c.is_ascii_uppercase()));
+    if is_grpc { "; it looks like a gRPC service: give the name that Instance::new(..) was given" } else { "" }
 }
 
 /// The changes of a service, wherever its instances are registered.

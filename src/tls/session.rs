@@ -57,6 +57,11 @@ impl TlsError {
     }
 }
 
+/// What a user may have got wrong, where there is no session for this reason, in the words of rustls.
+pub(crate) fn hint(reason: &str) -> Option<&'static str> {
+    HINTS.iter().find(|(words, _)| reason.contains(words)).map(|(_, hint)| *hint)
+}
+
 impl TlsClient {
     /// Makes a session with the server at `host`, with the certificates as they are on disk now.
     pub(crate) async fn handshake<I>(&self, host: &Host, io: I) -> Result<TlsStream<I>, TlsError>
@@ -76,3 +81,15 @@ impl TlsClient {
         Ok(stream)
     }
 }
+
+/// What a user may have got wrong, where a session breaks before it is used: with TLS 1.3 a server refuses a client's
+/// certificate, or that there is none, only then. Its alert is not always read before a write fails.
+pub(crate) const HINT_ON_BREAK: &str = "it may want a client certificate, or another one: identity_files(..)";
+
+/// Parts of what rustls says about certificates, and the options that are about them.
+const HINTS: [(&str, &str); 3] = [
+    ("UnknownIssuer", "ca_file(..) names the authority to trust"),
+    // Of another authority with the same name.
+    ("BadSignature", "ca_file(..) names the authority to trust"),
+    ("not valid for name", "server_name(..) sets the name to expect"),
+];

@@ -96,10 +96,44 @@ async fn plain_text_where_tls_is_wanted_and_the_reverse_are_told() {
 }
 
 #[tokio::test]
+async fn certificates_that_etcd_does_not_go_with_are_told_with_the_option() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let trusting = |authority: &Authority| ClientTls::new().ca_file(authority.file()).expect("a good file");
+    let files = authority.issue_files("etcd", &["127.0.0.1"]);
+    let etcd = Etcd::builder().mutual_tls(&files, &clients).start().await;
+    let strange = status(Registry::builder([etcd.url()]).tls(trusting(&clients))).await;
+    says(&strange, &[&etcd.url(), "invalid peer certificate", "; ca_file(..) names the authority to trust"]);
+    let anonymous = status(Registry::builder([etcd.url()]).tls(trusting(&authority))).await;
+    says(&anonymous, &[&etcd.url(), "it may want a client certificate, or another one: identity_files(..)"]);
+}
+
+#[tokio::test]
+async fn a_user_without_a_role_is_told_with_the_key() {
+    let etcd = Etcd::start().await;
+    add_users(&etcd).await;
+    let mut client = etcd.client().await;
+    client.user_add("stranger", "secret", None).await.expect("etcd adds a user");
+    client.auth_enable().await.expect("etcd switches authentication on");
+    let denied = status(Registry::builder([etcd.url()]).auth("stranger", "secret")).await;
+    says(&denied, &[&etcd.url(), "kitex/registry-etcd/hello/", "was denied", "permission denied"]);
+}
+
+#[tokio::test]
 async fn a_service_that_nobody_registered_is_told_with_prefix_and_format() {
     let etcd = Etcd::start().await;
     let none = status(Registry::builder([etcd.url()])).await;
     says(&none, &["hello under kitex/registry-etcd/: no instance is registered in the format Kitex"]);
+    let registry = Registry::builder([etcd.url()]).build().expect("a good URL");
+    let channel = registry.channel("tonicetcd.echo.v1.Echo").build().expect("an allowed name");
+    let named = EchoClient::new(channel).unary_echo(EchoRequest::default()).await.expect_err("there is no server");
+    says(&named, &["it looks like a gRPC service: give the name that Instance::new(..) was given"]);
+    let channel = registry.channel("hello").wait_for_ready(true).timeout(Duration::from_millis(500)).build();
+    let mut client = EchoClient::new(channel.expect("a good name"));
+    let waited = client.unary_echo(EchoRequest::default()).await.expect_err("there is no server");
+    assert_eq!(waited.code(), Code::DeadlineExceeded, "{waited:?}");
+    for part in ["an instance of hello under kitex/registry-etcd/", "no instance is registered in the format Kitex"] {
+        assert!(waited.message().contains(part), "{part:?} is missing in {waited:?}");
+    }
     let (url, _held) = nowhere();
     let nowhere = Registry::builder([url]).build().expect("a good URL");
     let empty = Registry::builder([etcd.url()]).build().expect("a good URL");

@@ -82,7 +82,12 @@ async fn calls_go_over_tls_and_mutual_tls() {
     let tls = ClientTls::new().ca_pem(authority.pem()).and_then(|tls| tls.identity_pem(ours.cert, ours.key));
     reaches(&world.channel(tls.expect("good PEM")), &server).await;
     let anonymous = world.channel(trusting(authority.file()));
-    assert_eq!(call(&anonymous).await.expect_err("it wants a certificate").code(), Code::Unavailable);
+    let status = call(&anonymous).await.expect_err("it wants a certificate");
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(
+        status.message().ends_with("; it may want a client certificate, or another one: identity_files(..)"),
+        "{status:?}"
+    );
     server.stop().await;
 }
 
@@ -90,7 +95,7 @@ async fn calls_go_over_tls_and_mutual_tls() {
 async fn a_server_that_cannot_show_a_good_certificate_gets_no_call() {
     let (world, authority) = (World::new().await, Authority::new());
     let server = world.server(&authority.issue(HERE), None).await;
-    fails_for(&world.channel(trusting(Authority::new().file())), "invalid peer certificate").await;
+    fails_for(&world.channel(trusting(Authority::new().file())), "; ca_file(..) names the authority to trust").await;
     assert_eq!(server.calls(), 0);
     server.stop().await;
 
@@ -104,13 +109,17 @@ async fn a_server_that_cannot_show_a_good_certificate_gets_no_call() {
 async fn neither_side_falls_back_to_plaintext() {
     let (world, authority) = (World::new().await, Authority::new());
     let plain = EchoServer::registered(&world.registry, "echo").await;
-    fails_for(&world.channel(trusting(authority.file())), "the TLS handshake failed").await;
+    fails_for(&world.channel(trusting(authority.file())), "; it may speak plaintext: leave tls(..) out").await;
     assert_eq!(plain.calls(), 0, "nothing is sent to a server without TLS");
     plain.stop().await;
 
     let secure = world.server(&authority.issue(HERE), None).await;
     let channel = world.registry.channel("echo").build().expect("a good channel");
-    assert_eq!(call(&channel).await.expect_err("the server wants TLS").code(), Code::Unavailable);
+    for attempt in ["first", "second"] {
+        let status = call(&channel).await.expect_err("the server wants TLS");
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        assert!(status.message().ends_with("; it may want TLS: tls(..)"), "the {attempt} call: {status:?}");
+    }
     assert_eq!(secure.calls(), 0);
     secure.stop().await;
 }
@@ -119,7 +128,7 @@ async fn neither_side_falls_back_to_plaintext() {
 async fn a_server_name_of_ours_is_verified_instead_of_the_address() {
     let (world, authority) = (World::new().await, Authority::new());
     let server = world.server(&authority.issue(&["echo.internal"]), None).await;
-    fails_for(&world.channel(trusting(authority.file())), "not valid for").await;
+    fails_for(&world.channel(trusting(authority.file())), "; server_name(..) sets the name to expect").await;
     let named = trusting(authority.file()).server_name("echo.internal").expect("a name");
     reaches(&world.channel(named), &server).await;
     server.stop().await;

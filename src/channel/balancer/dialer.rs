@@ -17,7 +17,6 @@ use tracing::Instrument;
 
 use crate::channel::subchannel::{Ticket, Turn, Wish};
 use crate::channel::transport::{self, Connection, TransportConfig};
-use crate::error::chain;
 use crate::instance::Address;
 
 /// Wishes and attempts of one channel.
@@ -91,7 +90,7 @@ impl Dialer {
             // A connector is the user's code and may panic: that is the failure of this attempt alone.
             let connected = AssertUnwindSafe(transport::connect(&config, &address, terms)).catch_unwind().await;
             let result = match connected {
-                Ok(connected) => connected.map_err(|error| chain(&error).into()),
+                Ok(connected) => connected.map_err(|error| error.reason().into()),
                 Err(_) => Err(format!("{address}: the connector panicked").into()),
             };
             Attempt { address, ticket, result, turn }

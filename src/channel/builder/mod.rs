@@ -17,7 +17,7 @@ mod service_config;
 mod transport;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::stream::BoxStream;
@@ -137,7 +137,8 @@ impl ChannelBuilder {
         let reports = Reports { outliers: Arc::new(outliers), events };
         let balancer = Balancer::new(queue.clone(), self.balance, connect, reports, listing, changed);
         runtime.spawn(balancer.run(Inputs { snapshots, feedback, handles }).instrument(span));
-        Ok(BalancedChannel::new(Handle { queue, config, runtime, changed: seen, _alive: alive }))
+        let unknown_logged = Mutex::default();
+        Ok(BalancedChannel::new(Handle { queue, config, runtime, changed: seen, _alive: alive, unknown_logged }))
     }
 }
 

@@ -263,6 +263,9 @@ impl Call {
         if let (Some(Code::Ok), Some(budget)) = (code, &self.handle.config.retry_budget) {
             budget.on_success();
         }
+        if code == Some(Code::Unimplemented) && status::has_no_message(&head.headers) {
+            self.handle.on_unknown_method(attempt.address(), self.head.path());
+        }
         let failure = code.filter(|code| *code != Code::Ok);
         let pushback = || Pushback::of(&head.headers);
         if let Some(pause) = failure.and_then(|code| self.pause_after(code, pushback(), Some(attempt.instance()))) {

@@ -27,6 +27,10 @@ impl RequestHead {
         Self { method, path, headers, sent: Vec::new() }
     }
 
+    pub(super) fn path(&self) -> &str {
+        self.path.path()
+    }
+
     /// Writes the time that is left.
     pub(super) fn set_timeout(&mut self, deadline: &Deadline, now: Instant) {
         if let Some(at) = deadline.at() {

@@ -64,6 +64,11 @@ pub(super) fn code_of(headers: &HeaderMap) -> Option<Code> {
     headers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
 }
 
+/// Whether a status among these headers says nothing beside its code.
+pub(super) fn has_no_message(headers: &HeaderMap) -> bool {
+    headers.get("grpc-message").is_none_or(http::HeaderValue::is_empty)
+}
+
 /// Whether this answer says that the server's own clock ran out: tonic calls it CANCELLED, with this text.
 pub(super) fn is_servers_timeout(headers: &HeaderMap) -> bool {
     let message = headers.get("grpc-message").map(http::HeaderValue::as_bytes);

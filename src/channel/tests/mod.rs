@@ -16,6 +16,7 @@ mod faults;
 mod health;
 mod leaving;
 mod message_limits;
+mod mistakes;
 mod options;
 mod panicking;
 mod peers;

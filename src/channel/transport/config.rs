@@ -145,13 +145,13 @@ impl TransportConfig {
     }
 
     #[cfg(feature = "_tls")]
-    fn is_secure(&self) -> bool {
+    pub(super) fn is_secure(&self) -> bool {
         self.tls.is_some()
     }
 
     #[cfg(not(feature = "_tls"))]
     #[expect(clippy::unused_self, reason = "with TLS it depends on the options")]
-    fn is_secure(&self) -> bool {
+    pub(super) fn is_secure(&self) -> bool {
         false
     }
 

@@ -18,7 +18,7 @@ use super::exchange::Transport;
 use super::names::LookupError;
 use super::pings::Pings;
 use super::socket::{BoxIo, Socket};
-use crate::error::BoxError;
+use crate::error::{BoxError, chain};
 use crate::instance::{Address, Host, refused_range};
 #[cfg(feature = "_tls")]
 use crate::tls::TlsError;
@@ -141,7 +141,10 @@ impl<'a> Attempt<'a> {
         };
         match self.within(limit, Step::Settings, ready).await? {
             Ok(connection) => Ok(connection),
-            Err(source) => Err(ConnectError::Http2 { address: self.address.clone(), source }),
+            Err(source) => {
+                let is_secure = self.config.is_secure();
+                Err(ConnectError::Http2 { address: self.address.clone(), is_secure, source })
+            }
         }
     }
 
@@ -201,10 +204,56 @@ pub(crate) enum ConnectError {
     #[error("{address}: no TLS session")]
     Tls { address: Address, source: TlsError },
     #[error("{address}: no HTTP/2 connection")]
-    Http2 { address: Address, source: Ended },
+    Http2 { address: Address, is_secure: bool, source: Ended },
     #[error("{address}: {step} within {limit:?} (connect_timeout)")]
     Timeout { address: Address, step: Step, limit: Duration },
 }
+
+impl ConnectError {
+    /// In words, with the cause, and with what a user may have got wrong where it looks like that.
+    pub(crate) fn reason(&self) -> String {
+        let reason = chain(self);
+        match self.hint() {
+            Some(hint) => format!("{reason}; {hint}"),
+            None => reason,
+        }
+    }
+
+    fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Refused { address } if is_loopback(address) => {
+                Some("a loopback address is this host's own: servers on other hosts must publish theirs")
+            }
+            Self::Http2 { is_secure: false, source: Ended::Broken(_) | Ended::Closed, .. } => {
+                Some("it may want TLS: tls(..)")
+            }
+            #[cfg(feature = "_tls")]
+            Self::Http2 { source: Ended::Broken(_) | Ended::Closed, .. } => Some(crate::tls::HINT_ON_BREAK),
+            #[cfg(feature = "_tls")]
+            Self::Tls { source, .. } => tls_hint(&chain(source)),
+            _ => None,
+        }
+    }
+}
+
+fn is_loopback(address: &Address) -> bool {
+    match address.host() {
+        Host::Ip(ip) => ip.is_loopback(),
+        Host::Name(name) => &**name == "localhost",
+    }
+}
+
+#[cfg(feature = "_tls")]
+fn tls_hint(reason: &str) -> Option<&'static str> {
+    if NO_TLS.iter().any(|words| reason.contains(words)) {
+        return Some("it may speak plaintext: leave tls(..) out");
+    }
+    crate::tls::hint(reason)
+}
+
+/// What a TLS handshake fails with at a server that does not speak TLS: its own frames, or the end of the connection.
+#[cfg(feature = "_tls")]
+const NO_TLS: [&str; 2] = ["InvalidContentType", "handshake eof"];
 
 fn authority(address: &Address) -> Result<Authority, ConnectError> {
     let parsed = address.to_string().parse();

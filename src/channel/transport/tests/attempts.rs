@@ -33,6 +33,16 @@ async fn a_refused_connect_says_so() {
     assert_eq!(chain(&error), format!("{address}: connection refused"));
 }
 
+#[test]
+fn a_refusal_on_this_host_says_that_others_are_not_reached_there() {
+    let refused = |address: &str| ConnectError::Refused { address: address.parse().expect("an address") }.reason();
+    for loopback in ["127.0.0.1:80", "[::1]:80", "localhost:80"] {
+        let hint = "a loopback address is this host's own: servers on other hosts must publish theirs";
+        assert_eq!(refused(loopback), format!("{loopback}: connection refused; {hint}"));
+    }
+    assert_eq!(refused("10.0.0.1:80"), "10.0.0.1:80: connection refused");
+}
+
 #[tokio::test]
 async fn a_peer_that_does_not_speak_http2_is_refused_at_once() {
     let (options, mut far) = piped();

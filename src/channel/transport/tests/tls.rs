@@ -36,16 +36,18 @@ async fn a_configured_name_is_verified_instead_of_the_address() {
     let (_right, address) = serve(&root, "echo.internal", &[b"h2"], None).await;
     assert!(connect(&options(&tls), &address).await.is_ok(), "the certificate is for that name");
     let (_wrong, address) = serve(&root, "127.0.0.1", &[b"h2"], None).await;
-    let error = chain(&refusal(&options(&tls), &address).await);
+    let error = refusal(&options(&tls), &address).await.reason();
     assert!(error.starts_with(&format!("{address}: no TLS session: the TLS handshake failed: ")), "{error}");
     assert!(error.contains("not valid for"), "{error}");
+    assert!(error.ends_with("; server_name(..) sets the name to expect"), "{error}");
 }
 
 #[tokio::test]
 async fn a_certificate_of_another_authority_is_refused() {
     let (_server, address) = serve(&authority(), "127.0.0.1", &[b"h2"], None).await;
-    let error = chain(&refusal(&options(&trusting(&authority())), &address).await);
+    let error = refusal(&options(&trusting(&authority())), &address).await.reason();
     assert!(error.contains("invalid peer certificate"), "{error}");
+    assert!(error.ends_with("; ca_file(..) names the authority to trust"), "{error}");
 }
 
 #[tokio::test]
@@ -67,8 +69,9 @@ async fn a_server_that_asks_for_a_certificate_gets_ours_and_refuses_without() {
     let known = trusting(&root).identity_pem(cert, key).expect("an identity");
     assert!(connect(&options(&known), &address).await.is_ok(), "our certificate is accepted");
     let (_strict, address) = serve(&root, "127.0.0.1", &[b"h2"], Some(&clients)).await;
-    let error = chain(&refusal(&options(&trusting(&root)), &address).await);
+    let error = refusal(&options(&trusting(&root)), &address).await.reason();
     assert!(error.starts_with(&address.to_string()), "{error}");
+    assert!(error.ends_with("; it may want a client certificate, or another one: identity_files(..)"), "{error}");
 }
 
 #[tokio::test]
@@ -77,7 +80,9 @@ async fn nothing_falls_back_to_plaintext_on_either_side() {
     let (_plain, address) = Server::tcp().await;
     let error = refusal(&options(&trusting(&root)), &address).await;
     assert!(matches!(error, ConnectError::Tls { source: TlsError::Handshake(_), .. }), "{}", chain(&error));
+    assert!(error.reason().ends_with("; it may speak plaintext: leave tls(..) out"), "{}", error.reason());
     let (_secure, address) = serve(&root, "127.0.0.1", &[b"h2"], None).await;
     let error = refusal(&TransportConfig::default(), &address).await;
     assert!(matches!(error, ConnectError::Http2 { .. }), "{}", chain(&error));
+    assert!(error.reason().ends_with("; it may want TLS: tls(..)"), "{}", error.reason());
 }
