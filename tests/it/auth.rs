@@ -190,7 +190,7 @@ async fn a_silent_member_costs_no_more_than_the_time_of_one_login() {
 }
 
 /// A registration at an address where nothing listens, with options of the test's.
-fn started_with(registry: &Registry, checks: Duration, attempts: u32) -> Registration {
+fn started_with(registry: &Registry, checks: Duration, attempts: impl Into<Option<u32>>) -> Registration {
     let instance = Instance::new("echo", SocketAddr::from(([127, 0, 0, 1], 1001)));
     let builder = registry.registration(instance).check_interval(checks).max_attempts(attempts);
     let registration = builder.build().expect("good options");
@@ -349,7 +349,7 @@ async fn a_provider_that_fails_is_asked_again_until_it_has_credentials() {
 async fn a_revoked_role_removes_nothing_and_is_enough_once_granted_again() {
     let etcd = with_auth().await;
     let registry = registry(etcd.url());
-    let registration = started_with(&registry, Duration::from_secs(1), 0);
+    let registration = started_with(&registry, Duration::from_secs(1), None);
     timeout(LIMIT, registration.registered()).await.expect("it registers in time").expect("it does not give up");
     let before = registration.status();
     let mut changes = Changes::of(&registry, "echo");
