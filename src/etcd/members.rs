@@ -318,11 +318,13 @@ impl Members {
         let lasts = self.each[connection.index()].outage().on_fault(fault, Instant::now());
         self.on_failure(connection.index(), is_news);
         let Some(lasts) = lasts else { return };
+        // The first line of an outage says nothing of its length.
+        let lasts = (!lasts.is_zero()).then(|| tracing::field::debug(lasts));
         let (member, chain) = (&error.member, chain(error));
         match fault {
-            Fault::Late => tracing::warn!(%member, ?lasts, error = chain, "etcd member answers late"),
-            Fault::Silent => tracing::warn!(%member, ?lasts, error = chain, "etcd member does not answer"),
-            Fault::Unavailable => tracing::warn!(%member, ?lasts, error = chain, "etcd member cannot serve"),
+            Fault::Late => tracing::warn!(%member, lasts, error = chain, "etcd member answers late"),
+            Fault::Silent => tracing::warn!(%member, lasts, error = chain, "etcd member does not answer"),
+            Fault::Unavailable => tracing::warn!(%member, lasts, error = chain, "etcd member cannot serve"),
         }
     }
 }

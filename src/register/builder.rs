@@ -56,8 +56,8 @@ impl RegistrationBuilder {
     ///
     /// Defaults to the instance's address; with the Kitex format, or after [`kitex`](Self::kitex), to what
     /// `KITEX_IP_TO_REGISTRY` and `KITEX_PORT_TO_REGISTRY` say before that. Where the instance's host is unspecified
-    /// (`0.0.0.0`, `::`), it is that of `POD_IP`, or else the address that this host has on its route to etcd, or else to
-    /// anywhere, or else the first IPv4 address of an interface that is neither loopback nor link-local, or the first such
+    /// (`0.0.0.0`, `::`), it is that of `POD_IP`, or else the address that this host has on its route to etcd, or on its
+    /// default route where etcd's URL holds no IP address or one of this host, or else the first IPv4 address of an interface that is neither loopback nor link-local, or the first such
     /// IPv6 address on a host without one. A host that is on no network publishes its loopback address, if a URL of etcd
     /// names this host, too.
     ///

@@ -150,7 +150,7 @@ impl Registration {
     }
 
     /// Starts the registration, if it was not started, and waits until the key is in etcd under our lease: for as long as
-    /// etcd is away, another server has the address, or it is paused or held back by its health.
+    /// etcd is unreachable, another server has the address, or it is paused or held back by its health.
     /// [`start_within`](Self::start_within) has a limit.
     ///
     /// Call it where the server listens already: clients may come from then on. The registration goes on in the runtime in
