@@ -74,7 +74,7 @@ struct Flags {
     #[arg(long, value_name = "MILLIS", value_parser = millis)]
     retry_delay: Option<Duration>,
 
-    /// How many attempts to register may fail in a row before it serves on without [default: 0, which is any number]
+    /// How many attempts to register may fail in a row before it serves on without [default: no limit]
     #[arg(long, value_name = "N")]
     max_attempts: Option<u32>,
 

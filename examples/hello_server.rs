@@ -28,7 +28,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // On all interfaces, on a free port. What is published is the address that others reach this host at.
     let incoming = TcpIncoming::bind("0.0.0.0:0".parse()?)?;
     let registration = registry.registration(Instance::new("hello", incoming.local_addr()?)).build()?;
-    println!("hello is served, and published as {}", registration.address());
+    println!("hello will be published as {}", registration.address());
 
     registration.serve(HelloServer::new(Greeter), incoming, shutdown_signal()).await?;
     Ok(())

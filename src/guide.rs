@@ -21,6 +21,7 @@
 //! | [`compared`] | Kitex, grpc-go, linkerd and tonic beside this crate |
 //! | [`benchmarks`] | the channel beside tonic's |
 //! | [`fleet`] | what thousands of processes cost an etcd |
+//! | [`versions`] | the minimum Rust version, semantic versioning, platforms |
 
 #![expect(clippy::doc_markdown, reason = "chapters are prose, and show tables as programs print them")]
 
@@ -37,7 +38,8 @@ macro_rules! chapters {
 /// Where the links of the chapters lead to here, by the names that they have there.
 macro_rules! links {
     () => {
-        "[channel-outliers]: crate::guide::channel#outlier-detection
+        "[channel-deadlines]: crate::guide::channel#deadlines-and-keepalive
+[channel-outliers]: crate::guide::channel#outlier-detection
 [channel-policies]: crate::guide::channel#load-balancing-policies
 [channel-subset]: crate::guide::channel#slow-start-zones-subsets
 [channel-tls]: crate::guide::channel#tls-to-the-servers
@@ -53,6 +55,7 @@ macro_rules! links {
 [from-tonic]: crate::guide::from_tonic
 [kitex]: crate::kitex
 [logging]: crate::guide::logging
+[options]: crate::guide::options#registry
 [options-address]: crate::guide::options#the-published-address
 [retries]: crate::guide::retries
 [servers]: crate::guide::servers
@@ -80,4 +83,5 @@ chapters! {
     compared = "../docs/compared.md";
     benchmarks = "../docs/benchmarks.md";
     fleet = "../docs/fleet.md";
+    versions = "../docs/versions.md";
 }

@@ -14,12 +14,12 @@
 //! | `NewEtcdRegistryWithAuth(endpoints, user, password)` | [`RegistryBuilder::auth`] | no options, and no prefix: keys are `/echo/..` | all options; [`prefix("/")`](crate::RegistryBuilder::prefix) for those keys |
 //! | `NewEtcdRegistryWithRetry(endpoints, config, opts..)` | the three options below | | |
 //! | `retry.NewRetryConfig(..)` | [`RegistrationBuilder::kitex`] sets its three values, and more | | |
-//! | `retry.WithMaxAttemptTimes`, `MaxAttemptTimes` | [`RegistrationBuilder::max_attempts`] | 5; 0 is without end | 0 |
+//! | `retry.WithMaxAttemptTimes`, `MaxAttemptTimes` | [`RegistrationBuilder::max_attempts`] | 5; 0 is without end | `None`, no limit; 0 is refused |
 //! | `retry.WithObserveDelay`, `ObserveDelay` | [`RegistrationBuilder::check_interval`] | 30 s | 60 s, and a watch that reports at once |
 //! | `retry.WithRetryDelay`, `RetryDelay` | [`RegistrationBuilder::retry_delay`] | 10 s | 250 ms, doubling to 2 s, at random below |
 //! | `WithTLSOpt(cert, key, ca)` | [`RegistryBuilder::tls`]`(ClientTls::new().ca_file(ca)?.identity_files(cert, key)?)` | none | none |
 //! | `WithAuthOpt(user, password)` | [`RegistryBuilder::auth`]; [`auth_with`](crate::RegistryBuilder::auth_with) for a password that changes | none | none |
-//! | `WithDialTimeoutOpt` | [`RegistryBuilder::dial_timeout`] | no limit | 2 s a member |
+//! | `WithDialTimeoutOpt` | [`RegistryBuilder::dial_timeout`] | no limit | 2 s for each member |
 //! | `WithEtcdServicePrefix` | [`RegistryBuilder::prefix`] | `kitex/registry-etcd` | the same |
 //! | `WithDefaultWeight` | [`RegistryBuilder::default_weight`] | 10 | 10 |
 //! | `SetFixedAddress(registry, address)` | [`RegistrationBuilder::advertise`] | the listener's | the listener's |
@@ -73,9 +73,9 @@
 //!   revoked, and with it our own key alone.
 //! - **Names that begin alike**: Kitex's resolver asks for `prefix/foo` and is given `foobar` as well. Here it is not.
 //! - **Times.** A lost lease or key is put back within a second instead of half a minute; the waits before attempts are
-//!   drawn at random, so that a fleet does not come at once; an attempt that etcd refused is repeated after 10 s, and
-//!   after 30 s where permissions are the reason, whatever [`retry_delay`](crate::RegistrationBuilder::retry_delay)
-//!   says.
+//!   drawn at random, so that a fleet does not come at once; what etcd refuses is tried again after 10 s,
+//!   and after 30 s where credentials or permissions are the reason, whatever
+//!   [`retry_delay`](crate::RegistrationBuilder::retry_delay) says.
 //!
 //! [`Instance::new`]: crate::Instance::new
 //! [`Instance::with_tag`]: crate::Instance::with_tag

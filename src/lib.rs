@@ -102,8 +102,8 @@
 //! Those for TLS are named like tonic's, and switch on none of tonic's.
 //!
 //! - `tls-ring` (default): TLS towards etcd and towards instances (`ClientTls`), with rustls and ring.
-//! - `tls-aws-lc`: the same with rustls and aws-lc. With both, aws-lc is used; what the process has for a default
-//!   provider does not matter.
+//! - `tls-aws-lc`: the same with rustls and aws-lc. With both, aws-lc is used; the process-wide default provider is
+//!   ignored.
 //! - `tls-native-roots`: with one of them, `ClientTls::native_roots` trusts the operating system's authorities.
 //! - `tls-webpki-roots`: with one of them, `ClientTls::webpki_roots` trusts Mozilla's authorities.
 //! - `serde`: `Serialize` for instances, snapshots and statuses, and `Deserialize` for [`ServiceName`], [`Address`],

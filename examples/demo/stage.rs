@@ -70,7 +70,7 @@ enum Listed {
 enum Registrar {
     Starting,
     Up,
-    Away(Instant),
+    Down(Instant),
 }
 
 pub(crate) struct Stage {
@@ -149,7 +149,7 @@ impl Stage {
 
     pub(crate) fn kill_etcd(&mut self) -> Result<Instant, StatusOrigin> {
         let killed = self.etcd.kill()?;
-        self.registrar = Registrar::Away(killed);
+        self.registrar = Registrar::Down(killed);
         Ok(killed)
     }
 
@@ -309,8 +309,8 @@ impl Stage {
         let etcd = match self.registrar {
             Registrar::Starting => self.screen.paint(Tone::Uneasy, "starting"),
             Registrar::Up => self.screen.paint(Tone::Good, "up"),
-            Registrar::Away(since) => {
-                self.screen.paint(Tone::Bad, &format!("away for {:.0} s", since.elapsed().as_secs_f64()))
+            Registrar::Down(since) => {
+                self.screen.paint(Tone::Bad, &format!("down for {:.0} s", since.elapsed().as_secs_f64()))
             }
         };
         let rate = self.last_second().count();

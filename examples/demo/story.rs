@@ -10,7 +10,7 @@ pub(crate) struct Moments {
     pub(crate) join: Join,
     pub(crate) leave: Leave,
     pub(crate) kill: Kill,
-    pub(crate) away: Away,
+    pub(crate) outage: Outage,
 }
 
 pub(crate) struct Join {
@@ -29,7 +29,7 @@ pub(crate) struct Kill {
     pub(crate) off_the_list: Instant,
 }
 
-pub(crate) struct Away {
+pub(crate) struct Outage {
     pub(crate) from: Instant,
     pub(crate) until: Instant,
     /// How often a server went off the client's list from then to the end of the step.
@@ -42,8 +42,8 @@ pub(crate) async fn tell(stage: &mut Stage) -> Result<Moments, StatusOrigin> {
     let join = join(stage).await?;
     let leave = leave(stage, 1).await?;
     let kill = kill(stage, 2).await?;
-    let away = away(stage).await?;
-    Ok(Moments { join, leave, kill, away })
+    let outage = outage(stage).await?;
+    Ok(Moments { join, leave, kill, outage })
 }
 
 async fn begin(stage: &mut Stage) -> Result<(), StatusOrigin> {
@@ -117,7 +117,7 @@ async fn kill(stage: &mut Stage, server: usize) -> Result<Kill, StatusOrigin> {
     stage.until("the killed server to be struck out", PATIENCE, |stage| stage.off_the_list(server).is_some()).await?;
     let off_the_list = stage.off_the_list(server).unwrap_or_else(Instant::now);
     stage.screen.say(&format!(
-        "Its lease ended, and it stayed away: {name} is struck out {:.1} s after its death.",
+        "Its lease ended, and it did not come back: {name} is struck out {:.1} s after its death.",
         (off_the_list - killed).as_secs_f64()
     ));
     stage.look_on(LOOK).await?;
@@ -125,7 +125,7 @@ async fn kill(stage: &mut Stage, server: usize) -> Result<Kill, StatusOrigin> {
     Ok(Kill { killed, off_the_list })
 }
 
-async fn away(stage: &mut Stage) -> Result<Away, StatusOrigin> {
+async fn outage(stage: &mut Stage) -> Result<Outage, StatusOrigin> {
     stage.screen.headline("4 of 4  etcd itself is killed");
     stage.screen.say(&format!(
         "The address book is gone, for longer than the leases of {} s. The client keeps what it knew.",
@@ -133,7 +133,7 @@ async fn away(stage: &mut Stage) -> Result<Away, StatusOrigin> {
     ));
     let struck_out = stage.struck_out();
     let from = stage.kill_etcd()?;
-    stage.look_on(AWAY).await?;
+    stage.look_on(OUTAGE).await?;
     stage.pause();
     stage.restart_etcd()?;
     stage.until("etcd to answer again", PATIENCE, Stage::etcd_answers).await?;
@@ -141,7 +141,7 @@ async fn away(stage: &mut Stage) -> Result<Away, StatusOrigin> {
     stage.screen.say("etcd is back, with its data. Servers and client find it again by themselves.");
     stage.look_on(AFTER).await?;
     stage.pause();
-    Ok(Away { from, until, forgotten: stage.struck_out() - struck_out })
+    Ok(Outage { from, until, forgotten: stage.struck_out() - struck_out })
 }
 
 /// Longer than anything takes on a slow machine: a longer wait is in vain.
@@ -149,6 +149,6 @@ const PATIENCE: Duration = Duration::from_secs(12);
 /// Long enough to see the table come to rest.
 const LOOK: Duration = Duration::from_secs(4);
 /// Longer than the servers' leases.
-const AWAY: Duration = Duration::from_secs(8);
+const OUTAGE: Duration = Duration::from_secs(8);
 /// Longer than the limit within which servers and clients find an etcd that came back.
 const AFTER: Duration = Duration::from_secs(4);

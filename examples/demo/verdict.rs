@@ -12,7 +12,7 @@ use crate::story::Moments;
 pub(crate) fn sum_up(stage: &mut Stage, moments: &Moments, took: Duration) -> bool {
     let failures = Failures::sort(stage.calls(), moments);
     let promises =
-        [joined(stage, moments), left(stage, moments), killed(&failures, moments), away(stage, &failures, moments)];
+        [joined(stage, moments), left(stage, moments), killed(&failures, moments), down(stage, &failures, moments)];
     let kept = promises.iter().all(|promise| promise.kept) && failures.others.is_empty();
 
     let mut text = format!("\n{}\n", stage.screen.paint(Tone::Bold, "What was promised, and what was seen"));
@@ -83,13 +83,13 @@ fn killed(failures: &Failures<'_>, moments: &Moments) -> Promise {
     }
 }
 
-fn away(stage: &Stage, failures: &Failures<'_>, moments: &Moments) -> Promise {
-    let during = |call: &Call| call.begin <= moments.away.until && call.end >= moments.away.from;
+fn down(stage: &Stage, failures: &Failures<'_>, moments: &Moments) -> Promise {
+    let during = |call: &Call| call.begin <= moments.outage.until && call.end >= moments.outage.from;
     let calls = stage.calls().iter().filter(|call| during(call)).count();
     let failed = failures.others.iter().filter(|call| during(call)).count();
-    let forgotten = moments.away.forgotten;
+    let forgotten = moments.outage.forgotten;
     Promise {
-        what: "etcd is away",
+        what: "etcd is down",
         promised: "no call fails, and no server is forgotten",
         seen: format!("{failed} of {} calls failed, {forgotten} servers were forgotten", grouped(calls)),
         kept: failed == 0 && forgotten == 0,

@@ -116,7 +116,7 @@ impl RegistryBuilder {
 
     /// About how many bytes of memory the instances of one service may take with their keys, in each registry of a
     /// process; at least 1 MiB. Defaults to 32 MiB for every 10,000 of [`max_instances`](Self::max_instances), which is
-    /// room for 60 tags of 40 bytes an instance.
+    /// room for 60 tags of 40 bytes for each instance.
     ///
     /// Where there is no room, new keys are left out as beyond `max_instances`, and known ones keep the value that they
     /// had. An instance without tags takes about 400 bytes.
@@ -125,9 +125,9 @@ impl RegistryBuilder {
         self
     }
 
-    /// The members of the etcd cluster from `provider`, which is asked when one of those known so far fails, at first
-    /// of the endpoints that the builder began with. So members can be replaced by others with new addresses while the
-    /// program runs.
+    /// The members of the etcd cluster from `provider`. The registry begins with the endpoints given to
+    /// [`Registry::builder`], and calls `provider` when a member fails. So members can be replaced by others with new
+    /// addresses while the program runs.
     ///
     /// ```no_run
     /// use tonic_etcd::Registry;
@@ -144,13 +144,14 @@ impl RegistryBuilder {
     /// # }
     /// ```
     ///
-    /// It names all members, and must name the same cluster. It is asked within a second of the failure, and while
-    /// members fail and its answers change nothing again after 1 s, 2 s, 4 s and so on, up to 60 s; it has 10 s to answer.
-    /// Where it fails, names no member, or names a bad URL among others, the endpoints stay as they were and a warning is
-    /// logged, at most once a minute. Once it names others, open watches move to them within seconds and lose nothing.
+    /// `provider` returns all members, of the same cluster. It is called within a second of the failure. While members
+    /// fail and its answers are the same as before, it is called again after 1 s, 2 s, 4 s and so on, up to 60 s. It has
+    /// 10 s to answer. If it fails, or returns no member or a bad URL, the endpoints stay as they were, and a warning is
+    /// logged, at most once per minute. If it returns other members, open watches move to them within seconds and lose
+    /// nothing.
     ///
-    /// Where each member has a name in DNS that stays its own, this is not needed: a name is resolved anew each time it
-    /// is dialled. But a name of several addresses counts as one member.
+    /// Members whose DNS names stay the same need no provider: a name is resolved again at each connection. A name with
+    /// several addresses counts as one member.
     pub fn endpoints_with<P, F, I, U, E>(mut self, provider: P) -> Self
     where
         P: Fn() -> F + Send + Sync + 'static,
@@ -166,8 +167,8 @@ impl RegistryBuilder {
     /// User and password towards etcd, for simple tokens and JWT. A token that expired or is no longer valid is
     /// replaced by another login, unnoticed. Kitex calls this `WithAuthOpt`.
     ///
-    /// After credentials were refused, which is logged as a warning, etcd is not asked again for 30 s; meanwhile
-    /// instances stay known, and a registration lasts for as long as its keepalives need no login. For a password that
+    /// Credentials that etcd refused are logged as a warning and tried again after 30 s; meanwhile instances stay known,
+    /// and a registration lasts for as long as its keepalives need no login. For a password that
     /// changes while the program runs there is [`auth_with`](Self::auth_with), which replaces this, as this replaces
     /// that.
     pub fn auth(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
@@ -175,8 +176,8 @@ impl RegistryBuilder {
         self
     }
 
-    /// User and password towards etcd from `provider`, which is asked again for each login: with each new connection,
-    /// after a token expired, and after a password or a role was changed. So a password can be rotated while the
+    /// User and password towards etcd from `provider`, which is called at each login. A registry logs in once for all
+    /// its connections: at the start, and again when etcd refuses the token. So a password can be rotated while the
     /// program runs.
     ///
     /// ```no_run
@@ -193,11 +194,11 @@ impl RegistryBuilder {
     /// # }
     /// ```
     ///
-    /// A slow provider is waited for by whatever needs the login, up to that call's own limit of 0.7 s to 5 s; its
-    /// answer then serves later logins. One that fails, or does not answer within 30 s, is asked again after 1 s. Its
-    /// errors are logged as warnings, at most once a minute, so they must not show the password. What etcd refused is
-    /// tried again after 30 s, anything else after 1 s: change a password in etcd first, and let the provider hand it
-    /// out then.
+    /// Whatever needs the login waits for a slow provider, up to its own limit of 0.7 s to 5 s; the answer then serves
+    /// later logins. A provider that fails, or does not answer within 30 s, is called again after 1 s. Its errors are
+    /// logged as warnings, at most once per minute, so they must not show the password. Credentials that etcd refused
+    /// are tried again after 30 s, others as soon as the provider returns them: change a password in etcd first, and
+    /// let the provider return it then.
     pub fn auth_with<P, F, E>(mut self, provider: P) -> Self
     where
         P: Fn() -> F + Send + Sync + 'static,

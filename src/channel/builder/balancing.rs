@@ -42,7 +42,7 @@ impl ChannelBuilder {
     ///
     /// New is an instance that is READY for the first time since it was registered, or since it could not be reached:
     /// it is another process then, most likely. One that only reconnects is not. Where all are new alike, as when the
-    /// channel starts, all have the same share. Shares are set anew after each percent, ninety times a window, and
+    /// channel starts, all have the same share. Shares are set anew after each percent, ninety times per window, and
     /// every 100 ms at most. Refused with [`PickFirst`](crate::policy::PickFirst), [`RingHash`](crate::policy::RingHash)
     /// and others that [need full weights](crate::policy::Needs::with_full_weights).
     pub fn slow_start(mut self, window: impl Into<Option<Duration>>) -> Self {
@@ -53,9 +53,9 @@ impl ChannelBuilder {
     /// Prefers the instances whose tag `tag` is `zone`, the client's own. Off unless given.
     ///
     /// They take all calls while the READY ones among them have at least 70 % of their zone's fair share of the weight:
-    /// all instances' weights divided by the number of zones. If less is READY, the shortfall spills over to the other
-    /// zones by weight: with half of 70 %, half of the calls. Below 70 % the rest of the zone would bear half as much
-    /// again as usual; Envoy draws the line there, too. Instances without the tag are a zone of their own.
+    /// all instances' weights divided by the number of zones. If less is READY, the shortfall goes to the other zones, by
+    /// weight: if 35 % is READY, half of the calls go to other zones. At 70 % the remaining instances already carry about
+    /// 1.4 times their usual load; Envoy draws the line there, too. Instances without the tag are a zone of their own.
     ///
     /// Works with every policy: with [`PickFirst`](crate::policy::PickFirst) one instance of the own zone takes its calls, and
     /// one elsewhere those that spill; with [`RingHash`](crate::policy::RingHash) a key has an owner in each zone, and

@@ -16,8 +16,8 @@ use crate::tls::ClientTls;
 /// Connections to the instances.
 impl ChannelBuilder {
     /// How long an attempt to connect to an instance may take: name, TCP, TLS, up to the server's first HTTP/2 SETTINGS.
-    /// By default 1 s at first, so that a call that waits soon learns of a mute instance, and more after each failure in
-    /// a row, up to 20 s, which is what gRPC grants each attempt: a slow network is slow, not out of reach.
+    /// By default 1 s at first, so that a call that waits soon learns of a silent instance, and more after each failure
+    /// in a row, up to 20 s, which is what gRPC grants each attempt: a slow network is slow, not out of reach.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.transport.connect_timeout = Some(timeout);
         self
@@ -44,14 +44,18 @@ impl ChannelBuilder {
         self
     }
 
-    /// How long a connection may be silent before an HTTP/2 ping is sent, while calls are open or something of a call
-    /// was sent since it was heard; `None` switches these pings off. Whatever this says, a ping is sent where a
-    /// connection is doubted: once a silence, and at most every five minutes, or two hours while no call is open, unless
-    /// calls are answered in between. A server that says `too_many_pings` has the interval doubled for its next
-    /// connections, and a warning logged.
-    /// Defaults to 310 s: gRPC servers close a connection whose client pings more often than every five minutes while
-    /// they themselves send nothing, unless they are told to allow it (`MinTime` in grpc-go's `EnforcementPolicy`).
-    /// tonic servers allow any interval; where all servers do, 10 s finds a frozen one sooner.
+    /// After how much silence of the server an HTTP/2 ping is sent, to find out whether it is still there. Defaults to
+    /// 310 s; `None` switches these pings off.
+    ///
+    /// They are sent while calls are open, and when something was sent for a call and nothing came back. Other gRPC
+    /// servers close a connection whose client pings more often than every five minutes, unless they are told to allow
+    /// it (`MinTime` in grpc-go's `EnforcementPolicy`): hence the default. tonic's servers allow any interval. Where all
+    /// servers do, 10 s finds a frozen one sooner. For a server that says `too_many_pings`, the interval is doubled on
+    /// its next connections, and a warning is logged.
+    ///
+    /// Apart from these pings, one is sent where a call has shown reason for doubt, such as a missed deadline: once for
+    /// each silence, and at most every five minutes, or every two hours while no call is open, unless calls are answered
+    /// in between.
     pub fn http2_keep_alive_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
         self.transport.http2_keep_alive_interval = interval.into();
         self
@@ -70,15 +74,16 @@ impl ChannelBuilder {
         self
     }
 
-    /// The HTTP/2 flow-control window of one stream, in bytes. Defaults to 2 MiB, as with tonic's `Endpoint`.
+    /// The HTTP/2 flow-control window of one stream, in bytes, 1 to 2,147,483,647. Defaults to 2 MiB, as with tonic's
+    /// `Endpoint`; `None` is the default.
     pub fn initial_stream_window_size(mut self, bytes: impl Into<Option<u32>>) -> Self {
         self.transport.initial_stream_window_size = bytes.into();
         self
     }
 
-    /// The HTTP/2 flow-control window of a connection, in bytes. Defaults to 1 GiB: memory is bounded by the windows of
-    /// its streams, and those that are not read leave the others theirs. The 5 MiB of tonic's `Endpoint` are used up by
-    /// three streams.
+    /// The HTTP/2 flow-control window of a connection, in bytes, 1 to 2,147,483,647. Defaults to 1 GiB; `None` is the
+    /// default. Unread streams do not block others: memory is bounded by the windows of the streams. The 5 MiB of
+    /// tonic's `Endpoint` are used up by three streams.
     pub fn initial_connection_window_size(mut self, bytes: impl Into<Option<u32>>) -> Self {
         self.transport.initial_connection_window_size = bytes.into();
         self
