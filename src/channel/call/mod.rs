@@ -116,6 +116,8 @@ struct Call {
     retry: Option<Box<RetryState>>,
     /// The last attempt that failed.
     last: Option<Box<FailedAttempt>>,
+    /// The last instance that may have handled it, in an attempt that failed.
+    maybe_handled: Option<Arc<Instance>>,
     /// The attempts that may still be made without a retry policy, where nothing of the last one was processed.
     replays: u32,
     /// Whether a server refused it as one call too many, after which it was made again elsewhere.
@@ -173,6 +175,7 @@ impl Call {
             is_new: true,
             retry,
             last: None,
+            maybe_handled: None,
             replays: REPLAYS,
             was_refused: false,
             max_response_bytes,
@@ -217,7 +220,10 @@ impl Call {
                 // What the last instance said is closer to the cause than that there is none left.
                 None => Verdict::Done(Err(self.last.take().map_or(status, |last| last.status))),
             }),
-            None => Err(Verdict::Done(Err(self.handle.queue.deadline_passed()))),
+            None => {
+                let earlier = self.maybe_handled.as_ref().map(|instance| &instance.address);
+                Err(Verdict::Done(Err(self.handle.queue.deadline_passed(earlier))))
+            }
         }
     }
 
@@ -238,7 +244,7 @@ impl Call {
             Some(Some(Err(error))) => self.on_error(&attempt, error),
             Some(None) => {
                 let failed = attempt.on_too_slow();
-                self.on_failed(failed)
+                self.on_failed(failed, true)
             }
             None => Verdict::Done(Err(missed(&attempt))),
         }
@@ -257,7 +263,7 @@ impl Call {
             Ok(code) => code,
             Err(failed) => {
                 exchange.finish(&self.body);
-                return self.on_failed(failed);
+                return self.on_failed(failed, true);
             }
         };
         if let (Some(Code::Ok), Some(budget)) = (code, &self.handle.config.retry_budget) {
@@ -267,6 +273,7 @@ impl Call {
         let pushback = || Pushback::of(&head.headers);
         if let Some(pause) = failure.and_then(|code| self.pause_after(code, pushback(), Some(attempt.instance()))) {
             self.last = Some(Box::new(attempt.refused(&head)));
+            self.maybe_handled = Some(attempt.instance().clone());
             exchange.finish(&self.body);
             return Verdict::Retry(pause);
         }
@@ -296,7 +303,7 @@ impl Call {
             AttemptError::MaybeProcessed(error) if error.is_cancelled_by_server() && self.deadline.is_over() => {
                 Verdict::Done(Err(missed(attempt)))
             }
-            AttemptError::MaybeProcessed(error) => self.on_failed(attempt.on_broken(&error)),
+            AttemptError::MaybeProcessed(error) => self.on_failed(attempt.on_broken(&error), true),
             AttemptError::Unprocessed { error, is_unsent } => {
                 let failed = attempt.on_unprocessed(&error, is_unsent);
                 let may_replay =
@@ -309,15 +316,18 @@ impl Call {
                     self.last = Some(Box::new(failed));
                     return Verdict::Replay;
                 }
-                self.on_failed(failed)
+                self.on_failed(failed, false)
             }
         }
     }
 
-    /// An attempt failed, and only a retry policy allows another one.
-    fn on_failed(&mut self, failed: FailedAttempt) -> Verdict {
+    /// An attempt failed, maybe after it was handled, and only a retry policy allows another one.
+    fn on_failed(&mut self, failed: FailedAttempt, is_maybe_handled: bool) -> Verdict {
         match self.pause_after(failed.status.code(), Pushback::Nothing, Some(&failed.by)) {
             Some(pause) => {
+                if is_maybe_handled {
+                    self.maybe_handled = Some(failed.by.clone());
+                }
                 self.last = Some(Box::new(failed));
                 Verdict::Retry(pause)
             }

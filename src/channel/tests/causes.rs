@@ -127,6 +127,33 @@ async fn a_deadline_that_passes_while_picking_has_the_cause_of_that() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_deadline_that_passes_before_a_retry_does_not_say_that_the_call_was_never_sent() {
+    for was_answered in [false, true] {
+        let retries = RetryPolicy::new([Code::Unavailable]).backoff(SECOND, SECOND, 1.0);
+        let rig = Rig::with(|builder| builder.retry(retries).wait_for_ready(true).outlier_detection(None));
+        let peer = rig.network.peer(1);
+        rig.serve(&[&peer]).await;
+        peer.reply(if was_answered { Reply::Fail(Code::Unavailable) } else { Reply::Hold });
+        let call = rig.call_within(10 * SECOND);
+        peer.calls().reaches(1).await;
+        rig.set_instances([]);
+        if !was_answered {
+            peer.cut();
+        }
+        let status = ends(call).await.expect_err("no other instance comes");
+        assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+        let passed = cause(&status);
+        assert!(
+            matches!(passed, ChannelError::DeadlinePassed { phase: CallPhase::Retrying, .. })
+                && passed.address() == Some(&peer.address().into()),
+            "it may have been handled: {passed:?}"
+        );
+        let after = format!("that can take the call again after {}: no instance", peer.address());
+        assert!(status.message().contains(&after) && passed.to_string().contains(&after), "{status:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_deadline_that_passes_at_an_instance_names_it_and_the_phase() {
     let (status, address) = status_of(Reply::Hold).await;
     assert_cause(&status, Code::DeadlineExceeded, |cause| {
