@@ -67,7 +67,7 @@ pub enum ChannelError {
         phase: CallPhase,
         /// The instance that it was with, while retrying the last one that may have handled it; `None` while picking.
         address: Option<Address>,
-        /// Why there was no instance, while picking or retrying, if that is known. It is the `source()` of this error.
+        /// Why there was no instance, while picking or retrying, if that is known. `Display` has it, so `source()` has not.
         cause: Option<Arc<ChannelError>>,
     },
 
@@ -356,14 +356,8 @@ impl fmt::Debug for ChannelError {
     }
 }
 
-impl StdError for ChannelError {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        match self {
-            Self::DeadlinePassed { cause: Some(cause), .. } => Some(&**cause),
-            _ => None,
-        }
-    }
-}
+/// None has a source: `Display` says what there is to say, and whoever prints a chain of errors prints it once.
+impl StdError for ChannelError {}
 
 /// What all messages of passed deadlines begin with.
 const DEADLINE_PASSED: &str = "the deadline passed while waiting for";
