@@ -59,11 +59,11 @@ impl ChannelBuilder {
 
     /// Limits the retries of all calls together by failures and successes, as gRPC does; `None` takes every limit away.
     ///
-    /// Without it a channel with a retry policy, its own or a service config's, has a budget: in any ten seconds, one
-    /// retry for ten calls that may be retried, and ten more a second. So an outage brings a tenth more calls at most
-    /// where the retry policy would bring three times as many. A call that finds the budget used up fails with what its
-    /// last attempt failed with. linkerd and Envoy limit retries like that, too. Calls that provably reached no handler
-    /// are made again in any case.
+    /// Without it a channel with a retry policy, its own or a service config's, has a budget: in about ten seconds, a
+    /// tenth of the calls that may be retried and a hundred more. So an outage brings many calls a tenth more, and few
+    /// calls ten a second, where the retry policy would bring three times as many. A call that finds the budget used up
+    /// fails with what its last attempt failed with. linkerd and Envoy limit retries like that, too. Calls that provably
+    /// reached no handler are made again in any case, and an attempt that found no instance spends nothing.
     pub fn retry_throttling(mut self, throttling: impl Into<Option<RetryThrottling>>) -> Self {
         self.retry_limit = Some(throttling.into().map_or(RetryLimit::Off, RetryLimit::Tokens));
         self

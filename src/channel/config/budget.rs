@@ -2,7 +2,7 @@
 //!
 //! | budget | a call that may be retried | a failure that may be retried | a success | allows a retry |
 //! | --- | --- | --- | --- | --- |
-//! | share, the default | counts in its second | counts in its second, if it is allowed | - | while the retries of the last ten seconds are fewer than 100 and a tenth of the calls of that time |
+//! | share, the default | counts in its second | counts in its second, if it is allowed | - | while the retries of about the last ten seconds are fewer than 100 and a tenth of the calls of that time |
 //! | tokens ([`RetryThrottling`]) | - | takes a token | gives back a part of one | while more than half of the tokens are left |
 //!
 //! The seconds of a share are counted from when the channel was built. Each has a cell of a ring of ten, and is in one of
@@ -51,7 +51,7 @@ impl RetryBudget {
         }
     }
 
-    /// The default: a tenth of the calls, and ten a second.
+    /// The default: in about ten seconds, a tenth of the calls and a hundred more.
     pub(crate) fn share(now: Instant) -> Self {
         Self::Share(Share::new(now))
     }
