@@ -43,8 +43,9 @@ pub enum ChannelError {
         last: Option<String>,
     },
 
-    /// There is no list of instances, since the registry does not answer. UNAVAILABLE, after 5 s. Trying again helps once
-    /// it does.
+    /// There is no list of instances, since the registry does not answer. UNAVAILABLE, after 5 s. From half a second on it
+    /// is also the cause of a [`DeadlinePassed`](Self::DeadlinePassed) and of a [`NotReady`]. Trying again helps once it
+    /// does.
     #[non_exhaustive]
     ListOverdue {
         /// For how long there is none, and why the registry does not answer, as far as is known.
@@ -152,9 +153,11 @@ pub enum ChannelError {
     },
 
     /// The policy panicked over the request. INTERNAL. The call was not sent. Trying again never helps.
+    #[non_exhaustive]
     PolicyPanicked,
 
     /// The channel ended with the runtime that it was built on. UNAVAILABLE. Trying again never helps: build another one.
+    #[non_exhaustive]
     Closed,
 }
 
