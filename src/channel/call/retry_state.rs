@@ -11,7 +11,7 @@ use tokio::runtime::Handle as Runtime;
 use tokio::time::Instant;
 use tonic::Code;
 
-use crate::channel::config::budget::RetryBudget;
+use crate::channel::config::budget::RetryLimiter;
 use crate::channel::config::retry::RetryPolicy;
 use crate::channel::deadline::Deadline;
 use crate::instance::Instance;
@@ -78,7 +78,7 @@ impl RetryState {
         &mut self,
         (code, pushback): (Option<Code>, Pushback),
         by: Option<&Arc<Instance>>,
-        budget: Option<&RetryBudget>,
+        budget: Option<&RetryLimiter>,
         (now, end): (Instant, Option<Instant>),
     ) -> Option<Duration> {
         let is_wanted = code.is_none_or(|code| self.policy.retries(code));
@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn too_many_failures_stop_all_retries_until_enough_calls_succeed() {
         let policy = Arc::new(RetryPolicy::new([Code::Unavailable]).max_attempts(2));
-        let budget = RetryBudget::tokens(RetryThrottling::new(10, 0.5));
+        let budget = RetryLimiter::tokens(RetryThrottling::new(10, 0.5));
         let retries = |code, pushback| {
             let mut retry = RetryState::new(policy.clone());
             retry.on_failure((Some(code), pushback), None, Some(&budget), (Instant::now(), None)).is_some()
@@ -204,7 +204,7 @@ mod tests {
         let policy =
             Arc::new(RetryPolicy::new([Code::Unavailable]).max_attempts(2).backoff(millis(100), millis(100), 1.0));
         let now = Instant::now();
-        let budget = RetryBudget::share(now);
+        let budget = RetryLimiter::share(now);
         let failures = |code, pushback, end: Option<Duration>| {
             let mut retry = RetryState::new(policy.clone());
             let end = end.map(|end| now + end);

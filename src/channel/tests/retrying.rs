@@ -13,7 +13,7 @@ use super::rig::{Rig, SECOND, ends, rest};
 use crate::channel::{BalancedChannel, ChannelBuilder, Connectivity, ServiceConfig};
 use crate::instance::Instance;
 use crate::policy::PickFirst;
-use crate::retry::{RetryPolicy, RetryThrottling};
+use crate::retry::{RetryBudget, RetryPolicy, RetryThrottling};
 
 /// The method that the rig calls.
 const METHOD: &str = "echo.Echo/UnaryEcho";
@@ -135,7 +135,7 @@ async fn a_call_that_is_dropped_while_it_waits_is_made_no_more() {
 
 #[tokio::test(start_paused = true)]
 async fn while_too_many_calls_fail_nothing_is_tried_twice() {
-    let rig = with(|builder| builder.retry(on_unavailable()).retry_throttling(RetryThrottling::new(4, 1.0)));
+    let rig = with(|builder| builder.retry(on_unavailable()).retry_budget(RetryThrottling::new(4, 1.0)));
     let peer = rig.network.peer(1);
     rig.serve(&[&peer]).await;
     peer.reply(Reply::Fail(Code::Unavailable));
@@ -178,8 +178,9 @@ async fn a_budget_is_there_unless_it_is_switched_off_or_replaced() {
     let tokens = RetryThrottling::new(10, 1.0);
     for (what, rig, retries) in [
         ("by default, a tenth of 200 and a hundred", retrying(on_unavailable()), 120),
-        ("switched off", with(|builder| builder.retry(on_unavailable()).retry_throttling(None)), 400),
-        ("replaced", with(|builder| builder.retry(on_unavailable()).retry_throttling(tokens)), 4),
+        ("switched off", with(|builder| builder.retry(on_unavailable()).retry_budget(None)), 400),
+        ("replaced", with(|builder| builder.retry(on_unavailable()).retry_budget(tokens)), 4),
+        ("half of 200", with(|builder| builder.retry(on_unavailable()).retry_budget(RetryBudget::share(50, 0))), 100),
     ] {
         let peer = rig.network.peer(1);
         peer.reply(Reply::Fail(Code::Unavailable));
@@ -196,7 +197,7 @@ async fn a_budget_is_there_unless_it_is_switched_off_or_replaced() {
 async fn an_attempt_that_finds_no_instance_spends_no_budget() {
     let tokens = RetryThrottling::new(10, 1.0);
     let share = with(|builder| builder.retry(on_unavailable()));
-    let throttled = with(|builder| builder.retry(on_unavailable()).retry_throttling(tokens));
+    let throttled = with(|builder| builder.retry(on_unavailable()).retry_budget(tokens));
     for (what, rig, retries) in [("a hundred, and a tenth of 400", share, 140), ("four of ten tokens", throttled, 4)] {
         rig.set_instances([]);
         rest().await;

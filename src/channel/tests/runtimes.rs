@@ -159,7 +159,7 @@ fn public_types_go_from_thread_to_thread() {
 
     is_shared::<(BalancedChannel, InstanceChanges, InstanceStatus, Connectivity, WaitForReady)>();
     is_shared::<(ChannelError, CallPhase, ChannelClosed, NotReady)>();
-    is_shared::<(ServiceConfig, ServiceConfigError, retry::RetryPolicy, retry::RetryThrottling)>();
+    is_shared::<(ServiceConfig, ServiceConfigError, retry::RetryPolicy, retry::RetryBudget)>();
     is_shared::<(outlier::OutlierDetection, outlier::SuccessRate, outlier::FailurePercentage, outlier::Outcome)>();
     is_shared::<(policy::LeastRequest, policy::PeakEwma, policy::RingHash, policy::PickFirst)>();
     is_shared::<(policy::WeightedRoundRobin, policy::WeightedRandom, policy::Candidate)>();
