@@ -200,6 +200,7 @@ pub mod outlier {
 
 /// When calls that fail are retried.
 pub mod retry {
+    pub use crate::channel::config::budget::RetryBudget;
     pub use crate::channel::config::retry::RetryPolicy;
     pub use crate::channel::config::throttling::RetryThrottling;
 }

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use futures_util::stream::{self, BoxStream, Stream, StreamExt};
+use futures_util::stream::{self, Stream, StreamExt};
 use tokio::sync::watch;
 
 use super::picks::PickQueue;
@@ -21,7 +21,7 @@ pub struct InstanceChanges {
     queue: Arc<PickQueue>,
     /// For clones.
     changed: watch::Receiver<()>,
-    each: BoxStream<'static, ()>,
+    each: Pin<Box<dyn Stream<Item = ()> + Send + Sync>>,
 }
 
 impl InstanceChanges {
@@ -32,7 +32,7 @@ impl InstanceChanges {
             seen.changed().await.ok()?;
             Some(((), seen))
         });
-        Self { queue, changed, each: each.fuse().boxed() }
+        Self { queue, changed, each: Box::pin(each.fuse()) }
     }
 
     /// Waits for a change and returns all instances, ordered by address. The first call returns at once.

@@ -43,8 +43,9 @@ pub enum ChannelError {
         last: Option<String>,
     },
 
-    /// There is no list of instances, since the registry does not answer. UNAVAILABLE, after 5 s. Trying again helps once
-    /// it does.
+    /// There is no list of instances, since the registry does not answer. UNAVAILABLE, after 5 s. From half a second on it
+    /// is also the cause of a [`DeadlinePassed`](Self::DeadlinePassed) and of a [`NotReady`]. Trying again helps once it
+    /// does.
     #[non_exhaustive]
     ListOverdue {
         /// For how long there is none, and why the registry does not answer, as far as is known.
@@ -65,9 +66,9 @@ pub enum ChannelError {
     DeadlinePassed {
         /// What the call waited for.
         phase: CallPhase,
-        /// The instance that it was with; `None` while picking.
+        /// The instance that it was with, while retrying the last one that may have handled it; `None` while picking.
         address: Option<Address>,
-        /// Why there was no instance, while picking, if that is known. It is the `source()` of this error.
+        /// Why there was no instance, while picking or retrying, if that is known. `Display` has it, so `source()` has not.
         cause: Option<Arc<ChannelError>>,
     },
 
@@ -90,7 +91,8 @@ pub enum ChannelError {
     },
 
     /// The server refused the call as one too many, and it could not be made again or was refused again. UNAVAILABLE. The
-    /// call was not handled. Trying again helps once there is less load.
+    /// attempt was not handled; with a retry policy, one before it may have been. Trying again helps once there is less
+    /// load.
     #[non_exhaustive]
     Refused {
         /// The instance.
@@ -151,9 +153,11 @@ pub enum ChannelError {
     },
 
     /// The policy panicked over the request. INTERNAL. The call was not sent. Trying again never helps.
+    #[non_exhaustive]
     PolicyPanicked,
 
     /// The channel ended with the runtime that it was built on. UNAVAILABLE. Trying again never helps: build another one.
+    #[non_exhaustive]
     Closed,
 }
 
@@ -161,8 +165,10 @@ pub enum ChannelError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CallPhase {
-    /// An instance that can take the call. It was not sent.
+    /// An instance that can take the call. It was not sent, or provably reached no handler.
     Picking,
+    /// An instance that can take the call again, under a retry policy. An attempt before may have been handled.
+    Retrying,
     /// The beginning of the response.
     Attempting,
     /// The rest of the response.
@@ -216,15 +222,19 @@ impl ChannelError {
         status(code, format!("{service}: {self}"), self.clone())
     }
 
-    /// The status of a call to `service` whose deadline passed while it waited for an instance, for that cause.
-    pub(crate) fn deadline_passed_picking(service: &str, cause: Option<Arc<Self>>) -> Status {
+    /// The status of a call to `service` whose deadline passed while it waited for an instance, for that cause, after
+    /// the `earlier` one may have handled it.
+    pub(crate) fn deadline_passed_picking(
+        service: &str,
+        earlier: Option<&Address>,
+        cause: Option<Arc<Self>>,
+    ) -> Status {
         let because = cause.as_ref().map(|cause| format!(": {cause}")).unwrap_or_default();
-        let message = format!("{DEADLINE_PASSED} an instance of {service} that can take the call{because}");
-        status(
-            Code::DeadlineExceeded,
-            message,
-            Arc::new(Self::DeadlinePassed { phase: CallPhase::Picking, address: None, cause }),
-        )
+        let after = earlier.map(|address| format!(" again after {address}")).unwrap_or_default();
+        let message = format!("{DEADLINE_PASSED} an instance of {service} that can take the call{after}{because}");
+        let phase = if earlier.is_some() { CallPhase::Retrying } else { CallPhase::Picking };
+        let passed = Self::DeadlinePassed { phase, address: earlier.cloned(), cause };
+        status(Code::DeadlineExceeded, message, Arc::new(passed))
     }
 
     /// The status of a call whose deadline passed while an instance had it.
@@ -304,6 +314,9 @@ impl fmt::Display for ChannelError {
                 match (phase, address) {
                     (CallPhase::Attempting, Some(address)) => write!(f, " {address} to answer"),
                     (CallPhase::Responding, Some(address)) => write!(f, " the rest of the answer of {address}"),
+                    (CallPhase::Retrying, Some(address)) => {
+                        write!(f, " an instance that can take the call again after {address}")
+                    }
                     _ => f.write_str(" an instance that can take the call"),
                 }?;
                 cause.as_ref().map_or(Ok(()), |cause| write!(f, ": {cause}"))
@@ -346,14 +359,8 @@ impl fmt::Debug for ChannelError {
     }
 }
 
-impl StdError for ChannelError {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        match self {
-            Self::DeadlinePassed { cause: Some(cause), .. } => Some(&**cause),
-            _ => None,
-        }
-    }
-}
+/// None has a source: `Display` says what there is to say, and whoever prints a chain of errors prints it once.
+impl StdError for ChannelError {}
 
 /// What all messages of passed deadlines begin with.
 const DEADLINE_PASSED: &str = "the deadline passed while waiting for";

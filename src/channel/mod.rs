@@ -156,6 +156,8 @@ impl BalancedChannel {
         let mut deadline = Deadline::new(Some(limit), None, Instant::now());
         match within(&mut deadline, runtime, pin!(self.ready())).await {
             Some(Ok(())) => Ok(()),
+            // It may have become READY in the last moment, which no error's cause could explain.
+            None if self.state() == Connectivity::Ready => Ok(()),
             Some(Err(_)) | None => Err(NotReady::new(queue.label(), limit, queue.state().cause.clone())),
         }
     }

@@ -15,13 +15,17 @@ pub(crate) struct BalanceConfig {
 }
 
 impl BalanceConfig {
-    /// Refuses values out of range, and what `policy` cannot work with.
-    pub(crate) fn check(&self, policy: &dyn Policy) -> Result<(), ConfigError> {
+    /// Refuses values out of range, and what `policy` cannot work with, which may be that of the service config.
+    pub(crate) fn check(&self, policy: &dyn Policy, is_of_config: bool) -> Result<(), ConfigError> {
         self.slow_start.map_or(Ok(()), SlowStart::check)?;
         self.subset.map_or(Ok(()), Subset::check)?;
         self.zone.as_ref().map_or(Ok(()), Zone::check)?;
         let needs = policy.needs();
-        let conflict = |option, reason| Err(ConfigError::Conflict { option, with: format!("{policy:?}"), reason });
+        let origin = if is_of_config { " of the service config" } else { "" };
+        let conflict = |option, reason| {
+            let with = format!("{policy:?}{origin}");
+            Err(ConfigError::Conflict { option, with, reason })
+        };
         if self.subset.is_some() && needs.every_instance() {
             return conflict("subset", EVERY_INSTANCE);
         }

@@ -85,11 +85,17 @@ impl Picker for ZonePicker {
         let (near, far) = candidates.split_at(self.len.min(candidates.len()));
         match &self.far {
             Some(picker) if part_of(call.key()) >= self.share => {
-                picker.pick(far, call).filter(|index| *index < far.len()).map(|index| near.len() + index)
+                pick_within(&**picker, far, call).map(|index| near.len() + index)
             }
-            _ => self.near.pick(near, call).filter(|index| *index < near.len()),
+            _ => pick_within(&*self.near, near, call),
         }
     }
+}
+
+/// The picker's choice, or any where it leaves the choice to the channel: elsewhere the call would lose its zone.
+fn pick_within(picker: &dyn Picker, part: &[Candidate], call: &PickArgs<'_>) -> Option<usize> {
+    let chosen = picker.pick(part, call).filter(|index| *index < part.len());
+    chosen.or_else(|| (!part.is_empty()).then(|| fastrand::usize(..part.len())))
 }
 
 /// The position of a call among all, from 0 to 2^32: with a key always the same, so that it finds the same instance.
@@ -173,6 +179,32 @@ mod tests {
                 assert!(near(seen, expected), "{policy:?}: of {ready} READY ones stay {seen} instead of {expected}");
             }
             assert!(near(stay(policy, &own[..1], &known), 1.0), "{policy:?}: without another zone they stay");
+        }
+    }
+
+    /// A policy that leaves each choice to the channel, or makes one that is none.
+    #[derive(Debug, Clone, Copy)]
+    struct Chooses(Option<usize>);
+
+    impl Policy for Chooses {
+        fn picker(&self, _: &[Candidate]) -> Box<dyn Picker> {
+            Box::new(*self)
+        }
+    }
+
+    impl Picker for Chooses {
+        fn pick(&self, _: &[Candidate], _: &PickArgs<'_>) -> Option<usize> {
+            self.0
+        }
+    }
+
+    #[test]
+    fn calls_spill_where_the_policy_leaves_the_choice_to_the_channel() {
+        let (own, others) = (instances(Some("a"), 100, 10), instances(Some("b"), 100, 10));
+        let known = [own.clone(), others.clone()].concat();
+        for policy in [Chooses(None), Chooses(Some(usize::MAX))] {
+            let seen = stay(&policy, &[own[..35].to_vec(), others.clone()].concat(), &known);
+            assert!(near(seen, 0.5), "{policy:?}: of 35 READY ones stay {seen}");
         }
     }
 

@@ -8,9 +8,8 @@ use tokio::time::Instant;
 
 use super::ChannelBuilder;
 use crate::channel::config::CallConfig;
-use crate::channel::config::budget::{RetryBudget, RetryLimit};
+use crate::channel::config::budget::{RetryBudget, RetryLimit, RetryLimiter};
 use crate::channel::config::retry::RetryPolicy;
-use crate::channel::config::throttling::RetryThrottling;
 use crate::error::ConfigError;
 
 /// Calls, and retries of those that fail.
@@ -45,7 +44,7 @@ impl ChannelBuilder {
 
     /// Makes calls that fail again, all of them: only for services whose every method may run twice on the policy's
     /// codes. Off unless given. [`retry_for`](Self::retry_for) takes precedence. All retries share a
-    /// [budget](Self::retry_throttling).
+    /// [budget](Self::retry_budget).
     pub fn retry(self, policy: RetryPolicy) -> Self {
         self.retry_for("", policy)
     }
@@ -57,15 +56,16 @@ impl ChannelBuilder {
         self
     }
 
-    /// Limits the retries of all calls together by failures and successes, as gRPC does; `None` takes every limit away.
+    /// Limits the retries of all calls together, to another share of them or by failures and successes, as gRPC does:
+    /// [`RetryThrottling`](crate::retry::RetryThrottling). `None` takes every limit away.
     ///
-    /// Without it a channel with a retry policy, its own or a service config's, has a budget: in any ten seconds, one
-    /// retry for ten calls that may be retried, and ten more a second. So an outage brings a tenth more calls at most
-    /// where the retry policy would bring three times as many. A call that finds the budget used up fails with what its
-    /// last attempt failed with. linkerd and Envoy limit retries like that, too. Calls that provably reached no handler
-    /// are made again in any case.
-    pub fn retry_throttling(mut self, throttling: impl Into<Option<RetryThrottling>>) -> Self {
-        self.retry_limit = Some(throttling.into().map_or(RetryLimit::Off, RetryLimit::Tokens));
+    /// Without it a channel with a retry policy, its own or a service config's, has a budget: in about ten seconds, a
+    /// tenth of the calls that may be retried and a hundred more. So an outage brings many calls a tenth more, and few
+    /// calls ten a second, where the retry policy would bring three times as many. A call that finds the budget used up
+    /// fails with what its last attempt failed with. linkerd and Envoy limit retries like that, too. Calls that provably
+    /// reached no handler are made again in any case, and an attempt that found no instance spends nothing.
+    pub fn retry_budget(mut self, budget: impl Into<Option<RetryBudget>>) -> Self {
+        self.retry_limit = Some(budget.into().map_or(RetryLimit::Off, RetryLimit::Budget));
         self
     }
 
@@ -84,7 +84,7 @@ impl ChannelBuilder {
             timeout: self.timeout,
             wait_for_ready: self.wait_for_ready.unwrap_or_default(),
             user_agent: user_agent(self.user_agent.as_deref())?,
-            retry_budget: RetryBudget::of(self.retry_limit, methods.has_retries(), Instant::now())?.map(Arc::new),
+            retry_budget: RetryLimiter::of(self.retry_limit, methods.has_retries(), Instant::now())?.map(Arc::new),
             methods: Some(methods).filter(|methods| !methods.is_empty()),
         })
     }

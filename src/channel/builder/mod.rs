@@ -55,6 +55,8 @@ pub struct ChannelBuilder {
     label: String,
     source: Source,
     policy: Option<Arc<dyn Policy>>,
+    /// Whether the policy is that of the service config.
+    has_policy_of_config: bool,
     outliers: Option<OutlierDetection>,
     balance: BalanceConfig,
     /// Whether the channel was given a subset, or none, itself.
@@ -85,6 +87,7 @@ impl ChannelBuilder {
             label,
             source: Box::new(source),
             policy: None,
+            has_policy_of_config: false,
             outliers: None,
             balance: BalanceConfig::default(),
             has_own_subset: false,
@@ -119,7 +122,7 @@ impl ChannelBuilder {
         outliers.check()?;
         let config = self.take_calls()?;
         let policy = self.policy.unwrap_or_else(|| Arc::new(LeastRequest::default()));
-        self.balance.check(&*policy)?;
+        self.balance.check(&*policy, self.has_policy_of_config)?;
         let connect = ConnectConfig {
             transport: Arc::new(transport),
             removed_stream_limit: self.removed_stream_limit,

@@ -11,8 +11,8 @@ impl ChannelBuilder {
     /// takes its place.
     ///
     /// Whatever the order, each option that the channel is given itself takes precedence over what the config says of
-    /// the same: [`policy`](Self::policy), [`outlier_detection`](Self::outlier_detection), [`subset`](Self::subset),
-    /// `health_check`, [`retry_throttling`](Self::retry_throttling), [`wait_for_ready`](Self::wait_for_ready) and, for
+    /// the same, and the config's subset does not count where the channel's own policy needs every instance: [`policy`](Self::policy), [`outlier_detection`](Self::outlier_detection), [`subset`](Self::subset),
+    /// `health_check`, [`retry_budget`](Self::retry_budget), [`wait_for_ready`](Self::wait_for_ready) and, for
     /// the calls that they name, [`retry`](Self::retry) and [`retry_for`](Self::retry_for). One call's own
     /// [`WaitForReady`](crate::channel::WaitForReady) takes precedence over all. Of timeouts the shortest counts, as in
     /// gRPC: the call's own, the method's and the [channel's](Self::timeout).
@@ -25,12 +25,16 @@ impl ChannelBuilder {
     pub(super) fn take_service_config(&mut self) {
         let Some(config) = self.service_config.take() else { return };
         let balancing = config.balancing;
-        self.policy = self.policy.take().or_else(|| balancing.policy.map(|policy| policy.make()));
-        self.outliers = self.outliers.take().or(balancing.outliers);
-        if !self.has_own_subset {
+        let needs_all = self.policy.as_ref().is_some_and(|own| own.needs().every_instance());
+        if !self.has_own_subset && !needs_all {
             self.balance.subset = balancing.subset.map(Subset::anonymous);
         }
-        self.retry_limit = self.retry_limit.or_else(|| config.throttling.map(RetryLimit::Tokens));
+        if let (None, Some(policy)) = (&self.policy, balancing.policy) {
+            (self.policy, self.has_policy_of_config) = (Some(policy.make()), true);
+        }
+        self.outliers = self.outliers.take().or(balancing.outliers);
+        self.retry_limit =
+            self.retry_limit.or_else(|| config.throttling.map(|tokens| RetryLimit::Budget(tokens.into())));
         #[cfg(feature = "health")]
         {
             self.health = self.health.take().or(config.health);

@@ -116,6 +116,8 @@ struct Call {
     retry: Option<Box<RetryState>>,
     /// The last attempt that failed.
     last: Option<Box<FailedAttempt>>,
+    /// The last instance that may have handled it, in an attempt that failed.
+    maybe_handled: Option<Arc<Instance>>,
     /// The attempts that may still be made without a retry policy, where nothing of the last one was processed.
     replays: u32,
     /// Whether a server refused it as one call too many, after which it was made again elsewhere.
@@ -150,9 +152,6 @@ impl Call {
         let started = Instant::now();
         let deadline = Deadline::new(own, timeout, started);
         let retry = options.retry.map(|policy| Box::new(RetryState::new(policy.clone())));
-        if let (Some(_), Some(budget)) = (&retry, &config.retry_budget) {
-            budget.on_call(started);
-        }
         let mut head = RequestHead::new(head.method, &head.uri, head.headers, &config.user_agent);
         // The server is told the time that is left; the caller's own header says it while nothing was waited for.
         if deadline.at() != own.map(|own| started + own) {
@@ -173,6 +172,7 @@ impl Call {
             is_new: true,
             retry,
             last: None,
+            maybe_handled: None,
             replays: REPLAYS,
             was_refused: false,
             max_response_bytes,
@@ -199,11 +199,14 @@ impl Call {
 
     /// A pick for the next attempt, and when it was there.
     async fn pick(&mut self) -> Result<(Pick, Instant), Verdict> {
-        // Not before the first poll: a future that is kept for later must not hold a place.
-        if mem::take(&mut self.is_new)
-            && let Some(pick) = self.handle.queue.pick_now(self.key)
-        {
-            return Ok((pick, Instant::now()));
+        // Not before the first poll: a future that is kept for later must not hold a place, nor count as a call.
+        if mem::take(&mut self.is_new) {
+            if let (Some(_), Some(budget)) = (&self.retry, &self.handle.config.retry_budget) {
+                budget.on_call(Instant::now());
+            }
+            if let Some(pick) = self.handle.queue.pick_now(self.key) {
+                return Ok((pick, Instant::now()));
+            }
         }
         let avoid = self.avoid();
         let picking = Box::pin(self.handle.queue.pick(avoid, self.wait_for_ready, self.key));
@@ -212,12 +215,15 @@ impl Call {
         self.head.set_timeout(&self.deadline, now);
         match picked {
             Some(Ok(pick)) => Ok((pick, now)),
-            Some(Err(status)) => Err(match self.pause_after(status.code(), Pushback::Nothing, None) {
+            Some(Err(status)) => Err(match self.pause_after(Some(status.code()), Pushback::Nothing, None) {
                 Some(pause) => Verdict::Retry(pause),
                 // What the last instance said is closer to the cause than that there is none left.
                 None => Verdict::Done(Err(self.last.take().map_or(status, |last| last.status))),
             }),
-            None => Err(Verdict::Done(Err(self.handle.queue.deadline_passed()))),
+            None => {
+                let earlier = self.maybe_handled.as_ref().map(|instance| &instance.address);
+                Err(Verdict::Done(Err(self.handle.queue.deadline_passed(earlier))))
+            }
         }
     }
 
@@ -238,7 +244,7 @@ impl Call {
             Some(Some(Err(error))) => self.on_error(&attempt, error),
             Some(None) => {
                 let failed = attempt.on_too_slow();
-                self.on_failed(failed)
+                self.on_failed(failed, None, true)
             }
             None => Verdict::Done(Err(missed(&attempt))),
         }
@@ -257,7 +263,8 @@ impl Call {
             Ok(code) => code,
             Err(failed) => {
                 exchange.finish(&self.body);
-                return self.on_failed(failed);
+                let code = failed.status.code();
+                return self.on_failed(failed, Some(code), true);
             }
         };
         if let (Some(Code::Ok), Some(budget)) = (code, &self.handle.config.retry_budget) {
@@ -268,8 +275,10 @@ impl Call {
         }
         let failure = code.filter(|code| *code != Code::Ok);
         let pushback = || Pushback::of(&head.headers);
-        if let Some(pause) = failure.and_then(|code| self.pause_after(code, pushback(), Some(attempt.instance()))) {
+        let retry = failure.and_then(|code| self.pause_after(Some(code), pushback(), Some(attempt.instance())));
+        if let Some(pause) = retry {
             self.last = Some(Box::new(attempt.refused(&head)));
+            self.maybe_handled = Some(attempt.instance().clone());
             exchange.finish(&self.body);
             return Verdict::Retry(pause);
         }
@@ -299,7 +308,11 @@ impl Call {
             AttemptError::MaybeProcessed(error) if error.is_cancelled_by_server() && self.deadline.is_over() => {
                 Verdict::Done(Err(missed(attempt)))
             }
-            AttemptError::MaybeProcessed(error) => self.on_failed(attempt.on_broken(&error)),
+            AttemptError::MaybeProcessed(error) => {
+                let failed = attempt.on_broken(&error);
+                let code = failed.status.code();
+                self.on_failed(failed, Some(code), true)
+            }
             AttemptError::Unprocessed { error, is_unsent } => {
                 let failed = attempt.on_unprocessed(&error, is_unsent);
                 let may_replay =
@@ -312,15 +325,20 @@ impl Call {
                     self.last = Some(Box::new(failed));
                     return Verdict::Replay;
                 }
-                self.on_failed(failed)
+                let code = failed.status.code();
+                self.on_failed(failed, Some(code), false)
             }
         }
     }
 
-    /// An attempt failed, and only a retry policy allows another one.
-    fn on_failed(&mut self, failed: FailedAttempt) -> Verdict {
-        match self.pause_after(failed.status.code(), Pushback::Nothing, Some(&failed.by)) {
+    /// An attempt failed, maybe after it was handled, and only a retry policy allows another one. Without a code its own
+    /// time was over.
+    fn on_failed(&mut self, failed: FailedAttempt, code: Option<Code>, is_maybe_handled: bool) -> Verdict {
+        match self.pause_after(code, Pushback::Nothing, Some(&failed.by)) {
             Some(pause) => {
+                if is_maybe_handled {
+                    self.maybe_handled = Some(failed.by.clone());
+                }
                 self.last = Some(Box::new(failed));
                 Verdict::Retry(pause)
             }
@@ -330,9 +348,10 @@ impl Call {
 
     /// The wait before a retry, `by` an instance that failed the attempt if one was found; `None` where there is to be
     /// none. A wait that would outlast the call's time is not begun.
-    fn pause_after(&mut self, code: Code, pushback: Pushback, by: Option<&Arc<Instance>>) -> Option<Duration> {
+    fn pause_after(&mut self, code: Option<Code>, pushback: Pushback, by: Option<&Arc<Instance>>) -> Option<Duration> {
         let retry = self.retry.as_mut().filter(|_| self.body.is_replayable())?;
-        let budget = self.handle.config.retry_budget.as_deref();
+        // Where no instance was asked, nothing bears the load of a retry.
+        let budget = by.and(self.handle.config.retry_budget.as_deref());
         retry.on_failure((code, pushback), by, budget, (Instant::now(), self.deadline.at()))
     }
 

@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 
 use super::attempt::Attempt;
 use super::status;
-use crate::channel::config::budget::RetryBudget;
+use crate::channel::config::budget::RetryLimiter;
 use crate::channel::config::message_limit::{MessageLimit, TooLong};
 use crate::channel::deadline::Deadline;
 use crate::channel::error::{CallPhase, ChannelError};
@@ -38,7 +38,7 @@ pub(super) struct OpenCall {
     pub(super) sender: BodySender,
     pub(super) attempt: Attempt,
     pub(super) deadline: Deadline,
-    pub(super) retry_budget: Option<Arc<RetryBudget>>,
+    pub(super) retry_budget: Option<Arc<RetryLimiter>>,
     /// The messages that came so far, up to two.
     pub(super) messages: u8,
     /// How long each message may be, and where the body is.

@@ -11,7 +11,7 @@ use tokio::runtime::Handle as Runtime;
 use tokio::time::Instant;
 use tonic::Code;
 
-use crate::channel::config::budget::RetryBudget;
+use crate::channel::config::budget::RetryLimiter;
 use crate::channel::config::retry::RetryPolicy;
 use crate::channel::deadline::Deadline;
 use crate::instance::Instance;
@@ -71,16 +71,17 @@ impl RetryState {
         self.failed
     }
 
-    /// An attempt ended with this code, and this word of the server, `by` an instance if it found one. Returns the wait
-    /// before the next one, if there is to be one: none that would last beyond `end`, nor beyond the budget.
+    /// An attempt ended with this code, or without one where its own time was over, and this word of the server, `by` an
+    /// instance if it found one. Returns the wait before the next one, if there is to be one: none that would last beyond
+    /// `end`, nor beyond the budget.
     pub(crate) fn on_failure(
         &mut self,
-        (code, pushback): (Code, Pushback),
+        (code, pushback): (Option<Code>, Pushback),
         by: Option<&Arc<Instance>>,
-        budget: Option<&RetryBudget>,
+        budget: Option<&RetryLimiter>,
         (now, end): (Instant, Option<Instant>),
     ) -> Option<Duration> {
-        let is_wanted = self.policy.retries(code);
+        let is_wanted = code.is_none_or(|code| self.policy.retries(code));
         if let Some(budget) = budget
             && (is_wanted || pushback == Pushback::Never)
         {
@@ -118,7 +119,7 @@ mod tests {
 
     fn after(retry: &mut RetryState, code: Code, pushback: Pushback) -> Option<Duration> {
         let instance = Instance::new("echo", std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
-        retry.on_failure((code, pushback), Some(&Arc::new(instance)), None, (Instant::now(), None))
+        retry.on_failure((Some(code), pushback), Some(&Arc::new(instance)), None, (Instant::now(), None))
     }
 
     fn millis(millis: u64) -> Duration {
@@ -166,12 +167,25 @@ mod tests {
     }
 
     #[test]
+    fn an_attempt_whose_own_time_is_over_is_made_again_whatever_the_codes() {
+        let policy = Arc::new(RetryPolicy::new([Code::Unavailable]).max_attempts(3).backoff(millis(1), millis(1), 1.0));
+        let now = Instant::now();
+        let mut retry = RetryState::new(policy.clone());
+        let mut too_slow = |end| retry.on_failure((None, Pushback::Nothing), None, None, (now, end)).is_some();
+        assert!(too_slow(None) && too_slow(None), "attempts are left");
+        assert!(!too_slow(None), "none is left");
+        let mut retry = RetryState::new(policy);
+        let late = retry.on_failure((None, Pushback::Nothing), None, None, (now, Some(now)));
+        assert_eq!(late, None, "the call's own deadline has passed");
+    }
+
+    #[test]
     fn too_many_failures_stop_all_retries_until_enough_calls_succeed() {
         let policy = Arc::new(RetryPolicy::new([Code::Unavailable]).max_attempts(2));
-        let budget = RetryBudget::tokens(RetryThrottling::new(10, 0.5));
+        let budget = RetryLimiter::tokens(RetryThrottling::new(10, 0.5));
         let retries = |code, pushback| {
             let mut retry = RetryState::new(policy.clone());
-            retry.on_failure((code, pushback), None, Some(&budget), (Instant::now(), None)).is_some()
+            retry.on_failure((Some(code), pushback), None, Some(&budget), (Instant::now(), None)).is_some()
         };
         for failure in 1..=4 {
             assert!(retries(Code::Unavailable, Pushback::Nothing), "{failure} of ten tokens are gone");
@@ -190,11 +204,12 @@ mod tests {
         let policy =
             Arc::new(RetryPolicy::new([Code::Unavailable]).max_attempts(2).backoff(millis(100), millis(100), 1.0));
         let now = Instant::now();
-        let budget = RetryBudget::share(now);
+        let budget = RetryLimiter::share(now);
         let failures = |code, pushback, end: Option<Duration>| {
             let mut retry = RetryState::new(policy.clone());
             let end = end.map(|end| now + end);
-            let again = |retry: &mut RetryState| retry.on_failure((code, pushback), None, Some(&budget), (now, end));
+            let again =
+                |retry: &mut RetryState| retry.on_failure((Some(code), pushback), None, Some(&budget), (now, end));
             (again(&mut retry).is_some(), again(&mut retry).is_some())
         };
         for _ in 0..1_000 {

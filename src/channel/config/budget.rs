@@ -2,7 +2,7 @@
 //!
 //! | budget | a call that may be retried | a failure that may be retried | a success | allows a retry |
 //! | --- | --- | --- | --- | --- |
-//! | share, the default | counts in its second | counts in its second, if it is allowed | - | while the retries of the last ten seconds are fewer than 100 and a tenth of the calls of that time |
+//! | share, by default of 10 % and ten a second | counts in its second | counts in its second, if it is allowed | - | while the retries of about the last ten seconds are fewer than the share of the calls of that time and ten times those a second |
 //! | tokens ([`RetryThrottling`]) | - | takes a token | gives back a part of one | while more than half of the tokens are left |
 //!
 //! The seconds of a share are counted from when the channel was built. Each has a cell of a ring of ten, and is in one of
@@ -22,9 +22,71 @@ use tokio::time::Instant;
 use super::throttling::{RetryThrottling, TokenBucket};
 use crate::error::ConfigError;
 
+/// How many retries the calls of a channel may make together, for
+/// [`ChannelBuilder::retry_budget`](crate::ChannelBuilder::retry_budget).
+///
+/// ```
+/// use tonic_etcd::retry::{RetryBudget, RetryThrottling};
+///
+/// let a_fifth = RetryBudget::share(20, 10);
+/// let as_grpc = RetryBudget::from(RetryThrottling::new(10, 0.1));
+/// # _ = (a_fifth, as_grpc);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[must_use = "it does nothing before a channel is given it"]
+pub struct RetryBudget(Terms);
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Terms {
+    /// Retries in percent of the calls, and some a second.
+    Share {
+        percent: u32,
+        per_second: u32,
+    },
+    Tokens(RetryThrottling),
+}
+
+impl RetryBudget {
+    /// A share of the calls that may be retried, 0 to 100 percent of them, and `per_second` more, up to 1,000,000, for
+    /// channels with few calls; at least one of both. Both count over about ten seconds: a tenth and ten a second, the
+    /// default, are a tenth of the calls of that time and a hundred more.
+    pub fn share(percent: u32, per_second: u32) -> Self {
+        Self(Terms::Share { percent, per_second })
+    }
+
+    pub(crate) fn check(self) -> Result<(), ConfigError> {
+        let Terms::Share { percent, per_second } = self.0 else { return Ok(()) };
+        let refuse = |value, expected| Err(ConfigError::Option { option: "retry_budget", value, expected });
+        if percent > 100 || per_second > MOST_PER_SECOND {
+            return refuse(format!("{percent} % and {per_second} a second"), "0 to 100 % and up to 1000000 a second");
+        }
+        if (percent, per_second) == (0, 0) {
+            return refuse(
+                "0 % and 0 a second".to_owned(),
+                "more than nothing; without a retry policy nothing is retried",
+            );
+        }
+        Ok(())
+    }
+}
+
+/// gRPC's terms.
+impl From<RetryThrottling> for RetryBudget {
+    fn from(throttling: RetryThrottling) -> Self {
+        Self(Terms::Tokens(throttling))
+    }
+}
+
+/// So that an option that takes `None` as well takes it as it is.
+impl From<RetryThrottling> for Option<RetryBudget> {
+    fn from(throttling: RetryThrottling) -> Self {
+        Some(throttling.into())
+    }
+}
+
 /// What limits the retries of a channel.
 #[derive(Debug)]
-pub(crate) enum RetryBudget {
+pub(crate) enum RetryLimiter {
     Share(Share),
     Tokens(TokenBucket),
 }
@@ -34,26 +96,32 @@ pub(crate) enum RetryBudget {
 pub(crate) enum RetryLimit {
     /// There is no budget.
     Off,
-    Tokens(RetryThrottling),
+    Budget(RetryBudget),
 }
 
-impl RetryBudget {
+impl RetryLimiter {
     /// The budget of a channel, of which this is said. By default there is one where calls of any method are retried.
     ///
     /// # Errors
     ///
-    /// Tokens out of their ranges.
+    /// Numbers out of their ranges.
     pub(crate) fn of(limit: Option<RetryLimit>, has_retries: bool, now: Instant) -> Result<Option<Self>, ConfigError> {
         match limit {
             Some(RetryLimit::Off) => Ok(None),
-            Some(RetryLimit::Tokens(throttling)) => throttling.check().map(|()| Some(Self::tokens(throttling))),
+            Some(RetryLimit::Budget(budget)) => {
+                budget.check()?;
+                match budget.0 {
+                    Terms::Share { percent, per_second } => Ok(Some(Self::Share(Share::new(percent, per_second, now)))),
+                    Terms::Tokens(throttling) => throttling.check().map(|()| Some(Self::tokens(throttling))),
+                }
+            }
             None => Ok(has_retries.then(|| Self::share(now))),
         }
     }
 
-    /// The default: a tenth of the calls, and ten a second.
+    /// The default.
     pub(crate) fn share(now: Instant) -> Self {
-        Self::Share(Share::new(now))
+        Self::Share(Share::new(PERCENT, PER_SECOND, now))
     }
 
     pub(crate) fn tokens(throttling: RetryThrottling) -> Self {
@@ -99,6 +167,8 @@ impl RetryBudget {
 #[derive(Debug)]
 pub(crate) struct Share {
     begin: Instant,
+    percent: u64,
+    at_least: u64,
     calls: Seconds,
     retries: Seconds,
     /// Two calls that ask at once must not both get the last retry. Calls that succeed ask nothing.
@@ -106,8 +176,10 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    fn new(now: Instant) -> Self {
-        Self { begin: now, calls: Seconds::default(), retries: Seconds::default(), asking: Mutex::default() }
+    fn new(percent: u32, per_second: u32, now: Instant) -> Self {
+        let (percent, at_least) = (u64::from(percent), u64::from(per_second) * u64::from(WINDOW));
+        let (calls, retries) = (Seconds::default(), Seconds::default());
+        Self { begin: now, percent, at_least, calls, retries, asking: Mutex::default() }
     }
 
     fn on_call(&self, now: Instant) {
@@ -117,7 +189,7 @@ impl Share {
     fn takes_retry(&self, now: Instant) -> bool {
         let second = self.second(now);
         let _asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
-        let may = self.retries.sum(second) < AT_LEAST + self.calls.sum(second) / CALLS_PER_RETRY;
+        let may = self.retries.sum(second) < self.at_least + self.calls.sum(second) * self.percent / 100;
         if may {
             self.retries.add(second);
         }
@@ -162,10 +234,13 @@ fn second_of(cell: u64) -> u32 {
 const WINDOW: u32 = 10;
 
 /// A tenth of the calls may be retried: what fails when one of ten servers does, and nothing that a service notices.
-const CALLS_PER_RETRY: u64 = 10;
+const PERCENT: u32 = 10;
 
-/// Ten a second, for channels with few calls: what no service notices.
-const AT_LEAST: u64 = 10 * WINDOW as u64;
+/// For channels with few calls: what no service notices.
+const PER_SECOND: u32 = 10;
+
+/// More is a mistake in units.
+const MOST_PER_SECOND: u32 = 1_000_000;
 
 #[cfg(test)]
 mod tests {
@@ -174,7 +249,7 @@ mod tests {
     use super::*;
 
     /// How many retries are allowed of so many that are asked for at this second, after so many calls in it.
-    fn allowed(budget: &RetryBudget, begin: Instant, (second, calls, asked): (u64, u64, u64)) -> u64 {
+    fn allowed(budget: &RetryLimiter, begin: Instant, (second, calls, asked): (u64, u64, u64)) -> u64 {
         let now = begin + Duration::from_secs(second);
         (0..calls).for_each(|_| budget.on_call(now));
         (0..asked).map(|_| u64::from(budget.takes_retry(now))).sum()
@@ -210,7 +285,7 @@ mod tests {
             ),
         ] {
             let begin = Instant::now();
-            let budget = RetryBudget::share(begin);
+            let budget = RetryLimiter::share(begin);
             for &(second, calls, asked, expected) in steps {
                 assert_eq!(allowed(&budget, begin, (second, calls, asked)), expected, "{what}: second {second}");
             }
@@ -219,19 +294,28 @@ mod tests {
 
     #[test]
     fn there_is_a_share_where_calls_are_retried_unless_something_else_is_said() {
-        let of = |limit, has_retries| RetryBudget::of(limit, has_retries, Instant::now());
-        assert!(matches!(of(None, true), Ok(Some(RetryBudget::Share(_)))));
+        let of = |limit, has_retries| RetryLimiter::of(limit, has_retries, Instant::now());
+        assert!(matches!(of(None, true), Ok(Some(RetryLimiter::Share(_)))));
         assert!(matches!(of(None, false), Ok(None)), "nothing is retried");
         assert!(matches!(of(Some(RetryLimit::Off), true), Ok(None)));
-        let tokens = |max| Some(RetryLimit::Tokens(RetryThrottling::new(max, 0.1)));
-        assert!(matches!(of(tokens(10), true), Ok(Some(RetryBudget::Tokens(_)))));
+        let tokens = |max| Some(RetryLimit::Budget(RetryThrottling::new(max, 0.1).into()));
+        assert!(matches!(of(tokens(10), true), Ok(Some(RetryLimiter::Tokens(_)))));
         assert!(of(tokens(0), true).is_err(), "out of its range");
+        let share = |percent, per_second| of(Some(RetryLimit::Budget(RetryBudget::share(percent, per_second))), true);
+        for (percent, per_second) in [(101, 1), (0, 0), (1, 1_000_001)] {
+            assert!(share(percent, per_second).is_err(), "{percent} {per_second}");
+        }
+        for (percent, per_second, retries) in [(0, 1, 10), (100, 0, 1_000), (25, 2, 270), (100, 1_000_000, 20_000)] {
+            let begin = Instant::now();
+            let limiter = share(percent, per_second).expect("it is a good one").expect("a limit");
+            assert_eq!(allowed(&limiter, begin, (0, 1_000, 20_000)), retries, "{percent} % and {per_second} a second");
+        }
     }
 
     #[test]
     fn neither_successes_nor_failures_change_a_share() {
         let now = Instant::now();
-        let budget = RetryBudget::share(now);
+        let budget = RetryLimiter::share(now);
         (0..1_000).for_each(|_| budget.on_failure());
         (0..1_000).for_each(|_| budget.on_success());
         assert_eq!(allowed(&budget, now, (0, 0, 1_000)), 100);
@@ -241,7 +325,7 @@ mod tests {
     #[test]
     fn tokens_know_nothing_of_calls_and_time() {
         let now = Instant::now();
-        let budget = RetryBudget::tokens(RetryThrottling::new(10, 1.0));
+        let budget = RetryLimiter::tokens(RetryThrottling::new(10, 1.0));
         assert!(budget.counts_successes());
         (0..4).for_each(|_| budget.on_failure());
         assert_eq!(allowed(&budget, now, (0, 1_000, 1_000)), 1_000, "six of ten are left");
@@ -254,7 +338,7 @@ mod tests {
     #[test]
     fn calls_of_many_threads_are_all_counted() {
         let begin = Instant::now();
-        let budget = RetryBudget::share(begin);
+        let budget = RetryLimiter::share(begin);
         let later = begin + Duration::from_secs(12);
         std::thread::scope(|scope| {
             for _ in 0..4 {

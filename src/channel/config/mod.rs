@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
-use self::budget::RetryBudget;
+use self::budget::RetryLimiter;
 use self::methods::MethodConfigs;
 
 /// The options of a channel that concern its calls.
@@ -23,5 +23,5 @@ pub(crate) struct CallConfig {
     /// Options of single methods, if there are any.
     pub(crate) methods: Option<MethodConfigs>,
     /// The budget of retries, if they are limited.
-    pub(crate) retry_budget: Option<Arc<RetryBudget>>,
+    pub(crate) retry_budget: Option<Arc<RetryLimiter>>,
 }

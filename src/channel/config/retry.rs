@@ -67,8 +67,9 @@ impl RetryPolicy {
         self
     }
 
-    /// How long one attempt may take until its response begins; then it is cancelled, and counts as one that ended with
-    /// `DEADLINE_EXCEEDED`. Defaults to none.
+    /// How long one attempt may take until its response begins; then it is cancelled, and made again whatever the codes
+    /// are, as gRPC's `perAttemptRecvTimeout` has it, while attempts are left. The last one fails the call with
+    /// `DEADLINE_EXCEEDED`. Only for calls that may run twice. Defaults to none.
     #[must_use]
     pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.attempt_timeout = Some(timeout);

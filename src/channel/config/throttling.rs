@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::error::ConfigError;
 
 /// A limit for the retries of all calls of a channel together: while too many fail, nothing is tried twice. It takes the
-/// place of the [budget](crate::ChannelBuilder::retry_throttling) that a channel has by default.
+/// place of the [budget](crate::ChannelBuilder::retry_budget) that a channel has by default.
 ///
 /// There are `max_tokens` at first. Each failure of a call that could be made again, with a code that is retried or
 /// where the server wants no other attempt, takes one; each call of the channel whose response is read up to OK gives
@@ -26,15 +26,11 @@ impl RetryThrottling {
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         if !(1..=1_000).contains(&self.max_tokens) {
             let value = format!("{} tokens", self.max_tokens);
-            return Err(ConfigError::Option { option: "retry_throttling", value, expected: "1 to 1000 tokens" });
+            return Err(ConfigError::Option { option: "retry_budget", value, expected: "1 to 1000 tokens" });
         }
         if !(self.token_ratio.is_finite() && self.token_ratio >= 0.001) {
             let value = format!("a ratio of {}", self.token_ratio);
-            return Err(ConfigError::Option {
-                option: "retry_throttling",
-                value,
-                expected: "a ratio of 0.001 or more",
-            });
+            return Err(ConfigError::Option { option: "retry_budget", value, expected: "a ratio of 0.001 or more" });
         }
         Ok(())
     }

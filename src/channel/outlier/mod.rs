@@ -70,7 +70,8 @@ impl OutlierDetection {
     ///
     /// What differs from [`new`](Self::new): failures in a row eject no instance, every status but OK is a failure,
     /// ejections last 30 s, 60 s, 90 s and so on up to 300 s, and 10 % of the instances may be out, rounded up, so that
-    /// one always may. An instance still returns on probation.
+    /// one always may. An instance still returns on probation. There any answer but UNAVAILABLE shows that it is back:
+    /// whether too many fail is for the thresholds to say.
     pub fn grpc() -> Self {
         Self {
             consecutive_failures: None,
@@ -219,6 +220,13 @@ impl OutlierDetection {
             (None, Terms::Grpc) => outcome.code != Code::Ok,
             (Some(failed), _) => failed(&outcome),
         }
+    }
+
+    /// Whether a failure on probation ejects. In gRPC's terms one status that a server answered stays below every
+    /// threshold, and what speaks against the instance decides alone.
+    fn ends_in_ejection(&self, outcome: Outcome) -> bool {
+        let is_answer = outcome.origin == StatusOrigin::Answered && outcome.code != Code::Unavailable;
+        self.terms == Terms::Own || !is_answer
     }
 
     /// How long the ejection lasts that makes it `times` of late: from the base to the maximum.

@@ -63,7 +63,10 @@ impl Tally {
 
     /// Counts the outcome of one call. A verdict goes to the balancer; each occasion has exactly one.
     pub(crate) fn record(&self, failed: bool, outcome: Outcome, detection: &OutlierDetection) -> Option<Verdict> {
-        if failed {
+        if failed && !detection.ends_in_ejection(outcome) && self.passes_probation() {
+            self.count_failure(detection);
+            Some(Verdict::Proved)
+        } else if failed {
             self.failure(outcome.origin == StatusOrigin::Missed, detection)
         } else if outcome.origin == StatusOrigin::Answered {
             self.success(detection)
@@ -103,10 +106,19 @@ impl Tally {
 
     /// Counts a failure. [`Verdict::Failing`] exactly when a row reaches the limit, or a probation ends by it.
     fn failure(&self, is_missed: bool, detection: &OutlierDetection) -> Option<Verdict> {
+        self.count_failure(detection);
+        self.lengthen(is_missed, detection)
+    }
+
+    fn count_failure(&self, detection: &OutlierDetection) {
         if detection.counts_intervals() {
             self.failures.fetch_add(1, Relaxed);
         }
-        self.lengthen(is_missed, detection)
+    }
+
+    /// Ends a probation. Returns whether there was one.
+    fn passes_probation(&self) -> bool {
+        self.row.fetch_update(Relaxed, Relaxed, |row| (row & PROBATION != 0).then_some(0)).is_ok()
     }
 
     fn lengthen(&self, is_missed: bool, detection: &OutlierDetection) -> Option<Verdict> {
@@ -295,6 +307,30 @@ mod tests {
         assert_eq!(record(outcome(Code::Internal, StatusOrigin::Broken)), None, "proves nothing");
         assert_eq!(record(outcome(Code::NotFound, StatusOrigin::Answered)), Some(Verdict::Proved), "an answer");
         assert_eq!(tally.take_interval(), (1, 0), "one success, and one outcome that says nothing");
+    }
+
+    #[test]
+    fn in_grpcs_terms_one_answer_on_probation_bypasses_no_threshold() {
+        let grpc = || OutlierDetection::grpc().failure_percentage(FailurePercentage::new());
+        let outcome = |code, origin| Outcome { code, origin };
+        let not_found = outcome(Code::NotFound, StatusOrigin::Answered);
+        let own = || OutlierDetection::new().failure_when(|outcome| outcome.code() != Code::Ok);
+        for (detection, outcome, verdict) in [
+            (grpc(), not_found, Verdict::Proved),
+            (grpc().failure_when(|outcome| outcome.code() == Code::NotFound), not_found, Verdict::Proved),
+            (grpc(), UNAVAILABLE, Verdict::Failing),
+            (grpc(), outcome(Code::Internal, StatusOrigin::NotGrpc), Verdict::Failing),
+            (grpc(), outcome(Code::DeadlineExceeded, StatusOrigin::Missed), Verdict::Failing),
+            (own(), not_found, Verdict::Failing),
+        ] {
+            let tally = Tally::on_probation();
+            let record = || tally.record(detection.is_failure(outcome), outcome, &detection);
+            assert_eq!(record(), Some(verdict), "{outcome:?}");
+            assert_eq!(record(), None, "once: {outcome:?}");
+        }
+        let (tally, detection) = (Tally::on_probation(), grpc());
+        tally.record(true, not_found, &detection);
+        assert_eq!(tally.take_interval(), (0, 1), "it counts in the interval as it does elsewhere");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::wait_queue::{Turn, WaitQueue};
 use crate::channel::error::ChannelError;
 use crate::channel::policy::{CallHead, PickArgs, Policy};
 use crate::channel::subchannel::{Connectivity, InstanceStatus, ReadyConnection, Shared};
-use crate::instance::Instance;
+use crate::instance::{Address, Instance};
 use crate::snapshot::Snapshot;
 
 /// Where calls and the balancer meet: the balancer publishes, calls pick.
@@ -115,9 +115,10 @@ impl PickQueue {
         self.instances.store(Arc::new(InstanceList::empty()));
     }
 
-    /// The status of a call whose deadline passed before there was a pick for it.
-    pub(crate) fn deadline_passed(&self) -> Status {
-        ChannelError::deadline_passed_picking(&self.label, self.state.load().cause.clone())
+    /// The status of a call whose deadline passed before there was a pick for it. `earlier` is the instance that may have
+    /// handled it in an earlier attempt.
+    pub(crate) fn deadline_passed(&self, earlier: Option<&Address>) -> Status {
+        ChannelError::deadline_passed_picking(&self.label, earlier, self.state.load().cause.clone())
     }
 
     /// The key that the policy makes of a request.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::candidate::Candidate;
@@ -55,7 +55,8 @@ enum Key {
 type Function = dyn Fn(&CallHead<'_>) -> Option<u64> + Send + Sync;
 
 impl RingHash {
-    /// The key is the value of a header, which is what gRPC calls metadata; the first, if there are several.
+    /// The key is the value of a header, which is what gRPC calls metadata. Several are joined by commas, in the order
+    /// that they stand in, as gRPC's proposal A76 says.
     #[must_use]
     pub fn by_header(name: HeaderName) -> Self {
         Self { key: Key::Header(name), sizes: Sizes::default() }
@@ -99,7 +100,13 @@ impl Policy for RingHash {
 
     fn key(&self, call: &CallHead<'_>) -> Option<u64> {
         match &self.key {
-            Key::Header(name) => call.headers().get(name).map(|value| Self::hash(value.as_bytes())),
+            Key::Header(name) => {
+                let mut values = call.headers().get_all(name).iter().map(HeaderValue::as_bytes);
+                let first = values.next()?;
+                let Some(second) = values.next() else { return Some(Self::hash(first)) };
+                let all: Vec<&[u8]> = [first, second].into_iter().chain(values).collect();
+                Some(Self::hash(&all.join(&b',')))
+            }
             Key::Function(key) => key(call),
         }
     }
@@ -361,6 +368,11 @@ mod tests {
         assert_eq!(key(Some("ann")), Some(RingHash::hash(b"ann")));
         assert_ne!(key(Some("ann")), key(Some("bob")));
         assert_eq!(key(None), None, "no key");
+        let mut several = request(Some("ann"));
+        for user in ["bob", "eve"] {
+            several.headers_mut().append("x-user", HeaderValue::from_static(user));
+        }
+        assert_eq!(policy.key(&CallHead::from(&several)), Some(RingHash::hash(b"ann,bob,eve")));
         let all = candidates(&[10; 8]);
         let picker = policy.picker(&all);
         let owners: HashSet<_> = (0..1_000).map(|_| picker.pick(&all, &PickArgs::default())).collect();

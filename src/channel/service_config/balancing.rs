@@ -57,6 +57,8 @@ impl Balancing {
     pub(super) fn of_name(at: &At<'_>) -> Read<Self> {
         let name = at.text()?;
         let policy = match name.to_ascii_lowercase().as_str() {
+            // As protobuf has it: a text that is not there is empty.
+            "" => return Ok(Self::default()),
             "round_robin" => NamedPolicy::RoundRobin(WeightedRoundRobin::new()),
             "pick_first" => NamedPolicy::PickFirst(PickFirst::new()),
             _ => {
@@ -68,20 +70,20 @@ impl Balancing {
         Ok(Self { policy: Some(policy), ..Self::default() })
     }
 
-    /// Takes the first policy of the list that is known.
-    fn read_list(&mut self, at: &At<'_>) -> Read<()> {
+    /// Takes the first policy of the list that is known. Returns whether there is one.
+    fn read_list(&mut self, at: &At<'_>) -> Read<bool> {
         for item in at.items()? {
             let fields = item.fields()?;
             let [(name, options)] = fields.as_slice() else { return item.refuse("has not exactly one policy") };
             if self.read_policy(name, options)? {
-                return Ok(());
+                return Ok(true);
             }
-            options.pass_over("not known here, as a list allows");
         }
-        at.unsupported(&format!("has no policy that is known here: expected one of {}", NAMES.join(", ")))
+        at.unsupported(&format!("has no policy that is known here: expected one of {}", NAMES.join(", ")))?;
+        Ok(false)
     }
 
-    /// Takes a policy, and what is in it, if it is known.
+    /// Takes a policy, and what is in it, if it is known. One around a list of which nothing is known is not taken either.
     fn read_policy(&mut self, name: &str, at: &At<'_>) -> Read<bool> {
         let policy = match name {
             "round_robin" => {
@@ -101,25 +103,35 @@ impl Balancing {
                 NamedPolicy::PeakEwma(PeakEwma::new())
             }
             "pick_first" => NamedPolicy::PickFirst(pick_first(at)?),
-            "least_request_experimental" | "least_request" => NamedPolicy::LeastRequest(least_request(at)?),
-            "ring_hash_experimental" | "ring_hash" => NamedPolicy::RingHash(ring_hash(at)?),
-            "outlier_detection_experimental" | "outlier_detection" => {
+            "least_request_experimental" => NamedPolicy::LeastRequest(least_request(at)?),
+            "ring_hash_experimental" => match ring_hash(at)? {
+                Some(policy) => NamedPolicy::RingHash(policy),
+                None => return Ok(false),
+            },
+            "outlier_detection_experimental" => {
                 if self.outliers.is_some() {
                     return at.refuse("stands within another one");
                 }
                 let (detection, child) = outlier_detection(at)?;
                 self.outliers = Some(detection);
-                return self.read_list(&child).map(|()| true);
+                let is_known = self.read_list(&child)?;
+                self.outliers = self.outliers.take().filter(|_| is_known);
+                return Ok(is_known);
             }
-            "random_subsetting_experimental" | "random_subsetting" => {
+            "random_subsetting_experimental" => {
                 if self.subset.is_some() {
                     return at.refuse("stands within another one");
                 }
                 let (size, child) = random_subsetting(at)?;
                 self.subset = Some(size);
-                return self.read_list(&child).map(|()| true);
+                let is_known = self.read_list(&child)?;
+                self.subset = self.subset.filter(|_| is_known);
+                return Ok(is_known);
             }
-            _ => return Ok(false),
+            _ => {
+                at.pass_over("not known here, as a list allows");
+                return Ok(false);
+            }
         };
         self.policy = Some(policy);
         Ok(true)
@@ -182,7 +194,8 @@ fn least_request(at: &At<'_>) -> Read<LeastRequest> {
     Ok(policy)
 }
 
-fn ring_hash(at: &At<'_>) -> Read<RingHash> {
+/// Without a header there is no key here, where gRPC would have one of xDS: the policy is not supported.
+fn ring_hash(at: &At<'_>) -> Read<Option<RingHash>> {
     let (mut header, mut min, mut max) = (None, None, None);
     for (name, field) in at.fields()? {
         match name {
@@ -197,13 +210,14 @@ fn ring_hash(at: &At<'_>) -> Read<RingHash> {
         }
     }
     let Some(header) = header else {
-        return at.refuse(r#"has no requestHashHeader: write the name of a header, such as "x-user""#);
+        at.unsupported(r#"has no requestHashHeader: write the name of a header, such as "x-user""#)?;
+        return Ok(None);
     };
-    let (min, max) = (min.unwrap_or(0), max.unwrap_or(u32::MAX));
+    let (min, max) = (min.unwrap_or(MIN_RING), max.unwrap_or(MAX_RING));
     if min > max {
         return at.refuse("has a minRingSize above its maxRingSize");
     }
-    Ok(RingHash::by_header(header).ring_size(min, max))
+    Ok(Some(RingHash::by_header(header).ring_size(min, max)))
 }
 
 fn ring_size(at: &At<'_>) -> Read<u32> {
@@ -212,6 +226,10 @@ fn ring_size(at: &At<'_>) -> Read<u32> {
         _ => at.expected("a number of points from 1 to 8388608"),
     }
 }
+
+/// A42's defaults.
+const MIN_RING: u32 = 1_024;
+const MAX_RING: u32 = 4_096;
 
 /// A42's limit.
 const LARGEST_RING: u32 = 8 * 1024 * 1024;

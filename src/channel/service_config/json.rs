@@ -147,15 +147,39 @@ impl<'a> At<'a> {
         self.value.as_bool().map_or_else(|| self.expected("true or false"), Ok)
     }
 
+    /// A number, or one in a string, as protobuf reads both.
     pub(crate) fn number(&self) -> Read<f64> {
-        self.value.as_f64().map_or_else(|| self.expected("a number"), Ok)
+        self.any_number().map_or_else(|| self.expected("a number"), Ok)
     }
 
-    /// A number, or one in a string, which is how protobuf writes those of 64 bits.
+    fn any_number(&self) -> Option<f64> {
+        let is_of_numbers = |byte: u8| byte.is_ascii_digit() || b"+-.eE".contains(&byte);
+        let text = || self.value.as_str().filter(|text| text.bytes().all(is_of_numbers))?.parse().ok();
+        self.value.as_f64().or_else(text).filter(|number: &f64| number.is_finite())
+    }
+
+    /// A whole number, or one in a string, which is how protobuf writes those of 64 bits. `1.0` and `1e3` are whole.
     pub(crate) fn whole(&self) -> Read<u32> {
+        let whole = self.any_whole().and_then(|number| u32::try_from(number).ok());
+        whole.map_or_else(|| self.expected(A_WHOLE_NUMBER), Ok)
+    }
+
+    /// A whole number that is a limit: one above 32 bits is none.
+    pub(crate) fn limit(&self) -> Read<Option<u32>> {
+        let whole = self.any_whole().map(|number| u32::try_from(number).ok());
+        whole.map_or_else(|| self.expected(A_WHOLE_NUMBER), Ok)
+    }
+
+    fn any_whole(&self) -> Option<u64> {
         let text = || self.value.as_str().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok();
-        let whole = self.value.as_u64().or_else(text).and_then(|number| u32::try_from(number).ok());
-        whole.map_or_else(|| self.expected("a whole number from 0 to 4294967295"), Ok)
+        let float = || self.any_number().filter(|number| *number >= 0.0 && number.fract() == 0.0);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "it is whole, and beyond is the most"
+        )]
+        let of_float = || float().map(|number| number as u64);
+        self.value.as_u64().or_else(text).or_else(of_float)
     }
 
     pub(crate) fn percent(&self) -> Read<u8> {
@@ -178,3 +202,5 @@ impl<'a> At<'a> {
         self.value.as_str().and_then(read).map_or_else(|| self.expected("a duration such as \"1.5s\""), Ok)
     }
 }
+
+const A_WHOLE_NUMBER: &str = "a whole number from 0 to 4294967295";

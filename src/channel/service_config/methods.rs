@@ -19,8 +19,8 @@ pub(super) fn methods(at: &At<'_>) -> Read<Vec<(String, MethodConfig)>> {
             "name" => names = Some(field.items()?.iter().map(method_name).collect::<Read<Vec<_>>>()?),
             "timeout" => method.timeout = Some(field.duration()?),
             "waitForReady" => method.wait_for_ready = Some(field.flag()?),
-            "maxRequestMessageBytes" => method.max_request_bytes = Some(field.whole()?),
-            "maxResponseMessageBytes" => method.max_response_bytes = Some(field.whole()?),
+            "maxRequestMessageBytes" => method.max_request_bytes = field.limit()?,
+            "maxResponseMessageBytes" => method.max_response_bytes = field.limit()?,
             "retryPolicy" => method.retry = Some(Arc::new(retry(&field)?)),
             "hedgingPolicy" => {
                 field.unsupported("not supported: write a retryPolicy, whose attempts come one after the other")?;

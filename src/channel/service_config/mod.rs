@@ -41,7 +41,7 @@ use crate::channel::config::throttling::RetryThrottling;
 /// | `round_robin` | none | [`WeightedRoundRobin`](crate::policy::WeightedRoundRobin), by the weights of the instances |
 /// | `weighted_round_robin` | `enableOobLoadReport` if it is false | the same: those about load reports are refused |
 /// | `least_request_experimental` | `choiceCount` | [`LeastRequest`](crate::policy::LeastRequest) |
-/// | `ring_hash_experimental` | `requestHashHeader`, which it needs, `minRingSize`, `maxRingSize` | [`RingHash`](crate::policy::RingHash) |
+/// | `ring_hash_experimental` | `requestHashHeader`, which it needs, `minRingSize` (1024), `maxRingSize` (4096) | [`RingHash`](crate::policy::RingHash) |
 /// | `outlier_detection_experimental` | all of A50's, and its `childPolicy` | [`OutlierDetection::grpc`](crate::outlier::OutlierDetection::grpc) |
 /// | `random_subsetting_experimental` | `subsetSize` and its `childPolicy` | [`ChannelBuilder::subset`](crate::ChannelBuilder::subset) |
 /// | `random`, `peak_ewma` | none; this crate's alone | [`WeightedRandom`](crate::policy::WeightedRandom), [`PeakEwma`](crate::policy::PeakEwma) |
@@ -170,7 +170,7 @@ impl ServiceConfig {
             }
         }
         if self.health.is_none() {
-            return at.refuse(r#"has no serviceName: "" asks for the whole server"#);
+            at.unsupported(r#"has no serviceName: "" asks for the whole server"#)?;
         }
         Ok(())
     }

@@ -157,6 +157,10 @@ fn what_a_policy_does_not_have_is_named_with_what_to_write_instead() {
             "ring_hash_experimental: has a minRingSize above its maxRingSize",
         ),
         (
+            r#"{"ring_hash_experimental":{"requestHashHeader":"key","maxRingSize":512}}"#,
+            "ring_hash_experimental: has a minRingSize above its maxRingSize",
+        ),
+        (
             r#"{"ring_hash_experimental":{"requestHashHeader":"key","maxRingSize":8388609}}"#,
             "ring_hash_experimental.maxRingSize: 8388609 is not a number of points from 1 to 8388608",
         ),
@@ -217,7 +221,7 @@ fn each_policy_is_the_one_that_is_named_with_its_options() {
             "WeightedRoundRobin",
             vec![r#"{"round_robin":{}}"#, r#"{"weighted_round_robin":{"enableOobLoadReport":false}}"#],
         ),
-        ("LeastRequest { choices: 2 }", vec![r#"{"least_request_experimental":{}}"#, r#"{"least_request":{}}"#]),
+        ("LeastRequest { choices: 2 }", vec![r#"{"least_request_experimental":{}}"#]),
         ("LeastRequest { choices: 5 }", vec![r#"{"least_request_experimental":{"choiceCount":"5"}}"#]),
         ("LeastRequest { choices: 10 }", vec![r#"{"least_request_experimental":{"choiceCount":11}}"#]),
         ("PeakEwma", vec![r#"{"peak_ewma":{}}"#]),
@@ -239,10 +243,33 @@ fn each_policy_is_the_one_that_is_named_with_its_options() {
     };
     let own = || RingHash::by_header(HeaderName::from_static("x-user"));
     let sizes = |ring: RingHash| format!("{ring:?}");
-    assert_eq!(sizes(ring("")), sizes(own()), "our own sizes");
-    assert_eq!(sizes(ring(r#","minRingSize":"1024","maxRingSize":4096"#)), sizes(own().ring_size(1_024, 4_096)));
-    assert_eq!(sizes(ring(r#","maxRingSize":512"#)), sizes(own().ring_size(0, 512)));
-    assert_eq!(sizes(ring(r#","minRingSize":512"#)), sizes(own().ring_size(512, u32::MAX)));
+    assert_eq!(sizes(ring("")), sizes(own().ring_size(1_024, 4_096)), "A42's sizes");
+    assert_eq!(sizes(ring(r#","minRingSize":"1","maxRingSize":9000"#)), sizes(own().ring_size(1, 9_000)));
+    assert_eq!(sizes(ring(r#","maxRingSize":2048"#)), sizes(own().ring_size(1_024, 2_048)));
+    assert_eq!(sizes(ring(r#","minRingSize":512"#)), sizes(own().ring_size(512, 4_096)));
+}
+
+#[test]
+fn names_that_grpc_does_not_know_are_not_known() {
+    for name in ["least_request", "ring_hash", "outlier_detection", "random_subsetting"] {
+        let config = balancing(&format!(r#"[{{"{name}":{{"x":1}}}},{{"random":{{}}}}]"#));
+        assert_eq!(policy(&config), "WeightedRandom", "{name} is passed over");
+    }
+}
+
+#[test]
+fn numbers_are_read_as_protobuf_reads_them() {
+    for (attempts, multiplier) in [("4", "1.5"), ("4.0", "\"1.5\""), ("4e0", "15e-1"), ("\"4\"", "\"15e-1\"")] {
+        let text = with_retry(&RETRY.replacen(":4", &format!(":{attempts}"), 1).replacen("1.5", multiplier, 1));
+        let config = read(&text).expect(&text);
+        assert_eq!(config.methods[0].1.retry, read(&with_retry(RETRY)).expect("a good one").methods[0].1.retry);
+    }
+    for wrong in ["4.5", "-4", "\"four\"", "\"\"", "true", "1e30", "\"NaN\""] {
+        assert!(read(&with_retry(&RETRY.replacen(":4", &format!(":{wrong}"), 1))).is_err(), "{wrong} attempts");
+    }
+    for wrong in ["\"NaN\"", "\"Infinity\"", "\"\"", "\"two\"", "1e999"] {
+        assert!(read(&with_retry(&RETRY.replacen("1.5", wrong, 1))).is_err(), "times {wrong}");
+    }
 }
 
 #[test]
@@ -253,11 +280,14 @@ fn the_older_name_of_a_policy_counts_where_there_is_no_list() {
         (r#"{"loadBalancingPolicy":"pick_first","loadBalancingConfig":[{"random":{}}]}"#, "WeightedRandom"),
         (r#"{"loadBalancingConfig":[{"random":{}}],"loadBalancingPolicy":"grpclb"}"#, "WeightedRandom"),
         (r#"{"loadBalancingPolicy":"ROUND_ROBIN","loadBalancingConfig":null}"#, "WeightedRoundRobin"),
+        (r#"{"loadBalancingPolicy":"","loadBalancingConfig":[{"random":{}}]}"#, "WeightedRandom"),
     ] {
         assert_eq!(policy(&read(text).expect(text)), name, "{text}");
     }
     let first = read(r#"{"loadBalancingPolicy":"Pick_First"}"#).expect("it is known");
     assert!(policy(&first).starts_with("PickFirst"));
+    let empty = read(r#"{"loadBalancingPolicy":""}"#).expect("it is not there");
+    assert!(empty.balancing.policy.is_none());
 }
 
 #[test]
@@ -316,6 +346,11 @@ fn message_limits_are_those_of_their_methods() {
     };
     assert_eq!(limits(0), ("", Some(0), Some(4_194_304)));
     assert_eq!(limits(1), ("a.B", None, None), "null is not there");
+    let config = read(
+        r#"{"methodConfig":[{"name":[{}],"maxRequestMessageBytes":"4294967296","maxResponseMessageBytes":1e30}]}"#,
+    )
+    .expect("no message is longer");
+    assert_eq!((config.methods[0].1.max_request_bytes, config.methods[0].1.max_response_bytes), (None, None));
 }
 
 #[cfg(feature = "health")]
@@ -327,6 +362,8 @@ fn health_is_asked_for_by_the_name_of_a_service() {
     assert_eq!(health("{}"), Ok(None));
     let none = "healthCheckConfig: has no serviceName: \"\" asks for the whole server";
     assert_eq!(health(r#"{"healthCheckConfig":{}}"#), Err(none.to_owned()));
+    let (config, ignored) = ServiceConfig::lenient(r#"{"healthCheckConfig":{}}"#).expect("it is left out");
+    assert_eq!((config.health, ignored[0].to_string()), (None, none.to_owned()));
 }
 
 #[cfg(not(feature = "health"))]
@@ -368,6 +405,29 @@ fn a_lenient_reader_lists_what_it_leaves_out_and_refuses_what_is_wrong() {
     let (config, ignored) =
         ServiceConfig::lenient(r#"{"loadBalancingConfig":[{"grpclb":{}}]}"#).expect("it is left out");
     assert!(config.balancing.policy.is_none() && ignored.len() == 2, "the policy, and that there is none: {ignored:?}");
+    for (list, ignored) in [
+        (r#"{"ring_hash_experimental":{}}"#, vec!["ring_hash_experimental"]),
+        (
+            r#"{"outlier_detection_experimental":{"childPolicy":[{"xds":{}}]}}"#,
+            vec!["outlier_detection_experimental.childPolicy[0].xds", "outlier_detection_experimental.childPolicy"],
+        ),
+        (
+            r#"{"random_subsetting_experimental":{"subsetSize":2,"childPolicy":[{"ring_hash_experimental":{}}]}}"#,
+            vec![
+                "random_subsetting_experimental.childPolicy[0].ring_hash_experimental",
+                "random_subsetting_experimental.childPolicy",
+            ],
+        ),
+    ] {
+        let text = format!(r#"{{"loadBalancingConfig":[{list},{{"random":{{}}}}]}}"#);
+        let (config, left_out) = ServiceConfig::lenient(&text).expect(list);
+        assert_eq!(policy(&config), "WeightedRandom", "the next one counts: {list}");
+        let Balancing { outliers, subset, .. } = &config.balancing;
+        assert!(outliers.is_none() && subset.is_none(), "nothing of it is left behind: {list}");
+        let paths: Vec<&str> = left_out.iter().map(ServiceConfigError::path).collect();
+        let expected: Vec<String> = ignored.iter().map(|path| format!("loadBalancingConfig[0].{path}")).collect();
+        assert_eq!(paths, expected);
+    }
     for wrong in ["{", r#"{"methodConfig":[{"name":[{}],"timeout":1}]}"#, r#"{"methodConfig":[{"timeout":"1s"}]}"#] {
         assert!(ServiceConfig::lenient(wrong).is_err(), "{wrong}");
     }

@@ -41,6 +41,14 @@ fn assert_cause(status: &Status, code: Code, is: impl FnOnce(&ChannelError) -> b
     assert!(status.message().ends_with(&cause.to_string()), "{:?} is not {cause}", status.message());
 }
 
+/// Why there was no instance for a call by its deadline.
+fn cause_of_deadline(passed: &ChannelError) -> Option<&ChannelError> {
+    match passed {
+        ChannelError::DeadlinePassed { cause, .. } => cause.as_deref(),
+        other => panic!("{other:?}"),
+    }
+}
+
 fn over_one(rig: &Rig) -> Peer {
     let peer = rig.network.peer(1);
     rig.set_instances([live(&peer)]);
@@ -106,12 +114,15 @@ async fn a_deadline_that_passes_while_picking_has_the_cause_of_that() {
         matches!(passed, ChannelError::DeadlinePassed { phase: CallPhase::Picking, address: None, .. }),
         "{passed:?}"
     );
-    let because = passed.source().and_then(|source| source.downcast_ref());
+    let because = cause_of_deadline(passed);
     assert!(matches!(because, Some(ChannelError::NoInstances { .. })), "{because:?}");
+    let because = because.map(ToString::to_string).unwrap_or_default();
+    assert!(passed.to_string().ends_with(&because), "its message has it: {passed}");
+    assert!(passed.source().is_none(), "so a chain of errors does not print it again");
 
     let rig = Rig::new();
     let status = ends(rig.call_within(SECOND)).await.expect_err("the list does not come");
-    let because = cause(&status).source().and_then(|source| source.downcast_ref());
+    let because = cause_of_deadline(cause(&status));
     assert!(matches!(because, Some(ChannelError::ListOverdue { .. })), "{because:?}");
     assert!(
         status.message().ends_with("can take the call: there is no list of instances yet: etcd is down"),
@@ -123,7 +134,34 @@ async fn a_deadline_that_passes_while_picking_has_the_cause_of_that() {
     let status = ends(rig.call_within(SECOND / 2)).await.expect_err("it connects");
     let passed = cause(&status);
     assert!(matches!(passed, ChannelError::DeadlinePassed { phase: CallPhase::Picking, .. }), "{passed:?}");
-    assert!(passed.source().is_none(), "an attempt is under way, and nothing failed: {passed}");
+    assert!(cause_of_deadline(passed).is_none(), "an attempt is under way, and nothing failed: {passed}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_passes_before_a_retry_does_not_say_that_the_call_was_never_sent() {
+    for was_answered in [false, true] {
+        let retries = RetryPolicy::new([Code::Unavailable]).backoff(SECOND, SECOND, 1.0);
+        let rig = Rig::with(|builder| builder.retry(retries).wait_for_ready(true).outlier_detection(None));
+        let peer = rig.network.peer(1);
+        rig.serve(&[&peer]).await;
+        peer.reply(if was_answered { Reply::Fail(Code::Unavailable) } else { Reply::Hold });
+        let call = rig.call_within(10 * SECOND);
+        peer.calls().reaches(1).await;
+        rig.set_instances([]);
+        if !was_answered {
+            peer.cut();
+        }
+        let status = ends(call).await.expect_err("no other instance comes");
+        assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+        let passed = cause(&status);
+        assert!(
+            matches!(passed, ChannelError::DeadlinePassed { phase: CallPhase::Retrying, .. })
+                && passed.address() == Some(&peer.address().into()),
+            "it may have been handled: {passed:?}"
+        );
+        let after = format!("that can take the call again after {}: no instance", peer.address());
+        assert!(status.message().contains(&after) && passed.to_string().contains(&after), "{status:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

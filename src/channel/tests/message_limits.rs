@@ -4,17 +4,27 @@ use futures_util::stream;
 use tonic::codec::CompressionEncoding::Gzip;
 use tonic::{Code, Status};
 
-use super::client::{Client, connected, over, say, written};
+use super::client::{Client, connected, connected_channel, over, say, written};
 use super::peers::Echo;
+use crate::channel::BalancedChannel;
 use crate::outlier::OutlierDetection;
 
-/// A client of a server, whose messages may have 100 bytes, of requests or of responses.
-async fn limited(echo: &Echo, field: &str) -> Client {
+/// A client of a server, whose messages may have 100 bytes, of requests or of responses, and its channel.
+async fn limited(echo: &Echo, field: &str) -> (Client, BalancedChannel) {
     let text = format!(r#"{{"methodConfig":[{{"name":[{{"service":"echo.Echo"}}],"{field}":100}}]}}"#);
     // Whatever is not OK would eject the server.
     let outliers = OutlierDetection::grpc().consecutive_failures(1);
     let config = text.parse().expect("it is a good one");
-    connected(over([echo.address()]).service_config(config).outlier_detection(outliers)).await
+    let channel = connected_channel(over([echo.address()]).service_config(config).outlier_detection(outliers)).await;
+    (Client::new(channel.clone()), channel)
+}
+
+/// What the channel refused by itself is nothing against the server, to which a short message goes next.
+async fn assert_goes_on(mut client: Client, channel: &BalancedChannel) {
+    client.unary_echo(say("x")).await.expect("the channel goes on");
+    // The answer took both tasks a while, and the balancer heard of every failure before.
+    let instances = channel.instances();
+    assert!(instances.len() == 1 && !instances[0].is_ejected(), "{instances:?}");
 }
 
 const REQUEST: &str = "maxRequestMessageBytes";
@@ -33,43 +43,44 @@ fn assert_too_long(status: &Status, what: &str) {
 #[tokio::test]
 async fn a_request_that_is_too_long_is_not_sent() {
     let echo = Echo::start();
-    let mut client = limited(&echo, REQUEST).await;
+    let (mut client, channel) = limited(&echo, REQUEST).await;
     client.unary_echo(say(word(100))).await.expect("it is not too long");
     let status = client.unary_echo(say(word(101))).await.expect_err("a byte more");
     let whole = "a message of the request has 101 bytes, more than the 100 of maxRequestMessageBytes in the service \
                  config: not sent";
     assert_eq!((status.code(), status.message()), (Code::ResourceExhausted, whole));
     assert_eq!(echo.calls().get(), 1, "the server saw the first one alone");
-    client.unary_echo(say("x")).await.expect("the channel goes on");
+    assert_goes_on(client, &channel).await;
 }
 
 #[tokio::test]
 async fn a_response_that_is_too_long_fails_its_call_and_nothing_else() {
     let echo = Echo::start();
-    let mut client = limited(&echo, RESPONSE).await;
+    let (mut client, channel) = limited(&echo, RESPONSE).await;
     let status = client.unary_echo(say(word(500))).await.expect_err("it is too long");
     assert_too_long(&status, &format!("{}: a message of the response has 5", echo.address()));
     assert_too_long(&status, "bytes, more than the 100 of maxResponseMessageBytes in the service config");
-    client.unary_echo(say("x")).await.expect("a short one");
+    assert_goes_on(client, &channel).await;
     assert_eq!(echo.connections().get(), 1, "on the connection that it was on");
 }
 
 #[tokio::test]
 async fn each_message_of_a_request_stream_has_the_limit() {
     let echo = Echo::start();
-    let mut client = limited(&echo, REQUEST).await;
+    let (mut client, channel) = limited(&echo, REQUEST).await;
     let many = || std::iter::repeat_n(say(word(100)), 50);
     let answer = client.client_streaming_echo(stream::iter(many())).await.expect("each is short");
     assert!(answer.into_inner().message.len() > 4_000, "and all together are not");
     let messages = many().chain([say(word(200))]).chain(many());
     let status = client.client_streaming_echo(stream::iter(messages)).await.expect_err("one is too long");
     assert_too_long(&status, "a message of the request has 200 bytes");
+    assert_goes_on(client, &channel).await;
 }
 
 #[tokio::test]
 async fn a_message_that_is_too_long_ends_a_call_whose_response_has_begun() {
     let echo = Echo::start();
-    let mut client = limited(&echo, REQUEST).await;
+    let (mut client, channel) = limited(&echo, REQUEST).await;
     let (writer, messages) = written();
     writer.send(say("x")).expect("the call reads");
     let mut replies = client.bidirectional_streaming_echo(messages).await.expect("it begins").into_inner();
@@ -78,12 +89,13 @@ async fn a_message_that_is_too_long_ends_a_call_whose_response_has_begun() {
     let status = replies.message().await.expect_err("it is not sent");
     assert_too_long(&status, "a message of the request has 101 bytes");
     echo.cancelled().reaches(1).await;
+    assert_goes_on(client, &channel).await;
 }
 
 #[tokio::test]
 async fn each_message_of_a_response_stream_has_the_limit() {
     let echo = Echo::start();
-    let mut client = limited(&echo, RESPONSE).await;
+    let (mut client, channel) = limited(&echo, RESPONSE).await;
     let words = std::iter::repeat_n("x".repeat(40), 50).chain([word(1_000)]).collect::<Vec<_>>().join(" ");
     let mut replies = client.server_streaming_echo(say(words)).await.expect("it begins").into_inner();
     for _ in 0..50 {
@@ -91,15 +103,17 @@ async fn each_message_of_a_response_stream_has_the_limit() {
     }
     let status = replies.message().await.expect_err("it is too long");
     assert_too_long(&status, "a message of the response has 1");
+    assert_goes_on(client, &channel).await;
 }
 
 #[tokio::test]
 async fn compressed_messages_count_as_they_are_sent() {
     let echo = Echo::start();
     for field in [REQUEST, RESPONSE] {
-        let mut plain = limited(&echo, field).await;
+        let (mut plain, _) = limited(&echo, field).await;
         assert_too_long(&plain.unary_echo(say(word(10_000))).await.expect_err("it is too long"), "more than the 100");
-        let mut small = limited(&echo, field).await.send_compressed(Gzip).accept_compressed(Gzip);
+        let (small, _) = limited(&echo, field).await;
+        let mut small = small.send_compressed(Gzip).accept_compressed(Gzip);
         let answer = small.unary_echo(say(word(10_000))).await.expect("it is short on the wire");
         assert_eq!(answer.into_inner().message.len(), 9_997, "{field}");
     }

@@ -51,10 +51,14 @@ async fn a_ring_of_a_subset_is_refused_whoever_asks_for_the_ring() {
     assert!(wrapped.starts_with(&format!("subset does not go with Around({:?}): ", ring())), "{wrapped}");
     let config = r#"{"loadBalancingConfig":[{"ring_hash_experimental":{"requestHashHeader":"x-user"}}]}"#;
     let config = config.parse::<crate::channel::ServiceConfig>().expect("a good config");
-    assert!(
-        refused(|builder| builder.subset(2).service_config(config.clone())).starts_with(&begin),
-        "by a service config"
-    );
+    let by_config = refused(|builder| builder.subset(2).service_config(config.clone()));
+    assert!(by_config.starts_with("subset does not go with RingHash"), "{by_config}");
+    assert!(by_config.contains(" of the service config: all clients of this policy"), "{by_config}");
+    let subset = r#"{"loadBalancingConfig":[{"random_subsetting_experimental":{
+        "subsetSize":2,"childPolicy":[{"round_robin":{}}]}}]}"#;
+    let subset = subset.parse::<crate::channel::ServiceConfig>().expect("a good config");
+    accepted(|builder| builder.policy(ring()).service_config(subset.clone()));
+    accepted(|builder| builder.service_config(subset.clone()).policy(ring()));
     accepted(|builder| builder.subset(2).service_config(config).policy(LeastRequest::new()));
     accepted(|builder| builder.subset(2).policy(PickFirst::new()));
     accepted(|builder| builder.subset(2).subset(None).policy(ring()));

@@ -13,7 +13,7 @@ use super::rig::{Rig, SECOND, ends, rest};
 use crate::channel::{BalancedChannel, ChannelBuilder, Connectivity, ServiceConfig};
 use crate::instance::Instance;
 use crate::policy::PickFirst;
-use crate::retry::{RetryPolicy, RetryThrottling};
+use crate::retry::{RetryBudget, RetryPolicy, RetryThrottling};
 
 /// The method that the rig calls.
 const METHOD: &str = "echo.Echo/UnaryEcho";
@@ -86,7 +86,7 @@ async fn other_codes_and_other_methods_are_not_retried() {
 
 #[tokio::test(start_paused = true)]
 async fn an_attempt_that_takes_too_long_is_cancelled_and_made_elsewhere() {
-    let policy = RetryPolicy::new([Code::DeadlineExceeded]).attempt_timeout(SECOND);
+    let policy = RetryPolicy::new([Code::Unavailable]).attempt_timeout(SECOND);
     let rig = with(|builder| builder.policy(PickFirst::new()).retry(policy));
     let peers: [Peer; 2] = rig.network.peers(1);
     for peer in &peers {
@@ -135,7 +135,7 @@ async fn a_call_that_is_dropped_while_it_waits_is_made_no_more() {
 
 #[tokio::test(start_paused = true)]
 async fn while_too_many_calls_fail_nothing_is_tried_twice() {
-    let rig = with(|builder| builder.retry(on_unavailable()).retry_throttling(RetryThrottling::new(4, 1.0)));
+    let rig = with(|builder| builder.retry(on_unavailable()).retry_budget(RetryThrottling::new(4, 1.0)));
     let peer = rig.network.peer(1);
     rig.serve(&[&peer]).await;
     peer.reply(Reply::Fail(Code::Unavailable));
@@ -178,8 +178,9 @@ async fn a_budget_is_there_unless_it_is_switched_off_or_replaced() {
     let tokens = RetryThrottling::new(10, 1.0);
     for (what, rig, retries) in [
         ("by default, a tenth of 200 and a hundred", retrying(on_unavailable()), 120),
-        ("switched off", with(|builder| builder.retry(on_unavailable()).retry_throttling(None)), 400),
-        ("replaced", with(|builder| builder.retry(on_unavailable()).retry_throttling(tokens)), 4),
+        ("switched off", with(|builder| builder.retry(on_unavailable()).retry_budget(None)), 400),
+        ("replaced", with(|builder| builder.retry(on_unavailable()).retry_budget(tokens)), 4),
+        ("half of 200", with(|builder| builder.retry(on_unavailable()).retry_budget(RetryBudget::share(50, 0))), 100),
     ] {
         let peer = rig.network.peer(1);
         peer.reply(Reply::Fail(Code::Unavailable));
@@ -190,6 +191,47 @@ async fn a_budget_is_there_unless_it_is_switched_off_or_replaced() {
         }
         assert_eq!(peer.calls().get() - 200, retries, "{what}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_finds_no_instance_spends_no_budget() {
+    let tokens = RetryThrottling::new(10, 1.0);
+    let share = with(|builder| builder.retry(on_unavailable()));
+    let throttled = with(|builder| builder.retry(on_unavailable()).retry_budget(tokens));
+    for (what, rig, retries) in [("a hundred, and a tenth of 400", share, 140), ("four of ten tokens", throttled, 4)] {
+        rig.set_instances([]);
+        rest().await;
+        let fail = async || {
+            let calls: Vec<_> = (0..200).map(|_| rig.call()).collect();
+            for call in calls {
+                ends(call).await.expect_err("it fails");
+            }
+        };
+        fail().await;
+        let peer = rig.network.peer(1);
+        peer.reply(Reply::Fail(Code::Unavailable));
+        rig.serve(&[&peer]).await;
+        fail().await;
+        assert_eq!(peer.calls().get() - 200, retries, "{what}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_counts_in_the_budget_once_it_is_polled() {
+    let rig = retrying(on_unavailable());
+    let peer = rig.network.peer(1);
+    peer.reply(Reply::Fail(Code::Unavailable));
+    rig.serve(&[&peer]).await;
+    let mut channel = rig.channel.clone();
+    for _ in 0..1_000 {
+        let request = http::Request::post("http://ignored/tonicetcd.echo.v1.Echo/UnaryEcho");
+        drop(channel.call(request.body(tonic::body::Body::empty()).expect("a request")));
+    }
+    let calls: Vec<_> = (0..100).map(|_| rig.call()).collect();
+    for call in calls {
+        ends(call).await.expect_err("it fails");
+    }
+    assert_eq!(peer.calls().get() - 100, 110, "a tenth of a hundred, and a hundred more");
 }
 
 #[tokio::test(start_paused = true)]

@@ -143,3 +143,26 @@ fn calls_with_deadlines_fail_with_the_reason_once_the_channels_runtime_is_gone()
         assert!(status.message().contains("the runtime that it was built on"), "{status:?}");
     }
 }
+
+fn is_send<T: Send>() {}
+
+fn is_shared<T: Send + Sync>() {}
+
+/// What the channel gives and takes can go to other threads, and all but what is used up by one be looked at from several.
+#[test]
+fn public_types_go_from_thread_to_thread() {
+    use crate::channel::{
+        CallPhase, ChannelBuilder, ChannelClosed, ChannelError, Connectivity, InstanceChanges, InstanceStatus,
+        NotReady, ResponseBody, ResponseFuture, ServiceConfig, ServiceConfigError, WaitForReady,
+    };
+    use crate::{outlier, policy, retry};
+
+    is_shared::<(BalancedChannel, InstanceChanges, InstanceStatus, Connectivity, WaitForReady)>();
+    is_shared::<(ChannelError, CallPhase, ChannelClosed, NotReady)>();
+    is_shared::<(ServiceConfig, ServiceConfigError, retry::RetryPolicy, retry::RetryBudget)>();
+    is_shared::<(outlier::OutlierDetection, outlier::SuccessRate, outlier::FailurePercentage, outlier::Outcome)>();
+    is_shared::<(policy::LeastRequest, policy::PeakEwma, policy::RingHash, policy::PickFirst)>();
+    is_shared::<(policy::WeightedRoundRobin, policy::WeightedRandom, policy::Candidate)>();
+    is_shared::<(Box<dyn policy::Policy>, Box<dyn policy::Picker>)>();
+    is_send::<(ChannelBuilder, ResponseFuture, ResponseBody)>();
+}

@@ -131,10 +131,10 @@ async fn the_channels_own_policy_and_budget_come_before_a_configs() {
     let none = |builder: ChannelBuilder| builder.outlier_detection(None);
     let alone = Rig::with(|builder| none(builder.service_config(config(text))));
     assert_eq!(calls(&alone).await, 1, "the first failure takes one of two tokens");
-    for rig in both_orders(text, |builder| none(builder).retry_throttling(None)) {
+    for rig in both_orders(text, |builder| none(builder).retry_budget(None)) {
         assert_eq!(calls(&rig).await, 3, "there is no limit");
     }
-    for rig in both_orders(text, |builder| none(builder).retry_throttling(RetryThrottling::new(4, 0.1))) {
+    for rig in both_orders(text, |builder| none(builder).retry_budget(RetryThrottling::new(4, 0.1))) {
         assert_eq!(calls(&rig).await, 2, "the second failure takes two of four tokens");
     }
     for rig in both_orders(text, |builder| none(builder).retry(RetryPolicy::new([Code::Aborted]))) {
