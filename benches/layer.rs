@@ -1,5 +1,5 @@
-//! What the registration layer adds to a call of a server, against the same service without it, and against a layer that
-//! only counts the calls in flight: around a service that does nothing, and around one of tonic's.
+//! What the registration layer adds to a call of a server, against the same service without it, and against a layer
+//! that only counts the calls in flight: around a service that does nothing, and around one of tonic's.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};

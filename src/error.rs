@@ -285,8 +285,8 @@ pub(crate) enum EtcdErrorKind {
     Login,
     /// Nothing was tried: credentials were refused, or missing, a moment ago. A retry may come soon.
     Withheld,
-    /// Nothing was tried: a login is under way that etcd has yet to answer. No fault of the member; a retry waits for the
-    /// same login.
+    /// Nothing was tried: a login is under way that etcd has yet to answer. No fault of the member; a retry waits for
+    /// the same login.
     LoginPending,
     /// The user is not allowed to do this, or none was named. A retry helps only after an operator changed that.
     Denied,

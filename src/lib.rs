@@ -1,10 +1,10 @@
 //! Service discovery for tonic on etcd.
 //!
 //! A tonic server registers itself in etcd under its service's name, and stays registered while it serves. A tonic
-//! client asks for the name and gets a channel that follows every server that joins or leaves within milliseconds, sends
-//! no calls to those that crashed or froze, and keeps working while etcd is unreachable. Go services on the same etcd are
-//! found, and find ours: those of [`Kitex`](format::Kitex), of grpc-go ([`EtcdNaming`](format::EtcdNaming)), of go-zero
-//! ([`GoZero`](format::GoZero)) and of [`Kratos`](format::Kratos).
+//! client asks for the name and gets a channel that follows every server that joins or leaves within milliseconds,
+//! sends no calls to those that crashed or froze, and keeps working while etcd is unreachable. Go services on the same
+//! etcd are found, and find ours: those of [`Kitex`](format::Kitex), of grpc-go ([`EtcdNaming`](format::EtcdNaming)),
+//! of go-zero ([`GoZero`](format::GoZero)) and of [`Kratos`](format::Kratos).
 //!
 //! The [guide] has a chapter on each part: for example [the channel](guide::channel), [servers](guide::servers),
 //! [options](guide::options), [migrating from tonic's `Channel`](guide::from_tonic) and

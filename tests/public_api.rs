@@ -1,7 +1,8 @@
 //! What users can name is written down in `tests/public_api.txt`, and no type of a private dependency is part of it.
 //!
-//! Both are read from rustdoc's JSON, whose layout changes with the compiler. The list is compared where the layout is the one
-//! that it was made with, and skipped with a word elsewhere; the dependencies are looked at with every compiler.
+//! Both are read from rustdoc's JSON, whose layout changes with the compiler. The list is compared where the layout is
+//! the one that it was made with, and skipped with a word elsewhere; the dependencies are looked at with every
+//! compiler.
 
 // The unstable rustdoc is a shell script.
 #![cfg(unix)]
@@ -15,8 +16,8 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 
-/// The crates whose types users meet, and whose next major version is therefore one of this crate's, too; `docs/versions.md`
-/// says so. Parts of tower, and serde's traits where they are implemented, are crates of their own.
+/// The crates whose types users meet, and whose next major version is therefore one of this crate's, too;
+/// `docs/versions.md` says so. Parts of tower, and serde's traits where they are implemented, are crates of their own.
 const PUBLIC: [&str; 12] = [
     "bytes",
     "futures_core",
@@ -190,7 +191,8 @@ impl Api {
         children
     }
 
-    /// The crates beside the standard library whose items the public ones name, each with the path of the first that does.
+    /// The crates beside the standard library whose items the public ones name, each with the path of the first that
+    /// does.
     fn foreign_crates(&self) -> BTreeMap<&str, String> {
         let mut met = BTreeMap::new();
         for (path, item) in self.public() {

@@ -1,6 +1,6 @@
-//! The pages say what the code does: programs and messages that they show are those of the sources, files to copy from can
-//! be read, and every link leads somewhere, in the repository and in the documentation. Rust blocks of the chapters are
-//! compiled as doctests of `src/guide.rs`.
+//! The pages say what the code does: programs and messages that they show are those of the sources, files to copy from
+//! can be read, and every link leads somewhere, in the repository and in the documentation. Rust blocks of the chapters
+//! are compiled as doctests of `src/guide.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -26,8 +26,9 @@ pub(crate) fn now() -> u128 {
     u128::try_from(time.tv_sec).unwrap_or_default() * 1_000_000_000 + u128::try_from(time.tv_nsec).unwrap_or_default()
 }
 
-/// The body of such a process. It prints `listed` with the first list, `settled` with the memory that it took, and `seen`
-/// once a change has the tag `last`, with what became of all that had the tag `at`, the time at which each was begun.
+/// The body of such a process. It prints `listed` with the first list, `settled` with the memory that it took, and
+/// `seen` once a change has the tag `last`, with what became of all that had the tag `at`, the time at which each was
+/// begun.
 pub(crate) async fn follow(url: &str, service: &str, instances: usize) {
     let (before, begin) = (memory_of("self").0, Instant::now());
     let registry = registry(url, instances);

@@ -3,10 +3,10 @@
 //!
 //! # How it measures
 //!
-//! A client is a `Registry` of its own, with connections of its own; all of them live in this process, but for those whose
-//! CPU time or memory is measured, which have a process of theirs ([`follower`]). What an etcd was asked for is read from its
-//! metrics (`Costs` of the tests' rig). Every case has its own etcds. Cases that mostly wait run beside the others, and
-//! the others one after another.
+//! A client is a `Registry` of its own, with connections of its own; all of them live in this process, but for those
+//! whose CPU time or memory is measured, which have a process of theirs ([`follower`]). What an etcd was asked for is
+//! read from its metrics (`Costs` of the tests' rig). Every case has its own etcds. Cases that mostly wait run beside
+//! the others, and the others one after another.
 //!
 //! # Layout
 //!

@@ -29,12 +29,12 @@ pub(crate) fn estimate(figures: &[f64]) -> Estimate {
 
 /// The quotient of the lower quartiles of two series, and its 95 % interval.
 ///
-/// For figures of the tail. On a machine that is shared, up to half of the rounds meet a burst of something else's work,
-/// which makes their tails several times as large; a median then falls into the one kind or the other by chance. The
-/// lower quartile lies among the rounds without, as long as a burst meets fewer than three of four. What a series does by
-/// itself in more than a quarter of its rounds shows in it. The interval is that of the bootstrap: rounds are drawn anew many times, with what
-/// both did in them, and the quotients of all but 2.5 % at each end lie in it. A round that was slow for both is drawn
-/// for both.
+/// For figures of the tail. On a machine that is shared, up to half of the rounds meet a burst of something else's
+/// work, which makes their tails several times as large; a median then falls into the one kind or the other by chance.
+/// The lower quartile lies among the rounds without, as long as a burst meets fewer than three of four. What a series
+/// does by itself in more than a quarter of its rounds shows in it. The interval is that of the bootstrap: rounds are
+/// drawn anew many times, with what both did in them, and the quotients of all but 2.5 % at each end lie in it. A round
+/// that was slow for both is drawn for both.
 ///
 /// # Panics
 ///

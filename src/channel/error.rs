@@ -43,9 +43,9 @@ pub enum ChannelError {
         last: Option<String>,
     },
 
-    /// There is no list of instances, since the registry does not answer. UNAVAILABLE, after 5 s. From half a second on it
-    /// is also the cause of a [`DeadlinePassed`](Self::DeadlinePassed) and of a [`NotReady`]. Trying again helps once it
-    /// does.
+    /// There is no list of instances, since the registry does not answer. UNAVAILABLE, after 5 s. From half a second on
+    /// it is also the cause of a [`DeadlinePassed`](Self::DeadlinePassed) and of a [`NotReady`]. Trying again helps
+    /// once it does.
     #[non_exhaustive]
     ListOverdue {
         /// For how long there is none, and why the registry does not answer, as far as is known.
@@ -68,7 +68,8 @@ pub enum ChannelError {
         phase: CallPhase,
         /// The instance that it was with, while retrying the last one that may have handled it; `None` while picking.
         address: Option<Address>,
-        /// Why there was no instance, while picking or retrying, if that is known. `Display` has it, so `source()` has not.
+        /// Why there was no instance, while picking or retrying, if that is known. `Display` has it, so `source()` has
+        /// not.
         cause: Option<Arc<ChannelError>>,
     },
 
@@ -90,9 +91,9 @@ pub enum ChannelError {
         reason: String,
     },
 
-    /// The server refused the call as one too many, and it could not be made again or was refused again. UNAVAILABLE. The
-    /// attempt was not handled; with a retry policy, one before it may have been. Trying again helps once there is less
-    /// load.
+    /// The server refused the call as one too many, and it could not be made again or was refused again. UNAVAILABLE.
+    /// The attempt was not handled; with a retry policy, one before it may have been. Trying again helps once there is
+    /// less load.
     #[non_exhaustive]
     Refused {
         /// The instance.
@@ -113,8 +114,8 @@ pub enum ChannelError {
     },
 
     /// The headers or trailers of the response are longer than
-    /// [`http2_max_header_list_size`](crate::ChannelBuilder::http2_max_header_list_size). INTERNAL. The call was handled.
-    /// Trying again never helps; a higher limit does.
+    /// [`http2_max_header_list_size`](crate::ChannelBuilder::http2_max_header_list_size). INTERNAL. The call was
+    /// handled. Trying again never helps; a higher limit does.
     #[non_exhaustive]
     HeadersTooLong {
         /// The instance.
@@ -134,8 +135,8 @@ pub enum ChannelError {
     },
 
     /// The answer is no gRPC: a proxy's or a web server's page, or a response without a status. The code is that of
-    /// gRPC's table of HTTP statuses: UNAVAILABLE, UNIMPLEMENTED, UNKNOWN and others. Trying again helps if the proxy was
-    /// restarting.
+    /// gRPC's table of HTTP statuses: UNAVAILABLE, UNIMPLEMENTED, UNKNOWN and others. Trying again helps if the proxy
+    /// was restarting.
     #[non_exhaustive]
     NotGrpc {
         /// The instance, or what answers at its address.
@@ -156,7 +157,8 @@ pub enum ChannelError {
     #[non_exhaustive]
     PolicyPanicked,
 
-    /// The channel ended with the runtime that it was built on. UNAVAILABLE. Trying again never helps: build another one.
+    /// The channel ended with the runtime that it was built on. UNAVAILABLE. Trying again never helps: build another
+    /// one.
     #[non_exhaustive]
     Closed,
 }
@@ -260,8 +262,8 @@ impl ChannelClosed {
 
 /// A channel could send no call within the time that it was given.
 ///
-/// Trying again helps as the [cause](Self::cause) says. `Debug` shows what `Display` does: it is what a `main` prints that
-/// returns an error.
+/// Trying again helps as the [cause](Self::cause) says. `Debug` shows what `Display` does: it is what a `main` prints
+/// that returns an error.
 #[derive(Clone, PartialEq, Eq, Error)]
 #[error("{service}: not ready within {limit:?}: {}", so_far(.cause.as_deref()))]
 pub struct NotReady {

@@ -76,8 +76,8 @@ pub use self::subchannel::{Connectivity, InstanceStatus};
 ///   when the set is empty or every instance failed, unless they [wait for ready](WaitForReady).
 /// - **Deadlines** ([`tonic::Request::set_timeout`], or the channel's [default](ChannelBuilder::timeout)) count from
 ///   the call until the end of the response, waiting and connecting included. A missed one is `DEADLINE_EXCEEDED`.
-/// - **Why a call failed** is typed where the channel decided it: [`ChannelError::of`]. A status that a server sent is passed
-///   on as it is.
+/// - **Why a call failed** is typed where the channel decided it: [`ChannelError::of`]. A status that a server sent is
+///   passed on as it is.
 /// - **Dropping** a call or its response cancels it at the server at once.
 /// - **The chosen instance** is in the response's extensions, as an `Arc<Instance>`.
 ///

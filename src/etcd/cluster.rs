@@ -98,8 +98,8 @@ impl Cluster {
         }
     }
 
-    /// Waits for a turn to try again what failed, and as long as `least`: there is one budget of attempts for all that a
-    /// process asks.
+    /// Waits for a turn to try again what failed, and as long as `least`: there is one budget of attempts for all that
+    /// a process asks.
     ///
     /// # Cancel safety
     ///

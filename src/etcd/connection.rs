@@ -188,8 +188,8 @@ impl Connection {
         }
     }
 
-    /// A login at this member, over a connection of its own: that of the calls is given up sooner, and a login that ends
-    /// with it is one that etcd hashes in vain.
+    /// A login at this member, over a connection of its own: that of the calls is given up sooner, and a login that
+    /// ends with it is one that etcd hashes in vain.
     fn authenticate(&self, credentials: Credentials, member: usize) -> Authentication {
         let (name, channel) = (self.name.clone(), etcd_client::Channel::Tonic(self.target.patient().channel()));
         let Credentials { user, password } = credentials;
@@ -252,8 +252,8 @@ impl Connection {
         }
     }
 
-    /// Shows that the member takes a token, by a read that needs nothing else. A stream cannot show it: on a watch, etcd
-    /// up to 3.5 says the same of a token that is not valid as of a permission that is missing.
+    /// Shows that the member takes a token, by a read that needs nothing else. A stream cannot show it: on a watch,
+    /// etcd up to 3.5 says the same of a token that is not valid as of a permission that is missing.
     async fn prove(&self, token: &Arc<Token>) -> Result<(), EtcdError> {
         let mut kv = self.kv.clone();
         let options = GetOptions::new().with_serializable().with_count_only();

@@ -11,8 +11,8 @@
 //!   begun, it fails at once, and the next caller begins another.
 //! - Callers at another member wait for it too. Only where it is not answered at once a second one is begun, at their
 //!   member, since the first member may be dead. There are two at most.
-//! - It has a connection of its own, whose pings show a dead member; the limit of a login is for what a proxy swallows. It
-//!   doubles with each login that came too late.
+//! - It has a connection of its own, whose pings show a dead member; the limit of a login is for what a proxy swallows.
+//!   It doubles with each login that came too late.
 //! - A login that failed late is followed by a wait with full jitter, which grows.
 //!
 //! A token is renewed when a member refuses it, and not before. To know how long it lives would save one refused call
@@ -465,8 +465,8 @@ const LOGIN_PAUSE: Duration = Duration::from_secs(1);
 /// The longest wait after many logins that failed late.
 const LOGIN_PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// A login that fails after this time may have had its password hashed. Connections that cannot be made fail sooner, and
-/// etcd without a leader hashes nothing.
+/// A login that fails after this time may have had its password hashed. Connections that cannot be made fail sooner,
+/// and etcd without a leader hashes nothing.
 const COSTLY: Duration = Duration::from_secs(5);
 
 /// How long one member may take for a login before another one is asked: as long as a member gets that is asked for the

@@ -2,9 +2,9 @@
 //! costs it nothing.
 //!
 //! Who failed waits for a turn. Turns follow each other at random waits that double up to two seconds, and whoever is
-//! there first takes one: none is kept for a task whose runtime stands still. With the first answer all who still wait go
-//! on, over a window that grows with their number. Nobody goes on before a wait of its own is over, since what fails for
-//! it may be answered for others.
+//! there first takes one: none is kept for a task whose runtime stands still. With the first answer all who still wait
+//! go on, over a window that grows with their number. Nobody goes on before a wait of its own is over, since what fails
+//! for it may be answered for others.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -11,9 +11,9 @@
 //! the cluster and the last watch.
 //!
 //! Whether the member is there is one question a stream, not one a watch. HTTP/2 pings find a dead connection, and
-//! `require_leader` ends the stream of a member without a leader. What is left is something between that answers pings in
-//! the member's place: `silence` finds that, and so does a watch that is not created in time. A single watch that a member
-//! has forgotten is found by the checks of its source. A member that is slow is waited for.
+//! `require_leader` ends the stream of a member without a leader. What is left is something between that answers pings
+//! in the member's place: `silence` finds that, and so does a watch that is not created in time. A single watch that a
+//! member has forgotten is found by the checks of its source. A member that is slow is waited for.
 
 use std::future::pending;
 use std::sync::Arc;

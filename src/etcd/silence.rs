@@ -9,8 +9,8 @@
 //!  +-- it had moved on before the sign was asked for: no signs come from here-+
 //! ```
 //!
-//! A sign of life costs etcd nothing, and a read of the store little. But etcd from 3.4.38, 3.5.22 and 3.6.2 on gives no
-//! sign before something was written behind the revision that a watch began at, and `etcd grpc-proxy` never does and
+//! A sign of life costs etcd nothing, and a read of the store little. But etcd from 3.4.38, 3.5.22 and 3.6.2 on gives
+//! no sign before something was written behind the revision that a watch began at, and `etcd grpc-proxy` never does and
 //! logs each question as an error: a stream that left one unanswered is asked for the store first.
 
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Which member the streams of a process are on: each draws a home by chance, so that a fleet spreads over the members of
-//! a cluster, and goes back to it after a failure.
+//! Which member the streams of a process are on: each draws a home by chance, so that a fleet spreads over the members
+//! of a cluster, and goes back to it after a failure.
 //!
 //! ```text
 //! At home --the member failed, so a random other one is asked--> Displaced

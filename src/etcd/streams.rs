@@ -64,9 +64,10 @@ impl Streams {
         Self { members, surveys, each }
     }
 
-    /// Watches a range from revision `start` on, over the stream that takes watches of this member, or a new one on this
-    /// connection. Returns the connection of the stream; and the watch with the revision of the store when it was created,
-    /// or the error: the stream could not be opened, broke, or did not create the watch in time, or the watch was refused.
+    /// Watches a range from revision `start` on, over the stream that takes watches of this member, or a new one on
+    /// this connection. Returns the connection of the stream; and the watch with the revision of the store when it was
+    /// created, or the error: the stream could not be opened, broke, or did not create the watch in time, or the watch
+    /// was refused.
     pub(super) async fn watch(
         &self,
         connection: &Arc<Connection>,
@@ -100,7 +101,8 @@ impl Streams {
         }
     }
 
-    /// The stream has not even reported a failure for longer than it may take: its task is on a runtime that stands still.
+    /// The stream has not even reported a failure for longer than it may take: its task is on a runtime that stands
+    /// still.
     fn leave(&self, connection: &Arc<Connection>, handle: &Handle) {
         let mut slot = self.slot(connection.index());
         if slot.as_ref().is_some_and(|present| present.wanted.same_channel(&handle.wanted)) {

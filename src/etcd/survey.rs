@@ -147,8 +147,8 @@ impl Surveys {
         }
     }
 
-    /// Asks a member for the id of its cluster, over the connection that the next call uses; returns whether it answered
-    /// and is of ours.
+    /// Asks a member for the id of its cluster, over the connection that the next call uses; returns whether it
+    /// answered and is of ours.
     pub(super) async fn is_there(&self, index: usize, limit: Duration) -> bool {
         let asked = async {
             let connection = self.members.connect(index, limit).await?;

@@ -74,7 +74,8 @@ impl Dialling {
         Self { tls, timeout }
     }
 
-    /// Checks the URLs of a cluster's members, one or several of them in a text. `host:port` without a scheme is `https` with TLS and `http` without.
+    /// Checks the URLs of a cluster's members, one or several of them in a text. `host:port` without a scheme is
+    /// `https` with TLS and `http` without.
     ///
     /// # Errors
     ///
@@ -171,12 +172,12 @@ const USER_IN_URL: &str = "a user belongs into auth(..), not into the URL";
 /// The interval of HTTP/2 pings while a stream is open: clearly more than the least that etcd allows (5 s).
 const PING_INTERVAL: Duration = Duration::from_secs(8);
 
-/// How long a ping may stay unanswered: a path that delays everything by 7 s is slow, and not dead. With the interval, a
-/// dead connection is found in 17 s.
+/// How long a ping may stay unanswered: a path that delays everything by 7 s is slow, and not dead. With the interval,
+/// a dead connection is found in 17 s.
 const PING_TIMEOUT: Duration = Duration::from_secs(9);
 
-/// How long a ping may stay unanswered while the member has passwords to hash: those of 1,000 clients hold a ping up for
-/// 5 s on two cores.
+/// How long a ping may stay unanswered while the member has passwords to hash: those of 1,000 clients hold a ping up
+/// for 5 s on two cores.
 const PATIENT_PING_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Which address to publish: an explicit one, else that of Kitex's environment, else the listener's; and where the
-//! listener listens everywhere, that of Kubernetes' `POD_IP`, else that on the way to etcd, else the first address of an
-//! interface that it listens on and that other hosts can reach; on a host without any, the loopback address, if etcd is
-//! on this host, too.
+//! listener listens everywhere, that of Kubernetes' `POD_IP`, else that on the way to etcd, else the first address of
+//! an interface that it listens on and that other hosts can reach; on a host without any, the loopback address, if etcd
+//! is on this host, too.
 
 use std::net::IpAddr;
 
@@ -17,9 +17,9 @@ pub(super) struct Advertised {
     pub(super) is_bound: bool,
 }
 
-/// Chooses the address. `variable` reads the environment, `route` tells the address that the machine has towards others,
-/// of IPv6 only if that is wanted, and `interfaces` lists all that it has. `is_etcd_local` says whether etcd is on this
-/// host.
+/// Chooses the address. `variable` reads the environment, `route` tells the address that the machine has towards
+/// others, of IPv6 only if that is wanted, and `interfaces` lists all that it has. `is_etcd_local` says whether etcd is
+/// on this host.
 pub(super) fn advertise(
     explicit: Option<Address>,
     listener: &Address,
@@ -90,7 +90,8 @@ fn unspecified(listener: &Address) -> Option<IpAddr> {
 
 /// The first IPv4 address that is neither loopback nor link-local, as Kitex chooses; on a host without one, the first
 /// such IPv6 address, unless the `listener` is 0.0.0.0, which takes no connections over IPv6. On a host that is on no
-/// network, the loopback address will do where etcd is on this host: clients that reach that etcd are on this host, too.
+/// network, the loopback address will do where etcd is on this host: clients that reach that etcd are on this host,
+/// too.
 fn first_reachable(listener: IpAddr, is_etcd_local: bool, interfaces: &[IpAddr]) -> Result<IpAddr, ConfigError> {
     let first = |fits: &dyn Fn(&IpAddr) -> bool| {
         let v4 = interfaces.iter().find(|ip| ip.is_ipv4() && fits(ip));

@@ -56,10 +56,10 @@ impl RegistrationBuilder {
     ///
     /// Defaults to the instance's address; with the Kitex format, or after [`kitex`](Self::kitex), to what
     /// `KITEX_IP_TO_REGISTRY` and `KITEX_PORT_TO_REGISTRY` say before that. Where the instance's host is unspecified
-    /// (`0.0.0.0`, `::`), it is that of `POD_IP`, or else the address that this host has on its route to etcd, or on its
-    /// default route where etcd's URL holds no IP address or one of this host, or else the first IPv4 address of an interface that is neither loopback nor link-local, or the first such
-    /// IPv6 address on a host without one. A host that is on no network publishes its loopback address, if a URL of etcd
-    /// names this host, too.
+    /// (`0.0.0.0`, `::`), it is that of `POD_IP`, or else the address that this host has on its route to etcd, or on
+    /// its default route where etcd's URL holds no IP address or one of this host, or else the first IPv4 address of an
+    /// interface that is neither loopback nor link-local, or the first such IPv6 address on a host without one. A host
+    /// that is on no network publishes its loopback address, if a URL of etcd names this host, too.
     ///
     /// A loopback address is published as it is, with a warning unless etcd is on the loopback, too.
     pub fn advertise<A>(mut self, address: A) -> Self
@@ -113,13 +113,13 @@ impl RegistrationBuilder {
     }
 
     /// How many attempts to register may fail in a row, before the registration ends with
-    /// [`RegistrationStatus::GaveUp`] and a warning; the server serves on. Defaults to `None`, for no limit, as a server
-    /// that gave up is lost until its next start.
+    /// [`RegistrationStatus::GaveUp`] and a warning; the server serves on. Defaults to `None`, for no limit, as a
+    /// server that gave up is lost until its next start.
     ///
     /// An attempt is a grant of the lease or a claim of the key. While a registration stands nothing is attempted: an
-    /// unreachable etcd costs no attempts before it is back and has forgotten the lease.
-    /// Nor does an attempt count that every member refuses for a reason of its own, such as too many requests: an etcd that
-    /// is busy is asked again, up to ten seconds later.
+    /// unreachable etcd costs no attempts before it is back and has forgotten the lease. Nor does an attempt count that
+    /// every member refuses for a reason of its own, such as too many requests: an etcd that is busy is asked again, up
+    /// to ten seconds later.
     ///
     /// Kitex calls this `MaxAttemptTimes`, and writes 0 for no limit.
     pub fn max_attempts(mut self, attempts: impl Into<Option<u32>>) -> Self {

@@ -88,8 +88,8 @@ impl Registration {
     /// bound. From then on it counts calls until both of their bodies have ended, and ends those that are left at the
     /// drain limit.
     ///
-    /// A server of several registrations takes it from their [`RegistrationSet`](crate::RegistrationSet), which starts all
-    /// of them; they share one drain.
+    /// A server of several registrations takes it from their [`RegistrationSet`](crate::RegistrationSet), which starts
+    /// all of them; they share one drain.
     #[must_use]
     pub fn layer(&self) -> DrainLayer {
         self.server().layer()
@@ -108,8 +108,9 @@ impl Registration {
     /// The shutdown future for `serve_with_incoming_shutdown`: waits for `signal`, announces the leave and revokes the
     /// lease (at most 3 s, if etcd is unreachable), serves on for the propagation pause, and then resolves, so that the
     /// server stops accepting and finishes the calls in flight, for at most the drain limit. Followed health
-    /// (`RegistrationBuilder::health`) turns `NOT_SERVING` first. One that was never registered is not known to clients, so
-    /// there is no pause then. A registration of a [`RegistrationSet`](crate::RegistrationSet) takes the others with it.
+    /// (`RegistrationBuilder::health`) turns `NOT_SERVING` first. One that was never registered is not known to
+    /// clients, so there is no pause then. A registration of a [`RegistrationSet`](crate::RegistrationSet) takes the
+    /// others with it.
     ///
     /// # Panics
     ///
@@ -149,12 +150,12 @@ impl Registration {
         }
     }
 
-    /// Starts the registration, if it was not started, and waits until the key is in etcd under our lease: for as long as
-    /// etcd is unreachable, another server has the address, or it is paused or held back by its health.
+    /// Starts the registration, if it was not started, and waits until the key is in etcd under our lease: for as long
+    /// as etcd is unreachable, another server has the address, or it is paused or held back by its health.
     /// [`start_within`](Self::start_within) has a limit.
     ///
-    /// Call it where the server listens already: clients may come from then on. The registration goes on in the runtime in
-    /// which this is called.
+    /// Call it where the server listens already: clients may come from then on. The registration goes on in the runtime
+    /// in which this is called.
     ///
     /// # Panics
     ///
@@ -181,8 +182,8 @@ impl Registration {
     }
 
     /// Starts the registration and waits until the key is in etcd, for a server that is to fail rather than serve
-    /// unregistered. After an error the registration goes on being tried, until its last handle is dropped. With a health
-    /// that is followed, have that report SERVING before.
+    /// unregistered. After an error the registration goes on being tried, until its last handle is dropped. With a
+    /// health that is followed, have that report SERVING before.
     ///
     /// ```no_run
     /// # use std::time::Duration;

@@ -1,9 +1,10 @@
-//! The address that this host has on its way to another one: what others reach it at, as far as a host can know by itself.
+//! The address that this host has on its way to another one: what others reach it at, as far as a host can know by
+//! itself.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-/// The address on the way to etcd, or else to wherever the default route leads; over IPv6 if that is wanted and there is
-/// nothing else. The system's routes tell, and nothing is sent.
+/// The address on the way to etcd, or else to wherever the default route leads; over IPv6 if that is wanted and there
+/// is nothing else. The system's routes tell, and nothing is sent.
 pub(super) fn source(etcd: Option<IpAddr>, takes_v6: bool) -> Option<IpAddr> {
     let anywhere = [IpAddr::V4(SOMEWHERE_V4), IpAddr::V6(SOMEWHERE_V6)];
     let targets = etcd.filter(|ip| !ip.is_loopback()).into_iter().chain(anywhere);

@@ -37,9 +37,9 @@ where
 macro_rules! serves {
     ($handle:ty) => {
         impl $handle {
-            /// Serves until `signal`, or until no connection can come any more, then leaves and shuts down: tonic's `serve_with_incoming_shutdown` with
-            /// [`layer`](Self::layer), [`incoming`](Self::incoming) and [`deregister_on`](Self::deregister_on) in their
-            /// places.
+            /// Serves until `signal`, or until no connection can come any more, then leaves and shuts down: tonic's
+            /// `serve_with_incoming_shutdown` with [`layer`](Self::layer), [`incoming`](Self::incoming) and
+            /// [`deregister_on`](Self::deregister_on) in their places.
             ///
             /// `service` is what a generated server is, or several of them as [`Routes`](tonic::service::Routes).
             /// Options of tonic's server, and layers of your own, go to [`serve_with`](Self::serve_with).
@@ -93,8 +93,8 @@ macro_rules! serves {
             /// Like [`serve`](Self::serve), with a server of tonic's that has options and layers: timeouts, TLS,
             /// limits.
             ///
-            /// Its layers are around the registration's: calls that they hold back are not counted, and not answered at the
-            /// drain limit.
+            /// Its layers are around the registration's: calls that they hold back are not counted, and not answered at
+            /// the drain limit.
             ///
             /// When it returns, the registration has ended.
             ///

@@ -145,10 +145,10 @@ impl RegistryBuilder {
     /// ```
     ///
     /// `provider` returns all members, of the same cluster. It is called within a second of the failure. While members
-    /// fail and its answers are the same as before, it is called again after 1 s, 2 s, 4 s and so on, up to 60 s. It has
-    /// 10 s to answer. If it fails, or returns no member or a bad URL, the endpoints stay as they were, and a warning is
-    /// logged, at most once per minute. If it returns other members, open watches move to them within seconds and lose
-    /// nothing.
+    /// fail and its answers are the same as before, it is called again after 1 s, 2 s, 4 s and so on, up to 60 s. It
+    /// has 10 s to answer. If it fails, or returns no member or a bad URL, the endpoints stay as they were, and a
+    /// warning is logged, at most once per minute. If it returns other members, open watches move to them within
+    /// seconds and lose nothing.
     ///
     /// Members whose DNS names stay the same need no provider: a name is resolved again at each connection. A name with
     /// several addresses counts as one member.
@@ -167,10 +167,9 @@ impl RegistryBuilder {
     /// User and password towards etcd, for simple tokens and JWT. A token that expired or is no longer valid is
     /// replaced by another login, unnoticed. Kitex calls this `WithAuthOpt`.
     ///
-    /// Credentials that etcd refused are logged as a warning and tried again after 30 s; meanwhile instances stay known,
-    /// and a registration lasts for as long as its keepalives need no login. For a password that
-    /// changes while the program runs there is [`auth_with`](Self::auth_with), which replaces this, as this replaces
-    /// that.
+    /// Credentials that etcd refused are logged as a warning and tried again after 30 s; meanwhile instances stay
+    /// known, and a registration lasts for as long as its keepalives need no login. For a password that changes while
+    /// the program runs there is [`auth_with`](Self::auth_with), which replaces this, as this replaces that.
     pub fn auth(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
         self.provider = Some(Provider::Fixed(Credentials::new(user, password)));
         self

@@ -25,8 +25,8 @@ impl Registry {
     /// A variable that is empty is one that is not set. With one of the three for TLS, endpoints without a scheme are
     /// `https`. Without `ETCDCTL_CACERT` no authority is trusted, unlike in `etcdctl`: an `https` endpoint then needs
     /// [`tls`](RegistryBuilder::tls). What would make the connection less secure, or cannot be followed, is refused:
-    /// `ETCDCTL_INSECURE_SKIP_TLS_VERIFY`, `ETCDCTL_DISCOVERY_SRV`, `ETCDCTL_AUTH_JWT_TOKEN`. Others say nothing about the
-    /// cluster, and are ignored. `ETCDCTL_INSECURE_TRANSPORT=false` needs `ETCDCTL_CACERT` beside it.
+    /// `ETCDCTL_INSECURE_SKIP_TLS_VERIFY`, `ETCDCTL_DISCOVERY_SRV`, `ETCDCTL_AUTH_JWT_TOKEN`. Others say nothing about
+    /// the cluster, and are ignored. `ETCDCTL_INSECURE_TRANSPORT=false` needs `ETCDCTL_CACERT` beside it.
     ///
     /// ```no_run
     /// use tonic_etcd::Registry;

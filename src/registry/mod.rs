@@ -87,7 +87,8 @@ impl Registry {
     /// # Errors
     ///
     /// [`RegistryError::Config`] under an empty prefix or `/`, which would mean everything in etcd, or the keys of
-    /// every program; otherwise what the call failed with. Every member is asked before it fails, for at most 5 s each, or 5 s a page.
+    /// every program; otherwise what the call failed with. Every member is asked before it fails, for at most 5 s each,
+    /// or 5 s a page.
     ///
     /// # Cancel safety
     ///

@@ -239,7 +239,8 @@ async fn one_user_is_at_one_server_for_all_clients_and_only_those_of_a_gone_one_
         servers.push(echo_server(&etcd, &[]).await);
     }
     let (mut one, mut other) = (run("sticky", &[&etcd.url()]), run("sticky", &[&etcd.url()]));
-    // While a client is not connected to all of them, keys of the others are elsewhere: that is over with its first round.
+    // While a client is not connected to all of them, keys of the others are elsewhere: that is over with its first
+    // round.
     let mut last = BTreeMap::new();
     let before = eventually("both agree, and go on to", LIMIT, async || {
         let (one, other) = (users(&mut one).await, users(&mut other).await);

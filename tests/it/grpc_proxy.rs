@@ -1,5 +1,5 @@
-//! Behind `etcd grpc-proxy`, which gathers the watches of many clients: registration and discovery, and what is lost and
-//! comes back.
+//! Behind `etcd grpc-proxy`, which gathers the watches of many clients: registration and discovery, and what is lost
+//! and comes back.
 
 use std::time::Duration;
 

@@ -69,8 +69,8 @@ impl Herd {
         (herd, took)
     }
 
-    /// Restarts etcd, which forgets all tokens by that, and waits until all follow it again, with two logins each at most.
-    /// Returns how long that took.
+    /// Restarts etcd, which forgets all tokens by that, and waits until all follow it again, with two logins each at
+    /// most. Returns how long that took.
     pub(crate) async fn survives_a_restart(&self) -> Duration {
         let count = self.clients.len();
         let is_followed = async || Costs::of(&self.etcd).await.watchers() == 2 * count as u64;

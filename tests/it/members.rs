@@ -220,7 +220,9 @@ async fn members_of_two_clusters_are_a_typed_error_until_they_are_one() {
     other.kill();
     let registration = registered.registration().registered();
     tokio::time::timeout(LIMIT, registration).await.expect("one of them is left").expect("it is not deregistered");
-    assert_eq!(registry.services().await.expect("it is one cluster").len(), 1);
+    // On a busy machine the one that is left may have been silent for a moment, when the other one was all there was.
+    let is_listed = async || registry.services().await.is_ok_and(|services| services.len() == 1);
+    eventually("it is one cluster, with the server in it", LIMIT, is_listed).await;
     registered.stop().await;
 }
 

@@ -1,5 +1,5 @@
-//! Members of etcd that are replaced by others with new addresses, one after the other, until none of the first is left:
-//! no process is restarted, and none loses a lease or a change.
+//! Members of etcd that are replaced by others with new addresses, one after the other, until none of the first is
+//! left: no process is restarted, and none loses a lease or a change.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -63,8 +63,8 @@ async fn process(registry: &Registry, service: &str) -> (EchoServer, Changes) {
     (server, changes)
 }
 
-/// Replaces all members of a cluster, and shows that no process loses its lease or a change. Each registry has a service
-/// of its own.
+/// Replaces all members of a cluster, and shows that no process loses its lease or a change. Each registry has a
+/// service of its own.
 async fn replace_all(cluster: &mut Cluster, registries: &[Registry], replaced: impl Fn(&Cluster, usize)) {
     let service = |number: usize| format!("echo-{number}");
     let mut processes = Vec::new();

@@ -7,9 +7,9 @@
 //! assert!(spent.calls("Range") <= 2, "a watch lists once: {spent:?}");
 //! ```
 //!
-//! Everything but the connections is read from etcd's own `/metrics` page; all that is read here has one name in etcd 3.4
-//! to 3.7. No such page tells how many clients are connected: that is read from the kernel, and absent outside of Linux.
-//! What the rig itself asks (`Etcd::put`, `Etcd::keys`) is counted like the rest.
+//! Everything but the connections is read from etcd's own `/metrics` page; all that is read here has one name in etcd
+//! 3.4 to 3.7. No such page tells how many clients are connected: that is read from the kernel, and absent outside of
+//! Linux. What the rig itself asks (`Etcd::put`, `Etcd::keys`) is counted like the rest.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -107,13 +107,14 @@ impl Costs {
         self.counted(|member| member.gauge("etcd_debugging_mvcc_watch_stream_total"))
     }
 
-    /// How many connections of clients are open, etcd's own to itself among them; `None` where the kernel does not tell.
+    /// How many connections of clients are open, etcd's own to itself among them; `None` where the kernel does not
+    /// tell.
     pub fn connections(&self) -> Option<u64> {
         self.members.iter().map(|member| member.connections).sum()
     }
 
-    /// How many entries of its log an etcd has committed and not applied yet, where it has most of them. From 5,000 on it
-    /// refuses requests as too many.
+    /// How many entries of its log an etcd has committed and not applied yet, where it has most of them. From 5,000 on
+    /// it refuses requests as too many.
     pub fn backlog(&self) -> u64 {
         let entries = |member: &Reading| {
             let applied = member.gauge("etcd_server_proposals_applied_total");

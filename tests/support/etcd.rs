@@ -85,7 +85,8 @@ impl Etcd {
         self.restart_with(&[]).await;
     }
 
-    /// Like [`restart`](Self::restart), and the process is told to end (SIGTERM), as it is when its version is replaced.
+    /// Like [`restart`](Self::restart), and the process is told to end (SIGTERM), as it is when its version is
+    /// replaced.
     pub async fn restart_in_order(&self) {
         self.child().signal(Signal::TERM);
         eventually("etcd ends", LIMIT, async || self.child().exited().is_some()).await;

@@ -48,8 +48,8 @@ pub fn memory_of(process: &str) -> (u64, u64) {
     (read("VmRSS:"), read("VmHWM:"))
 }
 
-/// User and system time of all threads of a process; `None` where the system does not report it. `process` is its id, or
-/// `self`.
+/// User and system time of all threads of a process; `None` where the system does not report it. `process` is its id,
+/// or `self`.
 pub fn cpu_of(process: &str) -> Option<Duration> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // The name in brackets may hold anything; the 12th and the 13th word behind it are the times.
@@ -132,7 +132,8 @@ impl Process {
         found.unwrap_or_else(|| panic!("the output ended without {what}: {:?}", self.seen))
     }
 
-    /// The rest of the next line that begins with `begin`; the lines before it are skipped. For programs that print text.
+    /// The rest of the next line that begins with `begin`; the lines before it are skipped. For programs that print
+    /// text.
     ///
     /// # Panics
     ///

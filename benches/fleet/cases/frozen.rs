@@ -1,4 +1,5 @@
-//! An etcd stands still until all leases have ended: how soon every registration is back, and what etcd has to take then.
+//! An etcd stands still until all leases have ended: how soon every registration is back, and what etcd has to take
+//! then.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;

@@ -1,4 +1,5 @@
-//! An etcd is killed and restarted under many watches: how soon all of them are current again, and what they ask for that.
+//! An etcd is killed and restarted under many watches: how soon all of them are current again, and what they ask for
+//! that.
 
 use std::time::{Duration, Instant};
 

@@ -104,7 +104,8 @@ fn drive(
         let limit_passed = async {
             match (retired.await, limit) {
                 (Ok(()), Some(limit)) => tokio::time::sleep(limit).await,
-                // There is no limit, or the channel itself is gone, and the streams that are left belong to their callers.
+                // There is no limit, or the channel itself is gone, and the streams that are left belong to their
+                // callers.
                 _ => std::future::pending().await,
             }
         };

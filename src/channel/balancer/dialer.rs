@@ -201,8 +201,8 @@ impl Slots {
 /// kernel.
 const SLOTS: usize = 32;
 
-/// For how long an attempt does so. In a data centre one that is not through by then waits for something that is dead or
-/// far, and both may take their time beside the others: 1,280 of them begin in a second at most.
+/// For how long an attempt does so. In a data centre one that is not through by then waits for something that is dead
+/// or far, and both may take their time beside the others: 1,280 of them begin in a second at most.
 const HOLD: Duration = Duration::from_millis(25);
 
 /// Attempts under way at most, each with a socket. A channel has as many again if all of them are answered.

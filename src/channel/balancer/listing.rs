@@ -40,8 +40,8 @@ impl Listing {
         &self.none
     }
 
-    /// The list is empty: looks for what may keep instances from being known, one of several registries that is away for
-    /// example. Returns whether that is news.
+    /// The list is empty: looks for what may keep instances from being known, one of several registries that is away
+    /// for example. Returns whether that is news.
     pub(super) fn on_none(&mut self) -> bool {
         let none = format!("{}{}", self.empty, self.trouble());
         let is_news = none != self.none;

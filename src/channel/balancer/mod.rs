@@ -174,7 +174,8 @@ impl Balancer {
                 _ = inputs.handles.recv() => return,
                 Some(event) = inputs.feedback.recv() => {
                     self.on_feedback(event);
-                    // Not all of them: where thousands fail there are always more, and calls wait for what is published.
+                    // Not all of them: where thousands fail there are always more, and calls wait for what is
+                    // published.
                     for _ in 0..EVENTS_PER_TURN {
                         let Ok(event) = inputs.feedback.try_recv() else { break };
                         self.on_feedback(event);

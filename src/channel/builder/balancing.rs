@@ -16,7 +16,8 @@ impl ChannelBuilder {
         self
     }
 
-    /// When an instance whose calls fail is left out for a while; `None` for never. Defaults to three failures in a row.
+    /// When an instance whose calls fail is left out for a while; `None` for never. Defaults to three failures in a
+    /// row.
     pub fn outlier_detection(mut self, outliers: impl Into<Option<OutlierDetection>>) -> Self {
         let off = || OutlierDetection::new().consecutive_failures(None);
         self.outliers = Some(outliers.into().unwrap_or_else(off));
@@ -43,8 +44,9 @@ impl ChannelBuilder {
     /// New is an instance that is READY for the first time since it was registered, or since it could not be reached:
     /// it is another process then, most likely. One that only reconnects is not. Where all are new alike, as when the
     /// channel starts, all have the same share. Shares are set anew after each percent, ninety times per window, and
-    /// every 100 ms at most. Refused with [`PickFirst`](crate::policy::PickFirst), [`RingHash`](crate::policy::RingHash)
-    /// and others that [need full weights](crate::policy::Needs::with_full_weights).
+    /// every 100 ms at most. Refused with [`PickFirst`](crate::policy::PickFirst),
+    /// [`RingHash`](crate::policy::RingHash) and others that [need full
+    /// weights](crate::policy::Needs::with_full_weights).
     pub fn slow_start(mut self, window: impl Into<Option<Duration>>) -> Self {
         self.balance.slow_start = window.into().map(SlowStart::new);
         self
@@ -53,13 +55,14 @@ impl ChannelBuilder {
     /// Prefers the instances whose tag `tag` is `zone`, the client's own. Off unless given.
     ///
     /// They take all calls while the READY ones among them have at least 70 % of their zone's fair share of the weight:
-    /// all instances' weights divided by the number of zones. If less is READY, the shortfall goes to the other zones, by
-    /// weight: if 35 % is READY, half of the calls go to other zones. At 70 % the remaining instances already carry about
+    /// all instances' weights divided by the number of zones. If less is READY, the shortfall goes to the other zones,
+    /// by weight: if 35 % is READY, half of the calls go to other zones. At 70 % the remaining instances already carry
+    /// about
     /// 1.4 times their usual load; Envoy draws the line there, too. Instances without the tag are a zone of their own.
     ///
-    /// Works with every policy: with [`PickFirst`](crate::policy::PickFirst) one instance of the own zone takes its calls, and
-    /// one elsewhere those that spill; with [`RingHash`](crate::policy::RingHash) a key has an owner in each zone, and
-    /// clients of one zone agree on it.
+    /// Works with every policy: with [`PickFirst`](crate::policy::PickFirst) one instance of the own zone takes its
+    /// calls, and one elsewhere those that spill; with [`RingHash`](crate::policy::RingHash) a key has an owner in each
+    /// zone, and clients of one zone agree on it.
     pub fn prefer_zone(mut self, tag: impl Into<String>, zone: impl Into<String>) -> Self {
         self.balance.zone = Some(Zone { tag: tag.into(), own: zone.into() });
         self
@@ -82,9 +85,9 @@ impl ChannelBuilder {
     ///
     /// The choice is random for each channel; with [`subset_as`](Self::subset_as) it is the same after a restart.
     ///
-    /// Refused with [`RingHash`](crate::policy::RingHash) and others that
-    /// [need every instance](crate::policy::Needs::with_every_instance). With [`PickFirst`](crate::policy::PickFirst) each
-    /// client picks the first of its own subset.
+    /// Refused with [`RingHash`](crate::policy::RingHash) and others that [need every
+    /// instance](crate::policy::Needs::with_every_instance). With [`PickFirst`](crate::policy::PickFirst) each client
+    /// picks the first of its own subset.
     pub fn subset(mut self, size: impl Into<Option<usize>>) -> Self {
         (self.balance.subset, self.has_own_subset) = (size.into().map(Subset::anonymous), true);
         self

@@ -15,7 +15,8 @@ use crate::error::ConfigError;
 /// Calls, and retries of those that fail.
 impl ChannelBuilder {
     /// The longest that a call may take, from the call to the end of its response. A shorter one of the call's own
-    /// ([`tonic::Request::set_timeout`]) counts instead; `None` is no limit. Defaults to none, as with tonic's `Endpoint`.
+    /// ([`tonic::Request::set_timeout`]) counts instead; `None` is no limit. Defaults to none, as with tonic's
+    /// `Endpoint`.
     pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.timeout = timeout.into();
         self
@@ -62,8 +63,8 @@ impl ChannelBuilder {
     /// Without it a channel with a retry policy, its own or a service config's, has a budget: in about ten seconds, a
     /// tenth of the calls that may be retried and a hundred more. So an outage brings many calls a tenth more, and few
     /// calls ten a second, where the retry policy would bring three times as many. A call that finds the budget used up
-    /// fails with what its last attempt failed with. linkerd and Envoy limit retries like that, too. Calls that provably
-    /// reached no handler are made again in any case, and an attempt that found no instance spends nothing.
+    /// fails with what its last attempt failed with. linkerd and Envoy limit retries like that, too. Calls that
+    /// provably reached no handler are made again in any case, and an attempt that found no instance spends nothing.
     pub fn retry_budget(mut self, budget: impl Into<Option<RetryBudget>>) -> Self {
         self.retry_limit = Some(budget.into().map_or(RetryLimit::Off, RetryLimit::Budget));
         self

@@ -48,8 +48,8 @@ type Source = Box<dyn FnOnce() -> Result<(BoxStream<'static, Arc<Snapshot>>, Lis
 /// [`Endpoint`](tonic::transport::Endpoint).
 ///
 /// What can be switched off takes `None` for that, and a value without `Some`: `.timeout(Duration::from_secs(5))`,
-/// `.outlier_detection(None)`. The order in which options are given does not matter; of one that is given twice the last
-/// counts.
+/// `.outlier_detection(None)`. The order in which options are given does not matter; of one that is given twice the
+/// last counts.
 #[must_use = "a builder does nothing before build()"]
 pub struct ChannelBuilder {
     label: String,
@@ -112,8 +112,8 @@ impl ChannelBuilder {
     ///
     /// # Errors
     ///
-    /// A bad service name, an option out of its range, options that do not go with one another or with the policy, or no
-    /// tokio runtime on this thread.
+    /// A bad service name, an option out of its range, options that do not go with one another or with the policy, or
+    /// no tokio runtime on this thread.
     pub fn build(mut self) -> Result<BalancedChannel, ConfigError> {
         let runtime = Runtime::try_current().map_err(|_| ConfigError::NoRuntime { call: "ChannelBuilder::build" })?;
         self.take_service_config();

@@ -11,9 +11,10 @@ impl ChannelBuilder {
     /// takes its place.
     ///
     /// Whatever the order, each option that the channel is given itself takes precedence over what the config says of
-    /// the same, and the config's subset does not count where the channel's own policy needs every instance: [`policy`](Self::policy), [`outlier_detection`](Self::outlier_detection), [`subset`](Self::subset),
-    /// `health_check`, [`retry_budget`](Self::retry_budget), [`wait_for_ready`](Self::wait_for_ready) and, for
-    /// the calls that they name, [`retry`](Self::retry) and [`retry_for`](Self::retry_for). One call's own
+    /// the same, and the config's subset does not count where the channel's own policy needs every instance:
+    /// [`policy`](Self::policy), [`outlier_detection`](Self::outlier_detection), [`subset`](Self::subset),
+    /// `health_check`, [`retry_budget`](Self::retry_budget), [`wait_for_ready`](Self::wait_for_ready) and, for the
+    /// calls that they name, [`retry`](Self::retry) and [`retry_for`](Self::retry_for). One call's own
     /// [`WaitForReady`](crate::channel::WaitForReady) takes precedence over all. Of timeouts the shortest counts, as in
     /// gRPC: the call's own, the method's and the [channel's](Self::timeout).
     pub fn service_config(mut self, config: ServiceConfig) -> Self {

@@ -15,9 +15,10 @@ use crate::tls::ClientTls;
 
 /// Connections to the instances.
 impl ChannelBuilder {
-    /// How long an attempt to connect to an instance may take: name, TCP, TLS, up to the server's first HTTP/2 SETTINGS.
-    /// By default 1 s at first, so that a call that waits soon learns of a silent instance, and more after each failure
-    /// in a row, up to 20 s, which is what gRPC grants each attempt: a slow network is slow, not out of reach.
+    /// How long an attempt to connect to an instance may take: name, TCP, TLS, up to the server's first HTTP/2
+    /// SETTINGS. By default 1 s at first, so that a call that waits soon learns of a silent instance, and more after
+    /// each failure in a row, up to 20 s, which is what gRPC grants each attempt: a slow network is slow, not out of
+    /// reach.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.transport.connect_timeout = Some(timeout);
         self
@@ -37,8 +38,9 @@ impl ChannelBuilder {
     }
 
     /// How long what was sent may stay unacknowledged, or wait for a peer that takes no more, before TCP ends the
-    /// connection (`TCP_USER_TIMEOUT`; Linux and Android); `None` leaves that to the system, which takes a quarter of an
-    /// hour. Defaults to 20 s, as gRPC's proposal A18 does; where the system refuses the default, connections do without.
+    /// connection (`TCP_USER_TIMEOUT`; Linux and Android); `None` leaves that to the system, which takes a quarter of
+    /// an hour. Defaults to 20 s, as gRPC's proposal A18 does; where the system refuses the default, connections do
+    /// without.
     pub fn tcp_user_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.transport.tcp_user_timeout = timeout.into();
         self
@@ -49,13 +51,13 @@ impl ChannelBuilder {
     ///
     /// They are sent while calls are open, and when something was sent for a call and nothing came back. Other gRPC
     /// servers close a connection whose client pings more often than every five minutes, unless they are told to allow
-    /// it (`MinTime` in grpc-go's `EnforcementPolicy`): hence the default. tonic's servers allow any interval. Where all
-    /// servers do, 10 s finds a frozen one sooner. For a server that says `too_many_pings`, the interval is doubled on
-    /// its next connections, and a warning is logged.
+    /// it (`MinTime` in grpc-go's `EnforcementPolicy`): hence the default. tonic's servers allow any interval. Where
+    /// all servers do, 10 s finds a frozen one sooner. For a server that says `too_many_pings`, the interval is doubled
+    /// on its next connections, and a warning is logged.
     ///
     /// Apart from these pings, one is sent where a call has shown reason for doubt, such as a missed deadline: once for
-    /// each silence, and at most every five minutes, or every two hours while no call is open, unless calls are answered
-    /// in between.
+    /// each silence, and at most every five minutes, or every two hours while no call is open, unless calls are
+    /// answered in between.
     pub fn http2_keep_alive_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
         self.transport.http2_keep_alive_interval = interval.into();
         self
@@ -67,8 +69,8 @@ impl ChannelBuilder {
         self
     }
 
-    /// Whether pings are sent while nothing waits for an answer. Defaults to `false`: servers take that for abuse. Needs
-    /// an [interval](Self::http2_keep_alive_interval).
+    /// Whether pings are sent while nothing waits for an answer. Defaults to `false`: servers take that for abuse.
+    /// Needs an [interval](Self::http2_keep_alive_interval).
     pub fn keep_alive_while_idle(mut self, enabled: bool) -> Self {
         self.transport.keep_alive_while_idle = enabled;
         self
@@ -110,23 +112,23 @@ impl ChannelBuilder {
         self
     }
 
-    /// How long the streams of an instance that was removed may go on; `None` is no limit. Defaults to 30 s, which is what
-    /// Kubernetes grants the server itself.
+    /// How long the streams of an instance that was removed may go on; `None` is no limit. Defaults to 30 s, which is
+    /// what Kubernetes grants the server itself.
     pub fn removed_stream_limit(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.removed_stream_limit = limit.into();
         self
     }
 
-    /// The scheme and authority that requests name, without a path, for servers that look at them. Defaults to `http` or, with TLS,
-    /// `https`, and the address of the instance.
+    /// The scheme and authority that requests name, without a path, for servers that look at them. Defaults to `http`
+    /// or, with TLS, `https`, and the address of the instance.
     pub fn origin(mut self, origin: Uri) -> Self {
         self.origin = Some(origin);
         self
     }
 
     /// Connects with `connector` instead of TCP: a Unix socket, a proxy. It is given `http://` and the instance's
-    /// address, and is called for each attempt. TLS, if set, goes on top, and the address is `https://` then. The options
-    /// of TCP are the connector's own matter, and refused beside it.
+    /// address, and is called for each attempt. TLS, if set, goes on top, and the address is `https://` then. The
+    /// options of TCP are the connector's own matter, and refused beside it.
     pub fn connector<C>(mut self, connector: C) -> Self
     where
         C: Service<Uri> + Send + 'static,
@@ -139,8 +141,8 @@ impl ChannelBuilder {
     }
 
     /// TLS towards the instances. Without a [`server_name`](ClientTls::server_name) each must have a certificate for
-    /// the host of its address. The methods of [`ClientTls`] read the files that they are given, and fail where they are
-    /// called:
+    /// the host of its address. The methods of [`ClientTls`] read the files that they are given, and fail where they
+    /// are called:
     ///
     /// ```no_run
     /// use tonic_etcd::ClientTls;

@@ -331,8 +331,8 @@ impl Call {
         }
     }
 
-    /// An attempt failed, maybe after it was handled, and only a retry policy allows another one. Without a code its own
-    /// time was over.
+    /// An attempt failed, maybe after it was handled, and only a retry policy allows another one. Without a code its
+    /// own time was over.
     fn on_failed(&mut self, failed: FailedAttempt, code: Option<Code>, is_maybe_handled: bool) -> Verdict {
         match self.pause_after(code, Pushback::Nothing, Some(&failed.by)) {
             Some(pause) => {

@@ -71,9 +71,9 @@ impl RetryState {
         self.failed
     }
 
-    /// An attempt ended with this code, or without one where its own time was over, and this word of the server, `by` an
-    /// instance if it found one. Returns the wait before the next one, if there is to be one: none that would last beyond
-    /// `end`, nor beyond the budget.
+    /// An attempt ended with this code, or without one where its own time was over, and this word of the server, `by`
+    /// an instance if it found one. Returns the wait before the next one, if there is to be one: none that would last
+    /// beyond `end`, nor beyond the budget.
     pub(crate) fn on_failure(
         &mut self,
         (code, pushback): (Option<Code>, Pushback),

@@ -5,8 +5,8 @@
 //! | share, by default of 10 % and ten a second | counts in its second | counts in its second, if it is allowed | - | while the retries of about the last ten seconds are fewer than the share of the calls of that time and ten times those a second |
 //! | tokens ([`RetryThrottling`]) | - | takes a token | gives back a part of one | while more than half of the tokens are left |
 //!
-//! The seconds of a share are counted from when the channel was built. Each has a cell of a ring of ten, and is in one of
-//! these states:
+//! The seconds of a share are counted from when the channel was built. Each has a cell of a ring of ten, and is in one
+//! of these states:
 //!
 //! | state | a call in it | its count |
 //! | --- | --- | --- |

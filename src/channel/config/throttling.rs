@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::ConfigError;
 
-/// A limit for the retries of all calls of a channel together: while too many fail, nothing is tried twice. It takes the
-/// place of the [budget](crate::ChannelBuilder::retry_budget) that a channel has by default.
+/// A limit for the retries of all calls of a channel together: while too many fail, nothing is tried twice. It takes
+/// the place of the [budget](crate::ChannelBuilder::retry_budget) that a channel has by default.
 ///
 /// There are `max_tokens` at first. Each failure of a call that could be made again, with a code that is retried or
 /// where the server wants no other attempt, takes one; each call of the channel whose response is read up to OK gives

@@ -23,10 +23,11 @@ use crate::error::ConfigError;
 
 /// When an instance that fails is kept from being picked, and for how long.
 ///
-/// On by default, and off by [`outlier_detection(None)`](crate::ChannelBuilder::outlier_detection): after three failures in a row an instance is out for 5 s, then 10 s, 20 s and 25 s if it goes on like
-/// that, and never are more than half of the instances out. It returns on probation: it takes one call at a time until
-/// the head of a response comes, or until nothing was held against it for [`ejection_time`](Self::ejection_time). Where
-/// nothing else is READY it takes all calls. Comparing the failure rates of whole intervals, as gRPC's A50 has it, is an option:
+/// On by default, and off by [`outlier_detection(None)`](crate::ChannelBuilder::outlier_detection): after three
+/// failures in a row an instance is out for 5 s, then 10 s, 20 s and 25 s if it goes on like that, and never are more
+/// than half of the instances out. It returns on probation: it takes one call at a time until the head of a response
+/// comes, or until nothing was held against it for [`ejection_time`](Self::ejection_time). Where nothing else is READY
+/// it takes all calls. Comparing the failure rates of whole intervals, as gRPC's A50 has it, is an option:
 /// [`failure_percentage`](Self::failure_percentage) and [`success_rate`](Self::success_rate).
 ///
 /// What proves something, and what does not:
@@ -66,7 +67,8 @@ enum Terms {
 
 impl OutlierDetection {
     /// gRPC's terms and defaults (A50), as a service config's `outlier_detection_experimental` has them: nothing is
-    /// ejected before [`failure_percentage`](Self::failure_percentage) or [`success_rate`](Self::success_rate) is given.
+    /// ejected before [`failure_percentage`](Self::failure_percentage) or [`success_rate`](Self::success_rate) is
+    /// given.
     ///
     /// What differs from [`new`](Self::new): failures in a row eject no instance, every status but OK is a failure,
     /// ejections last 30 s, 60 s, 90 s and so on up to 300 s, and 10 % of the instances may be out, rounded up, so that
@@ -105,8 +107,8 @@ impl OutlierDetection {
     }
 
     /// How long the first ejection lasts, at most a day. Each further one lasts twice as long as the one before, or in
-    /// [gRPC's terms](Self::grpc) by as much longer as the first one was, unless the instance stayed in for a while: each
-    /// [`interval`](Self::interval) takes back one such step. Defaults to 5 s.
+    /// [gRPC's terms](Self::grpc) by as much longer as the first one was, unless the instance stayed in for a while:
+    /// each [`interval`](Self::interval) takes back one such step. Defaults to 5 s.
     pub fn ejection_time(mut self, time: Duration) -> Self {
         self.ejection_time = time;
         self

@@ -33,8 +33,8 @@ pub(crate) struct LbState {
     pub(crate) connectivity: Connectivity,
     /// There exactly while the channel is READY.
     pub(crate) ready: Option<ReadySet<Arc<ReadyConnection>>>,
-    /// Why calls fail, in [`Connectivity::TransientFailure`] and [`Connectivity::Shutdown`]; why they wait, as far as is
-    /// known, in others.
+    /// Why calls fail, in [`Connectivity::TransientFailure`] and [`Connectivity::Shutdown`]; why they wait, as far as
+    /// is known, in others.
     pub(crate) cause: Option<Arc<ChannelError>>,
 }
 
@@ -115,8 +115,8 @@ impl PickQueue {
         self.instances.store(Arc::new(InstanceList::empty()));
     }
 
-    /// The status of a call whose deadline passed before there was a pick for it. `earlier` is the instance that may have
-    /// handled it in an earlier attempt.
+    /// The status of a call whose deadline passed before there was a pick for it. `earlier` is the instance that may
+    /// have handled it in an earlier attempt.
     pub(crate) fn deadline_passed(&self, earlier: Option<&Address>) -> Status {
         ChannelError::deadline_passed_picking(&self.label, earlier, self.state.load().cause.clone())
     }

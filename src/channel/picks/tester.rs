@@ -103,8 +103,8 @@ impl TestPick {
         self.candidate.load().on_fast_failure(now);
     }
 
-    /// The instance shed the call, and wants to be spared for `pause`, which counts up to five seconds. An instance that
-    /// says nothing of that is spared for half a second.
+    /// The instance shed the call, and wants to be spared for `pause`, which counts up to five seconds. An instance
+    /// that says nothing of that is spared for half a second.
     pub fn shed(&self, pause: Duration) {
         let now = Instant::now();
         self.candidate.load().on_answer();

@@ -1,7 +1,8 @@
 //! The moving average of latencies, and how much evidence there is for it.
 //!
 //! An instance is avoided while its average is high, so what says that it has become faster are the few calls that it
-//! still gets. How soon such a probe is due follows from the evidence: the number of answers, up to 32, that were alike.
+//! still gets. How soon such a probe is due follows from the evidence: the number of answers, up to 32, that were
+//! alike.
 //!
 //! | evidence | the average is old after | then a pick of so many is a probe |
 //! | --- | --- | --- |

@@ -21,8 +21,8 @@ pub(super) fn since(then: u32, now: Instant) -> u32 {
     between(then, millis(now), u32::MAX)
 }
 
-/// The milliseconds from `then` to `now` where both count up to `last` and start again, a power of two less one; 0 where
-/// `then` is later by up to [`SLACK`].
+/// The milliseconds from `then` to `now` where both count up to `last` and start again, a power of two less one; 0
+/// where `then` is later by up to [`SLACK`].
 pub(super) fn between(then: u32, now: u32, last: u32) -> u32 {
     let passed = now.wrapping_sub(then) & last;
     if last - passed < SLACK { 0 } else { passed }

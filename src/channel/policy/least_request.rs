@@ -14,9 +14,9 @@ use crate::channel::policy::{PickArgs, Picker, Policy};
 ///
 /// An instance that fails is not idle. A call that failed at once counts as in flight for about as long as calls take
 /// elsewhere. An instance that [sheds](crate::policy#shedding) calls, or is silent, is passed over: silent is one that
-/// was sent a call and has answered none since, for 16 ms and for twice as long as it usually takes, and one whose calls
-/// missed their deadlines. It is tried with one call a second until it answers, but for the
-/// time in which a ping is on its way to it.
+/// was sent a call and has answered none since, for 16 ms and for twice as long as it usually takes, and one whose
+/// calls missed their deadlines. It is tried with one call a second until it answers, but for the time in which a ping
+/// is on its way to it.
 ///
 /// Calls in flight alone do not show a slow instance while there are few calls: mostly none is in flight anywhere. So
 /// of the two, one whose responses take at least four times as long to begin counts as having one call more in flight,

@@ -146,8 +146,8 @@ const FAILING: u32 = 1 << 30;
 /// A ping waits for its answer.
 const DOUBTED: u32 = 1 << 29;
 
-/// After how many milliseconds missed calls no longer count, and a silent instance is tried again: one caller a second is
-/// what it may cost to see that it is back.
+/// After how many milliseconds missed calls no longer count, and a silent instance is tried again: one caller a second
+/// is what it may cost to see that it is back.
 pub(super) const PROBE_EVERY: u32 = 1024;
 
 /// The longest half-life of a failed call in milliseconds: where calls take longer, a failure should not weigh for

@@ -14,8 +14,8 @@ use super::quota::StreamQuota;
 
 /// The load of one instance on its present connection.
 ///
-/// Every pick reads two of them and writes one, so a load is small: with the two counts of its `Arc` it has the size of a
-/// cache line. It may lie across two, as the allocator aligns to 16 bytes; one of its own would take 128.
+/// Every pick reads two of them and writes one, so a load is small: with the two counts of its `Arc` it has the size of
+/// a cache line. It may lie across two, as the allocator aligns to 16 bytes; one of its own would take 128.
 pub(crate) struct Load {
     quota: StreamQuota,
     latency: Average,

@@ -20,8 +20,8 @@ use crate::channel::policy::{Needs, PickArgs, Picker, Policy};
 /// equally fast instances share by weight, also those that [start slowly](crate::ChannelBuilder::slow_start), whether
 /// each has many calls in flight or hardly one.
 ///
-/// An instance that has answered nothing yet gets calls as one that answers at once, one at a time, and another one each
-/// second: the first may be a stream that stays quiet for hours. One with a high peak still gets a few calls in a
+/// An instance that has answered nothing yet gets calls as one that answers at once, one at a time, and another one
+/// each second: the first may be a stream that stays quiet for hours. One with a high peak still gets a few calls in a
 /// thousand, and where such a probe is fast, the peak is forgotten.
 ///
 /// An instance that fails is neither idle nor fast: one that fails calls at once promises no sooner answer than others,

@@ -16,9 +16,9 @@ use crate::channel::policy::{CallHead, Needs, PickArgs, Picker, Policy};
 /// and weights alone: it is the same in every process and after every restart, without any agreement. A call for whose
 /// owner there is no room, or that it refused, goes to any other; one without a key goes to a random one.
 ///
-/// So all clients have to see the same instances: a channel with a [subset](crate::ChannelBuilder::subset) is refused. With a
-/// [preferred zone](crate::ChannelBuilder::prefer_zone) a key has an owner in each zone, on which the clients of one zone
-/// agree.
+/// So all clients have to see the same instances: a channel with a [subset](crate::ChannelBuilder::subset) is refused.
+/// With a [preferred zone](crate::ChannelBuilder::prefer_zone) a key has an owner in each zone, on which the clients of
+/// one zone agree.
 ///
 /// Each instance has four points on the ring for each unit of its weight: with the default weight of 10 forty, by which
 /// its share of the keys is right within about 16 % (a standard deviation), and with a weight of 100 within 5 %. Where
@@ -76,9 +76,9 @@ impl RingHash {
     /// 4,194,304 count as that many, and a `min` above `max` as `max`. Defaults to 0 and 4,194,304.
     ///
     /// Instances that would have more or fewer points in all have them reduced or increased in proportion. Each has one
-    /// at least, whatever `max` is, and counts are whole: the ring may be off by one point for each instance. At a limit
-    /// an instance that comes or goes changes how many points the others have, which moves a few of their keys, too. All
-    /// processes need the same sizes to find the same owners.
+    /// at least, whatever `max` is, and counts are whole: the ring may be off by one point for each instance. At a
+    /// limit an instance that comes or goes changes how many points the others have, which moves a few of their keys,
+    /// too. All processes need the same sizes to find the same owners.
     #[must_use]
     pub fn ring_size(mut self, min: u32, max: u32) -> Self {
         let max = u64::from(max).clamp(1, MAX_POINTS);

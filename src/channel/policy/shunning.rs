@@ -1,5 +1,5 @@
-//! Picks that pass over instances that shed calls or are silent, as long as others are found. Silent ones are tried with
-//! one call a second, unless a ping is on its way to them.
+//! Picks that pass over instances that shed calls or are silent, as long as others are found. Silent ones are tried
+//! with one call a second, unless a ping is on its way to them.
 
 use tokio::time::Instant;
 

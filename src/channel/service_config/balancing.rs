@@ -83,7 +83,8 @@ impl Balancing {
         Ok(false)
     }
 
-    /// Takes a policy, and what is in it, if it is known. One around a list of which nothing is known is not taken either.
+    /// Takes a policy, and what is in it, if it is known. One around a list of which nothing is known is not taken
+    /// either.
     fn read_policy(&mut self, name: &str, at: &At<'_>) -> Read<bool> {
         let policy = match name {
             "round_robin" => {

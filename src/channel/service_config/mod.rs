@@ -96,8 +96,8 @@ impl ServiceConfig {
     ///
     /// # Errors
     ///
-    /// Text that is no JSON, and a field that is known and whose value is wrong: what was meant by it cannot be left out
-    /// safely.
+    /// Text that is no JSON, and a field that is known and whose value is wrong: what was meant by it cannot be left
+    /// out safely.
     ///
     /// ```
     /// use tonic_etcd::channel::ServiceConfig;

@@ -182,9 +182,9 @@ pub(crate) enum Publish {
     ReadySet,
 }
 
-/// How long an instance that failed must stand, unless it answers a call, before it needs no replacement, and how long a
-/// connection that ends as planned must have stood to be wanted back at once: several times longer than a server takes
-/// that accepts and then ends.
+/// How long an instance that failed must stand, unless it answers a call, before it needs no replacement, and how long
+/// a connection that ends as planned must have stood to be wanted back at once: several times longer than a server
+/// takes that accepts and then ends.
 pub(super) const SETTLED: Duration = Duration::from_secs(1);
 
 /// The first wait after a failure to connect, and the longest: gRPC waits 1 s to 120 s, made for the internet; in a

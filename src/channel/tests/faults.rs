@@ -184,8 +184,8 @@ async fn when_one_of_ten_hangs_calls_that_were_in_flight_on_it_eject_it() {
     let (toll, hung) = Toll::of(&rig, Duration::from_millis(50), stop).await;
     let Toll { failed, in_flight, late } = toll;
     assert!(failed >= 3, "three have to fail before it is known: {failed}");
-    // Two of those that were in flight count, or one where the others were sent before its last answer. The rest of three
-    // are calls that try it again, a second apart.
+    // Two of those that were in flight count, or one where the others were sent before its last answer. The rest of
+    // three are calls that try it again, a second apart.
     assert!(
         late <= 2 && failed <= in_flight + 2,
         "{failed} failed, {late} of them late, and {in_flight} were in flight"
@@ -193,8 +193,8 @@ async fn when_one_of_ten_hangs_calls_that_were_in_flight_on_it_eject_it() {
     assert!(hung.attempted().get() > 2, "it was probed meanwhile, twice over, without a call");
 }
 
-/// Why calls in flight alone do not eject an instance whose connection is heard: whether it hangs or stalled for a while
-/// shows only in a call that comes later.
+/// Why calls in flight alone do not eject an instance whose connection is heard: whether it hangs or stalled for a
+/// while shows only in a call that comes later.
 #[tokio::test(start_paused = true)]
 async fn an_instance_that_stalls_until_all_its_calls_are_overdue_is_not_ejected() {
     for deadline in [150, 500, 900].map(Duration::from_millis) {

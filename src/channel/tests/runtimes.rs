@@ -148,7 +148,8 @@ fn is_send<T: Send>() {}
 
 fn is_shared<T: Send + Sync>() {}
 
-/// What the channel gives and takes can go to other threads, and all but what is used up by one be looked at from several.
+/// What the channel gives and takes can go to other threads, and all but what is used up by one be looked at from
+/// several.
 #[test]
 fn public_types_go_from_thread_to_thread() {
     use crate::channel::{

@@ -241,9 +241,9 @@ const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 const SEND_BUFFER: usize = 1024 * 1024;
 const HEADER_LIST: u32 = 16 * 1024;
 
-/// How much a server may put into one frame. Each frame costs the client a read, a wake-up and a piece of the message to
-/// put together: with HTTP/2's own 16 KiB a large answer costs a fifth more CPU. Four times that still lets the frames of
-/// other calls through after half a millisecond at a gigabit.
+/// How much a server may put into one frame. Each frame costs the client a read, a wake-up and a piece of the message
+/// to put together: with HTTP/2's own 16 KiB a large answer costs a fifth more CPU. Four times that still lets the
+/// frames of other calls through after half a millisecond at a gigabit.
 const FRAME: u32 = 64 * 1024;
 
 /// 512 streams that are not read leave the others their windows: what bounds memory are the windows of streams. tonic's

@@ -166,8 +166,8 @@ impl Default for FrameWriter {
 }
 
 impl FrameWriter {
-    /// Takes the next bytes and tells the stream of each HEADERS frame that has begun. Returns whether a frame of a call
-    /// has.
+    /// Takes the next bytes and tells the stream of each HEADERS frame that has begun. Returns whether a frame of a
+    /// call has.
     pub(crate) fn wrote(&mut self, mut bytes: &[u8], mut headers: impl FnMut(u32)) -> bool {
         let mut wrote_calls = false;
         while !bytes.is_empty() {

@@ -142,8 +142,8 @@ struct KeepAlive {
     phase: Phase,
     /// For what the phase waits.
     timer: Pin<Box<Sleep>>,
-    /// When the peer was asked, unless frames of calls came from it since. Pings that measure do not count: those frames
-    /// bring them about, one at most each time.
+    /// When the peer was asked, unless frames of calls came from it since. Pings that measure do not count: those
+    /// frames bring them about, one at most each time.
     idle_ping: Option<Instant>,
 }
 
@@ -311,8 +311,9 @@ impl Window {
     }
 }
 
-/// Between a ping and one of suspicion, on a connection that has brought nothing of a call since: gRPC servers (grpc-go,
-/// C++) close a connection at the third ping that comes sooner. A shorter interval says that these servers allow that.
+/// Between a ping and one of suspicion, on a connection that has brought nothing of a call since: gRPC servers
+/// (grpc-go, C++) close a connection at the third ping that comes sooner. A shorter interval says that these servers
+/// allow that.
 const SUSPICION_PAUSE: Duration = Duration::from_secs(5 * 60);
 
 /// As long as no call is open, these servers allow a ping in two hours.

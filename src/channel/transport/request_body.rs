@@ -291,8 +291,8 @@ const KEPT_BYTES: usize = 64 * 1024;
 /// What h2 takes as one message.
 const LARGEST_FRAME: usize = i32::MAX as usize;
 
-/// What goes out as one frame, so that no rest of it waits for room, unless the windows are smaller than at first or used
-/// up by other calls.
+/// What goes out as one frame, so that no rest of it waits for room, unless the windows are smaller than at first or
+/// used up by other calls.
 const LARGEST_WHOLE: usize = 16 * 1024;
 
 /// How many frames one poll sends before other tasks have their turn.

@@ -240,8 +240,8 @@ impl KeyIndex {
     }
 }
 
-/// About how much memory an instance and its key take: their strings, what the allocator and the maps add, and what each
-/// string needs beside its text.
+/// About how much memory an instance and its key take: their strings, what the allocator and the maps add, and what
+/// each string needs beside its text.
 pub(super) fn footprint(segment: &str, instance: &Instance) -> usize {
     const EACH: usize = 8;
     const AROUND: usize = 432;

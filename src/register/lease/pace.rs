@@ -9,9 +9,9 @@ use crate::backoff::up_to;
 
 /// The turns of one process, and what they are paced by.
 ///
-/// Two of them are a few times the cost of the latest grant apart on average, so that etcd has time for other processes:
-/// while it is busy, each leaves it more. They stay within a window all the same, since a registration that waits is
-/// not found.
+/// Two of them are a few times the cost of the latest grant apart on average, so that etcd has time for other
+/// processes: while it is busy, each leaves it more. They stay within a window all the same, since a registration that
+/// waits is not found.
 #[derive(Debug)]
 pub(super) struct Pace {
     /// The latest turn that was given out.

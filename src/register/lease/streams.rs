@@ -2,9 +2,9 @@
 //!
 //! A stream is kept for as long as its connection lives, however late its answers are: what ends a dead connection are
 //! its HTTP/2 pings. But etcd serves the keepalives of a stream one after the other, and a follower that forwarded one
-//! to a leader which is gone holds up all behind it for 7 s. So a keepalive that finds its stream late opens another one
-//! beside it, on the same connection, or on a new one where that does not even answer a read: the network may have lost it,
-//! and pings take longer to find out than a lease may wait.
+//! to a leader which is gone holds up all behind it for 7 s. So a keepalive that finds its stream late opens another
+//! one beside it, on the same connection, or on a new one where that does not even answer a read: the network may have
+//! lost it, and pings take longer to find out than a lease may wait.
 //!
 //! ```text
 //! current --late--> current, and one beside it --the one beside was answered--> it is the current one
@@ -88,7 +88,8 @@ impl KeepaliveStreams {
     }
 
     /// The member to ask next, which is none of `asked`. Of those that do not owe an answer for longer than `patience`
-    /// it is the preferred one if nothing was asked yet, or else any; if all do, it is the one that owes the least long.
+    /// it is the preferred one if nothing was asked yet, or else any; if all do, it is the one that owes the least
+    /// long.
     pub(super) fn choose(&self, asked: &[usize], patience: Duration) -> Option<usize> {
         let now = Instant::now();
         let lateness = (0..self.members.len()).map(|member| self.member(member).lateness(patience, now));

@@ -109,8 +109,8 @@ fn word(fault: Fault) -> &'static str {
     }
 }
 
-/// For how long after a server is well again what clients see of it may be due to its fault: calls that it got before miss
-/// their deadlines. An ejection may last longer, but does not begin again.
+/// For how long after a server is well again what clients see of it may be due to its fault: calls that it got before
+/// miss their deadlines. An ejection may last longer, but does not begin again.
 const AFTERWARDS: Duration = Duration::from_secs(10);
 
 /// For how long after a server was disturbed its removal may be reported: its TTL, and the hold of a suspect.

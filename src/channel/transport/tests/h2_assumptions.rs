@@ -232,8 +232,8 @@ async fn what_the_codec_holds_is_flushed_after_calls_were_told_of_the_end() {
     let _ = driver.await;
 }
 
-/// `profile.dev.package.h2` in `Cargo.toml`: why a check is off that is made with the last handle of a connection. One that
-/// is dropped unread leaves h2 at once.
+/// `profile.dev.package.h2` in `Cargo.toml`: why a check is off that is made with the last handle of a connection. One
+/// that is dropped unread leaves h2 at once.
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_is_read_after_the_end_of_its_connection_stays_until_the_last_handle_goes() {
     for is_read in [false, true] {

@@ -9,8 +9,8 @@ const FREEZES: Duration = Duration::from_secs(10);
 /// How long a call takes, and so for how long answers of earlier calls come.
 const USUAL: Duration = Duration::from_millis(20);
 
-/// When silence shows at the latest, after the first call that none of those answers overtakes: twice the usual time, and
-/// what a look at milliseconds may miss.
+/// When silence shows at the latest, after the first call that none of those answers overtakes: twice the usual time,
+/// and what a look at milliseconds may miss.
 const SHOWS_AFTER: Duration = Duration::from_millis(45);
 
 /// Ten instances of which the first freezes after ten seconds. How many calls go there until silence shows, and in each
