@@ -5,13 +5,13 @@
 
 use libfuzzer_sys::fuzz_target;
 use tonic_etcd::format::{Entry, EtcdNaming, Format, GoZero, Kitex, Kratos};
-use tonic_etcd::{Instance, ServiceName};
+use tonic_etcd::{Instance, ServiceName, Tags};
 
 fuzz_target!(|input: (&str, &[u8])| {
     let (segment, value) = input;
-    read(&Kitex, segment, value);
-    read(&EtcdNaming, segment, value);
-    read(&GoZero, segment, value);
+    read(&Kitex::new(), segment, value);
+    read(&EtcdNaming::new(), segment, value);
+    read(&GoZero::new(), segment, value);
     read(&Kratos::new(), segment, value);
     read(&Kratos::new().secure(true), segment, value);
 });
@@ -19,8 +19,9 @@ fuzz_target!(|input: (&str, &[u8])| {
 fn read(format: &impl Format, segment: &str, value: &[u8]) {
     _ = format.mark_draining(value);
     let Ok(read) = format.decode(segment, value) else { return };
-    let mut instance = Instance::new("echo", read.address.clone()).with_weight(read.weight.unwrap_or(1).max(1));
-    instance.tags = read.tags.iter().collect();
+    let tags: Tags = read.tags.iter().collect();
+    let instance =
+        Instance::new("echo", read.address.clone()).with_weight(read.weight.unwrap_or(1).max(1)).with_tags(tags);
     let service: ServiceName = "echo".parse().expect("a name");
     let entry = Entry::new(&service, &instance, 7, 7).draining(read.draining && format.carries_draining());
     let written = format.encode(&entry);
