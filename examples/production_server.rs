@@ -1,4 +1,4 @@
-//! A whole production server: two services and their health on one port, limits, and an end that costs no call.
+//! A whole production server: two services, health and reflection, limits, and an end that costs no call.
 
 use std::error::Error;
 use std::time::Duration;
@@ -40,17 +40,17 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let incoming = TcpIncoming::bind("0.0.0.0:0".parse()?)?.with_nodelay(Some(true));
     let instance = Instance::new("hello", incoming.local_addr()?).with_tag("version", env!("CARGO_PKG_VERSION"));
 
-    // It is in etcd only while hello.Hello is SERVING, which is the program's to say: here once it is ready.
+    // It is in etcd only while hello.Hello is SERVING, which the program says once it is ready.
     let (reporter, health) = tonic_health::server::health_reporter();
     let registration = registry.registration(instance).health(reporter.clone(), "hello.Hello").build()?;
     println!("hello is published as {} once it serves", registration.address());
     reporter.set_serving::<HelloServer<Greeter>>().await;
 
+    let descriptors = include_bytes!("proto/descriptors.bin");
+    let reflection = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(descriptors);
     let services = Routes::new(HelloServer::new(Greeter)).add_service(GoodbyeServer::new(Greeter)).add_service(health);
-    let server = Server::builder()
-        .timeout(Duration::from_secs(30))
-        .concurrency_limit_per_connection(256)
-        .http2_keepalive_interval(Some(Duration::from_secs(30)));
+    let services = services.add_service(reflection.build_v1()?);
+    let server = Server::builder().timeout(Duration::from_secs(30)).concurrency_limit_per_connection(256);
     // With SIGTERM or ctrl-c it leaves etcd, then finishes the calls in flight, within 30 s in all.
     registration.serve_with(server, services, incoming, shutdown_signal()).await?;
     println!("hello has left");

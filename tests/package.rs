@@ -61,8 +61,10 @@ fn only_what_users_have_a_use_for_is_in_the_package() {
         let is_useless = useless.iter().any(|name| file.starts_with(name));
         assert!(!is_useless, "{} is in the package; see `include` in Cargo.toml", file.display());
         let kind = file.extension().and_then(|it| it.to_str());
-        let is_known =
-            matches!(kind, None | Some("lock" | "md" | "orig" | "proto" | "rs" | "toml" | "json" | "yaml" | "service"));
+        let is_known = matches!(
+            kind,
+            None | Some("lock" | "md" | "orig" | "proto" | "rs" | "toml" | "json" | "yaml" | "service" | "bin")
+        );
         assert!(is_known, "{} is in the package: what is it for?", file.display());
     }
 }

@@ -98,9 +98,13 @@ impl Recorder {
 
 #[cfg(feature = "health")]
 #[tokio::test]
-async fn the_production_server_has_two_services_and_health_and_leaves() {
+async fn the_production_server_has_two_services_health_and_reflection_and_leaves() {
     use tonic_health::pb::HealthCheckRequest;
     use tonic_health::pb::health_client::HealthClient;
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
     use crate::support::server::proto::goodbye::GoodbyeRequest;
     use crate::support::server::proto::goodbye::goodbye_client::GoodbyeClient;
@@ -119,8 +123,16 @@ async fn the_production_server_has_two_services_and_health_and_leaves() {
     let reply = GoodbyeClient::new(channel.clone()).say_goodbye(goodbye).await.expect("it says goodbye");
     assert_eq!(reply.into_inner().message, "Goodbye, test!");
     let request = HealthCheckRequest { service: "hello.Hello".to_owned() };
-    let answer = HealthClient::new(channel).check(request).await.expect("it has a health service");
+    let answer = HealthClient::new(channel.clone()).check(request).await.expect("it has a health service");
     assert_eq!(answer.into_inner().status, 1, "SERVING");
+    let request = Some(MessageRequest::ListServices(String::new()));
+    let request = ServerReflectionRequest { host: String::new(), message_request: request };
+    let mut client = ServerReflectionClient::new(channel);
+    let answers = client.server_reflection_info(tokio_stream::iter([request])).await.expect("it has reflection");
+    let answer = answers.into_inner().message().await.expect("an answer").expect("one");
+    let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else { panic!("{answer:?}") };
+    let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
+    assert!(names.contains(&"hello.Hello") && names.contains(&"goodbye.Goodbye"), "{names:?}");
 
     server.signal(Signal::TERM);
     server.expect_text("hello has left", LIMIT).await;
