@@ -128,6 +128,7 @@ pub mod guide;
 mod instance;
 pub mod kitex;
 mod log_limit;
+mod metrics;
 #[cfg(feature = "_tls")]
 mod pem;
 mod register;

@@ -36,6 +36,14 @@ pub fn example(name: &str) -> Command {
     Command::new(path)
 }
 
+/// The program of this crate, which the feature `cli` builds.
+pub fn program() -> Command {
+    let test = env::current_exe().expect("the test knows where it lies");
+    let path = test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps").join("tonic-etcd");
+    assert!(path.exists(), "{} is not built: run `cargo build --features cli`", path.display());
+    Command::new(path)
+}
+
 /// The memory that a process has now, and the most that it ever had, in bytes; 0 where the system does not report it.
 /// `process` is its id, or `self`.
 pub fn memory_of(process: &str) -> (u64, u64) {

@@ -1,4 +1,4 @@
-//! What the registry program prints: aligned columns for people, a JSON object a line for programs.
+//! What commands print: aligned columns for people, a JSON object a line for programs.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +9,6 @@ use tonic_etcd::snapshot::{Member, MemberState, Snapshot};
 use tonic_etcd::{Address, ServiceName};
 
 use crate::changes::Line;
-use crate::shared::print_line;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Output {
@@ -160,6 +159,14 @@ fn print_table<const N: usize>(columns: [Column; N], mut rows: Vec<[String; N]>)
         print(cells.collect::<Vec<_>>().join("  ").trim_end())?;
     }
     Ok(())
+}
+
+/// Prints one JSON line to standard output, now: its reader acts on it.
+pub(crate) fn print_line(line: &impl Serialize) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    serde_json::to_writer(&mut stdout, line)?;
+    stdout.write_all(b"\n")?;
+    stdout.flush()
 }
 
 fn print(line: &str) -> io::Result<()> {

@@ -1,15 +1,15 @@
-//! The program `registry` shows what is registered, asks servers to leave, and reports by its exit code how that went.
+//! The program `tonic-etcd` shows what is registered, asks servers to leave, and reports by its exit code how that went.
 
 use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::support::LIMIT;
 use crate::support::etcd::Etcd;
-use crate::support::process::{Process, Signal, example};
+use crate::support::process::{Process, Signal, example, program};
 
 /// What the program came to: its exit code, standard output and standard error.
 async fn run(etcd: &Etcd, arguments: &[&str]) -> (i32, String, String) {
-    let mut command = Command::from(example("registry"));
+    let mut command = Command::from(program());
     let output = command.args(["--etcd", &etcd.url()]).args(arguments).output().await.expect("the program runs");
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("it prints text");
     (output.status.code().expect("it exits"), text(&output.stdout), text(&output.stderr))
@@ -86,7 +86,7 @@ async fn what_cannot_be_done_differs_from_what_cannot_be_understood() {
 async fn a_watch_of_everything_takes_in_services_that_come_later() {
     let etcd = Etcd::start().await;
     put(&etcd, "echo", "10.0.0.1:80", r#""weight":1"#).await;
-    let start = |arguments: &[&str]| Process::start(example("registry").args(["--etcd", &etcd.url()]).args(arguments));
+    let start = |arguments: &[&str]| Process::start(program().args(["--etcd", &etcd.url()]).args(arguments));
     let (mut all, mut one) = (start(&["watch", "--json"]), start(&["watch", "hello", "--json"]));
     let told = |line: &Value| (line["service"].clone(), line["address"].clone(), line["weight"].clone());
     let insert = all.expect_event("insert", LIMIT).await;

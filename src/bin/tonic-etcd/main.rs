@@ -1,0 +1,115 @@
+//! A look into a registry, and orders to its servers.
+//!
+//! # Layout
+//!
+//! | file | what flows through it |
+//! | --- | --- |
+//! | this file | the command line to a command |
+//! | `connection` | flags to a registry |
+//! | `command` | a command to its outcome |
+//! | `changes` | changes of a service to lines |
+//! | `print` | values to standard output |
+//! | `failure` | errors to exit codes |
+
+mod changes;
+mod command;
+mod connection;
+mod failure;
+mod print;
+
+use std::error::Error;
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use tonic_etcd::Address;
+use tracing_subscriber::EnvFilter;
+
+use self::connection::Connection;
+use self::failure::Failure;
+use self::print::Output;
+
+/// Looks into a registry, and gives orders to its servers.
+///
+/// Exits with 0 if it did what it was asked to; with 1 if etcd failed, nothing of that name or address is registered,
+/// or a server did not leave; with 2 if the command line is wrong.
+#[derive(Parser)]
+#[command(name = "tonic-etcd", version)]
+struct Flags {
+    #[command(flatten)]
+    connection: Connection,
+
+    /// Prints one JSON object a line, for programs
+    #[arg(long)]
+    json: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Lists the services, or the servers of one
+    Ls {
+        /// The service's name
+        service: Option<String>,
+    },
+    /// Prints what comes, changes and goes, of all services or of one, until ctrl-c
+    Watch {
+        /// The service's name
+        service: Option<String>,
+    },
+    /// Asks a server to leave: it is struck out and gets no new calls, but serves on
+    Drain {
+        /// Where the server is registered, as host:port
+        address: Address,
+
+        /// The service's name, where the address is registered for several [default: the one that it is registered for]
+        #[arg(long, value_name = "NAME")]
+        service: Option<String>,
+    },
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    // In front of the command or behind it: both are easy to type.
+    let command = Flags::command().mut_args(|flag| flag.global(true));
+    let flags = Flags::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
+    log_to_stderr(flags.command.log());
+    match run(flags).await {
+        // The reader of the output has seen enough, as `head` does.
+        Err(Failure::Run(error)) if is_closed_pipe(&*error) => ExitCode::SUCCESS,
+        ended => failure::exit_code::<Flags>(ended),
+    }
+}
+
+impl Command {
+    /// What is logged: an etcd that does not answer is the error of the commands that ask once.
+    fn log(&self) -> &'static str {
+        match self {
+            Self::Watch { .. } => "warn",
+            Self::Ls { .. } | Self::Drain { .. } => "warn,tonic_etcd::etcd=error",
+        }
+    }
+}
+
+async fn run(flags: Flags) -> Result<(), Failure> {
+    let registry = flags.connection.registry()?;
+    let output = Output { json: flags.json };
+    match flags.command {
+        Command::Ls { service } => command::ls::run(&registry, service.as_deref(), output).await,
+        Command::Watch { service } => command::watch::run(&registry, service, output).await,
+        Command::Drain { address, service } => command::drain::run(&registry, address, service, output).await,
+    }
+}
+
+fn is_closed_pipe(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Sends logs to standard error: what `RUST_LOG` asks for, or else `default`.
+fn log_to_stderr(default: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let colours = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(io::stderr).init();
+}
