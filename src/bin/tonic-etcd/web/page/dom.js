@@ -61,6 +61,11 @@ export function span(ms) {
   return `${Math.floor(seconds / 86400)} d ${Math.floor((seconds % 86400) / 3600)} h`;
 }
 
+/** The same in one unit. */
+export function briefly(ms) {
+  return span(ms).split(" ").slice(0, 2).join(" ");
+}
+
 export function clock(ms) {
   return new Date(ms).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
 }

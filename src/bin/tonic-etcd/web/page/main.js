@@ -21,6 +21,10 @@ const table = new Table((row) => details.open(row), () => draw());
 const timeline = new Timeline((entry) => details.open(entry));
 let link = "connecting";
 let lastHeard = Date.now();
+let timer = 0;
+let took = 0;
+let untold = [];
+let telling = 0;
 
 connect(
   (name, data) => {
@@ -56,8 +60,6 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-let timer = 0;
-let took = 0;
 function draw() {
   if (timer) return;
   timer = setTimeout(() => {
@@ -129,7 +131,7 @@ function renderTotals() {
   reconcile($("#totals"), tiles, ({ name }) => name, makeTile, (tile, { value, note, state }) => {
     setText(tile.querySelector(".value"), value.toLocaleString("en"));
     setText(tile.querySelector(".note"), note);
-    if (state !== null) tile.setAttribute("aria-pressed", String(query.state === state));
+    if (state) tile.setAttribute("aria-pressed", String(query.state === state));
     tile.classList.toggle("is-zero", value === 0);
   });
 }
@@ -231,8 +233,6 @@ function renderNothing(rows) {
 }
 
 /** Reads the newest out to those who do not see it, a few at a time. */
-let untold = [];
-let telling = 0;
 function tell(entries) {
   untold.push(...entries.filter(({ what }) => what !== "found"));
   if (untold.length === 0 || telling) return;

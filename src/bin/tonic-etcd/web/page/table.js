@@ -1,6 +1,6 @@
 // Instances to a table: filtered, sorted, and a page of rows at a time, however many there are.
 
-import { count, element, reconcile, setText, sign, span } from "./dom.js";
+import { briefly, count, element, reconcile, setText, sign } from "./dom.js";
 
 const ROWS = 50;
 const COLLATOR = new Intl.Collator("en", { numeric: true });
@@ -56,6 +56,7 @@ export class Table {
       this.made = made;
     }
     const now = model.now();
+    this.heaviest = shown.reduce((most, row) => Math.max(most, row.weight), 1);
     reconcile(
       this.body,
       shown,
@@ -111,7 +112,7 @@ export class Table {
           this.page = 0;
           this.onChange();
         });
-        return element("th", column.number ? "number" : "", [button], { scope: "col" });
+        return element("th", classOf(column), [button], { scope: "col" });
       },
       (cell, column) => {
         const isSorted = column.name === this.sortBy;
@@ -125,9 +126,7 @@ export class Table {
   makeRow(row, columns) {
     const line = element("tr", "");
     for (const column of columns) {
-      const cell = element("td", [column.name.trim().toLowerCase(), column.number ? "number" : ""].join(" ").trim());
-      if (column.figure) cell.className = "number figure";
-      line.append(cell);
+      line.append(element("td", classOf(column)));
     }
     const open = element("button", "open", row.address, { type: "button", "aria-haspopup": "dialog" });
     open.addEventListener("click", () => this.onOpen(line.row));
@@ -136,7 +135,8 @@ export class Table {
   }
 
   updateRow(line, row, columns, now) {
-    if (line.row !== row) {
+    if (line.row !== row || line.heaviest !== this.heaviest) {
+      line.heaviest = this.heaviest;
       if (line.row?.state !== row.state) {
         line.className = `is-${row.state}`;
         line.children[0].replaceChildren(sign(row.state), element("span", "", row.state));
@@ -144,7 +144,7 @@ export class Table {
       line.row = row;
       const values = [null, null, row.service, null, row.zone, null, row.lease];
       values.forEach((value, at) => value !== null && setText(line.children[at], value));
-      const bar = element("meter", "", [], { min: 0, max: 100, value: Math.min(row.weight, 100), "aria-hidden": "true" });
+      const bar = element("meter", "", [], { max: this.heaviest, value: row.weight, "aria-hidden": "true" });
       line.children[3].replaceChildren(element("span", "", row.weight), bar);
       const tags = row.tags.filter(([name]) => name !== "zone");
       line.children[5].replaceChildren(...tags.slice(0, 6).map((tag) => element("span", "tag", tag.join("="))));
@@ -152,7 +152,7 @@ export class Table {
     }
     const isNew = row.since !== null && now - row.since < 4_000 && row.state !== "gone";
     line.classList.toggle("is-new", isNew);
-    setText(line.children[7], row.since === null ? "" : `${span(now - row.since)} ago`);
+    setText(line.children[7], row.since === null ? "" : `${briefly(now - row.since)} ago`);
     for (let at = 8; at < columns.length; at += 1) setText(line.children[at], columns[at].text(row));
   }
 
@@ -168,3 +168,5 @@ export class Table {
     buttons[to]?.focus();
   }
 }
+
+const classOf = ({ name, number, figure }) => `${figure ? "figure" : name.toLowerCase()}${number ? " number" : ""}`;

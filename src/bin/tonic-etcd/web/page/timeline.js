@@ -72,7 +72,7 @@ export class Timeline {
 
   renderStrip(entries, now) {
     const width = Math.max(200, this.place.clientWidth);
-    const [left, right] = [48, width - 8];
+    const [left, right] = [44, width - 9];
     const from = now - MINUTES * 60_000;
     const x = (time) => left + ((time - from) / (now - from)) * (right - left);
     const bins = new Map();
