@@ -34,7 +34,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let address: SocketAddr = arguments.next().unwrap_or_else(|| "127.0.0.1:9464".to_owned()).parse()?;
 
     // Before the registry: what is built earlier has nothing to report to.
-    PrometheusBuilder::new().with_http_listener(address).set_buckets(&SECONDS)?.install()?;
+    let prometheus = PrometheusBuilder::new().with_recommended_naming(true).set_buckets(&SECONDS)?;
+    prometheus.with_http_listener(address).install()?;
     println!("metrics are at http://{address}/metrics");
 
     let registry = Registry::builder([url]).build()?;
