@@ -39,6 +39,7 @@ mod mistakes;
 mod operated;
 mod poison;
 mod processes;
+#[cfg(feature = "cli")]
 mod program;
 mod put_back;
 mod replaced;
