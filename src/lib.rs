@@ -94,6 +94,7 @@
 //! | [`mod@format`] | what keys and values look like in etcd |
 //! | [`registration`], [`server`] | the status of a registration; the server around it, or without one |
 //! | [`snapshot`], [`address`], [`tags`] | sets of instances, and parts of what is known of one |
+//! | [`inspect`] | what stands in etcd, key by key and lease by lease |
 //! | [`testing`] | test benches |
 //! | [`kitex`] | Kitex's names and ours |
 //!
@@ -164,6 +165,15 @@ pub use self::tls::ClientTls;
 /// The parts of an [`Address`].
 pub mod address {
     pub use crate::instance::Host;
+}
+
+/// What stands in etcd, key by key and lease by lease: for programs that look for mistakes.
+///
+/// [`Registry::keys`](crate::Registry::keys), [`Registry::lease`](crate::Registry::lease) and
+/// [`Registry::members`](crate::Registry::members) return it.
+pub mod inspect {
+    pub use crate::discover::{StoredKey, StoredKeys, Unusable};
+    pub use crate::etcd::{Lease, MemberStatus};
 }
 
 /// How the instance of a call is picked: the policies of the crate, and the traits for one of your own.

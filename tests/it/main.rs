@@ -28,6 +28,7 @@ mod half_open;
 mod health;
 mod herd;
 mod inside;
+mod inspected;
 mod interop;
 mod kitex;
 mod large;
