@@ -4,6 +4,7 @@
 //! kept, so that what happens often costs an atomic operation. A handle belongs to the recorder that was installed
 //! when it was made.
 
+pub(crate) mod channel;
 #[cfg(not(feature = "metrics"))]
 mod off;
 #[cfg(feature = "metrics")]

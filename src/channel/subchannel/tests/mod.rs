@@ -33,7 +33,11 @@ const OVER: Input<()> = Input::EjectionOver { others: ALONE };
 
 fn reports() -> Reports {
     let outliers = OutlierDetection::new().consecutive_failures(3);
-    Reports { outliers: Arc::new(outliers), events: mpsc::unbounded_channel().0 }
+    Reports {
+        outliers: Arc::new(outliers),
+        events: mpsc::unbounded_channel().0,
+        figures: ChannelFigures::new("etcd:///echo"),
+    }
 }
 
 /// What calls on the connections report that are made from now on.
