@@ -2,6 +2,7 @@
 
 mod claims;
 mod keepalive;
+mod leave;
 mod own_key;
 mod pace;
 mod setbacks;

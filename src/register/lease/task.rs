@@ -22,10 +22,11 @@ use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
 use super::claims::{ClaimOutcome, Claims, GrantOutcome};
 use super::keepalive::{Lease, keep};
+use super::leave::leave;
 use super::own_key::{Observer, observe};
 use super::setbacks::Setbacks;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
@@ -423,26 +424,7 @@ impl LeaseTask {
 
     async fn take_out(&mut self) {
         let instance = self.desired.instance();
-        let service = self.claims.service().clone();
-        let was_registered = self.claims.was_registered();
-        // Nothing that clients could know of is worth a wait: a lease without a key ends by itself.
-        let limit = if self.claims.may_be_known() { LEAVE_LIMIT } else { REVOKE_LIMIT };
-        match timeout(limit, self.claims.take_out(&instance)).await {
-            Ok(true) if was_registered => tracing::info!(%service, address = %instance.address, "deregistered"),
-            Ok(_) | Err(_) if !self.claims.may_be_known() => {
-                tracing::info!(%service, address = %instance.address, "left; it was never registered");
-            }
-            Ok(true) => tracing::info!(%service, address = %instance.address, "left before it was registered"),
-            Ok(false) => tracing::warn!(%service, "etcd refused the deregistration; the lease will expire"),
-            Err(_) => {
-                let leases = self.claims.left_over();
-                tracing::warn!(
-                    %service,
-                    ?leases,
-                    "etcd did not take the deregistration in time; the leases will expire"
-                );
-            }
-        }
+        leave(&mut self.claims, &instance).await;
     }
 
     /// When a key that was touched or withdrawn may be put back.
@@ -477,9 +459,3 @@ const LEASE_ENDED: &str = "the lease expired or was revoked";
 
 /// The least time between two returns of a key that is removed again and again, or whose health flutters.
 const RESTORE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// The longest that a leave may take while etcd is unreachable: a process must end.
-const LEAVE_LIMIT: Duration = Duration::from_secs(3);
-
-/// The longest that the revocation of a lease may take that no key was claimed under: a few round trips.
-const REVOKE_LIMIT: Duration = Duration::from_millis(250);
