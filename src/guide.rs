@@ -17,6 +17,7 @@
 //! | [`deployment`] | Kubernetes, Docker and systemd |
 //! | [`testing`] | tests of your own service, without etcd |
 //! | [`logging`] | targets, levels and messages |
+//! | [`metrics`] | counters, gauges and histograms, and when to raise an alarm |
 //! | [`troubleshooting`] | messages, their causes and remedies |
 //! | [`compared`] | Kitex, grpc-go, linkerd and tonic beside this crate |
 //! | [`benchmarks`] | the channel beside tonic's |
@@ -55,6 +56,7 @@ macro_rules! links {
 [from-tonic]: crate::guide::from_tonic
 [kitex]: crate::kitex
 [logging]: crate::guide::logging
+[metrics]: crate::guide::metrics
 [options]: crate::guide::options#registry
 [options-address]: crate::guide::options#the-published-address
 [retries]: crate::guide::retries
@@ -79,6 +81,7 @@ chapters! {
     deployment = "../docs/deployment.md";
     testing = "../docs/testing.md";
     logging = "../docs/logging.md";
+    metrics = "../docs/metrics.md";
     troubleshooting = "../docs/troubleshooting.md";
     compared = "../docs/compared.md";
     benchmarks = "../docs/benchmarks.md";
