@@ -80,7 +80,8 @@
 //! Registrations, watches and connections log by `tracing` events of the target `tonic_etcd`: install a subscriber,
 //! `tracing_subscriber::fmt().init()` for example. From `info` on they say what an operator has to know: each
 //! registration that begins, is lost or ends, each server that joins, leaves or is ejected, and each outage of an etcd
-//! member. [Logging](guide::logging) lists the messages.
+//! member. [Logging](guide::logging) lists the messages. With the feature `metrics` there are counters, gauges and
+//! histograms as well: [Metrics](guide::metrics) lists them.
 //!
 //! # Modules
 //!
@@ -111,6 +112,7 @@
 //!   [`Tags`] and [`Instance`].
 //! - `health`: `ChannelBuilder::health_check` leaves out servers that do not report SERVING, and
 //!   `RegistrationBuilder::health` keeps such a server out of etcd.
+//! - `metrics`: counters, gauges and histograms by the facade of that name, as [Metrics](guide::metrics) lists them.
 
 // docs.rs names the features of each item; the internal one says nothing to users.
 #![cfg_attr(docsrs, feature(doc_cfg))]
