@@ -16,6 +16,7 @@
 //! | [`production`] | what to check before production |
 //! | [`deployment`] | Kubernetes, Docker and systemd |
 //! | [`testing`] | tests of your own service, without etcd |
+//! | [`operating`] | the program `tonic-etcd`: what is registered, and orders to servers |
 //! | [`logging`] | targets, levels and messages |
 //! | [`troubleshooting`] | messages, their causes and remedies |
 //! | [`compared`] | Kitex, grpc-go, linkerd and tonic beside this crate |
@@ -55,6 +56,7 @@ macro_rules! links {
 [from-tonic]: crate::guide::from_tonic
 [kitex]: crate::kitex
 [logging]: crate::guide::logging
+[operating]: crate::guide::operating
 [options]: crate::guide::options#registry
 [options-address]: crate::guide::options#the-published-address
 [retries]: crate::guide::retries
@@ -78,6 +80,7 @@ chapters! {
     production = "../docs/production.md";
     deployment = "../docs/deployment.md";
     testing = "../docs/testing.md";
+    operating = "../docs/operating.md";
     logging = "../docs/logging.md";
     troubleshooting = "../docs/troubleshooting.md";
     compared = "../docs/compared.md";

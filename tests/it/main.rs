@@ -38,6 +38,7 @@ mod mistakes;
 mod operated;
 mod poison;
 mod processes;
+#[cfg(feature = "cli")]
 mod program;
 mod put_back;
 mod replaced;
