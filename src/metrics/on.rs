@@ -91,6 +91,12 @@ impl Counter {
 #[derive(Debug, Clone)]
 pub(crate) struct Gauge(metrics::Gauge);
 
+impl Gauge {
+    pub(crate) fn add(&self, amount: f64) {
+        self.0.increment(amount);
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct Histogram(metrics::Histogram);
 

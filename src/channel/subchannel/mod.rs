@@ -156,7 +156,7 @@ impl<T> Subchannel<T> {
             }
             Input::Proved(tally) => self.on_proved(&tally, now, &mut effects),
             Input::Admitted => self.take_back(now, "another instance fails", &mut effects),
-            Input::Outlier => self.eject("it fails more often than the others", now, &mut effects),
+            Input::Outlier(method) => self.eject(method, now, &mut effects),
             Input::EjectionOver { others } => self.on_ejection_over(others, now, &mut effects),
             Input::ProbationOver => self.on_probation_over(now, &mut effects),
         }

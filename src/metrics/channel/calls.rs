@@ -11,7 +11,6 @@ use tonic::{Code, GrpcMethod};
 use super::constants::{
     ATTEMPT_DURATION, ATTEMPT_STARTED, CALL_DURATION, CALL_RETRIES, CALL_RETRY_DELAY, CALL_TRANSPARENT_RETRIES,
 };
-use super::on::TARGET;
 use crate::metrics::{Counter, Gauge, Histogram};
 
 /// What is measured of one call, which ends once: with a status, or CANCELLED where it is dropped before.
@@ -235,25 +234,25 @@ struct RepeatHandles {
 
 impl Method {
     fn new(target: Arc<str>, name: Box<str>, in_flight: Gauge) -> Self {
-        let attempts = ATTEMPT_STARTED.counter(&[(TARGET, &target), (METHOD, &name)]);
+        let attempts = ATTEMPT_STARTED.with(&[&target, &name]);
         Self { target, name, in_flight, attempts, statuses: Default::default(), repeats: OnceLock::new() }
     }
 
     fn on_status(&self, code: Code) -> &StatusHandles {
         let index = usize::try_from(i32::from(code)).unwrap_or_default().min(STATUSES.len() - 1);
         self.statuses[index].get_or_init(|| {
-            let labels = [(TARGET, &*self.target), (METHOD, &*self.name), (STATUS, STATUSES[index])];
-            StatusHandles { call: CALL_DURATION.histogram(&labels), attempt: ATTEMPT_DURATION.histogram(&labels) }
+            let labels = [&*self.target, &*self.name, STATUSES[index]];
+            StatusHandles { call: CALL_DURATION.with(&labels), attempt: ATTEMPT_DURATION.with(&labels) }
         })
     }
 
     fn on_repeats(&self, repeats: &Repeats) {
         let handles = self.repeats.get_or_init(|| {
-            let labels = [(TARGET, &*self.target), (METHOD, &*self.name)];
+            let labels = [&*self.target, &*self.name];
             RepeatHandles {
-                retries: CALL_RETRIES.histogram(&labels),
-                replays: CALL_TRANSPARENT_RETRIES.histogram(&labels),
-                delay: CALL_RETRY_DELAY.histogram(&labels),
+                retries: CALL_RETRIES.with(&labels),
+                replays: CALL_TRANSPARENT_RETRIES.with(&labels),
+                delay: CALL_RETRY_DELAY.with(&labels),
             }
         });
         if repeats.retries > 0 {
@@ -267,9 +266,6 @@ impl Method {
         }
     }
 }
-
-const METHOD: &str = "grpc.method";
-const STATUS: &str = "grpc.status";
 
 /// The method of calls whose own name is not told: as gRPC has it.
 const OTHER: &str = "other";
@@ -297,3 +293,104 @@ const STATUSES: [&str; 17] = [
     "DATA_LOSS",
     "UNAUTHENTICATED",
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use metrics::{HistogramFn, Key, KeyName, Metadata, Recorder, SharedString};
+
+    use super::super::ChannelFigures;
+    use super::super::constants::CALLS_IN_FLIGHT;
+    use super::*;
+
+    /// A recorder that allocates for handles alone.
+    struct Frugal;
+
+    #[derive(Default)]
+    struct Last(AtomicU64);
+
+    impl HistogramFn for Last {
+        fn record(&self, value: f64) {
+            self.0.store(value.to_bits(), std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    impl Recorder for Frugal {
+        fn describe_counter(&self, _: KeyName, _: Option<metrics::Unit>, _: SharedString) {}
+
+        fn describe_gauge(&self, _: KeyName, _: Option<metrics::Unit>, _: SharedString) {}
+
+        fn describe_histogram(&self, _: KeyName, _: Option<metrics::Unit>, _: SharedString) {}
+
+        fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> metrics::Counter {
+            metrics::Counter::from_arc(Arc::<AtomicU64>::default())
+        }
+
+        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> metrics::Gauge {
+            metrics::Gauge::from_arc(Arc::<AtomicU64>::default())
+        }
+
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> metrics::Histogram {
+            metrics::Histogram::from_arc(Arc::<Last>::default())
+        }
+    }
+
+    #[test]
+    fn from_its_second_time_on_a_call_allocates_nothing_for_its_figures() {
+        metrics::with_local_recorder(&Frugal, || {
+            let figures = ChannelFigures::new("etcd:///echo");
+            let mut extensions = Extensions::new();
+            extensions.insert(GrpcMethod::new("echo.Echo", "UnaryEcho"));
+            let call = |extensions: &Extensions| {
+                for code in [Code::Ok, Code::NotFound, Code::Cancelled] {
+                    let mut call = figures.call(extensions, Instant::now());
+                    call.on_begin();
+                    if code != Code::Cancelled {
+                        call.on_end(code);
+                    }
+                }
+            };
+            for extensions in [extensions, Extensions::new()] {
+                call(&extensions);
+                let counted = allocation_counter::measure(|| (0..1_000).for_each(|_| call(&extensions)));
+                assert_eq!(counted.count_total, 0, "{} bytes", counted.bytes_total);
+            }
+        });
+    }
+
+    #[test]
+    fn the_figures_of_a_call_are_small() {
+        assert!(size_of::<CallFigures>() <= 40, "{} bytes", size_of::<CallFigures>());
+    }
+
+    #[test]
+    fn statuses_stand_by_their_codes() {
+        let name = |code: Code| STATUSES[usize::try_from(i32::from(code)).expect("a small number")];
+        assert_eq!(name(Code::Ok), "OK");
+        assert_eq!(name(Code::DeadlineExceeded), "DEADLINE_EXCEEDED");
+        assert_eq!(name(Code::Unavailable), "UNAVAILABLE");
+        assert_eq!(name(Code::Unauthenticated), "UNAUTHENTICATED");
+    }
+
+    #[test]
+    fn methods_learnt_by_many_threads_at_once_are_each_there_once() {
+        let names: Vec<&'static str> = (0..50).map(|number| &*format!("Method{number}").leak()).collect();
+        metrics::with_local_recorder(&Frugal, || {
+            let figures = Methods::new("etcd:///echo".into(), CALLS_IN_FLIGHT.with(&["etcd:///echo"]));
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        for name in &names {
+                            let mut extensions = Extensions::new();
+                            extensions.insert(GrpcMethod::new("echo.Echo", name));
+                            assert_eq!(*figures.of(&extensions).name, *format!("echo.Echo/{name}"));
+                        }
+                    });
+                }
+            });
+            assert_eq!(figures.known.load().len(), names.len());
+            assert!(figures.known.load().is_sorted_by_key(|(key, _)| *key));
+        });
+    }
+}

@@ -24,9 +24,9 @@ mod on;
 #[cfg(feature = "metrics")]
 pub(crate) use self::calls::CallFigures;
 #[cfg(not(feature = "metrics"))]
-pub(crate) use self::off::{CallFigures, ChannelFigures, ConnectionFigure, InstanceFigure, UnusedFigure, WaitFigure};
+pub(crate) use self::off::{CallFigures, ChannelFigures, ConnectionFigure, InstanceFigure, UnusedFigure};
 #[cfg(feature = "metrics")]
-pub(crate) use self::on::{ChannelFigures, ConnectionFigure, InstanceFigure, UnusedFigure, WaitFigure};
+pub(crate) use self::on::{ChannelFigures, ConnectionFigure, InstanceFigure, UnusedFigure};
 
 /// Where an instance stands: each is in one of these, so that they add up to all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -36,17 +36,17 @@ impl ChannelFigures {
     /// The figures of a channel to this target, with the recorder that is installed by now.
     pub(crate) fn new(target: &str) -> Self {
         let target: Arc<str> = target.into();
-        let labels = [(TARGET, &*target)];
+        let labels = [&*target];
         Self(Arc::new(Handles {
-            methods: Methods::new(target.clone(), CALLS_IN_FLIGHT.gauge(&labels)),
-            instances: STATES.map(|state| INSTANCES.gauge(&[(TARGET, &target), (STATE, state)])),
-            open_connections: OPEN_CONNECTIONS.gauge(&labels),
-            attempts_succeeded: CONNECTION_ATTEMPTS_SUCCEEDED.counter(&labels),
-            attempts_failed: CONNECTION_ATTEMPTS_FAILED.counter(&labels),
-            waiting: CALLS_WAITING.gauge(&labels),
-            waited: PICKS_WAITED.counter(&labels),
-            wait: PICK_WAIT.histogram(&labels),
-            retries_refused: RETRIES_REFUSED.counter(&labels),
+            methods: Methods::new(target.clone(), CALLS_IN_FLIGHT.with(&labels)),
+            instances: STATES.map(|state| INSTANCES.with(&[&target, state])),
+            open_connections: OPEN_CONNECTIONS.with(&labels),
+            attempts_succeeded: CONNECTION_ATTEMPTS_SUCCEEDED.with(&labels),
+            attempts_failed: CONNECTION_ATTEMPTS_FAILED.with(&labels),
+            waiting: CALLS_WAITING.with(&labels),
+            waited: PICKS_WAITED.with(&labels),
+            wait: PICK_WAIT.with(&labels),
+            retries_refused: RETRIES_REFUSED.with(&labels),
             target,
         }))
     }
@@ -75,7 +75,7 @@ impl ChannelFigures {
 
     /// Instances that the channel's subset has never used.
     pub(crate) fn unused(&self) -> UnusedFigure {
-        UnusedFigure { count: 0, share: Share::new(self.gauge(InstanceState::Unused), 0.0) }
+        UnusedFigure { channel: self.clone(), count: 0, share: None }
     }
 
     /// An attempt to connect led to a connection, which is open for as long as the figure lives.
@@ -91,13 +91,12 @@ impl ChannelFigures {
 
     /// An instance that failed is left out.
     pub(crate) fn on_ejection(&self, method: &'static str) {
-        EJECTIONS_ENFORCED.counter(&[(TARGET, &self.0.target), (DETECTION_METHOD, method)]).add(1);
+        EJECTIONS_ENFORCED.with(&[&self.0.target, method]).add(1);
     }
 
     /// An instance that failed is not left out.
     pub(crate) fn on_unenforced_ejection(&self, method: &'static str, reason: &'static str) {
-        let labels = [(TARGET, &*self.0.target), (DETECTION_METHOD, method), (UNENFORCED_REASON, reason)];
-        EJECTIONS_UNENFORCED.counter(&labels).add(1);
+        EJECTIONS_UNENFORCED.with(&[&self.0.target, method, reason]).add(1);
     }
 
     fn gauge(&self, state: InstanceState) -> Gauge {
@@ -137,15 +136,17 @@ impl InstanceFigure {
 /// The instances that a channel knows and has no subchannels for.
 #[derive(Debug)]
 pub(crate) struct UnusedFigure {
+    channel: ChannelFigures,
     count: usize,
-    share: Share,
+    share: Option<Share>,
 }
 
 impl UnusedFigure {
     pub(crate) fn set(&mut self, count: usize) {
         if count != self.count {
             self.count = count;
-            self.share.set(u32::try_from(count).unwrap_or(u32::MAX).into());
+            let amount = u32::try_from(count).unwrap_or(u32::MAX).into();
+            self.share = Some(Share::new(self.channel.gauge(InstanceState::Unused), amount));
         }
     }
 }
@@ -160,15 +161,9 @@ pub(crate) struct ConnectionFigure {
 impl ConnectionFigure {
     /// It takes no more calls. It may be open for those that it has.
     pub(crate) fn on_disconnected(&self, error: &'static str) {
-        DISCONNECTIONS.counter(&[(TARGET, &self.channel.0.target), (DISCONNECT_ERROR, error)]).add(1);
+        DISCONNECTIONS.with(&[&self.channel.0.target, error]).add(1);
     }
 }
-
-pub(super) const TARGET: &str = "grpc.target";
-const STATE: &str = "state";
-const DISCONNECT_ERROR: &str = "grpc.disconnect_error";
-const DETECTION_METHOD: &str = "grpc.lb.outlier_detection.detection_method";
-const UNENFORCED_REASON: &str = "grpc.lb.outlier_detection.unenforced_reason";
 
 /// By [`InstanceState`].
 const STATES: [&str; 8] =
