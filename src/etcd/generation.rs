@@ -178,9 +178,10 @@ impl Generation {
         Fut: Future<Output = Result<T, EtcdError>>,
     {
         let call = &call;
-        join_all((0..self.len()).map(|index| async move {
-            (self.name(index).to_owned(), self.call_on(index, limit, call).await)
-        }))
+        join_all(
+            (0..self.len())
+                .map(|index| async move { (self.name(index).to_owned(), self.call_on(index, limit, call).await) }),
+        )
         .await
     }
 

@@ -42,6 +42,8 @@ mod poison;
 mod processes;
 #[cfg(feature = "cli")]
 mod program;
+#[cfg(feature = "cli")]
+mod program_page;
 mod put_back;
 mod replaced;
 mod rig;
