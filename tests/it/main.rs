@@ -43,6 +43,8 @@ mod processes;
 #[cfg(feature = "cli")]
 mod program;
 #[cfg(feature = "cli")]
+mod program_browser;
+#[cfg(feature = "cli")]
 mod program_page;
 mod put_back;
 mod replaced;
