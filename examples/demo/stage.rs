@@ -125,6 +125,7 @@ impl Stage {
 
     /// Shows the registry in a browser as well. At a terminal the spectator presses Enter when the page is open.
     pub(crate) async fn open_page(&mut self) -> Result<(), StatusOrigin> {
+        self.until("etcd to answer", ETCD_LIMIT, Self::etcd_answers).await?;
         let page = self.page.insert(Page::start(&self.etcd, SERVICE)?);
         self.screen.say(&format!("The address book is shown live on {}", page.url()));
         if io::stdin().is_terminal() {
@@ -415,5 +416,7 @@ const SERVICE: &str = "echo";
 pub(crate) const TTL: Duration = Duration::from_secs(5);
 /// Ten pictures a second look alive, and cost nothing.
 const REDRAW: Duration = Duration::from_millis(100);
+/// For an etcd that has just started.
+const ETCD_LIMIT: Duration = Duration::from_secs(12);
 /// Twice as often as the page looks at them.
 const FIGURES: Duration = Duration::from_millis(500);

@@ -276,14 +276,14 @@ async fn a_lost_server_and_a_lost_etcd_are_shown_with_the_age_of_what_is_known()
     browser
         .until(
             "etcd is lost",
-            "return /etcd does not answer: what is shown is \\d+ s old/.test(document.body.innerText)",
+            "return /What is shown is \\d+ s old: etcd does not answer/.test(document.body.innerText)",
         )
         .await;
     shows(&browser, "what was known", &["10.0.0.1:80"]).await;
     etcd.restart().await;
     browser.until("etcd is back", "return document.querySelector('#stale').hidden").await;
     program.kill();
-    let lost = "return /server lost: what is shown is \\d+ s old/.test(document.querySelector('#stale').innerText)";
+    let lost = "return /is \\d+ s old: the server is unreachable/.test(document.querySelector('#stale').innerText)";
     browser.until("the server is lost", lost).await;
     shows(&browser, "what was known", &["10.0.0.1:80"]).await;
 
