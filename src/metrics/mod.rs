@@ -16,6 +16,7 @@ pub(crate) mod channel;
 mod off;
 #[cfg(feature = "metrics")]
 mod on;
+pub(crate) mod registration;
 
 #[cfg(not(feature = "metrics"))]
 pub(crate) use self::off::{Counter, Gauge, Histogram, Metric, Share};
