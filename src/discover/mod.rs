@@ -10,10 +10,12 @@
 //! | `stream` | snapshots to changes: the public stream |
 //! | `feeder` | snapshots to tonic's own balanced channel |
 //! | `operate` | what an operator lists, reads and marks, without a watch |
+//! | `reweigh` | an operator's weight to the server that takes it up |
 
 mod feeder;
 mod membership;
 mod operate;
+mod reweigh;
 mod snapshots;
 mod stream;
 mod watcher;

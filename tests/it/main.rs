@@ -41,6 +41,7 @@ mod processes;
 mod program;
 mod put_back;
 mod replaced;
+mod reweighted;
 mod rig;
 mod runtimes;
 mod secrets;
