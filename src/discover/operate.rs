@@ -133,7 +133,7 @@ impl Watchers {
     }
 
     /// The keys whose values have this address.
-    async fn keys_at(&self, service: &ServiceName, address: &Address) -> Result<Vec<Kv>, RegistryError> {
+    pub(super) async fn keys_at(&self, service: &ServiceName, address: &Address) -> Result<Vec<Kv>, RegistryError> {
         let keep = |kvs: &mut Vec<Kv>, kv: Kv| {
             if self.decode(service, &kv).is_some_and(|decoded| decoded.address == *address) {
                 kvs.push(kv);
@@ -143,7 +143,7 @@ impl Watchers {
     }
 
     /// The value of a key of the service, if it can be read.
-    fn decode(&self, service: &ServiceName, kv: &Kv) -> Option<Decoded> {
+    pub(super) fn decode(&self, service: &ServiceName, kv: &Kv) -> Option<Decoded> {
         let segment = segment(&kv.key, &self.layout.range(service))?;
         self.layout.decode(segment, &kv.value).ok()
     }
@@ -190,10 +190,10 @@ const MAX_SERVICES: usize = 10_000;
 const TOKEN_ATTEMPTS: usize = 3;
 
 /// How often a key is looked at again because it changed before it was marked.
-const MARK_ATTEMPTS: usize = 8;
+pub(super) const MARK_ATTEMPTS: usize = 8;
 
 /// The wait before a key is looked at again.
-const MARK_RETRY: Duration = Duration::from_millis(50);
+pub(super) const MARK_RETRY: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {

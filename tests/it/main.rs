@@ -44,6 +44,7 @@ mod processes;
 mod program;
 mod put_back;
 mod replaced;
+mod reweighted;
 mod rig;
 mod runtimes;
 mod secrets;

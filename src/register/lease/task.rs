@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::claims::{ClaimOutcome, Claims, GrantOutcome};
+use super::claims::{ClaimOutcome, Claims, GrantOutcome, Order, Reweighted};
 use super::gauges::Loss;
 use super::keepalive::{Lease, keep};
 use super::leave::leave;
@@ -98,6 +98,7 @@ struct Claim {
 enum KeyState {
     Ours,
     Drained,
+    Reweighted(Reweighted),
     Touched(Loss),
 }
 
@@ -213,7 +214,7 @@ impl LeaseTask {
             // What the claim returns is a revision from after these.
             observer.rollbacks = observer.own_key.borrow().rollbacks;
         }
-        let outcome = match self.claims.claim(&key, &value, lease.id).await {
+        let outcome = match self.claims.claim(&key, &value, instance.weight, lease.id).await {
             Ok(outcome) => outcome,
             Err(error) if error.kind == EtcdErrorKind::NotFound => {
                 // With back-off, since it repeats where two clusters are behind one name.
@@ -231,7 +232,7 @@ impl LeaseTask {
             ClaimOutcome::Claimed(revision) => {
                 self.setbacks.on_registered();
                 (self.failures, self.is_held) = (0, true);
-                self.claims.expect_drain(&instance, lease.id);
+                self.claims.expect_orders(&instance, lease.id);
                 tracing::info!(key, lease = hex(lease.id), "registered");
                 self.reports.report(RegistrationStatus::Registered { key: key.clone(), lease: lease.id });
                 let observer = same_key.unwrap_or_else(|| self.observe(key));
@@ -246,6 +247,10 @@ impl LeaseTask {
                 State::Yielding { lease, observer: self.observe(key) }
             }
             ClaimOutcome::Drained => State::Drained,
+            ClaimOutcome::Reweighted(order) => {
+                self.take_up(order, &key);
+                claiming(lease, same_key)
+            }
             ClaimOutcome::Contended => {
                 let at = Instant::now() + self.setbacks.pause();
                 let reason = format!("{key} was changed by others each time that it was claimed");
@@ -277,6 +282,11 @@ impl LeaseTask {
                 Ok(()) = observer.own_key.changed() => match self.on_key_seen(&mut observer, &mut claim, lease.id) {
                     KeyState::Ours => {}
                     KeyState::Drained => return State::Drained,
+                    KeyState::Reweighted(order) => {
+                        self.take_up(order, &observer.key);
+                        // To the operator a value of our own is the answer, whether with this weight or a newer one.
+                        return claiming(lease, Some(observer));
+                    }
                     // Many keys go at once with their leases: a look costs etcd less than a claim that fails.
                     KeyState::Touched(_) if self.is_lease_dead(&observer, lease.id).await => {
                         return self.on_lease_lost(&lease, Loss::LeaseEnded, Duration::ZERO, Some(observer));
@@ -303,8 +313,18 @@ impl LeaseTask {
         match &seen.kv {
             None => KeyState::Touched(Loss::KeyDeleted),
             Some(kv) if kv.lease == lease && kv.value == claim.value => KeyState::Ours,
-            Some(kv) if self.claims.is_drained(kv) => KeyState::Drained,
-            Some(_) => KeyState::Touched(Loss::KeyOverwritten),
+            Some(kv) => match self.claims.order(kv) {
+                Some(Order::Drain) => KeyState::Drained,
+                Some(Order::Weigh(order)) => KeyState::Reweighted(order),
+                None => KeyState::Touched(Loss::KeyOverwritten),
+            },
+        }
+    }
+
+    /// Makes an operator's weight the instance's own, unless the program set another one meanwhile.
+    fn take_up(&self, order: Reweighted, key: &str) {
+        if self.desired.reweigh(order.from, order.to) {
+            tracing::info!(key, weight = order.to, former = order.from, "an operator sets the weight of this instance");
         }
     }
 
