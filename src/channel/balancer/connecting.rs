@@ -17,6 +17,7 @@ use crate::channel::subchannel::{self, EndKind, Established, FeedbackEvent, Tick
 use crate::channel::transport::{Connection, ConnectionDriver, ConnectionObserver, Ended, Transport, TransportConfig};
 use crate::error::chain;
 use crate::instance::Address;
+use crate::targets::CHANNEL;
 
 /// How instances are dialled, and how their connections are kept.
 #[derive(Clone)]
@@ -53,7 +54,7 @@ pub(super) fn establish(
         is_reported: AtomicBool::new(false),
     });
     let observer = Observer { end, queue: queue.clone(), reserved, crowded };
-    let span = tracing::debug_span!(parent: None, "connection", %address);
+    let span = tracing::debug_span!(target: CHANNEL, parent: None, "connection", %address);
     tokio::spawn(drive(driver, observer, retired, config.removed_stream_limit).instrument(span));
     Established { transport, load, retire, health }
 }
@@ -112,7 +113,7 @@ fn drive(
         let (ended, open_calls) = tokio::select! {
             ended = &mut running => ended,
             () = limit_passed => {
-                tracing::debug!("streams of a removed instance are cut at their limit");
+                tracing::debug!(target: CHANNEL, "streams of a removed instance are cut at their limit");
                 abort.abort();
                 (&mut running).await
             }

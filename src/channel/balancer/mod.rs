@@ -59,6 +59,7 @@ use super::picks::{LbState, PickQueue};
 use super::subchannel::{Connectivity, Effects, FeedbackEvent, Input, Publish, Reports, Subchannel, Wake};
 use crate::instance::Address;
 use crate::snapshot::{Difference, Member, Snapshot};
+use crate::targets::CHANNEL;
 use crate::time::sleep_until;
 
 pub(crate) use self::config::BalanceConfig;
@@ -226,7 +227,7 @@ impl Balancer {
                 Difference::Changed(_, member) => self.update(member, now),
                 Difference::Joined(member) => joined.extend(self.admit(member)),
                 Difference::Left(member) => {
-                    tracing::info!(address = %member.address(), "instance removed");
+                    tracing::info!(target: CHANNEL, address = %member.address(), "instance removed");
                     left.extend(self.find(member.address()));
                 }
             }
@@ -250,7 +251,7 @@ impl Balancer {
 
     /// The subchannel of a new instance, unless the subset has to select it first.
     fn admit(&mut self, member: &Member) -> Option<Subchannel> {
-        tracing::info!(address = %member.address(), "instance added");
+        tracing::info!(target: CHANNEL, address = %member.address(), "instance added");
         if self.config.subset.is_some() {
             return None;
         }
@@ -290,14 +291,14 @@ impl Balancer {
         };
         let input = match result {
             Ok(connection) => {
-                tracing::debug!(%address, streams = connection.max_streams, "connected");
+                tracing::debug!(target: CHANNEL, %address, streams = connection.max_streams, "connected");
                 let events = &self.reports.events;
                 let established =
                     connecting::establish((&address, ticket), connection, &self.connect, &self.queue, events);
                 Input::Connected(ticket, established)
             }
             Err(cause) => {
-                tracing::debug!(%cause, "cannot connect");
+                tracing::debug!(target: CHANNEL, %cause, "cannot connect");
                 Input::ConnectFailed(ticket, cause)
             }
         };

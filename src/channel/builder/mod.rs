@@ -38,6 +38,7 @@ use super::subchannel::Reports;
 use super::transport::TransportConfig;
 use crate::error::ConfigError;
 use crate::snapshot::Snapshot;
+use crate::targets::CHANNEL;
 #[cfg(feature = "_tls")]
 use crate::tls::ClientTls;
 
@@ -135,7 +136,7 @@ impl ChannelBuilder {
         let (events, feedback) = mpsc::unbounded_channel();
         let (changed, seen) = watch::channel(());
         let (alive, handles) = mpsc::channel(1);
-        let span = tracing::info_span!(parent: None, "channel", service = %self.label);
+        let span = tracing::info_span!(target: CHANNEL, parent: None, "channel", service = %self.label);
         let queue = Arc::new(PickQueue::new(self.label.into(), policy, self.max_waiting));
         let reports = Reports { outliers: Arc::new(outliers), events };
         let balancer = Balancer::new(queue.clone(), self.balance, connect, reports, listing, changed);

@@ -33,6 +33,7 @@ use crate::etcd::hex;
 use crate::register::desired::DesiredState;
 use crate::register::retry::RetryConfig;
 use crate::register::status::RegistrationStatus;
+use crate::targets::REGISTRATION;
 use crate::trouble::Trouble;
 
 /// One registration, before its start and while it runs.
@@ -125,7 +126,7 @@ impl LeaseTask {
             };
             match state {
                 State::Drained => {
-                    tracing::info!("an operator drains this instance");
+                    tracing::info!(target: REGISTRATION, "an operator drains this instance");
                     break RegistrationStatus::Drained;
                 }
                 State::Exhausted { reason } => return self.give_up(reason).await,
@@ -203,7 +204,7 @@ impl LeaseTask {
                 return self.on_error(&error, State::Granting { at, unanswered: Some(id), observer });
             }
         };
-        tracing::debug!(lease = hex(id), ?ttl, "lease granted");
+        tracing::debug!(target: REGISTRATION, lease = hex(id), ?ttl, "lease granted");
         claiming(keep(self.claims.registrar.keepalives.clone(), id, ttl, renew_at), observer)
     }
 
@@ -237,7 +238,7 @@ impl LeaseTask {
                 self.setbacks.on_registered();
                 (self.failures, self.is_held) = (0, true);
                 self.claims.expect_drain(&instance, lease.id);
-                tracing::info!(key, lease = hex(lease.id), "registered");
+                tracing::info!(target: REGISTRATION, key, lease = hex(lease.id), "registered");
                 self.report(RegistrationStatus::Registered { key: key.clone(), lease: lease.id });
                 let observer = same_key.unwrap_or_else(|| self.observe(key));
                 State::Holding { lease, claim: Claim { value, revision }, observer }
@@ -245,7 +246,12 @@ impl LeaseTask {
             ClaimOutcome::Foreign(other) => {
                 self.failures = 0;
                 self.setbacks.on_settled();
-                tracing::warn!(key, lease = hex(other), "address is registered by another server that is alive");
+                tracing::warn!(
+                    target: REGISTRATION,
+                    key,
+                    lease = hex(other),
+                    "address is registered by another server that is alive"
+                );
                 self.report(RegistrationStatus::Conflict { key: key.clone(), lease: other });
                 // A new watch: the old one shows the key from before the other server's claim.
                 State::Yielding { lease, observer: self.observe(key) }
@@ -287,7 +293,12 @@ impl LeaseTask {
                         return self.on_lease_lost(&lease, LEASE_ENDED, Duration::ZERO, Some(observer));
                     }
                     KeyState::Touched(reason) => {
-                        tracing::warn!(key = observer.key, reason, "registration was lost; it is put back");
+                        tracing::warn!(
+                            target: REGISTRATION,
+                            key = observer.key,
+                            reason,
+                            "registration was lost; it is put back"
+                        );
                         self.report(RegistrationStatus::Lost { reason: reason.into() });
                         return State::Claiming { lease, at: self.restore_at(), observer: Some(observer) };
                     }
@@ -377,7 +388,7 @@ impl LeaseTask {
     }
 
     fn on_lease_lost(&mut self, lease: &Lease, reason: &str, pause: Duration, observer: Option<Observer>) -> State {
-        tracing::warn!(lease = hex(lease.id), reason, "registration was lost; it is put back");
+        tracing::warn!(target: REGISTRATION, lease = hex(lease.id), reason, "registration was lost; it is put back");
         self.report(RegistrationStatus::Lost { reason: reason.to_owned() });
         self.regrant(lease, pause, observer)
     }
@@ -416,7 +427,13 @@ impl LeaseTask {
     /// Takes out what failed attempts may have left in etcd, and ends.
     async fn give_up(mut self, reason: String) {
         let (service, attempts) = (self.claims.service(), self.failures);
-        tracing::warn!(%service, attempts, reason, "registration gave up: as many attempts failed as are allowed");
+        tracing::warn!(
+            target: REGISTRATION,
+            %service,
+            attempts,
+            reason,
+            "registration gave up: as many attempts failed as are allowed"
+        );
         self.take_out().await;
         self.report(RegistrationStatus::GaveUp { attempts, reason });
     }
@@ -427,16 +444,20 @@ impl LeaseTask {
         let was_registered = self.claims.was_registered();
         // Nothing that clients could know of is worth a wait: a lease without a key ends by itself.
         let limit = if self.claims.may_be_known() { LEAVE_LIMIT } else { REVOKE_LIMIT };
+        let address = &instance.address;
         match timeout(limit, self.claims.take_out(&instance)).await {
-            Ok(true) if was_registered => tracing::info!(%service, address = %instance.address, "deregistered"),
+            Ok(true) if was_registered => tracing::info!(target: REGISTRATION, %service, %address, "deregistered"),
             Ok(_) | Err(_) if !self.claims.may_be_known() => {
-                tracing::info!(%service, address = %instance.address, "left; it was never registered");
+                tracing::info!(target: REGISTRATION, %service, %address, "left; it was never registered");
             }
-            Ok(true) => tracing::info!(%service, address = %instance.address, "left before it was registered"),
-            Ok(false) => tracing::warn!(%service, "etcd refused the deregistration; the lease will expire"),
+            Ok(true) => tracing::info!(target: REGISTRATION, %service, %address, "left before it was registered"),
+            Ok(false) => {
+                tracing::warn!(target: REGISTRATION, %service, "etcd refused the deregistration; the lease will expire");
+            }
             Err(_) => {
                 let leases = self.claims.left_over();
                 tracing::warn!(
+                    target: REGISTRATION,
                     %service,
                     ?leases,
                     "etcd did not take the deregistration in time; the leases will expire"
