@@ -15,6 +15,7 @@ use crate::etcd::{CALL_LIMIT, Claimed, Connection, Kv, MAX_VALUE, Range, Scan, h
 use crate::format::Decoded;
 use crate::instance::{Address, ServiceName};
 use crate::snapshot::Snapshot;
+use crate::targets::DISCOVERY;
 
 /// The services that keys name, and how many keys each has.
 #[derive(Default)]
@@ -47,7 +48,12 @@ impl Watchers {
         let (_, counts) =
             self.ask(|member| async move { member.list(range, Scan::keys_only, CALL_LIMIT, take).await }).await?;
         if counts.cut_off > 0 {
-            tracing::warn!(prefix = base, count = counts.cut_off, "keys of all but 10,000 services are left out");
+            tracing::warn!(
+                target: DISCOVERY,
+                prefix = base,
+                count = counts.cut_off,
+                "keys of all but 10,000 services are left out"
+            );
         }
         Ok(counts.keys)
     }
@@ -118,7 +124,14 @@ impl Watchers {
                 .ask(|member| async move { member.put_if(key, value.clone(), lease, mod_revision, CALL_LIMIT).await });
             match put.await {
                 Ok(Claimed::Done(_)) => {
-                    tracing::info!(%service, %address, key, lease = hex(lease), "instance is told to leave");
+                    tracing::info!(
+                        target: DISCOVERY,
+                        %service,
+                        %address,
+                        key,
+                        lease = hex(lease),
+                        "instance is told to leave"
+                    );
                     return Ok(());
                 }
                 Ok(Claimed::Found(Some(kv))) => seen = kv,

@@ -13,6 +13,7 @@ use crate::error::{ConfigError, EtcdErrorKind, RegistryError};
 use crate::etcd::{CALL_LIMIT, Claimed, Kv, MAX_VALUE, Range, Scan, hex};
 use crate::format::Decoded;
 use crate::instance::{Address, Instance, ServiceName};
+use crate::targets::DISCOVERY;
 
 /// One instance and the weight that it is to have.
 #[derive(Clone, Copy)]
@@ -77,14 +78,16 @@ impl Watchers {
                 // By a call that was cut off.
                 Ok(Claimed::Done(mod_revision))
             } else {
-                self.ask(|member| async move { member.put_if(name, value.clone(), lease, mod_revision, CALL_LIMIT).await })
-                    .await
+                self.ask(
+                    |member| async move { member.put_if(name, value.clone(), lease, mod_revision, CALL_LIMIT).await },
+                )
+                .await
             };
             match written {
                 Ok(Claimed::Done(_)) => match self.answer(target, &key, &seen, &reweighed, deadline).await? {
                     Answer::TakenUp => {
                         let Target { service, address, weight } = target;
-                        tracing::info!(%service, %address, key, lease = hex(lease), weight, "instance has another weight");
+                        tracing::info!(target: DISCOVERY, %service, %address, key, lease = hex(lease), weight, "instance has another weight");
                         return Ok(());
                     }
                     Answer::Replaced(kv) => seen = kv,
@@ -111,7 +114,9 @@ impl Watchers {
             return Err(target.is_not_kept("it is leaving"));
         }
         if seen.lease == 0 {
-            return Err(target.is_not_kept("its key has no lease, so no server keeps it: put it again, with the weight"));
+            return Err(
+                target.is_not_kept("its key has no lease, so no server keeps it: put it again, with the weight")
+            );
         }
         let format = &self.layout.format;
         let Some(reweighed) = format.reweigh(&seen.value, target.weight) else {

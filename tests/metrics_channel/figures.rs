@@ -62,7 +62,8 @@ impl Figures {
     pub(crate) fn values(&self, name: &str, label: &str) -> BTreeSet<String> {
         let begin = format!("{}=\"", label.replace('.', "_"));
         let series = self.series(&name.replace('.', "_")).into_iter();
-        let value = |labels: String| labels.split_once(&begin).and_then(|(_, rest)| Some(rest.split_once('"')?.0.to_owned()));
+        let value =
+            |labels: String| labels.split_once(&begin).and_then(|(_, rest)| Some(rest.split_once('"')?.0.to_owned()));
         series.filter_map(|(labels, _)| value(labels)).collect()
     }
 

@@ -36,6 +36,7 @@ use crate::etcd::hex;
 use crate::register::desired::DesiredState;
 use crate::register::retry::RetryConfig;
 use crate::register::status::RegistrationStatus;
+use crate::targets::REGISTRATION;
 use crate::trouble::Trouble;
 
 /// One registration, before its start and while it runs.
@@ -130,7 +131,7 @@ impl LeaseTask {
             };
             match state {
                 State::Drained => {
-                    tracing::info!("an operator drains this instance");
+                    tracing::info!(target: REGISTRATION, "an operator drains this instance");
                     break RegistrationStatus::Drained;
                 }
                 State::Exhausted { reason } => return self.give_up(reason).await,
@@ -199,7 +200,7 @@ impl LeaseTask {
                 return self.on_error(&error, State::Granting { at, unanswered: Some(id), observer });
             }
         };
-        tracing::debug!(lease = hex(id), ?ttl, "lease granted");
+        tracing::debug!(target: REGISTRATION, lease = hex(id), ?ttl, "lease granted");
         claiming(keep(self.claims.registrar.keepalives.clone(), id, ttl, renew_at), observer)
     }
 
@@ -233,7 +234,7 @@ impl LeaseTask {
                 self.setbacks.on_registered();
                 (self.failures, self.is_held) = (0, true);
                 self.claims.expect_orders(&instance, lease.id);
-                tracing::info!(key, lease = hex(lease.id), "registered");
+                tracing::info!(target: REGISTRATION, key, lease = hex(lease.id), "registered");
                 self.reports.report(RegistrationStatus::Registered { key: key.clone(), lease: lease.id });
                 let observer = same_key.unwrap_or_else(|| self.observe(key));
                 State::Holding { lease, claim: Claim { value, revision }, observer }
@@ -241,7 +242,7 @@ impl LeaseTask {
             ClaimOutcome::Foreign(other) => {
                 self.failures = 0;
                 self.setbacks.on_settled();
-                tracing::warn!(key, lease = hex(other), "address is registered by another server that is alive");
+                tracing::warn!(target: REGISTRATION, key, lease = hex(other), "address is registered by another server that is alive");
                 self.reports.on_conflict(key.clone(), other);
                 // A new watch: the old one shows the key from before the other server's claim.
                 State::Yielding { lease, observer: self.observe(key) }
@@ -293,7 +294,7 @@ impl LeaseTask {
                     }
                     KeyState::Touched(loss) => {
                         let reason = loss.reason();
-                        tracing::warn!(key = observer.key, reason, "registration was lost; it is put back");
+                        tracing::warn!(target: REGISTRATION, key = observer.key, reason, "registration was lost; it is put back");
                         self.reports.on_lost(loss);
                         return State::Claiming { lease, at: self.restore_at(), observer: Some(observer) };
                     }
@@ -324,7 +325,7 @@ impl LeaseTask {
     /// Makes an operator's weight the instance's own, unless the program set another one meanwhile.
     fn take_up(&self, order: Reweighted, key: &str) {
         if self.desired.reweigh(order.from, order.to) {
-            tracing::info!(key, weight = order.to, former = order.from, "an operator sets the weight of this instance");
+            tracing::info!(target: REGISTRATION, key, weight = order.to, former = order.from, "an operator sets the weight of this instance");
         }
     }
 
@@ -394,7 +395,7 @@ impl LeaseTask {
 
     fn on_lease_lost(&mut self, lease: &Lease, loss: Loss, pause: Duration, observer: Option<Observer>) -> State {
         let reason = loss.reason();
-        tracing::warn!(lease = hex(lease.id), reason, "registration was lost; it is put back");
+        tracing::warn!(target: REGISTRATION, lease = hex(lease.id), reason, "registration was lost; it is put back");
         self.reports.on_lost(loss);
         self.regrant(lease, pause, observer)
     }
@@ -434,7 +435,7 @@ impl LeaseTask {
     /// Takes out what failed attempts may have left in etcd, and ends.
     async fn give_up(mut self, reason: String) {
         let (service, attempts) = (self.claims.service(), self.failures);
-        tracing::warn!(%service, attempts, reason, "registration gave up: as many attempts failed as are allowed");
+        tracing::warn!(target: REGISTRATION, %service, attempts, reason, "registration gave up: as many attempts failed as are allowed");
         let is_out = self.take_out().await;
         self.reports.on_ended(RegistrationStatus::GaveUp { attempts, reason }, is_out);
     }
