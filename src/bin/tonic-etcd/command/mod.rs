@@ -1,5 +1,7 @@
 //! The commands, a file each.
 
+pub(crate) mod check;
 pub(crate) mod drain;
 pub(crate) mod ls;
+pub(crate) mod top;
 pub(crate) mod watch;
