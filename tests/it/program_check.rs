@@ -40,7 +40,7 @@ impl Check {
     /// The names that a kind of finding has for a service, or for none.
     fn names(&self, id: &str, service: Option<&str>) -> Vec<&str> {
         let is_it = |finding: &&Value| finding["id"] == id && finding["service"].as_str() == service;
-        let names = self.findings.iter().filter(is_it).flat_map(|finding| finding["names"].as_array());
+        let names = self.findings.iter().filter(is_it).filter_map(|finding| finding["names"].as_array());
         names.flatten().map(|name| name.as_str().expect("a name")).collect()
     }
 
@@ -78,7 +78,9 @@ async fn put_value(etcd: &Etcd, key: &str, value: &str) {
 }
 
 /// Serves each connection of a free port with `serve`.
-async fn listener<F: Future<Output = ()> + Send>(serve: impl Fn(TcpStream) -> F + Clone + Send + 'static) -> SocketAddr {
+async fn listener<F: Future<Output = ()> + Send>(
+    serve: impl Fn(TcpStream) -> F + Clone + Send + 'static,
+) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("an address");
     tokio::spawn(async move {
@@ -140,7 +142,7 @@ async fn each_thing_that_can_listen_at_an_address_is_named() {
     let closes = listener(async |stream| drop(stream)).await.to_string();
     let silent = listener(async |stream| {
         let _stream = stream;
-        pending().await
+        pending::<()>().await;
     });
     let silent = silent.await.to_string();
     let refuses = format!("127.0.0.1:{}", free_port());
@@ -353,7 +355,7 @@ async fn thousands_of_instances_are_checked_within_the_time() {
     }
     let silent = listener(async |stream| {
         let _stream = stream;
-        pending().await
+        pending::<()>().await;
     });
     let silent = silent.await.to_string();
     put(&etcd, "echo", &silent).await;

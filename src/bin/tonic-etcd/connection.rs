@@ -87,7 +87,8 @@ impl Connection {
             let mut prefixes = vec![format.default_prefix(), own, &slashed, ""];
             prefixes.sort_unstable();
             prefixes.dedup_by_key(|prefix| prefix.trim_end_matches('/'));
-            prefixes.retain(|prefix| (*format, prefix.trim_end_matches('/')) != (self.format, own.trim_end_matches('/')));
+            prefixes
+                .retain(|prefix| (*format, prefix.trim_end_matches('/')) != (self.format, own.trim_end_matches('/')));
             for prefix in prefixes {
                 places.push((Self::flags_to(*format, prefix), self.registry_at(*format, prefix)?));
             }

@@ -31,7 +31,7 @@ use tower::ServiceExt;
 pub(super) enum Answer {
     /// A gRPC server, which is healthy or says nothing of it.
     Serves,
-    /// A gRPC server that reports NOT_SERVING.
+    /// A gRPC server that reports `NOT_SERVING`.
     NotServing,
     /// An HTTP/2 server whose answers are not gRPC's.
     NotGrpc(String),
@@ -115,7 +115,7 @@ async fn call(address: &Address, stream: HeardStream) -> Option<Answer> {
         let stream = stream.take().map(TokioIo::new);
         async move { stream.ok_or(io::Error::from(io::ErrorKind::NotConnected)) }
     });
-    let channel: Channel = Endpoint::from(url.clone()).connect_with_connector(connector).await.ok()?;
+    let channel: Channel = Endpoint::from(url).connect_with_connector(connector).await.ok()?;
     let body = Body::new(Full::new(Bytes::from_static(&NO_SERVICE_NAMED)));
     let request = Request::post(format!("http://{address}/grpc.health.v1.Health/Check"))
         .header("content-type", "application/grpc")
@@ -190,7 +190,7 @@ impl AsyncWrite for HeardStream {
 /// A health check of the server as a whole, as a gRPC message: not compressed, of no length.
 const NO_SERVICE_NAMED: [u8; 5] = [0; 5];
 
-/// The end of the response that says NOT_SERVING: field 1 with the value 2.
+/// The end of the response that says `NOT_SERVING`: field 1 with the value 2.
 const NOT_SERVING: [u8; 2] = [0x08, 0x02];
 
 /// The most of a response that is read: a health check's takes seven bytes.

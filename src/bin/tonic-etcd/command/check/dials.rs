@@ -51,7 +51,9 @@ impl Dials {
         let mut sessions: BTreeMap<&str, (BTreeSet<&Address>, usize)> = BTreeMap::new();
         for (address, answer) in &self.answers {
             let Some(services) = before.get(address) else { continue };
-            for service in services.iter().filter(|service| after.get(address).is_some_and(|now| now.contains(*service))) {
+            for service in
+                services.iter().filter(|service| after.get(address).is_some_and(|now| now.contains(*service)))
+            {
                 let (tls, plain) = sessions.entry(service).or_default();
                 match answer {
                     Answer::Tls => _ = tls.insert(address),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
-use tonic_etcd::Registry;
+use tonic_etcd::{Instance, Registry};
 
 use super::finding::Finding;
 use super::kind::Kind;
@@ -33,14 +33,13 @@ async fn found(registry: &Registry, service: Option<&str>) -> Option<String> {
     };
     let keys = keys.ok()?;
     let instances = keys.keys().iter().filter_map(|key| key.instance().ok());
-    let mut services: Vec<&str> = instances.clone().map(|instance| instance.service()).collect();
+    let mut services: Vec<&str> = instances.map(Instance::service).collect();
     let count = services.len();
     services.dedup();
-    match (count, &services[..]) {
-        (0, _) => None,
-        (_, [service]) => Some(format!("{count} instances of {service}")),
-        (_, [first, ..]) => Some(format!("{count} instances of {} services, {first} for one", services.len())),
-        (_, []) => None,
+    match services[..] {
+        [] => None,
+        [service] => Some(format!("{count} instances of {service}")),
+        [first, ..] => Some(format!("{count} instances of {} services, {first} for one", services.len())),
     }
 }
 

@@ -35,9 +35,8 @@ pub(super) fn findings(reports: &[Report]) -> (Vec<Finding>, bool) {
     }
     names.sort_by_key(|(kind, _)| *kind);
     let groups = names.chunk_by(|(a, _), (b, _)| a == b);
-    let of_group = |group: &[(Kind, String)]| {
-        Finding::new(group[0].0, None, group.iter().map(|(_, name)| name.clone()).collect())
-    };
+    let of_group =
+        |group: &[(Kind, String)]| Finding::new(group[0].0, None, group.iter().map(|(_, name)| name.clone()).collect());
     (groups.map(of_group).collect(), answers > 0)
 }
 

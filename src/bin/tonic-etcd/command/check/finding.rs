@@ -45,7 +45,7 @@ pub(crate) fn sort(findings: &mut [Finding]) {
 /// Prints an object a line.
 pub(crate) fn print_json(findings: &[Finding]) -> io::Result<()> {
     findings.iter().try_for_each(|finding| {
-        let Entry { id, what, advice, .. } = finding.kind.entry();
+        let &Entry { id, what, advice, .. } = finding.kind.entry();
         let service = finding.service.as_deref();
         print_line(&Line { level: finding.level, id, service, what, names: &finding.names, advice })
     })
@@ -70,7 +70,7 @@ pub(crate) fn print_text(findings: &[Finding], scope: Scope) -> io::Result<()> {
 fn text(findings: &[Finding], scope: Scope) -> String {
     let mut lines = Vec::new();
     for group in findings.chunk_by(|a, b| (a.level, a.kind) == (b.level, b.kind)) {
-        let (Entry { id, what, advice, .. }, level) = (group[0].kind.entry(), group[0].level);
+        let (&Entry { id, what, advice, .. }, level) = (group[0].kind.entry(), group[0].level);
         lines.push(format!("{level}: {what} ({id})"));
         lines.extend(group.iter().take(MOST_SHOWN).flat_map(names));
         if let Some(more) = group.len().checked_sub(MOST_SHOWN).filter(|more| *more > 0) {

@@ -125,9 +125,7 @@ fn shared_addresses(keys: &StoredKeys) -> Vec<String> {
 fn states_weight_zero(value: &[u8]) -> bool {
     let Ok(Value::Object(fields)) = serde_json::from_slice(value) else { return false };
     fields.iter().any(|(name, value)| match value {
-        Value::Object(metadata) if name.eq_ignore_ascii_case("metadata") => {
-            metadata.get("weight").is_some_and(is_zero)
-        }
+        Value::Object(metadata) if name.eq_ignore_ascii_case("metadata") => metadata.get("weight").is_some_and(is_zero),
         value => name.eq_ignore_ascii_case("weight") && is_zero(value),
     })
 }

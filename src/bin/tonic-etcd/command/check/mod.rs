@@ -151,9 +151,8 @@ impl Check<'_> {
     /// leaves meanwhile is none that is down.
     async fn outside(&self, keys: &StoredKeys) -> Vec<Finding> {
         let dial_limit = Duration::from_secs(self.flags.dial_timeout);
-        let dials = async {
-            if self.flags.no_dial { None } else { Some(Dials::of(keys, dial_limit, self.deadline).await) }
-        };
+        let dials =
+            async { if self.flags.no_dial { None } else { Some(Dials::of(keys, dial_limit, self.deadline).await) } };
         let started = Instant::now();
         let (leases, dials) = tokio::join!(Leases::of(self.registry, keys, self.deadline), dials);
         let draining: BTreeSet<(String, i64)> = draining(keys).collect();

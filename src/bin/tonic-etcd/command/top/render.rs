@@ -2,7 +2,7 @@
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
-use ratatui::style::{Color, Modifier, Style, Stylize};
+use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Cell, Clear, Paragraph, Row, Table};
 use tonic_etcd::snapshot::MemberState;
@@ -69,7 +69,7 @@ fn services(frame: &mut Frame<'_>, state: &State, second: u64, area: Rect) {
         Constraint::Length(11),
     ];
     let title = format!("services {}{}", page.of, filtered(&state.service_list.filter));
-    frame.render_widget(table(rows.collect(), header, &widths, title), area);
+    frame.render_widget(table(rows.collect(), header, &widths, &title), area);
 }
 
 fn service_row(name: &str, service: &Service, second: u64) -> Row<'static> {
@@ -110,7 +110,7 @@ fn instances(frame: &mut Frame<'_>, state: &State, service: &str, area: Rect) {
         Constraint::Fill(3),
     ];
     let title = format!("{service} {}{}", page.of, filtered(&state.instance_list.filter));
-    frame.render_widget(table(rows.collect(), header, &widths, title), area);
+    frame.render_widget(table(rows.collect(), header, &widths, &title), area);
 }
 
 fn instance_row(Seen { instance, state, lease }: &Seen) -> Row<'static> {
@@ -143,7 +143,7 @@ fn table<const N: usize>(
     rows: Vec<Row<'static>>,
     header: [&'static str; N],
     widths: &[Constraint],
-    title: String,
+    title: &str,
 ) -> Table<'static> {
     let block = Block::new().borders(Borders::TOP).title(format!(" {title} "));
     Table::new(rows, widths).header(Row::new(header).style(Style::new().bold())).column_spacing(1).block(block)
@@ -155,7 +155,7 @@ fn styled(row: Row<'static>, is_chosen: bool, colour: Option<Color>) -> Row<'sta
 }
 
 fn filtered(filter: &str) -> String {
-    if filter.is_empty() { String::new() } else { format!(", with {:?}", filter) }
+    if filter.is_empty() { String::new() } else { format!(", with {filter:?}") }
 }
 
 fn render_events(frame: &mut Frame<'_>, state: &State, area: Rect) {
@@ -200,15 +200,7 @@ fn key_line(state: &State) -> Line<'static> {
 }
 
 fn help(frame: &mut Frame<'_>) {
-    let area = frame.area();
-    let [_, middle, _] = Layout::vertical([
-        Constraint::Fill(1),
-        Constraint::Length(HELP.len() as u16 + 2),
-        Constraint::Fill(1),
-    ])
-    .areas(area);
-    let [_, middle, _] =
-        Layout::horizontal([Constraint::Fill(1), Constraint::Length(62), Constraint::Fill(1)]).areas(middle);
+    let middle = frame.area().centered(Constraint::Length(HELP_COLUMNS), Constraint::Length(HELP_ROWS));
     let block = Block::bordered().title(" keys and words ");
     frame.render_widget(Clear, middle);
     frame.render_widget(Paragraph::new(HELP.map(Line::from).to_vec()).block(block), middle);
@@ -221,6 +213,10 @@ fn shown_text(text: &str) -> String {
 
 /// A table's first two lines.
 const BORDER_AND_HEADER: u16 = 2;
+
+/// The size of the help, with its border.
+const HELP_COLUMNS: u16 = 62;
+const HELP_ROWS: u16 = 14;
 
 const HELP: [&str; 12] = [
     "arrows, j, k         the row before, the next one",

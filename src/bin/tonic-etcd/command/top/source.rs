@@ -95,11 +95,8 @@ fn instances(service: String, discover: Discover, ended: oneshot::Receiver<()>) 
 }
 
 fn seen(snapshot: &Snapshot) -> Vec<Seen> {
-    let seen = |member: &Member| Seen {
-        instance: member.instance().clone(),
-        state: member.state(),
-        lease: member.lease(),
-    };
+    let seen =
+        |member: &Member| Seen { instance: member.instance().clone(), state: member.state(), lease: member.lease() };
     snapshot.iter().map(seen).collect()
 }
 

@@ -91,14 +91,19 @@ pub(super) struct Event {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum What {
-    Joined { weight: u16 },
+    Joined {
+        weight: u16,
+    },
     Left,
     Draining,
     /// Its key went without an announcement.
     Lost,
     /// It is live again.
     Returned,
-    Weight { before: u16, now: u16 },
+    Weight {
+        before: u16,
+        now: u16,
+    },
     Tags,
 }
 

@@ -37,10 +37,8 @@ fn what_was_there_before_has_not_joined_and_what_comes_later_has() {
     state.on_instances("echo", live("echo", &["10.0.0.1:80", "10.0.0.2:80"]), at(0));
     assert!(state.events.is_empty(), "{:?}", state.events);
 
-    let later = vec![
-        seen("echo", "10.0.0.2:80", 20, MemberState::Draining),
-        seen("echo", "10.0.0.3:80", 7, MemberState::Live),
-    ];
+    let later =
+        vec![seen("echo", "10.0.0.2:80", 20, MemberState::Draining), seen("echo", "10.0.0.3:80", 7, MemberState::Live)];
     state.on_instances("echo", later, at(3));
     let told: Vec<_> = state.events.iter().rev().map(|event| (event.address.to_string(), event.what)).collect();
     let expected = [
