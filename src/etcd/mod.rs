@@ -7,6 +7,7 @@
 //! | file | what flows through it |
 //! | --- | --- |
 //! | `source` | a list, then events, of one range: what discovery and a registration's own key follow |
+//! | `attempts` | its failures, to the time of the next attempt |
 //! | `cluster` | the members of now, which others replace when other endpoints are named |
 //! | `generation` | a call, to one member after another, and the events that its end causes |
 //! | `pace` | attempts of all that failed, to turns: one budget a process |
@@ -28,6 +29,7 @@
 //! | `kv`, `range`, `limits` | a key with its value, ranges of keys, the times that calls may take |
 
 mod asked;
+mod attempts;
 mod calls;
 mod cluster;
 mod cluster_id;
