@@ -9,9 +9,11 @@
 //! | `snapshots` | the newest snapshot of one or of several registries, merged |
 //! | `stream` | snapshots to changes: the public stream |
 //! | `feeder` | snapshots to tonic's own balanced channel |
+//! | `gauges` | what is known of a service, to the metrics |
 //! | `operate` | what an operator lists, reads and marks, without a watch |
 
 mod feeder;
+mod gauges;
 mod membership;
 mod operate;
 mod snapshots;

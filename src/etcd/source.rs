@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use super::attempts::Attempts;
 use super::cluster::Cluster;
 use super::connection::Connection;
+use super::gauges::{ListCause, Restart, WatchGauges};
 use super::generation::Generation;
 use super::kv::Kv;
 use super::range::Range;
@@ -66,7 +67,10 @@ pub(crate) struct Source {
     revision: i64,
     /// How many keys the range has at that revision.
     keys: i64,
+    /// What makes the first list necessary.
+    cause: ListCause,
     attempts: Attempts,
+    gauges: WatchGauges,
     /// How often a check verifies the stream without any cause.
     interval: Duration,
     /// `None` while it makes a step.
@@ -91,14 +95,28 @@ enum State {
     Waiting { until: Option<Instant>, then: Goal },
 }
 
+impl State {
+    /// Among the states of the gauge.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Streaming(_) | Self::Checking(_) | Self::Connecting { before: Some(_), .. } => "watching",
+            Self::Listing(list) if list.stream.is_some() => "watching",
+            Self::Listing(_) => "listing",
+            Self::Connecting { before: None, .. } => "opening",
+            Self::Waiting { .. } => "waiting",
+        }
+    }
+}
+
 /// What to do after waiting.
 #[derive(Debug, Clone, Copy)]
 enum Goal {
-    List,
+    List(ListCause),
     Watch,
 }
 
 struct List {
+    cause: ListCause,
     scan: Scan,
     began: Instant,
     /// How many keys came.
@@ -129,8 +147,20 @@ struct Stream {
 
 impl Source {
     /// `trouble` is told how the last attempt failed.
-    pub(crate) fn new(cluster: Arc<Cluster>, range: Range, interval: Duration, trouble: Trouble) -> Self {
-        Self { cluster, range, interval, revision: 0, keys: 0, attempts: Attempts::new(trouble), state: None }
+    pub(crate) fn new(
+        cluster: Arc<Cluster>,
+        range: Range,
+        interval: Duration,
+        trouble: Trouble,
+        gauges: WatchGauges,
+    ) -> Self {
+        let (cause, attempts) = (ListCause::Start, Attempts::new(trouble));
+        Self { cluster, range, interval, revision: 0, keys: 0, cause, attempts, gauges, state: None }
+    }
+
+    /// States what makes its first list necessary, where something was known before.
+    pub(crate) fn because(self, cause: ListCause) -> Self {
+        Self { cause, ..self }
     }
 
     /// Up to where news was handed out.
@@ -145,7 +175,8 @@ impl Source {
     /// Not cancel safe: a step that is dropped begins again with a list.
     pub(crate) async fn next(&mut self) -> Update {
         loop {
-            let state = self.state.take().unwrap_or_else(|| self.list_beside(None));
+            let state = self.state.take().unwrap_or_else(|| self.list_beside(self.cause, None));
+            self.gauges.set_state(state.label());
             let (state, update) = self.step(state).await;
             self.state = Some(state);
             if let Some(update) = update {
@@ -163,7 +194,7 @@ impl Source {
                     None => self.cluster.turn(self.attempts.next_wait()).await,
                 }
                 let next = match then {
-                    Goal::List => self.list_beside(None),
+                    Goal::List(cause) => self.list_beside(cause, None),
                     Goal::Watch => State::Connecting { is_verified: false, before: None },
                 };
                 (next, None)
@@ -176,31 +207,34 @@ impl Source {
     }
 
     /// From the first page on, before the stream is read on, if there is one.
-    fn list_beside(&self, stream: Option<Box<Stream>>) -> State {
+    fn list_beside(&self, cause: ListCause, stream: Option<Box<Stream>>) -> State {
         let (generation, connection) = match &stream {
             Some(stream) => (stream.generation.clone(), Some(stream.watch.connection().clone())),
             None => (self.cluster.current(), None),
         };
         let (scan, began) = (Scan::new(&self.range), Instant::now());
-        State::Listing(Box::new(List { scan, began, keys: 0, generation, connection, stream }))
+        State::Listing(Box::new(List { cause, scan, began, keys: 0, generation, connection, stream }))
     }
 
     async fn list(&mut self, mut list: Box<List>) -> (State, Option<Update>) {
         if list.scan.is_over() {
             let revision = list.scan.revision();
             self.keys = list.keys;
-            self.attempts.on_listed(list.began.elapsed());
+            let took = list.began.elapsed();
+            self.attempts.on_listed(took);
+            self.gauges.on_listed(list.cause, took, revision);
             return (self.on_listed(revision, list.stream), Some(Update::Listed(revision)));
         }
         let is_first = !list.scan.has_begun();
         match self.page(&mut list).await {
             Ok(kvs) => {
                 list.keys += i64::try_from(kvs.len()).unwrap_or(i64::MAX);
+                self.gauges.on_page(kvs.len(), list.scan.page_bytes());
                 (State::Listing(list), Some(Update::Page { is_first, kvs }))
             }
             Err(error) => match list.stream {
                 Some(stream) => (self.on_check_failed(stream, &error), None),
-                None => (self.on_error(&error, Goal::List), None),
+                None => (self.on_error(&error, Goal::List(list.cause)), None),
             },
         }
     }
@@ -225,6 +259,7 @@ impl Source {
         match stream {
             Some(_) if revision < self.revision => {
                 tracing::warn!(store = revision, seen = self.revision, "etcd was rolled back; its list counts");
+                self.gauges.on_restart(Restart::RolledBack);
                 State::Connecting { is_verified: true, before: None }
             }
             Some(mut stream) if !stream.is_mute => {
@@ -234,14 +269,21 @@ impl Source {
             }
             // Whether a watch without signs of life misses events cannot be known: a new one begins where the list
             // ends.
-            _ => State::Connecting { is_verified: true, before: None },
+            Some(_) => {
+                self.gauges.on_restart(Restart::Mute);
+                State::Connecting { is_verified: true, before: None }
+            }
+            None => State::Connecting { is_verified: true, before: None },
         }
     }
 
     async fn connect(&mut self, is_verified: bool, before: Option<Box<Stream>>) -> State {
         match (self.open(is_verified).await, before) {
-            (Ok(state), _) => {
+            (Ok(state), before) => {
                 self.attempts.on_success();
+                if before.is_some() {
+                    self.gauges.on_restart(Restart::Moved);
+                }
                 state
             }
             (Err(error), Some(mut stream)) => {
@@ -255,14 +297,15 @@ impl Source {
     async fn open(&mut self, is_verified: bool) -> Result<State, EtcdError> {
         let start = self.revision + 1;
         let generation = self.cluster.current();
-        let (watch, store) = generation.watch(&self.range, start, self.attempts.limit()).await?;
+        let (watch, store) =
+            generation.watch(&self.range, start, self.gauges.progress(), self.attempts.limit()).await?;
         if store < start - 1 {
             // The member lags, or the store was rolled back under us; only the leader knows.
             let asked = watch.connection().revision(&self.range, self.attempts.limit()).await;
             let store = generation.on_answer(watch.connection(), asked).await?;
             if store < start - 1 {
                 tracing::warn!(store, seen = start - 1, "etcd was rolled back; everything is listed anew");
-                return Ok(self.list_beside(None));
+                return Ok(self.list_beside(ListCause::RolledBack, None));
             }
         }
         tracing::debug!(member = watch.connection().name(), start, "watch is open");
@@ -284,7 +327,10 @@ impl Source {
         let message = tokio::select! {
             biased;
             // These before the messages, which may never pause. What another cluster sent is of no use here.
-            () = stream.refusals.refused(&connection) => return (self.list_beside(None), None),
+            () = stream.refusals.refused(&connection) => {
+                self.gauges.on_restart(Restart::OtherCluster);
+                return (self.list_beside(ListCause::OtherCluster, None), None);
+            }
             () = sleep_until(Some(stream.check_at)) => return (State::Checking(stream), None),
             () = sleep_until(stream.move_at) => {
                 stream.move_at = None;
@@ -314,18 +360,22 @@ impl Source {
                 stream.move_at = Some(Instant::now() + up_to(MOVE_WITHIN));
                 (State::Streaming(stream), None)
             }
-            WatchMessage::Left => (State::Connecting { is_verified: false, before: None }, None),
+            WatchMessage::Left => {
+                self.gauges.on_restart(Restart::LeftBehind);
+                (State::Connecting { is_verified: false, before: None }, None)
+            }
             WatchMessage::Compacted => {
                 tracing::info!(revision = self.revision, "revision is compacted; everything is listed anew");
+                self.gauges.on_restart(Restart::Compacted);
                 let wait = up_to(self.attempts.window() / COMPACTED_SHARE);
-                (State::Waiting { until: Some(Instant::now() + wait), then: Goal::List }, None)
+                let (until, then) = (Some(Instant::now() + wait), Goal::List(ListCause::Compacted));
+                (State::Waiting { until, then }, None)
             }
             WatchMessage::Over(kind, reason) => {
                 let error = stream.watch.error(kind, reason);
                 stream.generation.on_error(&connection, &error);
-                // Too large: the same revision would come in the same message again.
-                let goal = if kind == EtcdErrorKind::TooLarge { Goal::List } else { Goal::Watch };
-                (self.on_error(&error, goal), None)
+                self.gauges.on_restart(Restart::of(kind));
+                (self.on_error(&error, Goal::Watch), None)
             }
         }
     }
@@ -337,13 +387,14 @@ impl Source {
         match stream.generation.on_answer(&connection, asked).await {
             Ok(changes) if changes.store >= self.revision && !changes.any && changes.keys == self.keys => {
                 self.attempts.on_success();
+                self.gauges.progress().on_complete(changes.store);
                 let interval = if stream.is_mute { CHECK_OF_MUTE } else { self.interval };
                 stream.check_at = Instant::now() + spread(interval, 0.2);
                 stream.again.reset();
                 State::Streaming(stream)
             }
             // Perhaps on its way on the stream; the list tells.
-            Ok(_) => self.list_beside(Some(stream)),
+            Ok(_) => self.list_beside(ListCause::Difference, Some(stream)),
             Err(error) => self.on_check_failed(stream, &error),
         }
     }
@@ -352,6 +403,7 @@ impl Source {
     fn on_check_failed(&mut self, mut stream: Box<Stream>, error: &EtcdError) -> State {
         let wait = stream.again.ceiling() + stream.again.next();
         if !self.attempts.on_check_failed(error, wait) {
+            self.gauges.on_restart(Restart::Silent);
             return self.on_error(error, Goal::Watch);
         }
         stream.check_at = Instant::now() + wait;
@@ -361,9 +413,12 @@ impl Source {
     /// A list or a watch failed; returns what to do next, and when.
     fn on_error(&mut self, error: &EtcdError, goal: Goal) -> State {
         let wait = self.attempts.on_error(error, self.cluster.current().len());
-        let then = match error.kind {
-            EtcdErrorKind::Compacted | EtcdErrorKind::TooLarge | EtcdErrorKind::Split => Goal::List,
-            _ => goal,
+        let then = match (goal, error.kind) {
+            (Goal::Watch, EtcdErrorKind::Compacted) => Goal::List(ListCause::Compacted),
+            // The same revision would come in the same message again.
+            (Goal::Watch, EtcdErrorKind::TooLarge) => Goal::List(ListCause::TooLarge),
+            (Goal::Watch, EtcdErrorKind::Split) => Goal::List(ListCause::OtherCluster),
+            (goal, _) => goal,
         };
         State::Waiting { until: wait.map(|wait| Instant::now() + wait), then }
     }
