@@ -261,7 +261,8 @@ impl LeaseTask {
     }
 
     fn observe(&self, key: String) -> Observer {
-        observe(self.claims.registrar.cluster.clone(), key, self.retry.check_interval)
+        let (cluster, service) = (self.claims.registrar.cluster.clone(), self.claims.service().clone());
+        observe(cluster, service, key, self.retry.check_interval)
     }
 
     async fn hold(&mut self, mut lease: Lease, mut claim: Claim, mut observer: Observer) -> State {
