@@ -91,7 +91,8 @@ async fn calls_count_by_method_and_status_each_once() {
     server.next([Answer::Status(Code::NotFound), Answer::Ends(Code::Aborted), Answer::Ends(Code::DataLoss)]);
     assert_eq!(call(&channel).await.expect_err("a status").code(), Code::NotFound);
     assert_eq!(call(&channel).await.expect_err("a status").code(), Code::Aborted);
-    let mut stream = EchoClient::new(channel.clone()).server_streaming_echo(echo()).await.expect("it begins").into_inner();
+    let mut stream =
+        EchoClient::new(channel.clone()).server_streaming_echo(echo()).await.expect("it begins").into_inner();
     assert!(stream.message().await.expect("a message").is_some());
     assert!(is(figures.sum(IN_FLIGHT, &[]), 1.0), "a stream is in flight until its end");
     assert_eq!(stream.message().await.expect_err("a status").code(), Code::DataLoss);
@@ -133,7 +134,8 @@ async fn a_call_that_is_dropped_is_cancelled() {
     assert!(is(figures.calls("CANCELLED"), 1.0) && is(figures.attempts("CANCELLED"), 1.0));
 
     server.next([Answer::Begins]);
-    let mut stream = EchoClient::new(channel.clone()).server_streaming_echo(echo()).await.expect("it begins").into_inner();
+    let mut stream =
+        EchoClient::new(channel.clone()).server_streaming_echo(echo()).await.expect("it begins").into_inner();
     assert!(stream.message().await.expect("a message").is_some());
     assert!(is(figures.sum(IN_FLIGHT, &[]), 1.0), "it goes on");
     drop(stream);
