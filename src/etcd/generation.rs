@@ -19,6 +19,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use super::connection::Connection;
 use super::endpoints::Endpoints;
 use super::login::Logins;
@@ -168,6 +170,20 @@ impl Generation {
                 result => return result,
             }
         }
+    }
+
+    /// Makes one call on every member, at once. `limit` is for the login on each member; the call keeps its own.
+    pub(crate) async fn call_each<T, F, Fut>(&self, limit: Duration, call: F) -> Vec<(String, Result<T, EtcdError>)>
+    where
+        F: Fn(Arc<Connection>) -> Fut,
+        Fut: Future<Output = Result<T, EtcdError>>,
+    {
+        let call = &call;
+        join_all(
+            (0..self.len())
+                .map(|index| async move { (self.name(index).to_owned(), self.call_on(index, limit, call).await) }),
+        )
+        .await
     }
 
     async fn call_on<T, F, Fut>(&self, index: usize, limit: Duration, call: &F) -> Result<T, EtcdError>

@@ -244,9 +244,9 @@ impl RegistrationBuilder {
         let drain = Drain::new()
             .limit(self.drain_limit.unwrap_or(self.preset.drain_limit))
             .at(Some(address.to_string().into()));
-        let (spec, specs) = watch::channel(Spec { instance, paused: false, leave: false });
+        let spec = Arc::new(watch::Sender::new(Spec { instance, paused: false, leave: false }));
         let (publisher, status) = watch::channel(RegistrationStatus::Unregistered);
-        let desired = DesiredState::new(specs, self.health.clone());
+        let desired = DesiredState::new(&spec, self.health.clone());
         let (trouble, was_claimed) = (Trouble::default(), Arc::new(AtomicBool::new(false)));
         let task = LeaseTask::new(
             Claims::new(self.registrar, config, was_claimed.clone()),

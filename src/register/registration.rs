@@ -50,8 +50,9 @@ pub(super) struct Shared {
     pub(super) address: Address,
     pub(super) service: ServiceName,
     pub(super) format: Arc<dyn Format>,
-    pub(super) spec: watch::Sender<Spec>,
-    /// Held while the instance is changed, so that updates come one after the other.
+    /// Only handles keep it: the task ends without them.
+    pub(super) spec: Arc<watch::Sender<Spec>>,
+    /// Held while the instance is changed by a handle, so that updates come one after the other.
     pub(super) updates: Mutex<()>,
     pub(super) status: watch::Receiver<RegistrationStatus>,
     /// How the last attempt to register failed.
@@ -258,6 +259,9 @@ impl Registration {
 
     /// Changes weight and tags. The key is updated in place; clients keep their connections.
     ///
+    /// The closure is given the instance as it is to be published: with the weight that an operator set, if one did
+    /// since the program last set one ([`Registry::set_weight`](crate::Registry::set_weight)). The last of both counts.
+    ///
     /// The closure may read the registration, but must not update it: that would wait for itself.
     ///
     /// # Errors
@@ -273,7 +277,11 @@ impl Registration {
         check_value(&*self.shared.format, &self.shared.service, &new)?;
         if new != old {
             warn_of_lost(&*self.shared.format, &self.shared.service, &new, Some(&old));
-            self.shared.spec.send_modify(|spec| spec.instance = new);
+            self.shared.spec.send_modify(|spec| {
+                // An operator's weight may have come meanwhile, which an update of the tags leaves.
+                let weight = if new.weight == old.weight { spec.instance.weight } else { new.weight };
+                spec.instance = new.with_weight(weight);
+            });
         }
         Ok(())
     }
@@ -295,6 +303,12 @@ impl Registration {
             spec.paused = paused;
             is_news
         });
+    }
+
+    /// The weight that is published, or is to be: the last one that the program or an operator set.
+    #[must_use]
+    pub fn weight(&self) -> u16 {
+        self.shared.spec.borrow().instance.weight
     }
 
     /// The present status.

@@ -58,6 +58,7 @@ use super::error::ChannelError;
 use super::picks::{LbState, PickQueue};
 use super::subchannel::{Connectivity, Effects, FeedbackEvent, Input, Publish, Reports, Subchannel, Wake};
 use crate::instance::Address;
+use crate::metrics::channel::UnusedFigure;
 use crate::snapshot::{Difference, Member, Snapshot};
 use crate::targets::CHANNEL;
 use crate::time::sleep_until;
@@ -96,6 +97,8 @@ pub(crate) struct Balancer {
     failure: Option<Arc<str>>,
     /// Whether the warning of many instances was logged.
     has_warned: bool,
+    /// The members without a subchannel.
+    unused: UnusedFigure,
 }
 
 /// What the balancer listens to.
@@ -138,6 +141,7 @@ impl Balancer {
         changed: watch::Sender<()>,
     ) -> Self {
         let dialer = Dialer::new(connect.transport.clone());
+        let unused = reports.figures.unused();
         Self {
             queue,
             config,
@@ -158,6 +162,7 @@ impl Balancer {
             settles_at: None,
             failure: None,
             has_warned: false,
+            unused,
         }
     }
 
@@ -299,6 +304,7 @@ impl Balancer {
             }
             Err(cause) => {
                 tracing::debug!(target: CHANNEL, %cause, "cannot connect");
+                self.reports.figures.on_connect_failed();
                 Input::ConnectFailed(ticket, cause)
             }
         };
@@ -368,6 +374,7 @@ impl Balancer {
         if what == Publish::Nothing && !has_grown {
             return;
         }
+        self.unused.set(self.snapshot.len() - self.subchannels.len());
         let before = self.queue.state();
         let is_ready_set = what == Publish::ReadySet || has_grown || before.ready.is_none();
         drop(before);

@@ -38,7 +38,9 @@ impl BalancedChannel {
     {
         let snapshots =
             instances.enumerate().map(|(revision, set)| Arc::new(snapshot(revision, set.into_iter().map(Into::into))));
-        ChannelBuilder::new(service.into(), move || Ok((snapshots.boxed(), Listing::of_the_program())))
+        let service = service.into();
+        let target = format!("instances:///{service}");
+        ChannelBuilder::new(service, target, move || Ok((snapshots.boxed(), Listing::of_the_program())))
     }
 }
 

@@ -60,6 +60,7 @@ use self::state::{FIRST_BACKOFF, MAX_BACKOFF, Ready, Reason, SETTLED, State};
 use crate::backoff::Backoff;
 use crate::channel::outlier::{Compared, Ejection, Outcome, StatusOrigin, Tally};
 use crate::channel::transport::Transport;
+use crate::metrics::channel::InstanceFigure;
 use crate::snapshot::{Member, MemberState};
 use crate::targets::CHANNEL;
 
@@ -95,6 +96,7 @@ pub(crate) struct Subchannel<T = Transport> {
     /// Earlier connections whose streams may go on; sending gives those streams a limit.
     retired: Vec<oneshot::Sender<()>>,
     reports: Reports,
+    figure: InstanceFigure,
 }
 
 impl<T> Subchannel<T> {
@@ -130,6 +132,7 @@ impl<T> Subchannel<T> {
             past: Compared::default(),
             shared: Arc::new(Shared::new(view)),
             retired: Vec::new(),
+            figure: reports.figures.instance(),
             reports,
         }
     }
@@ -154,7 +157,7 @@ impl<T> Subchannel<T> {
             }
             Input::Proved(tally) => self.on_proved(&tally, now, &mut effects),
             Input::Admitted => self.take_back(now, "another instance fails", &mut effects),
-            Input::Outlier => self.eject("it fails more often than the others", now, &mut effects),
+            Input::Outlier(method) => self.eject(method, now, &mut effects),
             Input::EjectionOver { others } => self.on_ejection_over(others, now, &mut effects),
             Input::ProbationOver => self.on_probation_over(now, &mut effects),
         }
@@ -370,7 +373,8 @@ impl<T> Subchannel<T> {
         }
     }
 
-    fn publish_view(&self) {
+    fn publish_view(&mut self) {
+        self.figure.set(self.counted_as());
         let load = match &self.state {
             State::Ready(ready) => Some(ready.connection.load().clone()),
             _ => None,
