@@ -45,9 +45,14 @@ mod program;
 #[cfg(feature = "cli")]
 mod program_browser;
 #[cfg(feature = "cli")]
+mod program_check;
+#[cfg(feature = "cli")]
 mod program_page;
+#[cfg(feature = "cli")]
+mod program_top;
 mod put_back;
 mod replaced;
+mod reweighted;
 mod rig;
 mod runtimes;
 mod secrets;

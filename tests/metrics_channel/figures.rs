@@ -1,25 +1,31 @@
 //! What Prometheus' recorder has of one channel, by gRPC's names.
 
 use std::collections::BTreeSet;
-use std::sync::OnceLock;
 use std::time::Duration;
 
+use metrics::LocalRecorderGuard;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 /// How long a test waits for something that must happen: only a failing one reaches it.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
-/// The figures of the channels to one target. Each test has a target of its own, so that all can run at once.
-#[derive(Debug, Clone)]
+/// The figures of the channels to one target, by a recorder for this test's thread alone: what Prometheus' recorder is
+/// given on one thread while another one reads may get lost.
 pub(crate) struct Figures {
     target: String,
+    recorder: PrometheusHandle,
+    _installed: LocalRecorderGuard<'static>,
 }
 
 impl Figures {
-    /// Of channels over instances of this name. Come before the channel is built: it installs the recorder.
+    /// Of channels over instances of this name that are built from now on, on this thread.
     pub(crate) fn of(service: &str) -> Self {
-        recorder();
-        Self { target: format!("instances:///{service}") }
+        let recorder = Box::leak(Box::new(PrometheusBuilder::new().build_recorder()));
+        Self {
+            target: format!("instances:///{service}"),
+            recorder: recorder.handle(),
+            _installed: metrics::set_default_local_recorder(recorder),
+        }
     }
 
     /// The sum of all series of a counter or a gauge that have these labels, among others.
@@ -71,9 +77,8 @@ impl Figures {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        if tokio::time::timeout(LIMIT, reached).await.is_err() {
-            panic!("{what}: {wanted} were due, and there are {}:\n{}", figure(self), recorder().render());
-        }
+        let in_time = tokio::time::timeout(LIMIT, reached).await.is_ok();
+        assert!(in_time, "{what}: {wanted} were due, and there are {}:\n{}", figure(self), self.recorder.render());
     }
 
     /// Asserts that nothing is left in any gauge.
@@ -87,7 +92,7 @@ impl Figures {
     /// The labels and the value of each series of this target.
     fn series(&self, name: &str) -> Vec<(String, f64)> {
         let (begin, target) = (format!("{name}{{"), label("grpc.target", &self.target));
-        let text = recorder().render();
+        let text = self.recorder.render();
         let lines = text.lines().filter_map(|line| line.strip_prefix(&begin)?.rsplit_once("} "));
         let mine = lines.filter(|(labels, _)| labels.contains(&target));
         mine.map(|(labels, value)| (labels.to_owned(), value.parse().expect("a value is a number"))).collect()
@@ -101,9 +106,4 @@ pub(crate) fn is(a: f64, b: f64) -> bool {
 
 fn label(name: &str, value: &str) -> String {
     format!("{}=\"{value}\"", name.replace('.', "_"))
-}
-
-fn recorder() -> &'static PrometheusHandle {
-    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
-    HANDLE.get_or_init(|| PrometheusBuilder::new().install_recorder().expect("there is no other recorder"))
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt};
 use h2::Reason;
 use http::HeaderValue;
-use tokio::runtime::Runtime;
+use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -391,7 +391,7 @@ async fn instances_that_leave_and_those_that_a_subset_spares_are_counted_as_such
 
 #[test]
 fn gauges_go_back_where_the_runtime_of_a_channel_ends() {
-    let runtime = Runtime::new().expect("a runtime");
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     let (figures, mut call) = runtime.block_on(async {
         let server = Server::start();
         let (mut channel, figures) = ready("runtime", &[&server]).await;

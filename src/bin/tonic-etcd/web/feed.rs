@@ -64,7 +64,9 @@ impl Followed {
         if self.ends.contains_key(name) {
             return Ok(());
         }
-        let snapshots = registry.discover(name)?.into_snapshots();
+        let snapshots = stream::unfold(registry.discover(name)?, async |mut discover| {
+            Some((discover.next_snapshot().await, discover))
+        });
         let (end, ended) = oneshot::channel();
         let name: Arc<str> = name.into();
         hub.board().add(&name, is_late);
