@@ -77,8 +77,10 @@ impl Watchers {
                 // By a call that was cut off.
                 Ok(Claimed::Done(mod_revision))
             } else {
-                self.ask(|member| async move { member.put_if(name, value.clone(), lease, mod_revision, CALL_LIMIT).await })
-                    .await
+                self.ask(
+                    |member| async move { member.put_if(name, value.clone(), lease, mod_revision, CALL_LIMIT).await },
+                )
+                .await
             };
             match written {
                 Ok(Claimed::Done(_)) => match self.answer(target, &key, &seen, &reweighed, deadline).await? {
@@ -111,7 +113,9 @@ impl Watchers {
             return Err(target.is_not_kept("it is leaving"));
         }
         if seen.lease == 0 {
-            return Err(target.is_not_kept("its key has no lease, so no server keeps it: put it again, with the weight"));
+            return Err(
+                target.is_not_kept("its key has no lease, so no server keeps it: put it again, with the weight")
+            );
         }
         let format = &self.layout.format;
         let Some(reweighed) = format.reweigh(&seen.value, target.weight) else {

@@ -12,9 +12,9 @@ use tonic_etcd::{ConfigError, Registration, Registry, RegistryError};
 use crate::support::changes::Changes;
 use crate::support::etcd::Etcd;
 use crate::support::process::{Process, Signal, example};
+use crate::support::server::EchoServer;
 use crate::support::server::proto::echo::EchoRequest;
 use crate::support::server::proto::echo::echo_client::EchoClient;
-use crate::support::server::EchoServer;
 use crate::support::{LIMIT, eventually};
 
 fn registry(etcd: &Etcd) -> Registry {
@@ -81,7 +81,8 @@ async fn the_last_of_operator_and_program_counts() {
     let tagged = async || only_value(&etcd).await.0.contains(r#""weight":1,"tags":{"zone":"a"}"#);
     eventually("an update of the tags leaves it", LIMIT, tagged).await;
     registration.update(|instance| instance.with_tags([("", ""); 0]).with_weight(10)).expect("a good weight");
-    stands_at(&etcd, registration, 10, "a weight that the program sets replaces it, although it was its own before").await;
+    stands_at(&etcd, registration, 10, "a weight that the program sets replaces it, although it was its own before")
+        .await;
     registry.set_weight("echo", server.address(), 65_535).await.expect("its server keeps it");
     etcd.delete(etcd.keys("").await.pop().expect("a key").0).await;
     stands_at(&etcd, registration, 65_535, "and an operator's replaces that").await;
@@ -105,7 +106,8 @@ async fn every_format_with_room_for_a_weight_takes_it() {
             let member = now.iter().next().expect("it is registered");
             assert_eq!(member.instance().weight(), weight, "{format:?}");
             assert_eq!(server.registration().weight(), weight, "{format:?}");
-            let marked = etcd.keys("").await.iter().any(|(_, value, _)| String::from_utf8_lossy(value).contains("rewei"));
+            let marked =
+                etcd.keys("").await.iter().any(|(_, value, _)| String::from_utf8_lossy(value).contains("rewei"));
             assert!(!marked, "the server answered: {format:?}");
         }
         assert_eq!(etcd.keys("").await, before, "with its first weight all is as it was: {format:?}");
@@ -122,7 +124,8 @@ async fn a_channel_shares_its_calls_by_the_weight_that_an_operator_set() {
     let etcd = Etcd::start().await;
     let (here, operator) = (registry(&etcd), registry(&etcd));
     let (light, heavy) = (EchoServer::registered(&here, "echo").await, EchoServer::registered(&here, "echo").await);
-    let channel = here.channel("echo").policy(WeightedRoundRobin::new()).timeout(LIMIT).build().expect("a good channel");
+    let channel =
+        here.channel("echo").policy(WeightedRoundRobin::new()).timeout(LIMIT).build().expect("a good channel");
     operator.set_weight("echo", light.address(), 10).await.expect("it has it");
     operator.set_weight("echo", heavy.address(), 30).await.expect("its server keeps it");
     let both = async || {
@@ -134,7 +137,7 @@ async fn a_channel_shares_its_calls_by_the_weight_that_an_operator_set() {
     let mut client = EchoClient::new(channel.clone());
     let mut call = async |count: usize| {
         for _ in 0..count {
-            client.echo(EchoRequest::default()).await.expect("a server answers");
+            client.unary_echo(EchoRequest::default()).await.expect("a server answers");
         }
     };
     let share = async || {
