@@ -18,6 +18,7 @@
 //! | [`testing`] | tests of your own service, without etcd |
 //! | [`operating`] | the program `tonic-etcd`: what is registered, and orders to servers |
 //! | [`logging`] | targets, levels and messages |
+//! | [`metrics`] | counters, gauges and histograms, and when to raise an alarm |
 //! | [`troubleshooting`] | messages, their causes and remedies |
 //! | [`compared`] | Kitex, grpc-go, linkerd and tonic beside this crate |
 //! | [`benchmarks`] | the channel beside tonic's |
@@ -56,6 +57,7 @@ macro_rules! links {
 [from-tonic]: crate::guide::from_tonic
 [kitex]: crate::kitex
 [logging]: crate::guide::logging
+[metrics]: crate::guide::metrics
 [operating]: crate::guide::operating
 [options]: crate::guide::options#registry
 [options-address]: crate::guide::options#the-published-address
@@ -82,6 +84,7 @@ chapters! {
     testing = "../docs/testing.md";
     operating = "../docs/operating.md";
     logging = "../docs/logging.md";
+    metrics = "../docs/metrics.md";
     troubleshooting = "../docs/troubleshooting.md";
     compared = "../docs/compared.md";
     benchmarks = "../docs/benchmarks.md";

@@ -13,6 +13,7 @@ use crate::error::{ConfigError, EtcdErrorKind, RegistryError};
 use crate::etcd::{CALL_LIMIT, Claimed, Kv, MAX_VALUE, Range, Scan, hex};
 use crate::format::Decoded;
 use crate::instance::{Address, Instance, ServiceName};
+use crate::targets::DISCOVERY;
 
 /// One instance and the weight that it is to have.
 #[derive(Clone, Copy)]
@@ -55,7 +56,7 @@ impl Watchers {
             return Err(ConfigError::Option { option: "weight", value: "0".into(), expected: "1 to 65535" }.into());
         }
         let target = Target { service, address, weight };
-        let keys = self.keys_of(service, address).await?;
+        let keys = self.keys_at(service, address).await?;
         let answers = iter(keys).map(|kv| self.reweigh(target, kv)).buffer_unordered(AT_ONCE);
         let answers: Vec<Result<(), RegistryError>> = answers.collect().await;
         if answers.iter().any(Result::is_ok) {
@@ -86,7 +87,7 @@ impl Watchers {
                 Ok(Claimed::Done(_)) => match self.answer(target, &key, &seen, &reweighed, deadline).await? {
                     Answer::TakenUp => {
                         let Target { service, address, weight } = target;
-                        tracing::info!(%service, %address, key, lease = hex(lease), weight, "instance has another weight");
+                        tracing::info!(target: DISCOVERY, %service, %address, key, lease = hex(lease), weight, "instance has another weight");
                         return Ok(());
                     }
                     Answer::Replaced(kv) => seen = kv,

@@ -3,57 +3,29 @@
 //! A [`Metric`] is a constant; its handles are made where something begins (a channel, a registration, a watch) and
 //! kept, so that what happens often costs an atomic operation. A handle belongs to the recorder that was installed
 //! when it was made.
+//!
+//! Constants are kept by room, handles in the room that uses them. Each constant is a row of `docs/metrics.md`:
+//!
+//! - A name begins with `tonic_etcd.` and has neither a unit nor `total` in it: exporters add both, from the unit and
+//!   the type.
+//! - A label has values that are known beforehand, or that the program gave itself, such as a service's name. Nothing
+//!   that another program wrote into etcd is ever a label, and no address is.
 
+pub(crate) mod channel;
 #[cfg(not(feature = "metrics"))]
 mod off;
 #[cfg(feature = "metrics")]
 mod on;
+pub(crate) mod registration;
 
 #[cfg(not(feature = "metrics"))]
-pub(crate) use self::off::{Counter, Gauge, Histogram};
+pub(crate) use self::off::{Counter, Gauge, Histogram, Metric, Share};
 #[cfg(feature = "metrics")]
-pub(crate) use self::on::{Counter, Gauge, Histogram};
-
-/// A label's name and its value.
-pub(crate) type Label<'a> = (&'static str, &'a str);
-
-/// One row of the table in `docs/metrics.md`.
-#[derive(Debug)]
-pub(crate) struct Metric {
-    pub(crate) name: &'static str,
-    pub(crate) unit: Unit,
-    pub(crate) description: &'static str,
-}
+pub(crate) use self::on::{Counter, Gauge, Histogram, Metric, Share};
 
 /// What a value counts or measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
     Count,
     Seconds,
-    Bytes,
-}
-
-/// A part of a gauge, which the gauge loses when the share goes: no path out of a state can leave it behind.
-#[derive(Debug)]
-pub(crate) struct Share {
-    gauge: Gauge,
-    amount: f64,
-}
-
-impl Share {
-    pub(crate) fn new(gauge: Gauge, amount: f64) -> Self {
-        gauge.add(amount);
-        Self { gauge, amount }
-    }
-
-    pub(crate) fn set(&mut self, amount: f64) {
-        self.gauge.add(amount - self.amount);
-        self.amount = amount;
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.gauge.add(-self.amount);
-    }
 }

@@ -1,25 +1,27 @@
 //! The handles without the feature: of no size, and every call of them is gone in the binary.
 
-use super::{Label, Metric};
+use std::marker::PhantomData;
 
-impl Metric {
-    #[allow(clippy::unused_self)]
-    pub(crate) fn counter(&self, _: &[Label<'_>]) -> Counter {
-        Counter
-    }
+use super::Unit;
 
-    #[allow(clippy::unused_self)]
-    pub(crate) fn gauge(&self, _: &[Label<'_>]) -> Gauge {
-        Gauge
-    }
+/// A metric that nothing is recorded of.
+#[derive(Debug)]
+pub(crate) struct Metric<H>(PhantomData<H>);
 
-    #[allow(clippy::unused_self)]
-    pub(crate) fn histogram(&self, _: &[Label<'_>]) -> Histogram {
-        Histogram
+impl<H> Metric<H> {
+    pub(crate) const fn new(_: &'static str, _: Unit, _: &'static [&'static str], _: &'static str) -> Self {
+        Self(PhantomData)
     }
 }
 
-#[derive(Debug, Clone)]
+impl<H: Default> Metric<H> {
+    #[allow(clippy::unused_self)]
+    pub(crate) fn with(&self, _: &[&str]) -> H {
+        H::default()
+    }
+}
+
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Counter;
 
 impl Counter {
@@ -27,21 +29,23 @@ impl Counter {
     pub(crate) fn add(&self, _: u64) {}
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Gauge;
 
-impl Gauge {
-    #[allow(clippy::unused_self)]
-    pub(crate) fn add(&self, _: f64) {}
-
-    #[allow(clippy::unused_self)]
-    pub(crate) fn set(&self, _: f64) {}
-}
-
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Histogram;
 
 impl Histogram {
     #[allow(clippy::unused_self)]
     pub(crate) fn record(&self, _: f64) {}
+}
+
+/// A part of a gauge that is not there.
+#[derive(Debug)]
+pub(crate) struct Share;
+
+impl Share {
+    pub(crate) fn new(_: Gauge, _: f64) -> Self {
+        Self
+    }
 }

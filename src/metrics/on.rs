@@ -1,46 +1,81 @@
 //! Handles of the recorder that the process has installed.
 
-use metrics::{Key, KeyName, Level, Metadata, SharedString};
+use std::marker::PhantomData;
 
-use super::{Label, Metric, Unit};
+use metrics::{Key, KeyName, Level, Metadata, Recorder, SharedString};
 
-impl Metric {
-    pub(crate) fn counter(&self, labels: &[Label<'_>]) -> Counter {
-        metrics::with_recorder(|recorder| {
-            recorder.describe_counter(self.key_name(), self.unit(), SharedString::const_str(self.description));
-            Counter(recorder.register_counter(&self.key(labels), &METADATA))
-        })
+use super::Unit;
+
+/// One row of the table in `docs/metrics.md`, whose handles are [`Counter`], [`Gauge`] or [`Histogram`].
+#[derive(Debug)]
+pub(crate) struct Metric<H> {
+    name: &'static str,
+    unit: Unit,
+    labels: &'static [&'static str],
+    description: &'static str,
+    handle: PhantomData<H>,
+}
+
+impl<H> Metric<H> {
+    pub(crate) const fn new(
+        name: &'static str,
+        unit: Unit,
+        labels: &'static [&'static str],
+        description: &'static str,
+    ) -> Self {
+        Self { name, unit, labels, description, handle: PhantomData }
     }
 
-    pub(crate) fn gauge(&self, labels: &[Label<'_>]) -> Gauge {
-        metrics::with_recorder(|recorder| {
-            recorder.describe_gauge(self.key_name(), self.unit(), SharedString::const_str(self.description));
-            Gauge(recorder.register_gauge(&self.key(labels), &METADATA))
-        })
-    }
-
-    pub(crate) fn histogram(&self, labels: &[Label<'_>]) -> Histogram {
-        metrics::with_recorder(|recorder| {
-            recorder.describe_histogram(self.key_name(), self.unit(), SharedString::const_str(self.description));
-            Histogram(recorder.register_histogram(&self.key(labels), &METADATA))
-        })
-    }
-
-    fn key(&self, labels: &[Label<'_>]) -> Key {
-        let labels = labels.iter().map(|(name, value)| metrics::Label::new(*name, (*value).to_owned()));
+    fn key(&self, values: &[&str]) -> Key {
+        debug_assert_eq!(self.labels.len(), values.len(), "{} has the labels {:?}", self.name, self.labels);
+        let labels = self.labels.iter().zip(values);
+        let labels = labels.map(|(name, value)| metrics::Label::new(*name, (*value).to_owned()));
         Key::from_parts(self.name, labels.collect::<Vec<_>>())
     }
 
-    fn key_name(&self) -> KeyName {
-        KeyName::from_const_str(self.name)
-    }
-
-    fn unit(&self) -> Option<metrics::Unit> {
-        Some(match self.unit {
+    fn description(&self) -> (KeyName, Option<metrics::Unit>, SharedString) {
+        let unit = match self.unit {
             Unit::Count => metrics::Unit::Count,
             Unit::Seconds => metrics::Unit::Seconds,
-            Unit::Bytes => metrics::Unit::Bytes,
+        };
+        (KeyName::from_const_str(self.name), Some(unit), SharedString::const_str(self.description))
+    }
+
+    fn register<T>(&self, describe: Describe, register: impl Fn(&dyn Recorder) -> T) -> T {
+        metrics::with_recorder(|recorder| {
+            let (name, unit, description) = self.description();
+            describe(recorder, name, unit, description);
+            register(recorder)
         })
+    }
+}
+
+type Describe = fn(&dyn Recorder, KeyName, Option<metrics::Unit>, SharedString);
+
+impl Metric<Counter> {
+    /// The handle for these values of the labels, in their order.
+    pub(crate) fn with(&self, values: &[&str]) -> Counter {
+        let key = self.key(values);
+        let describe: Describe = |recorder, name, unit, text| recorder.describe_counter(name, unit, text);
+        Counter(self.register(describe, |recorder| recorder.register_counter(&key, &METADATA)))
+    }
+}
+
+impl Metric<Gauge> {
+    /// The handle for these values of the labels, in their order.
+    pub(crate) fn with(&self, values: &[&str]) -> Gauge {
+        let key = self.key(values);
+        let describe: Describe = |recorder, name, unit, text| recorder.describe_gauge(name, unit, text);
+        Gauge(self.register(describe, |recorder| recorder.register_gauge(&key, &METADATA)))
+    }
+}
+
+impl Metric<Histogram> {
+    /// The handle for these values of the labels, in their order.
+    pub(crate) fn with(&self, values: &[&str]) -> Histogram {
+        let key = self.key(values);
+        let describe: Describe = |recorder, name, unit, text| recorder.describe_histogram(name, unit, text);
+        Histogram(self.register(describe, |recorder| recorder.register_histogram(&key, &METADATA)))
     }
 }
 
@@ -60,10 +95,6 @@ impl Gauge {
     pub(crate) fn add(&self, amount: f64) {
         self.0.increment(amount);
     }
-
-    pub(crate) fn set(&self, value: f64) {
-        self.0.set(value);
-    }
 }
 
 #[derive(Debug, Clone)]
@@ -72,6 +103,26 @@ pub(crate) struct Histogram(metrics::Histogram);
 impl Histogram {
     pub(crate) fn record(&self, value: f64) {
         self.0.record(value);
+    }
+}
+
+/// A part of a gauge, which the gauge loses when the share goes: no path out of a state can leave it behind.
+#[derive(Debug)]
+pub(crate) struct Share {
+    gauge: Gauge,
+    amount: f64,
+}
+
+impl Share {
+    pub(crate) fn new(gauge: Gauge, amount: f64) -> Self {
+        gauge.0.increment(amount);
+        Self { gauge, amount }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.gauge.0.decrement(self.amount);
     }
 }
 

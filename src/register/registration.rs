@@ -21,6 +21,7 @@ use super::status::{RegistrationEnded, RegistrationStatus, StartError, StatusCha
 use crate::error::ConfigError;
 use crate::format::Format;
 use crate::instance::{Address, Instance, ServiceName};
+use crate::targets::REGISTRATION;
 use crate::trouble::Trouble;
 
 /// One instance that is kept in etcd. A cheap handle; clones are the same registration.
@@ -146,7 +147,12 @@ impl Registration {
         // First, so that a panic leaves the registration as it was.
         let runtime = Handle::current();
         if let Some(task) = self.take_unstarted() {
-            let span = tracing::info_span!(parent: None, "registration", address = %self.shared.address);
+            let span = tracing::info_span!(
+                target: REGISTRATION,
+                parent: None,
+                "registration",
+                address = %self.shared.address
+            );
             runtime.spawn(task.run().instrument(span));
         }
     }
@@ -243,7 +249,11 @@ impl Registration {
             ended.await;
         } else if timeout(LONGEST_WAIT, ended).await.is_err() {
             let address = &self.shared.address;
-            tracing::warn!(%address, "the registration does not end: the runtime on which it began is not driven");
+            tracing::warn!(
+                target: REGISTRATION,
+                %address,
+                "the registration does not end: the runtime on which it began is not driven"
+            );
         }
     }
 
@@ -335,11 +345,12 @@ impl Registration {
         for registration in registrations {
             if registration.status() == RegistrationStatus::Unregistered {
                 tracing::warn!(
+                    target: REGISTRATION,
                     "the server was never registered: start() was not called, nor layer() or incoming() used"
                 );
             }
             let (service, address) = (registration.service(), registration.address());
-            tracing::info!(%service, %address, calls = drain.in_flight(), "shutting down");
+            tracing::info!(target: REGISTRATION, %service, %address, calls = drain.in_flight(), "shutting down");
         }
         join_all(registrations.iter().map(Self::shut_down_health)).await;
         join_all(registrations.iter().map(Self::deregister)).await;

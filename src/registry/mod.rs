@@ -21,8 +21,9 @@ use std::slice;
 use std::sync::Arc;
 
 use crate::channel::ChannelBuilder;
-use crate::discover::{Discover, Watchers};
+use crate::discover::{Discover, StoredKeys, Watchers};
 use crate::error::{ConfigError, RegistryError};
+use crate::etcd::{Lease, MemberStatus};
 use crate::instance::{Address, Instance, ServiceName};
 use crate::register::{Registrar, RegistrationBuilder};
 use crate::snapshot::Snapshot;
@@ -115,6 +116,78 @@ impl Registry {
     pub async fn instances(&self, service: impl AsRef<str>) -> Result<Snapshot, RegistryError> {
         let service = service.as_ref().parse().map_err(RegistryError::Config)?;
         self.watchers.instances(&service).await
+    }
+
+    /// Every key below the prefix as it stands in etcd, with what clients make of it: for programs that look for
+    /// mistakes. [`services`](Self::services) and [`instances`](Self::instances) show what clients see.
+    ///
+    /// Keys are read with their values in pages, all at one revision. After 100,000 keys, or about 256 MiB of memory,
+    /// it ends, and [`StoredKeys::is_cut_off`] says so.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::Config`] under an empty prefix or `/`, as for `services`; otherwise what the call failed with.
+    /// Every member is asked before it fails, for at most 5 s each, or 5 s a page.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    pub async fn keys(&self) -> Result<StoredKeys, RegistryError> {
+        self.watchers.keys().await
+    }
+
+    /// Like [`keys`](Self::keys), of one service alone.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::Config`] for a bad service name; otherwise what the call failed with.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    pub async fn keys_of(&self, service: impl AsRef<str>) -> Result<StoredKeys, RegistryError> {
+        let service = service.as_ref().parse().map_err(RegistryError::Config)?;
+        self.watchers.keys_of(&service).await
+    }
+
+    /// A lease with the time that it has left and its keys; `None` if it does not exist (any more).
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::Config`] for the id 0, which means none; [`RegistryError::Denied`] where it has keys that the
+    /// user may not read; otherwise what the call failed with. Every member is asked before it fails, for at most 5 s
+    /// each.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    pub async fn lease(&self, id: i64) -> Result<Option<Lease>, RegistryError> {
+        self.watchers.lease(id).await
+    }
+
+    /// The ids of all leases in etcd, those of other programs among them.
+    ///
+    /// # Errors
+    ///
+    /// What the call failed with. Every member is asked before it fails, for at most 5 s each.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    pub async fn leases(&self) -> Result<Vec<i64>, RegistryError> {
+        self.watchers.leases().await
+    }
+
+    /// What each etcd member reports of itself, in the order of the URLs, each under its own. All are asked at once,
+    /// for at most 5 s and the login.
+    ///
+    /// A member without a leader, or one of another cluster than the others, has an error in its place.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    pub async fn members(&self) -> Vec<(String, Result<MemberStatus, RegistryError>)> {
+        self.watchers.members().await
     }
 
     /// Tells an instance to leave: puts the draining mark on its key, under the lease that it has, if nothing about the

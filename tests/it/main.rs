@@ -12,6 +12,8 @@ mod balanced;
 mod beyond_tonic;
 mod channel;
 mod channel_faults;
+#[cfg(feature = "metrics")]
+mod dashboard;
 mod drain;
 mod etcd_away;
 mod examples;
@@ -26,6 +28,7 @@ mod half_open;
 mod health;
 mod herd;
 mod inside;
+mod inspected;
 mod interop;
 mod kitex;
 mod large;
@@ -39,6 +42,12 @@ mod poison;
 mod processes;
 #[cfg(feature = "cli")]
 mod program;
+#[cfg(feature = "cli")]
+mod program_check;
+#[cfg(feature = "cli")]
+mod program_page;
+#[cfg(feature = "cli")]
+mod program_top;
 mod put_back;
 mod replaced;
 mod reweighted;

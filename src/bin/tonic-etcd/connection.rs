@@ -1,13 +1,16 @@
 //! Flags and etcdctl's environment variables to the registry that every command looks into.
 
+#![expect(clippy::doc_markdown, reason = "the help of a flag is plain text")]
+
 use std::env;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tonic_etcd::format::{EtcdNaming, Format, GoZero, Kitex, Kratos};
+use tonic_etcd::format::{EtcdNaming, GoZero, Kitex, Kratos};
 use tonic_etcd::{ClientTls, Registry};
 
 use crate::failure::{Failure, refused};
@@ -62,6 +65,10 @@ struct Login {
     /// The password, for all who can list processes to read: better set ETCDCTL_PASSWORD, or use a file
     #[arg(long)]
     password: Option<String>,
+
+    /// What standard input held: it can be read once.
+    #[arg(skip)]
+    read: OnceLock<String>,
 }
 
 /// TLS towards etcd.
@@ -85,7 +92,7 @@ struct Tls {
     key: Option<String>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum FormatName {
     /// Kitex, and tonic-etcd unless told otherwise
     Kitex,
@@ -99,8 +106,83 @@ enum FormatName {
     KratosSecure,
 }
 
+impl FormatName {
+    fn default_prefix(self) -> &'static str {
+        match self {
+            Self::Kitex => "kitex/registry-etcd",
+            Self::Etcd | Self::GoZero => "",
+            Self::Kratos | Self::KratosSecure => "/microservices",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Kitex => "kitex",
+            Self::Etcd => "etcd",
+            Self::GoZero => "go-zero",
+            Self::Kratos => "kratos",
+            Self::KratosSecure => "kratos-secure",
+        }
+    }
+}
+
 impl Connection {
     pub(crate) fn registry(&self) -> Result<Registry, Failure> {
+        self.registry_at(self.format, self.prefix())
+    }
+
+    /// Whether etcd runs on this host, by its URLs.
+    pub(crate) fn is_local(&self) -> bool {
+        let is_local = |url: &str| ["127.", "localhost", "[::1]"].iter().any(|host| host_of(url).starts_with(host));
+        self.endpoints().is_none_or(|urls| urls.split(',').all(is_local))
+    }
+
+    /// What is looked into, in few words.
+    pub(crate) fn shown(&self) -> String {
+        self.endpoints().unwrap_or_else(|| "127.0.0.1:2379".to_owned())
+    }
+
+    /// Where servers are looked for, as flags.
+    pub(crate) fn place(&self) -> String {
+        Self::flags_to(self.format, self.prefix())
+    }
+
+    /// Where servers are looked for, in words.
+    pub(crate) fn place_in_words(&self) -> String {
+        match (self.prefix(), self.format.name()) {
+            ("", format) => format!("without a prefix, in the format {format}"),
+            (prefix, format) => format!("under {prefix}, in the format {format}"),
+        }
+    }
+
+    /// Where else servers may be registered: the flags that lead to each place, and its registry.
+    pub(crate) fn elsewhere(&self) -> Result<Vec<(String, Registry)>, Failure> {
+        let own = self.prefix();
+        // A slash at the end changes nothing, and one at the begin is a different prefix.
+        let slashed = own.strip_prefix('/').map_or_else(|| format!("/{own}"), str::to_owned);
+        let mut places = Vec::new();
+        for format in FormatName::value_variants() {
+            let mut prefixes = vec![format.default_prefix(), own, &slashed, ""];
+            prefixes.sort_unstable();
+            prefixes.dedup_by_key(|prefix| prefix.trim_end_matches('/'));
+            prefixes
+                .retain(|prefix| (*format, prefix.trim_end_matches('/')) != (self.format, own.trim_end_matches('/')));
+            for prefix in prefixes {
+                places.push((Self::flags_to(*format, prefix), self.registry_at(*format, prefix)?));
+            }
+        }
+        Ok(places)
+    }
+
+    fn prefix(&self) -> &str {
+        self.prefix.as_deref().unwrap_or_else(|| self.format.default_prefix())
+    }
+
+    fn flags_to(format: FormatName, prefix: &str) -> String {
+        format!("--format {} --prefix '{prefix}'", format.name())
+    }
+
+    fn registry_at(&self, format: FormatName, prefix: &str) -> Result<Registry, Failure> {
         let login = self.login.given()?;
         let tls = self.tls()?;
         let mut registry = Registry::from_env_with(|name| match name {
@@ -110,16 +192,14 @@ impl Connection {
             "ETCDCTL_CACERT" | "ETCDCTL_CERT" | "ETCDCTL_KEY" | "ETCDCTL_INSECURE_TRANSPORT" if tls.is_some() => None,
             name => variable(name),
         })?;
-        registry = match self.format {
+        registry = match format {
             FormatName::Kitex => registry.format(Kitex::new()),
             FormatName::Etcd => registry.format(EtcdNaming::new()),
             FormatName::GoZero => registry.format(GoZero::new()),
             FormatName::Kratos => registry.format(Kratos::new()),
             FormatName::KratosSecure => registry.format(Kratos::new().secure(true)),
         };
-        if let Some(prefix) = &self.prefix {
-            registry = registry.prefix(prefix);
-        }
+        registry = registry.prefix(prefix);
         if let Some(limit) = self.dial_timeout {
             registry = registry.dial_timeout(limit);
         }
@@ -130,23 +210,6 @@ impl Connection {
             registry = registry.tls(tls);
         }
         Ok(registry.build()?)
-    }
-
-    /// Where in etcd it looks, for messages.
-    pub(crate) fn place(&self) -> String {
-        let prefix_of = |format: &dyn Format| format.default_prefix().to_owned();
-        let default = match self.format {
-            FormatName::Kitex => prefix_of(&Kitex::new()),
-            FormatName::Etcd => prefix_of(&EtcdNaming::new()),
-            FormatName::GoZero => prefix_of(&GoZero::new()),
-            FormatName::Kratos | FormatName::KratosSecure => prefix_of(&Kratos::new()),
-        };
-        let format = self.format.to_possible_value();
-        let format = format.as_ref().map_or("", |format| format.get_name());
-        match self.prefix.as_deref().unwrap_or(&default) {
-            "" => format!("without a prefix, in the format {format}"),
-            prefix => format!("under {prefix}, in the format {format}"),
-        }
     }
 
     fn endpoints(&self) -> Option<String> {
@@ -186,10 +249,7 @@ impl Login {
         let password = if let Some(file) = &self.password_file {
             Some(password_in(file)?)
         } else if self.password_stdin {
-            Some(
-                first_line(io::stdin().lock())
-                    .map_err(|error| refused(format!("cannot read the password: {error}")))?,
-            )
+            Some(self.password_of_stdin()?)
         } else {
             self.password.clone()
         };
@@ -209,6 +269,15 @@ impl Login {
             (Some(_), Some(_)) => Err(refused("the password is given twice: behind the user, and by a flag")),
         }
     }
+
+    fn password_of_stdin(&self) -> Result<String, Failure> {
+        if let Some(read) = self.read.get() {
+            return Ok(read.clone());
+        }
+        let read =
+            first_line(io::stdin().lock()).map_err(|error| refused(format!("cannot read the password: {error}")))?;
+        Ok(self.read.get_or_init(|| read).clone())
+    }
 }
 
 /// A variable of the environment that is set.
@@ -227,6 +296,11 @@ fn file(given: Option<&str>, flag: &str, name: &str) -> Result<Option<String>, F
         }
         path => Ok(path),
     }
+}
+
+/// The host and what follows it in a URL.
+fn host_of(url: &str) -> &str {
+    url.split_once("://").map_or(url, |(_, rest)| rest)
 }
 
 fn password_in(path: &Path) -> Result<String, Failure> {

@@ -17,6 +17,8 @@ pub(crate) enum Failure {
     Usage(Box<dyn Error + Send + Sync>),
     /// It could not go on: exit code 1.
     Run(Box<dyn Error + Send + Sync>),
+    /// It did what it was asked to, and printed what is wrong: exit code 1.
+    Found,
 }
 
 impl From<ConfigError> for Failure {
@@ -49,6 +51,7 @@ pub(crate) fn exit_code<P: CommandFactory>(ended: Result<(), Failure>) -> ExitCo
             let _ = P::command().error(ErrorKind::ValueValidation, with_causes(&*error)).print();
             ExitCode::from(2)
         }
+        Err(Failure::Found) => ExitCode::FAILURE,
         Err(Failure::Run(error)) => {
             let mut message = format!("error: {}\n", with_causes(&*error));
             if let Some(hint) = error.downcast_ref::<RegistryError>().and_then(hint) {
@@ -84,7 +87,7 @@ fn hint(error: &RegistryError) -> Option<String> {
 }
 
 /// An error with its causes, each line of it safe to show: much of it may come from etcd.
-fn with_causes(error: &dyn Error) -> String {
+pub(crate) fn with_causes(error: &dyn Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

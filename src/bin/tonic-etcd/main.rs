@@ -7,6 +7,7 @@
 //! | this file | the command line to a command |
 //! | `connection` | flags to a registry |
 //! | `command` | a command to its outcome |
+//! | `web` | the registry to a page in browsers |
 //! | `target` | an address to the service that is meant |
 //! | `names` | a name that is not there to similar ones |
 //! | `changes` | changes of a service to lines |
@@ -20,6 +21,7 @@ mod failure;
 mod names;
 mod print;
 mod target;
+mod web;
 
 use std::env;
 use std::error::Error;
@@ -56,7 +58,8 @@ enum Command {
     /// Lists the services, or the servers of one
     ///
     /// Services come with the number of their keys: one a server. Servers come with address, weight, state (live, or
-    /// draining: about to leave), zone, the lease that their key ends with, and tags.
+    /// draining: about to leave), zone, the lease that
+    /// their key ends with, how long that has left, and tags.
     Ls {
         /// The service's name; all services without
         service: Option<String>,
@@ -94,6 +97,14 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         service: Option<String>,
     },
+    /// Looks for what is wrong, in etcd and at each server, and says what to do about it
+    ///
+    /// Exits with 1 if it found an error, with --strict if it found a warning.
+    Check(command::check::Flags),
+    /// Shows services, their servers and what happens to them on the whole terminal
+    Top(command::top::Flags),
+    /// Shows the registry live on a page for browsers, until ctrl-c
+    Web(command::web::Flags),
 }
 
 #[tokio::main]
@@ -113,8 +124,12 @@ impl Command {
     /// What is logged: an etcd that does not answer is the error of the commands that ask once.
     fn log(&self) -> &'static str {
         match self {
-            Self::Watch { .. } => "warn",
-            Self::Ls { .. } | Self::Drain { .. } | Self::Weight { .. } => "warn,tonic_etcd::etcd=error",
+            Self::Watch { .. } | Self::Web(_) => "warn",
+            // A line of a log would stand in the middle of the screen.
+            Self::Top(_) => "off",
+            Self::Ls { .. } | Self::Drain { .. } | Self::Weight { .. } | Self::Check(_) => {
+                "warn,tonic_etcd::etcd=error"
+            }
         }
     }
 }
@@ -122,15 +137,19 @@ impl Command {
 async fn run(flags: Flags) -> Result<(), Failure> {
     let registry = flags.connection.registry()?;
     let output = Output { json: flags.json };
+    let shown = flags.connection.shown();
     match flags.command {
         Command::Ls { service } => {
-            command::ls::run(&registry, &flags.connection.place(), service.as_deref(), output).await
+            command::ls::run(&registry, &flags.connection.place_in_words(), service.as_deref(), output).await
         }
         Command::Watch { service } => command::watch::run(&registry, service, output).await,
         Command::Drain { address, service } => command::drain::run(&registry, address, service, output).await,
         Command::Weight { address, weight, service } => {
             command::weight::run(&registry, address, weight, service, output).await
         }
+        Command::Web(flags) => command::web::run(registry, shown, flags, output).await,
+        Command::Top(top) => command::top::run(&flags.connection, &top).await,
+        Command::Check(check) => command::check::run(&flags.connection, &check, output).await,
     }
 }
 

@@ -1,7 +1,7 @@
 //! What commands print: aligned columns for people, a JSON object a line for programs, and nothing that a terminal
 //! obeys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 
 use ratatui::text::Span;
@@ -27,9 +27,11 @@ impl Output {
         print_table([Column::Text("SERVICE"), Column::Number("INSTANCES")], rows.collect())
     }
 
-    pub(crate) fn instances(self, service: &str, snapshot: &Snapshot) -> io::Result<()> {
+    /// `left` has how many seconds leases have left, as far as that is known.
+    pub(crate) fn instances(self, service: &str, snapshot: &Snapshot, left: &HashMap<i64, u64>) -> io::Result<()> {
+        let left = |member: &Member| left.get(&member.lease()).copied();
         if self.json {
-            return snapshot.iter().try_for_each(|member| print_line(&InstanceLine::of(service, member)));
+            return snapshot.iter().try_for_each(|member| print_line(&InstanceLine::of(service, member, left(member))));
         }
         let rows = snapshot.iter().map(|member| {
             let instance = member.instance();
@@ -39,6 +41,7 @@ impl Output {
                 state(member).to_owned(),
                 instance.tags().get(ZONE).map_or_else(|| "-".to_owned(), shown),
                 lease(member),
+                left(member).map_or_else(|| "-".to_owned(), |seconds| format!("{seconds} s")),
                 tags(instance.tags().iter().filter(|(name, _)| *name != ZONE)),
             ]
         });
@@ -48,6 +51,7 @@ impl Output {
             Column::Text("STATE"),
             Column::Text("ZONE"),
             Column::Text("LEASE"),
+            Column::Number("LEFT"),
             Column::Text("TAGS"),
         ];
         print_table(columns, rows.collect())
@@ -61,6 +65,13 @@ impl Output {
         let (event, service, address, weight) = (line.event, shown(service), shown(&line.address), line.weight);
         let text = format!("{time} {event:<6} {service} {address} weight {weight} {tags}");
         print(text.trim_end())
+    }
+
+    pub(crate) fn listening(self, url: &str) -> io::Result<()> {
+        if self.json {
+            return print_line(&ListeningLine { event: "listening", url });
+        }
+        print(&format!("listening on {url}"))
     }
 
     pub(crate) fn drained(self, service: &str, address: &Address, event: &'static str) -> io::Result<()> {
@@ -94,11 +105,13 @@ struct InstanceLine<'a> {
     state: &'static str,
     /// As etcdctl shows it; 0 for a key that was put without one.
     lease: String,
+    /// How long that lease lives without another keepalive; `null` for none, and where it is not known.
+    seconds_left: Option<u64>,
     tags: BTreeMap<&'a str, &'a str>,
 }
 
 impl<'a> InstanceLine<'a> {
-    fn of(service: &'a str, member: &'a Member) -> Self {
+    fn of(service: &'a str, member: &'a Member, seconds_left: Option<u64>) -> Self {
         let instance = member.instance();
         Self {
             service,
@@ -106,6 +119,7 @@ impl<'a> InstanceLine<'a> {
             weight: instance.weight(),
             state: state(member),
             lease: lease(member),
+            seconds_left,
             tags: instance.tags().iter().collect(),
         }
     }
@@ -116,6 +130,12 @@ struct ChangeLine<'a> {
     service: &'a str,
     #[serde(flatten)]
     line: &'a Line,
+}
+
+#[derive(Serialize)]
+struct ListeningLine<'a> {
+    event: &'static str,
+    url: &'a str,
 }
 
 #[derive(Serialize)]
@@ -144,7 +164,8 @@ fn lease(member: &Member) -> String {
     format!("{:x}", member.lease())
 }
 
-fn tags<T: AsRef<str>>(tags: impl IntoIterator<Item = (T, T)>) -> String {
+/// Tags in one line, safe to show.
+pub(crate) fn tags<T: AsRef<str>>(tags: impl IntoIterator<Item = (T, T)>) -> String {
     let tags = tags.into_iter().map(|(name, value)| format!("{}={}", shown(name.as_ref()), shown(value.as_ref())));
     tags.collect::<Vec<_>>().join(" ")
 }
@@ -163,7 +184,7 @@ pub(crate) fn shown(text: &str) -> String {
 }
 
 /// The time of day in UTC.
-fn time_of_day(unix_us: u128) -> String {
+pub(crate) fn time_of_day(unix_us: u128) -> String {
     let millis = unix_us / 1_000 % 86_400_000;
     let (seconds, millis) = (millis / 1_000, millis % 1_000);
     format!("{:02}:{:02}:{:02}.{millis:03}", seconds / 3_600, seconds / 60 % 60, seconds % 60)
@@ -215,7 +236,8 @@ fn without_controls(json: &str) -> String {
     safe
 }
 
-fn print(line: &str) -> io::Result<()> {
+/// Prints a line of text to standard output.
+pub(crate) fn print(line: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{line}")?;
     stdout.flush()

@@ -31,6 +31,7 @@ use crate::format::{DecodeError, Decoded, Format};
 use crate::instance::{Instance, MAX_TAGS, ServiceName};
 use crate::log_limit::LogLimit;
 use crate::snapshot::{MemberList, Snapshot};
+use crate::targets::DISCOVERY;
 
 /// Where a registry keeps instances in etcd and how they are read.
 #[derive(Debug, Clone)]
@@ -58,6 +59,13 @@ impl Layout {
         format!("{}{service}/", self.base)
     }
 
+    /// An instance of what its value says, with as many tags as it may have.
+    pub(super) fn instance(&self, service: &ServiceName, decoded: Decoded) -> Instance {
+        let weight = decoded.weight.filter(|weight| *weight > 0).unwrap_or(self.default_weight);
+        let tags = decoded.tags.iter().take(MAX_TAGS).collect();
+        Instance { service: service.shared().clone(), address: decoded.address, weight, tags }
+    }
+
     pub(super) fn decode(&self, segment: &str, value: &[u8]) -> Result<Decoded, (Trouble, String)> {
         if value.len() > MAX_VALUE {
             return Err((Trouble::TooLarge, format!("more than {MAX_VALUE} bytes")));
@@ -67,7 +75,7 @@ impl Layout {
         }
         let malformed = |error: DecodeError| (Trouble::Malformed, error.to_string());
         let decoded = self.format.decode(segment, value).map_err(malformed)?;
-        decoded.address.check_dialable().map_err(|error| malformed(error.into()))?;
+        decoded.address.check_dialable().map_err(|error| (Trouble::BadAddress, error.to_string()))?;
         Ok(decoded)
     }
 }
@@ -110,6 +118,7 @@ pub(super) enum Trouble {
     ForeignKey,
     TooLarge,
     Malformed,
+    BadAddress,
     TooManyKeys,
     TooManyBytes,
     TooManyTags,
@@ -304,14 +313,11 @@ impl Membership {
         self.cut_off.least().is_some_and(has_room)
     }
 
-    fn instance(&self, mut decoded: Decoded, key: &[u8], now: Instant) -> Instance {
+    fn instance(&self, decoded: Decoded, key: &[u8], now: Instant) -> Instance {
         if decoded.tags.len() > MAX_TAGS {
-            decoded.tags = decoded.tags.into_iter().take(MAX_TAGS).collect();
             self.trouble(Trouble::TooManyTags, key, "all but 64 tags are left out", now);
         }
-        let weight = decoded.weight.filter(|weight| *weight > 0).unwrap_or(self.layout.default_weight);
-        let service = self.service.shared().clone();
-        Instance { service, address: decoded.address, weight, tags: decoded.tags.iter().collect() }
+        self.layout.instance(&self.service, decoded)
     }
 
     /// The last segment of a key, if the key is one of this service.
@@ -333,7 +339,15 @@ impl Membership {
         let skipped = std::mem::take(&mut count.since_logged);
         let key = cut(key.escape_ascii());
         let detail = cut(detail.escape_debug());
-        tracing::warn!(service = %self.service, %key, %detail, kind = ?trouble, count = skipped, "key in etcd cannot be used");
+        tracing::warn!(
+            target: DISCOVERY,
+            service = %self.service,
+            %key,
+            %detail,
+            kind = ?trouble,
+            count = skipped,
+            "key in etcd cannot be used"
+        );
     }
 }
 

@@ -16,6 +16,7 @@ use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{CLAIM_LIMIT, Claimed, Cluster, Kv, MAX_VALUE, hex};
 use crate::format::{Entry, Format};
 use crate::instance::{Instance, ServiceName};
+use crate::targets::REGISTRATION;
 
 /// What all registrations of a registry share.
 #[derive(Debug)]
@@ -223,7 +224,7 @@ impl Claims {
         if !matches!(outcome, ClaimOutcome::Contended)
             && let Err(error) = self.remove_former().await
         {
-            tracing::debug!(error = chain(&error), "a former key could not be deleted");
+            tracing::debug!(target: REGISTRATION, error = chain(&error), "a former key could not be deleted");
         }
         Ok(outcome)
     }
@@ -387,7 +388,7 @@ impl Claims {
         let value = self.entry(instance, claimed.lease, true).1;
         let mark = async {
             while let Err(error) = self.mark(&value, claimed).await {
-                tracing::debug!(error = chain(&error), "leave could not be announced");
+                tracing::debug!(target: REGISTRATION, error = chain(&error), "leave could not be announced");
                 if error.is_final() || error.kind == EtcdErrorKind::NotFound {
                     return;
                 }
@@ -395,7 +396,7 @@ impl Claims {
             }
         };
         if timeout(ANNOUNCE_LIMIT, mark).await.is_err() {
-            tracing::debug!("leave could not be announced in time");
+            tracing::debug!(target: REGISTRATION, "leave could not be announced in time");
         }
     }
 
@@ -434,7 +435,7 @@ impl Claims {
                 .cluster
                 .call(LEAVE_CALL_LIMIT, |member| async move { member.revoke(lease, LEAVE_CALL_LIMIT).await });
             let Err(error) = revoke.await else { return true };
-            tracing::debug!(error = chain(&error), "lease could not be revoked");
+            tracing::debug!(target: REGISTRATION, error = chain(&error), "lease could not be revoked");
             if error.is_final() {
                 // Some roles may change keys, but not leases.
                 return match &self.key {

@@ -38,6 +38,7 @@ use tracing::Instrument;
 
 use super::streams::{Answer, KeepalivePool, KeepaliveStreams, PATIENCE_MAX};
 use crate::backoff::{Backoff, spread};
+use crate::targets::REGISTRATION;
 
 /// A lease that is kept alive for as long as this exists.
 pub(super) struct Lease {
@@ -84,12 +85,19 @@ pub(super) fn keep(pool: Arc<KeepalivePool>, id: i64, ttl: Duration, first: Opti
             tokio::select! {
                 () = publisher.closed() => return,
                 answer = renewal => match answer {
-                    Ok(Answer::Renewed) => backoff.reset(),
+                    Ok(Answer::Renewed) => {
+                        pool.gauges().on_renewed();
+                        backoff.reset();
+                    }
                     Ok(Answer::Dead) => {
+                        pool.gauges().on_dead();
                         publisher.send_replace(LeaseState::Dead);
                         return;
                     }
-                    Err(_) => tracing::debug!("a renewal was not answered before the next one"),
+                    Err(_) => {
+                        pool.gauges().on_unanswered();
+                        tracing::debug!(target: REGISTRATION, "a renewal was not answered before the next one");
+                    }
                 },
             }
         }

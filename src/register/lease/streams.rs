@@ -25,19 +25,22 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::Instrument;
 
+use super::gauges::KeepaliveGauges;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{Cluster, Connection, Generation};
+use crate::targets::REGISTRATION;
 
 /// The keepalive streams of one registry, for as long as one of its leases is kept.
 #[derive(Debug)]
 pub(super) struct KeepalivePool {
     cluster: Arc<Cluster>,
     running: Mutex<Weak<KeepaliveStreams>>,
+    gauges: KeepaliveGauges,
 }
 
 impl KeepalivePool {
     pub(super) fn new(cluster: Arc<Cluster>) -> Self {
-        Self { cluster, running: Mutex::default() }
+        Self { cluster, running: Mutex::default(), gauges: KeepaliveGauges::new() }
     }
 
     /// The running streams, or new ones: for the first lease, after the runtime of the old ones has ended, and where
@@ -48,9 +51,13 @@ impl KeepalivePool {
         if let Some(streams) = running.upgrade().filter(|streams| streams.are_running_on(&members)) {
             return streams;
         }
-        let spawned = Arc::new(KeepaliveStreams::spawn(members));
+        let spawned = Arc::new(KeepaliveStreams::spawn(members, &self.gauges));
         *running = Arc::downgrade(&spawned);
         spawned
+    }
+
+    pub(super) fn gauges(&self) -> &KeepaliveGauges {
+        &self.gauges
     }
 }
 
@@ -69,8 +76,9 @@ pub(super) enum Answer {
 }
 
 impl KeepaliveStreams {
-    fn spawn(generation: Arc<Generation>) -> Self {
-        let members = (0..generation.len()).map(|index| Mutex::new(MemberStreams::new(generation.clone(), index)));
+    fn spawn(generation: Arc<Generation>, gauges: &KeepaliveGauges) -> Self {
+        let streams = |index| Mutex::new(MemberStreams::new(generation.clone(), index, gauges.clone()));
+        let members = (0..generation.len()).map(streams);
         Self { members: members.collect(), generation }
     }
 
@@ -119,6 +127,7 @@ struct MemberStreams {
     beside: Option<StreamHandle>,
     /// How many were opened beside it while it was late.
     tries: u32,
+    gauges: KeepaliveGauges,
 }
 
 #[derive(Debug)]
@@ -154,9 +163,9 @@ impl Standing {
 }
 
 impl MemberStreams {
-    fn new(generation: Arc<Generation>, index: usize) -> Self {
-        let current = StreamHandle::spawn(generation.clone(), index, Standing::default());
-        Self { generation, index, current, beside: None, tries: 0 }
+    fn new(generation: Arc<Generation>, index: usize, gauges: KeepaliveGauges) -> Self {
+        let current = StreamHandle::spawn(generation.clone(), index, Standing::default(), gauges.clone());
+        Self { generation, index, current, beside: None, tries: 0, gauges }
     }
 
     /// Passes a keepalive to the current stream, or to a new one if that is late.
@@ -164,7 +173,8 @@ impl MemberStreams {
         let stream = if self.wants_another(ask.patience, now) {
             self.tries += 1;
             let opening = Standing { owes_since: Some(now), delay: None };
-            self.beside.insert(StreamHandle::spawn(self.generation.clone(), self.index, opening))
+            let (generation, gauges) = (self.generation.clone(), self.gauges.clone());
+            self.beside.insert(StreamHandle::spawn(generation, self.index, opening, gauges))
         } else {
             &mut self.current
         };
@@ -202,12 +212,17 @@ impl MemberStreams {
 }
 
 impl StreamHandle {
-    fn spawn(generation: Arc<Generation>, index: usize, standing: Standing) -> Self {
+    fn spawn(generation: Arc<Generation>, index: usize, standing: Standing, gauges: KeepaliveGauges) -> Self {
         let (asks, receiver) = mpsc::channel(QUEUE);
         let (publisher, standing) = watch::channel(standing);
-        let span = tracing::info_span!(parent: None, "keepalive", member = generation.name(index));
+        let span = tracing::info_span!(
+            target: REGISTRATION,
+            parent: None,
+            "keepalive",
+            member = generation.name(index)
+        );
         let is_beside = publisher.borrow().owes_since.is_some();
-        let stream = KeepaliveStream { generation, index, is_beside, asks: receiver, standing: publisher };
+        let stream = KeepaliveStream { generation, index, is_beside, asks: receiver, standing: publisher, gauges };
         tokio::spawn(stream.run().instrument(span));
         Self { asks, standing }
     }
@@ -225,6 +240,7 @@ struct KeepaliveStream {
     is_beside: bool,
     asks: mpsc::Receiver<Ask>,
     standing: watch::Sender<Standing>,
+    gauges: KeepaliveGauges,
 }
 
 impl KeepaliveStream {
@@ -237,6 +253,7 @@ impl KeepaliveStream {
                 continue;
             }
             self.standing.send_replace(Standing { owes_since: Some(asked), delay: None });
+            self.gauges.on_sent();
             match self.open(first.lease, first.patience).await {
                 Ok((connection, keeper, responses)) => {
                     let _ = first.answer.send(Answer::Renewed);
@@ -246,7 +263,7 @@ impl KeepaliveStream {
                     let _ = first.answer.send(Answer::Dead);
                 }
                 Err(error) => {
-                    tracing::debug!(error = chain(&error), "keepalive stream cannot be opened");
+                    tracing::debug!(target: REGISTRATION, error = chain(&error), "keepalive stream cannot be opened");
                     reopen_at = Instant::now() + REOPEN_PAUSE;
                 }
             }
@@ -291,6 +308,7 @@ impl KeepaliveStream {
                     Ok(Some(response)) => {
                         connection.on_heard();
                         let delay = pending.on_answer(response.id(), answer_in(&response), Instant::now());
+                        delay.inspect(|delay| self.gauges.on_answer(*delay));
                         // A late answer is no reason to ask its member first.
                         if delay.is_none_or(|delay| delay <= PATIENCE_MAX) {
                             self.generation.on_response(connection);
@@ -298,7 +316,7 @@ impl KeepaliveStream {
                     }
                     Ok(None) => return,
                     Err(error) => {
-                        tracing::debug!(%error, "keepalive stream broke");
+                        tracing::debug!(target: REGISTRATION, %error, "keepalive stream broke");
                         return;
                     }
                 },
@@ -313,7 +331,10 @@ impl KeepaliveStream {
                     // The stream takes any lease; only etcd-client's handle is bound to one.
                     keeper.id = ask.lease;
                     match timeout(SEND_LIMIT, keeper.keep_alive()).await {
-                        Ok(Ok(())) => pending.on_ask(ask.lease, ask.answer, Instant::now()),
+                        Ok(Ok(())) => {
+                            self.gauges.on_sent();
+                            pending.on_ask(ask.lease, ask.answer, Instant::now());
+                        }
                         Ok(Err(_)) => return,
                         // The connection takes no bytes now.
                         Err(_) => {}
@@ -322,7 +343,7 @@ impl KeepaliveStream {
                 () = sleep_until(pending.give_up_at()) => {
                     // One that was replaced may share its connection with a sound one.
                     if pending.is_owed() && !is_replaced {
-                        tracing::debug!("member does not answer keepalives");
+                        tracing::debug!(target: REGISTRATION, "member does not answer keepalives");
                         self.generation.on_silence(connection);
                     }
                     return;

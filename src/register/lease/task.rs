@@ -22,17 +22,21 @@ use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
 use super::claims::{ClaimOutcome, Claims, GrantOutcome, Order, Reweighted};
+use super::gauges::Loss;
 use super::keepalive::{Lease, keep};
+use super::leave::leave;
 use super::own_key::{Observer, observe};
+use super::reports::Reports;
 use super::setbacks::Setbacks;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::hex;
 use crate::register::desired::DesiredState;
 use crate::register::retry::RetryConfig;
 use crate::register::status::RegistrationStatus;
+use crate::targets::REGISTRATION;
 use crate::trouble::Trouble;
 
 /// One registration, before its start and while it runs.
@@ -40,7 +44,7 @@ pub(crate) struct LeaseTask {
     claims: Claims,
     retry: RetryConfig,
     desired: DesiredState,
-    status: watch::Sender<RegistrationStatus>,
+    reports: Reports,
     setbacks: Setbacks,
     /// How many grants and claims have failed in a row.
     failures: u32,
@@ -96,7 +100,7 @@ enum KeyState {
     Ours,
     Drained,
     Reweighted(Reweighted),
-    Touched(&'static str),
+    Touched(Loss),
 }
 
 impl LeaseTask {
@@ -108,12 +112,13 @@ impl LeaseTask {
         trouble: Trouble,
     ) -> Self {
         let setbacks = Setbacks::new(retry.retry_delay, trouble);
-        Self { claims, retry, desired, status, setbacks, failures: 0, is_held: false, restored: None }
+        let reports = Reports::new(status, claims.service().clone());
+        Self { claims, retry, desired, reports, setbacks, failures: 0, is_held: false, restored: None }
     }
 
     /// Keeps the instance registered until it is to leave, and then takes it out.
     pub(crate) async fn run(mut self) {
-        self.report(RegistrationStatus::Registering);
+        self.reports.report(RegistrationStatus::Registering);
         self.setbacks.on_start(Instant::now());
         self.desired.follow_health();
         let mut end = pin!(self.desired.end());
@@ -126,7 +131,7 @@ impl LeaseTask {
             };
             match state {
                 State::Drained => {
-                    tracing::info!("an operator drains this instance");
+                    tracing::info!(target: REGISTRATION, "an operator drains this instance");
                     break RegistrationStatus::Drained;
                 }
                 State::Exhausted { reason } => return self.give_up(reason).await,
@@ -172,21 +177,12 @@ impl LeaseTask {
     }
 
     /// Reports why a registration has no key, or that it is on its way again.
-    fn report_absence(&self) {
+    fn report_absence(&mut self) {
         match self.desired.absence() {
-            Some(absence) if !self.claims.has_key() => self.report(absence),
-            None if self.status.borrow().is_absence() => self.report(RegistrationStatus::Registering),
+            Some(absence) if !self.claims.has_key() => self.reports.report(absence),
+            None if self.reports.is_absence() => self.reports.report(RegistrationStatus::Registering),
             _ => {}
         }
-    }
-
-    /// Publishes the status, if it changed.
-    fn report(&self, status: RegistrationStatus) {
-        self.status.send_if_modified(|reported| {
-            let is_news = *reported != status;
-            *reported = status;
-            is_news
-        });
     }
 
     async fn grant(&mut self, unanswered: Option<i64>, observer: Option<Observer>) -> State {
@@ -204,7 +200,7 @@ impl LeaseTask {
                 return self.on_error(&error, State::Granting { at, unanswered: Some(id), observer });
             }
         };
-        tracing::debug!(lease = hex(id), ?ttl, "lease granted");
+        tracing::debug!(target: REGISTRATION, lease = hex(id), ?ttl, "lease granted");
         claiming(keep(self.claims.registrar.keepalives.clone(), id, ttl, renew_at), observer)
     }
 
@@ -224,7 +220,7 @@ impl LeaseTask {
             Err(error) if error.kind == EtcdErrorKind::NotFound => {
                 // With back-off, since it repeats where two clusters are behind one name.
                 let pause = self.setbacks.pause();
-                let next = self.on_lease_lost(&lease, "the lease is gone", pause, observer);
+                let next = self.on_lease_lost(&lease, Loss::LeaseNotFound, pause, observer);
                 return self.on_error(&error, next);
             }
             Err(error) => {
@@ -238,16 +234,16 @@ impl LeaseTask {
                 self.setbacks.on_registered();
                 (self.failures, self.is_held) = (0, true);
                 self.claims.expect_orders(&instance, lease.id);
-                tracing::info!(key, lease = hex(lease.id), "registered");
-                self.report(RegistrationStatus::Registered { key: key.clone(), lease: lease.id });
+                tracing::info!(target: REGISTRATION, key, lease = hex(lease.id), "registered");
+                self.reports.report(RegistrationStatus::Registered { key: key.clone(), lease: lease.id });
                 let observer = same_key.unwrap_or_else(|| self.observe(key));
                 State::Holding { lease, claim: Claim { value, revision }, observer }
             }
             ClaimOutcome::Foreign(other) => {
                 self.failures = 0;
                 self.setbacks.on_settled();
-                tracing::warn!(key, lease = hex(other), "address is registered by another server that is alive");
-                self.report(RegistrationStatus::Conflict { key: key.clone(), lease: other });
+                tracing::warn!(target: REGISTRATION, key, lease = hex(other), "address is registered by another server that is alive");
+                self.reports.on_conflict(key.clone(), other);
                 // A new watch: the old one shows the key from before the other server's claim.
                 State::Yielding { lease, observer: self.observe(key) }
             }
@@ -282,7 +278,7 @@ impl LeaseTask {
                     }
                 }
                 () = lease.died() => {
-                    return self.on_lease_lost(&lease, LEASE_ENDED, Duration::ZERO, Some(observer));
+                    return self.on_lease_lost(&lease, Loss::LeaseEnded, Duration::ZERO, Some(observer));
                 }
                 Ok(()) = observer.own_key.changed() => match self.on_key_seen(&mut observer, &mut claim, lease.id) {
                     KeyState::Ours => {}
@@ -294,11 +290,12 @@ impl LeaseTask {
                     }
                     // Many keys go at once with their leases: a look costs etcd less than a claim that fails.
                     KeyState::Touched(_) if self.is_lease_dead(&observer, lease.id).await => {
-                        return self.on_lease_lost(&lease, LEASE_ENDED, Duration::ZERO, Some(observer));
+                        return self.on_lease_lost(&lease, Loss::LeaseEnded, Duration::ZERO, Some(observer));
                     }
-                    KeyState::Touched(reason) => {
-                        tracing::warn!(key = observer.key, reason, "registration was lost; it is put back");
-                        self.report(RegistrationStatus::Lost { reason: reason.into() });
+                    KeyState::Touched(loss) => {
+                        let reason = loss.reason();
+                        tracing::warn!(target: REGISTRATION, key = observer.key, reason, "registration was lost; it is put back");
+                        self.reports.on_lost(loss);
                         return State::Claiming { lease, at: self.restore_at(), observer: Some(observer) };
                     }
                 }
@@ -315,12 +312,12 @@ impl LeaseTask {
         observer.rollbacks = seen.rollbacks;
         claim.revision = seen.revision;
         match &seen.kv {
-            None => KeyState::Touched("the key was deleted"),
+            None => KeyState::Touched(Loss::KeyDeleted),
             Some(kv) if kv.lease == lease && kv.value == claim.value => KeyState::Ours,
             Some(kv) => match self.claims.order(kv) {
                 Some(Order::Drain) => KeyState::Drained,
                 Some(Order::Weigh(order)) => KeyState::Reweighted(order),
-                None => KeyState::Touched("the key was overwritten"),
+                None => KeyState::Touched(Loss::KeyOverwritten),
             },
         }
     }
@@ -328,7 +325,7 @@ impl LeaseTask {
     /// Makes an operator's weight the instance's own, unless the program set another one meanwhile.
     fn take_up(&self, order: Reweighted, key: &str) {
         if self.desired.reweigh(order.from, order.to) {
-            tracing::info!(key, weight = order.to, former = order.from, "an operator sets the weight of this instance");
+            tracing::info!(target: REGISTRATION, key, weight = order.to, former = order.from, "an operator sets the weight of this instance");
         }
     }
 
@@ -351,7 +348,7 @@ impl LeaseTask {
                     if owner == 0 || self.claims.is_own_lease(owner) {
                         return claiming(lease, Some(observer));
                     }
-                    self.report(RegistrationStatus::Conflict { key: observer.key.clone(), lease: owner });
+                    self.reports.report(RegistrationStatus::Conflict { key: observer.key.clone(), lease: owner });
                 }
             }
         }
@@ -361,7 +358,7 @@ impl LeaseTask {
         let instance = self.desired.instance();
         if self.desired.absence().is_none() {
             // The key may still exist, or not.
-            self.report(RegistrationStatus::Registering);
+            self.reports.report(RegistrationStatus::Registering);
             return claiming(lease, None);
         }
         match self.claims.withdraw(&instance).await {
@@ -376,11 +373,11 @@ impl LeaseTask {
     async fn stay_absent(&mut self, mut lease: Lease, mut observer: Observer) -> State {
         loop {
             let Some(absence) = self.desired.absence() else {
-                self.report(RegistrationStatus::Registering);
+                self.reports.report(RegistrationStatus::Registering);
                 // At a limited rate, where health flutters.
                 return State::Claiming { lease, at: self.restore_at(), observer: None };
             };
-            self.report(absence);
+            self.reports.report(absence);
             tokio::select! {
                 () = self.desired.changed() => {}
                 () = lease.died() => return self.regrant(&lease, Duration::ZERO, Some(observer)),
@@ -396,9 +393,10 @@ impl LeaseTask {
         }
     }
 
-    fn on_lease_lost(&mut self, lease: &Lease, reason: &str, pause: Duration, observer: Option<Observer>) -> State {
-        tracing::warn!(lease = hex(lease.id), reason, "registration was lost; it is put back");
-        self.report(RegistrationStatus::Lost { reason: reason.to_owned() });
+    fn on_lease_lost(&mut self, lease: &Lease, loss: Loss, pause: Duration, observer: Option<Observer>) -> State {
+        let reason = loss.reason();
+        tracing::warn!(target: REGISTRATION, lease = hex(lease.id), reason, "registration was lost; it is put back");
+        self.reports.on_lost(loss);
         self.regrant(lease, pause, observer)
     }
 
@@ -421,6 +419,7 @@ impl LeaseTask {
 
     /// Counts a failed attempt, and goes on with `next` unless it was the last one allowed.
     fn on_failure(&mut self, reason: String, next: State) -> State {
+        self.reports.on_failure();
         self.failures = self.failures.saturating_add(1);
         let is_last = self.retry.max_attempts.is_some_and(|limit| self.failures >= limit);
         if is_last { State::Exhausted { reason } } else { next }
@@ -428,41 +427,23 @@ impl LeaseTask {
 
     /// Announces the leave, revokes the lease and ends. There is no way back.
     async fn leave(mut self, ending: RegistrationStatus) {
-        self.report(RegistrationStatus::Draining);
-        self.take_out().await;
-        self.report(ending);
+        self.reports.report(RegistrationStatus::Draining);
+        let is_out = self.take_out().await;
+        self.reports.on_ended(ending, is_out);
     }
 
     /// Takes out what failed attempts may have left in etcd, and ends.
     async fn give_up(mut self, reason: String) {
         let (service, attempts) = (self.claims.service(), self.failures);
-        tracing::warn!(%service, attempts, reason, "registration gave up: as many attempts failed as are allowed");
-        self.take_out().await;
-        self.report(RegistrationStatus::GaveUp { attempts, reason });
+        tracing::warn!(target: REGISTRATION, %service, attempts, reason, "registration gave up: as many attempts failed as are allowed");
+        let is_out = self.take_out().await;
+        self.reports.on_ended(RegistrationStatus::GaveUp { attempts, reason }, is_out);
     }
 
-    async fn take_out(&mut self) {
+    /// Returns whether nothing is left in etcd that clients could know of.
+    async fn take_out(&mut self) -> bool {
         let instance = self.desired.instance();
-        let service = self.claims.service().clone();
-        let was_registered = self.claims.was_registered();
-        // Nothing that clients could know of is worth a wait: a lease without a key ends by itself.
-        let limit = if self.claims.may_be_known() { LEAVE_LIMIT } else { REVOKE_LIMIT };
-        match timeout(limit, self.claims.take_out(&instance)).await {
-            Ok(true) if was_registered => tracing::info!(%service, address = %instance.address, "deregistered"),
-            Ok(_) | Err(_) if !self.claims.may_be_known() => {
-                tracing::info!(%service, address = %instance.address, "left; it was never registered");
-            }
-            Ok(true) => tracing::info!(%service, address = %instance.address, "left before it was registered"),
-            Ok(false) => tracing::warn!(%service, "etcd refused the deregistration; the lease will expire"),
-            Err(_) => {
-                let leases = self.claims.left_over();
-                tracing::warn!(
-                    %service,
-                    ?leases,
-                    "etcd did not take the deregistration in time; the leases will expire"
-                );
-            }
-        }
+        leave(&mut self.claims, &instance).await
     }
 
     /// When a key that was touched or withdrawn may be put back.
@@ -482,8 +463,9 @@ impl LeaseTask {
 impl Drop for LeaseTask {
     /// Also if the task was never started, or its runtime ended.
     fn drop(&mut self) {
-        if !self.status.borrow().has_ended() {
-            self.report(RegistrationStatus::Gone);
+        if !self.reports.has_ended() {
+            let is_out = !self.claims.may_be_known();
+            self.reports.on_ended(RegistrationStatus::Gone, is_out);
         }
     }
 }
@@ -492,14 +474,5 @@ fn claiming(lease: Lease, observer: Option<Observer>) -> State {
     State::Claiming { lease, at: Instant::now(), observer }
 }
 
-/// Why a registration was lost whose lease is dead.
-const LEASE_ENDED: &str = "the lease expired or was revoked";
-
 /// The least time between two returns of a key that is removed again and again, or whose health flutters.
 const RESTORE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// The longest that a leave may take while etcd is unreachable: a process must end.
-const LEAVE_LIMIT: Duration = Duration::from_secs(3);
-
-/// The longest that the revocation of a lease may take that no key was claimed under: a few round trips.
-const REVOKE_LIMIT: Duration = Duration::from_millis(250);

@@ -1,0 +1,133 @@
+//! The tables of docs/metrics.md say what the constants of `src/metrics/` do: name, type, unit and labels of each, and
+//! none that is missing on either side.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+#[test]
+fn every_constant_is_a_row_of_the_guide_and_every_row_a_constant() {
+    let (constants, rows) = (constants(), rows());
+    for (name, constant) in &constants {
+        let row = rows.get(name).unwrap_or_else(|| panic!("docs/metrics.md lacks {name}"));
+        assert_eq!(row, constant, "the row of {name} in docs/metrics.md, and its constant");
+    }
+    for name in rows.keys() {
+        assert!(constants.contains_key(name), "docs/metrics.md has {name}, and src/metrics/ has not");
+    }
+}
+
+#[test]
+fn names_are_our_own_and_leave_units_to_exporters() {
+    for (name, constant) in constants() {
+        assert!(name.starts_with("tonic_etcd."), "{name}");
+        assert!(name.chars().all(|char| char.is_ascii_lowercase() || matches!(char, '.' | '_')), "{name}");
+        for word in name.split(['.', '_']) {
+            assert!(!["total", "count", "sum", "bucket", "seconds", "bytes", "info"].contains(&word), "{name}: {word}");
+        }
+        for label in &constant.labels {
+            assert!(!["address", "instance", "key", "job", "le", "quantile"].contains(&&**label), "{name}: {label}");
+        }
+    }
+}
+
+#[test]
+fn the_values_of_every_label_are_explained() {
+    let page = page();
+    let explained: BTreeSet<&str> =
+        page.lines().filter_map(|line| line.strip_prefix("- `")?.split_once('`').map(|(label, _)| label)).collect();
+    for (name, constant) in constants() {
+        for label in constant.labels.iter().filter(|label| **label != "service") {
+            assert!(explained.contains(&**label), "docs/metrics.md does not say which values {label} of {name} has");
+        }
+    }
+}
+
+#[test]
+fn the_queries_are_of_metrics_that_there_are() {
+    let exported: BTreeSet<String> = constants().iter().flat_map(|(name, constant)| constant.exported(name)).collect();
+    let page = page();
+    let mut count = 0;
+    for query in page.split("tonic_etcd_").skip(1) {
+        let end = query.find(|char: char| !char.is_ascii_alphanumeric() && char != '_').unwrap_or(query.len());
+        let name = format!("tonic_etcd_{}", &query[..end]);
+        assert!(exported.contains(&name), "docs/metrics.md has a query of {name}, which no exporter shows");
+        count += 1;
+    }
+    assert!(count > 5, "the queries were not read: {count}");
+}
+
+/// What a constant and a row say.
+#[derive(Debug, PartialEq, Eq)]
+struct Metric {
+    kind: String,
+    unit: String,
+    labels: Vec<String>,
+}
+
+impl Metric {
+    /// The names that Prometheus shows, with the naming that the page recommends.
+    fn exported(&self, name: &str) -> Vec<String> {
+        let base = name.replace('.', "_");
+        let base = if self.unit == "count" { base } else { format!("{base}_{}", self.unit) };
+        match &*self.kind {
+            "counter" => vec![format!("{base}_total")],
+            "histogram" => {
+                ["bucket", "sum", "count"].map(|part| format!("{base}_{part}")).into_iter().chain([base]).collect()
+            }
+            _ => vec![base],
+        }
+    }
+}
+
+/// The constants of the sources, read as text.
+fn constants() -> BTreeMap<String, Metric> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(root().join("src/metrics")).expect("there is a folder") {
+        let path = entry.expect("an entry").path();
+        for item in text(&path).split(": Metric<").skip(1) {
+            let item = item.split(");").next().expect("there is a first part");
+            let Some((kind, rest)) = item.split_once("> = Metric::new(") else { continue };
+            let quoted: Vec<&str> = rest.split('"').skip(1).step_by(2).collect();
+            let (name, labels) = (quoted[0].to_owned(), &quoted[1..quoted.len() - 1]);
+            let unit = rest.split("Unit::").nth(1).and_then(|rest| rest.split(',').next()).expect("it has a unit");
+            let metric = Metric {
+                kind: kind.to_lowercase(),
+                unit: unit.to_lowercase(),
+                labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+            };
+            assert!(found.insert(name.clone(), metric).is_none(), "{} names {name} again", path.display());
+        }
+    }
+    assert!(found.len() > 10, "the sources were not read: {found:?}");
+    found
+}
+
+/// The rows of the tables.
+fn rows() -> BTreeMap<String, Metric> {
+    let mut found = BTreeMap::new();
+    for line in page().lines().filter(|line| line.starts_with("| `tonic_etcd.")) {
+        let cells: Vec<&str> = line.trim_matches('|').split(" |").map(|cell| cell.trim().trim_matches('`')).collect();
+        let [name, kind, unit, labels, meaning] = cells[..] else { panic!("a row has five cells: {line}") };
+        assert!(!meaning.is_empty(), "{line}");
+        let labels = labels.split(", ").map(|label| label.trim_matches('`').to_owned());
+        let labels = labels.filter(|label| !label.is_empty()).collect();
+        let metric = Metric { kind: kind.to_owned(), unit: unit.to_owned(), labels };
+        assert!(found.insert(name.to_owned(), metric).is_none(), "{name} has two rows");
+    }
+    found
+}
+
+fn page() -> String {
+    text(&root().join("docs/metrics.md"))
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn text(path: &Path) -> String {
+    let text = fs::read_to_string(path);
+    // A checkout may have turned the line ends.
+    text.unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display())).replace("\r\n", "\n")
+}
