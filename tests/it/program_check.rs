@@ -359,9 +359,9 @@ async fn thousands_of_instances_are_checked_within_the_time() {
     });
     let silent = silent.await.to_string();
     put(&etcd, "echo", &silent).await;
-    let found = check(&etcd, &["--dial-timeout", "2"]).await;
+    let found = check(&etcd, &["--server-timeout", "2"]).await;
     assert_eq!(found.names("address-refused", Some("echo")).len(), 3_000, "{:?}", found.ids());
     assert_eq!(found.names("server-silent", Some("echo")), [silent]);
-    let (_, text, _) = output(&[etcd.url()], &["--dial-timeout", "2"]).await;
+    let (_, text, _) = output(&[etcd.url()], &["--server-timeout", "2"]).await;
     assert!(text.lines().count() < 60, "people see the first ones: {text}");
 }

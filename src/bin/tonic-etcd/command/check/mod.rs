@@ -55,7 +55,7 @@ pub(crate) struct Flags {
 
     /// How long one server may take to answer
     #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = clap::value_parser!(u64).range(1..=60))]
-    dial_timeout: u64,
+    server_timeout: u64,
 
     /// Looks at etcd alone, and connects to no server
     #[arg(long)]
@@ -150,7 +150,7 @@ impl Check<'_> {
     /// What leases and servers have to say of the keys, after a second look at what changes by itself: a server that
     /// leaves meanwhile is none that is down.
     async fn outside(&self, keys: &StoredKeys) -> Vec<Finding> {
-        let dial_limit = Duration::from_secs(self.flags.dial_timeout);
+        let dial_limit = Duration::from_secs(self.flags.server_timeout);
         let dials =
             async { if self.flags.no_dial { None } else { Some(Dials::of(keys, dial_limit, self.deadline).await) } };
         let started = Instant::now();

@@ -8,7 +8,7 @@ use ratatui::widgets::{Block, Borders, Cell, Clear, Paragraph, Row, Table};
 use tonic_etcd::snapshot::MemberState;
 
 use super::state::{Counts, Event, Seen, Service, State, View, What, place};
-use crate::print::{shown, time_of_day};
+use crate::print::{tags, time_of_day};
 
 /// Draws what is known at this second since the begin.
 pub(super) fn render(frame: &mut Frame<'_>, state: &State, second: u64) {
@@ -119,7 +119,7 @@ fn instance_row(Seen { instance, state, lease }: &Seen) -> Row<'static> {
         Cell::from(Line::from(instance.weight().to_string()).right_aligned()),
         Cell::from(state.to_string()),
         Cell::from(if *lease == 0 { "none".to_owned() } else { format!("{lease:x}") }),
-        Cell::from(shown(instance.tags())),
+        Cell::from(tags(instance.tags())),
     ])
 }
 
