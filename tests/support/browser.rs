@@ -3,7 +3,7 @@
 use std::env;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::Instant;
 
 use fantoccini::key::Key;
 use fantoccini::{Client, ClientBuilder, Locator};
@@ -12,10 +12,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::sleep;
 
 use super::page::ask;
 use super::process::Process;
-use super::{LIMIT, eventually};
+use super::{LIMIT, POLL_INTERVAL};
 
 /// One browser with one window.
 pub struct Browser {
@@ -87,9 +88,13 @@ impl Browser {
 
     /// Waits until a script returns true, and reports the page's text if it does not.
     pub async fn until(&self, what: &str, script: &str) {
-        let settled = eventually(what, LIMIT, async || self.run(script).await == json!(true));
-        if tokio::time::timeout(LIMIT - Duration::from_secs(1), settled).await.is_err() {
-            panic!("{what}: the page shows\n{}", self.text("body").await);
+        let begin = Instant::now();
+        while self.run(script).await != json!(true) {
+            if begin.elapsed() > LIMIT {
+                let shown = self.text("body").await;
+                panic!("not within {LIMIT:?}: {what}; the page shows\n{shown}");
+            }
+            sleep(POLL_INTERVAL).await;
         }
     }
 
