@@ -11,11 +11,13 @@
 //! | `feeder` | snapshots to tonic's own balanced channel |
 //! | `inspect` | what stands below the prefix, key by key, and what is made of it |
 //! | `operate` | what an operator lists, reads and marks, without a watch |
+//! | `reweigh` | an operator's weight to the server that takes it up |
 
 mod feeder;
 mod inspect;
 mod membership;
 mod operate;
+mod reweigh;
 mod snapshots;
 mod stream;
 mod watcher;

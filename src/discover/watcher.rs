@@ -16,6 +16,7 @@ use crate::error::ConfigError;
 use crate::etcd::{Cluster, Range, Source, Update};
 use crate::instance::ServiceName;
 use crate::snapshot::Snapshot;
+use crate::targets::DISCOVERY;
 use crate::time::sleep_until;
 use crate::trouble::Trouble;
 
@@ -124,7 +125,7 @@ impl Watchers {
         running.insert(service.clone(), Running { publisher: publisher.clone(), trouble: trouble.clone() });
         // A runtime that is going down drops the task at once, and that takes the lock.
         drop(running);
-        let span = tracing::info_span!(parent: None, "watch", %service);
+        let span = tracing::info_span!(target: DISCOVERY, parent: None, "watch", %service);
         let guard = WatcherGuard { watchers: self.clone(), service: service.clone(), publisher };
         let (cluster, range) = (self.cluster.clone(), self.layout.range(service));
         let source = move || Source::new(cluster.clone(), Range::below(range.clone()), ANTI_ENTROPY, trouble.clone());
@@ -164,7 +165,7 @@ impl WatcherGuard {
             let is_news = published.as_ref().is_none_or(|old| !old.is_same(&snapshot));
             if is_news {
                 let (instances, cut_off) = (snapshot.len(), snapshot.cut_off());
-                tracing::debug!(revision, instances, cut_off, "snapshot published");
+                tracing::debug!(target: DISCOVERY, revision, instances, cut_off, "snapshot published");
                 *published = Some(Arc::new(snapshot));
             }
             is_news
@@ -198,7 +199,7 @@ async fn run(guard: WatcherGuard, new_source: impl Fn() -> Source, mut membershi
                     biased;
                     () = guard.publisher.closed() => {
                         if guard.retire_if_idle() {
-                            tracing::debug!("watch stopped: no listener is left");
+                            tracing::debug!(target: DISCOVERY, "watch stopped: no listener is left");
                             return;
                         }
                     }
@@ -215,7 +216,7 @@ async fn run(guard: WatcherGuard, new_source: impl Fn() -> Source, mut membershi
         };
         let now = Instant::now();
         let Some(update) = update else {
-            tracing::info!("service has room again; everything is listed anew");
+            tracing::info!(target: DISCOVERY, "service has room again; everything is listed anew");
             relist.on_list_start();
             source = new_source();
             continue;

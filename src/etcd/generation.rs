@@ -31,6 +31,7 @@ use super::streams::Streams;
 use super::survey::{RefusalWatch, Surveys};
 use super::watch::Watch;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
+use crate::targets::ETCD;
 
 /// The members of one etcd cluster, and what is on them.
 pub(crate) struct Generation {
@@ -158,7 +159,7 @@ impl Generation {
             attempt += 1;
             match result {
                 Err(error) if error.is_worth_another_member() && attempt < self.len() => {
-                    tracing::debug!(error = chain(&error), "etcd call goes to the next member");
+                    tracing::debug!(target: ETCD, error = chain(&error), "etcd call goes to the next member");
                 }
                 Ok(answer) => {
                     if attempt > 1 {

@@ -33,6 +33,7 @@ use super::survey::RefusalWatch;
 use super::watch::{Event, Watch, WatchMessage};
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
+use crate::targets::ETCD;
 use crate::time::sleep_until;
 use crate::trouble::Trouble;
 
@@ -250,7 +251,12 @@ impl Source {
         self.on_success();
         match stream {
             Some(_) if revision < self.revision => {
-                tracing::warn!(store = revision, seen = self.revision, "etcd was rolled back; its list counts");
+                tracing::warn!(
+                    target: ETCD,
+                    store = revision,
+                    seen = self.revision,
+                    "etcd was rolled back; its list counts"
+                );
                 State::Connecting { is_verified: true, before: None }
             }
             Some(mut stream) if !stream.is_mute => {
@@ -287,11 +293,16 @@ impl Source {
             let asked = watch.connection().revision(&self.range, self.limit).await;
             let store = generation.on_answer(watch.connection(), asked).await?;
             if store < start - 1 {
-                tracing::warn!(store, seen = start - 1, "etcd was rolled back; everything is listed anew");
+                tracing::warn!(
+                    target: ETCD,
+                    store,
+                    seen = start - 1,
+                    "etcd was rolled back; everything is listed anew"
+                );
                 return Ok(self.list_beside(None));
             }
         }
-        tracing::debug!(member = watch.connection().name(), start, "watch is open");
+        tracing::debug!(target: ETCD, member = watch.connection().name(), start, "watch is open");
         let check_in = if is_verified { spread(self.interval, 0.2) } else { up_to(self.window()) };
         Ok(State::Streaming(Box::new(Stream {
             refusals: generation.refusal_watch(),
@@ -342,7 +353,11 @@ impl Source {
             }
             WatchMessage::Left => (State::Connecting { is_verified: false, before: None }, None),
             WatchMessage::Compacted => {
-                tracing::info!(revision = self.revision, "revision is compacted; everything is listed anew");
+                tracing::info!(
+                    target: ETCD,
+                    revision = self.revision,
+                    "revision is compacted; everything is listed anew"
+                );
                 let wait = up_to(self.window() / COMPACTED_SHARE);
                 (State::Waiting { until: Some(Instant::now() + wait), then: Goal::List }, None)
             }
@@ -383,9 +398,14 @@ impl Source {
         self.on_late(error);
         let wait = stream.again.ceiling() + stream.again.next();
         if error.is_final() {
-            tracing::warn!(error = chain(error), ?wait, "etcd refuses to have a watch verified; the watch goes on");
+            tracing::warn!(
+                target: ETCD,
+                error = chain(error),
+                ?wait,
+                "etcd refuses to have a watch verified; the watch goes on"
+            );
         } else {
-            tracing::debug!(error = chain(error), ?wait, "watch could not be verified; it goes on");
+            tracing::debug!(target: ETCD, error = chain(error), ?wait, "watch could not be verified; it goes on");
         }
         stream.check_at = Instant::now() + wait;
         State::Streaming(stream)
@@ -446,9 +466,19 @@ impl Source {
             _ => (None, goal),
         };
         if error.is_final() || wait == Some(DENIED_PAUSE) {
-            tracing::warn!(error = chain(error), ?wait, "etcd refuses to be watched; the last known set stays");
+            tracing::warn!(
+                target: ETCD,
+                error = chain(error),
+                ?wait,
+                "etcd refuses to be watched; the last known set stays"
+            );
         } else {
-            tracing::debug!(error = chain(error), ?wait, "watch is interrupted; the last known set stays");
+            tracing::debug!(
+                target: ETCD,
+                error = chain(error),
+                ?wait,
+                "watch is interrupted; the last known set stays"
+            );
         }
         State::Waiting { until: wait.map(|wait| Instant::now() + wait), then }
     }

@@ -48,6 +48,7 @@ mod program_check;
 mod program_top;
 mod put_back;
 mod replaced;
+mod reweighted;
 mod rig;
 mod runtimes;
 mod secrets;

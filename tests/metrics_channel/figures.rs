@@ -1,25 +1,28 @@
 //! What Prometheus' recorder has of one channel, by gRPC's names.
 
 use std::collections::BTreeSet;
-use std::sync::OnceLock;
 use std::time::Duration;
 
+use metrics::LocalRecorderGuard;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 /// How long a test waits for something that must happen: only a failing one reaches it.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
-/// The figures of the channels to one target. Each test has a target of its own, so that all can run at once.
-#[derive(Debug, Clone)]
+/// The figures of the channels to one target, by a recorder for this test's thread alone: what Prometheus' recorder is
+/// given on one thread while another one reads may get lost.
 pub(crate) struct Figures {
     target: String,
+    recorder: PrometheusHandle,
+    _installed: LocalRecorderGuard<'static>,
 }
 
 impl Figures {
-    /// Of channels over instances of this name. Come before the channel is built: it installs the recorder.
+    /// Of channels over instances of this name that are built from now on, on this thread.
     pub(crate) fn of(service: &str) -> Self {
-        recorder();
-        Self { target: format!("instances:///{service}") }
+        let recorder = Box::leak(Box::new(PrometheusBuilder::new().build_recorder()));
+        let _installed = metrics::set_default_local_recorder(recorder);
+        Self { target: format!("instances:///{service}"), recorder: recorder.handle(), _installed }
     }
 
     /// The sum of all series of a counter or a gauge that have these labels, among others.
@@ -59,7 +62,8 @@ impl Figures {
     pub(crate) fn values(&self, name: &str, label: &str) -> BTreeSet<String> {
         let begin = format!("{}=\"", label.replace('.', "_"));
         let series = self.series(&name.replace('.', "_")).into_iter();
-        let value = |labels: String| labels.split_once(&begin).and_then(|(_, rest)| Some(rest.split_once('"')?.0.to_owned()));
+        let value =
+            |labels: String| labels.split_once(&begin).and_then(|(_, rest)| Some(rest.split_once('"')?.0.to_owned()));
         series.filter_map(|(labels, _)| value(labels)).collect()
     }
 
@@ -71,7 +75,7 @@ impl Figures {
             }
         };
         if tokio::time::timeout(LIMIT, reached).await.is_err() {
-            panic!("{what}: {wanted} were due, and there are {}:\n{}", figure(self), recorder().render());
+            panic!("{what}: {wanted} were due, and there are {}:\n{}", figure(self), self.recorder.render());
         }
     }
 
@@ -86,7 +90,7 @@ impl Figures {
     /// The labels and the value of each series of this target.
     fn series(&self, name: &str) -> Vec<(String, f64)> {
         let (begin, target) = (format!("{name}{{"), label("grpc.target", &self.target));
-        let text = recorder().render();
+        let text = self.recorder.render();
         let lines = text.lines().filter_map(|line| line.strip_prefix(&begin)?.rsplit_once("} "));
         let mine = lines.filter(|(labels, _)| labels.contains(&target));
         mine.map(|(labels, value)| (labels.to_owned(), value.parse().expect("a value is a number"))).collect()
@@ -100,9 +104,4 @@ pub(crate) fn is(a: f64, b: f64) -> bool {
 
 fn label(name: &str, value: &str) -> String {
     format!("{}=\"{value}\"", name.replace('.', "_"))
-}
-
-fn recorder() -> &'static PrometheusHandle {
-    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
-    HANDLE.get_or_init(|| PrometheusBuilder::new().install_recorder().expect("there is no other recorder"))
 }

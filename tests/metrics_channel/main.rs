@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt};
 use h2::Reason;
 use http::HeaderValue;
-use tokio::runtime::Runtime;
+use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -91,7 +91,8 @@ async fn calls_count_by_method_and_status_each_once() {
     server.next([Answer::Status(Code::NotFound), Answer::Ends(Code::Aborted), Answer::Ends(Code::DataLoss)]);
     assert_eq!(call(&channel).await.expect_err("a status").code(), Code::NotFound);
     assert_eq!(call(&channel).await.expect_err("a status").code(), Code::Aborted);
-    let mut stream = EchoClient::new(channel.clone()).server_streaming_echo(echo()).await.expect("it begins").into_inner();
+    let mut stream =
+        EchoClient::new(channel.clone()).server_streaming_echo(echo()).await.expect("it begins").into_inner();
     assert!(stream.message().await.expect("a message").is_some());
     assert!(is(figures.sum(IN_FLIGHT, &[]), 1.0), "a stream is in flight until its end");
     assert_eq!(stream.message().await.expect_err("a status").code(), Code::DataLoss);
@@ -133,7 +134,8 @@ async fn a_call_that_is_dropped_is_cancelled() {
     assert!(is(figures.calls("CANCELLED"), 1.0) && is(figures.attempts("CANCELLED"), 1.0));
 
     server.next([Answer::Begins]);
-    let mut stream = EchoClient::new(channel.clone()).server_streaming_echo(echo()).await.expect("it begins").into_inner();
+    let mut stream =
+        EchoClient::new(channel.clone()).server_streaming_echo(echo()).await.expect("it begins").into_inner();
     assert!(stream.message().await.expect("a message").is_some());
     assert!(is(figures.sum(IN_FLIGHT, &[]), 1.0), "it goes on");
     drop(stream);
@@ -389,7 +391,7 @@ async fn instances_that_leave_and_those_that_a_subset_spares_are_counted_as_such
 
 #[test]
 fn gauges_go_back_where_the_runtime_of_a_channel_ends() {
-    let runtime = Runtime::new().expect("a runtime");
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     let (figures, mut call) = runtime.block_on(async {
         let server = Server::start();
         let (mut channel, figures) = ready("runtime", &[&server]).await;

@@ -57,7 +57,7 @@ pub(crate) fn exit_code<P: CommandFactory>(ended: Result<(), Failure>) -> ExitCo
     }
 }
 
-/// An error and its causes in one line.
+/// An error's message, and those of its causes.
 pub(crate) fn with_causes(error: &dyn Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();

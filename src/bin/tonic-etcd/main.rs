@@ -7,6 +7,7 @@
 //! | this file | the command line to a command |
 //! | `connection` | flags to a registry |
 //! | `command` | a command to its outcome |
+//! | `web` | the registry to a page in browsers |
 //! | `changes` | changes of a service to lines |
 //! | `print` | values to standard output |
 //! | `failure` | errors to exit codes |
@@ -16,6 +17,7 @@ mod command;
 mod connection;
 mod failure;
 mod print;
+mod web;
 
 use std::error::Error;
 use std::io::{self, IsTerminal};
@@ -74,6 +76,8 @@ enum Command {
     Check(command::check::Flags),
     /// Shows services, their servers and what happens to them on the whole terminal
     Top(command::top::Flags),
+    /// Shows the registry live on a page for browsers, until ctrl-c
+    Web(command::web::Flags),
 }
 
 #[tokio::main]
@@ -93,7 +97,7 @@ impl Command {
     /// What is logged: an etcd that does not answer is the error of the commands that ask once.
     fn log(&self) -> &'static str {
         match self {
-            Self::Watch { .. } => "warn",
+            Self::Watch { .. } | Self::Web(_) => "warn",
             // A line of a log would stand in the middle of the screen.
             Self::Top(_) => "off",
             Self::Ls { .. } | Self::Drain { .. } | Self::Check(_) => "warn,tonic_etcd::etcd=error",
@@ -104,12 +108,14 @@ impl Command {
 async fn run(flags: Flags) -> Result<(), Failure> {
     let registry = flags.connection.registry()?;
     let output = Output { json: flags.json };
+    let shown = flags.connection.shown();
     match flags.command {
         Command::Ls { service } => command::ls::run(&registry, service.as_deref(), output).await,
         Command::Watch { service } => command::watch::run(&registry, service, output).await,
         Command::Drain { address, service } => command::drain::run(&registry, address, service, output).await,
         Command::Top(top) => command::top::run(&flags.connection, &top).await,
         Command::Check(check) => command::check::run(&flags.connection, &check, output).await,
+        Command::Web(flags) => command::web::run(registry, shown, flags, output).await,
     }
 }
 

@@ -299,9 +299,8 @@ impl Call {
         }
         let failure = code.filter(|code| *code != Code::Ok);
         let pushback = || Pushback::of(&head.headers);
-        let retry = failure.and_then(|code| {
-            Some((code, self.pause_after(Some(code), pushback(), Some(attempt.instance()))?))
-        });
+        let retry =
+            failure.and_then(|code| Some((code, self.pause_after(Some(code), pushback(), Some(attempt.instance()))?)));
         if let Some((code, pause)) = retry {
             self.last = Some(Box::new(attempt.refused(&head)));
             self.maybe_handled = Some(attempt.instance().clone());

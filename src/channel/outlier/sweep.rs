@@ -200,7 +200,11 @@ mod tests {
         // Mean 0.844, deviation 0.112, floor 0.6312.
         assert_eq!(ejected(&intervals, &rates(SuccessRate::new()), always), [4], "0.62 is below 0.6312");
         intervals.remove(0);
-        assert_eq!(ejected(&intervals, &rates(SuccessRate::new()), not_drawn), NONE, "four are fewer than minimum_hosts");
+        assert_eq!(
+            ejected(&intervals, &rates(SuccessRate::new()), not_drawn),
+            NONE,
+            "four are fewer than minimum_hosts"
+        );
         // Mean 0.83, deviation sqrt((3 * 0.07^2 + 0.21^2) / 4) = 0.1212, floor 0.83 - 0.2304 = 0.5996.
         let four = rates(SuccessRate::new().minimum_hosts(4));
         assert_eq!(ejected(&intervals, &four, not_drawn), NONE, "they are enough then, but 0.62 is not below 0.5996");

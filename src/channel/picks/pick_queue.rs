@@ -62,12 +62,7 @@ pub(crate) struct Pick {
 
 impl PickQueue {
     /// A queue for at most `max_waiting` calls at once, with nothing published yet.
-    pub(crate) fn new(
-        label: Box<str>,
-        policy: Arc<dyn Policy>,
-        max_waiting: usize,
-        figures: ChannelFigures,
-    ) -> Self {
+    pub(crate) fn new(label: Box<str>, policy: Arc<dyn Policy>, max_waiting: usize, figures: ChannelFigures) -> Self {
         let nothing = LbState { connectivity: Connectivity::Connecting, ready: None, cause: None };
         Self {
             label,

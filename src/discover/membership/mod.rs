@@ -31,6 +31,7 @@ use crate::format::{DecodeError, Decoded, Format};
 use crate::instance::{Instance, MAX_TAGS, ServiceName};
 use crate::log_limit::LogLimit;
 use crate::snapshot::{MemberList, Snapshot};
+use crate::targets::DISCOVERY;
 
 /// Where a registry keeps instances in etcd and how they are read.
 #[derive(Debug, Clone)]
@@ -338,7 +339,15 @@ impl Membership {
         let skipped = std::mem::take(&mut count.since_logged);
         let key = cut(key.escape_ascii());
         let detail = cut(detail.escape_debug());
-        tracing::warn!(service = %self.service, %key, %detail, kind = ?trouble, count = skipped, "key in etcd cannot be used");
+        tracing::warn!(
+            target: DISCOVERY,
+            service = %self.service,
+            %key,
+            %detail,
+            kind = ?trouble,
+            count = skipped,
+            "key in etcd cannot be used"
+        );
     }
 }
 

@@ -94,12 +94,8 @@ pub(super) const INSTANCES: Metric<Gauge> = Metric::new(
     "Instances of the service by where they stand, each in one state.",
 );
 
-pub(super) const CALLS_IN_FLIGHT: Metric<Gauge> = Metric::new(
-    "tonic_etcd.channel.calls_in_flight",
-    Unit::Count,
-    &[TARGET],
-    "Calls that have begun and not ended.",
-);
+pub(super) const CALLS_IN_FLIGHT: Metric<Gauge> =
+    Metric::new("tonic_etcd.channel.calls_in_flight", Unit::Count, &[TARGET], "Calls that have begun and not ended.");
 
 pub(super) const CALLS_WAITING: Metric<Gauge> = Metric::new(
     "tonic_etcd.channel.calls_waiting",

@@ -14,6 +14,7 @@ use tracing::Instrument as _;
 
 use super::open_set::OpenSet;
 use super::places::Places;
+use crate::targets::REGISTRATION;
 
 /// The open calls and connections of one server, and the phase of its drain; a clone is a handle to the same drain.
 ///
@@ -79,7 +80,7 @@ impl DrainState {
         if let Some((until, released)) = first {
             let task = CountdownTask { drain: Arc::downgrade(&self.0) };
             // The signal's future may be polled in any span; the countdown belongs to none of them.
-            let span = tracing::info_span!(parent: None, "drain", ?limit, address);
+            let span = tracing::info_span!(target: REGISTRATION, parent: None, "drain", ?limit, address);
             span.in_scope(|| self.0.places.warn_of_missing());
             runtime.spawn(task.run(until, released).instrument(span));
         }
@@ -150,7 +151,7 @@ impl Inner {
         let calls = self.calls.len();
         self.calls.end_all().await;
         if calls > 0 {
-            tracing::warn!(calls, "calls ended at the drain limit");
+            tracing::warn!(target: REGISTRATION, calls, "calls ended at the drain limit");
         }
     }
 
@@ -159,7 +160,7 @@ impl Inner {
         let sockets = self.sockets.len();
         self.sockets.end_all().await;
         if sockets > 0 {
-            tracing::info!(sockets, "connections closed after the drain limit");
+            tracing::info!(target: REGISTRATION, sockets, "connections closed after the drain limit");
         }
     }
 }
@@ -201,7 +202,12 @@ impl Drop for CountdownTask {
         let Some(inner) = self.drain.upgrade() else { return };
         let (calls, connections) = (inner.calls.len(), inner.sockets.len());
         if inner.passed.load(Ordering::Acquire) != SOCKETS_CLOSED && calls + connections > 0 {
-            tracing::warn!(calls, connections, "drain limit lost with the runtime that counted down to it");
+            tracing::warn!(
+                target: REGISTRATION,
+                calls,
+                connections,
+                "drain limit lost with the runtime that counted down to it"
+            );
         }
     }
 }

@@ -5,3 +5,4 @@ pub(crate) mod drain;
 pub(crate) mod ls;
 pub(crate) mod top;
 pub(crate) mod watch;
+pub(crate) mod web;
