@@ -96,7 +96,8 @@ impl Connection {
         Ok(places)
     }
 
-    fn prefix(&self) -> &str {
+    /// What every key begins with.
+    pub(crate) fn prefix(&self) -> &str {
         self.prefix.as_deref().unwrap_or_else(|| self.format.default_prefix())
     }
 

@@ -57,7 +57,7 @@ pub(crate) async fn run(connection: &Connection, flags: &Flags) -> Result<(), Fa
     let registry = connection.registry()?;
     let service = flags.service.as_ref().map(ServiceName::as_str);
     let mut source = Source::new(&registry, service);
-    let mut state = State::new(connection.place(), service);
+    let mut state = State::new(connection.prefix().to_owned(), service);
     let clock = Clock::started();
     if flags.once {
         first(&mut source, &mut state, clock).await?;
