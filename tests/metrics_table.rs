@@ -18,9 +18,9 @@ fn every_constant_is_a_row_of_the_guide_and_every_row_a_constant() {
 }
 
 #[test]
-fn names_are_our_own_and_leave_units_to_exporters() {
+fn names_are_our_own_or_grpcs_and_leave_units_to_exporters() {
     for (name, constant) in constants() {
-        assert!(name.starts_with("tonic_etcd."), "{name}");
+        assert!(PREFIXES.iter().any(|prefix| name.starts_with(prefix)), "{name}");
         assert!(name.chars().all(|char| char.is_ascii_lowercase() || matches!(char, '.' | '_')), "{name}");
         for word in name.split(['.', '_']) {
             assert!(!["total", "count", "sum", "bucket", "seconds", "bytes", "info"].contains(&word), "{name}: {word}");
@@ -48,10 +48,12 @@ fn the_queries_are_of_metrics_that_there_are() {
     let exported: BTreeSet<String> = constants().iter().flat_map(|(name, constant)| constant.exported(name)).collect();
     let page = page();
     let mut count = 0;
-    for query in page.split("tonic_etcd_").skip(1) {
-        let end = query.find(|char: char| !char.is_ascii_alphanumeric() && char != '_').unwrap_or(query.len());
-        let name = format!("tonic_etcd_{}", &query[..end]);
-        assert!(exported.contains(&name), "docs/metrics.md has a query of {name}, which no exporter shows");
+    let labels: BTreeSet<String> =
+        constants().values().flat_map(|constant| &constant.labels).map(|label| label.replace('.', "_")).collect();
+    let words = page.split(|char: char| !char.is_ascii_alphanumeric() && char != '_');
+    for name in words.filter(|word| word.starts_with("tonic_etcd_") || word.starts_with("grpc_")) {
+        let is_known = exported.contains(name) || labels.contains(name);
+        assert!(is_known, "docs/metrics.md has a query of {name}, which no exporter shows");
         count += 1;
     }
     assert!(count > 5, "the queries were not read: {count}");
@@ -83,8 +85,12 @@ impl Metric {
 /// The constants of the sources, read as text.
 fn constants() -> BTreeMap<String, Metric> {
     let mut found = BTreeMap::new();
-    for entry in fs::read_dir(root().join("src/metrics")).expect("there is a folder") {
-        let path = entry.expect("an entry").path();
+    let mut paths: Vec<PathBuf> = vec![root().join("src/metrics")];
+    while let Some(path) = paths.pop() {
+        if path.is_dir() {
+            paths.extend(fs::read_dir(path).expect("there is a folder").map(|entry| entry.expect("an entry").path()));
+            continue;
+        }
         for item in text(&path).split(": Metric<").skip(1) {
             let item = item.split(");").next().expect("there is a first part");
             let Some((kind, rest)) = item.split_once("> = Metric::new(") else { continue };
@@ -106,7 +112,9 @@ fn constants() -> BTreeMap<String, Metric> {
 /// The rows of the tables.
 fn rows() -> BTreeMap<String, Metric> {
     let mut found = BTreeMap::new();
-    for line in page().lines().filter(|line| line.starts_with("| `tonic_etcd.")) {
+    let page = page();
+    let is_row = |line: &&str| PREFIXES.iter().any(|prefix| line.starts_with(&format!("| `{prefix}")));
+    for line in page.lines().filter(is_row) {
         let cells: Vec<&str> = line.trim_matches('|').split(" |").map(|cell| cell.trim().trim_matches('`')).collect();
         let [name, kind, unit, labels, meaning] = cells[..] else { panic!("a row has five cells: {line}") };
         assert!(!meaning.is_empty(), "{line}");
@@ -117,6 +125,9 @@ fn rows() -> BTreeMap<String, Metric> {
     }
     found
 }
+
+/// Of this crate, and of gRPC where it has defined the metric.
+const PREFIXES: [&str; 2] = ["tonic_etcd.", "grpc."];
 
 fn page() -> String {
     text(&root().join("docs/metrics.md"))

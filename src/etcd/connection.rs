@@ -14,6 +14,7 @@ use tracing::Instrument;
 
 use super::credentials::Credentials;
 use super::failure::{add_hint, failure};
+use super::gauges::on_call;
 use super::limits::CALL_LIMIT;
 use super::login::{Authentication, LoginFailure, Logins, NoCredentials, NoToken};
 use super::target::Target;
@@ -337,6 +338,22 @@ impl Connection {
     /// Runs one request on this connection under a deadline; an error names the operation and the key. Where the token
     /// is not valid any more, the request gets a fresh one and runs again.
     pub(super) async fn limited<T, F>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        limit: Duration,
+        request: impl Fn() -> F,
+    ) -> Result<T, EtcdError>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        let began = Instant::now();
+        let answer = self.retried(operation, key, limit, request).await;
+        on_call(operation, answer.as_ref().err(), began.elapsed());
+        answer
+    }
+
+    async fn retried<T, F>(
         &self,
         operation: &'static str,
         key: &str,

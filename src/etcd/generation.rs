@@ -23,6 +23,7 @@ use futures_util::future::join_all;
 
 use super::connection::Connection;
 use super::endpoints::Endpoints;
+use super::gauges::Progress;
 use super::login::Logins;
 use super::members::Members;
 use super::pace::Pace;
@@ -130,9 +131,15 @@ impl Generation {
     /// # Errors
     ///
     /// The member or the stream cannot be used, or the watch was refused or not created within `limit`.
-    pub(super) async fn watch(&self, range: &Range, start: i64, limit: Duration) -> Result<(Watch, i64), EtcdError> {
+    pub(super) async fn watch(
+        &self,
+        range: &Range,
+        start: i64,
+        progress: &Progress,
+        limit: Duration,
+    ) -> Result<(Watch, i64), EtcdError> {
         let connection = self.connection(self.preferred(), limit).await?;
-        let (connection, watched) = self.streams.watch(&connection, range, start, limit).await;
+        let (connection, watched) = self.streams.watch(&connection, range, start, progress, limit).await;
         self.on_answer(&connection, watched).await
     }
 

@@ -32,6 +32,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::asked::Answer;
 use super::credentials::{Credentials, Provider};
+use super::gauges::LoginGauges;
 use super::token::{Token, TokenSlot, Tokens};
 use crate::backoff::Backoff;
 use crate::error::{BoxError, EtcdErrorKind, chain};
@@ -49,6 +50,7 @@ pub(super) struct Logins {
     state: StdMutex<State>,
     /// Whether the provider has yet to answer.
     waiting: AtomicBool,
+    gauges: LoginGauges,
 }
 
 struct State {
@@ -196,6 +198,7 @@ impl Logins {
             beginning: Mutex::default(),
             state: StdMutex::new(state),
             waiting: AtomicBool::new(false),
+            gauges: LoginGauges::new(),
         }
     }
 
@@ -310,21 +313,27 @@ impl Logins {
         match answer {
             Ok(token) => {
                 tracing::debug!(target: ETCD, ?took, "logged in to etcd");
+                self.gauges.on_success();
                 state.tokens.on_login(login.member, token);
                 state.pace.on_success(took);
                 // Whatever else is under way is of no use any more.
                 state.under_way.clear();
             }
             Err(failure) if failure.kind == EtcdErrorKind::Login => {
+                self.gauges.on_refused();
                 state.on_refused(login.member, &failure.member, login.credentials.clone());
             }
-            Err(_) => state.pace.on_failure(took, Instant::now()),
+            Err(_) => {
+                self.gauges.on_failed();
+                state.pace.on_failure(took, Instant::now());
+            }
         }
     }
 
     fn on_late(&self, login: &Login) {
         let mut state = self.state();
         if state.end(login) {
+            self.gauges.on_late();
             state.pace.on_late(Instant::now());
         }
     }
@@ -347,6 +356,9 @@ impl Logins {
         *asking = None;
         let mut state = self.state();
         state.ask_at = None;
+        if !answer.as_ref().is_ok_and(|credentials| !credentials.user.is_empty()) {
+            self.gauges.on_no_credentials();
+        }
         match answer {
             Ok(credentials) if credentials.user.is_empty() => {
                 Err(state.on_failure("it gave a user without a name".into()))

@@ -19,9 +19,11 @@ use tracing::Instrument;
 
 use super::cluster_id::{ClusterIdCheck, Verdict};
 use super::connection::Connection;
+use super::gauges::strangers;
 use super::members::Members;
 use crate::backoff::Backoff;
 use crate::error::{EtcdError, chain};
+use crate::metrics::Share;
 use crate::targets::ETCD;
 
 /// The cluster id check of one cluster, and the surveys that feed it.
@@ -29,6 +31,8 @@ pub(super) struct Surveys {
     members: Arc<Members>,
     check: Mutex<ClusterIdCheck>,
     verdict: watch::Sender<Verdict>,
+    /// How many members are refused.
+    refused: Mutex<Share>,
 }
 
 /// Tells when a member turns out to be of another cluster than ours.
@@ -51,7 +55,7 @@ impl RefusalWatch {
 impl Surveys {
     pub(super) fn new(members: Arc<Members>) -> Self {
         let check = Mutex::new(ClusterIdCheck::new(members.len()));
-        Self { members, check, verdict: watch::Sender::new(Verdict::Unknown) }
+        Self { members, check, verdict: watch::Sender::new(Verdict::Unknown), refused: Mutex::new(strangers()) }
     }
 
     /// Of the members that replace these: those that stay have reported already.
@@ -60,7 +64,12 @@ impl Surveys {
         let check = self.check().successor((0..members.len()).map(before));
         let verdict = check.judge(&Verdict::Unknown, |index| members.name(index));
         (0..members.len()).for_each(|index| members.set_strange(index, verdict.is_stranger(index)));
-        Self { members, check: Mutex::new(check), verdict: watch::Sender::new(verdict) }
+        let refused = Mutex::new(strangers());
+        // Theirs are counted from now on.
+        self.show_refused(&Verdict::Unknown);
+        let next = Self { members, check: Mutex::new(check), verdict: watch::Sender::new(verdict), refused };
+        next.show_refused(&next.verdict.borrow());
+        next
     }
 
     /// A watch on the members that are refused.
@@ -181,11 +190,17 @@ impl Surveys {
             }
             let is_news = *verdict != next;
             if is_news {
+                self.show_refused(&next);
                 (0..self.members.len()).for_each(|index| self.members.set_strange(index, next.is_stranger(index)));
             }
             *verdict = next;
             is_news
         });
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "members are few")]
+    fn show_refused(&self, verdict: &Verdict) {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).set(verdict.refused().len() as f64);
     }
 
     fn check(&self) -> MutexGuard<'_, ClusterIdCheck> {

@@ -45,6 +45,8 @@ mod program;
 #[cfg(feature = "cli")]
 mod program_check;
 #[cfg(feature = "cli")]
+mod program_page;
+#[cfg(feature = "cli")]
 mod program_top;
 mod put_back;
 mod replaced;

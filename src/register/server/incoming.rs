@@ -117,7 +117,7 @@ pub struct IncomingIo<IO> {
 impl<IO> IncomingIo<IO> {
     fn new(inner: IO, drain: &DrainState) -> Self {
         let socket = Arc::new(Socket { drain: drain.clone(), reader: AtomicWaker::new(), writer: AtomicWaker::new() });
-        let counted = drain.sockets().opened();
+        let counted = drain.open_socket();
         let slot = drain.sockets().enter(Arc::clone(&socket) as Arc<dyn End>);
         Self { inner, socket, counted, slot }
     }
@@ -211,9 +211,9 @@ impl<IO: Connected> Connected for IncomingIo<IO> {
 
 impl<IO> Drop for IncomingIo<IO> {
     fn drop(&mut self) {
-        let sockets = self.socket.drain.sockets();
-        sockets.leave(self.slot);
-        sockets.closed(self.counted);
+        let drain = &self.socket.drain;
+        drain.sockets().leave(self.slot);
+        drain.close_socket(self.counted);
     }
 }
 
