@@ -8,7 +8,7 @@ use ratatui::widgets::{Block, Borders, Cell, Clear, Paragraph, Row, Table};
 use tonic_etcd::snapshot::MemberState;
 
 use super::state::{Counts, Event, Seen, Service, State, View, What, place};
-use crate::print::{Column, shown, time_of_day};
+use crate::print::{Column, shown, tags, time_of_day};
 
 /// Draws what is known at this second since the begin.
 pub(super) fn render(frame: &mut Frame<'_>, state: &State, second: u64) {
@@ -44,8 +44,8 @@ fn title_line(state: &State, second: u64) -> Line<'static> {
         Span::raw(format!("  {services} services  {instances} instances  {rate} changes/min")),
     ];
     line.push(match &state.trouble {
-        Some(trouble) => Span::styled(format!("  etcd: {}", shown_text(trouble)), Style::new().fg(Color::Red)),
-        None => Span::styled(format!("  {}", shown_text(&state.prefix)), Style::new().add_modifier(Modifier::DIM)),
+        Some(trouble) => Span::styled(format!("  etcd: {}", shown(trouble)), Style::new().fg(Color::Red)),
+        None => Span::styled(format!("  {}", shown(&state.prefix)), Style::new().add_modifier(Modifier::DIM)),
     });
     Line::from(line)
 }
@@ -133,7 +133,7 @@ fn instance_row(Seen { instance, state, lease }: &Seen) -> Row<'static> {
         Cell::from(Line::from(instance.weight().to_string()).right_aligned()),
         Cell::from(state.to_string()),
         Cell::from(if *lease == 0 { "none".to_owned() } else { format!("{lease:x}") }),
-        Cell::from(shown(instance.tags())),
+        Cell::from(tags(instance.tags())),
     ])
 }
 
@@ -208,7 +208,7 @@ fn key_line(state: &State) -> Line<'static> {
             View::Services => &state.service_list.filter,
             View::Instances(_) => &state.instance_list.filter,
         };
-        return Line::from(format!("/{}_   enter: keep it  esc: all rows", shown_text(filter)));
+        return Line::from(format!("/{}_   enter: keep it  esc: all rows", shown(filter)));
     }
     let keys = match state.view {
         View::Services => "q: quit  arrows, j, k: choose  enter: its instances  /: filter  ?: help",
@@ -222,11 +222,6 @@ fn help(frame: &mut Frame<'_>) {
     let block = Block::bordered().title(" keys and words ");
     frame.render_widget(Clear, middle);
     frame.render_widget(Paragraph::new(HELP.map(Line::from).to_vec()).block(block), middle);
-}
-
-/// Text of others, for a screen.
-fn shown_text(text: &str) -> String {
-    text.escape_debug().to_string()
 }
 
 /// A table's first two lines.
