@@ -13,9 +13,11 @@ use super::LIMIT;
 /// An answer.
 #[derive(Debug)]
 pub struct Answer {
+    /// The code: 200 where all is well.
     pub status: u16,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
+    /// What follows the headers.
     pub body: String,
 }
 

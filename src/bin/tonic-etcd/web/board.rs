@@ -79,7 +79,7 @@ impl Board {
             let snapshot = service.snapshot.as_ref()?;
             let instances = snapshot.iter().map(|member| service.instance(member)).collect();
             let (version, cut_off) = (service.version, snapshot.cut_off());
-            let data = wire::Service { service: name, version, cut_off, instances };
+            let data = wire::Service { name, version, cut_off, instances };
             service.encoded = Some(event("service", &data));
         }
         service.encoded.clone()
@@ -118,7 +118,7 @@ impl Board {
             return Vec::new();
         }
         self.version += 1;
-        vec![News::Event(event("gone", &wire::Gone { service: name, version: self.version }))]
+        vec![News::Event(event("gone", &wire::Gone { name, version: self.version }))]
     }
 
     /// Takes in the newest snapshot of a service.
@@ -159,14 +159,14 @@ impl Board {
         self.answered = Some(now);
         self.left_out = left_out;
         let was_lost = self.trouble.take().is_some();
-        let entry = was_lost.then(|| Entry { time: now, what: What::EtcdBack, service: None, address: None, count: 1 });
+        let entry = was_lost.then_some(Entry::of_etcd(What::EtcdBack, now));
         self.write_down(entry.into_iter().collect()).into_iter().chain([News::Event(self.beat(now))]).collect()
     }
 
     /// Takes in that etcd did not answer.
     pub(crate) fn on_trouble(&mut self, trouble: String, now: u64) -> Vec<News> {
         let is_new = self.trouble.replace(trouble).is_none();
-        let entry = is_new.then(|| Entry { time: now, what: What::EtcdLost, service: None, address: None, count: 1 });
+        let entry = is_new.then_some(Entry::of_etcd(What::EtcdLost, now));
         self.write_down(entry.into_iter().collect()).into_iter().chain([News::Event(self.beat(now))]).collect()
     }
 
@@ -210,7 +210,7 @@ impl Service {
                 Step::Gone(_, member) => gone.push(member.instance().address()),
             }
         }
-        let event = event("change", &wire::Change { service: name, version: self.version, cut_off, set, gone });
+        let event = event("change", &wire::Change { name, version: self.version, cut_off, set, gone });
         if event.len() > MAX_CHANGE { News::Service(name.into()) } else { News::Event(event) }
     }
 }

@@ -147,8 +147,13 @@ impl Check<'_> {
     /// What leases and servers have to say of the keys, after a second look at what changes by itself: a server that
     /// leaves meanwhile is none that is down.
     async fn outside(&self, keys: &StoredKeys) -> Vec<Finding> {
-        let dials =
-            async { if self.flags.no_dial { None } else { Some(Dials::of(keys, self.flags.answer_timeout, self.deadline).await) } };
+        let dials = async {
+            if self.flags.no_dial {
+                None
+            } else {
+                Some(Dials::of(keys, self.flags.answer_timeout, self.deadline).await)
+            }
+        };
         let started = Instant::now();
         let (leases, dials) = tokio::join!(Leases::of(&self.registry, keys, self.deadline), dials);
         let draining: BTreeSet<(String, i64)> = draining(keys).collect();
