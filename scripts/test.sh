@@ -99,6 +99,8 @@ check_each_feature() {
         step "lints, $feature alone" \
             cargo clippy --locked --lib --no-default-features --features "$feature" -- -D warnings
     done
+    step "lints, the program" \
+        cargo clippy --locked --bin tonic-etcd --no-default-features --features cli -- -D warnings
 }
 
 # To run them takes a nightly compiler and `cargo fuzz`; that they compile can be told without.

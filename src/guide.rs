@@ -16,6 +16,7 @@
 //! | [`production`] | what to check before production |
 //! | [`deployment`] | Kubernetes, Docker and systemd |
 //! | [`testing`] | tests of your own service, without etcd |
+//! | [`operating`] | the program `tonic-etcd`: what is registered, and orders to servers |
 //! | [`logging`] | targets, levels and messages |
 //! | [`metrics`] | counters, gauges and histograms, and when to raise an alarm |
 //! | [`troubleshooting`] | messages, their causes and remedies |
@@ -57,6 +58,7 @@ macro_rules! links {
 [kitex]: crate::kitex
 [logging]: crate::guide::logging
 [metrics]: crate::guide::metrics
+[operating]: crate::guide::operating
 [options]: crate::guide::options#registry
 [options-address]: crate::guide::options#the-published-address
 [retries]: crate::guide::retries
@@ -80,6 +82,7 @@ chapters! {
     production = "../docs/production.md";
     deployment = "../docs/deployment.md";
     testing = "../docs/testing.md";
+    operating = "../docs/operating.md";
     logging = "../docs/logging.md";
     metrics = "../docs/metrics.md";
     troubleshooting = "../docs/troubleshooting.md";

@@ -77,11 +77,12 @@
 //!
 //! # Logs
 //!
-//! Registrations, watches and connections log by `tracing` events of the target `tonic_etcd`: install a subscriber,
+//! Registrations, watches and connections log by `tracing` events: install a subscriber,
 //! `tracing_subscriber::fmt().init()` for example. From `info` on they say what an operator has to know: each
 //! registration that begins, is lost or ends, each server that joins, leaves or is ejected, and each outage of an etcd
-//! member. [Logging](guide::logging) lists the messages. With the feature `metrics` there are counters, gauges and
-//! histograms as well: [Metrics](guide::metrics) lists them.
+//! member. Their targets are `tonic_etcd::registration`, `tonic_etcd::channel`, `tonic_etcd::discovery` and
+//! `tonic_etcd::etcd`. [Logging](guide::logging) lists the messages. With the feature `metrics` there are counters,
+//! gauges and histograms as well: [Metrics](guide::metrics) lists them.
 //!
 //! # Modules
 //!
@@ -95,6 +96,7 @@
 //! | [`mod@format`] | what keys and values look like in etcd |
 //! | [`registration`], [`server`] | the status of a registration; the server around it, or without one |
 //! | [`snapshot`], [`address`], [`tags`] | sets of instances, and parts of what is known of one |
+//! | [`inspect`] | what stands in etcd, key by key and lease by lease |
 //! | [`testing`] | test benches |
 //! | [`kitex`] | Kitex's names and ours |
 //!
@@ -139,6 +141,7 @@ mod registry;
 mod serialized;
 pub mod snapshot;
 pub mod tags;
+mod targets;
 #[cfg(test)]
 mod test_log;
 mod time;
@@ -166,6 +169,15 @@ pub use self::tls::ClientTls;
 /// The parts of an [`Address`].
 pub mod address {
     pub use crate::instance::Host;
+}
+
+/// What stands in etcd, key by key and lease by lease: for programs that look for mistakes.
+///
+/// [`Registry::keys`](crate::Registry::keys), [`Registry::lease`](crate::Registry::lease) and
+/// [`Registry::members`](crate::Registry::members) return it.
+pub mod inspect {
+    pub use crate::discover::{StoredKey, StoredKeys, Unusable};
+    pub use crate::etcd::{Lease, MemberStatus};
 }
 
 /// How the instance of a call is picked: the policies of the crate, and the traits for one of your own.

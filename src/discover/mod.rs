@@ -10,16 +10,21 @@
 //! | `stream` | snapshots to changes: the public stream |
 //! | `feeder` | snapshots to tonic's own balanced channel |
 //! | `gauges` | what is known of a service, to the metrics |
+//! | `inspect` | what stands below the prefix, key by key, and what is made of it |
 //! | `operate` | what an operator lists, reads and marks, without a watch |
+//! | `reweigh` | an operator's weight to the server that takes it up |
 
 mod feeder;
 mod gauges;
+mod inspect;
 mod membership;
 mod operate;
+mod reweigh;
 mod snapshots;
 mod stream;
 mod watcher;
 
+pub use self::inspect::{StoredKey, StoredKeys, Unusable};
 pub(crate) use self::membership::{BYTES_PER_INSTANCE, DEFAULT_HOLD, Layout, Limits};
 pub(crate) use self::snapshots::Snapshots;
 pub use self::stream::Discover;

@@ -15,6 +15,7 @@ use crate::etcd::{CALL_LIMIT, Claimed, Connection, Kv, MAX_VALUE, Range, Scan, h
 use crate::format::Decoded;
 use crate::instance::{Address, ServiceName};
 use crate::snapshot::Snapshot;
+use crate::targets::DISCOVERY;
 
 /// The services that keys name, and how many keys each has.
 #[derive(Default)]
@@ -38,12 +39,7 @@ impl Watchers {
     /// The services below the prefix, and how many keys each has.
     pub(crate) async fn services(&self) -> Result<BTreeMap<ServiceName, usize>, RegistryError> {
         let base = self.prefix();
-        // Of slashes alone, too: the keys of many programs begin with one.
-        if base.trim_matches('/').is_empty() {
-            let reason = "services can be listed below a prefix only: without one this would read whatever is in etcd";
-            return Err(ConfigError::Prefix { prefix: base.to_owned(), reason }.into());
-        }
-        let range = &Range::below(base.to_owned());
+        let range = &self.everything()?;
         let take = |counts: &mut ServiceCounts, kv: Kv| {
             if let Some(service) = service_in(&kv.key, base) {
                 counts.add(service);
@@ -52,9 +48,29 @@ impl Watchers {
         let (_, counts) =
             self.ask(|member| async move { member.list(range, Scan::keys_only, CALL_LIMIT, take).await }).await?;
         if counts.cut_off > 0 {
-            tracing::warn!(prefix = base, count = counts.cut_off, "keys of all but 10,000 services are left out");
+            tracing::warn!(
+                target: DISCOVERY,
+                prefix = base,
+                count = counts.cut_off,
+                "keys of all but 10,000 services are left out"
+            );
         }
         Ok(counts.keys)
+    }
+
+    /// Every key below the prefix.
+    ///
+    /// # Errors
+    ///
+    /// Where the prefix is empty.
+    pub(super) fn everything(&self) -> Result<Range, ConfigError> {
+        let base = self.prefix();
+        // Of slashes alone, too: the keys of many programs begin with one.
+        if base.trim_matches('/').is_empty() {
+            let reason = "services can be listed below a prefix only: without one this would read whatever is in etcd";
+            return Err(ConfigError::Prefix { prefix: base.to_owned(), reason });
+        }
+        Ok(Range::below(base.to_owned()))
     }
 
     /// The instances of a service.
@@ -73,7 +89,7 @@ impl Watchers {
     /// Puts the draining mark on every key of an instance, each under the lease that it has. A key that has the mark
     /// already stays as it is.
     pub(crate) async fn drain(&self, service: &ServiceName, address: &Address) -> Result<(), RegistryError> {
-        let keys = self.keys_of(service, address).await?;
+        let keys = self.keys_at(service, address).await?;
         if keys.is_empty() {
             let (service, address) = (service.to_string(), address.to_string());
             return Err(RegistryError::UnknownAddress { service, address });
@@ -108,7 +124,14 @@ impl Watchers {
                 .ask(|member| async move { member.put_if(key, value.clone(), lease, mod_revision, CALL_LIMIT).await });
             match put.await {
                 Ok(Claimed::Done(_)) => {
-                    tracing::info!(%service, %address, key, lease = hex(lease), "instance is told to leave");
+                    tracing::info!(
+                        target: DISCOVERY,
+                        %service,
+                        %address,
+                        key,
+                        lease = hex(lease),
+                        "instance is told to leave"
+                    );
                     return Ok(());
                 }
                 Ok(Claimed::Found(Some(kv))) => seen = kv,
@@ -123,7 +146,7 @@ impl Watchers {
     }
 
     /// The keys whose values have this address.
-    async fn keys_of(&self, service: &ServiceName, address: &Address) -> Result<Vec<Kv>, RegistryError> {
+    pub(super) async fn keys_at(&self, service: &ServiceName, address: &Address) -> Result<Vec<Kv>, RegistryError> {
         let keep = |kvs: &mut Vec<Kv>, kv: Kv| {
             if self.decode(service, &kv).is_some_and(|decoded| decoded.address == *address) {
                 kvs.push(kv);
@@ -133,7 +156,7 @@ impl Watchers {
     }
 
     /// The value of a key of the service, if it can be read.
-    fn decode(&self, service: &ServiceName, kv: &Kv) -> Option<Decoded> {
+    pub(super) fn decode(&self, service: &ServiceName, kv: &Kv) -> Option<Decoded> {
         let segment = segment(&kv.key, &self.layout.range(service))?;
         self.layout.decode(segment, &kv.value).ok()
     }
@@ -148,7 +171,7 @@ impl Watchers {
     }
 
     /// Makes a call, again where its token was not valid any more.
-    async fn ask<T, F, Fut>(&self, call: F) -> Result<T, EtcdError>
+    pub(super) async fn ask<T, F, Fut>(&self, call: F) -> Result<T, EtcdError>
     where
         F: Fn(Arc<Connection>) -> Fut,
         Fut: Future<Output = Result<T, EtcdError>>,
@@ -164,7 +187,7 @@ impl Watchers {
 }
 
 /// The service that a key belongs to: the only segment between `base` and the last one.
-fn service_in(key: &[u8], base: &str) -> Option<ServiceName> {
+pub(super) fn service_in(key: &[u8], base: &str) -> Option<ServiceName> {
     let key = std::str::from_utf8(key).ok()?.strip_prefix(base)?;
     let (service, segment) = key.split_once('/')?;
     if segment.is_empty() || segment.contains('/') {
@@ -180,10 +203,10 @@ const MAX_SERVICES: usize = 10_000;
 const TOKEN_ATTEMPTS: usize = 3;
 
 /// How often a key is looked at again because it changed before it was marked.
-const MARK_ATTEMPTS: usize = 8;
+pub(super) const MARK_ATTEMPTS: usize = 8;
 
 /// The wait before a key is looked at again.
-const MARK_RETRY: Duration = Duration::from_millis(50);
+pub(super) const MARK_RETRY: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {

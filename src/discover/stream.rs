@@ -111,6 +111,14 @@ impl Discover {
         }
     }
 
+    /// The instances as whole snapshots instead: the newest and all that follow, for what shows states
+    /// ([`MemberState`](crate::snapshot::MemberState)), of which the changes say nothing. It never ends, and a stream
+    /// that is not polled for a while skips to the newest.
+    #[must_use = "streams do nothing unless polled"]
+    pub fn into_snapshots(self) -> impl Stream<Item = Arc<Snapshot>> + Send + Unpin + 'static {
+        self.snapshots.into_inner().unwrap_or_else(PoisonError::into_inner).into_stream()
+    }
+
     /// A tonic channel that balances over the instances, with tonic's own balancer.
     ///
     /// `endpoint` makes what is dialled from each instance and a prepared [`Endpoint`] (`http://{address}`, one second

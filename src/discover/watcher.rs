@@ -17,6 +17,7 @@ use crate::error::ConfigError;
 use crate::etcd::{Cluster, Followed, ListCause, Range, Source, Update, WatchGauges};
 use crate::instance::ServiceName;
 use crate::snapshot::Snapshot;
+use crate::targets::DISCOVERY;
 use crate::time::sleep_until;
 use crate::trouble::Trouble;
 
@@ -125,7 +126,7 @@ impl Watchers {
         running.insert(service.clone(), Running { publisher: publisher.clone(), trouble: trouble.clone() });
         // A runtime that is going down drops the task at once, and that takes the lock.
         drop(running);
-        let span = tracing::info_span!(parent: None, "watch", %service);
+        let span = tracing::info_span!(target: DISCOVERY, parent: None, "watch", %service);
         let gauges = SnapshotGauges::new(service);
         let guard = WatcherGuard { watchers: self.clone(), service: service.clone(), publisher, gauges };
         let (cluster, range) = (self.cluster.clone(), self.layout.range(service));
@@ -172,7 +173,7 @@ impl WatcherGuard {
             let is_news = published.as_ref().is_none_or(|old| !old.is_same(&snapshot));
             if is_news {
                 let (instances, cut_off) = (snapshot.len(), snapshot.cut_off());
-                tracing::debug!(revision, instances, cut_off, "snapshot published");
+                tracing::debug!(target: DISCOVERY, revision, instances, cut_off, "snapshot published");
                 gauges.on_snapshot(&snapshot, membership.bytes());
                 *published = Some(Arc::new(snapshot));
             }
@@ -207,7 +208,7 @@ async fn run(mut guard: WatcherGuard, new_source: impl Fn() -> Source, mut membe
                     biased;
                     () = guard.publisher.closed() => {
                         if guard.retire_if_idle() {
-                            tracing::debug!("watch stopped: no listener is left");
+                            tracing::debug!(target: DISCOVERY, "watch stopped: no listener is left");
                             return;
                         }
                     }
@@ -224,7 +225,7 @@ async fn run(mut guard: WatcherGuard, new_source: impl Fn() -> Source, mut membe
         };
         let now = Instant::now();
         let Some(update) = update else {
-            tracing::info!("service has room again; everything is listed anew");
+            tracing::info!(target: DISCOVERY, "service has room again; everything is listed anew");
             relist.on_list_start();
             source = new_source().because(ListCause::RoomAgain);
             continue;
@@ -237,7 +238,7 @@ async fn run(mut guard: WatcherGuard, new_source: impl Fn() -> Source, mut membe
             relist.on_list_end(now);
         }
         take_in(&mut membership, update, now);
-        guard.gauges.on_unusable(membership.take_unusable());
+        guard.gauges.on_troubles(membership.take_troubles());
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::limits::{CALL_LIMIT, DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE};
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
+use crate::targets::ETCD;
 use crate::trouble::Trouble;
 
 /// The attempts of one source.
@@ -89,9 +90,14 @@ impl Attempts {
         }
         self.on_late(error);
         if error.is_final() {
-            tracing::warn!(error = chain(error), ?wait, "etcd refuses to have a watch verified; the watch goes on");
+            tracing::warn!(
+                target: ETCD,
+                error = chain(error),
+                ?wait,
+                "etcd refuses to have a watch verified; the watch goes on"
+            );
         } else {
-            tracing::debug!(error = chain(error), ?wait, "watch could not be verified; it goes on");
+            tracing::debug!(target: ETCD, error = chain(error), ?wait, "watch could not be verified; it goes on");
         }
         true
     }
@@ -130,9 +136,14 @@ impl Attempts {
             _ => None,
         };
         if error.is_final() || wait == Some(DENIED_PAUSE) {
-            tracing::warn!(error = chain(error), ?wait, "etcd refuses to be watched; the last known set stays");
+            tracing::warn!(
+                target: ETCD,
+                error = chain(error),
+                ?wait,
+                "etcd refuses to be watched; the last known set stays"
+            );
         } else {
-            tracing::debug!(error = chain(error), ?wait, "watch is interrupted; the last known set stays");
+            tracing::debug!(target: ETCD, error = chain(error), ?wait, "watch is interrupted; the last known set stays");
         }
         wait
     }

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use etcd_client::proto::PbTxnOpResponse;
 use etcd_client::{
-    Compare, CompareOp, GetOptions, LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp,
+    Compare, CompareOp, GetOptions, LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveOptions,
+    PutOptions, Txn, TxnOp,
 };
 
 use super::connection::Connection;
 use super::kv::Kv;
 use super::range::Range;
+use super::reports::{Lease, MOST_KEYS, MemberStatus};
 use crate::error::{EtcdError, EtcdErrorKind};
 
 /// What a guarded write found.
@@ -135,6 +137,55 @@ impl Connection {
             Err(error) if error.kind == EtcdErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// A lease with its keys; `None` if it does not exist (any more).
+    pub(crate) async fn lease(&self, lease: i64, limit: Duration) -> Result<Option<Lease>, EtcdError> {
+        let read = || {
+            let mut client = self.client.lease_client();
+            async move { client.time_to_live(lease, Some(LeaseTimeToLiveOptions::new().with_keys())).await }
+        };
+        let answer = match self.limited("read lease", &hex(lease), limit, read).await {
+            Ok(answer) if answer.ttl() >= 0 => answer.0,
+            Ok(_) => return Ok(None),
+            Err(error) if error.kind == EtcdErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let (key_count, mut keys) = (answer.keys.len(), answer.keys);
+        keys.truncate(MOST_KEYS);
+        keys.shrink_to_fit();
+        let (granted, remaining) = (seconds_from(answer.granted_ttl), seconds_from(answer.ttl));
+        Ok(Some(Lease { id: lease, granted, remaining, keys, key_count }))
+    }
+
+    /// The ids of all leases.
+    pub(crate) async fn leases(&self, limit: Duration) -> Result<Vec<i64>, EtcdError> {
+        let read = || {
+            let mut client = self.client.lease_client();
+            async move { client.leases().await }
+        };
+        let answer = self.limited("list leases", "", limit, read).await?;
+        Ok(answer.leases().iter().map(etcd_client::LeaseStatus::id).collect())
+    }
+
+    /// What the member reports of itself.
+    pub(crate) async fn status(&self, limit: Duration) -> Result<MemberStatus, EtcdError> {
+        let read = || {
+            let mut client = self.client.maintenance_client();
+            async move { client.status().await }
+        };
+        let answer = self.limited("read status", "", limit, read).await?.0;
+        let header = answer.header.unwrap_or_default();
+        Ok(MemberStatus {
+            cluster_id: header.cluster_id,
+            member_id: header.member_id,
+            leader: answer.leader,
+            version: answer.version,
+            db_size: u64::try_from(answer.db_size).unwrap_or(0),
+            db_size_in_use: u64::try_from(answer.db_size_in_use).unwrap_or(0),
+            is_learner: answer.is_learner,
+            problems: answer.errors,
+        })
     }
 
     /// The id of the member's cluster, which comes with every answer: here with one that nothing but a login is needed

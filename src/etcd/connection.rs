@@ -21,6 +21,7 @@ use super::target::Target;
 use super::token::{Token, TokenSlot};
 use crate::backoff::spread;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
+use crate::targets::ETCD;
 
 /// One connection to one member. Streams opened on it keep it open after the cluster has moved on to a new one.
 pub(crate) struct Connection {
@@ -326,11 +327,11 @@ impl Connection {
                 if let Some(token) = connection.slot.token()
                     && let Ok(Err(error)) = timeout(CALL_LIMIT, connection.prove(&token)).await
                 {
-                    tracing::debug!(error = chain(&error), "token of etcd was not used");
+                    tracing::debug!(target: ETCD, error = chain(&error), "token of etcd was not used");
                 }
             }
         };
-        let span = tracing::info_span!(parent: None, "token", member = %self.name);
+        let span = tracing::info_span!(target: ETCD, parent: None, "token", member = %self.name);
         tokio::spawn(keep.instrument(span));
     }
 

@@ -19,6 +19,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use super::connection::Connection;
 use super::endpoints::Endpoints;
 use super::gauges::Progress;
@@ -30,6 +32,7 @@ use super::streams::Streams;
 use super::survey::{RefusalWatch, Surveys};
 use super::watch::Watch;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
+use crate::targets::ETCD;
 
 /// The members of one etcd cluster, and what is on them.
 pub(crate) struct Generation {
@@ -163,7 +166,7 @@ impl Generation {
             attempt += 1;
             match result {
                 Err(error) if error.is_worth_another_member() && attempt < self.len() => {
-                    tracing::debug!(error = chain(&error), "etcd call goes to the next member");
+                    tracing::debug!(target: ETCD, error = chain(&error), "etcd call goes to the next member");
                 }
                 Ok(answer) => {
                     if attempt > 1 {
@@ -174,6 +177,20 @@ impl Generation {
                 result => return result,
             }
         }
+    }
+
+    /// Makes one call on every member, at once. `limit` is for the login on each member; the call keeps its own.
+    pub(crate) async fn call_each<T, F, Fut>(&self, limit: Duration, call: F) -> Vec<(String, Result<T, EtcdError>)>
+    where
+        F: Fn(Arc<Connection>) -> Fut,
+        Fut: Future<Output = Result<T, EtcdError>>,
+    {
+        let call = &call;
+        join_all(
+            (0..self.len())
+                .map(|index| async move { (self.name(index).to_owned(), self.call_on(index, limit, call).await) }),
+        )
+        .await
     }
 
     async fn call_on<T, F, Fut>(&self, index: usize, limit: Duration, call: &F) -> Result<T, EtcdError>

@@ -8,6 +8,7 @@ pub(crate) struct Kv {
     pub(crate) key: Vec<u8>,
     pub(crate) value: Vec<u8>,
     pub(crate) lease: i64,
+    pub(crate) create_revision: i64,
     pub(crate) mod_revision: i64,
     /// How often the key was written since it was created.
     pub(crate) version: i64,
@@ -20,7 +21,8 @@ impl From<PbKeyValue> for Kv {
             kv.value.truncate(MAX_VALUE + 1);
             kv.value.shrink_to_fit();
         }
-        Self { key: kv.key, value: kv.value, lease: kv.lease, mod_revision: kv.mod_revision, version: kv.version }
+        let PbKeyValue { key, value, lease, create_revision, mod_revision, version } = kv;
+        Self { key, value, lease, create_revision, mod_revision, version }
     }
 }
 

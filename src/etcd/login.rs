@@ -37,6 +37,7 @@ use super::token::{Token, TokenSlot, Tokens};
 use crate::backoff::Backoff;
 use crate::error::{BoxError, EtcdErrorKind, chain};
 use crate::log_limit::LogLimit;
+use crate::targets::ETCD;
 
 /// The logins of one cluster, on whichever member. Each member that was ever named has a place here, which it keeps.
 pub(super) struct Logins {
@@ -311,7 +312,7 @@ impl Logins {
         let took = login.began.elapsed();
         match answer {
             Ok(token) => {
-                tracing::debug!(?took, "logged in to etcd");
+                tracing::debug!(target: ETCD, ?took, "logged in to etcd");
                 self.gauges.on_success();
                 state.tokens.on_login(login.member, token);
                 state.pace.on_success(took);
@@ -425,7 +426,7 @@ impl State {
     /// A member refused these credentials.
     fn on_refused(&mut self, member: usize, name: &str, credentials: Credentials) {
         let now = Instant::now();
-        tracing::warn!(member = name, user = credentials.user, "etcd refused the credentials");
+        tracing::warn!(target: ETCD, member = name, user = credentials.user, "etcd refused the credentials");
         self.refused[member] = Some(Refused { credentials, at: now, ask_at: now + ASK_PAUSE });
     }
 
@@ -448,7 +449,7 @@ impl State {
         let now = Instant::now();
         self.ask_at = Some(now + ASK_PAUSE);
         if self.log.admit(now) {
-            tracing::warn!(error = chain(&*error), "provider of credentials for etcd failed");
+            tracing::warn!(target: ETCD, error = chain(&*error), "provider of credentials for etcd failed");
         }
         NoCredentials::Failed(error)
     }

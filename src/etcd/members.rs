@@ -16,6 +16,7 @@ use super::login::Logins;
 use super::target::Target;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::log_limit::LogLimit;
+use crate::targets::ETCD;
 
 /// All members, each known by its index.
 pub(super) struct Members {
@@ -286,9 +287,13 @@ impl Members {
         let ended = self.each[connection.index()].outage().on_response(Instant::now());
         let member = connection.name();
         match ended {
-            Some((Fault::Late, lasted)) => tracing::info!(member, ?lasted, "etcd member answers in time again"),
-            Some((Fault::Silent, lasted)) => tracing::info!(member, ?lasted, "etcd member answers again"),
-            Some((Fault::Unavailable, lasted)) => tracing::info!(member, ?lasted, "etcd member serves again"),
+            Some((Fault::Late, lasted)) => {
+                tracing::info!(target: ETCD, member, ?lasted, "etcd member answers in time again");
+            }
+            Some((Fault::Silent, lasted)) => tracing::info!(target: ETCD, member, ?lasted, "etcd member answers again"),
+            Some((Fault::Unavailable, lasted)) => {
+                tracing::info!(target: ETCD, member, ?lasted, "etcd member serves again");
+            }
             None => {}
         }
     }
@@ -338,9 +343,11 @@ impl Members {
         let lasts = (!lasts.is_zero()).then(|| tracing::field::debug(lasts));
         let (member, chain) = (&error.member, chain(error));
         match fault {
-            Fault::Late => tracing::warn!(%member, lasts, error = chain, "etcd member answers late"),
-            Fault::Silent => tracing::warn!(%member, lasts, error = chain, "etcd member does not answer"),
-            Fault::Unavailable => tracing::warn!(%member, lasts, error = chain, "etcd member cannot serve"),
+            Fault::Late => tracing::warn!(target: ETCD, %member, lasts, error = chain, "etcd member answers late"),
+            Fault::Silent => tracing::warn!(target: ETCD, %member, lasts, error = chain, "etcd member does not answer"),
+            Fault::Unavailable => {
+                tracing::warn!(target: ETCD, %member, lasts, error = chain, "etcd member cannot serve");
+            }
         }
     }
 }

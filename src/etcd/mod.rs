@@ -27,6 +27,7 @@
 //! | `routes`, `silence` | ids of watches to watches; what a silent stream is asked; both pure |
 //! | `cluster_id` | reports of members to a verdict on which of them are used; pure |
 //! | `gauges` | what happens to watches and calls, to the metrics |
+//! | `reports` | what etcd reports of a lease and of a member |
 //! | `kv`, `range`, `limits` | a key with its value, ranges of keys, the times that calls may take |
 
 mod asked;
@@ -47,6 +48,7 @@ mod login;
 mod members;
 mod pace;
 mod range;
+mod reports;
 mod routes;
 mod scan;
 mod shared_stream;
@@ -72,6 +74,7 @@ pub(crate) use self::generation::Generation;
 pub(crate) use self::kv::{Kv, MAX_SEGMENT, MAX_VALUE};
 pub(crate) use self::limits::{CALL_LIMIT, CLAIM_LIMIT, DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE};
 pub(crate) use self::range::Range;
+pub use self::reports::{Lease, MemberStatus};
 pub(crate) use self::scan::Scan;
 pub(crate) use self::source::{Source, Update};
 pub(crate) use self::target::{Tls, without_user};

@@ -1,5 +1,6 @@
 //! A list of a range, page by page: however much stands in it, one page is all that is in memory.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use etcd_client::GetOptions;
@@ -160,11 +161,30 @@ impl Connection {
         limit: Duration,
         take: impl Fn(&mut T, Kv),
     ) -> Result<(i64, T), EtcdError> {
+        let take = |taken: &mut T, kv| {
+            take(taken, kv);
+            ControlFlow::Continue(())
+        };
+        self.list_until(range, scan, limit, take).await
+    }
+
+    /// Like [`list`](Self::list), until `take` breaks: no page follows then.
+    pub(crate) async fn list_until<T: Default>(
+        &self,
+        range: &Range,
+        scan: impl Fn(&Range) -> Scan,
+        limit: Duration,
+        take: impl Fn(&mut T, Kv) -> ControlFlow<()>,
+    ) -> Result<(i64, T), EtcdError> {
         let mut attempt = 1;
         let (mut pages, mut taken) = (scan(range), T::default());
         while !pages.is_over() {
             match pages.next(self, range, limit).await {
-                Ok(page) => page.into_iter().for_each(|kv| take(&mut taken, kv)),
+                Ok(page) => {
+                    if page.into_iter().try_for_each(|kv| take(&mut taken, kv)).is_break() {
+                        break;
+                    }
+                }
                 Err(error) if error.kind == EtcdErrorKind::Compacted && attempt < LIST_ATTEMPTS => {
                     attempt += 1;
                     (pages, taken) = (scan(range), T::default());

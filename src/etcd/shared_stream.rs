@@ -37,6 +37,7 @@ use super::spread::Spread;
 use super::watch::{Reader, Watch, WatchMessage};
 use crate::error::{EtcdError, EtcdErrorKind};
 use crate::metrics;
+use crate::targets::ETCD;
 use crate::time::sleep_until;
 
 /// A watch that is wanted.
@@ -363,7 +364,7 @@ impl SharedStream {
     }
 
     fn on_mute(&mut self) {
-        tracing::debug!(member = self.connection.name(), "member gives no signs of life on watches");
+        tracing::debug!(target: ETCD, member = self.connection.name(), "member gives no signs of life on watches");
         self.connection.set_mute(true);
         self.tell(|| WatchMessage::Mute);
     }

@@ -18,6 +18,7 @@ use super::survey::Surveys;
 use super::token::Token;
 use super::watch::Watch;
 use crate::error::{EtcdError, EtcdErrorKind};
+use crate::targets::ETCD;
 
 /// The streams, by the index of their member.
 pub(super) struct Streams {
@@ -131,7 +132,7 @@ impl Streams {
         drop(slot);
         let spread = Spread::new(self.members.clone(), self.surveys.clone(), connection.index());
         let stream = SharedStream::new(connection.clone(), spread, wanted_receiver, retired);
-        let span = tracing::info_span!(parent: None, "watch stream", member = connection.name());
+        let span = tracing::info_span!(target: ETCD, parent: None, "watch stream", member = connection.name());
         tokio::spawn(stream.run().instrument(span));
         (connection.clone(), handle)
     }

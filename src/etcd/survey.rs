@@ -24,6 +24,7 @@ use super::members::Members;
 use crate::backoff::Backoff;
 use crate::error::{EtcdError, chain};
 use crate::metrics::Share;
+use crate::targets::ETCD;
 
 /// The cluster id check of one cluster, and the surveys that feed it.
 pub(super) struct Surveys {
@@ -151,7 +152,7 @@ impl Surveys {
     fn start(self: &Arc<Self>) {
         if self.check().begin_survey() {
             let survey = Survey { surveys: Arc::downgrade(self) };
-            let span = tracing::info_span!(parent: None, "survey");
+            let span = tracing::info_span!(target: ETCD, parent: None, "survey");
             tokio::spawn(survey.run(self.verdict.subscribe()).instrument(span));
         }
     }
@@ -173,8 +174,9 @@ impl Surveys {
 
     /// A member reported the id of its cluster, or was asked in vain.
     fn on_report(&self, index: usize, answer: Result<u64, EtcdError>) {
-        let id =
-            answer.inspect_err(|error| tracing::debug!(error = chain(error), "etcd member does not tell its cluster"));
+        let id = answer.inspect_err(|error| {
+            tracing::debug!(target: ETCD, error = chain(error), "etcd member does not tell its cluster");
+        });
         let mut check = self.check();
         check.on_report(index, id.ok());
         // Under the lock, so that the newest verdict is the last one.
@@ -182,9 +184,9 @@ impl Surveys {
             let next = check.judge(verdict, |index| self.members.name(index));
             let (was, is) = (verdict.refused(), next.refused());
             if !is.is_empty() && was != is {
-                tracing::error!(reason = next.reason(), "etcd members belong to different clusters");
+                tracing::error!(target: ETCD, reason = next.reason(), "etcd members belong to different clusters");
             } else if !was.is_empty() && is.is_empty() {
-                tracing::info!("etcd members are of one cluster again");
+                tracing::info!(target: ETCD, "etcd members are of one cluster again");
             }
             let is_news = *verdict != next;
             if is_news {

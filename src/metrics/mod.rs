@@ -11,6 +11,7 @@
 //! - A label has values that are known beforehand, or that the program gave itself, such as a service's name. Nothing
 //!   that another program wrote into etcd is ever a label, and no address is.
 
+pub(crate) mod channel;
 pub(crate) mod discovery;
 pub(crate) mod etcd;
 #[cfg(feature = "metrics")]

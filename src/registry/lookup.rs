@@ -27,8 +27,9 @@ pub(super) fn channel(watchers: Vec<Arc<Watchers>>, service: &str) -> ChannelBui
         }
     }
     let none = format!("no instance is registered in the format {}{}", formats.join(" or "), hint(service));
+    let target = format!("etcd:///{service}");
     let service = service.parse::<ServiceName>();
-    ChannelBuilder::new(label, move || {
+    ChannelBuilder::new(label, target, move || {
         let service = service?;
         let snapshots = snapshots(&watchers, &service)?.into_stream();
         let trouble = move || {

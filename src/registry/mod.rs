@@ -21,8 +21,9 @@ use std::slice;
 use std::sync::Arc;
 
 use crate::channel::ChannelBuilder;
-use crate::discover::{Discover, Watchers};
+use crate::discover::{Discover, StoredKeys, Watchers};
 use crate::error::{ConfigError, RegistryError};
+use crate::etcd::{Lease, MemberStatus};
 use crate::instance::{Address, Instance, ServiceName};
 use crate::register::{Registrar, RegistrationBuilder};
 use crate::snapshot::Snapshot;
@@ -117,6 +118,78 @@ impl Registry {
         self.watchers.instances(&service).await
     }
 
+    /// Every key below the prefix as it stands in etcd, with what clients make of it: for programs that look for
+    /// mistakes. [`services`](Self::services) and [`instances`](Self::instances) show what clients see.
+    ///
+    /// Keys are read with their values in pages, all at one revision. After 100,000 keys, or about 256 MiB of memory,
+    /// it ends, and [`StoredKeys::is_cut_off`] says so.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::Config`] under an empty prefix or `/`, as for `services`; otherwise what the call failed with.
+    /// Every member is asked before it fails, for at most 5 s each, or 5 s a page.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    pub async fn keys(&self) -> Result<StoredKeys, RegistryError> {
+        self.watchers.keys().await
+    }
+
+    /// Like [`keys`](Self::keys), of one service alone.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::Config`] for a bad service name; otherwise what the call failed with.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    pub async fn keys_of(&self, service: impl AsRef<str>) -> Result<StoredKeys, RegistryError> {
+        let service = service.as_ref().parse().map_err(RegistryError::Config)?;
+        self.watchers.keys_of(&service).await
+    }
+
+    /// A lease with the time that it has left and its keys; `None` if it does not exist (any more).
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::Config`] for the id 0, which means none; [`RegistryError::Denied`] where it has keys that the
+    /// user may not read; otherwise what the call failed with. Every member is asked before it fails, for at most 5 s
+    /// each.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    pub async fn lease(&self, id: i64) -> Result<Option<Lease>, RegistryError> {
+        self.watchers.lease(id).await
+    }
+
+    /// The ids of all leases in etcd, those of other programs among them.
+    ///
+    /// # Errors
+    ///
+    /// What the call failed with. Every member is asked before it fails, for at most 5 s each.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    pub async fn leases(&self) -> Result<Vec<i64>, RegistryError> {
+        self.watchers.leases().await
+    }
+
+    /// What each etcd member reports of itself, in the order of the URLs, each under its own. All are asked at once,
+    /// for at most 5 s and the login.
+    ///
+    /// A member without a leader, or one of another cluster than the others, has an error in its place.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    pub async fn members(&self) -> Vec<(String, Result<MemberStatus, RegistryError>)> {
+        self.watchers.members().await
+    }
+
     /// Tells an instance to leave: puts the draining mark on its key, under the lease that it has, if nothing about the
     /// key changed meanwhile.
     ///
@@ -147,6 +220,36 @@ impl Registry {
         let service = service.as_ref().parse().map_err(RegistryError::Config)?;
         let address = address.try_into().map_err(|error| RegistryError::Config(error.into()))?;
         self.watchers.drain(&service, &address).await
+    }
+
+    /// Sets the weight of an instance from outside, under the lease that its key has, and waits until its server has
+    /// taken it up: milliseconds as a rule, 3 s at most. Clients follow as they do where the server sets it itself.
+    ///
+    /// The server keeps this weight for as long as its registration lives: over updates of its tags, a lost lease, and an
+    /// etcd that was wiped. A weight that its program sets later replaces it
+    /// ([`Registration::update`](crate::Registration::update)), and a server that starts anew has its own.
+    ///
+    /// A server that does not use this crate cannot take it up, and would forget it: the former weight is put back then.
+    /// A server that is registered in several registries has a weight in each.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::UnknownAddress`]; [`RegistryError::NoWeight`], where the format has no place for it;
+    /// [`RegistryError::WeightNotKept`], where the server did not take it up, has no lease, or is leaving; a weight of
+    /// 0, a bad service name or address; otherwise what a call failed with.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, the weight may be written although the future is dropped: a server with this crate takes it up all
+    /// the same, and that of another program is not put back.
+    pub async fn set_weight<A>(&self, service: impl AsRef<str>, address: A, weight: u16) -> Result<(), RegistryError>
+    where
+        A: TryInto<Address>,
+        A::Error: Into<ConfigError>,
+    {
+        let service = service.as_ref().parse().map_err(RegistryError::Config)?;
+        let address = address.try_into().map_err(|error| RegistryError::Config(error.into()))?;
+        self.watchers.set_weight(&service, &address, weight).await
     }
 }
 

@@ -12,6 +12,8 @@ mod balanced;
 mod beyond_tonic;
 mod channel;
 mod channel_faults;
+#[cfg(feature = "metrics")]
+mod dashboard;
 mod drain;
 mod etcd_away;
 mod examples;
@@ -26,6 +28,7 @@ mod half_open;
 mod health;
 mod herd;
 mod inside;
+mod inspected;
 mod interop;
 mod kitex;
 mod large;
@@ -37,9 +40,11 @@ mod mistakes;
 mod operated;
 mod poison;
 mod processes;
+#[cfg(feature = "cli")]
 mod program;
 mod put_back;
 mod replaced;
+mod reweighted;
 mod rig;
 mod runtimes;
 mod secrets;

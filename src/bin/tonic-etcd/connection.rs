@@ -70,6 +70,11 @@ impl Connection {
         Ok(self.secure(registry)?.build()?)
     }
 
+    /// What is looked into, in few words.
+    pub(crate) fn shown(&self) -> String {
+        self.etcd.join(", ")
+    }
+
     fn secure(&self, registry: RegistryBuilder) -> Result<RegistryBuilder, Failure> {
         let Some(ca) = &self.ca else { return Ok(registry) };
         let tls = ClientTls::new().ca_file(ca)?;

@@ -54,7 +54,8 @@ pub(crate) fn exit_code<P: CommandFactory>(ended: Result<(), Failure>) -> ExitCo
     }
 }
 
-fn with_causes(error: &dyn Error) -> String {
+/// An error's message, and those of its causes.
+pub(crate) fn with_causes(error: &dyn Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

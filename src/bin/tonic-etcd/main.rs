@@ -7,6 +7,7 @@
 //! | this file | the command line to a command |
 //! | `connection` | flags to a registry |
 //! | `command` | a command to its outcome |
+//! | `web` | the registry to a page in browsers |
 //! | `changes` | changes of a service to lines |
 //! | `print` | values to standard output |
 //! | `failure` | errors to exit codes |
@@ -16,6 +17,7 @@ mod command;
 mod connection;
 mod failure;
 mod print;
+mod web;
 
 use std::error::Error;
 use std::io::{self, IsTerminal};
@@ -68,6 +70,8 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         service: Option<String>,
     },
+    /// Shows the registry live on a page for browsers, until ctrl-c
+    Web(command::web::Flags),
 }
 
 #[tokio::main]
@@ -87,7 +91,7 @@ impl Command {
     /// What is logged: an etcd that does not answer is the error of the commands that ask once.
     fn log(&self) -> &'static str {
         match self {
-            Self::Watch { .. } => "warn",
+            Self::Watch { .. } | Self::Web(_) => "warn",
             Self::Ls { .. } | Self::Drain { .. } => "warn,tonic_etcd::etcd=error",
         }
     }
@@ -96,10 +100,12 @@ impl Command {
 async fn run(flags: Flags) -> Result<(), Failure> {
     let registry = flags.connection.registry()?;
     let output = Output { json: flags.json };
+    let shown = flags.connection.shown();
     match flags.command {
         Command::Ls { service } => command::ls::run(&registry, service.as_deref(), output).await,
         Command::Watch { service } => command::watch::run(&registry, service, output).await,
         Command::Drain { address, service } => command::drain::run(&registry, address, service, output).await,
+        Command::Web(flags) => command::web::run(registry, shown, flags, output).await,
     }
 }
 

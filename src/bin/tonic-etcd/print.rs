@@ -59,6 +59,13 @@ impl Output {
         print(text.trim_end())
     }
 
+    pub(crate) fn listening(self, url: &str) -> io::Result<()> {
+        if self.json {
+            return print_line(&ListeningLine { event: "listening", url });
+        }
+        print(&format!("listening on {url}"))
+    }
+
     pub(crate) fn drained(self, service: &str, address: &Address, event: &'static str) -> io::Result<()> {
         let address = address.to_string();
         if self.json {
@@ -104,6 +111,12 @@ struct ChangeLine<'a> {
     service: &'a str,
     #[serde(flatten)]
     line: &'a Line,
+}
+
+#[derive(Serialize)]
+struct ListeningLine<'a> {
+    event: &'static str,
+    url: &'a str,
 }
 
 #[derive(Serialize)]

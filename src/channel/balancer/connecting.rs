@@ -14,9 +14,13 @@ use super::health::HealthWatch;
 use crate::channel::picks::PickQueue;
 use crate::channel::policy::load::Load;
 use crate::channel::subchannel::{self, EndKind, Established, FeedbackEvent, Ticket};
-use crate::channel::transport::{Connection, ConnectionDriver, ConnectionObserver, Ended, Transport, TransportConfig};
+use crate::channel::transport::{
+    Connection, ConnectionDriver, ConnectionObserver, Ended, SHUTDOWN, Transport, TransportConfig,
+};
 use crate::error::chain;
 use crate::instance::Address;
+use crate::metrics::channel::ConnectionFigure;
+use crate::targets::CHANNEL;
 
 /// How instances are dialled, and how their connections are kept.
 #[derive(Clone)]
@@ -51,9 +55,10 @@ pub(super) fn establish(
         load: load.clone(),
         events: events.clone(),
         is_reported: AtomicBool::new(false),
+        figure: queue.figures().connection(),
     });
     let observer = Observer { end, queue: queue.clone(), reserved, crowded };
-    let span = tracing::debug_span!(parent: None, "connection", %address);
+    let span = tracing::debug_span!(target: CHANNEL, parent: None, "connection", %address);
     tokio::spawn(drive(driver, observer, retired, config.removed_stream_limit).instrument(span));
     Established { transport, load, retire, health }
 }
@@ -112,12 +117,12 @@ fn drive(
         let (ended, open_calls) = tokio::select! {
             ended = &mut running => ended,
             () = limit_passed => {
-                tracing::debug!("streams of a removed instance are cut at their limit");
+                tracing::debug!(target: CHANNEL, "streams of a removed instance are cut at their limit");
                 abort.abort();
                 (&mut running).await
             }
         };
-        end.0.report(kind_of(&ended, open_calls), &ended);
+        end.0.report(kind_of(&ended, open_calls), &ended, ended.disconnect_error());
     }
 }
 
@@ -137,13 +142,16 @@ struct End {
     load: Arc<Load>,
     events: mpsc::UnboundedSender<FeedbackEvent>,
     is_reported: AtomicBool,
+    /// Counts the connection as open, until its task is over.
+    figure: ConnectionFigure,
 }
 
 impl End {
-    /// Lets no more calls in, from this moment on, and tells the balancer.
-    fn report(&self, kind: EndKind, cause: &(dyn Error + 'static)) {
+    /// Lets no more calls in, from this moment on, and tells the balancer. `error` is the cause as metrics name it.
+    fn report(&self, kind: EndKind, cause: &(dyn Error + 'static), error: &'static str) {
         self.load.quota().close();
         if !self.is_reported.swap(true, Ordering::Relaxed) {
+            self.figure.on_disconnected(error);
             let end = subchannel::End { kind, cause: format!("{}: {}", self.address, chain(cause)).into() };
             // Without a balancer the channel is gone.
             let _ = self.events.send(FeedbackEvent::Ended { address: self.address.clone(), ticket: self.ticket, end });
@@ -156,7 +164,7 @@ struct CloseOnDrop(Arc<End>);
 
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
-        self.0.report(EndKind::Refused, &TaskEnded);
+        self.0.report(EndKind::Refused, &TaskEnded, SHUTDOWN);
     }
 }
 
@@ -186,7 +194,7 @@ impl ConnectionObserver for Observer {
     }
 
     fn on_going_away(&self, cause: &Ended) {
-        self.end.report(kind_of(cause, self.open_calls()), cause);
+        self.end.report(kind_of(cause, self.open_calls()), cause, cause.disconnect_error());
     }
 
     fn on_too_many_pings(&self) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::Balancer;
-use crate::channel::outlier::{self, Compared, Interval, OutlierDetection, Tally};
+use crate::channel::outlier::{self, Compared, Interval, Outlier, OutlierDetection, Tally, Unenforced};
 use crate::channel::subchannel::{Input, Subchannel};
 use crate::channel::transport::Transport;
 use crate::instance::Address;
@@ -33,9 +33,11 @@ impl Balancer {
 
     /// Ejects the instances that failed more often than the others since the last time.
     pub(super) fn sweep(&mut self, now: Instant) {
-        for index in outliers(&self.subchannels, &self.reports.outliers) {
-            if self.may_eject() {
-                self.step_towards_ejection(index, Input::Outlier);
+        for Outlier { index, method, unenforced } in outliers(&self.subchannels, &self.reports.outliers) {
+            let overflow = || (!self.may_eject()).then_some(Unenforced::MaxEjectionOverflow);
+            match unenforced.or_else(overflow) {
+                None => self.step_towards_ejection(index, Input::Outlier(method)),
+                Some(reason) => self.reports.figures.on_unenforced_ejection(method.label(), reason.label()),
             }
         }
         self.schedule_sweep(now);
@@ -75,8 +77,8 @@ impl Balancer {
     }
 }
 
-/// The instances that failed more often than the others since the last time, by their index.
-fn outliers(subchannels: &[Subchannel], detection: &OutlierDetection) -> Vec<usize> {
+/// The instances that failed more often than the others since the last time.
+fn outliers(subchannels: &[Subchannel], detection: &OutlierDetection) -> Vec<Outlier> {
     let interval = |subchannel: &Subchannel| {
         let (successes, failures) = subchannel.tally().take_interval();
         Interval { successes, failures, is_out: subchannel.ejection().is_out() }

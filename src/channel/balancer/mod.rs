@@ -58,7 +58,9 @@ use super::error::ChannelError;
 use super::picks::{LbState, PickQueue};
 use super::subchannel::{Connectivity, Effects, FeedbackEvent, Input, Publish, Reports, Subchannel, Wake};
 use crate::instance::Address;
+use crate::metrics::channel::UnusedFigure;
 use crate::snapshot::{Difference, Member, Snapshot};
+use crate::targets::CHANNEL;
 use crate::time::sleep_until;
 
 pub(crate) use self::config::BalanceConfig;
@@ -95,6 +97,8 @@ pub(crate) struct Balancer {
     failure: Option<Arc<str>>,
     /// Whether the warning of many instances was logged.
     has_warned: bool,
+    /// The members without a subchannel.
+    unused: UnusedFigure,
 }
 
 /// What the balancer listens to.
@@ -137,6 +141,7 @@ impl Balancer {
         changed: watch::Sender<()>,
     ) -> Self {
         let dialer = Dialer::new(connect.transport.clone());
+        let unused = reports.figures.unused();
         Self {
             queue,
             config,
@@ -157,6 +162,7 @@ impl Balancer {
             settles_at: None,
             failure: None,
             has_warned: false,
+            unused,
         }
     }
 
@@ -226,7 +232,7 @@ impl Balancer {
                 Difference::Changed(_, member) => self.update(member, now),
                 Difference::Joined(member) => joined.extend(self.admit(member)),
                 Difference::Left(member) => {
-                    tracing::info!(address = %member.address(), "instance removed");
+                    tracing::info!(target: CHANNEL, address = %member.address(), "instance removed");
                     left.extend(self.find(member.address()));
                 }
             }
@@ -250,7 +256,7 @@ impl Balancer {
 
     /// The subchannel of a new instance, unless the subset has to select it first.
     fn admit(&mut self, member: &Member) -> Option<Subchannel> {
-        tracing::info!(address = %member.address(), "instance added");
+        tracing::info!(target: CHANNEL, address = %member.address(), "instance added");
         if self.config.subset.is_some() {
             return None;
         }
@@ -290,14 +296,15 @@ impl Balancer {
         };
         let input = match result {
             Ok(connection) => {
-                tracing::debug!(%address, streams = connection.max_streams, "connected");
+                tracing::debug!(target: CHANNEL, %address, streams = connection.max_streams, "connected");
                 let events = &self.reports.events;
                 let established =
                     connecting::establish((&address, ticket), connection, &self.connect, &self.queue, events);
                 Input::Connected(ticket, established)
             }
             Err(cause) => {
-                tracing::debug!(%cause, "cannot connect");
+                tracing::debug!(target: CHANNEL, %cause, "cannot connect");
+                self.reports.figures.on_connect_failed();
                 Input::ConnectFailed(ticket, cause)
             }
         };
@@ -367,6 +374,7 @@ impl Balancer {
         if what == Publish::Nothing && !has_grown {
             return;
         }
+        self.unused.set(self.snapshot.len() - self.subchannels.len());
         let before = self.queue.state();
         let is_ready_set = what == Publish::ReadySet || has_grown || before.ready.is_none();
         drop(before);

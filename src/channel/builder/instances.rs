@@ -8,6 +8,7 @@ use super::ChannelBuilder;
 use crate::channel::{BalancedChannel, Listing};
 use crate::instance::Instance;
 use crate::snapshot::{Member, MemberState, Snapshot};
+use crate::targets::CHANNEL;
 
 impl BalancedChannel {
     /// A channel over instances that come from elsewhere than etcd: a list in a test, a file, another registry.
@@ -37,7 +38,9 @@ impl BalancedChannel {
     {
         let snapshots =
             instances.enumerate().map(|(revision, set)| Arc::new(snapshot(revision, set.into_iter().map(Into::into))));
-        ChannelBuilder::new(service.into(), move || Ok((snapshots.boxed(), Listing::of_the_program())))
+        let service = service.into();
+        let target = format!("instances:///{service}");
+        ChannelBuilder::new(service, target, move || Ok((snapshots.boxed(), Listing::of_the_program())))
     }
 }
 
@@ -46,7 +49,7 @@ fn snapshot(revision: usize, set: impl IntoIterator<Item = Arc<Instance>>) -> Sn
     for instance in set {
         match instance.check_publishable() {
             Ok(()) => members.push(Member::new(instance, 0, MemberState::Live)),
-            Err(error) => tracing::warn!(address = %instance.address, %error, "instance left out"),
+            Err(error) => tracing::warn!(target: CHANNEL, address = %instance.address, %error, "instance left out"),
         }
     }
     // Stable, so that of several with one address the last stays: the others take its place one after the other.

@@ -37,7 +37,9 @@ use super::service_config::ServiceConfig;
 use super::subchannel::Reports;
 use super::transport::TransportConfig;
 use crate::error::ConfigError;
+use crate::metrics::channel::ChannelFigures;
 use crate::snapshot::Snapshot;
+use crate::targets::CHANNEL;
 #[cfg(feature = "_tls")]
 use crate::tls::ClientTls;
 
@@ -53,6 +55,8 @@ type Source = Box<dyn FnOnce() -> Result<(BoxStream<'static, Arc<Snapshot>>, Lis
 #[must_use = "a builder does nothing before build()"]
 pub struct ChannelBuilder {
     label: String,
+    /// The channel's target, for metrics.
+    target: String,
     source: Source,
     policy: Option<Arc<dyn Policy>>,
     /// Whether the policy is that of the service config.
@@ -78,13 +82,15 @@ pub struct ChannelBuilder {
 }
 
 impl ChannelBuilder {
-    /// `label` names the service, and where it is looked for, in messages.
+    /// `label` names the service, and where it is looked for, in messages; `target` names it in metrics.
     pub(crate) fn new(
         label: String,
+        target: String,
         source: impl FnOnce() -> Result<(BoxStream<'static, Arc<Snapshot>>, Listing), ConfigError> + Send + 'static,
     ) -> Self {
         Self {
             label,
+            target,
             source: Box::new(source),
             policy: None,
             has_policy_of_config: false,
@@ -135,9 +141,10 @@ impl ChannelBuilder {
         let (events, feedback) = mpsc::unbounded_channel();
         let (changed, seen) = watch::channel(());
         let (alive, handles) = mpsc::channel(1);
-        let span = tracing::info_span!(parent: None, "channel", service = %self.label);
-        let queue = Arc::new(PickQueue::new(self.label.into(), policy, self.max_waiting));
-        let reports = Reports { outliers: Arc::new(outliers), events };
+        let span = tracing::info_span!(target: CHANNEL, parent: None, "channel", service = %self.label);
+        let figures = ChannelFigures::new(&self.target);
+        let queue = Arc::new(PickQueue::new(self.label.into(), policy, self.max_waiting, figures.clone()));
+        let reports = Reports { outliers: Arc::new(outliers), events, figures };
         let balancer = Balancer::new(queue.clone(), self.balance, connect, reports, listing, changed);
         runtime.spawn(balancer.run(Inputs { snapshots, feedback, handles }).instrument(span));
         let unknown_logged = Mutex::default();

@@ -53,6 +53,7 @@ use crate::channel::error::{CallPhase, ChannelError};
 use crate::channel::picks::{Handle, Pick};
 use crate::channel::transport::{AttemptError, Exchange, IncomingBody, RequestBody};
 use crate::instance::Instance;
+use crate::metrics::channel::CallFigures;
 
 pub use self::response_body::ResponseBody;
 
@@ -124,16 +125,17 @@ struct Call {
     was_refused: bool,
     /// How long each message of the response may be.
     max_response_bytes: Option<u32>,
+    figures: CallFigures,
 }
 
 /// What becomes of a call after a step.
 #[expect(clippy::large_enum_variant, reason = "it is moved once per attempt; a box would be allocated once per call")]
 enum Verdict {
     Done(Result<http::Response<ResponseBody>, Status>),
-    /// Another attempt at once: the last one provably reached no handler.
-    Replay,
-    /// Another attempt after a pause.
-    Retry(Duration),
+    /// The last attempt failed with this code, and provably reached no handler: another one at once.
+    Replay(Code),
+    /// The last attempt failed with this code: another one after a pause.
+    Retry(Code, Duration),
 }
 
 impl Call {
@@ -143,13 +145,21 @@ impl Call {
     fn new(handle: Arc<Handle>, request: http::Request<Body>) -> Result<Self, Status> {
         let config = &handle.config;
         let (head, body) = request.into_parts();
-        let key = handle.queue.key(&head)?;
+        let started = Instant::now();
+        let mut figures = handle.queue.figures().call(&head.extensions, started);
+        let key = match handle.queue.key(&head) {
+            Ok(key) => key,
+            Err(status) => {
+                figures.on_begin();
+                figures.on_end(status.code());
+                return Err(status);
+            }
+        };
         let options = config.methods.as_ref().map(|methods| methods.of(head.uri.path())).unwrap_or_default();
         let waits = options.wait_for_ready.unwrap_or(config.wait_for_ready);
         let wait_for_ready = head.extensions.get().map_or(waits, |WaitForReady(wait)| *wait);
         let own = timeout_of(&head.headers);
         let timeout = options.timeout.into_iter().chain(config.timeout).min();
-        let started = Instant::now();
         let deadline = Deadline::new(own, timeout, started);
         let retry = options.retry.map(|policy| Box::new(RetryState::new(policy.clone())));
         let mut head = RequestHead::new(head.method, &head.uri, head.headers, &config.user_agent);
@@ -176,6 +186,7 @@ impl Call {
             replays: REPLAYS,
             was_refused: false,
             max_response_bytes,
+            figures,
         })
     }
 
@@ -189,9 +200,21 @@ impl Call {
                     Err(verdict) => verdict,
                 };
                 match verdict {
-                    Verdict::Done(result) => return result,
-                    Verdict::Replay => self.replays = self.replays.saturating_sub(1),
-                    Verdict::Retry(pause) => self.pause(pause).await,
+                    Verdict::Done(result) => {
+                        if let Err(status) = &result {
+                            self.figures.on_end(status.code());
+                        }
+                        return result;
+                    }
+                    Verdict::Replay(code) => {
+                        self.figures.on_replay(code);
+                        self.replays = self.replays.saturating_sub(1);
+                    }
+                    Verdict::Retry(code, pause) => {
+                        self.figures.on_pause(code);
+                        self.pause(pause).await;
+                        self.figures.on_retry();
+                    }
                 }
             }
         }
@@ -201,6 +224,7 @@ impl Call {
     async fn pick(&mut self) -> Result<(Pick, Instant), Verdict> {
         // Not before the first poll: a future that is kept for later must not hold a place, nor count as a call.
         if mem::take(&mut self.is_new) {
+            self.figures.on_begin();
             if let (Some(_), Some(budget)) = (&self.retry, &self.handle.config.retry_budget) {
                 budget.on_call(Instant::now());
             }
@@ -216,7 +240,7 @@ impl Call {
         match picked {
             Some(Ok(pick)) => Ok((pick, now)),
             Some(Err(status)) => Err(match self.pause_after(Some(status.code()), Pushback::Nothing, None) {
-                Some(pause) => Verdict::Retry(pause),
+                Some(pause) => Verdict::Retry(status.code(), pause),
                 // What the last instance said is closer to the cause than that there is none left.
                 None => Verdict::Done(Err(self.last.take().map_or(status, |last| last.status))),
             }),
@@ -275,12 +299,16 @@ impl Call {
         }
         let failure = code.filter(|code| *code != Code::Ok);
         let pushback = || Pushback::of(&head.headers);
-        let retry = failure.and_then(|code| self.pause_after(Some(code), pushback(), Some(attempt.instance())));
-        if let Some(pause) = retry {
+        let retry =
+            failure.and_then(|code| Some((code, self.pause_after(Some(code), pushback(), Some(attempt.instance()))?)));
+        if let Some((code, pause)) = retry {
             self.last = Some(Box::new(attempt.refused(&head)));
             self.maybe_handled = Some(attempt.instance().clone());
             exchange.finish(&self.body);
-            return Verdict::Retry(pause);
+            return Verdict::Retry(code, pause);
+        }
+        if let Some(code) = code {
+            self.figures.on_end(code);
         }
         if is_all {
             exchange.finish(&self.body);
@@ -296,6 +324,7 @@ impl Call {
             retry_budget: self.handle.config.retry_budget.as_ref().filter(|budget| budget.counts_successes()).cloned(),
             messages: 0,
             limit: self.max_response_bytes.map(MessageLimit::new),
+            figures: mem::take(&mut self.figures),
         };
         Verdict::Done(Ok(http::Response::from_parts(head, ResponseBody::new(incoming, call))))
     }
@@ -321,11 +350,11 @@ impl Call {
                 if !self.body.is_replayable() {
                     return Verdict::Done(Err(failed.status));
                 }
+                let code = failed.status.code();
                 if may_replay {
                     self.last = Some(Box::new(failed));
-                    return Verdict::Replay;
+                    return Verdict::Replay(code);
                 }
-                let code = failed.status.code();
                 self.on_failed(failed, Some(code), false)
             }
         }
@@ -339,8 +368,9 @@ impl Call {
                 if is_maybe_handled {
                     self.maybe_handled = Some(failed.by.clone());
                 }
+                let code = failed.status.code();
                 self.last = Some(Box::new(failed));
-                Verdict::Retry(pause)
+                Verdict::Retry(code, pause)
             }
             None => Verdict::Done(Err(failed.status)),
         }
@@ -352,7 +382,11 @@ impl Call {
         let retry = self.retry.as_mut().filter(|_| self.body.is_replayable())?;
         // Where no instance was asked, nothing bears the load of a retry.
         let budget = by.and(self.handle.config.retry_budget.as_deref());
-        retry.on_failure((code, pushback), by, budget, (Instant::now(), self.deadline.at()))
+        let pause = retry.on_failure((code, pushback), by, budget, (Instant::now(), self.deadline.at()));
+        if retry.is_over_budget() {
+            self.handle.queue.figures().on_retry_refused();
+        }
+        pause
     }
 
     async fn pause(&mut self, pause: Duration) {

@@ -17,6 +17,7 @@ use crate::channel::config::message_limit::{MessageLimit, TooLong};
 use crate::channel::deadline::Deadline;
 use crate::channel::error::{CallPhase, ChannelError};
 use crate::channel::transport::{BodySender, IncomingBody, TransportError};
+use crate::metrics::channel::CallFigures;
 
 /// The body of a response. Dropping it before its end cancels the call at the server.
 #[derive(Default)]
@@ -43,6 +44,7 @@ pub(super) struct OpenCall {
     pub(super) messages: u8,
     /// How long each message may be, and where the body is.
     pub(super) limit: Option<MessageLimit>,
+    pub(super) figures: CallFigures,
 }
 
 impl ResponseBody {
@@ -62,45 +64,60 @@ impl ResponseBody {
     /// There is no status in them, or they say that the call's time is over.
     fn on_end(&mut self, trailers: Option<&Frame<Bytes>>) -> Result<(), Status> {
         // The head may have said it already.
-        let Some(call) = self.close().filter(|call| !call.attempt.is_reported()) else { return Ok(()) };
-        let Some(trailers) = trailers.and_then(Frame::trailers_ref) else {
-            return Err(call.attempt.on_end_without_status());
-        };
-        if let Some(status) = call.attempt.on_server_timeout(CallPhase::Responding, trailers) {
-            return Err(status);
-        }
-        let code = status::code_of(trailers).ok_or_else(|| call.attempt.on_end_without_status())?;
-        call.on_status(code, trailers);
-        Ok(())
+        let Some(mut call) = self.close().filter(|call| !call.attempt.is_reported()) else { return Ok(()) };
+        let ended = call.on_end(trailers.and_then(Frame::trailers_ref));
+        call.figures.on_end(ended.as_ref().map_or_else(Status::code, |code| *code));
+        ended.map(drop)
     }
 
     fn on_error(&mut self, error: &TransportError) -> Option<Status> {
         let call = self.close()?;
         // The caller's own stream failed, and that reset the call: nothing that the instance did.
         if let Some(status) = call.sender.failure() {
-            return Some(status);
+            return Some(call.failed_with(status));
         }
         // Servers that reset a call at its deadline are heard a moment before our own clock is looked at.
         if error.is_cancelled_by_server() && call.deadline.is_over() {
             return Some(call.on_missed());
         }
-        Some(call.attempt.on_transport_error(error))
+        let status = call.attempt.on_transport_error(error);
+        Some(call.failed_with(status))
     }
 
     /// The caller takes no message that long: nothing that the instance did wrong.
     fn on_too_long(&mut self, message: TooLong) -> Option<Status> {
-        self.close().map(|call| status::response_too_long(call.attempt.address(), message))
+        let call = self.close()?;
+        let status = status::response_too_long(call.attempt.address(), message);
+        Some(call.failed_with(status))
     }
 
     fn on_deadline(&mut self) -> Option<Status> {
-        self.close().map(|call| call.on_missed())
+        self.close().map(OpenCall::on_missed)
     }
 }
 
 impl OpenCall {
-    fn on_missed(&self) -> Status {
+    /// The response ended with these trailers, if with any. Returns the code among them.
+    fn on_end(&self, trailers: Option<&HeaderMap>) -> Result<Code, Status> {
+        let Some(trailers) = trailers else { return Err(self.attempt.on_end_without_status()) };
+        if let Some(status) = self.attempt.on_server_timeout(CallPhase::Responding, trailers) {
+            return Err(status);
+        }
+        let code = status::code_of(trailers).ok_or_else(|| self.attempt.on_end_without_status())?;
+        self.on_status(code, trailers);
+        Ok(code)
+    }
+
+    fn on_missed(self) -> Status {
         self.attempt.on_missed();
-        ChannelError::deadline_passed_at(CallPhase::Responding, self.attempt.address())
+        let status = ChannelError::deadline_passed_at(CallPhase::Responding, self.attempt.address());
+        self.failed_with(status)
+    }
+
+    /// The call ends with this status.
+    fn failed_with(mut self, status: Status) -> Status {
+        self.figures.on_end(status.code());
+        status
     }
 
     fn poll_missed(&mut self, cx: &mut Context<'_>) -> Poll<()> {

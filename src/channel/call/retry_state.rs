@@ -25,6 +25,8 @@ pub(crate) struct RetryState {
     /// The waits that were our own, since the server last said when to come.
     waits: u32,
     tried: Vec<Arc<Instance>>,
+    /// Whether the budget did not allow the retry that was wanted last.
+    is_over_budget: bool,
     /// The end of the present attempt's time.
     too_slow: Deadline,
 }
@@ -48,7 +50,7 @@ impl Pushback {
 
 impl RetryState {
     pub(crate) fn new(policy: Arc<RetryPolicy>) -> Self {
-        Self { policy, failed: 0, waits: 0, tried: Vec::new(), too_slow: Deadline::default() }
+        Self { policy, failed: 0, waits: 0, tried: Vec::new(), is_over_budget: false, too_slow: Deadline::default() }
     }
 
     /// An attempt begins.
@@ -69,6 +71,11 @@ impl RetryState {
     /// How many attempts failed.
     pub(crate) fn failed(&self) -> u32 {
         self.failed
+    }
+
+    /// Whether the budget alone kept the call from another attempt.
+    pub(crate) fn is_over_budget(&self) -> bool {
+        self.is_over_budget
     }
 
     /// An attempt ended with this code, or without one where its own time was over, and this word of the server, `by`
@@ -97,7 +104,8 @@ impl RetryState {
         };
         let is_in_time = now.checked_add(wait).is_some_and(|at| end.is_none_or(|end| at < end));
         // The budget last: what it allows is made, and counts.
-        if !is_in_time || budget.is_some_and(|budget| !budget.takes_retry(now)) {
+        self.is_over_budget = is_in_time && budget.is_some_and(|budget| !budget.takes_retry(now));
+        if !is_in_time || self.is_over_budget {
             return None;
         }
         self.tried.extend(by.cloned());

@@ -5,6 +5,7 @@
 //! are the options, and what became of a call.
 
 mod compared;
+mod detected;
 mod ejection;
 mod sweep;
 mod tally;
@@ -16,8 +17,9 @@ use std::time::Duration;
 use tonic::Code;
 
 pub(crate) use self::compared::Compared;
+pub(crate) use self::detected::{DetectionMethod, Unenforced};
 pub(crate) use self::ejection::{Ejection, may_eject};
-pub(crate) use self::sweep::{Interval, sweep};
+pub(crate) use self::sweep::{Interval, Outlier, sweep};
 pub(crate) use self::tally::{EndedRow, Tally, Verdict};
 use crate::error::ConfigError;
 

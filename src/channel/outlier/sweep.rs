@@ -1,5 +1,6 @@
 //! The numbers of an interval become outliers: gRPC's two algorithms (A50), as arithmetic.
 
+use super::detected::{DetectionMethod, Unenforced};
 use super::ejection::may_eject;
 use super::{OutlierDetection, SuccessRate};
 
@@ -32,33 +33,48 @@ impl Interval {
     }
 }
 
-/// Which instances the interval's numbers eject, by their index: first by success rate, then by failure percentage,
-/// never beyond the share that may be out.
+/// An instance that fails more often than the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Outlier {
+    pub(crate) index: usize,
+    pub(crate) method: DetectionMethod,
+    /// Why it is not to be ejected; `None` if it is.
+    pub(crate) unenforced: Option<Unenforced>,
+}
+
+/// Which instances the interval's numbers eject: first by success rate, then by failure percentage, never beyond the
+/// share that may be out.
 ///
-/// `draw` is a random number from 0 to 99, drawn once for each outlier.
-pub(crate) fn sweep(intervals: &[Interval], detection: &OutlierDetection, mut draw: impl FnMut() -> u8) -> Vec<usize> {
+/// `draw` is a random number from 0 to 99, drawn once for each outlier that may be ejected.
+pub(crate) fn sweep(
+    intervals: &[Interval],
+    detection: &OutlierDetection,
+    mut draw: impl FnMut() -> u8,
+) -> Vec<Outlier> {
     let mut sweep = Sweep {
         intervals,
         detection,
         out: intervals.iter().map(|interval| interval.is_out).collect(),
         already_out: intervals.iter().filter(|interval| interval.is_out).count(),
-        ejected: Vec::new(),
+        found: Vec::new(),
     };
     if let Some(options) = &detection.success_rate {
         let rates = intervals.iter().filter(|interval| interval.has_volume(options.request_volume));
         if let Some(floor) = least_success_rate(rates.map(Interval::success_rate), options) {
             let is_outlier = |interval: &Interval| interval.success_rate() < floor;
-            sweep.eject(is_outlier, options.request_volume, || draw() < options.enforcement_percentage);
+            let volume = options.request_volume;
+            sweep.eject(DetectionMethod::SuccessRate, is_outlier, volume, || draw() < options.enforcement_percentage);
         }
     }
     if let Some(options) = &detection.failure_percentage {
         let hosts = intervals.iter().filter(|interval| interval.has_volume(options.request_volume)).count();
         if !is_fewer(hosts, options.minimum_hosts) {
             let is_outlier = |interval: &Interval| interval.fails_more_than(options.threshold);
-            sweep.eject(is_outlier, options.request_volume, || draw() < options.enforcement_percentage);
+            let (method, volume) = (DetectionMethod::FailurePercentage, options.request_volume);
+            sweep.eject(method, is_outlier, volume, || draw() < options.enforcement_percentage);
         }
     }
-    sweep.ejected
+    sweep.found
 }
 
 /// The instances that are out in the course of one sweep.
@@ -67,20 +83,31 @@ struct Sweep<'a> {
     detection: &'a OutlierDetection,
     out: Vec<bool>,
     already_out: usize,
-    ejected: Vec<usize>,
+    found: Vec<Outlier>,
 }
 
 impl Sweep<'_> {
-    fn eject(&mut self, is_outlier: impl Fn(&Interval) -> bool, volume: u32, mut enforced: impl FnMut() -> bool) {
+    fn eject(
+        &mut self,
+        method: DetectionMethod,
+        is_outlier: impl Fn(&Interval) -> bool,
+        volume: u32,
+        mut enforced: impl FnMut() -> bool,
+    ) {
         for (index, interval) in self.intervals.iter().enumerate() {
-            if !may_eject(self.already_out, self.intervals.len(), self.detection) {
-                return;
+            if self.out[index] || !interval.has_volume(volume) || !is_outlier(interval) {
+                continue;
             }
-            if !self.out[index] && interval.has_volume(volume) && is_outlier(interval) && enforced() {
+            let unenforced = if !may_eject(self.already_out, self.intervals.len(), self.detection) {
+                Some(Unenforced::MaxEjectionOverflow)
+            } else if enforced() {
                 self.out[index] = true;
                 self.already_out += 1;
-                self.ejected.push(index);
-            }
+                None
+            } else {
+                Some(Unenforced::EnforcementPercentage)
+            };
+            self.found.push(Outlier { index, method, unenforced });
         }
     }
 }
@@ -111,6 +138,12 @@ mod tests {
 
     const NONE: [usize; 0] = [];
 
+    /// The indices of those that are ejected.
+    fn ejected(intervals: &[Interval], detection: &OutlierDetection, draw: impl FnMut() -> u8) -> Vec<usize> {
+        let found = sweep(intervals, detection, draw).into_iter();
+        found.filter(|outlier| outlier.unenforced.is_none()).map(|outlier| outlier.index).collect()
+    }
+
     fn calls(successes: u32, failures: u32) -> Interval {
         Interval { successes, failures, is_out: false }
     }
@@ -134,10 +167,10 @@ mod tests {
     #[test]
     fn nothing_is_ejected_without_an_algorithm() {
         let intervals = [calls(0, 1000), calls(1000, 0), calls(1000, 0), calls(1000, 0), calls(1000, 0)];
-        assert_eq!(sweep(&intervals, &OutlierDetection::new(), not_drawn), NONE, "both are off");
-        assert_eq!(sweep(&[], &rates(SuccessRate::new()), not_drawn), NONE, "there is no host");
+        assert_eq!(ejected(&intervals, &OutlierDetection::new(), not_drawn), NONE, "both are off");
+        assert_eq!(ejected(&[], &rates(SuccessRate::new()), not_drawn), NONE, "there is no host");
         assert_eq!(
-            sweep(&[], &rates(SuccessRate::new().minimum_hosts(0)), not_drawn),
+            ejected(&[], &rates(SuccessRate::new().minimum_hosts(0)), not_drawn),
             NONE,
             "there is no host to compare"
         );
@@ -149,11 +182,11 @@ mod tests {
     fn a_success_rate_far_below_the_others_ejects() {
         let mut intervals = [calls(100, 0); 10];
         intervals[4] = calls(50, 50);
-        assert_eq!(sweep(&intervals, &rates(SuccessRate::new()), always), [4], "0.5 is below 0.665");
+        assert_eq!(ejected(&intervals, &rates(SuccessRate::new()), always), [4], "0.5 is below 0.665");
         let factor = |thousandths| rates(SuccessRate::new().stdev_factor(thousandths));
-        assert_eq!(sweep(&intervals, &factor(2999), always), [4], "0.5 is below 0.50015");
-        assert_eq!(sweep(&intervals, &factor(3000), not_drawn), NONE, "0.5 is not below 0.5");
-        assert_eq!(sweep(&intervals, &factor(3001), not_drawn), NONE, "0.5 is not below 0.49985");
+        assert_eq!(ejected(&intervals, &factor(2999), always), [4], "0.5 is below 0.50015");
+        assert_eq!(ejected(&intervals, &factor(3000), not_drawn), NONE, "0.5 is not below 0.5");
+        assert_eq!(ejected(&intervals, &factor(3001), not_drawn), NONE, "0.5 is not below 0.49985");
     }
 
     // Four at 90 % and one at 60 %: mean 0.84, deviation sqrt((4 * 0.06^2 + 0.24^2) / 5) = 0.12,
@@ -162,15 +195,19 @@ mod tests {
     fn five_are_enough_to_compare_and_four_are_not() {
         let mut intervals = vec![calls(90, 10); 4];
         intervals.push(calls(60, 40));
-        assert_eq!(sweep(&intervals, &rates(SuccessRate::new()), always), [4], "0.6 is below 0.612");
+        assert_eq!(ejected(&intervals, &rates(SuccessRate::new()), always), [4], "0.6 is below 0.612");
         intervals[4] = calls(62, 38);
         // Mean 0.844, deviation 0.112, floor 0.6312.
-        assert_eq!(sweep(&intervals, &rates(SuccessRate::new()), always), [4], "0.62 is below 0.6312");
+        assert_eq!(ejected(&intervals, &rates(SuccessRate::new()), always), [4], "0.62 is below 0.6312");
         intervals.remove(0);
-        assert_eq!(sweep(&intervals, &rates(SuccessRate::new()), not_drawn), NONE, "four are fewer than minimum_hosts");
+        assert_eq!(
+            ejected(&intervals, &rates(SuccessRate::new()), not_drawn),
+            NONE,
+            "four are fewer than minimum_hosts"
+        );
         // Mean 0.83, deviation sqrt((3 * 0.07^2 + 0.21^2) / 4) = 0.1212, floor 0.83 - 0.2304 = 0.5996.
         let four = rates(SuccessRate::new().minimum_hosts(4));
-        assert_eq!(sweep(&intervals, &four, not_drawn), NONE, "they are enough then, but 0.62 is not below 0.5996");
+        assert_eq!(ejected(&intervals, &four, not_drawn), NONE, "they are enough then, but 0.62 is not below 0.5996");
     }
 
     #[test]
@@ -178,16 +215,16 @@ mod tests {
         let mut intervals = [calls(100, 0); 6];
         intervals[0] = calls(0, 99);
         assert_eq!(
-            sweep(&intervals, &rates(SuccessRate::new()), not_drawn),
+            ejected(&intervals, &rates(SuccessRate::new()), not_drawn),
             NONE,
             "99 calls are less than request_volume"
         );
         intervals[0] = calls(0, 100);
-        assert_eq!(sweep(&intervals, &rates(SuccessRate::new()), always), [0], "100 calls are enough");
+        assert_eq!(ejected(&intervals, &rates(SuccessRate::new()), always), [0], "100 calls are enough");
         intervals[1] = calls(99, 0);
         intervals[2] = calls(99, 0);
         assert_eq!(
-            sweep(&intervals, &rates(SuccessRate::new()), not_drawn),
+            ejected(&intervals, &rates(SuccessRate::new()), not_drawn),
             NONE,
             "four with volume are too few to compare"
         );
@@ -200,7 +237,7 @@ mod tests {
                 let intervals = vec![calls(successes, failures); hosts];
                 for factor in [0, 1, 500, 1900] {
                     let detection = rates(SuccessRate::new().stdev_factor(factor));
-                    assert_eq!(sweep(&intervals, &detection, not_drawn), NONE, "{hosts} of {successes}/{failures}");
+                    assert_eq!(ejected(&intervals, &detection, not_drawn), NONE, "{hosts} of {successes}/{failures}");
                 }
             }
         }
@@ -210,9 +247,9 @@ mod tests {
     fn no_calls_at_all_tell_nothing_even_if_no_volume_is_asked_for() {
         let intervals = [calls(0, 0); 10];
         let rate = rates(SuccessRate::new().request_volume(0).minimum_hosts(0));
-        assert_eq!(sweep(&intervals, &rate, not_drawn), NONE, "there is no rate");
+        assert_eq!(ejected(&intervals, &rate, not_drawn), NONE, "there is no rate");
         let percentage = percentages(FailurePercentage::new().request_volume(0).minimum_hosts(0).threshold(0));
-        assert_eq!(sweep(&intervals, &percentage, not_drawn), NONE, "there is no percentage");
+        assert_eq!(ejected(&intervals, &percentage, not_drawn), NONE, "there is no percentage");
     }
 
     #[test]
@@ -220,15 +257,15 @@ mod tests {
         let mut intervals = [calls(100, 0); 5];
         intervals[2] = calls(15, 85);
         let detection = percentages(FailurePercentage::new());
-        assert_eq!(sweep(&intervals, &detection, not_drawn), NONE, "85 of 100 are not more than 85 %");
+        assert_eq!(ejected(&intervals, &detection, not_drawn), NONE, "85 of 100 are not more than 85 %");
         intervals[2] = calls(14, 86);
-        assert_eq!(sweep(&intervals, &detection, always), [2], "86 of 100 are");
+        assert_eq!(ejected(&intervals, &detection, always), [2], "86 of 100 are");
         intervals[2] = calls(149, 851);
-        assert_eq!(sweep(&intervals, &detection, always), [2], "851 of 1000 are: nothing is rounded");
+        assert_eq!(ejected(&intervals, &detection, always), [2], "851 of 1000 are: nothing is rounded");
         intervals[2] = calls(0, u32::MAX);
-        assert_eq!(sweep(&intervals, &detection, always), [2], "no number overflows");
+        assert_eq!(ejected(&intervals, &detection, always), [2], "no number overflows");
         intervals[2] = calls(u32::MAX, u32::MAX);
-        assert_eq!(sweep(&intervals, &detection, not_drawn), NONE, "no number overflows, and 50 % are fine");
+        assert_eq!(ejected(&intervals, &detection, not_drawn), NONE, "no number overflows, and 50 % are fine");
     }
 
     #[test]
@@ -237,8 +274,8 @@ mod tests {
         intervals[0] = calls(999, 1);
         intervals[1] = calls(0, 1000);
         let threshold = |percent| percentages(FailurePercentage::new().threshold(percent));
-        assert_eq!(sweep(&intervals, &threshold(0), always), [0, 1], "any failure is more than none");
-        assert_eq!(sweep(&intervals, &threshold(100), not_drawn), NONE, "nothing is more than all");
+        assert_eq!(ejected(&intervals, &threshold(0), always), [0, 1], "any failure is more than none");
+        assert_eq!(ejected(&intervals, &threshold(100), not_drawn), NONE, "nothing is more than all");
     }
 
     #[test]
@@ -246,25 +283,25 @@ mod tests {
         let detection = percentages(FailurePercentage::new());
         let mut intervals = [calls(50, 0); 6];
         intervals[5] = calls(0, 49);
-        assert_eq!(sweep(&intervals, &detection, not_drawn), NONE, "49 calls are less than request_volume");
+        assert_eq!(ejected(&intervals, &detection, not_drawn), NONE, "49 calls are less than request_volume");
         intervals[5] = calls(0, 50);
-        assert_eq!(sweep(&intervals, &detection, always), [5], "50 calls are enough");
+        assert_eq!(ejected(&intervals, &detection, always), [5], "50 calls are enough");
         intervals[0] = calls(49, 0);
-        assert_eq!(sweep(&intervals, &detection, always), [5], "five hosts with volume are enough");
+        assert_eq!(ejected(&intervals, &detection, always), [5], "five hosts with volume are enough");
         intervals[1] = calls(49, 0);
-        assert_eq!(sweep(&intervals, &detection, not_drawn), NONE, "four hosts with volume are too few");
+        assert_eq!(ejected(&intervals, &detection, not_drawn), NONE, "four hosts with volume are too few");
     }
 
     #[test]
     fn at_most_half_are_out_and_those_out_already_count() {
         let detection = percentages(FailurePercentage::new());
         let mut intervals = [calls(0, 100); 7];
-        assert_eq!(sweep(&intervals, &detection, always), [0, 1, 2], "three of seven");
+        assert_eq!(ejected(&intervals, &detection, always), [0, 1, 2], "three of seven");
         intervals[0].is_out = true;
         intervals[6].is_out = true;
-        assert_eq!(sweep(&intervals, &detection, always), [1], "two of the three are out already");
+        assert_eq!(ejected(&intervals, &detection, always), [1], "two of the three are out already");
         intervals[3].is_out = true;
-        assert_eq!(sweep(&intervals, &detection, not_drawn), NONE, "all three are out already");
+        assert_eq!(ejected(&intervals, &detection, not_drawn), NONE, "all three are out already");
     }
 
     #[test]
@@ -272,7 +309,7 @@ mod tests {
         let intervals = [calls(0, 100); 10];
         let enforced = |percent, drawn| {
             let options = FailurePercentage::new().enforcement_percentage(percent);
-            !sweep(&intervals, &percentages(options), || drawn).is_empty()
+            !ejected(&intervals, &percentages(options), || drawn).is_empty()
         };
         for percent in [0, 1, 50, 99, 100] {
             let ejecting = (0..100).filter(|drawn| enforced(percent, *drawn)).count();
@@ -282,8 +319,8 @@ mod tests {
         let mut intervals = [calls(100, 0); 10];
         intervals[9] = calls(0, 100);
         let rate = rates(SuccessRate::new().enforcement_percentage(30));
-        assert_eq!(sweep(&intervals, &rate, || 29), [9], "29 is below 30");
-        assert_eq!(sweep(&intervals, &rate, || 30), NONE, "30 is not");
+        assert_eq!(ejected(&intervals, &rate, || 29), [9], "29 is below 30");
+        assert_eq!(ejected(&intervals, &rate, || 30), NONE, "30 is not");
     }
 
     #[test]
@@ -294,9 +331,21 @@ mod tests {
         }
         let mut drawn = [99, 10, 49].into_iter();
         let detection = percentages(FailurePercentage::new().enforcement_percentage(50));
-        let ejected = sweep(&intervals, &detection, || drawn.next().expect("three outliers, three numbers"));
+        let ejected = ejected(&intervals, &detection, || drawn.next().expect("three outliers, three numbers"));
         assert_eq!(ejected, [4, 6], "the first was lucky");
         assert_eq!(drawn.next(), None, "each outlier drew its own");
+    }
+
+    #[test]
+    fn outliers_that_are_not_ejected_are_told_with_the_reason() {
+        let intervals = [calls(0, 100); 5];
+        let mut drawn = [99, 0, 0].into_iter();
+        let detection = percentages(FailurePercentage::new().enforcement_percentage(50));
+        let found = sweep(&intervals, &detection, || drawn.next().expect("no more than two of five may be out"));
+        let unenforced: Vec<_> = found.iter().map(|outlier| outlier.unenforced).collect();
+        let (lucky, overflow) = (Some(Unenforced::EnforcementPercentage), Some(Unenforced::MaxEjectionOverflow));
+        assert_eq!(unenforced, [lucky, None, None, overflow, overflow]);
+        assert!(found.iter().all(|outlier| outlier.method == DetectionMethod::FailurePercentage));
     }
 
     #[test]
@@ -308,6 +357,6 @@ mod tests {
         let detection = OutlierDetection::new()
             .success_rate(SuccessRate::new())
             .failure_percentage(FailurePercentage::new().threshold(40));
-        assert_eq!(sweep(&intervals, &detection, always), [7, 3], "first by rate, then the other by percentage");
+        assert_eq!(ejected(&intervals, &detection, always), [7, 3], "first by rate, then the other by percentage");
     }
 }

@@ -15,6 +15,7 @@ use crate::channel::error::ChannelError;
 use crate::channel::policy::{CallHead, PickArgs, Policy};
 use crate::channel::subchannel::{Connectivity, InstanceStatus, ReadyConnection, Shared};
 use crate::instance::{Address, Instance};
+use crate::metrics::channel::ChannelFigures;
 use crate::snapshot::Snapshot;
 
 /// Where calls and the balancer meet: the balancer publishes, calls pick.
@@ -26,6 +27,7 @@ pub(crate) struct PickQueue {
     instances: ArcSwap<InstanceList>,
     waiting: WaitQueue<Waiting>,
     max_waiting: usize,
+    figures: ChannelFigures,
 }
 
 /// What the balancer publishes at each change.
@@ -60,7 +62,7 @@ pub(crate) struct Pick {
 
 impl PickQueue {
     /// A queue for at most `max_waiting` calls at once, with nothing published yet.
-    pub(crate) fn new(label: Box<str>, policy: Arc<dyn Policy>, max_waiting: usize) -> Self {
+    pub(crate) fn new(label: Box<str>, policy: Arc<dyn Policy>, max_waiting: usize, figures: ChannelFigures) -> Self {
         let nothing = LbState { connectivity: Connectivity::Connecting, ready: None, cause: None };
         Self {
             label,
@@ -69,11 +71,16 @@ impl PickQueue {
             instances: ArcSwap::from_pointee(InstanceList::empty()),
             waiting: WaitQueue::new(max_waiting),
             max_waiting,
+            figures,
         }
     }
 
     pub(crate) fn label(&self) -> &str {
         &self.label
+    }
+
+    pub(crate) fn figures(&self) -> &ChannelFigures {
+        &self.figures
     }
 
     pub(crate) fn policy(&self) -> &Arc<dyn Policy> {
@@ -160,13 +167,17 @@ impl PickQueue {
         wait_for_ready: bool,
         key: Option<u64>,
     ) -> Result<Pick, Status> {
-        let (answer, answered) = oneshot::channel();
+        let (answer, mut answered) = oneshot::channel();
         let Some(number) = self.waiting.join(Waiting { avoid, wait_for_ready, key, answer: Some(answer) }) else {
             let cause = Arc::new(ChannelError::TooManyWaiting { limit: self.max_waiting });
             return Err(cause.status_of(Code::ResourceExhausted, &self.label));
         };
         let _leave = LeaveOnDrop { queue: self, number };
         self.serve();
+        if let Ok(answer) = answered.try_recv() {
+            return answer;
+        }
+        let _figure = self.figures.wait();
         answered.await.unwrap_or_else(|_| Err(self.unavailable(&Arc::new(ChannelError::Closed))))
     }
 

@@ -6,7 +6,8 @@ use tokio::time::Instant;
 
 use super::Subchannel;
 use super::state::{Effects, MAX_BACKOFF, Publish, Reason, State, Wake};
-use crate::channel::outlier::{Compared, Tally};
+use crate::channel::outlier::{Compared, DetectionMethod, Tally, Unenforced};
+use crate::targets::CHANNEL;
 
 impl<T> Subchannel<T> {
     pub(super) fn on_suspected(&mut self, tally: &Arc<Tally>, others: Compared) {
@@ -27,22 +28,25 @@ impl<T> Subchannel<T> {
             return;
         }
         let has_missed = tally.has_missed();
+        let method = match (has_missed, self.ejection.is_on_probation()) {
+            (true, _) => DetectionMethod::MissedDeadlines,
+            (false, true) => DetectionMethod::Probation,
+            (false, false) => DetectionMethod::FailuresInARow,
+        };
         // Where nothing was noted the row is but one missed deadline long, and the latest calls of the others decide.
         if has_missed && others.is_as_slow(self.others.take().unwrap_or(others)) {
             // The method is slow, or its deadline short.
             self.take_back(now, "the others are as slow", effects);
             tally.excuse_row();
         } else if may_eject {
-            let evidence = match (has_missed, self.ejection.is_on_probation()) {
-                (true, _) => "it missed deadlines in silence",
-                (false, true) => "it failed on probation",
-                (false, false) => "its calls failed in a row",
-            };
-            self.eject(evidence, now, effects);
+            self.eject(method, now, effects);
         } else {
             // The next row asks again.
             tally.restart_row();
-            effects.admits = !self.ejection.is_out();
+            if !self.ejection.is_out() {
+                self.reports.figures.on_unenforced_ejection(method.label(), Unenforced::MaxEjectionOverflow.label());
+                effects.admits = true;
+            }
             self.take_back(now, "no more instances may be out", effects);
         }
     }
@@ -89,7 +93,7 @@ impl<T> Subchannel<T> {
     /// Ends a probation, if there is one: the instance takes calls again.
     pub(super) fn take_back(&mut self, now: Instant, evidence: &str, effects: &mut Effects) {
         if self.ejection.take_back(now) {
-            tracing::info!(address = %self.address(), evidence, "instance returned");
+            tracing::info!(target: CHANNEL, address = %self.address(), evidence, "instance returned");
             // A connection on probation counts as any other from now on.
             self.tally.restart_row();
             self.lift_probation();
@@ -98,9 +102,10 @@ impl<T> Subchannel<T> {
     }
 
     /// Leaves the instance out for a while, unless it is out already.
-    pub(super) fn eject(&mut self, evidence: &str, now: Instant, effects: &mut Effects) {
+    pub(super) fn eject(&mut self, method: DetectionMethod, now: Instant, effects: &mut Effects) {
         let Some(until) = self.ejection.eject(now, &self.reports.outliers) else { return };
-        tracing::info!(address = %self.address(), for_s = (until - now).as_secs(), evidence, "instance ejected");
+        tracing::info!(target: CHANNEL, address = %self.address(), for_s = (until - now).as_secs(), evidence = %method, "instance ejected");
+        self.reports.figures.on_ejection(method.label());
         if !matches!(self.state, State::Ready(_) | State::Idle(_)) {
             self.enter(State::Idle(Reason::Ejected));
         }

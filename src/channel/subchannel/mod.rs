@@ -60,7 +60,9 @@ use self::state::{FIRST_BACKOFF, MAX_BACKOFF, Ready, Reason, SETTLED, State};
 use crate::backoff::Backoff;
 use crate::channel::outlier::{Compared, Ejection, Outcome, StatusOrigin, Tally};
 use crate::channel::transport::Transport;
+use crate::metrics::channel::InstanceFigure;
 use crate::snapshot::{Member, MemberState};
+use crate::targets::CHANNEL;
 
 #[cfg(feature = "health")]
 pub(crate) use self::connection::HealthVerdict;
@@ -94,6 +96,7 @@ pub(crate) struct Subchannel<T = Transport> {
     /// Earlier connections whose streams may go on; sending gives those streams a limit.
     retired: Vec<oneshot::Sender<()>>,
     reports: Reports,
+    figure: InstanceFigure,
 }
 
 impl<T> Subchannel<T> {
@@ -129,6 +132,7 @@ impl<T> Subchannel<T> {
             past: Compared::default(),
             shared: Arc::new(Shared::new(view)),
             retired: Vec::new(),
+            figure: reports.figures.instance(),
             reports,
         }
     }
@@ -153,7 +157,7 @@ impl<T> Subchannel<T> {
             }
             Input::Proved(tally) => self.on_proved(&tally, now, &mut effects),
             Input::Admitted => self.take_back(now, "another instance fails", &mut effects),
-            Input::Outlier => self.eject("it fails more often than the others", now, &mut effects),
+            Input::Outlier(method) => self.eject(method, now, &mut effects),
             Input::EjectionOver { others } => self.on_ejection_over(others, now, &mut effects),
             Input::ProbationOver => self.on_probation_over(now, &mut effects),
         }
@@ -261,7 +265,7 @@ impl<T> Subchannel<T> {
         // What ended as planned is wanted back sooner; only an end right after the beginning is not.
         let long = if kind == EndKind::Planned { SETTLED } else { MAX_BACKOFF };
         let was_good = ready.is_proven(long, now);
-        tracing::debug!(address = %self.address(), %cause, "connection ended");
+        tracing::debug!(target: CHANNEL, address = %self.address(), %cause, "connection ended");
         effects.publish = Publish::ReadySet;
         let was_recovering = mem::replace(&mut self.is_recovering, !was_good);
         if was_good {
@@ -369,7 +373,8 @@ impl<T> Subchannel<T> {
         }
     }
 
-    fn publish_view(&self) {
+    fn publish_view(&mut self) {
+        self.figure.set(self.counted_as());
         let load = match &self.state {
             State::Ready(ready) => Some(ready.connection.load().clone()),
             _ => None,

@@ -13,6 +13,7 @@ use super::ticket::Ticket;
 use crate::channel::outlier::{Compared, Ejection, Tally};
 use crate::channel::policy::candidate::Candidate;
 use crate::instance::{Address, Instance};
+use crate::metrics::channel::InstanceState;
 use crate::snapshot::{Member, MemberState};
 
 impl<T> Subchannel<T> {
@@ -31,6 +32,24 @@ impl<T> Subchannel<T> {
     /// gRPC's state, derived from ours.
     pub(crate) fn connectivity(&self) -> Connectivity {
         self.state.connectivity(self.failure.is_some())
+    }
+
+    /// Where it is counted: what keeps it from taking calls goes before the state of its connection.
+    pub(super) fn counted_as(&self) -> InstanceState {
+        if self.is_unselected() {
+            return InstanceState::Unused;
+        }
+        if self.ejection.is_out() {
+            return InstanceState::Ejected;
+        }
+        match (self.member.state(), self.connectivity()) {
+            (MemberState::Draining, _) => InstanceState::Draining,
+            (MemberState::Suspect, Connectivity::Ready) => InstanceState::Suspect,
+            (_, Connectivity::Ready) => InstanceState::Ready,
+            (_, Connectivity::Connecting) => InstanceState::Connecting,
+            (_, Connectivity::TransientFailure) => InstanceState::TransientFailure,
+            (_, Connectivity::Idle | Connectivity::Shutdown) => InstanceState::Idle,
+        }
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {

@@ -13,7 +13,7 @@ use super::connection::ReadyConnection;
 use super::end::End;
 use super::status::Connectivity;
 use super::ticket::Ticket;
-use crate::channel::outlier::{Compared, Tally};
+use crate::channel::outlier::{Compared, DetectionMethod, Tally};
 use crate::channel::policy::load::Load;
 use crate::snapshot::Member;
 
@@ -114,8 +114,8 @@ pub(crate) enum Input<T> {
     Proved(Arc<Tally>),
     /// Another instance fails, and may not be ejected: one on probation comes in.
     Admitted,
-    /// The instance fails more often than the others.
-    Outlier,
+    /// The instance fails more often than the others, as this method found.
+    Outlier(DetectionMethod),
     /// The time of an ejection is over, unless it was ended or renewed meanwhile.
     EjectionOver { others: Compared },
     /// The time of a probation is over, unless it was ended meanwhile.

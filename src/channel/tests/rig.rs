@@ -43,7 +43,7 @@ impl Rig {
         let (list, lists) = mpsc::unbounded_channel();
         let listing = Listing::new("no instance is registered", || Some("etcd is down".to_owned()));
         let source = move || Ok((UnboundedReceiverStream::new(lists).boxed(), listing));
-        let builder = ChannelBuilder::new(LABEL.to_owned(), source);
+        let builder = ChannelBuilder::new(LABEL.to_owned(), "etcd:///echo".to_owned(), source);
         let channel = options(builder.connector(network.connector())).build().expect("the options are good");
         Self { network, channel, list }
     }

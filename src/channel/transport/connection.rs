@@ -3,6 +3,7 @@
 //! One task drives it: reads, writes, keepalive pings, and what the server says about all of it.
 
 use std::future::poll_fn;
+use std::io;
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -269,6 +270,45 @@ impl Ended {
     pub(crate) fn is_planned(&self) -> bool {
         matches!(self, Self::GoneAway(h2::Reason::NO_ERROR) | Self::Unused | Self::Aborted)
     }
+
+    /// The reason as gRPC's metrics name it (A94): one of few, whatever a server sends.
+    pub(crate) fn disconnect_error(&self) -> &'static str {
+        let error = match self {
+            Self::GoneAway(reason) => return goaway(*reason),
+            Self::Aborted | Self::Unused => return SHUTDOWN,
+            Self::Silent => return TIMED_OUT,
+            Self::Closed => return UNKNOWN,
+            Self::Broken(error) => error,
+        };
+        match error.get_io().map(io::Error::kind) {
+            None => UNKNOWN,
+            Some(io::ErrorKind::ConnectionReset) => "connection reset",
+            Some(io::ErrorKind::ConnectionAborted) => "connection aborted",
+            Some(io::ErrorKind::TimedOut) => TIMED_OUT,
+            Some(_) => "socket error",
+        }
+    }
+}
+
+fn goaway(reason: h2::Reason) -> &'static str {
+    match reason {
+        h2::Reason::NO_ERROR => "GOAWAY NO_ERROR",
+        h2::Reason::PROTOCOL_ERROR => "GOAWAY PROTOCOL_ERROR",
+        h2::Reason::INTERNAL_ERROR => "GOAWAY INTERNAL_ERROR",
+        h2::Reason::FLOW_CONTROL_ERROR => "GOAWAY FLOW_CONTROL_ERROR",
+        h2::Reason::SETTINGS_TIMEOUT => "GOAWAY SETTINGS_TIMEOUT",
+        h2::Reason::STREAM_CLOSED => "GOAWAY STREAM_CLOSED",
+        h2::Reason::FRAME_SIZE_ERROR => "GOAWAY FRAME_SIZE_ERROR",
+        h2::Reason::REFUSED_STREAM => "GOAWAY REFUSED_STREAM",
+        h2::Reason::CANCEL => "GOAWAY CANCEL",
+        h2::Reason::COMPRESSION_ERROR => "GOAWAY COMPRESSION_ERROR",
+        h2::Reason::CONNECT_ERROR => "GOAWAY CONNECT_ERROR",
+        h2::Reason::ENHANCE_YOUR_CALM => "GOAWAY ENHANCE_YOUR_CALM",
+        h2::Reason::INADEQUATE_SECURITY => "GOAWAY INADEQUATE_SECURITY",
+        h2::Reason::HTTP_1_1_REQUIRED => "GOAWAY HTTP_1_1_REQUIRED",
+        // No code of HTTP/2: any number.
+        _ => UNKNOWN,
+    }
 }
 
 /// From how many open calls on a connection a write waits for more of them. With fewer none is likely to come, and a
@@ -278,3 +318,12 @@ pub(crate) const GATHERS_FROM: u32 = 4;
 /// From how many awaited calls on a connection a read waits as well: then it brings many answers, and the tasks that
 /// they are for do not come back one by one for the lock of the connection.
 const GATHERS_ALL_FROM: u32 = 32;
+
+/// The end of a connection that this side wants, as gRPC's metrics name it.
+pub(crate) const SHUTDOWN: &str = "subchannel shutdown";
+
+/// Also where keepalive finds a server silent.
+const TIMED_OUT: &str = "connection timed out";
+
+/// Also where a server closes its connection without a GOAWAY, which is no error of the socket.
+const UNKNOWN: &str = "unknown";

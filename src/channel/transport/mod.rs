@@ -38,7 +38,7 @@ mod tests;
 pub(crate) use self::body_sender::BodySender;
 pub(crate) use self::config::TransportConfig;
 pub(crate) use self::connect::connect;
-pub(crate) use self::connection::{Connection, ConnectionDriver, ConnectionObserver, Ended};
+pub(crate) use self::connection::{Connection, ConnectionDriver, ConnectionObserver, Ended, SHUTDOWN};
 pub(crate) use self::connector::Connector;
 pub(crate) use self::error::{AttemptError, TransportError};
 pub(crate) use self::exchange::{Exchange, Transport};

@@ -16,7 +16,7 @@
 
 mod cut_off;
 mod key_index;
-mod unusable;
+mod troubles;
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -28,13 +28,13 @@ use tokio::time::Instant;
 
 use self::cut_off::CutOff;
 use self::key_index::{KeyIndex, KnownKey, footprint};
-use self::unusable::Trouble;
-pub(super) use self::unusable::Unusable;
+pub(super) use self::troubles::{Trouble, Troubles};
 use crate::etcd::{Event, Kv, MAX_SEGMENT, MAX_VALUE};
 use crate::format::{DecodeError, Decoded, Format};
 use crate::instance::{Instance, MAX_TAGS, ServiceName};
 use crate::log_limit::LogLimit;
 use crate::snapshot::{MemberList, Snapshot};
+use crate::targets::DISCOVERY;
 
 /// Where a registry keeps instances in etcd and how they are read.
 #[derive(Debug, Clone)]
@@ -62,6 +62,13 @@ impl Layout {
         format!("{}{service}/", self.base)
     }
 
+    /// An instance of what its value says, with as many tags as it may have.
+    pub(super) fn instance(&self, service: &ServiceName, decoded: Decoded) -> Instance {
+        let weight = decoded.weight.filter(|weight| *weight > 0).unwrap_or(self.default_weight);
+        let tags = decoded.tags.iter().take(MAX_TAGS).collect();
+        Instance { service: service.shared().clone(), address: decoded.address, weight, tags }
+    }
+
     pub(super) fn decode(&self, segment: &str, value: &[u8]) -> Result<Decoded, (Trouble, String)> {
         if value.len() > MAX_VALUE {
             return Err((Trouble::TooLarge, format!("more than {MAX_VALUE} bytes")));
@@ -71,7 +78,7 @@ impl Layout {
         }
         let malformed = |error: DecodeError| (Trouble::Malformed, error.to_string());
         let decoded = self.format.decode(segment, value).map_err(malformed)?;
-        decoded.address.check_dialable().map_err(|error| malformed(error.into()))?;
+        decoded.address.check_dialable().map_err(|error| (Trouble::BadAddress, error.to_string()))?;
         Ok(decoded)
     }
 }
@@ -91,7 +98,7 @@ pub(super) struct Membership {
     /// When an instance in question came back the last time.
     last_return: Option<Instant>,
     /// What was read since it was taken.
-    unusable: Cell<Unusable>,
+    troubles: Cell<Troubles>,
     complaints: Complaints,
 }
 
@@ -129,7 +136,7 @@ impl Membership {
             cut_off: CutOff::default(),
             listed: PartialList::default(),
             last_return: None,
-            unusable: Cell::default(),
+            troubles: Cell::default(),
             complaints,
         }
     }
@@ -301,14 +308,11 @@ impl Membership {
         self.cut_off.least().is_some_and(has_room)
     }
 
-    fn instance(&self, mut decoded: Decoded, key: &[u8], now: Instant) -> Instance {
+    fn instance(&self, decoded: Decoded, key: &[u8], now: Instant) -> Instance {
         if decoded.tags.len() > MAX_TAGS {
-            decoded.tags = decoded.tags.into_iter().take(MAX_TAGS).collect();
             self.trouble(Trouble::TooManyTags, key, "all but 64 tags are left out", now);
         }
-        let weight = decoded.weight.filter(|weight| *weight > 0).unwrap_or(self.layout.default_weight);
-        let service = self.service.shared().clone();
-        Instance { service, address: decoded.address, weight, tags: decoded.tags.iter().collect() }
+        self.layout.instance(&self.service, decoded)
     }
 
     /// The last segment of a key, if the key is one of this service.
@@ -321,8 +325,8 @@ impl Membership {
     }
 
     /// How often keys were read that cannot be used, since the last time.
-    pub(super) fn take_unusable(&mut self) -> Unusable {
-        self.unusable.take()
+    pub(super) fn take_troubles(&mut self) -> Troubles {
+        self.troubles.take()
     }
 
     /// About how much memory the keys and their instances take.
@@ -331,7 +335,7 @@ impl Membership {
     }
 
     fn trouble(&self, trouble: Trouble, key: &[u8], detail: &str, now: Instant) {
-        self.unusable.set(self.unusable.get().with(trouble));
+        self.troubles.set(self.troubles.get().with(trouble));
         let mut counts = self.complaints.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(trouble).or_default();
         count.since_logged += 1;
@@ -341,7 +345,15 @@ impl Membership {
         let skipped = std::mem::take(&mut count.since_logged);
         let key = cut(key.escape_ascii());
         let detail = cut(detail.escape_debug());
-        tracing::warn!(service = %self.service, %key, %detail, kind = ?trouble, count = skipped, "key in etcd cannot be used");
+        tracing::warn!(
+            target: DISCOVERY,
+            service = %self.service,
+            %key,
+            %detail,
+            kind = ?trouble,
+            count = skipped,
+            "key in etcd cannot be used"
+        );
     }
 }
 

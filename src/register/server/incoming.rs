@@ -18,6 +18,7 @@ use tonic::transport::server::Connected;
 use super::handle::ServerHandle;
 use super::open_set::{Counted, End, Slot};
 use super::state::DrainState;
+use crate::targets::REGISTRATION;
 
 pin_project! {
     /// A server's incoming connections, which close after the drain limit, whatever their clients do. Made by
@@ -242,7 +243,7 @@ fn set_nodelay(io: &dyn Any) {
     };
     // No reason to refuse a connection: its first use will fail if the peer is gone already.
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY not set");
+        tracing::debug!(target: REGISTRATION, %error, "TCP_NODELAY not set");
     }
 }
 

@@ -15,6 +15,7 @@ use tracing::Instrument as _;
 use super::gauges::DrainGauges;
 use super::open_set::{Counted, OpenSet};
 use super::places::Places;
+use crate::targets::REGISTRATION;
 
 /// The open calls and connections of one server, and the phase of its drain; a clone is a handle to the same drain.
 ///
@@ -115,7 +116,7 @@ impl DrainState {
             self.0.gauges.on_begun();
             let task = CountdownTask { drain: Arc::downgrade(&self.0) };
             // The signal's future may be polled in any span; the countdown belongs to none of them.
-            let span = tracing::info_span!(parent: None, "drain", ?limit, address);
+            let span = tracing::info_span!(target: REGISTRATION, parent: None, "drain", ?limit, address);
             span.in_scope(|| self.0.places.warn_of_missing());
             runtime.spawn(task.run(until, released).instrument(span));
         }
@@ -188,7 +189,7 @@ impl Inner {
         self.gauges.calls.on_cut(calls);
         self.calls.end_all().await;
         if calls > 0 {
-            tracing::warn!(calls, "calls ended at the drain limit");
+            tracing::warn!(target: REGISTRATION, calls, "calls ended at the drain limit");
         }
     }
 
@@ -198,7 +199,7 @@ impl Inner {
         self.gauges.connections.on_cut(sockets);
         self.sockets.end_all().await;
         if sockets > 0 {
-            tracing::info!(sockets, "connections closed after the drain limit");
+            tracing::info!(target: REGISTRATION, sockets, "connections closed after the drain limit");
         }
     }
 }
@@ -241,7 +242,12 @@ impl Drop for CountdownTask {
         let (calls, connections) = (inner.calls.len(), inner.sockets.len());
         if inner.passed.load(Ordering::Acquire) != SOCKETS_CLOSED && calls + connections > 0 {
             inner.gauges.on_lost();
-            tracing::warn!(calls, connections, "drain limit lost with the runtime that counted down to it");
+            tracing::warn!(
+                target: REGISTRATION,
+                calls,
+                connections,
+                "drain limit lost with the runtime that counted down to it"
+            );
         }
     }
 }

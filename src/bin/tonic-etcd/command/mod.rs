@@ -3,3 +3,4 @@
 pub(crate) mod drain;
 pub(crate) mod ls;
 pub(crate) mod watch;
+pub(crate) mod web;

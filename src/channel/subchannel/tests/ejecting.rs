@@ -10,7 +10,7 @@ const ANSWERED: Outcome = Outcome::new(tonic::Code::NotFound, StatusOrigin::Answ
 
 /// Ejects it, lets the time pass, and returns what the end of that leads to.
 async fn to_probation(machine: &mut Machine) -> Effects {
-    let (until, _) = machine.on(Input::Outlier, now()).wake.expect("it is out");
+    let (until, _) = machine.on(OUTLIER, now()).wake.expect("it is out");
     assert_eq!(machine.on(OVER, now()), Effects::default(), "its time is not over");
     tokio::time::advance(until - now()).await;
     machine.on(OVER, now())
@@ -41,7 +41,7 @@ async fn the_end_of_an_ejection_dials_anew_what_is_used() {
 #[tokio::test(start_paused = true)]
 async fn an_instance_that_is_dialled_after_an_ejection_says_connecting() {
     let mut machine = at("Ready");
-    let (until, _) = machine.on(Input::Outlier, now()).wake.expect("it is out");
+    let (until, _) = machine.on(OUTLIER, now()).wake.expect("it is out");
     assert_eq!(machine.connectivity(), Connectivity::Ready, "its connection stands");
     machine.on(Input::Ended(ticket(&machine), broken()), now());
     let status = machine.shared.status();
@@ -153,7 +153,7 @@ async fn where_a_proof_outlives_its_connection_the_next_call_decides() {
 #[tokio::test(start_paused = true)]
 async fn a_new_lease_ends_an_ejection_and_a_probation() {
     let mut machine = at("Ready");
-    machine.on(Input::Outlier, now());
+    machine.on(OUTLIER, now());
     machine.on(Input::Updated(member(2, 10, MemberState::Live)), now());
     assert!(!machine.ejection.is_out() && !machine.shared.status().is_ejected());
     to_probation(&mut machine).await;
@@ -166,7 +166,7 @@ async fn a_new_lease_ends_an_ejection_and_a_probation() {
 #[tokio::test(start_paused = true)]
 async fn a_selected_instance_that_is_out_is_dialled_as_a_last_resort() {
     let mut machine = at("Ready");
-    machine.on(Input::Outlier, now());
+    machine.on(OUTLIER, now());
     machine.on(Input::Unselected, now());
     machine.on(Input::Selected, now());
     let connection = reconnect(&mut machine);
@@ -239,7 +239,7 @@ async fn an_instance_on_probation_is_admitted_where_another_may_not_be_ejected()
     let quota = on_probation.load().quota();
     assert!(!machine.ejection.is_on_probation() && quota.acquire() && quota.acquire());
     let mut out = at("Ready");
-    out.on(Input::Outlier, now());
+    out.on(OUTLIER, now());
     assert_eq!(out.on(Input::Admitted, now()), Effects::default(), "one that is out stays out");
 }
 
@@ -327,7 +327,7 @@ async fn what_an_instance_did_is_counted_on_over_its_connections() {
     second.on_missed();
     let did = machine.compared();
     assert_eq!((did.answered, did.missed, did.ready), (6, 2, 1));
-    machine.on(Input::Outlier, now());
+    machine.on(OUTLIER, now());
     assert_eq!(machine.compared().ready, 0, "it takes no calls");
 }
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::channel::outlier::OutlierDetection;
+use crate::channel::outlier::{DetectionMethod, OutlierDetection};
 use crate::channel::policy::load::Load;
 use crate::instance::Instance;
+use crate::metrics::channel::{ChannelFigures, InstanceState};
 
 type Machine = Subchannel<()>;
 
@@ -29,11 +30,17 @@ fn live() -> Member {
 /// There are no other instances.
 const ALONE: Compared = Compared { answered: 0, missed: 0, ready: 0, missing: 0 };
 
+const OUTLIER: Input<()> = Input::Outlier(DetectionMethod::FailurePercentage);
+
 const OVER: Input<()> = Input::EjectionOver { others: ALONE };
 
 fn reports() -> Reports {
     let outliers = OutlierDetection::new().consecutive_failures(3);
-    Reports { outliers: Arc::new(outliers), events: mpsc::unbounded_channel().0 }
+    Reports {
+        outliers: Arc::new(outliers),
+        events: mpsc::unbounded_channel().0,
+        figures: ChannelFigures::new("etcd:///echo"),
+    }
 }
 
 /// What calls on the connections report that are made from now on.
@@ -129,7 +136,7 @@ fn at(state: &str) -> Machine {
         machine.on(Input::Ended(ticket(&machine), planned("it left")), now());
     }
     if state == "Ejected" {
-        machine.on(Input::Outlier, now());
+        machine.on(OUTLIER, now());
     }
     assert_eq!(name(&machine), state, "the way leads there");
     machine
@@ -198,7 +205,7 @@ const TABLE: [Row; 16] = [
     ("admitted", |_, _| Input::Admitted, ["="; 8], "--------"),
     ("the end of a probation", |_, _| Input::ProbationOver, ["="; 8], "--------"),
     ("its time", |_, ticket| Input::BackoffOver(ticket), ["=", "=", "=", "=", "=", "=", "=", "Queued"], "--------"),
-    ("an outlier", |_, _| Input::Outlier, ["=", "=", "=", "Ejected", "Ejected", "=", "=", "Ejected"], "-rrrrrrr"),
+    ("an outlier", |_, _| OUTLIER, ["=", "=", "=", "Ejected", "Ejected", "=", "=", "Ejected"], "-rrrrrrr"),
 ];
 
 fn published(letter: char) -> Publish {
@@ -274,6 +281,34 @@ async fn connectivity_follows_from_the_state_and_the_last_failure() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_instance_is_counted_by_what_keeps_calls_from_it() {
+    use InstanceState as Counted;
+    let expected = [
+        Counted::Ejected,
+        Counted::Unused,
+        Counted::Draining,
+        Counted::Connecting,
+        Counted::Connecting,
+        Counted::Ready,
+        Counted::Connecting,
+        Counted::TransientFailure,
+    ];
+    for (state, expected) in STATES.into_iter().zip(expected) {
+        assert_eq!(at(state).counted_as(), expected, "{state}");
+    }
+    for (state, expected) in [(MemberState::Draining, Counted::Draining), (MemberState::Suspect, Counted::Suspect)] {
+        let mut machine = at("Ready");
+        machine.on(Input::Updated(member(1, 10, state)), now());
+        assert_eq!(machine.counted_as(), expected, "{state:?} with a connection");
+        machine.on(OUTLIER, now());
+        assert_eq!(machine.counted_as(), Counted::Ejected, "{state:?} and out");
+    }
+    let mut machine = at("Connecting");
+    machine.on(Input::Updated(member(1, 10, MemberState::Suspect)), now());
+    assert_eq!(machine.counted_as(), Counted::Idle, "a suspect lives by its connection alone");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failure_shows_until_the_next_connection_stands() {
     let mut machine = at("Backoff");
     machine.on(Input::BackoffOver(ticket(&machine)), now());
@@ -316,7 +351,7 @@ async fn a_connection_that_ends_settles_a_suspect_and_keeps_one_that_is_out_idle
     machine.on(Input::Ended(ticket(&machine), broken()), now());
     assert_eq!(name(&machine), "Withdrawn");
     let mut machine = at("Ready");
-    machine.on(Input::Outlier, now());
+    machine.on(OUTLIER, now());
     let effects = machine.on(Input::Ended(ticket(&machine), broken()), now());
     assert_eq!((name(&machine), effects.queue, effects.failure.as_deref()), ("Ejected", None, Some("broken")));
 }

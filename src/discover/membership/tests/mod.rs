@@ -51,7 +51,7 @@ impl World {
     fn kv(&mut self, segment: &str, value: &str, lease: i64) -> Kv {
         self.revision += 1;
         let key = format!("p/echo/{segment}").into_bytes();
-        Kv { key, value: value.into(), lease, mod_revision: self.revision, version: 1 }
+        Kv { key, value: value.into(), lease, create_revision: 1, mod_revision: self.revision, version: 1 }
     }
 
     fn put(&mut self, address: &str, lease: i64) {
@@ -285,6 +285,7 @@ fn what_cannot_be_used_is_skipped_alone() {
         key: b"p/echo/\xff".to_vec(),
         value: br#"{"address":"x:1"}"#.to_vec(),
         lease: 7,
+        create_revision: 99,
         mod_revision: 99,
         version: 1,
     };
