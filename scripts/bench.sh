@@ -17,7 +17,7 @@ Usage: scripts/bench.sh [--quick] [--rounds COUNT] [--case NAME]...
   --rounds COUNT
                 as many rounds instead of 25: narrower intervals, and a longer run
   --case NAME   this case only, can be repeated: micro, unary, paced, kinds, p99_slow, refuses, mute,
-                frozen, killed, join, arrive, memory, connected
+                frozen, killed, join, arrive, memory, connected, metrics
   -h, --help    this text
 
 ETCD names another etcd binary than that of the PATH.
@@ -32,6 +32,10 @@ main() {
     scripts/setup.sh
     echo "bench: building (a few minutes the first time)"
     cargo bench --locked --quiet --no-run --bench picker --bench layer --bench side_by_side
+    if wants metrics; then
+        # The same program with the feature: what that costs is a comparison of both.
+        side_by_side+=(--with-metrics "$(with_metrics)")
+    fi
 
     local begin=$SECONDS
     mkdir -p "$out"
@@ -86,11 +90,17 @@ parse_options() {
 use_case() {
     case $1 in
         micro | unary | paced | kinds | p99_slow | refuses | mute | frozen | killed | join | arrive | memory \
-            | connected) ;;
+            | connected | metrics) ;;
         *) refuse "unknown case: $1" ;;
     esac
     cases+=("$1")
     side_by_side+=(--case "$1")
+}
+
+# Prints where the program is that was built with the feature `metrics`.
+with_metrics() {
+    cargo bench --locked --quiet --no-run --features metrics --bench side_by_side --message-format=json \
+        | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
 }
 
 # Without --case, every case is wanted.

@@ -25,6 +25,7 @@ use tokio::time::timeout;
 use tonic_etcd::shutdown_signal;
 
 use self::cases::connected::Weighed;
+use self::cases::metrics::Recorder;
 use self::results::Results;
 use self::rounds::Plan;
 
@@ -67,6 +68,10 @@ struct Arguments {
     #[arg(long, default_value = "target/criterion")]
     criterion: PathBuf,
 
+    /// This program, built with the feature `metrics`.
+    #[arg(long)]
+    with_metrics: Option<PathBuf>,
+
     /// What `cargo bench` adds; without it, nothing is measured.
     #[arg(long, hide = true)]
     bench: bool,
@@ -87,6 +92,9 @@ enum Part {
     /// A channel whose instances are all connected.
     #[command(hide = true)]
     Connected { weighed: Weighed, addresses: String },
+    /// A client that calls when it is told to.
+    #[command(hide = true)]
+    Calls { recorder: Recorder, addresses: String },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -106,6 +114,7 @@ enum Case {
     Arrive,
     Memory,
     Connected,
+    Metrics,
 }
 
 fn main() -> ExitCode {
@@ -115,6 +124,7 @@ fn main() -> ExitCode {
         Some(Part::Serve { count }) => runtime.block_on(server::serve(*count)),
         Some(Part::Memory) => runtime.block_on(cases::many::weigh()),
         Some(Part::Connected { weighed, addresses }) => runtime.block_on(cases::connected::weigh(*weighed, addresses)),
+        Some(Part::Calls { recorder, addresses }) => runtime.block_on(cases::metrics::call(*recorder, addresses)),
         None if !arguments.bench => println!("run by scripts/bench.sh or cargo bench: nothing is measured otherwise"),
         None => return runtime.block_on(run(&arguments)),
     }
@@ -187,6 +197,7 @@ impl Case {
             Self::Arrive => cases::many::arrive(plan, results).await,
             Self::Memory => cases::many::memory(plan, results),
             Self::Connected => cases::connected::run(plan, results),
+            Self::Metrics => cases::metrics::run(plan, arguments.with_metrics.as_deref(), results),
         }
     }
 }

@@ -21,8 +21,11 @@ impl Figures {
     /// Of channels over instances of this name that are built from now on, on this thread.
     pub(crate) fn of(service: &str) -> Self {
         let recorder = Box::leak(Box::new(PrometheusBuilder::new().build_recorder()));
-        let _installed = metrics::set_default_local_recorder(recorder);
-        Self { target: format!("instances:///{service}"), recorder: recorder.handle(), _installed }
+        Self {
+            target: format!("instances:///{service}"),
+            recorder: recorder.handle(),
+            _installed: metrics::set_default_local_recorder(recorder),
+        }
     }
 
     /// The sum of all series of a counter or a gauge that have these labels, among others.
@@ -74,9 +77,8 @@ impl Figures {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        if tokio::time::timeout(LIMIT, reached).await.is_err() {
-            panic!("{what}: {wanted} were due, and there are {}:\n{}", figure(self), self.recorder.render());
-        }
+        let in_time = tokio::time::timeout(LIMIT, reached).await.is_ok();
+        assert!(in_time, "{what}: {wanted} were due, and there are {}:\n{}", figure(self), self.recorder.render());
     }
 
     /// Asserts that nothing is left in any gauge.
