@@ -9,8 +9,8 @@
 //! | `snapshots` | the newest snapshot of one or of several registries, merged |
 //! | `stream` | snapshots to changes: the public stream |
 //! | `feeder` | snapshots to tonic's own balanced channel |
-//! | `gauges` | what is known of a service, to the metrics |
 //! | `inspect` | what stands below the prefix, key by key, and what is made of it |
+//! | `gauges` | what is known of a service, to the metrics |
 //! | `operate` | what an operator lists, reads and marks, without a watch |
 //! | `reweigh` | an operator's weight to the server that takes it up |
 

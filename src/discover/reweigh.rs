@@ -87,7 +87,15 @@ impl Watchers {
                 Ok(Claimed::Done(_)) => match self.answer(target, &key, &seen, &reweighed, deadline).await? {
                     Answer::TakenUp => {
                         let Target { service, address, weight } = target;
-                        tracing::info!(target: DISCOVERY, %service, %address, key, lease = hex(lease), weight, "instance has another weight");
+                        tracing::info!(
+                            target: DISCOVERY,
+                            %service,
+                            %address,
+                            key,
+                            lease = hex(lease),
+                            weight,
+                            "instance has another weight"
+                        );
                         return Ok(());
                     }
                     Answer::Replaced(kv) => seen = kv,

@@ -111,12 +111,14 @@ impl Discover {
         }
     }
 
-    /// The instances as whole snapshots instead: the newest and all that follow, for what shows states
-    /// ([`MemberState`](crate::snapshot::MemberState)), of which the changes say nothing. It never ends, and a stream
-    /// that is not polled for a while skips to the newest.
-    #[must_use = "streams do nothing unless polled"]
-    pub fn into_snapshots(self) -> impl Stream<Item = Arc<Snapshot>> + Send + Unpin + 'static {
-        self.snapshots.into_inner().unwrap_or_else(PoisonError::into_inner).into_stream()
+    /// Waits for a snapshot that it has not returned yet, and returns the newest: at first the one that is there. Unlike
+    /// the stream it also shows what changes in the states of instances, and whether instances are left out.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: no snapshot is lost.
+    pub async fn next_snapshot(&mut self) -> Arc<Snapshot> {
+        self.snapshots.get_mut().unwrap_or_else(PoisonError::into_inner).next().await
     }
 
     /// A tonic channel that balances over the instances, with tonic's own balancer.

@@ -186,11 +186,8 @@ impl Generation {
         Fut: Future<Output = Result<T, EtcdError>>,
     {
         let call = &call;
-        join_all(
-            (0..self.len())
-                .map(|index| async move { (self.name(index).to_owned(), self.call_on(index, limit, call).await) }),
-        )
-        .await
+        let on = |index| async move { (self.name(index).to_owned(), self.call_on(index, limit, call).await) };
+        join_all((0..self.len()).map(on)).await
     }
 
     async fn call_on<T, F, Fut>(&self, index: usize, limit: Duration, call: &F) -> Result<T, EtcdError>

@@ -42,6 +42,12 @@ mod poison;
 mod processes;
 #[cfg(feature = "cli")]
 mod program;
+#[cfg(feature = "cli")]
+mod program_check;
+#[cfg(feature = "cli")]
+mod program_page;
+#[cfg(feature = "cli")]
+mod program_top;
 mod put_back;
 mod replaced;
 mod reweighted;

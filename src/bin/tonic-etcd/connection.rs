@@ -44,7 +44,7 @@ pub(crate) struct Connection {
     key: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     Kitex,
     Etcd,
@@ -52,18 +52,68 @@ enum Format {
     Kratos,
 }
 
+impl Format {
+    fn default_prefix(self) -> &'static str {
+        match self {
+            Self::Kitex => "kitex/registry-etcd",
+            Self::Etcd | Self::GoZero => "",
+            Self::Kratos => "/microservices",
+        }
+    }
+}
+
 impl Connection {
     pub(crate) fn registry(&self) -> Result<Registry, Failure> {
-        let mut registry = Registry::builder(&self.etcd);
-        registry = match self.format {
+        self.registry_at(self.format, self.prefix())
+    }
+
+    /// Whether etcd runs on this host, by its URLs.
+    pub(crate) fn is_local(&self) -> bool {
+        self.etcd.iter().all(|url| ["127.", "localhost", "[::1]"].iter().any(|host| host_of(url).starts_with(host)))
+    }
+
+    /// Where servers are looked for, in words.
+    pub(crate) fn place(&self) -> String {
+        Self::flags_to(self.format, self.prefix())
+    }
+
+    /// Where else servers may be registered: the flags that lead to each place, and its registry.
+    pub(crate) fn elsewhere(&self) -> Result<Vec<(String, Registry)>, Failure> {
+        let own = self.prefix();
+        // A slash at the end changes nothing, and one at the begin is a different prefix.
+        let slashed = own.strip_prefix('/').map_or_else(|| format!("/{own}"), str::to_owned);
+        let mut places = Vec::new();
+        for format in Format::value_variants() {
+            let mut prefixes = vec![format.default_prefix(), own, &slashed, ""];
+            prefixes.sort_unstable();
+            prefixes.dedup_by_key(|prefix| prefix.trim_end_matches('/'));
+            prefixes
+                .retain(|prefix| (*format, prefix.trim_end_matches('/')) != (self.format, own.trim_end_matches('/')));
+            for prefix in prefixes {
+                places.push((Self::flags_to(*format, prefix), self.registry_at(*format, prefix)?));
+            }
+        }
+        Ok(places)
+    }
+
+    fn prefix(&self) -> &str {
+        self.prefix.as_deref().unwrap_or_else(|| self.format.default_prefix())
+    }
+
+    fn flags_to(format: Format, prefix: &str) -> String {
+        let value = format.to_possible_value();
+        let name = value.as_ref().map_or("", |value| value.get_name());
+        format!("--format {name} --prefix '{prefix}'")
+    }
+
+    fn registry_at(&self, format: Format, prefix: &str) -> Result<Registry, Failure> {
+        let mut registry = Registry::builder(&self.etcd).prefix(prefix);
+        registry = match format {
             Format::Kitex => registry.format(Kitex::new()),
             Format::Etcd => registry.format(EtcdNaming::new()),
             Format::GoZero => registry.format(GoZero::new()),
             Format::Kratos => registry.format(Kratos::new()),
         };
-        if let Some(prefix) = &self.prefix {
-            registry = registry.prefix(prefix);
-        }
         if let (Some(user), Some(password)) = (&self.user, &self.password) {
             registry = registry.auth(user, password);
         }
@@ -83,4 +133,9 @@ impl Connection {
             _ => tls,
         }))
     }
+}
+
+/// The host and what follows it in a URL.
+fn host_of(url: &str) -> &str {
+    url.split_once("://").map_or(url, |(_, rest)| rest)
 }

@@ -15,6 +15,8 @@ pub(crate) enum Failure {
     Usage(Box<dyn Error + Send + Sync>),
     /// It could not go on: exit code 1.
     Run(Box<dyn Error + Send + Sync>),
+    /// It did what it was asked to, and printed what is wrong: exit code 1.
+    Found,
 }
 
 impl From<ConfigError> for Failure {
@@ -47,6 +49,7 @@ pub(crate) fn exit_code<P: CommandFactory>(ended: Result<(), Failure>) -> ExitCo
             let _ = P::command().error(ErrorKind::ValueValidation, with_causes(&*error)).print();
             ExitCode::from(2)
         }
+        Err(Failure::Found) => ExitCode::FAILURE,
         Err(Failure::Run(error)) => {
             let _ = writeln!(io::stderr(), "error: {}", with_causes(&*error));
             ExitCode::FAILURE
@@ -54,7 +57,7 @@ pub(crate) fn exit_code<P: CommandFactory>(ended: Result<(), Failure>) -> ExitCo
     }
 }
 
-/// An error's message, and those of its causes.
+/// An error and its causes in one line.
 pub(crate) fn with_causes(error: &dyn Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();

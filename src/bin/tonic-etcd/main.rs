@@ -70,6 +70,12 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         service: Option<String>,
     },
+    /// Looks for what is wrong, in etcd and at each server, and says what to do about it
+    ///
+    /// Exits with 1 if it found an error, with --strict if it found a warning.
+    Check(command::check::Flags),
+    /// Shows services, their servers and what happens to them on the whole terminal
+    Top(command::top::Flags),
     /// Shows the registry live on a page for browsers, until ctrl-c
     Web(command::web::Flags),
 }
@@ -92,7 +98,9 @@ impl Command {
     fn log(&self) -> &'static str {
         match self {
             Self::Watch { .. } | Self::Web(_) => "warn",
-            Self::Ls { .. } | Self::Drain { .. } => "warn,tonic_etcd::etcd=error",
+            // A line of a log would stand in the middle of the screen.
+            Self::Top(_) => "off",
+            Self::Ls { .. } | Self::Drain { .. } | Self::Check(_) => "warn,tonic_etcd::etcd=error",
         }
     }
 }
@@ -106,6 +114,8 @@ async fn run(flags: Flags) -> Result<(), Failure> {
         Command::Watch { service } => command::watch::run(&registry, service, output).await,
         Command::Drain { address, service } => command::drain::run(&registry, address, service, output).await,
         Command::Web(flags) => command::web::run(registry, shown, flags, output).await,
+        Command::Top(top) => command::top::run(&flags.connection, &top).await,
+        Command::Check(check) => command::check::run(&flags.connection, &check, output).await,
     }
 }
 

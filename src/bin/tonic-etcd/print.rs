@@ -138,13 +138,13 @@ fn lease(member: &Member) -> String {
 }
 
 /// Any program can write tags, and a terminal obeys control characters.
-fn shown<T: fmt::Display>(tags: impl IntoIterator<Item = (T, T)>) -> String {
+pub(crate) fn shown<T: fmt::Display>(tags: impl IntoIterator<Item = (T, T)>) -> String {
     let tags: Vec<String> = tags.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
     tags.join(" ").escape_debug().to_string()
 }
 
 /// The time of day in UTC.
-fn time_of_day(unix_us: u128) -> String {
+pub(crate) fn time_of_day(unix_us: u128) -> String {
     let millis = unix_us / 1_000 % 86_400_000;
     let (seconds, millis) = (millis / 1_000, millis % 1_000);
     format!("{:02}:{:02}:{:02}.{millis:03}", seconds / 3_600, seconds / 60 % 60, seconds % 60)
@@ -182,7 +182,8 @@ pub(crate) fn print_line(line: &impl Serialize) -> io::Result<()> {
     stdout.flush()
 }
 
-fn print(line: &str) -> io::Result<()> {
+/// Prints a line of text to standard output.
+pub(crate) fn print(line: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{line}")?;
     stdout.flush()

@@ -104,7 +104,13 @@ impl<T> Subchannel<T> {
     /// Leaves the instance out for a while, unless it is out already.
     pub(super) fn eject(&mut self, method: DetectionMethod, now: Instant, effects: &mut Effects) {
         let Some(until) = self.ejection.eject(now, &self.reports.outliers) else { return };
-        tracing::info!(target: CHANNEL, address = %self.address(), for_s = (until - now).as_secs(), evidence = %method, "instance ejected");
+        tracing::info!(
+            target: CHANNEL,
+            address = %self.address(),
+            for_s = (until - now).as_secs(),
+            evidence = %method,
+            "instance ejected"
+        );
         self.reports.figures.on_ejection(method.label());
         if !matches!(self.state, State::Ready(_) | State::Idle(_)) {
             self.enter(State::Idle(Reason::Ejected));

@@ -242,7 +242,12 @@ impl LeaseTask {
             ClaimOutcome::Foreign(other) => {
                 self.failures = 0;
                 self.setbacks.on_settled();
-                tracing::warn!(target: REGISTRATION, key, lease = hex(other), "address is registered by another server that is alive");
+                tracing::warn!(
+                    target: REGISTRATION,
+                    key,
+                    lease = hex(other),
+                    "address is registered by another server that is alive"
+                );
                 self.reports.on_conflict(key.clone(), other);
                 // A new watch: the old one shows the key from before the other server's claim.
                 State::Yielding { lease, observer: self.observe(key) }
@@ -295,7 +300,12 @@ impl LeaseTask {
                     }
                     KeyState::Touched(loss) => {
                         let reason = loss.reason();
-                        tracing::warn!(target: REGISTRATION, key = observer.key, reason, "registration was lost; it is put back");
+                        tracing::warn!(
+                            target: REGISTRATION,
+                            key = observer.key,
+                            reason,
+                            "registration was lost; it is put back"
+                        );
                         self.reports.on_lost(loss);
                         return State::Claiming { lease, at: self.restore_at(), observer: Some(observer) };
                     }
@@ -326,7 +336,13 @@ impl LeaseTask {
     /// Makes an operator's weight the instance's own, unless the program set another one meanwhile.
     fn take_up(&self, order: Reweighted, key: &str) {
         if self.desired.reweigh(order.from, order.to) {
-            tracing::info!(target: REGISTRATION, key, weight = order.to, former = order.from, "an operator sets the weight of this instance");
+            tracing::info!(
+                target: REGISTRATION,
+                key,
+                weight = order.to,
+                former = order.from,
+                "an operator sets the weight of this instance"
+            );
         }
     }
 
@@ -436,7 +452,13 @@ impl LeaseTask {
     /// Takes out what failed attempts may have left in etcd, and ends.
     async fn give_up(mut self, reason: String) {
         let (service, attempts) = (self.claims.service(), self.failures);
-        tracing::warn!(target: REGISTRATION, %service, attempts, reason, "registration gave up: as many attempts failed as are allowed");
+        tracing::warn!(
+            target: REGISTRATION,
+            %service,
+            attempts,
+            reason,
+            "registration gave up: as many attempts failed as are allowed"
+        );
         let is_out = self.take_out().await;
         self.reports.on_ended(RegistrationStatus::GaveUp { attempts, reason }, is_out);
     }

@@ -54,20 +54,21 @@ pub(crate) async fn run(registry: Registry, shown: String, flags: Flags, output:
         }
         tracing::warn!(%listen, may_drain = allow_drain, "every machine that reaches this address may use the page");
     }
+    // Handled from here on: a signal just after the line that says it listens ends it in order.
+    let shutdown = shutdown_signal();
     let guard = Guard::new(allow_host)?;
     let listener =
         TcpListener::bind(listen).await.map_err(|error| failed(format!("cannot listen on {listen}: {error}")))?;
     output.listening(&format!("http://{}/", listener.local_addr()?))?;
 
     let hub = Arc::new(Hub::new(Board::new(env!("CARGO_PKG_VERSION"), shown, allow_drain)));
-    let drains = allow_drain.then(|| registry.clone());
-    let site = Arc::new(Site { hub: hub.clone(), guard, drains, output });
+    let site = Arc::new(Site::new(hub.clone(), guard, registry.clone(), allow_drain, output));
     let end = CancellationToken::new();
     let followed = async {
         let ended = tokio::select! {
             ended = feed::follow(&registry, &services, &hub) => ended,
             () = follow_figures(figures, &hub) => Ok(()),
-            () = shutdown_signal() => Ok(()),
+            () = shutdown => Ok(()),
         };
         end.cancel();
         ended

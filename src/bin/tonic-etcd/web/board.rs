@@ -89,6 +89,12 @@ impl Board {
         self.services.get(service)?.snapshot.as_ref()?.get(address)
     }
 
+    /// Whether the key of an instance hangs on it.
+    pub(crate) fn has_lease(&self, lease: i64) -> bool {
+        let mut snapshots = self.services.values().filter_map(|service| service.snapshot.as_ref());
+        lease != 0 && snapshots.any(|snapshot| snapshot.iter().any(|member| member.lease() == lease))
+    }
+
     /// Makes place for a service, of which nothing is known yet.
     pub(crate) fn add(&mut self, name: &str, is_late: bool) {
         self.services.entry(name.into()).or_insert_with(|| Service {

@@ -64,7 +64,9 @@ impl Followed {
         if self.ends.contains_key(name) {
             return Ok(());
         }
-        let snapshots = registry.discover(name)?.into_snapshots();
+        let snapshots = stream::unfold(registry.discover(name)?, async |mut discover| {
+            Some((discover.next_snapshot().await, discover))
+        });
         let (end, ended) = oneshot::channel();
         let name: Arc<str> = name.into();
         hub.board().add(&name, is_late);
@@ -112,7 +114,7 @@ fn looks(registry: Registry, named: Vec<String>) -> BoxStream<'static, Result<Ve
         sleep(pause).await;
         let begin = Instant::now();
         let names = match named.first() {
-            Some(name) => registry.instances(name).await.map(|_| named.clone()),
+            Some(_) => answers(&registry).await.map(|()| named.clone()),
             None => registry.services().await.map(|all| all.into_keys().map(String::from).collect()),
         };
         // A registry that takes long to list is not asked more than a tenth of the time.
@@ -120,6 +122,18 @@ fn looks(registry: Registry, named: Vec<String>) -> BoxStream<'static, Result<Ve
         Some((names, (registry, named, pause)))
     };
     stream::unfold((registry, named, Duration::ZERO), look).boxed()
+}
+
+/// Whether any member answers, without a read of anything.
+async fn answers(registry: &Registry) -> Result<(), RegistryError> {
+    let mut last = Ok(());
+    for (_, status) in registry.members().await {
+        match status {
+            Ok(_) => return Ok(()),
+            Err(error) => last = Err(error),
+        }
+    }
+    last
 }
 
 /// How often it is looked for new services, and whether etcd answers.

@@ -106,3 +106,78 @@ impl Page {
 const QUEUE: usize = 256;
 /// Pages that are open at once.
 const MAX_PAGES: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures_util::{FutureExt, StreamExt};
+
+    use super::*;
+
+    fn hub() -> Arc<Hub> {
+        Arc::new(Hub::new(Board::new("1.0.0", String::new(), false)))
+    }
+
+    fn names(events: &[Bytes]) -> Vec<String> {
+        let name = |event: &Bytes| {
+            let text = String::from_utf8_lossy(event).into_owned();
+            text.strip_prefix("event: ").and_then(|rest| rest.split('\n').next()).unwrap_or_default().to_owned()
+        };
+        events.iter().map(name).collect()
+    }
+
+    /// What is there without waiting.
+    fn read(page: &mut (impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Unpin)) -> Vec<Bytes> {
+        let next = || page.next().now_or_never().flatten();
+        std::iter::from_fn(next).filter_map(|frame| frame.ok()?.into_data().ok()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_page_hears_all_that_is_known_first_and_each_change_once() {
+        let hub = hub();
+        hub.update(|board, now| board.on_trouble("before".to_owned(), now));
+        let mut page = pin!(hub.open(CancellationToken::new()).expect("a place"));
+        hub.update(|board, now| board.on_answer(0, now));
+        let events = read(&mut page);
+        assert_eq!(names(&events), ["begin", "log", "beat", "live", "log", "beat"]);
+        assert!(read(&mut page).is_empty(), "and nothing twice");
+    }
+
+    #[tokio::test]
+    async fn a_page_that_read_too_slowly_begins_anew_and_the_others_do_not() {
+        let hub = hub();
+        let mut slow = pin!(hub.open(CancellationToken::new()).expect("a place"));
+        let mut quick = pin!(hub.open(CancellationToken::new()).expect("a place"));
+        read(&mut slow);
+        read(&mut quick);
+        let mut heard = 0;
+        for left_out in 0..=QUEUE {
+            hub.update(|board, now| board.on_answer(left_out, now));
+            heard += read(&mut quick).len();
+        }
+        assert_eq!(heard, QUEUE + 1, "one event for each change");
+        let events = read(&mut slow);
+        assert_eq!(names(&events), ["begin", "log", "beat", "live"], "all that is known instead of what it missed");
+        let beat = String::from_utf8_lossy(&events[2]);
+        assert!(beat.contains(&format!("\"left_out\":{QUEUE}")), "as it is now: {beat}");
+    }
+
+    #[tokio::test]
+    async fn pages_beyond_the_limit_wait_for_one_that_closes() {
+        let hub = hub();
+        let mut pages: Vec<_> = (0..MAX_PAGES).map(|_| hub.open(CancellationToken::new()).expect("a place")).collect();
+        assert!(hub.open(CancellationToken::new()).is_none());
+        pages.pop();
+        assert!(hub.open(CancellationToken::new()).is_some());
+    }
+
+    #[tokio::test]
+    async fn the_end_is_told_whatever_is_still_to_be_read() {
+        let hub = hub();
+        let end = CancellationToken::new();
+        let mut page = pin!(hub.open(end.clone()).expect("a place"));
+        end.cancel();
+        assert_eq!(names(&read(&mut page)), ["bye"]);
+    }
+}

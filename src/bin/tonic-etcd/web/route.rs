@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::json;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic_etcd::{Address, Registry, RegistryError};
@@ -26,14 +27,20 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// What the server serves.
 pub(crate) struct Site {
-    pub(crate) hub: Arc<Hub>,
-    pub(crate) guard: Guard,
-    /// `None` where the page only looks.
-    pub(crate) drains: Option<Registry>,
-    pub(crate) output: Output,
+    hub: Arc<Hub>,
+    guard: Guard,
+    registry: Registry,
+    /// Whether the page may give orders.
+    may_drain: bool,
+    output: Output,
+    questions: Semaphore,
 }
 
 impl Site {
+    pub(crate) fn new(hub: Arc<Hub>, guard: Guard, registry: Registry, may_drain: bool, output: Output) -> Self {
+        Self { hub, guard, registry, may_drain, output, questions: Semaphore::new(MAX_QUESTIONS) }
+    }
+
     pub(crate) async fn answer(&self, request: Request<Incoming>, end: CancellationToken) -> Response<Body> {
         let mut answer = match self.guard.check(&request) {
             Ok(()) => self.route(request, end).await,
@@ -53,23 +60,25 @@ impl Site {
                 _ => not_allowed("POST"),
             };
         }
-        let asset = ASSETS.iter().find(|asset| asset.0 == path);
-        if asset.is_none() && path != "/events" {
-            return text(StatusCode::NOT_FOUND, "there is nothing of that name");
-        }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return not_allowed("GET, HEAD");
         }
-        match asset {
+        if path == "/events" {
+            return self.events(end);
+        }
+        if let Some(lease) = path.strip_prefix("/lease/") {
+            return self.lease(lease).await;
+        }
+        match ASSETS.iter().find(|asset| asset.0 == path) {
             Some(("/", kind, page)) => answer(StatusCode::OK, kind, self.with_token(page)),
             Some((_, kind, text)) => answer(StatusCode::OK, kind, *text),
-            None => self.events(end),
+            None => text(StatusCode::NOT_FOUND, "there is nothing of that name"),
         }
     }
 
     /// The token of a page that may give orders; none where it may not.
     fn with_token(&self, page: &str) -> String {
-        let token = if self.drains.is_some() { self.guard.token() } else { "" };
+        let token = if self.may_drain { self.guard.token() } else { "" };
         page.replacen(TOKEN_PLACE, token, 1)
     }
 
@@ -80,18 +89,31 @@ impl Site {
                 answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
                 answer
             }
-            None => {
-                let mut answer = text(StatusCode::SERVICE_UNAVAILABLE, "too many pages are open");
-                answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
-                answer
+            None => unavailable("too many pages are open"),
+        }
+    }
+
+    /// How long a lease lives: of an instance that is shown, since others are not this page's business.
+    async fn lease(&self, lease: &str) -> Response<Body> {
+        let lease = i64::from_str_radix(lease, 16).ok().filter(|lease| self.hub.board().has_lease(*lease));
+        let Some(lease) = lease else { return text(StatusCode::NOT_FOUND, "no instance has that lease") };
+        let Ok(_place) = self.questions.try_acquire() else {
+            return unavailable("etcd is asked too much at once");
+        };
+        match self.registry.lease(lease).await {
+            Ok(Some(lease)) => {
+                let (granted, remaining) = (lease.granted().as_secs(), lease.remaining().as_secs());
+                answer(StatusCode::OK, JSON, json!({ "granted": granted, "remaining": remaining }).to_string())
             }
+            Ok(None) => text(StatusCode::NOT_FOUND, "the lease has ended"),
+            Err(error) => text(status_of(&error), with_causes(&error)),
         }
     }
 
     async fn drain(&self, request: Request<Incoming>) -> Response<Body> {
-        let Some(registry) = &self.drains else {
+        if !self.may_drain {
             return text(StatusCode::FORBIDDEN, "this page only looks: --allow-drain lets it give orders");
-        };
+        }
         if let Err(refusal) = self.guard.check_order(&request) {
             return refused(refusal);
         }
@@ -103,7 +125,7 @@ impl Site {
         if known.is_some_and(|lease| lease != order.lease) {
             return text(StatusCode::CONFLICT, "another server has that address by now");
         }
-        match registry.drain(&order.service, order.address.clone()).await {
+        match self.registry.drain(&order.service, order.address.clone()).await {
             Ok(()) => {
                 // Standard output may be closed; the order was obeyed all the same.
                 let _ = self.output.drained(&order.service, &order.address, "marked");
@@ -163,6 +185,12 @@ fn not_allowed(allowed: &'static str) -> Response<Body> {
     answer
 }
 
+fn unavailable(reason: &'static str) -> Response<Body> {
+    let mut answer = text(StatusCode::SERVICE_UNAVAILABLE, reason);
+    answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
+    answer
+}
+
 fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
     answer(status, "text/plain; charset=utf-8", text)
 }
@@ -213,4 +241,6 @@ const HEADERS: [(&str, &str); 7] = [
 
 /// An order is a service, an address and a lease.
 const MAX_ORDER: usize = 4 << 10;
+/// Questions of pages that etcd is asked at once.
+const MAX_QUESTIONS: usize = 8;
 const ORDER_LIMIT: Duration = Duration::from_secs(5);

@@ -45,7 +45,7 @@ export class Details {
       facts.push(
         ["Weight", row.weight],
         ["Zone", row.zone || element("span", "muted", "none")],
-        ["Lease", row.lease ? element("code", "", row.lease) : element("span", "muted", "none: the key stays until it is deleted")],
+        ["Lease", row.lease ? [element("code", "", row.lease), element("div", "remaining muted", "", { "aria-live": "off" })] : element("span", "muted", "none: the key stays until it is deleted")],
         ["Joined", row.since === null ? "before this page's server" : element("span", "since", this.since(row))],
       );
     }
@@ -55,6 +55,31 @@ export class Details {
     if (tags.length > 0) children.push(element("h3", "", "Tags"), element("div", "scroll", element("table", "tags", element("tbody", "", tags))));
     if (this.model.mayDrain && this.token && row.state !== "gone") children.push(this.order(row));
     this.dialog.replaceChildren(...children);
+    this.follow(row);
+  }
+
+  /** How long the lease lives, asked every second while it is shown. */
+  async follow(row) {
+    const shown = this.shown;
+    while (this.shown === shown && this.drawn === row && row.lease) {
+      const told = await this.remaining(row.lease);
+      const place = this.dialog.querySelector(".remaining");
+      if (this.drawn !== row || !place) return;
+      place.replaceChildren(...told);
+      await new Promise((resolve) => setTimeout(resolve, 1_000));
+    }
+  }
+
+  async remaining(lease) {
+    try {
+      const answer = await fetch(`/lease/${encodeURIComponent(lease)}`);
+      if (!answer.ok) return [await answer.text()];
+      const { granted, remaining } = await answer.json();
+      const meter = element("meter", "", [], { max: Number(granted), value: Number(remaining), "aria-hidden": "true" });
+      return [`${Number(remaining)} s of ${Number(granted)} s left without another keepalive`, meter];
+    } catch {
+      return ["The server does not answer."];
+    }
   }
 
   since(row) {
