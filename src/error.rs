@@ -217,6 +217,27 @@ pub enum RegistryError {
         format: String,
     },
 
+    /// The format, or this value in it, has no place for a weight that an operator sets. Trying again never helps.
+    #[error("the format {format} cannot carry a weight that an operator sets")]
+    #[non_exhaustive]
+    NoWeight {
+        /// The format, as its `Debug` shows it.
+        format: String,
+    },
+
+    /// The server does not keep a weight that an operator sets, so it has the weight that it had before. Trying again
+    /// helps where the server was frozen or cut off from etcd.
+    #[error("the weight of {service} at {address} stays as it was: {reason}")]
+    #[non_exhaustive]
+    WeightNotKept {
+        /// The service.
+        service: String,
+        /// The address of the instance.
+        address: String,
+        /// Why it does not keep it.
+        reason: &'static str,
+    },
+
     /// The key changed each time that it was about to be marked. Trying again helps.
     #[error("{key} changes all the time")]
     #[non_exhaustive]
@@ -341,7 +362,9 @@ impl EtcdError {
 impl fmt::Display for EtcdError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, member, operation, key, .. } = self;
-        write!(f, "{operation} of {key} at {member} ")?;
+        // Some operations concern no key.
+        let of = if key.is_empty() { "" } else { " of " };
+        write!(f, "{operation}{of}{key} at {member} ")?;
         match kind {
             EtcdErrorKind::Unreachable => f.write_str("failed: the member cannot be reached"),
             EtcdErrorKind::Unavailable => f.write_str("failed: the member cannot serve it now"),

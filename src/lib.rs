@@ -77,11 +77,12 @@
 //!
 //! # Logs
 //!
-//! Registrations, watches and connections log by `tracing` events of the target `tonic_etcd`: install a subscriber,
+//! Registrations, watches and connections log by `tracing` events: install a subscriber,
 //! `tracing_subscriber::fmt().init()` for example. From `info` on they say what an operator has to know: each
 //! registration that begins, is lost or ends, each server that joins, leaves or is ejected, and each outage of an etcd
-//! member. [Logging](guide::logging) lists the messages. With the feature `metrics` there are counters, gauges and
-//! histograms as well: [Metrics](guide::metrics) lists them.
+//! member. Their targets are `tonic_etcd::registration`, `tonic_etcd::channel`, `tonic_etcd::discovery` and
+//! `tonic_etcd::etcd`. [Logging](guide::logging) lists the messages. With the feature `metrics` there are counters,
+//! gauges and histograms as well: [Metrics](guide::metrics) lists them.
 //!
 //! # Modules
 //!
@@ -140,6 +141,7 @@ mod registry;
 mod serialized;
 pub mod snapshot;
 pub mod tags;
+mod targets;
 #[cfg(test)]
 mod test_log;
 mod time;

@@ -63,7 +63,23 @@ fn only_what_users_have_a_use_for_is_in_the_package() {
         let kind = file.extension().and_then(|it| it.to_str());
         let is_known = matches!(
             kind,
-            None | Some("lock" | "md" | "orig" | "proto" | "rs" | "toml" | "json" | "yaml" | "service" | "bin")
+            None | Some(
+                "lock"
+                    | "md"
+                    | "orig"
+                    | "proto"
+                    | "rs"
+                    | "toml"
+                    | "json"
+                    | "yaml"
+                    | "service"
+                    | "bin"
+                    | "html"
+                    | "css"
+                    | "js"
+                    | "svg"
+                    | "png"
+            )
         );
         assert!(is_known, "{} is in the package: what is it for?", file.display());
     }

@@ -1,6 +1,6 @@
-//! The pages say what the code does: programs and messages that they show are those of the sources, files to copy from
-//! can be read, and every link leads somewhere, in the repository and in the documentation. Rust blocks of the chapters
-//! are compiled as doctests of `src/guide.rs`.
+//! The pages say what the code does: programs, messages and spans that they show are those of the sources, files to copy
+//! from can be read, and every link leads somewhere, in the repository and in the documentation. Rust blocks of the
+//! chapters are compiled as doctests of `src/guide.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -143,20 +143,59 @@ fn no_rust_of_the_chapters_is_left_uncompiled() {
     }
 }
 
+/// The targets that are promised, with the constant of each in `src/targets.rs`.
+const TARGETS: [(&str, &str); 4] = [
+    ("CHANNEL", "tonic_etcd::channel"),
+    ("REGISTRATION", "tonic_etcd::registration"),
+    ("DISCOVERY", "tonic_etcd::discovery"),
+    ("ETCD", "tonic_etcd::etcd"),
+];
+
+/// The folders of `src/` that log, each with the targets that it may use.
+const ROOMS: [(&str, &[&str]); 5] = [
+    ("channel", &["CHANNEL"]),
+    ("register", &["REGISTRATION"]),
+    ("discover", &["DISCOVERY"]),
+    ("etcd", &["ETCD"]),
+    // Connections to etcd and to instances.
+    ("tls", &["ETCD", "CHANNEL"]),
+];
+
+#[test]
+fn every_event_and_span_has_the_target_of_its_room() {
+    let constants = text("src/targets.rs");
+    for (name, target) in TARGETS {
+        let line = format!("pub(crate) const {name}: &str = \"{target}\";");
+        assert!(constants.contains(&line), "src/targets.rs lacks {line}");
+    }
+    assert_eq!(constants.matches("const ").count(), TARGETS.len(), "src/targets.rs has other targets");
+    let logged = logged();
+    for Logged { file, target, text, .. } in &logged {
+        let room = file.split('/').nth(1).unwrap_or_default();
+        let allowed = ROOMS.iter().find(|(name, _)| *name == room).map(|(_, targets)| *targets);
+        let allowed = allowed.unwrap_or_else(|| panic!("{file} logs {text:?}: its room needs a line in ROOMS"));
+        assert!(allowed.contains(&target.as_str()), "{file} logs {text:?} with the target {target:?}: not {allowed:?}");
+    }
+    for (name, _) in TARGETS {
+        assert!(logged.iter().any(|it| it.target == name && it.is_span), "no span has the target {name}");
+        assert!(logged.iter().any(|it| it.target == name && !it.is_span), "no event has the target {name}");
+    }
+}
+
 #[test]
 fn the_log_messages_of_the_guide_are_those_of_the_code() {
-    let in_code = log_messages();
     let page = text("docs/logging.md");
-    let rows: Vec<(String, String)> = rows(&page)
-        .filter(|cells| ["error", "warn", "info"].contains(&cells[0].as_str()))
-        .map(|cells| (cells[0].clone(), cells[1].trim_matches('`').to_owned()))
-        .collect();
-    for row in &rows {
-        assert!(in_code.contains(row), "no file of src/ logs this at this level: {row:?}");
-    }
-    for message in in_code.iter().filter(|(level, _)| level != "info") {
-        assert!(rows.contains(message), "docs/logging.md lacks {message:?}");
-    }
+    let (events, _) = page.split_once("\n## Spans\n").expect("spans come last");
+    let in_code: BTreeSet<_> = logged().into_iter().filter(|it| !it.is_span).map(Logged::row).collect();
+    assert_eq!(rows_of_log(events), in_code, "docs/logging.md on the left, src/ on the right");
+}
+
+#[test]
+fn the_spans_of_the_guide_are_those_of_the_code() {
+    let page = text("docs/logging.md");
+    let (_, spans) = page.split_once("\n## Spans\n").expect("spans come last");
+    let in_code: BTreeSet<_> = logged().into_iter().filter(|it| it.is_span).map(Logged::row).collect();
+    assert_eq!(rows_of_log(spans), in_code, "docs/logging.md on the left, src/ on the right");
 }
 
 #[test]
@@ -249,22 +288,57 @@ fn rows(page: &str) -> impl Iterator<Item = Vec<String>> + use<'_> {
     })
 }
 
-/// Level and message of each event, from `info` on.
-fn log_messages() -> BTreeSet<(String, String)> {
-    let mut found = BTreeSet::new();
-    for (file, code) in sources() {
-        for level in ["error", "warn", "info"] {
-            for call in code.split(&format!("tracing::{level}!(")).skip(1) {
-                let message = call.split(");").next().and_then(|call| call.rsplit('"').nth(1));
-                let message = message.unwrap_or_else(|| panic!("{file} logs no message: {call:.80}"));
-                // Events that stand within an expression end elsewhere; their message still is the first text.
-                let first = call.split('"').nth(1).unwrap_or(message);
-                found.insert((level.to_owned(), first.to_owned()));
+/// An event or a span, as a file of the library has it.
+struct Logged {
+    file: String,
+    level: String,
+    /// The name of a constant.
+    target: String,
+    /// The message of an event, the name of a span.
+    text: String,
+    is_span: bool,
+}
+
+impl Logged {
+    fn row(self) -> Row {
+        (self.level, self.target, self.text)
+    }
+}
+
+/// Level, target and text.
+type Row = (String, String, String);
+
+const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+
+fn logged() -> Vec<Logged> {
+    let mut found = Vec::new();
+    for (file, code) in sources().into_iter().filter(|(file, _)| !file.starts_with("src/bin/")) {
+        assert!(!code.contains("[instrument"), "{file}: #[instrument] takes its target from the module");
+        assert!(!code.contains("tracing::instrument"), "{file}: #[instrument] takes its target from the module");
+        for (at, _) in code.match_indices("!(") {
+            let (before, call) = (&code[..at], code[at + 2..].trim_start());
+            let name = before.rsplit(|char: char| !char.is_alphanumeric() && char != '_').next().unwrap_or_default();
+            assert!(!["event", "span"].contains(&name), "{file}: write the macro of a level: {call:.80}");
+            let (level, is_span) = name.strip_suffix("_span").map_or((name, false), |level| (level, true));
+            if !LEVELS.contains(&level) {
+                continue;
             }
+            // Without a target, it has that of its module.
+            let target = call.strip_prefix("target: ").and_then(|rest| rest.split(',').next()).unwrap_or_default();
+            let text = call.split('"').nth(1).unwrap_or_else(|| panic!("{file} logs no text: {call:.80}"));
+            let (level, target, text) = (level.to_owned(), target.to_owned(), text.to_owned());
+            found.push(Logged { file: file.clone(), level, target, text, is_span });
         }
     }
-    assert!(found.len() > 30, "the sources were not read: {found:?}");
+    assert!(found.len() > 90, "the sources were not read: {}", found.len());
     found
+}
+
+/// The rows that begin with a level, a target without its first part, and a text.
+fn rows_of_log(part: &str) -> BTreeSet<Row> {
+    let rows = rows(part).filter(|cells| LEVELS.contains(&cells[0].as_str()));
+    let cell = |cell: &str| cell.trim_matches('`').to_owned();
+    rows.map(|cells| (cells[0].clone(), cell(&cells[1]).to_uppercase(), cell(&cells[2]))).collect()
 }
 
 /// The files of `src/` without their tests and comments, a line of code a line.
@@ -281,7 +355,9 @@ fn sources() -> Vec<(String, String)> {
                 let code = fs::read_to_string(&path).expect("a file can be read").replace("\r\n", "\n");
                 let code = code.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
                 let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
-                files.push((path.display().to_string(), lines.fold(String::new(), |all, line| all + line + "\n")));
+                let relative = path.strip_prefix(root()).expect("it lies below").components();
+                let name = relative.map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/");
+                files.push((name, lines.fold(String::new(), |all, line| all + line + "\n")));
             }
         }
     }

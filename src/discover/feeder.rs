@@ -14,13 +14,14 @@ use tracing::Instrument;
 use super::snapshots::Snapshots;
 use crate::instance::{Address, Instance, ServiceName};
 use crate::snapshot::{Difference, Member, Snapshot};
+use crate::targets::DISCOVERY;
 
 pub(super) fn balance_channel<F>(service: &ServiceName, snapshots: Snapshots, endpoint: F) -> Channel
 where
     F: Fn(&Instance, Endpoint) -> Endpoint + Send + 'static,
 {
     let (channel, changes) = Channel::balance_channel(QUEUE);
-    let span = tracing::info_span!(parent: None, "balance_channel", %service);
+    let span = tracing::info_span!(target: DISCOVERY, parent: None, "balance_channel", %service);
     tokio::spawn(feed(snapshots, changes, move |instance| dial(instance, &endpoint)).instrument(span));
     channel
 }
@@ -33,7 +34,7 @@ where
     match uri {
         Ok(uri) => Some(endpoint(instance, Endpoint::from(uri).connect_timeout(CONNECT_TIMEOUT))),
         Err(error) => {
-            tracing::warn!(address = %instance.address, %error, "instance cannot be dialled");
+            tracing::warn!(target: DISCOVERY, address = %instance.address, %error, "instance cannot be dialled");
             None
         }
     }

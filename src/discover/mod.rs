@@ -10,12 +10,16 @@
 //! | `stream` | snapshots to changes: the public stream |
 //! | `feeder` | snapshots to tonic's own balanced channel |
 //! | `inspect` | what stands below the prefix, key by key, and what is made of it |
+//! | `gauges` | what is known of a service, to the metrics |
 //! | `operate` | what an operator lists, reads and marks, without a watch |
+//! | `reweigh` | an operator's weight to the server that takes it up |
 
 mod feeder;
+mod gauges;
 mod inspect;
 mod membership;
 mod operate;
+mod reweigh;
 mod snapshots;
 mod stream;
 mod watcher;

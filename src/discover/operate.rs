@@ -15,6 +15,7 @@ use crate::etcd::{CALL_LIMIT, Claimed, Connection, Kv, MAX_VALUE, Range, Scan, h
 use crate::format::Decoded;
 use crate::instance::{Address, ServiceName};
 use crate::snapshot::Snapshot;
+use crate::targets::DISCOVERY;
 
 /// The services that keys name, and how many keys each has.
 #[derive(Default)]
@@ -47,7 +48,12 @@ impl Watchers {
         let (_, counts) =
             self.ask(|member| async move { member.list(range, Scan::keys_only, CALL_LIMIT, take).await }).await?;
         if counts.cut_off > 0 {
-            tracing::warn!(prefix = base, count = counts.cut_off, "keys of all but 10,000 services are left out");
+            tracing::warn!(
+                target: DISCOVERY,
+                prefix = base,
+                count = counts.cut_off,
+                "keys of all but 10,000 services are left out"
+            );
         }
         Ok(counts.keys)
     }
@@ -118,7 +124,14 @@ impl Watchers {
                 .ask(|member| async move { member.put_if(key, value.clone(), lease, mod_revision, CALL_LIMIT).await });
             match put.await {
                 Ok(Claimed::Done(_)) => {
-                    tracing::info!(%service, %address, key, lease = hex(lease), "instance is told to leave");
+                    tracing::info!(
+                        target: DISCOVERY,
+                        %service,
+                        %address,
+                        key,
+                        lease = hex(lease),
+                        "instance is told to leave"
+                    );
                     return Ok(());
                 }
                 Ok(Claimed::Found(Some(kv))) => seen = kv,
@@ -133,7 +146,7 @@ impl Watchers {
     }
 
     /// The keys whose values have this address.
-    async fn keys_at(&self, service: &ServiceName, address: &Address) -> Result<Vec<Kv>, RegistryError> {
+    pub(super) async fn keys_at(&self, service: &ServiceName, address: &Address) -> Result<Vec<Kv>, RegistryError> {
         let keep = |kvs: &mut Vec<Kv>, kv: Kv| {
             if self.decode(service, &kv).is_some_and(|decoded| decoded.address == *address) {
                 kvs.push(kv);
@@ -143,7 +156,7 @@ impl Watchers {
     }
 
     /// The value of a key of the service, if it can be read.
-    fn decode(&self, service: &ServiceName, kv: &Kv) -> Option<Decoded> {
+    pub(super) fn decode(&self, service: &ServiceName, kv: &Kv) -> Option<Decoded> {
         let segment = segment(&kv.key, &self.layout.range(service))?;
         self.layout.decode(segment, &kv.value).ok()
     }
@@ -190,10 +203,10 @@ const MAX_SERVICES: usize = 10_000;
 const TOKEN_ATTEMPTS: usize = 3;
 
 /// How often a key is looked at again because it changed before it was marked.
-const MARK_ATTEMPTS: usize = 8;
+pub(super) const MARK_ATTEMPTS: usize = 8;
 
 /// The wait before a key is looked at again.
-const MARK_RETRY: Duration = Duration::from_millis(50);
+pub(super) const MARK_RETRY: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {

@@ -111,6 +111,16 @@ impl Discover {
         }
     }
 
+    /// Waits for a snapshot that it has not returned yet, and returns the newest: at first the one that is there. Unlike
+    /// the stream it also shows what changes in the states of instances, and whether instances are left out.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: no snapshot is lost.
+    pub async fn next_snapshot(&mut self) -> Arc<Snapshot> {
+        self.snapshots.get_mut().unwrap_or_else(PoisonError::into_inner).next().await
+    }
+
     /// A tonic channel that balances over the instances, with tonic's own balancer.
     ///
     /// `endpoint` makes what is dialled from each instance and a prepared [`Endpoint`] (`http://{address}`, one second

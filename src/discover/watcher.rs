@@ -10,12 +10,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;
 
+use super::gauges::SnapshotGauges;
 use super::membership::{Complaints, Layout, Membership};
 use crate::backoff::{spread, up_to};
 use crate::error::ConfigError;
-use crate::etcd::{Cluster, Range, Source, Update};
+use crate::etcd::{Cluster, Followed, ListCause, Range, Source, Update, WatchGauges};
 use crate::instance::ServiceName;
 use crate::snapshot::Snapshot;
+use crate::targets::DISCOVERY;
 use crate::time::sleep_until;
 use crate::trouble::Trouble;
 
@@ -124,10 +126,15 @@ impl Watchers {
         running.insert(service.clone(), Running { publisher: publisher.clone(), trouble: trouble.clone() });
         // A runtime that is going down drops the task at once, and that takes the lock.
         drop(running);
-        let span = tracing::info_span!(parent: None, "watch", %service);
-        let guard = WatcherGuard { watchers: self.clone(), service: service.clone(), publisher };
+        let span = tracing::info_span!(target: DISCOVERY, parent: None, "watch", %service);
+        let gauges = SnapshotGauges::new(service);
+        let guard = WatcherGuard { watchers: self.clone(), service: service.clone(), publisher, gauges };
         let (cluster, range) = (self.cluster.clone(), self.layout.range(service));
-        let source = move || Source::new(cluster.clone(), Range::below(range.clone()), ANTI_ENTROPY, trouble.clone());
+        let followed = service.clone();
+        let source = move || {
+            let gauges = WatchGauges::new(followed.clone(), Followed::Instances);
+            Source::new(cluster.clone(), Range::below(range.clone()), ANTI_ENTROPY, trouble.clone(), gauges)
+        };
         let membership = Membership::new(self.layout.clone(), service.clone(), Complaints::default());
         runtime.spawn(run(guard, source, membership).instrument(span));
         Ok(listen(latest))
@@ -144,6 +151,7 @@ struct WatcherGuard {
     watchers: Arc<Watchers>,
     service: ServiceName,
     publisher: Publisher,
+    gauges: SnapshotGauges,
 }
 
 impl WatcherGuard {
@@ -158,13 +166,15 @@ impl WatcherGuard {
     }
 
     /// Publishes what is known, if that is not what was published last. Returns whether it was news.
-    fn publish(&self, membership: &mut Membership, revision: i64) -> bool {
+    fn publish(&mut self, membership: &mut Membership, revision: i64) -> bool {
         let snapshot = membership.snapshot(revision);
+        let gauges = &mut self.gauges;
         self.publisher.send_if_modified(|published| {
             let is_news = published.as_ref().is_none_or(|old| !old.is_same(&snapshot));
             if is_news {
                 let (instances, cut_off) = (snapshot.len(), snapshot.cut_off());
-                tracing::debug!(revision, instances, cut_off, "snapshot published");
+                tracing::debug!(target: DISCOVERY, revision, instances, cut_off, "snapshot published");
+                gauges.on_snapshot(&snapshot, membership.bytes());
                 *published = Some(Arc::new(snapshot));
             }
             is_news
@@ -181,7 +191,7 @@ impl Drop for WatcherGuard {
     }
 }
 
-async fn run(guard: WatcherGuard, new_source: impl Fn() -> Source, mut membership: Membership) {
+async fn run(mut guard: WatcherGuard, new_source: impl Fn() -> Source, mut membership: Membership) {
     let (mut source, mut revision) = (new_source(), 0);
     let mut pace = Pace::default();
     let mut relist = Relist::Unwanted { not_before: Instant::now() };
@@ -198,7 +208,7 @@ async fn run(guard: WatcherGuard, new_source: impl Fn() -> Source, mut membershi
                     biased;
                     () = guard.publisher.closed() => {
                         if guard.retire_if_idle() {
-                            tracing::debug!("watch stopped: no listener is left");
+                            tracing::debug!(target: DISCOVERY, "watch stopped: no listener is left");
                             return;
                         }
                     }
@@ -215,9 +225,9 @@ async fn run(guard: WatcherGuard, new_source: impl Fn() -> Source, mut membershi
         };
         let now = Instant::now();
         let Some(update) = update else {
-            tracing::info!("service has room again; everything is listed anew");
+            tracing::info!(target: DISCOVERY, "service has room again; everything is listed anew");
             relist.on_list_start();
-            source = new_source();
+            source = new_source().because(ListCause::RoomAgain);
             continue;
         };
         if update.revision().is_some() {
@@ -228,6 +238,7 @@ async fn run(guard: WatcherGuard, new_source: impl Fn() -> Source, mut membershi
             relist.on_list_end(now);
         }
         take_in(&mut membership, update, now);
+        guard.gauges.on_unusable(membership.take_unusable());
     }
 }
 

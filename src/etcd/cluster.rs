@@ -23,6 +23,7 @@ use super::generation::Generation;
 use super::login::Logins;
 use super::pace::Pace;
 use crate::error::EtcdError;
+use crate::targets::ETCD;
 
 /// One etcd cluster.
 pub(crate) struct Cluster {
@@ -53,7 +54,7 @@ impl Cluster {
             return before;
         }
         let next = Arc::new(before.successor());
-        tracing::info!(?before, now = ?next, "etcd has other members");
+        tracing::info!(target: ETCD, ?before, now = ?next, "etcd has other members");
         self.generation.store(next.clone());
         next
     }

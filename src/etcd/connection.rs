@@ -14,12 +14,14 @@ use tracing::Instrument;
 
 use super::credentials::Credentials;
 use super::failure::{add_hint, failure};
+use super::gauges::on_call;
 use super::limits::CALL_LIMIT;
 use super::login::{Authentication, LoginFailure, Logins, NoCredentials, NoToken};
 use super::target::Target;
 use super::token::{Token, TokenSlot};
 use crate::backoff::spread;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
+use crate::targets::ETCD;
 
 /// One connection to one member. Streams opened on it keep it open after the cluster has moved on to a new one.
 pub(crate) struct Connection {
@@ -325,17 +327,33 @@ impl Connection {
                 if let Some(token) = connection.slot.token()
                     && let Ok(Err(error)) = timeout(CALL_LIMIT, connection.prove(&token)).await
                 {
-                    tracing::debug!(error = chain(&error), "token of etcd was not used");
+                    tracing::debug!(target: ETCD, error = chain(&error), "token of etcd was not used");
                 }
             }
         };
-        let span = tracing::info_span!(parent: None, "token", member = %self.name);
+        let span = tracing::info_span!(target: ETCD, parent: None, "token", member = %self.name);
         tokio::spawn(keep.instrument(span));
     }
 
     /// Runs one request on this connection under a deadline; an error names the operation and the key. Where the token
     /// is not valid any more, the request gets a fresh one and runs again.
     pub(super) async fn limited<T, F>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        limit: Duration,
+        request: impl Fn() -> F,
+    ) -> Result<T, EtcdError>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        let began = Instant::now();
+        let answer = self.retried(operation, key, limit, request).await;
+        on_call(operation, answer.as_ref().err(), began.elapsed());
+        answer
+    }
+
+    async fn retried<T, F>(
         &self,
         operation: &'static str,
         key: &str,

@@ -26,6 +26,9 @@ use super::target::{Dialling, Target, Tls};
 use crate::backoff::{Backoff, spread, up_to};
 use crate::error::{BoxError, ConfigError, chain};
 use crate::log_limit::LogLimit;
+use crate::targets::ETCD;
+#[cfg(feature = "_tls")]
+use crate::tls::Peer;
 
 /// The endpoints of a cluster.
 pub(crate) struct Endpoints {
@@ -78,7 +81,7 @@ impl Endpoints {
         dial_timeout: Duration,
     ) -> Result<Self, ConfigError> {
         #[cfg(feature = "_tls")]
-        let tls = tls.map(Tls::build).transpose()?;
+        let tls = tls.map(|tls| tls.build(Peer::Etcd)).transpose()?;
         #[cfg(not(feature = "_tls"))]
         let tls = tls.copied();
         let dialling = Dialling::new(tls, dial_timeout);
@@ -125,7 +128,7 @@ impl Endpoints {
                 endpoints.on_no_answer(&*error);
             }
         };
-        tokio::spawn(ask.instrument(tracing::info_span!(parent: None, "endpoints")));
+        tokio::spawn(ask.instrument(tracing::info_span!(target: ETCD, parent: None, "endpoints")));
     }
 
     fn on_answer(&self, answer: Result<Vec<String>, BoxError>) -> Result<(), BoxError> {
@@ -145,7 +148,11 @@ impl Endpoints {
 
     fn on_no_answer(&self, error: &(dyn std::error::Error + Send + Sync + 'static)) {
         if self.state().log.admit(Instant::now()) {
-            tracing::warn!(error = chain(error), "provider of etcd's endpoints failed; those of before stay");
+            tracing::warn!(
+                target: ETCD,
+                error = chain(error),
+                "provider of etcd's endpoints failed; those of before stay"
+            );
         }
     }
 

@@ -23,6 +23,7 @@ use futures_util::future::join_all;
 
 use super::connection::Connection;
 use super::endpoints::Endpoints;
+use super::gauges::Progress;
 use super::login::Logins;
 use super::members::Members;
 use super::pace::Pace;
@@ -31,6 +32,7 @@ use super::streams::Streams;
 use super::survey::{RefusalWatch, Surveys};
 use super::watch::Watch;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
+use crate::targets::ETCD;
 
 /// The members of one etcd cluster, and what is on them.
 pub(crate) struct Generation {
@@ -129,9 +131,15 @@ impl Generation {
     /// # Errors
     ///
     /// The member or the stream cannot be used, or the watch was refused or not created within `limit`.
-    pub(super) async fn watch(&self, range: &Range, start: i64, limit: Duration) -> Result<(Watch, i64), EtcdError> {
+    pub(super) async fn watch(
+        &self,
+        range: &Range,
+        start: i64,
+        progress: &Progress,
+        limit: Duration,
+    ) -> Result<(Watch, i64), EtcdError> {
         let connection = self.connection(self.preferred(), limit).await?;
-        let (connection, watched) = self.streams.watch(&connection, range, start, limit).await;
+        let (connection, watched) = self.streams.watch(&connection, range, start, progress, limit).await;
         self.on_answer(&connection, watched).await
     }
 
@@ -158,7 +166,7 @@ impl Generation {
             attempt += 1;
             match result {
                 Err(error) if error.is_worth_another_member() && attempt < self.len() => {
-                    tracing::debug!(error = chain(&error), "etcd call goes to the next member");
+                    tracing::debug!(target: ETCD, error = chain(&error), "etcd call goes to the next member");
                 }
                 Ok(answer) => {
                     if attempt > 1 {
@@ -178,10 +186,8 @@ impl Generation {
         Fut: Future<Output = Result<T, EtcdError>>,
     {
         let call = &call;
-        join_all((0..self.len()).map(|index| async move {
-            (self.name(index).to_owned(), self.call_on(index, limit, call).await)
-        }))
-        .await
+        let on = |index| async move { (self.name(index).to_owned(), self.call_on(index, limit, call).await) };
+        join_all((0..self.len()).map(on)).await
     }
 
     async fn call_on<T, F, Fut>(&self, index: usize, limit: Duration, call: &F) -> Result<T, EtcdError>

@@ -32,10 +32,12 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::asked::Answer;
 use super::credentials::{Credentials, Provider};
+use super::gauges::LoginGauges;
 use super::token::{Token, TokenSlot, Tokens};
 use crate::backoff::Backoff;
 use crate::error::{BoxError, EtcdErrorKind, chain};
 use crate::log_limit::LogLimit;
+use crate::targets::ETCD;
 
 /// The logins of one cluster, on whichever member. Each member that was ever named has a place here, which it keeps.
 pub(super) struct Logins {
@@ -48,6 +50,7 @@ pub(super) struct Logins {
     state: StdMutex<State>,
     /// Whether the provider has yet to answer.
     waiting: AtomicBool,
+    gauges: LoginGauges,
 }
 
 struct State {
@@ -195,6 +198,7 @@ impl Logins {
             beginning: Mutex::default(),
             state: StdMutex::new(state),
             waiting: AtomicBool::new(false),
+            gauges: LoginGauges::new(),
         }
     }
 
@@ -308,22 +312,28 @@ impl Logins {
         let took = login.began.elapsed();
         match answer {
             Ok(token) => {
-                tracing::debug!(?took, "logged in to etcd");
+                tracing::debug!(target: ETCD, ?took, "logged in to etcd");
+                self.gauges.on_success();
                 state.tokens.on_login(login.member, token);
                 state.pace.on_success(took);
                 // Whatever else is under way is of no use any more.
                 state.under_way.clear();
             }
             Err(failure) if failure.kind == EtcdErrorKind::Login => {
+                self.gauges.on_refused();
                 state.on_refused(login.member, &failure.member, login.credentials.clone());
             }
-            Err(_) => state.pace.on_failure(took, Instant::now()),
+            Err(_) => {
+                self.gauges.on_failed();
+                state.pace.on_failure(took, Instant::now());
+            }
         }
     }
 
     fn on_late(&self, login: &Login) {
         let mut state = self.state();
         if state.end(login) {
+            self.gauges.on_late();
             state.pace.on_late(Instant::now());
         }
     }
@@ -346,6 +356,9 @@ impl Logins {
         *asking = None;
         let mut state = self.state();
         state.ask_at = None;
+        if !answer.as_ref().is_ok_and(|credentials| !credentials.user.is_empty()) {
+            self.gauges.on_no_credentials();
+        }
         match answer {
             Ok(credentials) if credentials.user.is_empty() => {
                 Err(state.on_failure("it gave a user without a name".into()))
@@ -413,7 +426,7 @@ impl State {
     /// A member refused these credentials.
     fn on_refused(&mut self, member: usize, name: &str, credentials: Credentials) {
         let now = Instant::now();
-        tracing::warn!(member = name, user = credentials.user, "etcd refused the credentials");
+        tracing::warn!(target: ETCD, member = name, user = credentials.user, "etcd refused the credentials");
         self.refused[member] = Some(Refused { credentials, at: now, ask_at: now + ASK_PAUSE });
     }
 
@@ -436,7 +449,7 @@ impl State {
         let now = Instant::now();
         self.ask_at = Some(now + ASK_PAUSE);
         if self.log.admit(now) {
-            tracing::warn!(error = chain(&*error), "provider of credentials for etcd failed");
+            tracing::warn!(target: ETCD, error = chain(&*error), "provider of credentials for etcd failed");
         }
         NoCredentials::Failed(error)
     }

@@ -11,10 +11,12 @@ use tokio::time::Instant;
 
 use super::connection::{Connection, Signs};
 use super::endpoints::Endpoints;
+use super::gauges::MemberGauge;
 use super::login::Logins;
 use super::target::Target;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::log_limit::LogLimit;
+use crate::targets::ETCD;
 
 /// All members, each known by its index.
 pub(super) struct Members {
@@ -50,6 +52,7 @@ struct Outage {
     logs: [LogLimit; 3],
     /// The worst fault that was logged in this outage: its end is to be logged as well.
     reported: Option<Fault>,
+    gauge: MemberGauge,
 }
 
 /// What is wrong with a member; the worse fault is the last one.
@@ -63,13 +66,24 @@ enum Fault {
     Unavailable,
 }
 
+impl Fault {
+    /// Among the states of the gauge.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Late => "late",
+            Self::Silent => "silent",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
 impl Members {
     pub(super) fn new(endpoints: Arc<Endpoints>, logins: Option<Arc<Logins>>) -> Self {
         let named = endpoints.named();
         let each = named.iter().map(|target| ClusterMember {
             name: target.name.as_str().into(),
             connection: Mutex::new(None),
-            outage: Mutex::default(),
+            outage: Mutex::new(Outage { gauge: MemberGauge::new(), ..Outage::default() }),
             is_strange: AtomicBool::new(false),
             signs: Arc::default(),
         });
@@ -92,6 +106,9 @@ impl Members {
                 member.signs = before.signs.clone();
                 *member.outage() = std::mem::take(&mut *before.outage());
             }
+        }
+        for member in &self.each {
+            member.outage().gauge = MemberGauge::default();
         }
         if let Some(logins) = &self.logins {
             logins.on_named(&next.each.iter().map(|member| member.name.clone()).collect::<Vec<_>>());
@@ -270,9 +287,13 @@ impl Members {
         let ended = self.each[connection.index()].outage().on_response(Instant::now());
         let member = connection.name();
         match ended {
-            Some((Fault::Late, lasted)) => tracing::info!(member, ?lasted, "etcd member answers in time again"),
-            Some((Fault::Silent, lasted)) => tracing::info!(member, ?lasted, "etcd member answers again"),
-            Some((Fault::Unavailable, lasted)) => tracing::info!(member, ?lasted, "etcd member serves again"),
+            Some((Fault::Late, lasted)) => {
+                tracing::info!(target: ETCD, member, ?lasted, "etcd member answers in time again");
+            }
+            Some((Fault::Silent, lasted)) => tracing::info!(target: ETCD, member, ?lasted, "etcd member answers again"),
+            Some((Fault::Unavailable, lasted)) => {
+                tracing::info!(target: ETCD, member, ?lasted, "etcd member serves again");
+            }
             None => {}
         }
     }
@@ -322,9 +343,11 @@ impl Members {
         let lasts = (!lasts.is_zero()).then(|| tracing::field::debug(lasts));
         let (member, chain) = (&error.member, chain(error));
         match fault {
-            Fault::Late => tracing::warn!(%member, lasts, error = chain, "etcd member answers late"),
-            Fault::Silent => tracing::warn!(%member, lasts, error = chain, "etcd member does not answer"),
-            Fault::Unavailable => tracing::warn!(%member, lasts, error = chain, "etcd member cannot serve"),
+            Fault::Late => tracing::warn!(target: ETCD, %member, lasts, error = chain, "etcd member answers late"),
+            Fault::Silent => tracing::warn!(target: ETCD, %member, lasts, error = chain, "etcd member does not answer"),
+            Fault::Unavailable => {
+                tracing::warn!(target: ETCD, %member, lasts, error = chain, "etcd member cannot serve");
+            }
         }
     }
 }
@@ -386,6 +409,10 @@ impl Outage {
     /// Returns how long the outage lasts, if this fault of the member is to be logged: once a minute, however often the
     /// member is asked, and at once where it is another one.
     fn on_fault(&mut self, fault: Fault, now: Instant) -> Option<Duration> {
+        if self.since.is_none() {
+            self.gauge.on_outage(fault.label());
+        }
+        self.gauge.set_state(fault.label());
         let since = *self.since.get_or_insert(now);
         if !self.logs[fault as usize].admit(now) {
             return None;
@@ -396,6 +423,7 @@ impl Outage {
 
     /// Returns what ended, and how long it lasted, if it was logged.
     fn on_response(&mut self, now: Instant) -> Option<(Fault, Duration)> {
+        self.gauge.set_state("answering");
         let since = self.since.take()?;
         Some((self.reported.take()?, now - since))
     }

@@ -7,6 +7,7 @@
 //! | file | what flows through it |
 //! | --- | --- |
 //! | `source` | a list, then events, of one range: what discovery and a registration's own key follow |
+//! | `attempts` | its failures, to the time of the next attempt |
 //! | `cluster` | the members of now, which others replace when other endpoints are named |
 //! | `generation` | a call, to one member after another, and the events that its end causes |
 //! | `pace` | attempts of all that failed, to turns: one budget a process |
@@ -22,20 +23,24 @@
 //! | `endpoints` | the members that were named last, asked for again when one fails |
 //! | `asked` | a function of the user's that is asked again and again |
 //! | `token` | what a login brought, shared by all members; the channel that adds it to requests |
-//! | `target`, `tls` | URLs to dialled members; sessions over TCP |
+//! | `target`, `connects`, `tls` | URLs to dialled members; attempts to dial; sessions over TCP |
 //! | `routes`, `silence` | ids of watches to watches; what a silent stream is asked; both pure |
 //! | `cluster_id` | reports of members to a verdict on which of them are used; pure |
 //! | `reports` | what etcd reports of a lease and of a member |
+//! | `gauges` | what happens to watches and calls, to the metrics |
 //! | `kv`, `range`, `limits` | a key with its value, ranges of keys, the times that calls may take |
 
 mod asked;
+mod attempts;
 mod calls;
 mod cluster;
 mod cluster_id;
 mod connection;
+mod connects;
 mod credentials;
 mod endpoints;
 mod failure;
+mod gauges;
 mod generation;
 mod kv;
 mod limits;
@@ -64,6 +69,7 @@ pub(crate) use self::connection::Connection;
 pub use self::credentials::Credentials;
 pub(crate) use self::credentials::Provider;
 pub(crate) use self::endpoints::{Endpoints, EndpointsProvider};
+pub(crate) use self::gauges::{Followed, ListCause, WatchGauges};
 pub(crate) use self::generation::Generation;
 pub(crate) use self::kv::{Kv, MAX_SEGMENT, MAX_VALUE};
 pub(crate) use self::limits::{CALL_LIMIT, CLAIM_LIMIT, DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE};

@@ -22,6 +22,8 @@ pub(crate) struct Scan {
     /// How many a page asks for at most: fewer once one was too much.
     most: i64,
     revision: Option<i64>,
+    /// The size of the last page.
+    page_bytes: usize,
     is_over: bool,
 }
 
@@ -35,6 +37,7 @@ impl Scan {
             keys: FIRST_PAGE,
             most: LARGEST_PAGE,
             revision: None,
+            page_bytes: 0,
             is_over: false,
         }
     }
@@ -47,6 +50,11 @@ impl Scan {
     /// The revision that the list shows; 0 before its first page.
     pub(crate) fn revision(&self) -> i64 {
         self.revision.unwrap_or(0)
+    }
+
+    /// The size of the keys and values of the last page, as etcd sent them.
+    pub(super) fn page_bytes(&self) -> usize {
+        self.page_bytes
     }
 
     /// Whether its first page came.
@@ -136,7 +144,8 @@ impl Scan {
             }
             _ => self.is_over = true,
         }
-        self.resize(page.kvs.iter().map(size).sum());
+        self.page_bytes = page.kvs.iter().map(size).sum();
+        self.resize(self.page_bytes);
         Ok(page.kvs.into_iter().map(Kv::from).collect())
     }
 }

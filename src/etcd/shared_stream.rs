@@ -29,12 +29,15 @@ use tonic::Code;
 
 use super::connection::{Connection, StreamGuard};
 use super::failure::{classify_status, failure};
+use super::gauges::{Lag, Progress};
 use super::range::Range;
 use super::routes::Routes;
 use super::silence::{Ask, Silence};
 use super::spread::Spread;
 use super::watch::{Reader, Watch, WatchMessage};
 use crate::error::{EtcdError, EtcdErrorKind};
+use crate::metrics;
+use crate::targets::ETCD;
 use crate::time::sleep_until;
 
 /// A watch that is wanted.
@@ -42,6 +45,7 @@ pub(super) struct Wanted {
     pub(super) range: Range,
     /// The first revision that it tells of.
     pub(super) start: i64,
+    pub(super) progress: Progress,
     /// Takes the watch, and the revision of the store when it was created.
     pub(super) answer: oneshot::Sender<Result<(Watch, i64), EtcdError>>,
 }
@@ -69,6 +73,8 @@ pub(super) struct SharedStream {
     create_by: Option<Instant>,
     /// Before then, no watch that is not read holds up the others.
     patient_at: Instant,
+    /// When it is shown next how far the watches are behind.
+    show_at: Instant,
 }
 
 /// An open watch.
@@ -76,6 +82,7 @@ struct Open {
     range: Range,
     reader: Reader,
     messages: mpsc::Sender<WatchMessage>,
+    lag: Lag,
 }
 
 /// What ends a stream.
@@ -118,6 +125,7 @@ impl SharedStream {
             guard: None,
             create_by: None,
             patient_at: Instant::now(),
+            show_at: Instant::now(),
         }
     }
 
@@ -287,9 +295,21 @@ impl SharedStream {
             self.on_created(&response, revision);
             return;
         }
+        if is_sign && !response.0.canceled {
+            self.routes.opened().for_each(|open| open.lag.on_complete(revision));
+        }
+        self.show_lags(is_sign);
         let has_ended = response.0.canceled || response.0.compact_revision > 0;
         let Some(open) = self.routes.get(server) else { return };
-        let Some(message) = open.reader.read(response) else { return };
+        let Some(message) = open.reader.read(response) else {
+            // A sign of life of this watch alone.
+            open.lag.on_complete(revision);
+            return open.lag.show(self.revision);
+        };
+        if let WatchMessage::Events(Some(complete), _) = &message {
+            open.lag.on_complete(*complete);
+            open.lag.show(self.revision);
+        }
         // One that is not read holds up the others for a moment only, and not again soon.
         let is_sent = match open.messages.try_send(message) {
             Ok(()) => true,
@@ -308,12 +328,22 @@ impl SharedStream {
         }
     }
 
+    /// Shows how far the watches are behind, at once or now and then: others may have moved the store on.
+    fn show_lags(&mut self, at_once: bool) {
+        let now = Instant::now();
+        if metrics::ENABLED && (at_once || now >= self.show_at) {
+            self.show_at = now + SHOW_EVERY;
+            let newest = self.revision;
+            self.routes.opened_mut().for_each(|open| open.lag.show(newest));
+        }
+    }
+
     /// A watch was created, or refused by the same kind of response.
     fn on_created(&mut self, response: &WatchResponse, revision: i64) {
         let is_refused = response.0.canceled;
         let Some((id, wanted)) = self.routes.on_answer(response.0.watch_id, !is_refused) else { return };
         self.create_by = self.routes.is_owed().then(|| Instant::now() + OPEN_LIMIT);
-        let Wanted { range, answer, .. } = wanted;
+        let Wanted { range, start, progress, answer } = wanted;
         if is_refused {
             let reason = response.0.cancel_reason.clone();
             let kind = self.connection.as_seen_by_us(classify_status(Code::Unavailable, &reason));
@@ -328,13 +358,13 @@ impl SharedStream {
             let _ = sender.try_send(WatchMessage::MoveOn);
         }
         let (name, connection, dropped) = (range.name().to_owned(), self.connection.clone(), self.dropped.0.clone());
-        self.routes.open(id, Open { range, reader: Reader::default(), messages: sender });
+        self.routes.open(id, Open { range, reader: Reader::default(), messages: sender, lag: progress.lag(start - 1) });
         // Where nobody waits for it any more, it is dropped here.
         let _ = answer.send(Ok((Watch { id, name, connection, messages, dropped }, revision)));
     }
 
     fn on_mute(&mut self) {
-        tracing::debug!(member = self.connection.name(), "member gives no signs of life on watches");
+        tracing::debug!(target: ETCD, member = self.connection.name(), "member gives no signs of life on watches");
         self.connection.set_mute(true);
         self.tell(|| WatchMessage::Mute);
     }
@@ -429,6 +459,9 @@ const QUEUE: usize = 128;
 /// How long a watch that is not read may hold up the others of its stream. It is ended then, and begins again where it
 /// was.
 const READ_LIMIT: Duration = Duration::from_secs(1);
+
+/// How often it is shown at most how far watches are behind that hear nothing themselves.
+const SHOW_EVERY: Duration = Duration::from_secs(1);
 
 /// How long a stream without watches stays open: a watch often ends for a moment, while a list is made.
 const LINGER: Duration = Duration::from_secs(5);

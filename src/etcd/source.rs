@@ -22,17 +22,19 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::attempts::Attempts;
 use super::cluster::Cluster;
 use super::connection::Connection;
+use super::gauges::{ListCause, Restart, WatchGauges};
 use super::generation::Generation;
 use super::kv::Kv;
-use super::limits::{CALL_LIMIT, DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE};
 use super::range::Range;
 use super::scan::Scan;
 use super::survey::RefusalWatch;
 use super::watch::{Event, Watch, WatchMessage};
 use crate::backoff::{Backoff, spread, up_to};
-use crate::error::{EtcdError, EtcdErrorKind, chain};
+use crate::error::{EtcdError, EtcdErrorKind};
+use crate::targets::ETCD;
 use crate::time::sleep_until;
 use crate::trouble::Trouble;
 
@@ -66,22 +68,12 @@ pub(crate) struct Source {
     revision: i64,
     /// How many keys the range has at that revision.
     keys: i64,
-    /// How long a call may take: longer after one that was late.
-    limit: Duration,
-    /// What the last list took, from which follows over how long a time the next ones are spread.
-    cost: Duration,
-    /// The waits of its own after failures.
-    backoff: Backoff,
+    /// What makes the first list necessary.
+    cause: ListCause,
+    attempts: Attempts,
+    gauges: WatchGauges,
     /// How often a check verifies the stream without any cause.
     interval: Duration,
-    /// Whether the last attempt failed at all.
-    has_failed: bool,
-    /// How often in a row an attempt failed for its token. Once or twice is normal: streams and calls can be on two
-    /// connections with a token each.
-    token_refusals: u32,
-    /// How many members in a row refused for a reason of their own.
-    incapable: usize,
-    trouble: Trouble,
     /// `None` while it makes a step.
     state: Option<State>,
 }
@@ -104,14 +96,28 @@ enum State {
     Waiting { until: Option<Instant>, then: Goal },
 }
 
+impl State {
+    /// Among the states of the gauge.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Streaming(_) | Self::Checking(_) | Self::Connecting { before: Some(_), .. } => "watching",
+            Self::Listing(list) if list.stream.is_some() => "watching",
+            Self::Listing(_) => "listing",
+            Self::Connecting { before: None, .. } => "opening",
+            Self::Waiting { .. } => "waiting",
+        }
+    }
+}
+
 /// What to do after waiting.
 #[derive(Debug, Clone, Copy)]
 enum Goal {
-    List,
+    List(ListCause),
     Watch,
 }
 
 struct List {
+    cause: ListCause,
     scan: Scan,
     began: Instant,
     /// How many keys came.
@@ -142,22 +148,20 @@ struct Stream {
 
 impl Source {
     /// `trouble` is told how the last attempt failed.
-    pub(crate) fn new(cluster: Arc<Cluster>, range: Range, interval: Duration, trouble: Trouble) -> Self {
-        Self {
-            cluster,
-            range,
-            interval,
-            revision: 0,
-            keys: 0,
-            limit: CALL_LIMIT,
-            cost: Duration::ZERO,
-            backoff: Backoff::new(RETRY_FIRST, RETRY_MAX),
-            has_failed: false,
-            token_refusals: 0,
-            incapable: 0,
-            trouble,
-            state: None,
-        }
+    pub(crate) fn new(
+        cluster: Arc<Cluster>,
+        range: Range,
+        interval: Duration,
+        trouble: Trouble,
+        gauges: WatchGauges,
+    ) -> Self {
+        let (cause, attempts) = (ListCause::Start, Attempts::new(trouble));
+        Self { cluster, range, interval, revision: 0, keys: 0, cause, attempts, gauges, state: None }
+    }
+
+    /// States what makes its first list necessary, where something was known before.
+    pub(crate) fn because(self, cause: ListCause) -> Self {
+        Self { cause, ..self }
     }
 
     /// Up to where news was handed out.
@@ -172,7 +176,8 @@ impl Source {
     /// Not cancel safe: a step that is dropped begins again with a list.
     pub(crate) async fn next(&mut self) -> Update {
         loop {
-            let state = self.state.take().unwrap_or_else(|| self.list_beside(None));
+            let state = self.state.take().unwrap_or_else(|| self.list_beside(self.cause, None));
+            self.gauges.set_state(state.label());
             let (state, update) = self.step(state).await;
             self.state = Some(state);
             if let Some(update) = update {
@@ -187,10 +192,10 @@ impl Source {
             State::Waiting { until, then } => {
                 match until {
                     Some(_) => sleep_until(until).await,
-                    None => self.cluster.turn(self.backoff.next()).await,
+                    None => self.cluster.turn(self.attempts.next_wait()).await,
                 }
                 let next = match then {
-                    Goal::List => self.list_beside(None),
+                    Goal::List(cause) => self.list_beside(cause, None),
                     Goal::Watch => State::Connecting { is_verified: false, before: None },
                 };
                 (next, None)
@@ -203,30 +208,34 @@ impl Source {
     }
 
     /// From the first page on, before the stream is read on, if there is one.
-    fn list_beside(&self, stream: Option<Box<Stream>>) -> State {
+    fn list_beside(&self, cause: ListCause, stream: Option<Box<Stream>>) -> State {
         let (generation, connection) = match &stream {
             Some(stream) => (stream.generation.clone(), Some(stream.watch.connection().clone())),
             None => (self.cluster.current(), None),
         };
         let (scan, began) = (Scan::new(&self.range), Instant::now());
-        State::Listing(Box::new(List { scan, began, keys: 0, generation, connection, stream }))
+        State::Listing(Box::new(List { cause, scan, began, keys: 0, generation, connection, stream }))
     }
 
     async fn list(&mut self, mut list: Box<List>) -> (State, Option<Update>) {
         if list.scan.is_over() {
             let revision = list.scan.revision();
-            (self.keys, self.cost) = (list.keys, list.began.elapsed());
+            self.keys = list.keys;
+            let took = list.began.elapsed();
+            self.attempts.on_listed(took);
+            self.gauges.on_listed(list.cause, took, revision);
             return (self.on_listed(revision, list.stream), Some(Update::Listed(revision)));
         }
         let is_first = !list.scan.has_begun();
         match self.page(&mut list).await {
             Ok(kvs) => {
                 list.keys += i64::try_from(kvs.len()).unwrap_or(i64::MAX);
+                self.gauges.on_page(kvs.len(), list.scan.page_bytes());
                 (State::Listing(list), Some(Update::Page { is_first, kvs }))
             }
             Err(error) => match list.stream {
                 Some(stream) => (self.on_check_failed(stream, &error), None),
-                None => (self.on_error(&error, Goal::List), None),
+                None => (self.on_error(&error, Goal::List(list.cause)), None),
             },
         }
     }
@@ -235,8 +244,8 @@ impl Source {
         // Where there are others, a member gets one second at first: a client that starts must not wait for a frozen
         // one.
         let generation = &list.generation;
-        let is_first_try = generation.len() > 1 && !self.has_failed && list.stream.is_none();
-        let limit = if is_first_try { FIRST_TRY_LIMIT } else { self.limit };
+        let is_first_try = generation.len() > 1 && !self.attempts.has_failed() && list.stream.is_none();
+        let limit = if is_first_try { FIRST_TRY_LIMIT } else { self.attempts.limit() };
         let connection = match &list.connection {
             Some(connection) => connection,
             None => list.connection.insert(generation.connection(generation.preferred(), limit).await?),
@@ -247,10 +256,11 @@ impl Source {
 
     /// The list is complete; returns what follows it.
     fn on_listed(&mut self, revision: i64, stream: Option<Box<Stream>>) -> State {
-        self.on_success();
+        self.attempts.on_success();
         match stream {
             Some(_) if revision < self.revision => {
-                tracing::warn!(store = revision, seen = self.revision, "etcd was rolled back; its list counts");
+                tracing::warn!(target: ETCD, store = revision, seen = self.revision, "etcd was rolled back; its list counts");
+                self.gauges.on_restart(Restart::RolledBack);
                 State::Connecting { is_verified: true, before: None }
             }
             Some(mut stream) if !stream.is_mute => {
@@ -260,14 +270,21 @@ impl Source {
             }
             // Whether a watch without signs of life misses events cannot be known: a new one begins where the list
             // ends.
-            _ => State::Connecting { is_verified: true, before: None },
+            Some(_) => {
+                self.gauges.on_restart(Restart::Mute);
+                State::Connecting { is_verified: true, before: None }
+            }
+            None => State::Connecting { is_verified: true, before: None },
         }
     }
 
     async fn connect(&mut self, is_verified: bool, before: Option<Box<Stream>>) -> State {
         match (self.open(is_verified).await, before) {
-            (Ok(state), _) => {
-                self.on_success();
+            (Ok(state), before) => {
+                self.attempts.on_success();
+                if before.is_some() {
+                    self.gauges.on_restart(Restart::Moved);
+                }
                 state
             }
             (Err(error), Some(mut stream)) => {
@@ -281,18 +298,19 @@ impl Source {
     async fn open(&mut self, is_verified: bool) -> Result<State, EtcdError> {
         let start = self.revision + 1;
         let generation = self.cluster.current();
-        let (watch, store) = generation.watch(&self.range, start, self.limit).await?;
+        let (watch, store) =
+            generation.watch(&self.range, start, self.gauges.progress(), self.attempts.limit()).await?;
         if store < start - 1 {
             // The member lags, or the store was rolled back under us; only the leader knows.
-            let asked = watch.connection().revision(&self.range, self.limit).await;
+            let asked = watch.connection().revision(&self.range, self.attempts.limit()).await;
             let store = generation.on_answer(watch.connection(), asked).await?;
             if store < start - 1 {
-                tracing::warn!(store, seen = start - 1, "etcd was rolled back; everything is listed anew");
-                return Ok(self.list_beside(None));
+                tracing::warn!(target: ETCD, store, seen = start - 1, "etcd was rolled back; everything is listed anew");
+                return Ok(self.list_beside(ListCause::RolledBack, None));
             }
         }
-        tracing::debug!(member = watch.connection().name(), start, "watch is open");
-        let check_in = if is_verified { spread(self.interval, 0.2) } else { up_to(self.window()) };
+        tracing::debug!(target: ETCD, member = watch.connection().name(), start, "watch is open");
+        let check_in = if is_verified { spread(self.interval, 0.2) } else { up_to(self.attempts.window()) };
         Ok(State::Streaming(Box::new(Stream {
             refusals: generation.refusal_watch(),
             generation,
@@ -310,7 +328,10 @@ impl Source {
         let message = tokio::select! {
             biased;
             // These before the messages, which may never pause. What another cluster sent is of no use here.
-            () = stream.refusals.refused(&connection) => return (self.list_beside(None), None),
+            () = stream.refusals.refused(&connection) => {
+                self.gauges.on_restart(Restart::OtherCluster);
+                return (self.list_beside(ListCause::OtherCluster, None), None);
+            }
             () = sleep_until(Some(stream.check_at)) => return (State::Checking(stream), None),
             () = sleep_until(stream.move_at) => {
                 stream.move_at = None;
@@ -340,18 +361,22 @@ impl Source {
                 stream.move_at = Some(Instant::now() + up_to(MOVE_WITHIN));
                 (State::Streaming(stream), None)
             }
-            WatchMessage::Left => (State::Connecting { is_verified: false, before: None }, None),
+            WatchMessage::Left => {
+                self.gauges.on_restart(Restart::LeftBehind);
+                (State::Connecting { is_verified: false, before: None }, None)
+            }
             WatchMessage::Compacted => {
-                tracing::info!(revision = self.revision, "revision is compacted; everything is listed anew");
-                let wait = up_to(self.window() / COMPACTED_SHARE);
-                (State::Waiting { until: Some(Instant::now() + wait), then: Goal::List }, None)
+                tracing::info!(target: ETCD, revision = self.revision, "revision is compacted; everything is listed anew");
+                self.gauges.on_restart(Restart::Compacted);
+                let wait = up_to(self.attempts.window() / COMPACTED_SHARE);
+                let (until, then) = (Some(Instant::now() + wait), Goal::List(ListCause::Compacted));
+                (State::Waiting { until, then }, None)
             }
             WatchMessage::Over(kind, reason) => {
                 let error = stream.watch.error(kind, reason);
                 stream.generation.on_error(&connection, &error);
-                // Too large: the same revision would come in the same message again.
-                let goal = if kind == EtcdErrorKind::TooLarge { Goal::List } else { Goal::Watch };
-                (self.on_error(&error, goal), None)
+                self.gauges.on_restart(Restart::of(kind));
+                (self.on_error(&error, Goal::Watch), None)
             }
         }
     }
@@ -359,125 +384,49 @@ impl Source {
     /// Asks whether the range differs from what is known: cheaper than a list by what it does not send.
     async fn check(&mut self, mut stream: Box<Stream>) -> State {
         let connection = stream.watch.connection().clone();
-        let asked = connection.changes(&self.range, self.revision, self.limit).await;
+        let asked = connection.changes(&self.range, self.revision, self.attempts.limit()).await;
         match stream.generation.on_answer(&connection, asked).await {
             Ok(changes) if changes.store >= self.revision && !changes.any && changes.keys == self.keys => {
-                self.on_success();
+                self.attempts.on_success();
+                self.gauges.progress().on_complete(changes.store);
                 let interval = if stream.is_mute { CHECK_OF_MUTE } else { self.interval };
                 stream.check_at = Instant::now() + spread(interval, 0.2);
                 stream.again.reset();
                 State::Streaming(stream)
             }
             // Perhaps on its way on the stream; the list tells.
-            Ok(_) => self.list_beside(Some(stream)),
+            Ok(_) => self.list_beside(ListCause::Difference, Some(stream)),
             Err(error) => self.on_check_failed(stream, &error),
         }
     }
 
     /// A check or a move failed, and the stream goes on: it is tried again, more and more rarely.
     fn on_check_failed(&mut self, mut stream: Box<Stream>, error: &EtcdError) -> State {
-        if matches!(error.kind, EtcdErrorKind::Deadline(limit) if limit >= LONGEST_LIMIT) {
-            // Slow is not dead, but this is no answer at all.
-            return self.on_error(error, Goal::Watch);
-        }
-        self.on_late(error);
         let wait = stream.again.ceiling() + stream.again.next();
-        if error.is_final() {
-            tracing::warn!(error = chain(error), ?wait, "etcd refuses to have a watch verified; the watch goes on");
-        } else {
-            tracing::debug!(error = chain(error), ?wait, "watch could not be verified; it goes on");
+        if !self.attempts.on_check_failed(error, wait) {
+            self.gauges.on_restart(Restart::Silent);
+            return self.on_error(error, Goal::Watch);
         }
         stream.check_at = Instant::now() + wait;
         State::Streaming(stream)
     }
 
-    fn on_success(&mut self) {
-        self.backoff.reset();
-        self.limit = CALL_LIMIT;
-        self.has_failed = false;
-        self.token_refusals = 0;
-        self.incapable = 0;
-        self.trouble.clear();
-    }
-
-    /// After a call that was late the next one has more time: an etcd that is slow would work in vain.
-    fn on_late(&mut self, error: &EtcdError) {
-        if matches!(error.kind, EtcdErrorKind::Deadline(limit) if limit >= self.limit) {
-            self.limit = (self.limit * 2).min(LONGEST_LIMIT);
-        }
-    }
-
-    /// Over how long a time lists of many clients are spread: it grows with what one costs.
-    fn window(&self) -> Duration {
-        (self.cost * LISTS_AT_ONCE).clamp(VERIFY_WITHIN, VERIFY_WITHIN_AT_MOST)
-    }
-
     /// A list or a watch failed; returns what to do next, and when.
     fn on_error(&mut self, error: &EtcdError, goal: Goal) -> State {
-        self.has_failed = true;
-        if error.kind != EtcdErrorKind::Withheld {
-            self.trouble.set(error.outline());
-        }
-        self.on_late(error);
-        let (wait, then) = match error.kind {
-            EtcdErrorKind::Compacted => (Some(self.backoff.next()), Goal::List),
-            // It ended the stream of all watches, and each lists.
-            EtcdErrorKind::TooLarge => (Some(self.backoff.next() + up_to(self.window())), Goal::List),
-            EtcdErrorKind::Token if self.token_refusals < TOKEN_ATTEMPTS => {
-                self.token_refusals += 1;
-                (Some(self.backoff.next()), goal)
-            }
-            EtcdErrorKind::Token | EtcdErrorKind::Denied => {
-                self.token_refusals = 0;
-                (Some(DENIED_PAUSE), goal)
-            }
-            EtcdErrorKind::Refused => (Some(spread(REFUSED_PAUSE, 0.1)), goal),
-            EtcdErrorKind::Incapable => {
-                self.incapable += 1;
-                // Once around, each of them said so.
-                let wait = if self.incapable.is_multiple_of(self.cluster.current().len()) {
-                    spread(REFUSED_PAUSE, 0.1)
-                } else {
-                    self.backoff.next()
-                };
-                (Some(wait), goal)
-            }
-            EtcdErrorKind::Split => (Some(spread(SPLIT_PAUSE, 0.1)), Goal::List),
-            _ => (None, goal),
+        let wait = self.attempts.on_error(error, self.cluster.current().len());
+        let then = match (goal, error.kind) {
+            (Goal::Watch, EtcdErrorKind::Compacted) => Goal::List(ListCause::Compacted),
+            // The same revision would come in the same message again.
+            (Goal::Watch, EtcdErrorKind::TooLarge) => Goal::List(ListCause::TooLarge),
+            (Goal::Watch, EtcdErrorKind::Split) => Goal::List(ListCause::OtherCluster),
+            (goal, _) => goal,
         };
-        if error.is_final() || wait == Some(DENIED_PAUSE) {
-            tracing::warn!(error = chain(error), ?wait, "etcd refuses to be watched; the last known set stays");
-        } else {
-            tracing::debug!(error = chain(error), ?wait, "watch is interrupted; the last known set stays");
-        }
         State::Waiting { until: wait.map(|wait| Instant::now() + wait), then }
     }
 }
 
-/// The longest wait before a list or a watch is tried again at first.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-
-/// The longest wait in the end, so that a client is back within 3 s of etcd.
-const RETRY_MAX: Duration = Duration::from_secs(2);
-
 /// How long a member may take when it is asked for the first time, and there are others.
 const FIRST_TRY_LIMIT: Duration = Duration::from_secs(1);
-
-/// How long a call may take in the end, after others were late.
-const LONGEST_LIMIT: Duration = Duration::from_secs(30);
-
-/// How many fresh logins in a row may be refused before etcd is left alone.
-const TOKEN_ATTEMPTS: u32 = 3;
-
-/// After a reconnect a check verifies the stream within this time: a DELETE that was compacted away while the watch was
-/// down is never reported. Spread, so that a thousand clients do not ask at once when etcd comes back.
-const VERIFY_WITHIN: Duration = Duration::from_secs(3);
-
-/// The same where lists take long.
-const VERIFY_WITHIN_AT_MOST: Duration = Duration::from_secs(60);
-
-/// How many lists an etcd may have to make at once: so many times as long as one takes, they are spread over.
-const LISTS_AT_ONCE: u32 = 100;
 
 /// Which part of that time a watch waits that was compacted and knows nothing new until it has listed.
 const COMPACTED_SHARE: u32 = 3;

@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 use super::connection::Connection;
+use super::gauges::Progress;
 use super::members::Members;
 use super::range::Range;
 use super::shared_stream::{SharedStream, WATCH, Wanted};
@@ -17,6 +18,7 @@ use super::survey::Surveys;
 use super::token::Token;
 use super::watch::Watch;
 use crate::error::{EtcdError, EtcdErrorKind};
+use crate::targets::ETCD;
 
 /// The streams, by the index of their member.
 pub(super) struct Streams {
@@ -73,6 +75,7 @@ impl Streams {
         connection: &Arc<Connection>,
         range: &Range,
         start: i64,
+        progress: &Progress,
         limit: Duration,
     ) -> (Arc<Connection>, Result<(Watch, i64), EtcdError>) {
         let deadline = Instant::now() + limit;
@@ -80,7 +83,7 @@ impl Streams {
             let (connection, handle) = self.join(connection);
             let (answer, answered) = oneshot::channel();
             // A stream that is over by now drops it.
-            let _ = handle.wanted.send(Wanted { range: range.clone(), start, answer });
+            let _ = handle.wanted.send(Wanted { range: range.clone(), start, progress: progress.clone(), answer });
             let Ok(answer) = timeout_at(deadline, answered).await else {
                 if limit >= STANDSTILL {
                     self.leave(&connection, &handle);
@@ -129,7 +132,7 @@ impl Streams {
         drop(slot);
         let spread = Spread::new(self.members.clone(), self.surveys.clone(), connection.index());
         let stream = SharedStream::new(connection.clone(), spread, wanted_receiver, retired);
-        let span = tracing::info_span!(parent: None, "watch stream", member = connection.name());
+        let span = tracing::info_span!(target: ETCD, parent: None, "watch stream", member = connection.name());
         tokio::spawn(stream.run().instrument(span));
         (connection.clone(), handle)
     }

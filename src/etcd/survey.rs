@@ -19,15 +19,20 @@ use tracing::Instrument;
 
 use super::cluster_id::{ClusterIdCheck, Verdict};
 use super::connection::Connection;
+use super::gauges::strangers;
 use super::members::Members;
 use crate::backoff::Backoff;
 use crate::error::{EtcdError, chain};
+use crate::metrics::Share;
+use crate::targets::ETCD;
 
 /// The cluster id check of one cluster, and the surveys that feed it.
 pub(super) struct Surveys {
     members: Arc<Members>,
     check: Mutex<ClusterIdCheck>,
     verdict: watch::Sender<Verdict>,
+    /// How many members are refused.
+    refused: Mutex<Share>,
 }
 
 /// Tells when a member turns out to be of another cluster than ours.
@@ -50,7 +55,7 @@ impl RefusalWatch {
 impl Surveys {
     pub(super) fn new(members: Arc<Members>) -> Self {
         let check = Mutex::new(ClusterIdCheck::new(members.len()));
-        Self { members, check, verdict: watch::Sender::new(Verdict::Unknown) }
+        Self { members, check, verdict: watch::Sender::new(Verdict::Unknown), refused: Mutex::new(strangers()) }
     }
 
     /// Of the members that replace these: those that stay have reported already.
@@ -59,7 +64,12 @@ impl Surveys {
         let check = self.check().successor((0..members.len()).map(before));
         let verdict = check.judge(&Verdict::Unknown, |index| members.name(index));
         (0..members.len()).for_each(|index| members.set_strange(index, verdict.is_stranger(index)));
-        Self { members, check: Mutex::new(check), verdict: watch::Sender::new(verdict) }
+        let refused = Mutex::new(strangers());
+        // Theirs are counted from now on.
+        self.show_refused(&Verdict::Unknown);
+        let next = Self { members, check: Mutex::new(check), verdict: watch::Sender::new(verdict), refused };
+        next.show_refused(&next.verdict.borrow());
+        next
     }
 
     /// A watch on the members that are refused.
@@ -142,7 +152,7 @@ impl Surveys {
     fn start(self: &Arc<Self>) {
         if self.check().begin_survey() {
             let survey = Survey { surveys: Arc::downgrade(self) };
-            let span = tracing::info_span!(parent: None, "survey");
+            let span = tracing::info_span!(target: ETCD, parent: None, "survey");
             tokio::spawn(survey.run(self.verdict.subscribe()).instrument(span));
         }
     }
@@ -164,8 +174,9 @@ impl Surveys {
 
     /// A member reported the id of its cluster, or was asked in vain.
     fn on_report(&self, index: usize, answer: Result<u64, EtcdError>) {
-        let id =
-            answer.inspect_err(|error| tracing::debug!(error = chain(error), "etcd member does not tell its cluster"));
+        let id = answer.inspect_err(|error| {
+            tracing::debug!(target: ETCD, error = chain(error), "etcd member does not tell its cluster");
+        });
         let mut check = self.check();
         check.on_report(index, id.ok());
         // Under the lock, so that the newest verdict is the last one.
@@ -173,17 +184,23 @@ impl Surveys {
             let next = check.judge(verdict, |index| self.members.name(index));
             let (was, is) = (verdict.refused(), next.refused());
             if !is.is_empty() && was != is {
-                tracing::error!(reason = next.reason(), "etcd members belong to different clusters");
+                tracing::error!(target: ETCD, reason = next.reason(), "etcd members belong to different clusters");
             } else if !was.is_empty() && is.is_empty() {
-                tracing::info!("etcd members are of one cluster again");
+                tracing::info!(target: ETCD, "etcd members are of one cluster again");
             }
             let is_news = *verdict != next;
             if is_news {
+                self.show_refused(&next);
                 (0..self.members.len()).for_each(|index| self.members.set_strange(index, next.is_stranger(index)));
             }
             *verdict = next;
             is_news
         });
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "members are few")]
+    fn show_refused(&self, verdict: &Verdict) {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).set(verdict.refused().len() as f64);
     }
 
     fn check(&self) -> MutexGuard<'_, ClusterIdCheck> {

@@ -4,8 +4,10 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use http::Uri;
+use hyper_util::client::legacy::connect::HttpConnector;
 use tonic::transport::{Channel, Endpoint};
 
+use super::connects::{Counted, tcp};
 #[cfg(feature = "_tls")]
 use super::tls::SecureConnector;
 use crate::error::ConfigError;
@@ -29,27 +31,29 @@ pub(crate) struct Target {
     /// As it is shown.
     pub(super) name: String,
     endpoint: Endpoint,
+    connector: Connector,
+}
+
+/// What it is dialled by.
+#[derive(Debug, Clone)]
+enum Connector {
+    Plain(HttpConnector),
     #[cfg(feature = "_tls")]
-    secure: Option<SecureConnector>,
+    Secure(SecureConnector),
 }
 
 impl Target {
     fn plain(url: Uri, dial_timeout: Duration) -> Self {
-        Self {
-            name: shown(&url),
-            endpoint: tuned(Endpoint::from(url), dial_timeout),
-            #[cfg(feature = "_tls")]
-            secure: None,
-        }
+        Self { name: shown(&url), endpoint: tuned(Endpoint::from(url)), connector: Connector::Plain(tcp(dial_timeout)) }
     }
 
     /// A channel that connects with its first call. Needs a tokio runtime.
     pub(super) fn channel(&self) -> Channel {
-        #[cfg(feature = "_tls")]
-        if let Some(secure) = &self.secure {
-            return self.endpoint.connect_with_connector_lazy(secure.clone());
+        match &self.connector {
+            Connector::Plain(tcp) => self.endpoint.connect_with_connector_lazy(Counted::new(tcp.clone())),
+            #[cfg(feature = "_tls")]
+            Connector::Secure(secure) => self.endpoint.connect_with_connector_lazy(Counted::new(secure.clone())),
         }
-        self.endpoint.connect_lazy()
     }
 
     /// Whether it is dialled without TLS.
@@ -130,19 +134,18 @@ fn parse_endpoint(url: &str, tls: Option<&Client>, dial_timeout: Duration) -> Re
             let (name, authority) = (shown(&uri), authority.clone());
             let plain = Uri::builder().scheme("http").authority(authority).path_and_query("/").build();
             let plain = plain.map_err(|error| refuse(error.to_string().into()))?;
-            let endpoint = tuned(Endpoint::from(plain).origin(uri.clone()), dial_timeout);
-            let secure = Some(SecureConnector::new(uri, host, tls.clone(), dial_timeout));
-            Ok(Target { name, endpoint, secure })
+            // The limit is for the TLS session as well.
+            let endpoint = tuned(Endpoint::from(plain).origin(uri.clone())).connect_timeout(dial_timeout);
+            let secure = SecureConnector::new(uri, host, tls.clone(), dial_timeout);
+            Ok(Target { name, endpoint, connector: Connector::Secure(secure) })
         }
         #[cfg(not(feature = "_tls"))]
         (true, Some(never)) => match *never {},
     }
 }
 
-fn tuned(endpoint: Endpoint, dial_timeout: Duration) -> Endpoint {
+fn tuned(endpoint: Endpoint) -> Endpoint {
     endpoint
-        .connect_timeout(dial_timeout)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         // Pings without a stream earn a GOAWAY from etcd.

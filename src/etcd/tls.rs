@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tower::Service;
 
+use super::connects::tcp;
 use crate::error::BoxError;
 use crate::instance::Host;
 use crate::tls::TlsClient;
@@ -26,12 +27,7 @@ pub(super) struct SecureConnector {
 
 impl SecureConnector {
     pub(super) fn new(url: Uri, host: Host, tls: TlsClient, dial_timeout: Duration) -> Self {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        // Shared out among the addresses of a name.
-        tcp.set_connect_timeout(Some(dial_timeout));
-        Self { tcp, url, host, tls }
+        Self { tcp: tcp(dial_timeout), url, host, tls }
     }
 }
 

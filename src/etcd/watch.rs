@@ -11,6 +11,7 @@ use super::connection::Connection;
 use super::failure::classify_status;
 use super::kv::Kv;
 use crate::error::{EtcdError, EtcdErrorKind};
+use crate::targets::ETCD;
 
 /// An open watch.
 ///
@@ -133,7 +134,7 @@ fn read_event(event: PbEvent) -> Option<Event> {
         PUT => Some(Event::Put(Kv::from(kv))),
         DELETE => Some(Event::Delete { key: kv.key, mod_revision: kv.mod_revision }),
         unknown => {
-            tracing::debug!(event_type = unknown, "unknown kind of watch event skipped");
+            tracing::debug!(target: ETCD, event_type = unknown, "unknown kind of watch event skipped");
             None
         }
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::MapAccess;
 use serde_json::Value;
 
-use super::go_json::{self, Fields};
+use super::go_json::{self, Fields, RawFields};
 use super::{DecodeError, Decoded, Entry, Format, WEIGHT, address, metadata, weight};
 
 /// The format of etcd's naming package, `go.etcd.io/etcd/client/v3/naming`: Rust services and those of grpc-go find
@@ -18,8 +18,9 @@ use super::{DecodeError, Decoded, Entry, Format, WEIGHT, address, metadata, weig
 /// {"Op":0,"Addr":"127.0.0.1:2000","Metadata":{"weight":20,"zone":"a"}}
 /// ```
 ///
-/// There is no prefix by default. A server that leaves adds `"draining":true` just before its key goes, which Go
-/// readers ignore.
+/// There is no prefix by default. A server that leaves adds `"draining":true` just before its key goes, and a
+/// weight that an operator set ([`Registry::set_weight`](crate::Registry::set_weight)) has `"reweighted":true` beside
+/// `Metadata` until its server took it up; Go readers ignore both.
 ///
 /// Weight and tags are in `Metadata`, and that is `null` unless there are tags or a weight other than
 /// [`Instance::DEFAULT_WEIGHT`](crate::Instance::DEFAULT_WEIGHT). **Set neither where old grpc-go clients read along:**
@@ -89,6 +90,15 @@ impl Format for EtcdNaming {
 
     fn mark_draining(&self, value: &[u8]) -> Option<Vec<u8>> {
         go_json::mark(value)
+    }
+
+    fn reweigh(&self, value: &[u8], weight: u16) -> Option<Vec<u8>> {
+        let mut fields = RawFields::of(value)?;
+        let mut metadata = fields.object("Metadata")?;
+        metadata.set(WEIGHT, weight.to_string());
+        let metadata = metadata.write();
+        fields.set("Metadata", metadata);
+        Some(fields.reweighted())
     }
 }
 
@@ -228,6 +238,25 @@ mod tests {
             tags(r#"{"a":true,"b":{"c":1},"d":null,"weight":"heavy"}"#),
             ["a=true", r#"b={"c":1}"#, "d=", "weight=heavy"]
         );
+    }
+
+    #[test]
+    fn a_weight_that_is_set_later_is_one_of_the_metadata() {
+        for (value, expected) in [
+            (
+                r#"{"Op":0,"Addr":"a:1","Metadata":null}"#,
+                r#"{"Op":0,"Addr":"a:1","Metadata":{"weight":7},"reweighted":true}"#,
+            ),
+            (
+                r#"{"Op":0,"Addr":"a:1","Metadata":{"weight":20,"zone":"a"}}"#,
+                r#"{"Op":0,"Addr":"a:1","Metadata":{"weight":7,"zone":"a"},"reweighted":true}"#,
+            ),
+        ] {
+            let reweighed = EtcdNaming::new().reweigh(value.as_bytes(), 7).expect("there is room for it");
+            assert_eq!(String::from_utf8(reweighed).expect("text"), expected);
+        }
+        let text = br#"{"Addr":"a:1","Metadata":"a text"}"#;
+        assert_eq!(EtcdNaming::new().reweigh(text, 7), None, "a text has no room for it");
     }
 
     #[test]

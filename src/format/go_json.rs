@@ -1,5 +1,6 @@
 //! JSON as Go's `encoding/json` writes and reads it, for the formats of systems that are written in Go.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
@@ -7,6 +8,7 @@ use std::marker::PhantomData;
 use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::DecodeError;
 
@@ -84,6 +86,80 @@ pub(super) fn mark(object: &[u8]) -> Option<Vec<u8>> {
     let fields = object.trim_ascii_end().strip_suffix(b"}")?;
     let separator: &[u8] = if fields.trim_ascii_end().ends_with(b"{") { b"" } else { b"," };
     Some([fields, separator, b"\"draining\":true}"].concat())
+}
+
+/// The fields of an object, in their order, with their values as they were written.
+#[derive(Default)]
+pub(super) struct RawFields<'a>(Vec<(String, Cow<'a, str>)>);
+
+impl<'a> RawFields<'a> {
+    /// `None` if it is no object.
+    pub(super) fn of(object: &'a [u8]) -> Option<Self> {
+        serde_json::from_slice(object).ok()
+    }
+
+    /// The fields of an object in the last field of this name, which may be absent or `null`.
+    pub(super) fn object(&self, name: &str) -> Option<RawFields<'_>> {
+        match self.0.iter().rfind(|(known, _)| known == name) {
+            None => Some(RawFields::default()),
+            Some((_, value)) if value == "null" => Some(RawFields::default()),
+            Some((_, value)) => RawFields::of(value.as_bytes()),
+        }
+    }
+
+    /// Sets the value of every field of this name, or of a new one at the end.
+    pub(super) fn set(&mut self, name: &str, value: String) {
+        let value = Cow::<str>::Owned(value);
+        let mut is_there = false;
+        for (_, known) in self.0.iter_mut().filter(|(known, _)| known == name) {
+            is_there = true;
+            known.clone_from(&value);
+        }
+        if !is_there {
+            self.0.push((name.to_owned(), value));
+        }
+    }
+
+    /// The object as text.
+    pub(super) fn write(&self) -> String {
+        let fields: Vec<String> = self.0.iter().map(|(name, value)| format!("{}:{value}", quoted(name))).collect();
+        format!("{{{}}}", fields.join(","))
+    }
+
+    /// The object as a value, with the mark that an operator set its weight.
+    pub(super) fn reweighted(mut self) -> Vec<u8> {
+        self.set("reweighted", "true".to_owned());
+        self.write().into_bytes()
+    }
+}
+
+/// A text as a JSON string.
+pub(super) fn quoted(text: &str) -> String {
+    escape(&Value::from(text).to_string())
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for RawFields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(RawFieldsVisitor(PhantomData))
+    }
+}
+
+struct RawFieldsVisitor<'a>(PhantomData<&'a ()>);
+
+impl<'de: 'a, 'a> Visitor<'de> for RawFieldsVisitor<'a> {
+    type Value = RawFields<'a>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawFields<'a>, A::Error> {
+        let mut fields = Vec::new();
+        while let Some((name, value)) = map.next_entry::<String, &'de RawValue>()? {
+            fields.push((name, Cow::Borrowed(value.get())));
+        }
+        Ok(RawFields(fields))
+    }
 }
 
 struct Object<T>(T);

@@ -15,7 +15,7 @@ use super::{DecodeError, Decoded, Entry, Format};
 ///
 /// There is room for the address alone:
 ///
-/// - Weight and tags are not written, and every instance that is read has the registry's default weight.
+/// - Weight and tags are not written, an operator cannot set a weight, and every instance that is read has the registry's default weight.
 /// - A leave cannot be announced. Clients of this crate keep a server that leaves for the two seconds, or the minute
 ///   where most of the service went, of one that went silently. Channels call it for as long as its connection is good,
 ///   and that ends when the server stops.

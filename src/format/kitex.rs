@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde::de::MapAccess;
 
-use super::go_json::{self, Fields};
+use super::go_json::{self, Fields, RawFields};
 use super::{DecodeError, Decoded, Entry, Format, address, weight};
 
 /// The format of Kitex's etcd extension, the default: Rust and Kitex services find each other.
@@ -15,7 +15,9 @@ use super::{DecodeError, Decoded, Entry, Format, address, weight};
 /// {"network":"tcp","address":"127.0.0.1:8888","weight":10,"tags":{"zone":"a"}}
 /// ```
 ///
-/// A server that leaves adds `"draining":true` just before its key goes, which Go readers ignore. Reading follows Go's
+/// A server that leaves adds `"draining":true` just before its key goes, and a weight that an operator set
+/// ([`Registry::set_weight`](crate::Registry::set_weight)) has `"reweighted":true` beside it until its server took it up;
+/// Go readers ignore both. Reading follows Go's
 /// JSON decoder: field names match without regard to case, unknown fields are ignored, `null` is the same as absent, a
 /// wrong type spoils the value. The address comes from the value; a weight that is absent or below 1 is the registry's
 /// default weight. Unix sockets (`"network":"unix"`) are skipped.
@@ -74,6 +76,12 @@ impl Format for Kitex {
 
     fn mark_draining(&self, value: &[u8]) -> Option<Vec<u8>> {
         go_json::mark(value)
+    }
+
+    fn reweigh(&self, value: &[u8], weight: u16) -> Option<Vec<u8>> {
+        let mut fields = RawFields::of(value)?;
+        fields.set("weight", weight.to_string());
+        Some(fields.reweighted())
     }
 }
 
@@ -164,6 +172,25 @@ mod tests {
         assert!(Kitex::new().decode("x", &marked).expect("it can be read").draining);
         assert_eq!(Kitex::new().mark_draining(b"{}").as_deref(), Some(&br#"{"draining":true}"#[..]));
         assert_eq!(Kitex::new().mark_draining(b"10.0.0.1:80"), None, "only an object takes it");
+    }
+
+    #[test]
+    fn a_weight_that_is_set_later_leaves_what_another_program_wrote() {
+        let reweigh = |value: &str| {
+            let reweighed = Kitex::new().reweigh(value.as_bytes(), 7)?;
+            Some(String::from_utf8(reweighed).expect("text"))
+        };
+        assert_eq!(
+            reweigh(r#"{"network":"tcp","address":"a:1","weight":10,"tags":{"html":"\u003c"}}"#).as_deref(),
+            Some(r#"{"network":"tcp","address":"a:1","weight":7,"tags":{"html":"\u003c"},"reweighted":true}"#)
+        );
+        assert_eq!(
+            reweigh(r#"{ "more": [1, 2], "address": "a:1" }"#).as_deref(),
+            Some(r#"{"more":[1, 2],"address":"a:1","weight":7,"reweighted":true}"#)
+        );
+        for other in ["10.0.0.1:80", "[]", "null", "", "{"] {
+            assert_eq!(reweigh(other), None, "only an object takes it: {other:?}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use http::Uri;
 use serde::Serialize;
 use serde::de::MapAccess;
 
-use super::go_json::{self, Fields};
+use super::go_json::{self, Fields, RawFields};
 use super::{DecodeError, Decoded, Entry, Format, WEIGHT, metadata, weight};
 use crate::instance::Address;
 
@@ -20,7 +20,9 @@ use crate::instance::Address;
 /// ```
 ///
 /// (In etcd the value is one line.) The key ends in an id of the registration's own. A server that leaves adds
-/// `"draining":true` just before its key goes, which Go readers ignore.
+/// `"draining":true` just before its key goes, and a weight that an operator set
+/// ([`Registry::set_weight`](crate::Registry::set_weight)) has `"reweighted":true` beside the metadata until its server
+/// took it up; Go readers ignore both.
 ///
 /// - **Endpoints**: one is written, `grpc://`, and the first of that scheme is read. [`secure`](Self::secure) makes
 ///   both `grpcs://`.
@@ -117,6 +119,15 @@ impl Format for Kratos {
 
     fn mark_draining(&self, value: &[u8]) -> Option<Vec<u8>> {
         go_json::mark(value)
+    }
+
+    fn reweigh(&self, value: &[u8], weight: u16) -> Option<Vec<u8>> {
+        let mut fields = RawFields::of(value)?;
+        let mut metadata = fields.object("metadata")?;
+        metadata.set(WEIGHT, go_json::quoted(&weight.to_string()));
+        let metadata = metadata.write();
+        fields.set("metadata", metadata);
+        Some(fields.reweighted())
     }
 }
 
@@ -253,6 +264,23 @@ mod tests {
             r#"{"endpoints":["grpc://a:1"],"version":1}"#,
         ] {
             assert!(Kratos::new().decode("x", bad.as_bytes()).is_err(), "{bad:?} must not be read");
+        }
+    }
+
+    #[test]
+    fn a_weight_that_is_set_later_is_one_of_the_metadata() {
+        for (value, expected) in [
+            (
+                r#"{"id":"1","metadata":null,"endpoints":["grpc://a:1"]}"#,
+                r#"{"id":"1","metadata":{"weight":"7"},"endpoints":["grpc://a:1"],"reweighted":true}"#,
+            ),
+            (
+                r#"{"id":"1","metadata":{"weight":"20"},"endpoints":["grpc://a:1"]}"#,
+                r#"{"id":"1","metadata":{"weight":"7"},"endpoints":["grpc://a:1"],"reweighted":true}"#,
+            ),
+        ] {
+            let reweighed = Kratos::new().reweigh(value.as_bytes(), 7).expect("there is room for it");
+            assert_eq!(String::from_utf8(reweighed).expect("text"), expected);
         }
     }
 

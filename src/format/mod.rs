@@ -102,6 +102,19 @@ pub trait Format: fmt::Debug + Send + Sync + 'static {
         let _ = value;
         None
     }
+
+    /// A value that is in etcd already, with another weight, a mark that it is an operator's, and nothing else changed:
+    /// what [`Registry::set_weight`](crate::Registry::set_weight) writes. The server takes the weight up and writes its
+    /// value anew, without the mark.
+    ///
+    /// [`decode`](Self::decode) must read this weight from it and may ignore the mark, and a second weight must replace
+    /// the first.
+    ///
+    /// `None`, which is the default, where others cannot set the weight.
+    fn reweigh(&self, value: &[u8], weight: u16) -> Option<Vec<u8>> {
+        let _ = (value, weight);
+        None
+    }
 }
 
 /// What a key and its value are made from.

@@ -128,9 +128,27 @@ proptest! {
     }
 
     #[test]
+    fn a_weight_that_an_operator_sets_changes_nothing_else(instance in instance(), weights in (1u16.., 1u16..)) {
+        for format in all().into_iter().filter(|format| format.carries_draining()) {
+            let plain = value(&*format, &instance, false);
+            let before = format.decode("x", plain.as_bytes()).expect("our own value");
+            let once = format.reweigh(plain.as_bytes(), weights.0).expect("our own value takes it");
+            let mut after = format.decode("x", &once).expect("it can be read");
+            prop_assert_eq!(after.weight.take(), Some(weights.0), "{:?}", format);
+            prop_assert_eq!((after.address, after.tags), (before.address, before.tags), "{:?}", format);
+            let twice = format.reweigh(&once, weights.1).expect("it takes another one");
+            let alone = format.reweigh(plain.as_bytes(), weights.1);
+            prop_assert_eq!(Some(&twice), alone.as_ref(), "the second replaces the first: {:?}", format);
+            let marked = format.mark_draining(&twice).expect("it takes the mark");
+            prop_assert!(format.decode("x", &marked).expect("it can be read").draining, "{:?}", format);
+        }
+    }
+
+    #[test]
     fn no_bytes_make_a_decoder_panic(segment: String, bytes: Vec<u8>) {
         for format in all() {
             let _ = format.decode(&segment, &bytes);
+            let _ = format.reweigh(&bytes, 1);
         }
     }
 
@@ -140,6 +158,7 @@ proptest! {
             if let Ok(read) = format.decode("x", json.to_string().as_bytes()) {
                 prop_assert_ne!(read.weight, Some(0), "{:?} read {}", format, json);
             }
+            let _ = format.reweigh(json.to_string().as_bytes(), 1);
         }
     }
 
@@ -161,7 +180,9 @@ proptest! {
 fn a_value_that_is_nested_without_end_is_an_error() {
     for format in all() {
         for opening in ["[", r#"{"Metadata":"#, r#"{"metadata":"#, r#"{"x":["#, r#"{"draining":["#] {
-            assert!(format.decode("x", opening.repeat(10_000).as_bytes()).is_err(), "{format:?} refuses {opening:?}");
+            let endless = opening.repeat(10_000);
+            assert!(format.decode("x", endless.as_bytes()).is_err(), "{format:?} refuses {opening:?}");
+            assert_eq!(format.reweigh(endless.as_bytes(), 1), None, "{format:?} refuses {opening:?}");
         }
     }
 }

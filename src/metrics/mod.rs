@@ -12,20 +12,31 @@
 //!   that another program wrote into etcd is ever a label, and no address is.
 
 pub(crate) mod channel;
+pub(crate) mod discovery;
+pub(crate) mod etcd;
+#[cfg(feature = "metrics")]
+mod moment;
 #[cfg(not(feature = "metrics"))]
 mod off;
 #[cfg(feature = "metrics")]
 mod on;
 pub(crate) mod registration;
+pub(crate) mod server;
 
+#[cfg(feature = "metrics")]
+pub(crate) use self::moment::Moment;
 #[cfg(not(feature = "metrics"))]
-pub(crate) use self::off::{Counter, Gauge, Histogram, Metric, Share};
+pub(crate) use self::off::{Counter, Gauge, Histogram, Metric, Moment, Share};
 #[cfg(feature = "metrics")]
 pub(crate) use self::on::{Counter, Gauge, Histogram, Metric, Share};
+
+/// Whether anything is recorded: what has to be counted first need not be without.
+pub(crate) const ENABLED: bool = cfg!(feature = "metrics");
 
 /// What a value counts or measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
     Count,
     Seconds,
+    Bytes,
 }

@@ -26,7 +26,7 @@ impl<H> Metric<H> {
         Self { name, unit, labels, description, handle: PhantomData }
     }
 
-    fn key(&self, values: &[&str]) -> Key {
+    pub(super) fn key(&self, values: &[&str]) -> Key {
         debug_assert_eq!(self.labels.len(), values.len(), "{} has the labels {:?}", self.name, self.labels);
         let labels = self.labels.iter().zip(values);
         let labels = labels.map(|(name, value)| metrics::Label::new(*name, (*value).to_owned()));
@@ -37,6 +37,7 @@ impl<H> Metric<H> {
         let unit = match self.unit {
             Unit::Count => metrics::Unit::Count,
             Unit::Seconds => metrics::Unit::Seconds,
+            Unit::Bytes => metrics::Unit::Bytes,
         };
         (KeyName::from_const_str(self.name), Some(unit), SharedString::const_str(self.description))
     }
@@ -95,6 +96,10 @@ impl Gauge {
     pub(crate) fn add(&self, amount: f64) {
         self.0.increment(amount);
     }
+
+    pub(super) fn set(&self, value: f64) {
+        self.0.set(value);
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -118,6 +123,11 @@ impl Share {
         gauge.0.increment(amount);
         Self { gauge, amount }
     }
+
+    pub(crate) fn set(&mut self, amount: f64) {
+        self.gauge.0.increment(amount - self.amount);
+        self.amount = amount;
+    }
 }
 
 impl Drop for Share {
@@ -128,3 +138,41 @@ impl Drop for Share {
 
 /// Every metric is of one target and level: recorders filter by name.
 static METADATA: Metadata<'static> = Metadata::new("tonic_etcd", Level::INFO, Some("tonic_etcd"));
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+
+    #[test]
+    fn a_handle_is_of_its_labels_and_exporters_add_unit_and_total() {
+        const LOST: Metric<Counter> = Metric::new("a.lost", Unit::Bytes, &["service", "reason"], "What is lost.");
+        let recorder = PrometheusBuilder::new().with_recommended_naming(true).build_recorder();
+        metrics::with_local_recorder(&recorder, || LOST.with(&["echo", "gone"]).add(2));
+        let text = recorder.handle().render();
+        assert!(text.contains("# HELP a_lost_bytes_total What is lost.\n"), "{text}");
+        assert!(text.contains("a_lost_bytes_total{service=\"echo\",reason=\"gone\"} 2\n"), "{text}");
+    }
+
+    #[test]
+    fn a_gauge_loses_each_share_that_goes() {
+        const OPEN: Metric<Gauge> = Metric::new("open", Unit::Count, &[], "What is open.");
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let shows = |value: &str| {
+            let text = recorder.handle().render();
+            assert!(text.contains(&format!("open {value}\n")), "{value} is not in {text}");
+        };
+        metrics::with_local_recorder(&recorder, || {
+            let one = Share::new(OPEN.with(&[]), 1.0);
+            let mut other = Share::new(OPEN.with(&[]), 2.0);
+            shows("3");
+            drop(one);
+            shows("2");
+            other.set(5.0);
+            shows("5");
+            drop(other);
+            shows("0");
+        });
+    }
+}

@@ -18,6 +18,7 @@ use super::server::{DEFAULT_LIMIT, Drain};
 use super::status::RegistrationStatus;
 use crate::error::ConfigError;
 use crate::instance::{Address, Host, Instance, ServiceName};
+use crate::targets::REGISTRATION;
 use crate::trouble::Trouble;
 
 /// The options of a [`Registration`]. Made by [`Registry::registration`](crate::Registry::registration).
@@ -211,7 +212,12 @@ impl RegistrationBuilder {
         instance.check_publishable()?;
         if advertised_loopback(&instance.address) && !is_etcd_local {
             let (service, address) = (service.as_str(), &instance.address);
-            tracing::warn!(service, %address, "other hosts cannot reach a loopback address: publish another, by advertise(..)");
+            tracing::warn!(
+                target: REGISTRATION,
+                service,
+                %address,
+                "other hosts cannot reach a loopback address: publish another, by advertise(..)"
+            );
         }
         let format = self.registrar.format.clone();
         check_value(&*format, &service, &instance)?;
@@ -238,9 +244,9 @@ impl RegistrationBuilder {
         let drain = Drain::new()
             .limit(self.drain_limit.unwrap_or(self.preset.drain_limit))
             .at(Some(address.to_string().into()));
-        let (spec, specs) = watch::channel(Spec { instance, paused: false, leave: false });
+        let spec = Arc::new(watch::Sender::new(Spec { instance, paused: false, leave: false }));
         let (publisher, status) = watch::channel(RegistrationStatus::Unregistered);
-        let desired = DesiredState::new(specs, self.health.clone());
+        let desired = DesiredState::new(&spec, self.health.clone());
         let (trouble, was_claimed) = (Trouble::default(), Arc::new(AtomicBool::new(false)));
         let task = LeaseTask::new(
             Claims::new(self.registrar, config, was_claimed.clone()),

@@ -4,6 +4,7 @@ use crate::error::ConfigError;
 use crate::etcd::{MAX_SEGMENT, MAX_VALUE};
 use crate::format::{Entry, Format};
 use crate::instance::{Instance, ServiceName};
+use crate::targets::REGISTRATION;
 
 /// Refuses what readers would ignore: values that are too large, and keys that are too long or have more or fewer
 /// slashes.
@@ -45,7 +46,14 @@ pub(super) fn warn_of_lost(format: &dyn Format, service: &ServiceName, instance:
     let lost = lost(format, service, instance);
     if !lost.is_empty() && before.is_none_or(|before| self::lost(format, service, before) != lost) {
         let (service, address, lost) = (service.as_str(), &instance.address, lost.join(" and "));
-        tracing::warn!(service, %address, ?format, lost, "the format does not carry all of the instance");
+        tracing::warn!(
+            target: REGISTRATION,
+            service,
+            %address,
+            ?format,
+            lost,
+            "the format does not carry all of the instance"
+        );
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, StreamExt};
@@ -33,6 +33,8 @@ pub(super) trait HealthSource: fmt::Debug + Send + Sync {
 /// independent reasons for its absence.
 pub(super) struct DesiredState {
     spec: watch::Receiver<Spec>,
+    /// Where handles set it, for as long as there are handles.
+    handles: Weak<watch::Sender<Spec>>,
     serving: Serving,
 }
 
@@ -47,8 +49,9 @@ enum Serving {
 }
 
 impl DesiredState {
-    pub(super) fn new(spec: watch::Receiver<Spec>, health: Option<Arc<dyn HealthSource>>) -> Self {
-        Self { spec, serving: health.map_or(Serving::Always, Serving::Unfollowed) }
+    pub(super) fn new(spec: &Arc<watch::Sender<Spec>>, health: Option<Arc<dyn HealthSource>>) -> Self {
+        let handles = Arc::downgrade(spec);
+        Self { spec: spec.subscribe(), handles, serving: health.map_or(Serving::Always, Serving::Unfollowed) }
     }
 
     /// Begins to follow the health, if there is any. Needs a tokio runtime.
@@ -61,6 +64,19 @@ impl DesiredState {
     /// The instance to be written.
     pub(super) fn instance(&self) -> Instance {
         self.spec.borrow().instance.clone()
+    }
+
+    /// Replaces this weight of the instance by another one, for later updates as well; returns false where a handle has
+    /// set another one already.
+    pub(super) fn reweigh(&self, from: u16, to: u16) -> bool {
+        let Some(handles) = self.handles.upgrade() else { return false };
+        handles.send_if_modified(|spec| {
+            let is_present = spec.instance.weight == from;
+            if is_present {
+                spec.instance.weight = to;
+            }
+            is_present
+        })
     }
 
     /// Why the key is to be absent; `None` if it is to be present.
@@ -125,4 +141,23 @@ fn follow(mut reports: BoxStream<'static, bool>) -> watch::Receiver<bool> {
     };
     tokio::spawn(follower.in_current_span());
     serving
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operators_weight_replaces_the_one_that_it_was_set_over_and_no_other() {
+        let instance = Instance::parse("echo", "10.0.0.1:80").expect("a good address");
+        let spec = Arc::new(watch::Sender::new(Spec { instance, paused: false, leave: false }));
+        let desired = DesiredState::new(&spec, None);
+        assert!(desired.reweigh(10, 7), "it had 10");
+        assert_eq!(desired.instance().weight(), 7);
+        spec.send_modify(|spec| spec.instance.weight = 20);
+        assert!(!desired.reweigh(7, 3), "the program has set another one meanwhile");
+        assert_eq!(desired.instance().weight(), 20);
+        drop(spec);
+        assert!(!desired.reweigh(20, 3), "and without handles there is nothing to keep");
+    }
 }

@@ -14,6 +14,7 @@ use tonic_health::pb::health_server::Health as _;
 use tonic_health::server::{HealthReporter, HealthService, WatchStream};
 
 use super::desired::HealthSource;
+use crate::targets::REGISTRATION;
 
 /// One service of one reporter.
 #[derive(Debug)]
@@ -74,7 +75,11 @@ impl Watched {
                     if !self.is_warned && begin.elapsed() >= UNKNOWN_FOR {
                         self.is_warned = true;
                         let service = &self.name;
-                        tracing::warn!(service, "not registered: the health reporter knows no service of this name");
+                        tracing::warn!(
+                            target: REGISTRATION,
+                            service,
+                            "not registered: the health reporter knows no service of this name"
+                        );
                     }
                     sleep(LOOK_INTERVAL).await;
                 }

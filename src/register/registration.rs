@@ -21,6 +21,7 @@ use super::status::{RegistrationEnded, RegistrationStatus, StartError, StatusCha
 use crate::error::ConfigError;
 use crate::format::Format;
 use crate::instance::{Address, Instance, ServiceName};
+use crate::targets::REGISTRATION;
 use crate::trouble::Trouble;
 
 /// One instance that is kept in etcd. A cheap handle; clones are the same registration.
@@ -49,8 +50,9 @@ pub(super) struct Shared {
     pub(super) address: Address,
     pub(super) service: ServiceName,
     pub(super) format: Arc<dyn Format>,
-    pub(super) spec: watch::Sender<Spec>,
-    /// Held while the instance is changed, so that updates come one after the other.
+    /// Only handles keep it: the task ends without them.
+    pub(super) spec: Arc<watch::Sender<Spec>>,
+    /// Held while the instance is changed by a handle, so that updates come one after the other.
     pub(super) updates: Mutex<()>,
     pub(super) status: watch::Receiver<RegistrationStatus>,
     /// How the last attempt to register failed.
@@ -145,7 +147,12 @@ impl Registration {
         // First, so that a panic leaves the registration as it was.
         let runtime = Handle::current();
         if let Some(task) = self.take_unstarted() {
-            let span = tracing::info_span!(parent: None, "registration", address = %self.shared.address);
+            let span = tracing::info_span!(
+                target: REGISTRATION,
+                parent: None,
+                "registration",
+                address = %self.shared.address
+            );
             runtime.spawn(task.run().instrument(span));
         }
     }
@@ -242,11 +249,18 @@ impl Registration {
             ended.await;
         } else if timeout(LONGEST_WAIT, ended).await.is_err() {
             let address = &self.shared.address;
-            tracing::warn!(%address, "the registration does not end: the runtime on which it began is not driven");
+            tracing::warn!(
+                target: REGISTRATION,
+                %address,
+                "the registration does not end: the runtime on which it began is not driven"
+            );
         }
     }
 
     /// Changes weight and tags. The key is updated in place; clients keep their connections.
+    ///
+    /// The closure is given the instance as it is to be published: with the weight that an operator set, if one did
+    /// since the program last set one ([`Registry::set_weight`](crate::Registry::set_weight)). The last of both counts.
     ///
     /// The closure may read the registration, but must not update it: that would wait for itself.
     ///
@@ -263,7 +277,11 @@ impl Registration {
         check_value(&*self.shared.format, &self.shared.service, &new)?;
         if new != old {
             warn_of_lost(&*self.shared.format, &self.shared.service, &new, Some(&old));
-            self.shared.spec.send_modify(|spec| spec.instance = new);
+            self.shared.spec.send_modify(|spec| {
+                // An operator's weight may have come meanwhile, which an update of the tags leaves.
+                let weight = if new.weight == old.weight { spec.instance.weight } else { new.weight };
+                spec.instance = new.with_weight(weight);
+            });
         }
         Ok(())
     }
@@ -285,6 +303,12 @@ impl Registration {
             spec.paused = paused;
             is_news
         });
+    }
+
+    /// The weight that is published, or is to be: the last one that the program or an operator set.
+    #[must_use]
+    pub fn weight(&self) -> u16 {
+        self.shared.spec.borrow().instance.weight
     }
 
     /// The present status.
@@ -321,11 +345,12 @@ impl Registration {
         for registration in registrations {
             if registration.status() == RegistrationStatus::Unregistered {
                 tracing::warn!(
+                    target: REGISTRATION,
                     "the server was never registered: start() was not called, nor layer() or incoming() used"
                 );
             }
             let (service, address) = (registration.service(), registration.address());
-            tracing::info!(%service, %address, calls = drain.in_flight(), "shutting down");
+            tracing::info!(target: REGISTRATION, %service, %address, calls = drain.in_flight(), "shutting down");
         }
         join_all(registrations.iter().map(Self::shut_down_health)).await;
         join_all(registrations.iter().map(Self::deregister)).await;

@@ -1,5 +1,8 @@
 //! The signals that tell a process to end.
 
+#[cfg(not(unix))]
+use crate::targets::REGISTRATION;
+
 /// Resolves with SIGTERM, which orchestrators send, or with ctrl-c.
 ///
 /// On Unix, called in a tokio runtime, both are handled from the call on, so that neither can end the process before
@@ -20,11 +23,14 @@ pub fn shutdown_signal() -> impl Future<Output = ()> + Send + 'static {
 
 #[cfg(unix)]
 use unix::Signals;
+
 #[cfg(unix)]
 mod unix {
     use std::future::pending;
 
     use tokio::signal::unix::{Signal, SignalKind, signal};
+
+    use crate::targets::REGISTRATION;
 
     /// The handled signals; `None` where the handler cannot be installed.
     pub(super) struct Signals {
@@ -49,7 +55,7 @@ mod unix {
     }
 
     fn handle(name: &str, kind: SignalKind) -> Option<Signal> {
-        signal(kind).inspect_err(|error| tracing::warn!(%error, "{name} cannot be handled")).ok()
+        signal(kind).inspect_err(|error| tracing::warn!(target: REGISTRATION, %error, "{name} cannot be handled")).ok()
     }
 
     async fn received(signal: Option<Signal>) {
@@ -72,7 +78,7 @@ impl Signals {
 
     async fn any(self) {
         if let Err(error) = tokio::signal::ctrl_c().await {
-            tracing::warn!(%error, "ctrl-c cannot be handled");
+            tracing::warn!(target: REGISTRATION, %error, "ctrl-c cannot be handled");
             std::future::pending::<()>().await;
         }
     }

@@ -221,6 +221,36 @@ impl Registry {
         let address = address.try_into().map_err(|error| RegistryError::Config(error.into()))?;
         self.watchers.drain(&service, &address).await
     }
+
+    /// Sets the weight of an instance from outside, under the lease that its key has, and waits until its server has
+    /// taken it up: milliseconds as a rule, 3 s at most. Clients follow as they do where the server sets it itself.
+    ///
+    /// The server keeps this weight for as long as its registration lives: over updates of its tags, a lost lease, and an
+    /// etcd that was wiped. A weight that its program sets later replaces it
+    /// ([`Registration::update`](crate::Registration::update)), and a server that starts anew has its own.
+    ///
+    /// A server that does not use this crate cannot take it up, and would forget it: the former weight is put back then.
+    /// A server that is registered in several registries has a weight in each.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::UnknownAddress`]; [`RegistryError::NoWeight`], where the format has no place for it;
+    /// [`RegistryError::WeightNotKept`], where the server did not take it up, has no lease, or is leaving; a weight of
+    /// 0, a bad service name or address; otherwise what a call failed with.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, the weight may be written although the future is dropped: a server with this crate takes it up all
+    /// the same, and that of another program is not put back.
+    pub async fn set_weight<A>(&self, service: impl AsRef<str>, address: A, weight: u16) -> Result<(), RegistryError>
+    where
+        A: TryInto<Address>,
+        A::Error: Into<ConfigError>,
+    {
+        let service = service.as_ref().parse().map_err(RegistryError::Config)?;
+        let address = address.try_into().map_err(|error| RegistryError::Config(error.into()))?;
+        self.watchers.set_weight(&service, &address, weight).await
+    }
 }
 
 impl fmt::Debug for Registry {

@@ -13,6 +13,7 @@ mod reload;
 mod session;
 
 pub use self::config::ClientTls;
+pub(crate) use self::reload::Peer;
 pub(crate) use self::session::{HINT_ON_BREAK, TlsClient, TlsError, hint};
 
 #[cfg(test)]

@@ -11,17 +11,17 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::config::{ALPN_H2, ClientTls};
-use super::reload::Reloaded;
+use super::reload::{Peer, Reloaded};
 use crate::error::ConfigError;
 use crate::instance::Host;
 
 impl ClientTls {
-    /// What makes sessions. Refuses what can never verify a server.
-    pub(crate) fn build(&self) -> Result<TlsClient, ConfigError> {
+    /// What makes sessions with this peer. Refuses what can never verify a server.
+    pub(crate) fn build(&self, peer: Peer) -> Result<TlsClient, ConfigError> {
         self.check_roots()?;
         let config = Arc::new(self.config()?);
         let server_name = self.server_name_override().cloned();
-        Ok(TlsClient { server_name, reloaded: Reloaded::new(self.clone(), config) })
+        Ok(TlsClient { server_name, reloaded: Reloaded::new(self.clone(), config, peer) })
     }
 }
 

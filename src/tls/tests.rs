@@ -31,7 +31,7 @@ impl World {
         fs::write(&cert, cert_pem).expect("a file");
         fs::write(&key, key_pem).expect("a file");
         let tls = ClientTls::new().ca_file(ca).and_then(|tls| tls.identity_files(cert, key)).expect("good files");
-        let tls = tls.build().expect("it has roots");
+        let tls = tls.build(Peer::Etcd).expect("it has roots");
         Self { folder, root, clients, tls }
     }
 
@@ -115,7 +115,7 @@ async fn sessions_share_what_was_made_of_files_that_did_not_change() {
 
 #[test]
 fn what_can_never_verify_a_server_is_refused_before_any_connect() {
-    let error = ClientTls::new().build().expect_err("there are no roots");
+    let error = ClientTls::new().build(Peer::Etcd).expect_err("there are no roots");
     assert_eq!(error.to_string(), "cannot use the certificate authority");
     assert!(ClientTls::new().ca_pem("no certificate").is_err());
     assert!(ClientTls::new().server_name("no name").is_err());
@@ -139,10 +139,10 @@ fn debug_shows_no_key() {
 #[test]
 fn the_roots_of_the_system_and_of_mozilla_are_roots() {
     let mozilla = ClientTls::new().webpki_roots();
-    assert!(mozilla.build().is_ok(), "Mozilla's come with the program");
+    assert!(mozilla.build(Peer::Etcd).is_ok(), "Mozilla's come with the program");
     // A machine without any has nothing to trust, and says so.
     match ClientTls::new().native_roots() {
-        Ok(system) => assert!(system.build().is_ok(), "the system's are enough"),
+        Ok(system) => assert!(system.build(Peer::Etcd).is_ok(), "the system's are enough"),
         Err(error) => assert!(error.to_string().contains("the system's certificate authorities"), "{error}"),
     }
 }

@@ -238,7 +238,7 @@ async fn a_real_prometheus_answers_each_query_of_the_dashboard() {
 
     for (panel, query) in queries() {
         let query = filled_in(&query);
-        let encoded: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let encoded = query.bytes().fold(String::new(), |encoded, byte| encoded + &format!("%{byte:02x}"));
         let path = format!("/api/v1/query?query={encoded}");
         eventually(&format!("{panel}: {query} has an answer"), 2 * LIMIT, async || {
             let answer = get(&address, &path).await.unwrap_or_else(|error| panic!("{panel}: {query}: {error}"));

@@ -42,8 +42,17 @@ mod poison;
 mod processes;
 #[cfg(feature = "cli")]
 mod program;
+#[cfg(feature = "cli")]
+mod program_browser;
+#[cfg(feature = "cli")]
+mod program_check;
+#[cfg(feature = "cli")]
+mod program_page;
+#[cfg(feature = "cli")]
+mod program_top;
 mod put_back;
 mod replaced;
+mod reweighted;
 mod rig;
 mod runtimes;
 mod secrets;

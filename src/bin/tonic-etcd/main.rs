@@ -7,6 +7,9 @@
 //! | this file | the command line to a command |
 //! | `connection` | flags to a registry |
 //! | `command` | a command to its outcome |
+//! | `web` | the registry to a page in browsers |
+//! | `target` | an address to the service that is meant |
+//! | `names` | a name that is not there to similar ones |
 //! | `changes` | changes of a service to lines |
 //! | `print` | values to standard output |
 //! | `failure` | errors to exit codes |
@@ -15,8 +18,12 @@ mod changes;
 mod command;
 mod connection;
 mod failure;
+mod names;
 mod print;
+mod target;
+mod web;
 
+use std::env;
 use std::error::Error;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
@@ -29,12 +36,11 @@ use self::connection::Connection;
 use self::failure::Failure;
 use self::print::Output;
 
-/// Looks into a registry, and gives orders to its servers.
+/// Shows what is registered in etcd, and gives orders to the servers there.
 ///
-/// Exits with 0 if it did what it was asked to; with 1 if etcd failed, nothing of that name or address is registered,
-/// or a server did not leave; with 2 if the command line is wrong.
+/// Without flags it looks into the etcd that etcdctl would ask, for services of tonic-etcd and Kitex.
 #[derive(Parser)]
-#[command(name = "tonic-etcd", version)]
+#[command(name = "tonic-etcd", version, after_help = EXIT_CODES)]
 struct Flags {
     #[command(flatten)]
     connection: Connection,
@@ -50,16 +56,23 @@ struct Flags {
 #[derive(Subcommand)]
 enum Command {
     /// Lists the services, or the servers of one
+    ///
+    /// Services come with the number of their keys: one a server. Servers come with address, weight, state (live, or
+    /// draining: about to leave), zone, the lease that
+    /// their key ends with, how long that has left, and tags.
     Ls {
-        /// The service's name
+        /// The service's name; all services without
         service: Option<String>,
     },
     /// Prints what comes, changes and goes, of all services or of one, until ctrl-c
     Watch {
-        /// The service's name
+        /// The service's name; all services without
         service: Option<String>,
     },
-    /// Asks a server to leave: it is struck out and gets no new calls, but serves on
+    /// Has a server leave: it gets no new calls from then on, ends those that it has, and serves on
+    ///
+    /// Waits until it has left, 5 s at most. A server that does not run tonic-etcd stays in etcd, marked: clients that
+    /// run tonic-etcd leave it alone, and others do not.
     Drain {
         /// Where the server is registered, as host:port
         address: Address,
@@ -68,6 +81,30 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         service: Option<String>,
     },
+    /// Sets the weight of a server: its share of the calls beside the other servers' weights
+    ///
+    /// Waits until the server has taken it up, 3 s at most, and has it keep it until its program ends or sets another
+    /// one. A server that does not run tonic-etcd would forget it: its former weight is put back.
+    Weight {
+        /// Where the server is registered, as host:port
+        address: Address,
+
+        /// The weight; 10 is what servers have that state none
+        #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+        weight: u16,
+
+        /// The service's name, where the address is registered for several [default: the one that it is registered for]
+        #[arg(long, value_name = "NAME")]
+        service: Option<String>,
+    },
+    /// Looks for what is wrong, in etcd and at each server, and says what to do about it
+    ///
+    /// Exits with 1 if it found an error, with --strict if it found a warning.
+    Check(command::check::Flags),
+    /// Shows services, their servers and what happens to them on the whole terminal
+    Top(command::top::Flags),
+    /// Shows the registry live on a page for browsers, until ctrl-c
+    Web(command::web::Flags),
 }
 
 #[tokio::main]
@@ -87,8 +124,12 @@ impl Command {
     /// What is logged: an etcd that does not answer is the error of the commands that ask once.
     fn log(&self) -> &'static str {
         match self {
-            Self::Watch { .. } => "warn",
-            Self::Ls { .. } | Self::Drain { .. } => "warn,tonic_etcd::etcd=error",
+            Self::Watch { .. } | Self::Web(_) => "warn",
+            // A line of a log would stand in the middle of the screen.
+            Self::Top(_) => "off",
+            Self::Ls { .. } | Self::Drain { .. } | Self::Weight { .. } | Self::Check(_) => {
+                "warn,tonic_etcd::etcd=error"
+            }
         }
     }
 }
@@ -96,10 +137,19 @@ impl Command {
 async fn run(flags: Flags) -> Result<(), Failure> {
     let registry = flags.connection.registry()?;
     let output = Output { json: flags.json };
+    let shown = flags.connection.shown();
     match flags.command {
-        Command::Ls { service } => command::ls::run(&registry, service.as_deref(), output).await,
+        Command::Ls { service } => {
+            command::ls::run(&registry, &flags.connection.place_in_words(), service.as_deref(), output).await
+        }
         Command::Watch { service } => command::watch::run(&registry, service, output).await,
         Command::Drain { address, service } => command::drain::run(&registry, address, service, output).await,
+        Command::Weight { address, weight, service } => {
+            command::weight::run(&registry, address, weight, service, output).await
+        }
+        Command::Web(flags) => command::web::run(registry, shown, flags, output).await,
+        Command::Top(top) => command::top::run(&flags.connection, &top).await,
+        Command::Check(check) => command::check::run(&flags.connection, &check, output).await,
     }
 }
 
@@ -110,6 +160,13 @@ fn is_closed_pipe(error: &(dyn Error + 'static)) -> bool {
 /// Sends logs to standard error: what `RUST_LOG` asks for, or else `default`.
 fn log_to_stderr(default: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let colours = io::stderr().is_terminal();
+    let colours = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(io::stderr).init();
 }
+
+/// The end of the help.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  etcd failed, nothing of that name or address is registered, or a server did not obey
+  2  the command line, a variable of the environment or a file that they name is wrong";

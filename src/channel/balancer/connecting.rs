@@ -20,6 +20,7 @@ use crate::channel::transport::{
 use crate::error::chain;
 use crate::instance::Address;
 use crate::metrics::channel::ConnectionFigure;
+use crate::targets::CHANNEL;
 
 /// How instances are dialled, and how their connections are kept.
 #[derive(Clone)]
@@ -57,7 +58,7 @@ pub(super) fn establish(
         figure: queue.figures().connection(),
     });
     let observer = Observer { end, queue: queue.clone(), reserved, crowded };
-    let span = tracing::debug_span!(parent: None, "connection", %address);
+    let span = tracing::debug_span!(target: CHANNEL, parent: None, "connection", %address);
     tokio::spawn(drive(driver, observer, retired, config.removed_stream_limit).instrument(span));
     Established { transport, load, retire, health }
 }
@@ -116,7 +117,7 @@ fn drive(
         let (ended, open_calls) = tokio::select! {
             ended = &mut running => ended,
             () = limit_passed => {
-                tracing::debug!("streams of a removed instance are cut at their limit");
+                tracing::debug!(target: CHANNEL, "streams of a removed instance are cut at their limit");
                 abort.abort();
                 (&mut running).await
             }

@@ -18,6 +18,7 @@ use tracing::Instrument;
 use crate::channel::subchannel::{Ticket, Turn, Wish};
 use crate::channel::transport::{self, Connection, TransportConfig};
 use crate::instance::Address;
+use crate::targets::CHANNEL;
 
 /// Wishes and attempts of one channel.
 pub(super) struct Dialer {
@@ -85,7 +86,7 @@ impl Dialer {
         }
         self.slots.take(wish, now);
         let config = self.config.clone();
-        let span = tracing::debug_span!(parent: None, "connect", %address);
+        let span = tracing::debug_span!(target: CHANNEL, parent: None, "connect", %address);
         let attempt = async move {
             // A connector is the user's code and may panic: that is the failure of this attempt alone.
             let connected = AssertUnwindSafe(transport::connect(&config, &address, terms)).catch_unwind().await;
@@ -122,6 +123,7 @@ impl Dialer {
         let doubled = (interval * 2).min(LONGEST_INTERVAL).max(interval);
         if self.intervals.insert(address.clone(), doubled).is_none() {
             tracing::warn!(
+                target: CHANNEL,
                 %address,
                 interval = ?configured,
                 "server says too_many_pings: http2_keep_alive_interval is too short for it and doubles there"

@@ -32,6 +32,7 @@ use crate::backoff::Backoff;
 use crate::channel::subchannel::{FeedbackEvent, HealthVerdict, Ticket};
 use crate::channel::transport::{AttemptError, Exchange, IncomingBody, RequestBody, Transport};
 use crate::instance::Address;
+use crate::targets::CHANNEL;
 
 /// Asks one connection's server.
 pub(super) struct HealthWatch {
@@ -62,7 +63,7 @@ impl HealthWatch {
     /// its only stream is for calls then, and its server counts as serving.
     pub(super) fn spawn(mut self, crowded: Arc<Notify>) -> oneshot::Sender<Infallible> {
         let (watch, mut ended) = oneshot::channel();
-        let span = tracing::debug_span!(parent: None, "health", address = %self.address);
+        let span = tracing::debug_span!(target: CHANNEL, parent: None, "health", address = %self.address);
         let task = async move {
             let is_crowded = tokio::select! {
                 _ = &mut ended => false,
@@ -83,7 +84,7 @@ impl HealthWatch {
         loop {
             let ended = self.listen(&mut backoff).await;
             if ended.code() == Code::Unimplemented {
-                tracing::debug!(address = %self.address, "the server has no health service");
+                tracing::debug!(target: CHANNEL, address = %self.address, "the server has no health service");
                 self.report(Ok(()));
                 return;
             }

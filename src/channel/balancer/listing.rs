@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::log_limit::LogLimit;
+use crate::targets::CHANNEL;
 
 /// The source of a channel's list.
 pub(crate) struct Listing {
@@ -75,7 +76,7 @@ impl Listing {
     pub(super) fn on_overdue(&mut self, now: Instant) -> bool {
         let overdue = format!("there is no list of instances after {FIRST_LIST:?}{}", self.trouble());
         if self.log.admit(now) {
-            tracing::warn!(reason = overdue, "calls fail");
+            tracing::warn!(target: CHANNEL, reason = overdue, "calls fail");
         }
         let is_news = overdue != self.overdue;
         self.overdue = overdue;

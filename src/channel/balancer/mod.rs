@@ -60,6 +60,7 @@ use super::subchannel::{Connectivity, Effects, FeedbackEvent, Input, Publish, Re
 use crate::instance::Address;
 use crate::metrics::channel::UnusedFigure;
 use crate::snapshot::{Difference, Member, Snapshot};
+use crate::targets::CHANNEL;
 use crate::time::sleep_until;
 
 pub(crate) use self::config::BalanceConfig;
@@ -231,7 +232,7 @@ impl Balancer {
                 Difference::Changed(_, member) => self.update(member, now),
                 Difference::Joined(member) => joined.extend(self.admit(member)),
                 Difference::Left(member) => {
-                    tracing::info!(address = %member.address(), "instance removed");
+                    tracing::info!(target: CHANNEL, address = %member.address(), "instance removed");
                     left.extend(self.find(member.address()));
                 }
             }
@@ -255,7 +256,7 @@ impl Balancer {
 
     /// The subchannel of a new instance, unless the subset has to select it first.
     fn admit(&mut self, member: &Member) -> Option<Subchannel> {
-        tracing::info!(address = %member.address(), "instance added");
+        tracing::info!(target: CHANNEL, address = %member.address(), "instance added");
         if self.config.subset.is_some() {
             return None;
         }
@@ -295,14 +296,14 @@ impl Balancer {
         };
         let input = match result {
             Ok(connection) => {
-                tracing::debug!(%address, streams = connection.max_streams, "connected");
+                tracing::debug!(target: CHANNEL, %address, streams = connection.max_streams, "connected");
                 let events = &self.reports.events;
                 let established =
                     connecting::establish((&address, ticket), connection, &self.connect, &self.queue, events);
                 Input::Connected(ticket, established)
             }
             Err(cause) => {
-                tracing::debug!(%cause, "cannot connect");
+                tracing::debug!(target: CHANNEL, %cause, "cannot connect");
                 self.reports.figures.on_connect_failed();
                 Input::ConnectFailed(ticket, cause)
             }

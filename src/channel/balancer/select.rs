@@ -9,6 +9,7 @@ use super::agenda::Due;
 use crate::channel::subchannel::{Input, Publish, Subchannel};
 use crate::instance::Address;
 use crate::snapshot::MemberState;
+use crate::targets::CHANNEL;
 
 impl Balancer {
     /// Selects as many fit instances as the subset has, and all before them that may be fit again; unselects the
@@ -66,6 +67,7 @@ impl Balancer {
             self.has_warned = true;
             let instances = self.subchannels.len();
             tracing::warn!(
+                target: CHANNEL,
                 instances,
                 "this channel connects to every instance; ChannelBuilder::subset lets it use fewer"
             );

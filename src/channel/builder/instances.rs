@@ -8,6 +8,7 @@ use super::ChannelBuilder;
 use crate::channel::{BalancedChannel, Listing};
 use crate::instance::Instance;
 use crate::snapshot::{Member, MemberState, Snapshot};
+use crate::targets::CHANNEL;
 
 impl BalancedChannel {
     /// A channel over instances that come from elsewhere than etcd: a list in a test, a file, another registry.
@@ -48,7 +49,7 @@ fn snapshot(revision: usize, set: impl IntoIterator<Item = Arc<Instance>>) -> Sn
     for instance in set {
         match instance.check_publishable() {
             Ok(()) => members.push(Member::new(instance, 0, MemberState::Live)),
-            Err(error) => tracing::warn!(address = %instance.address, %error, "instance left out"),
+            Err(error) => tracing::warn!(target: CHANNEL, address = %instance.address, %error, "instance left out"),
         }
     }
     // Stable, so that of several with one address the last stays: the others take its place one after the other.

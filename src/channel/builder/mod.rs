@@ -39,6 +39,7 @@ use super::transport::TransportConfig;
 use crate::error::ConfigError;
 use crate::metrics::channel::ChannelFigures;
 use crate::snapshot::Snapshot;
+use crate::targets::CHANNEL;
 #[cfg(feature = "_tls")]
 use crate::tls::ClientTls;
 
@@ -140,7 +141,7 @@ impl ChannelBuilder {
         let (events, feedback) = mpsc::unbounded_channel();
         let (changed, seen) = watch::channel(());
         let (alive, handles) = mpsc::channel(1);
-        let span = tracing::info_span!(parent: None, "channel", service = %self.label);
+        let span = tracing::info_span!(target: CHANNEL, parent: None, "channel", service = %self.label);
         let figures = ChannelFigures::new(&self.target);
         let queue = Arc::new(PickQueue::new(self.label.into(), policy, self.max_waiting, figures.clone()));
         let reports = Reports { outliers: Arc::new(outliers), events, figures };

@@ -11,7 +11,7 @@ use super::ChannelBuilder;
 use crate::channel::transport::{Connector, TransportConfig};
 use crate::error::{BoxError, ConfigError};
 #[cfg(feature = "_tls")]
-use crate::tls::ClientTls;
+use crate::tls::{ClientTls, Peer};
 
 /// Connections to the instances.
 impl ChannelBuilder {
@@ -167,7 +167,7 @@ impl ChannelBuilder {
         config.check()?;
         #[cfg(feature = "_tls")]
         {
-            config.tls = self.tls.as_ref().map(ClientTls::build).transpose()?;
+            config.tls = self.tls.as_ref().map(|tls| tls.build(Peer::Instance)).transpose()?;
         }
         config.origin = self.origin.take().map(origin).transpose()?;
         Ok(config)

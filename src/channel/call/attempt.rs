@@ -19,6 +19,7 @@ use crate::channel::picks::Pick;
 use crate::channel::subchannel::ReadyConnection;
 use crate::channel::transport::{AttemptError, BodySender, Exchange, IncomingBody, RequestBody, TransportError};
 use crate::instance::{Address, Instance};
+use crate::targets::CHANNEL;
 
 /// One attempt between its pick and the end of its response.
 pub(super) struct Attempt {
@@ -151,7 +152,7 @@ impl Attempt {
 
     /// The answer, or its end, is no gRPC: that of a proxy, or of a server of another kind.
     fn on_not_grpc(&self, status: Status) -> FailedAttempt {
-        tracing::debug!(address = %self.address(), status = status.message(), "attempt failed");
+        tracing::debug!(target: CHANNEL, address = %self.address(), status = status.message(), "attempt failed");
         self.report(status.code(), StatusOrigin::NotGrpc);
         self.connection().load().on_fast_failure(Instant::now());
         self.failed_with(status)
@@ -176,7 +177,7 @@ impl Attempt {
 
     /// No handler saw the request.
     pub(super) fn on_unprocessed(&self, error: &TransportError, is_unsent: bool) -> FailedAttempt {
-        tracing::debug!(address = %self.address(), is_unsent, %error, "attempt failed");
+        tracing::debug!(target: CHANNEL, address = %self.address(), is_unsent, %error, "attempt failed");
         if error.is_refusal() {
             self.connection().load().on_shed(Instant::now(), SHED_FOR);
         }
@@ -193,7 +194,7 @@ impl Attempt {
 
     /// A handler may have seen the request, and there is no response.
     pub(super) fn on_broken(&self, error: &TransportError) -> FailedAttempt {
-        tracing::debug!(address = %self.address(), %error, "attempt failed");
+        tracing::debug!(target: CHANNEL, address = %self.address(), %error, "attempt failed");
         self.failed_with(self.on_transport_error(error))
     }
 

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::pick_queue::PickQueue;
 use crate::channel::config::CallConfig;
 use crate::instance::Address;
+use crate::targets::CHANNEL;
 
 /// A running channel. Its end tells the balancer to end.
 pub(crate) struct Handle {
@@ -33,7 +34,13 @@ impl Handle {
         let mut logged = self.unknown_logged.lock().unwrap_or_else(PoisonError::into_inner);
         if logged.is_none_or(|logged| now >= logged + LOG_INTERVAL) {
             *logged = Some(now);
-            tracing::warn!(service = self.queue.label(), %address, path, "server has no such gRPC service or method");
+            tracing::warn!(
+                target: CHANNEL,
+                service = self.queue.label(),
+                %address,
+                path,
+                "server has no such gRPC service or method"
+            );
         }
     }
 }

@@ -4,6 +4,7 @@ use std::panic::{self, AssertUnwindSafe};
 
 use crate::channel::policy::candidate::Candidate;
 use crate::channel::policy::{PickArgs, Picker};
+use crate::targets::CHANNEL;
 
 /// The READY instances of the moment, each with a connection `C`, and the picker over them. Candidates and connections
 /// lie in two slices under one index, so that policies work on candidates alone.
@@ -85,7 +86,10 @@ impl Guarded {
 
     fn new(make: impl FnOnce() -> Box<dyn Picker>) -> Self {
         let picker = panic::catch_unwind(AssertUnwindSafe(make)).inspect_err(|_| {
-            tracing::error!("the policy panicked while it made a picker; calls go to any instance that has room");
+            tracing::error!(
+                target: CHANNEL,
+                "the policy panicked while it made a picker; calls go to any instance that has room"
+            );
         });
         Self(picker.ok())
     }
@@ -101,7 +105,7 @@ impl Drop for Guarded {
     fn drop(&mut self) {
         let picker = self.0.take();
         if panic::catch_unwind(AssertUnwindSafe(|| drop(picker))).is_err() {
-            tracing::error!("a picker panicked when it was dropped");
+            tracing::error!(target: CHANNEL, "a picker panicked when it was dropped");
         }
     }
 }

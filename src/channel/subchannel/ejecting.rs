@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::Subchannel;
 use super::state::{Effects, MAX_BACKOFF, Publish, Reason, State, Wake};
 use crate::channel::outlier::{Compared, DetectionMethod, Tally, Unenforced};
+use crate::targets::CHANNEL;
 
 impl<T> Subchannel<T> {
     pub(super) fn on_suspected(&mut self, tally: &Arc<Tally>, others: Compared) {
@@ -92,7 +93,7 @@ impl<T> Subchannel<T> {
     /// Ends a probation, if there is one: the instance takes calls again.
     pub(super) fn take_back(&mut self, now: Instant, evidence: &str, effects: &mut Effects) {
         if self.ejection.take_back(now) {
-            tracing::info!(address = %self.address(), evidence, "instance returned");
+            tracing::info!(target: CHANNEL, address = %self.address(), evidence, "instance returned");
             // A connection on probation counts as any other from now on.
             self.tally.restart_row();
             self.lift_probation();
@@ -103,7 +104,13 @@ impl<T> Subchannel<T> {
     /// Leaves the instance out for a while, unless it is out already.
     pub(super) fn eject(&mut self, method: DetectionMethod, now: Instant, effects: &mut Effects) {
         let Some(until) = self.ejection.eject(now, &self.reports.outliers) else { return };
-        tracing::info!(address = %self.address(), for_s = (until - now).as_secs(), evidence = %method, "instance ejected");
+        tracing::info!(
+            target: CHANNEL,
+            address = %self.address(),
+            for_s = (until - now).as_secs(),
+            evidence = %method,
+            "instance ejected"
+        );
         self.reports.figures.on_ejection(method.label());
         if !matches!(self.state, State::Ready(_) | State::Idle(_)) {
             self.enter(State::Idle(Reason::Ejected));

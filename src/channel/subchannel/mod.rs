@@ -62,6 +62,7 @@ use crate::channel::outlier::{Compared, Ejection, Outcome, StatusOrigin, Tally};
 use crate::channel::transport::Transport;
 use crate::metrics::channel::InstanceFigure;
 use crate::snapshot::{Member, MemberState};
+use crate::targets::CHANNEL;
 
 #[cfg(feature = "health")]
 pub(crate) use self::connection::HealthVerdict;
@@ -264,7 +265,7 @@ impl<T> Subchannel<T> {
         // What ended as planned is wanted back sooner; only an end right after the beginning is not.
         let long = if kind == EndKind::Planned { SETTLED } else { MAX_BACKOFF };
         let was_good = ready.is_proven(long, now);
-        tracing::debug!(address = %self.address(), %cause, "connection ended");
+        tracing::debug!(target: CHANNEL, address = %self.address(), %cause, "connection ended");
         effects.publish = Publish::ReadySet;
         let was_recovering = mem::replace(&mut self.is_recovering, !was_good);
         if was_good {

@@ -21,6 +21,7 @@ use super::socket::{BoxIo, Socket};
 use crate::error::{BoxError, chain};
 use crate::instance::{Address, Host, refused_range};
 #[cfg(feature = "_tls")]
+use crate::targets::CHANNEL;
 use crate::tls::TlsError;
 
 /// Makes one connection to an instance.
@@ -115,7 +116,7 @@ impl<'a> Attempt<'a> {
         match SockRef::from(&stream).set_tcp_user_timeout(self.config.tcp_user_timeout) {
             // Not all that passes for Linux knows the option. Only a value that was asked for has to be there.
             Err(error) if matches!(self.config.tcp_user_timeout, None | Some(super::config::TCP_USER_TIMEOUT)) => {
-                tracing::debug!(address = %self.address, %error, "cannot set TCP_USER_TIMEOUT");
+                tracing::debug!(target: CHANNEL, address = %self.address, %error, "cannot set TCP_USER_TIMEOUT");
             }
             set => set?,
         }

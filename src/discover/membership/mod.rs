@@ -16,7 +16,9 @@
 
 mod cut_off;
 mod key_index;
+mod unusable;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,11 +28,13 @@ use tokio::time::Instant;
 
 use self::cut_off::CutOff;
 use self::key_index::{KeyIndex, KnownKey, footprint};
+pub(super) use self::unusable::{Trouble, Unusable};
 use crate::etcd::{Event, Kv, MAX_SEGMENT, MAX_VALUE};
 use crate::format::{DecodeError, Decoded, Format};
 use crate::instance::{Instance, MAX_TAGS, ServiceName};
 use crate::log_limit::LogLimit;
 use crate::snapshot::{MemberList, Snapshot};
+use crate::targets::DISCOVERY;
 
 /// Where a registry keeps instances in etcd and how they are read.
 #[derive(Debug, Clone)]
@@ -93,6 +97,8 @@ pub(super) struct Membership {
     listed: PartialList,
     /// When an instance in question came back the last time.
     last_return: Option<Instant>,
+    /// What was read since it was taken.
+    unusable: Cell<Unusable>,
     complaints: Complaints,
 }
 
@@ -112,17 +118,6 @@ struct PartialList {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Complaints(Arc<Mutex<HashMap<Trouble, Count>>>);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Trouble {
-    ForeignKey,
-    TooLarge,
-    Malformed,
-    BadAddress,
-    TooManyKeys,
-    TooManyBytes,
-    TooManyTags,
-}
-
 #[derive(Debug, Default)]
 struct Count {
     since_logged: u64,
@@ -141,6 +136,7 @@ impl Membership {
             cut_off: CutOff::default(),
             listed: PartialList::default(),
             last_return: None,
+            unusable: Cell::default(),
             complaints,
         }
     }
@@ -328,7 +324,18 @@ impl Membership {
         segment
     }
 
+    /// How often keys were read that cannot be used, since the last time.
+    pub(super) fn take_unusable(&mut self) -> Unusable {
+        self.unusable.take()
+    }
+
+    /// About how much memory the keys and their instances take.
+    pub(super) fn bytes(&self) -> usize {
+        self.index.bytes()
+    }
+
     fn trouble(&self, trouble: Trouble, key: &[u8], detail: &str, now: Instant) {
+        self.unusable.set(self.unusable.get().with(trouble));
         let mut counts = self.complaints.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(trouble).or_default();
         count.since_logged += 1;
@@ -338,7 +345,15 @@ impl Membership {
         let skipped = std::mem::take(&mut count.since_logged);
         let key = cut(key.escape_ascii());
         let detail = cut(detail.escape_debug());
-        tracing::warn!(service = %self.service, %key, %detail, kind = ?trouble, count = skipped, "key in etcd cannot be used");
+        tracing::warn!(
+            target: DISCOVERY,
+            service = %self.service,
+            %key,
+            %detail,
+            kind = ?trouble,
+            count = skipped,
+            "key in etcd cannot be used"
+        );
     }
 }
 

@@ -13,9 +13,10 @@ use super::pace::Pace;
 use super::streams::KeepalivePool;
 use crate::backoff::Backoff;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
-use crate::etcd::{CLAIM_LIMIT, Claimed, Cluster, Kv, hex};
+use crate::etcd::{CLAIM_LIMIT, Claimed, Cluster, Kv, MAX_VALUE, hex};
 use crate::format::{Entry, Format};
 use crate::instance::{Instance, ServiceName};
+use crate::targets::REGISTRATION;
 
 /// What all registrations of a registry share.
 #[derive(Debug)]
@@ -65,8 +66,8 @@ pub(crate) struct Claims {
     key: Option<ClaimedKey>,
     /// Keys that may still hold an older value, from before the key changed: some formats name it after the lease.
     former: VecDeque<ClaimedKey>,
-    /// Our value with an operator's draining mark; `None` while the mark may be our own.
-    drained: Option<Vec<u8>>,
+    /// What an operator's orders are told by; `None` while a draining mark may be our own.
+    published: Option<Published>,
     /// Whether any claim has succeeded.
     was_registered: bool,
     /// Whether a claim was made, so that clients may know of the instance.
@@ -80,6 +81,31 @@ struct ClaimedKey {
     lease: i64,
     /// The revision of our write, if it was answered.
     revision: Option<i64>,
+}
+
+/// The claimed instance as it was written.
+#[derive(Debug)]
+struct Published {
+    weight: u16,
+    value: Vec<u8>,
+    /// The value with the draining mark, where the format has one.
+    drained: Option<Vec<u8>>,
+}
+
+/// What an operator wrote on our key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// The draining mark.
+    Drain,
+    /// Another weight.
+    Weigh(Reweighted),
+}
+
+/// A weight, and the one that it replaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reweighted {
+    pub(crate) from: u16,
+    pub(crate) to: u16,
 }
 
 /// The result of a grant.
@@ -100,6 +126,8 @@ pub(super) enum ClaimOutcome {
     Foreign(i64),
     /// An operator put the draining mark on our value.
     Drained,
+    /// An operator set another weight in the value that the claim was to replace.
+    Reweighted(Reweighted),
     /// The key changed under each attempt.
     Contended,
 }
@@ -114,7 +142,7 @@ impl Claims {
             retired: VecDeque::new(),
             key: None,
             former: VecDeque::new(),
-            drained: None,
+            published: None,
             was_registered: false,
             was_claimed,
         }
@@ -179,22 +207,29 @@ impl Claims {
             .await
     }
 
-    /// Puts our value, unless the key belongs to another server that is alive, and then deletes former keys.
-    pub(super) async fn claim(&mut self, key: &str, value: &[u8], lease: i64) -> Result<ClaimOutcome, EtcdError> {
+    /// Puts our value, of this weight, unless the key belongs to another server that is alive, and then deletes former
+    /// keys.
+    pub(super) async fn claim(
+        &mut self,
+        key: &str,
+        value: &[u8],
+        weight: u16,
+        lease: i64,
+    ) -> Result<ClaimOutcome, EtcdError> {
         // Its answer may be lost.
         self.was_claimed.store(true, Ordering::Relaxed);
         self.set_key(ClaimedKey { key: key.to_owned(), lease, revision: None });
-        let outcome = self.put(key, value, lease).await?;
+        let outcome = self.put(key, value, weight, lease).await?;
         // A failure costs only time: the next claim deletes them, or they end with their leases.
         if !matches!(outcome, ClaimOutcome::Contended)
             && let Err(error) = self.remove_former().await
         {
-            tracing::debug!(error = chain(&error), "a former key could not be deleted");
+            tracing::debug!(target: REGISTRATION, error = chain(&error), "a former key could not be deleted");
         }
         Ok(outcome)
     }
 
-    async fn put(&mut self, key: &str, value: &[u8], lease: i64) -> Result<ClaimOutcome, EtcdError> {
+    async fn put(&mut self, key: &str, value: &[u8], weight: u16, lease: i64) -> Result<ClaimOutcome, EtcdError> {
         let mut seen = 0;
         for _ in 0..CLAIM_ATTEMPTS {
             let put = self.registrar.cluster.call(CLAIM_LIMIT, |member| async move {
@@ -211,8 +246,13 @@ impl Claims {
             if found.lease == lease && found.value == value {
                 return Ok(self.on_claimed(found.mod_revision));
             }
-            if self.is_drained(&found) {
-                return Ok(ClaimOutcome::Drained);
+            match self.order(&found) {
+                Some(Order::Drain) => return Ok(ClaimOutcome::Drained),
+                // A weight that the program set since the last claim is the later one.
+                Some(Order::Weigh(order)) if order.from == weight && order.to != weight => {
+                    return Ok(ClaimOutcome::Reweighted(order));
+                }
+                Some(Order::Weigh(_)) | None => {}
             }
             if !self.may_replace(&found).await? {
                 self.key = None;
@@ -260,15 +300,35 @@ impl Claims {
         ClaimOutcome::Claimed(revision)
     }
 
-    /// Recognizes from now on an operator's draining mark on the claimed instance.
-    pub(super) fn expect_drain(&mut self, instance: &Instance, lease: i64) {
+    /// Recognizes from now on what an operator writes on the key of the claimed instance.
+    pub(super) fn expect_orders(&mut self, instance: &Instance, lease: i64) {
         let carries_draining = self.registrar.format.carries_draining();
-        self.drained = carries_draining.then(|| self.entry(instance, lease, true).1);
+        self.published = Some(Published {
+            weight: instance.weight,
+            value: self.entry(instance, lease, false).1,
+            drained: carries_draining.then(|| self.entry(instance, lease, true).1),
+        });
     }
 
-    /// Whether the key holds our own value under our own lease, changed by nothing but the draining mark.
-    pub(super) fn is_drained(&self, found: &Kv) -> bool {
-        self.is_own_lease(found.lease) && self.drained.as_ref() == Some(&found.value)
+    /// The order in a key that holds our own value under our own lease, changed by nothing but that order.
+    pub(super) fn order(&self, found: &Kv) -> Option<Order> {
+        let published = self.published.as_ref().filter(|_| self.is_own_lease(found.lease))?;
+        if published.drained.as_ref() == Some(&found.value) {
+            return Some(Order::Drain);
+        }
+        if found.value.len() > MAX_VALUE {
+            return None;
+        }
+        let format = &self.registrar.format;
+        let key = String::from_utf8_lossy(&found.key);
+        let segment = key.rsplit('/').next().unwrap_or_default();
+        let to = format.decode(segment, &found.value).ok()?.weight?;
+        let reweighed = format.reweigh(&published.value, to)?;
+        if reweighed == found.value {
+            return Some(Order::Weigh(Reweighted { from: published.weight, to }));
+        }
+        // Both orders, before the first was taken up.
+        (format.mark_draining(&reweighed)? == found.value).then_some(Order::Drain)
     }
 
     /// Whether the key is ours, has no lease or a dead one, or its owner cannot be listening on our address any more.
@@ -290,7 +350,7 @@ impl Claims {
 
     /// Announces that the instance leaves, and deletes its key. The lease stays.
     pub(super) async fn withdraw(&mut self, instance: &Instance) -> Result<(), EtcdError> {
-        self.drained = None;
+        self.published = None;
         if let Some(key) = &self.key {
             self.announce(instance, key).await;
             self.delete(key).await?;
@@ -328,7 +388,7 @@ impl Claims {
         let value = self.entry(instance, claimed.lease, true).1;
         let mark = async {
             while let Err(error) = self.mark(&value, claimed).await {
-                tracing::debug!(error = chain(&error), "leave could not be announced");
+                tracing::debug!(target: REGISTRATION, error = chain(&error), "leave could not be announced");
                 if error.is_final() || error.kind == EtcdErrorKind::NotFound {
                     return;
                 }
@@ -336,7 +396,7 @@ impl Claims {
             }
         };
         if timeout(ANNOUNCE_LIMIT, mark).await.is_err() {
-            tracing::debug!("leave could not be announced in time");
+            tracing::debug!(target: REGISTRATION, "leave could not be announced in time");
         }
     }
 
@@ -375,7 +435,7 @@ impl Claims {
                 .cluster
                 .call(LEAVE_CALL_LIMIT, |member| async move { member.revoke(lease, LEAVE_CALL_LIMIT).await });
             let Err(error) = revoke.await else { return true };
-            tracing::debug!(error = chain(&error), "lease could not be revoked");
+            tracing::debug!(target: REGISTRATION, error = chain(&error), "lease could not be revoked");
             if error.is_final() {
                 // Some roles may change keys, but not leases.
                 return match &self.key {

@@ -38,6 +38,7 @@ use tracing::Instrument;
 
 use super::streams::{Answer, KeepalivePool, KeepaliveStreams, PATIENCE_MAX};
 use crate::backoff::{Backoff, spread};
+use crate::targets::REGISTRATION;
 
 /// A lease that is kept alive for as long as this exists.
 pub(super) struct Lease {
@@ -95,7 +96,7 @@ pub(super) fn keep(pool: Arc<KeepalivePool>, id: i64, ttl: Duration, first: Opti
                     }
                     Err(_) => {
                         pool.gauges().on_unanswered();
-                        tracing::debug!("a renewal was not answered before the next one");
+                        tracing::debug!(target: REGISTRATION, "a renewal was not answered before the next one");
                     }
                 },
             }

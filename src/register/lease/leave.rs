@@ -6,6 +6,7 @@ use tokio::time::timeout;
 
 use super::claims::Claims;
 use crate::instance::Instance;
+use crate::targets::REGISTRATION;
 
 /// Takes out all that may be in etcd. Returns whether nothing is left there that clients could know of.
 pub(super) async fn leave(claims: &mut Claims, instance: &Instance) -> bool {
@@ -14,16 +15,20 @@ pub(super) async fn leave(claims: &mut Claims, instance: &Instance) -> bool {
     // Nothing that clients could know of is worth a wait: a lease without a key ends by itself.
     let limit = if claims.may_be_known() { LEAVE_LIMIT } else { REVOKE_LIMIT };
     let taken_out = timeout(limit, claims.take_out(instance)).await;
+    let address = &instance.address;
     match taken_out {
-        Ok(true) if was_registered => tracing::info!(%service, address = %instance.address, "deregistered"),
+        Ok(true) if was_registered => tracing::info!(target: REGISTRATION, %service, %address, "deregistered"),
         Ok(_) | Err(_) if !claims.may_be_known() => {
-            tracing::info!(%service, address = %instance.address, "left; it was never registered");
+            tracing::info!(target: REGISTRATION, %service, %address, "left; it was never registered");
         }
-        Ok(true) => tracing::info!(%service, address = %instance.address, "left before it was registered"),
-        Ok(false) => tracing::warn!(%service, "etcd refused the deregistration; the lease will expire"),
+        Ok(true) => tracing::info!(target: REGISTRATION, %service, %address, "left before it was registered"),
+        Ok(false) => {
+            tracing::warn!(target: REGISTRATION, %service, "etcd refused the deregistration; the lease will expire");
+        }
         Err(_) => {
             let leases = claims.left_over();
             tracing::warn!(
+                target: REGISTRATION,
                 %service,
                 ?leases,
                 "etcd did not take the deregistration in time; the leases will expire"

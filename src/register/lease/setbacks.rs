@@ -9,6 +9,7 @@ use crate::backoff::{Backoff, spread};
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE};
 use crate::log_limit::LogLimit;
+use crate::targets::REGISTRATION;
 use crate::trouble::Trouble;
 
 /// The failures in a row of a registration.
@@ -57,9 +58,14 @@ impl Setbacks {
     fn on_failure(&mut self, error: &EtcdError, wait: Duration, is_held: bool, now: Instant) {
         let reason = chain(error);
         if error.is_final() {
-            tracing::warn!(error = reason, ?wait, "etcd refuses the registration; it is tried again");
+            tracing::warn!(
+                target: REGISTRATION,
+                error = reason,
+                ?wait,
+                "etcd refuses the registration; it is tried again"
+            );
         } else {
-            tracing::debug!(error = reason, ?wait, "registration is tried again");
+            tracing::debug!(target: REGISTRATION, error = reason, ?wait, "registration is tried again");
         }
         if is_held {
             return;
@@ -74,7 +80,12 @@ impl Setbacks {
             && let Some(reason) = self.trouble.get()
             && self.log.admit(now)
         {
-            tracing::warn!(reason, ?lasts, "the instance is not registered yet; it is tried again and again");
+            tracing::warn!(
+                target: REGISTRATION,
+                reason,
+                ?lasts,
+                "the instance is not registered yet; it is tried again and again"
+            );
         }
     }
 

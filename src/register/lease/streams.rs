@@ -28,6 +28,7 @@ use tracing::Instrument;
 use super::gauges::KeepaliveGauges;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{Cluster, Connection, Generation};
+use crate::targets::REGISTRATION;
 
 /// The keepalive streams of one registry, for as long as one of its leases is kept.
 #[derive(Debug)]
@@ -214,7 +215,12 @@ impl StreamHandle {
     fn spawn(generation: Arc<Generation>, index: usize, standing: Standing, gauges: KeepaliveGauges) -> Self {
         let (asks, receiver) = mpsc::channel(QUEUE);
         let (publisher, standing) = watch::channel(standing);
-        let span = tracing::info_span!(parent: None, "keepalive", member = generation.name(index));
+        let span = tracing::info_span!(
+            target: REGISTRATION,
+            parent: None,
+            "keepalive",
+            member = generation.name(index)
+        );
         let is_beside = publisher.borrow().owes_since.is_some();
         let stream = KeepaliveStream { generation, index, is_beside, asks: receiver, standing: publisher, gauges };
         tokio::spawn(stream.run().instrument(span));
@@ -257,7 +263,7 @@ impl KeepaliveStream {
                     let _ = first.answer.send(Answer::Dead);
                 }
                 Err(error) => {
-                    tracing::debug!(error = chain(&error), "keepalive stream cannot be opened");
+                    tracing::debug!(target: REGISTRATION, error = chain(&error), "keepalive stream cannot be opened");
                     reopen_at = Instant::now() + REOPEN_PAUSE;
                 }
             }
@@ -310,7 +316,7 @@ impl KeepaliveStream {
                     }
                     Ok(None) => return,
                     Err(error) => {
-                        tracing::debug!(%error, "keepalive stream broke");
+                        tracing::debug!(target: REGISTRATION, %error, "keepalive stream broke");
                         return;
                     }
                 },
@@ -337,7 +343,7 @@ impl KeepaliveStream {
                 () = sleep_until(pending.give_up_at()) => {
                     // One that was replaced may share its connection with a sound one.
                     if pending.is_owed() && !is_replaced {
-                        tracing::debug!("member does not answer keepalives");
+                        tracing::debug!(target: REGISTRATION, "member does not answer keepalives");
                         self.generation.on_silence(connection);
                     }
                     return;

@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::claims::{ClaimOutcome, Claims, GrantOutcome};
+use super::claims::{ClaimOutcome, Claims, GrantOutcome, Order, Reweighted};
 use super::gauges::Loss;
 use super::keepalive::{Lease, keep};
 use super::leave::leave;
@@ -36,6 +36,7 @@ use crate::etcd::hex;
 use crate::register::desired::DesiredState;
 use crate::register::retry::RetryConfig;
 use crate::register::status::RegistrationStatus;
+use crate::targets::REGISTRATION;
 use crate::trouble::Trouble;
 
 /// One registration, before its start and while it runs.
@@ -98,6 +99,7 @@ struct Claim {
 enum KeyState {
     Ours,
     Drained,
+    Reweighted(Reweighted),
     Touched(Loss),
 }
 
@@ -129,7 +131,7 @@ impl LeaseTask {
             };
             match state {
                 State::Drained => {
-                    tracing::info!("an operator drains this instance");
+                    tracing::info!(target: REGISTRATION, "an operator drains this instance");
                     break RegistrationStatus::Drained;
                 }
                 State::Exhausted { reason } => return self.give_up(reason).await,
@@ -198,7 +200,7 @@ impl LeaseTask {
                 return self.on_error(&error, State::Granting { at, unanswered: Some(id), observer });
             }
         };
-        tracing::debug!(lease = hex(id), ?ttl, "lease granted");
+        tracing::debug!(target: REGISTRATION, lease = hex(id), ?ttl, "lease granted");
         claiming(keep(self.claims.registrar.keepalives.clone(), id, ttl, renew_at), observer)
     }
 
@@ -213,7 +215,7 @@ impl LeaseTask {
             // What the claim returns is a revision from after these.
             observer.rollbacks = observer.own_key.borrow().rollbacks;
         }
-        let outcome = match self.claims.claim(&key, &value, lease.id).await {
+        let outcome = match self.claims.claim(&key, &value, instance.weight, lease.id).await {
             Ok(outcome) => outcome,
             Err(error) if error.kind == EtcdErrorKind::NotFound => {
                 // With back-off, since it repeats where two clusters are behind one name.
@@ -231,8 +233,8 @@ impl LeaseTask {
             ClaimOutcome::Claimed(revision) => {
                 self.setbacks.on_registered();
                 (self.failures, self.is_held) = (0, true);
-                self.claims.expect_drain(&instance, lease.id);
-                tracing::info!(key, lease = hex(lease.id), "registered");
+                self.claims.expect_orders(&instance, lease.id);
+                tracing::info!(target: REGISTRATION, key, lease = hex(lease.id), "registered");
                 self.reports.report(RegistrationStatus::Registered { key: key.clone(), lease: lease.id });
                 let observer = same_key.unwrap_or_else(|| self.observe(key));
                 State::Holding { lease, claim: Claim { value, revision }, observer }
@@ -240,12 +242,21 @@ impl LeaseTask {
             ClaimOutcome::Foreign(other) => {
                 self.failures = 0;
                 self.setbacks.on_settled();
-                tracing::warn!(key, lease = hex(other), "address is registered by another server that is alive");
+                tracing::warn!(
+                    target: REGISTRATION,
+                    key,
+                    lease = hex(other),
+                    "address is registered by another server that is alive"
+                );
                 self.reports.on_conflict(key.clone(), other);
                 // A new watch: the old one shows the key from before the other server's claim.
                 State::Yielding { lease, observer: self.observe(key) }
             }
             ClaimOutcome::Drained => State::Drained,
+            ClaimOutcome::Reweighted(order) => {
+                self.take_up(order, &key);
+                claiming(lease, same_key)
+            }
             ClaimOutcome::Contended => {
                 let at = Instant::now() + self.setbacks.pause();
                 let reason = format!("{key} was changed by others each time that it was claimed");
@@ -255,7 +266,8 @@ impl LeaseTask {
     }
 
     fn observe(&self, key: String) -> Observer {
-        observe(self.claims.registrar.cluster.clone(), key, self.retry.check_interval)
+        let (cluster, service) = (self.claims.registrar.cluster.clone(), self.claims.service().clone());
+        observe(cluster, service, key, self.retry.check_interval)
     }
 
     async fn hold(&mut self, mut lease: Lease, mut claim: Claim, mut observer: Observer) -> State {
@@ -277,13 +289,23 @@ impl LeaseTask {
                 Ok(()) = observer.own_key.changed() => match self.on_key_seen(&mut observer, &mut claim, lease.id) {
                     KeyState::Ours => {}
                     KeyState::Drained => return State::Drained,
+                    KeyState::Reweighted(order) => {
+                        self.take_up(order, &observer.key);
+                        // To the operator a value of our own is the answer, whether with this weight or a newer one.
+                        return claiming(lease, Some(observer));
+                    }
                     // Many keys go at once with their leases: a look costs etcd less than a claim that fails.
                     KeyState::Touched(_) if self.is_lease_dead(&observer, lease.id).await => {
                         return self.on_lease_lost(&lease, Loss::LeaseEnded, Duration::ZERO, Some(observer));
                     }
                     KeyState::Touched(loss) => {
                         let reason = loss.reason();
-                        tracing::warn!(key = observer.key, reason, "registration was lost; it is put back");
+                        tracing::warn!(
+                            target: REGISTRATION,
+                            key = observer.key,
+                            reason,
+                            "registration was lost; it is put back"
+                        );
                         self.reports.on_lost(loss);
                         return State::Claiming { lease, at: self.restore_at(), observer: Some(observer) };
                     }
@@ -303,8 +325,24 @@ impl LeaseTask {
         match &seen.kv {
             None => KeyState::Touched(Loss::KeyDeleted),
             Some(kv) if kv.lease == lease && kv.value == claim.value => KeyState::Ours,
-            Some(kv) if self.claims.is_drained(kv) => KeyState::Drained,
-            Some(_) => KeyState::Touched(Loss::KeyOverwritten),
+            Some(kv) => match self.claims.order(kv) {
+                Some(Order::Drain) => KeyState::Drained,
+                Some(Order::Weigh(order)) => KeyState::Reweighted(order),
+                None => KeyState::Touched(Loss::KeyOverwritten),
+            },
+        }
+    }
+
+    /// Makes an operator's weight the instance's own, unless the program set another one meanwhile.
+    fn take_up(&self, order: Reweighted, key: &str) {
+        if self.desired.reweigh(order.from, order.to) {
+            tracing::info!(
+                target: REGISTRATION,
+                key,
+                weight = order.to,
+                former = order.from,
+                "an operator sets the weight of this instance"
+            );
         }
     }
 
@@ -374,7 +412,7 @@ impl LeaseTask {
 
     fn on_lease_lost(&mut self, lease: &Lease, loss: Loss, pause: Duration, observer: Option<Observer>) -> State {
         let reason = loss.reason();
-        tracing::warn!(lease = hex(lease.id), reason, "registration was lost; it is put back");
+        tracing::warn!(target: REGISTRATION, lease = hex(lease.id), reason, "registration was lost; it is put back");
         self.reports.on_lost(loss);
         self.regrant(lease, pause, observer)
     }
@@ -414,7 +452,13 @@ impl LeaseTask {
     /// Takes out what failed attempts may have left in etcd, and ends.
     async fn give_up(mut self, reason: String) {
         let (service, attempts) = (self.claims.service(), self.failures);
-        tracing::warn!(%service, attempts, reason, "registration gave up: as many attempts failed as are allowed");
+        tracing::warn!(
+            target: REGISTRATION,
+            %service,
+            attempts,
+            reason,
+            "registration gave up: as many attempts failed as are allowed"
+        );
         let is_out = self.take_out().await;
         self.reports.on_ended(RegistrationStatus::GaveUp { attempts, reason }, is_out);
     }

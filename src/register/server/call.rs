@@ -47,7 +47,7 @@ enum RequestState {
 /// Counts a new call, and puts its request's body within reach of the drain limit. Returns the half of its response.
 #[inline]
 pub(super) fn open(drain: &DrainState, body: &mut Body) -> ResponseHalf {
-    let counted = drain.calls().opened();
+    let counted = drain.open_call();
     if http_body::Body::is_end_stream(body) {
         return ResponseHalf(Half::Alone(drain.clone(), counted));
     }
@@ -109,7 +109,7 @@ impl Call {
             if let Some(slot) = self.slot.get() {
                 self.drain.calls().leave(*slot);
             }
-            self.drain.calls().closed(self.counted);
+            self.drain.close_call(self.counted);
         }
     }
 }
@@ -166,7 +166,7 @@ impl Drop for ResponseHalf {
     #[inline]
     fn drop(&mut self) {
         match &self.0 {
-            Half::Alone(drain, counted) => drain.calls().closed(*counted),
+            Half::Alone(drain, counted) => drain.close_call(*counted),
             Half::OfCall(call) => {
                 // A detached reader of the request may hold the call for long, and must not hold this task's waker
                 // with it.

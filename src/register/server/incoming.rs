@@ -18,6 +18,7 @@ use tonic::transport::server::Connected;
 use super::handle::ServerHandle;
 use super::open_set::{Counted, End, Slot};
 use super::state::DrainState;
+use crate::targets::REGISTRATION;
 
 pin_project! {
     /// A server's incoming connections, which close after the drain limit, whatever their clients do. Made by
@@ -116,7 +117,7 @@ pub struct IncomingIo<IO> {
 impl<IO> IncomingIo<IO> {
     fn new(inner: IO, drain: &DrainState) -> Self {
         let socket = Arc::new(Socket { drain: drain.clone(), reader: AtomicWaker::new(), writer: AtomicWaker::new() });
-        let counted = drain.sockets().opened();
+        let counted = drain.open_socket();
         let slot = drain.sockets().enter(Arc::clone(&socket) as Arc<dyn End>);
         Self { inner, socket, counted, slot }
     }
@@ -210,9 +211,9 @@ impl<IO: Connected> Connected for IncomingIo<IO> {
 
 impl<IO> Drop for IncomingIo<IO> {
     fn drop(&mut self) {
-        let sockets = self.socket.drain.sockets();
-        sockets.leave(self.slot);
-        sockets.closed(self.counted);
+        let drain = &self.socket.drain;
+        drain.sockets().leave(self.slot);
+        drain.close_socket(self.counted);
     }
 }
 
@@ -242,7 +243,7 @@ fn set_nodelay(io: &dyn Any) {
     };
     // No reason to refuse a connection: its first use will fail if the peer is gone already.
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY not set");
+        tracing::debug!(target: REGISTRATION, %error, "TCP_NODELAY not set");
     }
 }
 

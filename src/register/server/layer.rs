@@ -101,6 +101,7 @@ where
         let mut request = with_tonic_body(request);
         let half = call::open(&self.drain, request.body_mut());
         if half.is_over() {
+            self.drain.on_refused();
             return DrainFuture { state: FutureState::Refused, protocol };
         }
         DrainFuture { state: FutureState::Serving { future: self.inner.call(request), half: Some(half) }, protocol }

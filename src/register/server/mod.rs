@@ -4,6 +4,7 @@
 
 mod call;
 mod drain;
+mod gauges;
 mod handle;
 mod incoming;
 mod layer;

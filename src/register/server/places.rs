@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::targets::REGISTRATION;
+
 /// The three places of a server, none of which it misses until its end.
 #[derive(Default)]
 pub(super) struct Places {
@@ -54,7 +56,7 @@ impl Places {
         }
         let [has_layer, has_signal] = [&self.has_layer, &self.has_signal].map(|place| place.load(Ordering::Relaxed));
         if let Some((missing, cost)) = missing_while_serving(has_layer, has_signal) {
-            tracing::warn!(missing, cost, "the server serves without all of its places");
+            tracing::warn!(target: REGISTRATION, missing, cost, "the server serves without all of its places");
         }
     }
 
@@ -62,7 +64,7 @@ impl Places {
     pub(super) fn warn_of_missing(&self) {
         let missing = missing(self.has_layer.load(Ordering::Relaxed), self.has_incoming.load(Ordering::Relaxed));
         if let Some((missing, cost)) = missing {
-            tracing::warn!(missing, cost, "drain begins without all of its places in the server");
+            tracing::warn!(target: REGISTRATION, missing, cost, "drain begins without all of its places in the server");
         }
     }
 }

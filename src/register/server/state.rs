@@ -12,8 +12,10 @@ use tokio::sync::oneshot;
 use tokio::time::{self, Instant};
 use tracing::Instrument as _;
 
-use super::open_set::OpenSet;
+use super::gauges::DrainGauges;
+use super::open_set::{Counted, OpenSet};
 use super::places::Places;
+use crate::targets::REGISTRATION;
 
 /// The open calls and connections of one server, and the phase of its drain; a clone is a handle to the same drain.
 ///
@@ -50,7 +52,41 @@ impl DrainState {
             places: Places::default(),
             calls: OpenSet::default(),
             sockets: OpenSet::default(),
+            gauges: DrainGauges::new(),
         }))
+    }
+
+    /// A call begins; it ends with [`close_call`](Self::close_call).
+    #[inline]
+    pub(super) fn open_call(&self) -> Counted {
+        self.0.gauges.calls.on_opened();
+        self.0.calls.opened()
+    }
+
+    #[inline]
+    pub(super) fn close_call(&self, counted: Counted) {
+        self.0.calls.closed(counted);
+        self.0.gauges.calls.on_closed(|| self.has_begun() && !self.has_ended());
+    }
+
+    /// A call came behind the limit.
+    pub(super) fn on_refused(&self) {
+        self.0.gauges.on_refused();
+    }
+
+    /// A connection is accepted; it ends with [`close_socket`](Self::close_socket).
+    pub(super) fn open_socket(&self) -> Counted {
+        self.0.gauges.connections.on_opened();
+        self.0.sockets.opened()
+    }
+
+    pub(super) fn close_socket(&self, counted: Counted) {
+        self.0.sockets.closed(counted);
+        self.0.gauges.connections.on_closed(|| self.has_begun() && !self.is_closed());
+    }
+
+    fn has_begun(&self) -> bool {
+        self.0.countdown.get().is_some()
     }
 
     /// How many calls there are whose request or response has not ended yet.
@@ -77,9 +113,10 @@ impl DrainState {
             Countdown { until, _held: held }
         });
         if let Some((until, released)) = first {
+            self.0.gauges.on_begun();
             let task = CountdownTask { drain: Arc::downgrade(&self.0) };
             // The signal's future may be polled in any span; the countdown belongs to none of them.
-            let span = tracing::info_span!(parent: None, "drain", ?limit, address);
+            let span = tracing::info_span!(target: REGISTRATION, parent: None, "drain", ?limit, address);
             span.in_scope(|| self.0.places.warn_of_missing());
             runtime.spawn(task.run(until, released).instrument(span));
         }
@@ -141,6 +178,7 @@ struct Inner {
     places: Places,
     calls: OpenSet,
     sockets: OpenSet,
+    gauges: DrainGauges,
 }
 
 impl Inner {
@@ -148,18 +186,20 @@ impl Inner {
         // First the mark, then the wake-ups: a woken task must find the mark.
         self.passed.store(CALLS_ENDED, Ordering::Release);
         let calls = self.calls.len();
+        self.gauges.calls.on_cut(calls);
         self.calls.end_all().await;
         if calls > 0 {
-            tracing::warn!(calls, "calls ended at the drain limit");
+            tracing::warn!(target: REGISTRATION, calls, "calls ended at the drain limit");
         }
     }
 
     async fn close_sockets(&self) {
         self.passed.store(SOCKETS_CLOSED, Ordering::Release);
         let sockets = self.sockets.len();
+        self.gauges.connections.on_cut(sockets);
         self.sockets.end_all().await;
         if sockets > 0 {
-            tracing::info!(sockets, "connections closed after the drain limit");
+            tracing::info!(target: REGISTRATION, sockets, "connections closed after the drain limit");
         }
     }
 }
@@ -201,7 +241,8 @@ impl Drop for CountdownTask {
         let Some(inner) = self.drain.upgrade() else { return };
         let (calls, connections) = (inner.calls.len(), inner.sockets.len());
         if inner.passed.load(Ordering::Acquire) != SOCKETS_CLOSED && calls + connections > 0 {
-            tracing::warn!(calls, connections, "drain limit lost with the runtime that counted down to it");
+            inner.gauges.on_lost();
+            tracing::warn!(target: REGISTRATION, calls, connections, "drain limit lost with the runtime that counted down to it");
         }
     }
 }
@@ -224,7 +265,7 @@ mod tests {
 
     use tokio::runtime::Runtime;
 
-    use super::super::open_set::{Counted, End, Slot};
+    use super::super::open_set::{End, Slot};
     use super::*;
 
     #[derive(Default)]

@@ -1,6 +1,7 @@
 //! Connections over TLS.
 
 use super::*;
+use crate::tls::Peer;
 use crate::tls::testing::{Authority, acceptor, authority, issue};
 
 /// A server with a certificate for `name`; with `clients`, only for clients whose certificate that signed.
@@ -11,7 +12,7 @@ async fn serve(authority: &Authority, name: &str, alpn: &[&[u8]], clients: Optio
 }
 
 fn options(tls: &ClientTls) -> TransportConfig {
-    TransportConfig { tls: Some(tls.build().expect("it has roots")), ..TransportConfig::default() }
+    TransportConfig { tls: Some(tls.build(Peer::Instance).expect("it has roots")), ..TransportConfig::default() }
 }
 
 fn trusting(authority: &Authority) -> ClientTls {

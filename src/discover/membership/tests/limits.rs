@@ -158,3 +158,20 @@ fn a_list_in_which_all_have_grown_is_cut_off_at_its_last_keys() {
         .collect();
     assert!(grown.is_sorted_by(|before, after| before >= after) && grown[0] && !grown[all - 1], "the first ones grew");
 }
+
+#[test]
+fn what_cannot_be_used_is_counted_by_kind_each_time_that_it_is_read() {
+    let mut world = World::limited(Limits { instances: 1, ..Limits::default() });
+    world.put("a:1", 7);
+    world.put("b:1", 7);
+    world.put_value("c:1", "{", 7);
+    world.put_value("d/e", "{}", 7);
+    world.put_value("f:1", &"x".repeat(MAX_VALUE + 1), 7);
+    let (foreign, large, malformed, many) =
+        (Trouble::ForeignKey, Trouble::TooLarge, Trouble::Malformed, Trouble::TooManyKeys);
+    let expected = Unusable::default().with(foreign).with(large).with(malformed).with(many);
+    assert_eq!(world.membership.take_unusable(), expected);
+    assert_eq!(world.membership.take_unusable(), Unusable::default(), "they were taken");
+    world.list(&["a:1", "b:1"]);
+    assert_eq!(world.membership.take_unusable(), Unusable::default().with(many), "the list read it again");
+}

@@ -1,0 +1,340 @@
+//! What happens to watches, to the metrics.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use crate::error::{EtcdError, EtcdErrorKind};
+use crate::instance::ServiceName;
+use crate::metrics::discovery::{LAG, LIST_DURATION, LISTED_KEYS, LISTED_SIZE, LISTS, RESTARTS, VERIFIED, WATCHES};
+use crate::metrics::etcd::{CALL_DURATION, CALLS, CONNECTS, LOGINS, MEMBERS, OUTAGES, STRANGERS};
+use crate::metrics::{Counter, Gauge, Histogram, Moment, Share};
+
+/// Of one source.
+pub(crate) struct WatchGauges {
+    service: ServiceName,
+    of: Followed,
+    /// The state that it is counted in.
+    state: Option<(&'static str, Share)>,
+    keys: Counter,
+    size: Counter,
+    duration: Histogram,
+    progress: Progress,
+}
+
+/// What a source follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Followed {
+    Instances,
+    OwnKey,
+}
+
+/// What made a list necessary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ListCause {
+    /// Nothing is known yet.
+    Start,
+    /// The revision to go on from is compacted.
+    Compacted,
+    /// The store is behind what was seen of it.
+    RolledBack,
+    /// A check showed another number of keys, or one that was written and not told of.
+    Difference,
+    /// A message was too large to be read.
+    TooLarge,
+    /// The member turned out to be of another cluster.
+    OtherCluster,
+    /// Keys that were left out for want of room have room now.
+    RoomAgain,
+}
+
+/// What ended a watch that was open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Restart {
+    /// The member ended it.
+    Cancelled,
+    Compacted,
+    /// The stream broke.
+    StreamEnded,
+    /// The stream was silent, and its member answered nothing else either.
+    Silent,
+    Denied,
+    TooLarge,
+    OtherCluster,
+    RolledBack,
+    /// Nothing was wrong: another member was drawn, or is named.
+    Moved,
+    /// It was not read in time, or went with a runtime.
+    LeftBehind,
+    /// Its member gives no signs of life, so that a list had to show what it may have missed.
+    Mute,
+}
+
+/// Up to which revision a watch is complete, and when it was last known to be: shared by a source and the stream that
+/// its watch is on.
+#[derive(Clone)]
+pub(super) struct Progress {
+    complete: Arc<AtomicI64>,
+    verified: Moment,
+    lag: Gauge,
+}
+
+/// How far an open watch is behind its stream.
+pub(super) struct Lag {
+    progress: Progress,
+    share: Share,
+}
+
+impl WatchGauges {
+    pub(crate) fn new(service: ServiceName, of: Followed) -> Self {
+        let labels = [service.as_str(), of.label()];
+        let (lag, verified) = (LAG.with(&labels), Moment::new(&VERIFIED, &labels));
+        Self {
+            of,
+            state: None,
+            keys: LISTED_KEYS.with(&labels),
+            size: LISTED_SIZE.with(&labels),
+            duration: LIST_DURATION.with(&labels),
+            progress: Progress { complete: Arc::default(), verified, lag },
+            service,
+        }
+    }
+
+    pub(super) fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    pub(super) fn set_state(&mut self, state: &'static str) {
+        if self.state.as_ref().is_none_or(|(before, _)| *before != state) {
+            let gauge = WATCHES.with(&[self.service.as_str(), self.of.label(), state]);
+            self.state = Some((state, Share::new(gauge, 1.0)));
+        }
+    }
+
+    pub(super) fn on_page(&self, keys: usize, bytes: usize) {
+        self.keys.add(keys as u64);
+        self.size.add(bytes as u64);
+    }
+
+    /// A list is complete.
+    pub(super) fn on_listed(&self, cause: ListCause, took: Duration, revision: i64) {
+        LISTS.with(&[self.service.as_str(), self.of.label(), cause.label()]).add(1);
+        self.duration.record(took.as_secs_f64());
+        self.progress.on_complete(revision);
+    }
+
+    pub(super) fn on_restart(&self, restart: Restart) {
+        RESTARTS.with(&[self.service.as_str(), self.of.label(), restart.label()]).add(1);
+    }
+}
+
+impl Progress {
+    /// All that happened up to this revision was told of.
+    pub(super) fn on_complete(&self, revision: i64) {
+        self.complete.store(revision, Ordering::Relaxed);
+        self.verified.set_now();
+    }
+
+    /// Of a watch that is open and begins behind this revision.
+    pub(super) fn lag(&self, revision: i64) -> Lag {
+        self.complete.store(revision, Ordering::Relaxed);
+        Lag { progress: self.clone(), share: Share::new(self.lag.clone(), 0.0) }
+    }
+}
+
+impl Lag {
+    pub(super) fn on_complete(&self, revision: i64) {
+        self.progress.on_complete(revision);
+    }
+
+    /// Shows how far behind this revision the watch is.
+    pub(super) fn show(&mut self, newest: i64) {
+        let lag = newest - self.progress.complete.load(Ordering::Relaxed);
+        #[expect(clippy::cast_precision_loss, reason = "so many revisions are not told apart")]
+        self.share.set(lag.max(0) as f64);
+    }
+}
+
+impl Followed {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Instances => "instances",
+            Self::OwnKey => "own_key",
+        }
+    }
+}
+
+impl ListCause {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Compacted => "compacted",
+            Self::RolledBack => "rolled_back",
+            Self::Difference => "difference",
+            Self::TooLarge => "too_large",
+            Self::OtherCluster => "other_cluster",
+            Self::RoomAgain => "room_again",
+        }
+    }
+}
+
+impl Restart {
+    /// By the error of a watch that is over.
+    pub(super) fn of(kind: EtcdErrorKind) -> Self {
+        match kind {
+            EtcdErrorKind::Unreachable | EtcdErrorKind::Tls => Self::StreamEnded,
+            EtcdErrorKind::Deadline(_) => Self::Silent,
+            EtcdErrorKind::Token | EtcdErrorKind::Denied => Self::Denied,
+            EtcdErrorKind::TooLarge => Self::TooLarge,
+            _ => Self::Cancelled,
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Cancelled => "cancelled",
+            Self::Compacted => "compacted",
+            Self::StreamEnded => "stream_ended",
+            Self::Silent => "silent",
+            Self::Denied => "denied",
+            Self::TooLarge => "too_large",
+            Self::OtherCluster => "other_cluster",
+            Self::RolledBack => "rolled_back",
+            Self::Moved => "moved",
+            Self::LeftBehind => "left_behind",
+            Self::Mute => "mute",
+        }
+    }
+}
+
+/// One member, in the gauge of its state.
+#[derive(Default)]
+pub(super) struct MemberGauge(Option<(&'static str, Share)>);
+
+impl MemberGauge {
+    /// Of a member that was not heard yet.
+    pub(super) fn new() -> Self {
+        Self(Some(counted("unknown")))
+    }
+
+    /// A member that is counted answers like this from now on.
+    pub(super) fn set_state(&mut self, state: &'static str) {
+        if let Some(counted_in) = self.0.as_mut().filter(|(before, _)| *before != state) {
+            *counted_in = counted(state);
+        }
+    }
+
+    /// A member that is counted was well and is not: an outage begins.
+    pub(super) fn on_outage(&self, state: &'static str) {
+        if self.0.is_some() {
+            OUTAGES.with(&[state]).add(1);
+        }
+    }
+}
+
+fn counted(state: &'static str) -> (&'static str, Share) {
+    (state, Share::new(MEMBERS.with(&[state]), 1.0))
+}
+
+/// How many members are not used since they report different clusters.
+pub(super) fn strangers() -> Share {
+    Share::new(STRANGERS.with(&[]), 0.0)
+}
+
+/// A call of a member ended after this time.
+pub(super) fn on_call(operation: &'static str, error: Option<&EtcdError>, took: Duration) {
+    let outcome = error.map_or("ok", |error| outcome(error.kind));
+    CALLS.with(&[operation, outcome]).add(1);
+    if error.is_none_or(|error| !error.is_worth_another_member()) {
+        CALL_DURATION.with(&[operation]).record(took.as_secs_f64());
+    }
+}
+
+fn outcome(kind: EtcdErrorKind) -> &'static str {
+    match kind {
+        EtcdErrorKind::Unreachable => "unreachable",
+        EtcdErrorKind::Unavailable => "unavailable",
+        EtcdErrorKind::Deadline(_) => "late",
+        EtcdErrorKind::Tls => "tls",
+        EtcdErrorKind::Login | EtcdErrorKind::Withheld | EtcdErrorKind::LoginPending => "no_login",
+        EtcdErrorKind::Denied => "denied",
+        EtcdErrorKind::Token => "token",
+        EtcdErrorKind::NotFound => "not_found",
+        EtcdErrorKind::AlreadyExists => "exists",
+        EtcdErrorKind::Compacted => "compacted",
+        EtcdErrorKind::TooLarge => "too_large",
+        EtcdErrorKind::Split => "other_cluster",
+        EtcdErrorKind::Incapable => "incapable",
+        EtcdErrorKind::Refused => "refused",
+    }
+}
+
+/// Of the connections to one member.
+#[derive(Debug, Clone)]
+pub(super) struct ConnectGauges {
+    made: Counter,
+    failed: Counter,
+}
+
+impl ConnectGauges {
+    pub(super) fn new() -> Self {
+        let [made, failed] = ["made", "failed"].map(|outcome| CONNECTS.with(&[outcome]));
+        Self { made, failed }
+    }
+
+    pub(super) fn on_made(&self) {
+        self.made.add(1);
+    }
+
+    pub(super) fn on_failed(&self) {
+        self.failed.add(1);
+    }
+}
+
+/// Of the logins of one cluster.
+#[derive(Debug)]
+pub(super) struct LoginGauges {
+    ok: Counter,
+    refused: Counter,
+    failed: Counter,
+    late: Counter,
+    no_credentials: Counter,
+}
+
+impl LoginGauges {
+    pub(super) fn new() -> Self {
+        let with = |outcome| LOGINS.with(&[outcome]);
+        Self {
+            ok: with("ok"),
+            refused: with("refused"),
+            failed: with("failed"),
+            late: with("late"),
+            no_credentials: with("no_credentials"),
+        }
+    }
+
+    /// A login brought a token.
+    pub(super) fn on_success(&self) {
+        self.ok.add(1);
+    }
+
+    /// The member refused the credentials.
+    pub(super) fn on_refused(&self) {
+        self.refused.add(1);
+    }
+
+    /// The member could not be reached, or answered something else.
+    pub(super) fn on_failed(&self) {
+        self.failed.add(1);
+    }
+
+    /// The member did not answer in time.
+    pub(super) fn on_late(&self) {
+        self.late.add(1);
+    }
+
+    /// The provider of credentials failed.
+    pub(super) fn on_no_credentials(&self) {
+        self.no_credentials.add(1);
+    }
+}
