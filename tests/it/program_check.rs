@@ -52,7 +52,7 @@ impl Check {
 
 async fn output(urls: &[String], arguments: &[&str]) -> (i32, String, String) {
     let mut command = Command::from(program());
-    let command = command.args(["--etcd", &urls.join(","), "check", "--timeout", "60"]).args(arguments);
+    let command = command.args(["--etcd", &urls.join(","), "check", "--timeout", "60s"]).args(arguments);
     let output = command.kill_on_drop(true).output().await.expect("the program runs");
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("it prints text");
     (output.status.code().expect("it exits"), text(&output.stdout), text(&output.stderr))
@@ -359,9 +359,9 @@ async fn thousands_of_instances_are_checked_within_the_time() {
     });
     let silent = silent.await.to_string();
     put(&etcd, "echo", &silent).await;
-    let found = check(&etcd, &["--server-timeout", "2"]).await;
+    let found = check(&etcd, &["--answer-timeout", "2s"]).await;
     assert_eq!(found.names("address-refused", Some("echo")).len(), 3_000, "{:?}", found.ids());
     assert_eq!(found.names("server-silent", Some("echo")), [silent]);
-    let (_, text, _) = output(&[etcd.url()], &["--server-timeout", "2"]).await;
+    let (_, text, _) = output(&[etcd.url()], &["--answer-timeout", "2s"]).await;
     assert!(text.lines().count() < 60, "people see the first ones: {text}");
 }

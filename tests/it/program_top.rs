@@ -41,7 +41,7 @@ async fn one_screen_is_printed_as_text() {
     assert_eq!((code, complaints.as_str()), (0, ""), "{screen}");
     let lines: Vec<&str> = screen.lines().collect();
     assert!(lines.len() == 24 && lines.iter().all(|line| line.chars().count() <= 80), "80 x 24: {screen}");
-    assert!(lines[0].contains("2 services  3 instances  0 changes a minute"), "{screen}");
+    assert!(lines[0].contains("2 services  3 instances  0 changes/min"), "{screen}");
     assert_eq!(words(lines[3]), ["echo", "2", "1", "1", "0", "17", "0"], "{screen}");
     assert_eq!(words(lines[4]), ["hello", "1", "1", "0", "0", "10", "0"], "{screen}");
 

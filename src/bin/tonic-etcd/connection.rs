@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tonic_etcd::format::{EtcdNaming, GoZero, Kitex, Kratos};
+use tonic_etcd::format::{EtcdNaming, Format, GoZero, Kitex, Kratos};
 use tonic_etcd::{ClientTls, Registry};
 
 use crate::failure::{Failure, refused};
@@ -66,9 +66,9 @@ struct Login {
     #[arg(long)]
     password: Option<String>,
 
-    /// What standard input held: it can be read once.
+    /// User and password, where flags give either: standard input is read once.
     #[arg(skip)]
-    read: OnceLock<String>,
+    given: OnceLock<Option<(String, String)>>,
 }
 
 /// TLS towards etcd.
@@ -107,83 +107,49 @@ enum FormatName {
 }
 
 impl FormatName {
-    fn default_prefix(self) -> &'static str {
-        match self {
-            Self::Kitex => "kitex/registry-etcd",
-            Self::Etcd | Self::GoZero => "",
-            Self::Kratos | Self::KratosSecure => "/microservices",
-        }
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 
-    fn name(self) -> &'static str {
+    fn default_prefix(self) -> String {
+        let prefix_of = |format: &dyn Format| format.default_prefix().to_owned();
         match self {
-            Self::Kitex => "kitex",
-            Self::Etcd => "etcd",
-            Self::GoZero => "go-zero",
-            Self::Kratos => "kratos",
-            Self::KratosSecure => "kratos-secure",
+            Self::Kitex => prefix_of(&Kitex::new()),
+            Self::Etcd => prefix_of(&EtcdNaming::new()),
+            Self::GoZero => prefix_of(&GoZero::new()),
+            Self::Kratos | Self::KratosSecure => prefix_of(&Kratos::new()),
         }
     }
 }
 
 impl Connection {
     pub(crate) fn registry(&self) -> Result<Registry, Failure> {
-        self.registry_at(self.format, self.prefix())
-    }
-
-    /// Whether etcd runs on this host, by its URLs.
-    pub(crate) fn is_local(&self) -> bool {
-        let is_local = |url: &str| ["127.", "localhost", "[::1]"].iter().any(|host| host_of(url).starts_with(host));
-        self.endpoints().is_none_or(|urls| urls.split(',').all(is_local))
-    }
-
-    /// Which etcd is looked into, and where in it.
-    pub(crate) fn shown(&self) -> String {
-        let endpoints = self.endpoints().unwrap_or_else(|| "127.0.0.1:2379".to_owned());
-        format!("{endpoints}, {}", self.place_in_words())
-    }
-
-    /// Where servers are looked for, as flags.
-    pub(crate) fn place(&self) -> String {
-        Self::flags_to(self.format, self.prefix())
-    }
-
-    /// Where servers are looked for, in words.
-    pub(crate) fn place_in_words(&self) -> String {
-        match (self.prefix(), self.format.name()) {
-            ("", format) => format!("without a prefix, in the format {format}"),
-            (prefix, format) => format!("under {prefix}, in the format {format}"),
-        }
+        self.registry_at(self.format, self.prefix.as_deref())
     }
 
     /// Where else servers may be registered: the flags that lead to each place, and its registry.
     pub(crate) fn elsewhere(&self) -> Result<Vec<(String, Registry)>, Failure> {
         let own = self.prefix();
-        // A slash at the end changes nothing, and one at the begin is a different prefix.
+        let own = own.trim_end_matches('/');
+        // A slash at the end changes nothing, and one at the begin is another prefix.
         let slashed = own.strip_prefix('/').map_or_else(|| format!("/{own}"), str::to_owned);
         let mut places = Vec::new();
         for format in FormatName::value_variants() {
-            let mut prefixes = vec![format.default_prefix(), own, &slashed, ""];
+            let mut prefixes = vec![format.default_prefix(), own.to_owned(), slashed.clone(), String::new()];
             prefixes.sort_unstable();
-            prefixes.dedup_by_key(|prefix| prefix.trim_end_matches('/'));
-            prefixes
-                .retain(|prefix| (*format, prefix.trim_end_matches('/')) != (self.format, own.trim_end_matches('/')));
+            prefixes.dedup();
+            prefixes.retain(|prefix| prefix != "/" && (*format, prefix.as_str()) != (self.format, own));
             for prefix in prefixes {
-                places.push((Self::flags_to(*format, prefix), self.registry_at(*format, prefix)?));
+                places.push((format!("--format {} --prefix '{prefix}'", format.name()), *format, prefix));
             }
         }
-        Ok(places)
+        let registry = |(flags, format, prefix): (String, FormatName, String)| {
+            Ok((flags, self.registry_at(format, Some(&prefix))?))
+        };
+        places.into_iter().map(registry).collect()
     }
 
-    fn prefix(&self) -> &str {
-        self.prefix.as_deref().unwrap_or_else(|| self.format.default_prefix())
-    }
-
-    fn flags_to(format: FormatName, prefix: &str) -> String {
-        format!("--format {} --prefix '{prefix}'", format.name())
-    }
-
-    fn registry_at(&self, format: FormatName, prefix: &str) -> Result<Registry, Failure> {
+    fn registry_at(&self, format: FormatName, prefix: Option<&str>) -> Result<Registry, Failure> {
         let login = self.login.given()?;
         let tls = self.tls()?;
         let mut registry = Registry::from_env_with(|name| match name {
@@ -200,7 +166,9 @@ impl Connection {
             FormatName::Kratos => registry.format(Kratos::new()),
             FormatName::KratosSecure => registry.format(Kratos::new().secure(true)),
         };
-        registry = registry.prefix(prefix);
+        if let Some(prefix) = prefix {
+            registry = registry.prefix(prefix);
+        }
         if let Some(limit) = self.dial_timeout {
             registry = registry.dial_timeout(limit);
         }
@@ -211,6 +179,34 @@ impl Connection {
             registry = registry.tls(tls);
         }
         Ok(registry.build()?)
+    }
+
+    /// Where in etcd it looks, for messages.
+    pub(crate) fn place(&self) -> String {
+        let format = self.format.name();
+        match self.prefix().as_str() {
+            "" => format!("without a prefix, in the format {format}"),
+            prefix => format!("under {prefix}, in the format {format}"),
+        }
+    }
+
+    /// What every key begins with.
+    pub(crate) fn prefix(&self) -> String {
+        self.prefix.clone().unwrap_or_else(|| self.format.default_prefix())
+    }
+
+    /// Whether etcd runs on this host, by its URLs.
+    pub(crate) fn is_local(&self) -> bool {
+        let is_local = |url: &str| {
+            let host = url.trim().split_once("://").map_or(url, |(_, rest)| rest);
+            ["127.", "localhost", "[::1]"].iter().any(|local| host.starts_with(local))
+        };
+        self.endpoints().is_none_or(|urls| urls.split(',').all(is_local))
+    }
+
+    /// What is looked into, in few words.
+    pub(crate) fn shown(&self) -> String {
+        self.endpoints().unwrap_or_else(|| "127.0.0.1:2379".to_owned())
     }
 
     fn endpoints(&self) -> Option<String> {
@@ -247,10 +243,21 @@ impl Connection {
 impl Login {
     /// User and password, where flags give either.
     fn given(&self) -> Result<Option<(String, String)>, Failure> {
+        if let Some(given) = self.given.get() {
+            return Ok(given.clone());
+        }
+        let given = self.read()?;
+        Ok(self.given.get_or_init(|| given).clone())
+    }
+
+    fn read(&self) -> Result<Option<(String, String)>, Failure> {
         let password = if let Some(file) = &self.password_file {
             Some(password_in(file)?)
         } else if self.password_stdin {
-            Some(self.password_of_stdin()?)
+            Some(
+                first_line(io::stdin().lock())
+                    .map_err(|error| refused(format!("cannot read the password: {error}")))?,
+            )
         } else {
             self.password.clone()
         };
@@ -269,15 +276,6 @@ impl Login {
             (Some((user, password)), None) => Ok(Some((user.to_owned(), password.to_owned()))),
             (Some(_), Some(_)) => Err(refused("the password is given twice: behind the user, and by a flag")),
         }
-    }
-
-    fn password_of_stdin(&self) -> Result<String, Failure> {
-        if let Some(read) = self.read.get() {
-            return Ok(read.clone());
-        }
-        let read =
-            first_line(io::stdin().lock()).map_err(|error| refused(format!("cannot read the password: {error}")))?;
-        Ok(self.read.get_or_init(|| read).clone())
     }
 }
 
@@ -299,11 +297,6 @@ fn file(given: Option<&str>, flag: &str, name: &str) -> Result<Option<String>, F
     }
 }
 
-/// The host and what follows it in a URL.
-fn host_of(url: &str) -> &str {
-    url.split_once("://").map_or(url, |(_, rest)| rest)
-}
-
 fn password_in(path: &Path) -> Result<String, Failure> {
     let read = fs::File::open(path).and_then(first_line);
     read.map_err(|error| refused(format!("cannot read the password in {}: {error}", path.display())))
@@ -317,7 +310,7 @@ fn first_line(from: impl Read) -> io::Result<String> {
 }
 
 /// A time such as `2s`, `500ms` or `1m`.
-fn time(text: &str) -> Result<Duration, &'static str> {
+pub(crate) fn time(text: &str) -> Result<Duration, &'static str> {
     let expected = "expected a time such as 2s or 500ms";
     let unit = text.find(|c: char| !c.is_ascii_digit()).ok_or(expected)?;
     let (number, unit) = text.split_at(unit);

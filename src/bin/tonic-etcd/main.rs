@@ -7,9 +7,9 @@
 //! | this file | the command line to a command |
 //! | `connection` | flags to a registry |
 //! | `command` | a command to its outcome |
-//! | `web` | the registry to a page in browsers |
 //! | `target` | an address to the service that is meant |
 //! | `names` | a name that is not there to similar ones |
+//! | `web` | the registry to a page in browsers |
 //! | `changes` | changes of a service to lines |
 //! | `print` | values to standard output |
 //! | `failure` | errors to exit codes |
@@ -58,8 +58,7 @@ enum Command {
     /// Lists the services, or the servers of one
     ///
     /// Services come with the number of their keys: one a server. Servers come with address, weight, state (live, or
-    /// draining: about to leave), zone, the lease that
-    /// their key ends with, how long that has left, and tags.
+    /// draining: about to leave), zone, the lease that their key ends with, and tags.
     Ls {
         /// The service's name; all services without
         service: Option<String>,
@@ -140,16 +139,16 @@ async fn run(flags: Flags) -> Result<(), Failure> {
     let shown = flags.connection.shown();
     match flags.command {
         Command::Ls { service } => {
-            command::ls::run(&registry, &flags.connection.place_in_words(), service.as_deref(), output).await
+            command::ls::run(&registry, &flags.connection.place(), service.as_deref(), output).await
         }
         Command::Watch { service } => command::watch::run(&registry, service, output).await,
         Command::Drain { address, service } => command::drain::run(&registry, address, service, output).await,
         Command::Weight { address, weight, service } => {
             command::weight::run(&registry, address, weight, service, output).await
         }
+        Command::Top(top) => command::top::run(&registry, &flags.connection, &top).await,
+        Command::Check(check) => command::check::run(registry, &flags.connection, &check, output).await,
         Command::Web(flags) => command::web::run(registry, shown, flags, output).await,
-        Command::Top(top) => command::top::run(&flags.connection, &top).await,
-        Command::Check(check) => command::check::run(&flags.connection, &check, output).await,
     }
 }
 
@@ -168,5 +167,5 @@ fn log_to_stderr(default: &str) {
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  etcd failed, nothing of that name or address is registered, or a server did not obey
+  1  etcd failed, nothing of that name or address is registered, a server did not obey, or check found an error
   2  the command line, a variable of the environment or a file that they name is wrong";

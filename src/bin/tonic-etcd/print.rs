@@ -192,7 +192,7 @@ pub(crate) fn time_of_day(unix_us: u128) -> String {
 
 /// A column's title, and with it the side that it is aligned to.
 #[derive(Clone, Copy)]
-enum Column {
+pub(crate) enum Column {
     Text(&'static str),
     Number(&'static str),
 }
