@@ -3,7 +3,7 @@
 use std::env;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::Instant;
 
 use fantoccini::key::Key;
 use fantoccini::{Client, ClientBuilder, Locator};
@@ -12,10 +12,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::sleep;
 
-use super::LIMIT;
 use super::page::ask;
 use super::process::Process;
+use super::{LIMIT, POLL_INTERVAL};
 
 /// One browser with one window.
 pub struct Browser {
@@ -87,13 +88,14 @@ impl Browser {
 
     /// Waits until a script returns true, and reports the page's text if it does not.
     pub async fn until(&self, what: &str, script: &str) {
-        let settled = async {
-            while self.run(script).await != json!(true) {
-                tokio::time::sleep(LOOK_INTERVAL).await;
+        let begin = Instant::now();
+        while self.run(script).await != json!(true) {
+            if begin.elapsed() > LIMIT {
+                let shown = self.text("body").await;
+                panic!("not within {LIMIT:?}: {what}; the page shows\n{shown}");
             }
-        };
-        let is_settled = tokio::time::timeout(LIMIT, settled).await.is_ok();
-        assert!(is_settled, "{what}: the page shows\n{}", self.text("body").await);
+            sleep(POLL_INTERVAL).await;
+        }
     }
 
     /// The text of the first element that a selector finds, as it is shown.
@@ -166,9 +168,6 @@ fn on_path(names: &[&str]) -> Option<PathBuf> {
     let folders: Vec<PathBuf> = env::split_paths(&path).collect();
     names.iter().find_map(|name| folders.iter().map(|folder| folder.join(name)).find(|file| file.is_file()))
 }
-
-/// How often the page is looked at.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 const CHROMIUM: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
 static TURNS: Semaphore = Semaphore::const_new(1);

@@ -302,3 +302,49 @@ const MAX_NAMED: usize = 8;
 const MAX_STEPS: usize = 200;
 /// Bytes up to which a change is sent as such. With the places of the hub's queue, this bounds what slow pages cost.
 const MAX_CHANGE: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(news: &[News]) -> Vec<String> {
+        let text = |news: &News| match news {
+            News::Event(event) => String::from_utf8_lossy(event).into_owned(),
+            News::Service(name) => name.to_string(),
+        };
+        news.iter().map(text).collect()
+    }
+
+    #[test]
+    fn an_outage_of_etcd_is_written_down_once_and_its_end_once() {
+        let mut board = Board::new("1.0.0", String::new(), false);
+        assert_eq!(board.on_answer(0, 1).len(), 1, "an answer is no news beside the beat");
+        let news = text(&board.on_trouble("refused".to_owned(), 2));
+        assert!(news[0].contains("etcd-lost") && news[1].contains(r#""answered":1,"trouble":"refused""#), "{news:?}");
+        assert_eq!(board.on_trouble("refused".to_owned(), 3).len(), 1, "it goes on");
+        let news = text(&board.on_answer(0, 4));
+        assert!(news[0].contains("etcd-back") && news[1].contains(r#""answered":4,"trouble":null"#), "{news:?}");
+        assert_eq!(board.on_answer(0, 5).len(), 1);
+    }
+
+    #[test]
+    fn what_happened_is_remembered_up_to_a_limit() {
+        let mut board = Board::new("1.0.0", String::new(), false);
+        for time in 0..LOG as u64 {
+            board.on_trouble(String::new(), time);
+            board.on_answer(0, time);
+        }
+        assert_eq!(board.log.len(), LOG);
+        assert_eq!(board.log.back().map(|entry| entry.time), Some(LOG as u64 - 1), "the newest stays");
+    }
+
+    #[test]
+    fn a_service_of_which_nothing_is_known_yet_is_not_told() {
+        let mut board = Board::new("1.0.0", String::new(), false);
+        board.add("echo", false);
+        let events = board.everything(1);
+        assert!(events.iter().all(|event| !event.starts_with(b"event: service")), "{events:?}");
+        assert_eq!(text(&board.remove("echo")).len(), 1);
+        assert!(board.remove("echo").is_empty(), "it is gone");
+    }
+}
