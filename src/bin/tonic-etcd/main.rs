@@ -43,7 +43,7 @@ use self::print::Output;
 #[command(name = "tonic-etcd", version, after_help = EXIT_CODES)]
 struct Flags {
     /// Prints one JSON object a line, for programs
-    #[arg(long, help_heading = "Options")]
+    #[arg(long)]
     json: bool,
 
     #[command(flatten)]
