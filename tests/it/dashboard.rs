@@ -177,13 +177,19 @@ fn metrics_in(query: &str) -> Vec<(String, Vec<String>)> {
 
 /// The labels within braces, if the text begins with some.
 fn labels_in(text: &str) -> Vec<String> {
-    let Some(inner) = text.strip_prefix('{').and_then(|text| text.split_once('}')).map(|(inner, _)| inner) else {
-        return Vec::new();
-    };
-    // A value may hold anything but a quotation mark.
-    let outside = inner.split('"').step_by(2);
-    let names = outside.map(|part| part.trim_matches(|char| !is_part_of_name(char)).to_owned());
-    names.filter(|name| !name.is_empty()).collect()
+    let Some(text) = text.strip_prefix('{') else { return Vec::new() };
+    let (mut names, mut is_value) = (String::new(), false);
+    for char in text.chars() {
+        match char {
+            // A value may hold anything but a quotation mark.
+            '"' => is_value = !is_value,
+            '}' if !is_value => break,
+            char if !is_value && is_part_of_name(char) => names.push(char),
+            _ if !is_value => names.push(' '),
+            _ => {}
+        }
+    }
+    names.split_whitespace().map(str::to_owned).collect()
 }
 
 fn grouped_by(query: &str) -> Vec<String> {
