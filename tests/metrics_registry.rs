@@ -399,15 +399,15 @@ fn alone(test: impl Future<Output = ()>) {
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(test);
     drop(runtime);
-    let text = PROMETHEUS.render();
+    let page = PROMETHEUS.render();
     let gauges: Vec<&str> =
-        text.lines().filter_map(|line| line.strip_prefix("# TYPE tonic_etcd_")?.strip_suffix(" gauge")).collect();
-    assert!(!gauges.is_empty(), "nothing was recorded:\n{text}");
+        page.lines().filter_map(|line| line.strip_prefix("# TYPE tonic_etcd_")?.strip_suffix(" gauge")).collect();
+    assert!(!gauges.is_empty(), "nothing was recorded:\n{page}");
     let is_left = |(series, value): &(&str, i64)| {
         let name = series.split('{').next().unwrap_or_default();
         *value != 0 && gauges.iter().any(|gauge| name.strip_prefix("tonic_etcd_") == Some(*gauge))
     };
-    let left: Vec<_> = samples(&text).filter(is_left).collect();
+    let left: Vec<_> = samples(&page).filter(is_left).collect();
     assert!(left.is_empty(), "gauges are left behind: {left:#?}");
 }
 
