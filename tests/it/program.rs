@@ -54,19 +54,21 @@ async fn services_and_servers_are_listed_in_columns_or_as_json() {
                  echo                 2\n\
                  hello-world          1\n";
     assert_eq!(succeeds(&etcd, &["ls"]).await, table);
-    let table = "ADDRESS         WEIGHT  STATE     ZONE  LEASE  TAGS\n\
-                 10.0.0.1:80          7  live      \u{6f22}    0      red=\\u{1b}[31m\\u{202e}\n\
-                 10.0.0.10:8080      10  draining  -     0\n";
+    let table = "ADDRESS         WEIGHT  STATE     ZONE  LEASE  LEFT  TAGS\n\
+                 10.0.0.1:80          7  live      \u{6f22}    0         -  red=\\u{1b}[31m\\u{202e}\n\
+                 10.0.0.10:8080      10  draining  -     0         -\n";
     assert_eq!(succeeds(&etcd, &["ls", "echo"]).await, table, "no tag colours the terminal, or turns it around");
 
     let services = [json!({ "service": "echo", "instances": 2 }), json!({ "service": "hello-world", "instances": 1 })];
     assert_eq!(lines(&succeeds(&etcd, &["ls", "--json"]).await), services);
     let tags = json!({ "red": "\u{1b}[31m\u{202e}", "zone": "\u{6f22}" });
     let first = json!({
-        "service": "echo", "address": "10.0.0.1:80", "weight": 7, "state": "live", "lease": "0", "tags": tags,
+        "service": "echo", "address": "10.0.0.1:80", "weight": 7, "state": "live", "lease": "0", "seconds_left": null,
+        "tags": tags,
     });
     let second = json!({
-        "service": "echo", "address": "10.0.0.10:8080", "weight": 10, "state": "draining", "lease": "0", "tags": {},
+        "service": "echo", "address": "10.0.0.10:8080", "weight": 10, "state": "draining", "lease": "0", "seconds_left": null,
+        "tags": {},
     });
     let printed = succeeds(&etcd, &["--json", "ls", "echo"]).await;
     assert!(!printed.contains(['\u{1b}', '\u{202e}']), "nor does JSON: {printed}");
@@ -176,6 +178,8 @@ async fn a_weight_is_set_and_one_that_is_not_kept_is_a_failure() {
     assert_eq!(events, [json!({ "event": "reweighed", "service": "echo", "address": address, "weight": 4 })]);
     let listed = lines(&succeeds(&etcd, &["ls", "echo", "--json"]).await);
     assert_eq!(listed[0]["weight"], 4, "{listed:?}");
+    let left = listed[0]["seconds_left"].as_u64().expect("it has a lease");
+    assert!((1..=15).contains(&left), "{listed:?}");
     server.signal(Signal::TERM);
     assert!(server.wait(LIMIT).await.success());
 

@@ -108,9 +108,10 @@ async fn whatever_a_registry_holds_is_text() {
     let script = "</script><script>window.hacked=1</script>";
     let tags =
         json!({ "zone": script, markup: markup, "__proto__": "p", "constructor": "c", "rtl": "\u{202e}\u{0}'\"`${1}" });
-    put(&etcd, "<script>window.hacked=1", "10.0.0.1:80", &format!(r#""weight":1,"tags":{tags}"#)).await;
-    put(&etcd, "__proto__", "10.0.0.2:80", r#""weight":1"#).await;
-    put(&etcd, "constructor", "10.0.0.3:80", r#""weight":1"#).await;
+    // Names of services cannot be markup: such keys are nothing to any client. They can be what scripts stumble over.
+    put(&etcd, "<script>window.hacked=1", "10.0.0.9:80", r#""weight":1"#).await;
+    put(&etcd, "constructor", "10.0.0.1:80", &format!(r#""weight":1,"tags":{tags}"#)).await;
+    put(&etcd, "valueOf", "10.0.0.2:80", r#""weight":1"#).await;
     let folder = tempfile::tempdir().expect("a folder");
     let figures = folder.path().join("figures.json");
     let report = json!({
@@ -121,7 +122,7 @@ async fn whatever_a_registry_holds_is_text() {
     std::fs::write(&figures, report.to_string()).expect("a file");
     let (_program, address) = page(&etcd, &["--allow-drain", "--figures", figures.to_str().expect("text")]).await;
     browser.open(&address).await;
-    shows(&browser, "all instances", &["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]).await;
+    shows(&browser, "all instances", &["10.0.0.1:80", "10.0.0.2:80"]).await;
     browser.until("its figures", "return !document.querySelector('#figures').hidden").await;
     browser.run("[...document.querySelectorAll('.open')].find((it) => it.textContent === '10.0.0.1:80').click()").await;
     browser.until("details", "return document.querySelector('#details').open").await;
@@ -129,10 +130,10 @@ async fn whatever_a_registry_holds_is_text() {
         let text = browser.text(place).await;
         assert!(text.contains(markup) && text.contains(script), "{place} shows it as it is: {text}");
     }
-    assert!(browser.text("#services").await.contains("<script>window.hacked=1"), "names, too");
-    // A join is told in the timeline and read out.
-    put(&etcd, "<script>window.hacked=1", "10.0.0.9:80", r#""weight":1"#).await;
-    browser.until("it is read out", "return document.querySelector('#news').textContent.includes('<script>')").await;
+    put(&etcd, "valueOf", "10.0.0.3:80", r#""weight":1"#).await;
+    browser
+        .until("a join is read out", "return document.querySelector('#news').textContent.includes('10.0.0.3')")
+        .await;
     let foreign =
         "return document.querySelectorAll('#details img, main img, main script, #totals img, #figures img').length";
     assert_eq!(browser.run(foreign).await, json!(0), "none of it is an element");
@@ -275,14 +276,14 @@ async fn a_lost_server_and_a_lost_etcd_are_shown_with_the_age_of_what_is_known()
     browser
         .until(
             "etcd is lost",
-            "return /etcd does not answer: what is shown is \\d+ s old/.test(document.body.innerText)",
+            "return /What is shown is \\d+ s old: etcd does not answer/.test(document.body.innerText)",
         )
         .await;
     shows(&browser, "what was known", &["10.0.0.1:80"]).await;
     etcd.restart().await;
     browser.until("etcd is back", "return document.querySelector('#stale').hidden").await;
     program.kill();
-    let lost = "return /server lost: what is shown is \\d+ s old/.test(document.querySelector('#stale').innerText)";
+    let lost = "return /is \\d+ s old: the server is unreachable/.test(document.querySelector('#stale').innerText)";
     browser.until("the server is lost", lost).await;
     shows(&browser, "what was known", &["10.0.0.1:80"]).await;
 

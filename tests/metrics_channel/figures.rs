@@ -20,9 +20,14 @@ pub(crate) struct Figures {
 impl Figures {
     /// Of channels over instances of this name that are built from now on, on this thread.
     pub(crate) fn of(service: &str) -> Self {
+        Self::to(format!("instances:///{service}"))
+    }
+
+    /// Of channels to this target.
+    pub(crate) fn to(target: String) -> Self {
         let recorder = Box::leak(Box::new(PrometheusBuilder::new().build_recorder()));
         Self {
-            target: format!("instances:///{service}"),
+            target,
             recorder: recorder.handle(),
             _installed: metrics::set_default_local_recorder(recorder),
         }

@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use super::LIMIT;
 use super::page::ask;
 use super::process::Process;
-use super::{LIMIT, eventually};
 
 /// One browser with one window.
 pub struct Browser {
@@ -87,10 +87,13 @@ impl Browser {
 
     /// Waits until a script returns true, and reports the page's text if it does not.
     pub async fn until(&self, what: &str, script: &str) {
-        let settled = eventually(what, LIMIT, async || self.run(script).await == json!(true));
-        if tokio::time::timeout(LIMIT - Duration::from_secs(1), settled).await.is_err() {
-            panic!("{what}: the page shows\n{}", self.text("body").await);
-        }
+        let settled = async {
+            while self.run(script).await != json!(true) {
+                tokio::time::sleep(LOOK_INTERVAL).await;
+            }
+        };
+        let is_settled = tokio::time::timeout(LIMIT, settled).await.is_ok();
+        assert!(is_settled, "{what}: the page shows\n{}", self.text("body").await);
     }
 
     /// The text of the first element that a selector finds, as it is shown.
@@ -163,6 +166,9 @@ fn on_path(names: &[&str]) -> Option<PathBuf> {
     let folders: Vec<PathBuf> = env::split_paths(&path).collect();
     names.iter().find_map(|name| folders.iter().map(|folder| folder.join(name)).find(|file| file.is_file()))
 }
+
+/// How often the page is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 const CHROMIUM: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
 static TURNS: Semaphore = Semaphore::const_new(1);

@@ -1,5 +1,7 @@
 //! Flags and etcdctl's environment variables to the registry that every command looks into.
 
+#![expect(clippy::doc_markdown, reason = "the help of a flag is plain text")]
+
 use std::env;
 use std::fs;
 use std::io::{self, Read};

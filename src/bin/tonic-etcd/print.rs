@@ -1,7 +1,7 @@
 //! What commands print: aligned columns for people, a JSON object a line for programs, and nothing that a terminal
 //! obeys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 
 use ratatui::text::Span;
@@ -27,9 +27,11 @@ impl Output {
         print_table([Column::Text("SERVICE"), Column::Number("INSTANCES")], rows.collect())
     }
 
-    pub(crate) fn instances(self, service: &str, snapshot: &Snapshot) -> io::Result<()> {
+    /// `left` has how many seconds leases have left, as far as that is known.
+    pub(crate) fn instances(self, service: &str, snapshot: &Snapshot, left: &HashMap<i64, u64>) -> io::Result<()> {
+        let left = |member: &Member| left.get(&member.lease()).copied();
         if self.json {
-            return snapshot.iter().try_for_each(|member| print_line(&InstanceLine::of(service, member)));
+            return snapshot.iter().try_for_each(|member| print_line(&InstanceLine::of(service, member, left(member))));
         }
         let rows = snapshot.iter().map(|member| {
             let instance = member.instance();
@@ -39,6 +41,7 @@ impl Output {
                 state(member).to_owned(),
                 instance.tags().get(ZONE).map_or_else(|| "-".to_owned(), shown),
                 lease(member),
+                left(member).map_or_else(|| "-".to_owned(), |seconds| format!("{seconds} s")),
                 tags(instance.tags().iter().filter(|(name, _)| *name != ZONE)),
             ]
         });
@@ -48,6 +51,7 @@ impl Output {
             Column::Text("STATE"),
             Column::Text("ZONE"),
             Column::Text("LEASE"),
+            Column::Number("LEFT"),
             Column::Text("TAGS"),
         ];
         print_table(columns, rows.collect())
@@ -101,11 +105,13 @@ struct InstanceLine<'a> {
     state: &'static str,
     /// As etcdctl shows it; 0 for a key that was put without one.
     lease: String,
+    /// How long that lease lives without another keepalive; `null` for none, and where it is not known.
+    seconds_left: Option<u64>,
     tags: BTreeMap<&'a str, &'a str>,
 }
 
 impl<'a> InstanceLine<'a> {
-    fn of(service: &'a str, member: &'a Member) -> Self {
+    fn of(service: &'a str, member: &'a Member, seconds_left: Option<u64>) -> Self {
         let instance = member.instance();
         Self {
             service,
@@ -113,6 +119,7 @@ impl<'a> InstanceLine<'a> {
             weight: instance.weight(),
             state: state(member),
             lease: lease(member),
+            seconds_left,
             tags: instance.tags().iter().collect(),
         }
     }
@@ -157,6 +164,7 @@ fn lease(member: &Member) -> String {
     format!("{:x}", member.lease())
 }
 
+/// Tags in one line, safe to show.
 pub(crate) fn tags<T: AsRef<str>>(tags: impl IntoIterator<Item = (T, T)>) -> String {
     let tags = tags.into_iter().map(|(name, value)| format!("{}={}", shown(name.as_ref()), shown(value.as_ref())));
     tags.collect::<Vec<_>>().join(" ")
