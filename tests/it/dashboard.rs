@@ -55,7 +55,7 @@ impl Fleet {
     /// Has another server join, take calls and die.
     async fn lose_a_server(&self) {
         let before = self.calls().await;
-        let (server, _) = start("metrics_server", &self.etcd).await;
+        let (mut server, _) = start("metrics_server", &self.etcd).await;
         eventually("it is in etcd", LIMIT, async || self.etcd.keys("").await.len() == 2).await;
         eventually("the client knows it", LIMIT, async || {
             self.client_shows("instances{grpc_target=\"etcd:///hello\",state=\"ready\"} 2").await
