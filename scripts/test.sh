@@ -47,6 +47,7 @@ main() {
     check_fuzz_targets
     check_minimum_rust
     build_neighbours
+    look_for_browser
     # Most tests wait for etcd most of the time, so more of them than cores can run at once.
     export RUST_TEST_THREADS=${RUST_TEST_THREADS:-8}
     step "tests" cargo test --locked --all-features --no-fail-fast
@@ -158,6 +159,20 @@ build_neighbours() {
         fi
     done
     echo "built: naming (grpc-go on etcd's naming), gozero (go-zero's discov)"
+}
+
+# The tests of the program's page open it in a browser, where there is one; each says so where there is none.
+look_for_browser() {
+    local browser
+    header "browser"
+    for browser in chromium chromium-browser google-chrome google-chrome-stable; do
+        if command -v "$browser" >/dev/null 2>&1 && command -v chromedriver >/dev/null 2>&1; then
+            echo "found: $browser, with chromedriver"
+            return
+        fi
+    done
+    skipped="${skipped:+$skipped; }the page in a browser (tests/it/program_browser.rs), as Chromium or chromedriver is missing"
+    echo "SKIPPED: the page in a browser, as Chromium or chromedriver is missing"
 }
 
 # Each test of a fault holds its own promise, and tells the figure in a line that begins with `figure`.

@@ -362,7 +362,9 @@ impl EtcdError {
 impl fmt::Display for EtcdError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, member, operation, key, .. } = self;
-        write!(f, "{operation} of {key} at {member} ")?;
+        // Some operations concern no key.
+        let of = if key.is_empty() { "" } else { " of " };
+        write!(f, "{operation}{of}{key} at {member} ")?;
         match kind {
             EtcdErrorKind::Unreachable => f.write_str("failed: the member cannot be reached"),
             EtcdErrorKind::Unavailable => f.write_str("failed: the member cannot serve it now"),

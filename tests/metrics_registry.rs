@@ -6,14 +6,19 @@
 #![allow(clippy::missing_panics_doc, clippy::must_use_candidate, reason = "a panic is how a test fails")]
 
 use std::collections::BTreeSet;
-use std::future::Future;
+use std::convert::Infallible;
+use std::future::{Future, ready};
 use std::net::SocketAddr;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
+use http::{Request, Response};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::runtime::Builder;
+use tonic::body::Body;
+use tonic_etcd::server::Drain;
 use tonic_etcd::{Discover, Instance, Registration, RegistrationStatus, Registry};
+use tower::{Layer, Service, service_fn};
 
 use support::changes::Changes;
 use support::etcd::Etcd;
@@ -301,6 +306,51 @@ fn a_shutdown_counts_calls_that_finish_and_calls_that_are_cut() {
 }
 
 #[test]
+fn a_call_behind_the_limit_is_refused_and_a_limit_that_went_with_its_runtime_is_lost() {
+    alone(async {
+        let (refused, lost) = (
+            Since::now("server_drain_calls_total", &[("outcome", "refused")]),
+            Since::now("server_drain_lost_total", &[]),
+        );
+        let answer = |_: Request<Body>| ready(Ok::<_, Infallible>(Response::new(Body::empty())));
+        let drain = Drain::new().limit(Duration::ZERO);
+        let mut service = drain.layer().layer(service_fn(answer));
+        drain.on(ready(())).await;
+        eventually("calls are refused", LIMIT, async || {
+            service.call(Request::new(Body::empty())).await.is_ok_and(|response| response.status() == 503)
+        })
+        .await;
+        assert_eq!(refused.value(), 1);
+
+        let drain = Drain::new();
+        let open = drain.layer().layer(service_fn(answer)).call(Request::new(Body::empty()));
+        assert_eq!(value("server_calls", &[]), 1);
+        let elsewhere = std::thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(drain.on(ready(())));
+        });
+        elsewhere.join().expect("no panic");
+        assert_eq!(lost.value(), 1);
+        drop(open);
+    });
+}
+
+#[test]
+fn members_that_are_replaced_are_counted_no_more() {
+    alone(async {
+        let etcd = Etcd::start().await;
+        let named = etcd.url();
+        let registry = Registry::builder(["http://127.0.0.1:1", "http://127.0.0.1:2"])
+            .endpoints_with(move || ready(Ok::<_, Infallible>([named.clone()])))
+            .build()
+            .expect("a good registry");
+        assert_eq!(value("etcd_members", &[("state", "unknown")]), 2);
+        eventually("the other member is asked", LIMIT, async || registry.instances("replaced").await.is_ok()).await;
+        assert_eq!((value("etcd_members", &[]), value("etcd_members", &[("state", "answering")])), (1, 1));
+    });
+}
+
+#[test]
 fn logins_are_counted_by_what_etcd_says_to_them() {
     alone(async {
         let etcd = Etcd::start().await;
@@ -349,15 +399,15 @@ fn alone(test: impl Future<Output = ()>) {
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(test);
     drop(runtime);
-    let text = PROMETHEUS.render();
+    let page = PROMETHEUS.render();
     let gauges: Vec<&str> =
-        text.lines().filter_map(|line| line.strip_prefix("# TYPE tonic_etcd_")?.strip_suffix(" gauge")).collect();
-    assert!(!gauges.is_empty(), "nothing was recorded:\n{text}");
+        page.lines().filter_map(|line| line.strip_prefix("# TYPE tonic_etcd_")?.strip_suffix(" gauge")).collect();
+    assert!(!gauges.is_empty(), "nothing was recorded:\n{page}");
     let is_left = |(series, value): &(&str, i64)| {
         let name = series.split('{').next().unwrap_or_default();
         *value != 0 && gauges.iter().any(|gauge| name.strip_prefix("tonic_etcd_") == Some(*gauge))
     };
-    let left: Vec<_> = samples(&text).filter(is_left).collect();
+    let left: Vec<_> = samples(&page).filter(is_left).collect();
     assert!(left.is_empty(), "gauges are left behind: {left:#?}");
 }
 

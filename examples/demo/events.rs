@@ -16,6 +16,8 @@ pub(crate) enum Event {
     EtcdAnswers,
     /// A call ended.
     Called(Call),
+    /// Enter was pressed.
+    Enter,
     /// Ctrl-c, SIGTERM, or the terminal is gone.
     Interrupted,
 }

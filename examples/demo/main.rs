@@ -2,7 +2,7 @@
 //!
 //! `process.rs` runs etcd and the servers, `load.rs` makes the calls, both send `events.rs`; `stage.rs` holds all that
 //! was seen of both, `story.rs` is what happens step by step, `screen.rs` shows it, and `verdict.rs` judges what was
-//! promised.
+//! promised. `page.rs` is there for `--web`.
 
 use std::env;
 use std::ffi::OsString;
@@ -25,6 +25,7 @@ use stage::{Stage, StatusOrigin};
 
 mod events;
 mod load;
+mod page;
 mod process;
 #[path = "../proto/mod.rs"]
 mod proto;
@@ -42,13 +43,17 @@ struct Flags {
     /// The etcd binary [default: $ETCD, or etcd on the PATH]
     #[arg(long, value_name = "PATH")]
     etcd_bin: Option<PathBuf>,
+
+    /// Shows it in a browser as well, on the page of `tonic-etcd web`
+    #[arg(long)]
+    web: bool,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let flags = Flags::parse();
     let etcd = flags.etcd_bin.or_else(|| env::var_os("ETCD").filter(|path| !path.is_empty()).map(PathBuf::from));
-    match run(etcd.unwrap_or_else(|| PathBuf::from("etcd")).into()).await {
+    match run(etcd.unwrap_or_else(|| PathBuf::from("etcd")).into(), flags.web).await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(StatusOrigin::Interrupted) => {
@@ -63,13 +68,16 @@ async fn main() -> ExitCode {
 }
 
 /// Everything it started ends with it, whichever way it ends: the stage owns the processes, and they the folder.
-async fn run(etcd: OsString) -> Result<bool, StatusOrigin> {
-    let begin = Instant::now();
+async fn run(etcd: OsString, web: bool) -> Result<bool, StatusOrigin> {
     let (events, seen) = mpsc::unbounded_channel();
     interrupt(events.clone())?;
     let etcd = Etcd::new(etcd)?;
-    let mut stage = Stage::new(etcd, Screen::new(begin), events, seen)?;
+    let mut stage = Stage::new(etcd, Screen::new(Instant::now()), events, seen)?;
+    if web {
+        stage.open_page().await?;
+    }
 
+    let begin = Instant::now();
     let told = time::timeout(LIMIT, story::tell(&mut stage)).await;
     let moments = match told {
         Ok(Ok(moments)) => moments,
@@ -79,7 +87,9 @@ async fn run(etcd: OsString) -> Result<bool, StatusOrigin> {
             return Err(StatusOrigin::Failed(stage.with_logs(format!("it took longer than {} s", LIMIT.as_secs()))));
         }
     };
-    Ok(verdict::sum_up(&mut stage, &moments, begin.elapsed()))
+    let is_kept = verdict::sum_up(&mut stage, &moments, begin.elapsed());
+    stage.leave_page_open().await;
+    Ok(is_kept)
 }
 
 /// Ctrl-c, SIGTERM and a closed terminal end the demo as events, so that it tidies up.

@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 #[cfg(unix)]
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,13 +24,18 @@ pub(crate) struct Process(Child);
 
 impl Process {
     /// In a process group of its own: ctrl-c is for the demo, which then ends its processes in order.
-    fn spawn(command: &mut Command) -> io::Result<Self> {
+    pub(crate) fn spawn(command: &mut Command) -> io::Result<Self> {
         #[cfg(unix)]
         command.process_group(0);
         command.stdin(Stdio::null()).spawn().map(Self).map_err(|error| {
             let program = command.get_program().display();
             io::Error::new(error.kind(), format!("cannot start {program}: {error}"))
         })
+    }
+
+    /// Its standard output, where that is piped and not taken yet.
+    pub(crate) fn stdout(&mut self) -> Option<ChildStdout> {
+        self.0.stdout.take()
     }
 
     /// Asks it to end (SIGTERM), and returns when that was.
@@ -162,7 +167,7 @@ pub(crate) fn start_server(server: usize, ttl: Duration, etcd: &Etcd, events: Ev
     command.args(["--etcd", &etcd.url(), "--ttl", &ttl.as_secs().to_string()]).stdout(Stdio::piped()).stderr(log);
     let mut process = Process::spawn(&mut command)?;
 
-    let stdout = process.0.stdout.take();
+    let stdout = process.stdout();
     thread::spawn(move || {
         for line in stdout.into_iter().flat_map(|stdout| BufReader::new(stdout).lines()).map_while(Result::ok) {
             let at = Instant::now();

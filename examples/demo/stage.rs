@@ -3,7 +3,8 @@
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::io;
+use std::io::{self, IsTerminal};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -15,6 +16,7 @@ use tower::discover::Change;
 
 use crate::events::{Call, Event, Events, Line};
 use crate::load;
+use crate::page::Page;
 use crate::process::{self, Etcd, Process};
 use crate::screen::{Row, Screen, Tone, grouped};
 
@@ -74,8 +76,11 @@ enum Registrar {
 }
 
 pub(crate) struct Stage {
-    // The servers go before etcd, whose folder holds their logs.
+    // These go before etcd, whose folder holds their logs.
     servers: Vec<Server>,
+    page: Option<Page>,
+    /// Whether the spectator has pressed Enter.
+    is_watched: bool,
     etcd: Etcd,
     registrar: Registrar,
     registry: Registry,
@@ -87,6 +92,7 @@ pub(crate) struct Stage {
     events: Events,
     seen: mpsc::UnboundedReceiver<Event>,
     redraw: Interval,
+    figures: Interval,
 }
 
 impl Stage {
@@ -100,6 +106,8 @@ impl Stage {
         let registry = Registry::builder([etcd.url()]).build()?;
         Ok(Self {
             servers: Vec::new(),
+            page: None,
+            is_watched: false,
             etcd,
             registrar: Registrar::Starting,
             discover: registry.discover(SERVICE)?,
@@ -111,7 +119,36 @@ impl Stage {
             events,
             seen,
             redraw: time::interval(REDRAW),
+            figures: time::interval(FIGURES),
         })
+    }
+
+    /// Shows the registry in a browser as well. At a terminal the spectator presses Enter when the page is open.
+    pub(crate) async fn open_page(&mut self) -> Result<(), StatusOrigin> {
+        self.until("etcd to answer", ETCD_LIMIT, Self::etcd_answers).await?;
+        let page = self.page.insert(Page::start(&self.etcd, SERVICE)?);
+        self.screen.say(&format!("The address book is shown live on {}", page.url()));
+        if io::stdin().is_terminal() {
+            self.screen.say("Open it in a browser, and press Enter.");
+            let events = self.events.clone();
+            thread::spawn(move || {
+                let _ = io::stdin().read_line(&mut String::new());
+                let _ = events.send(Event::Enter);
+            });
+            while !self.is_watched {
+                self.see().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves a page that was opened at a terminal open, until ctrl-c.
+    pub(crate) async fn leave_page_open(&mut self) {
+        if self.is_watched {
+            self.screen.say("The page stays until ctrl-c.");
+            self.screen.leave_table();
+            while self.see().await.is_ok() {}
+        }
     }
 
     /// Starts the client: a channel that any generated client takes, and calls over it without end.
@@ -251,9 +288,15 @@ impl Stage {
                 Event::Ended { server } => self.servers[server].end(),
                 Event::EtcdAnswers => self.registrar = Registrar::Up,
                 Event::Called(call) => self.calls.push(call),
+                Event::Enter => self.is_watched = true,
                 Event::Interrupted => return Err(StatusOrigin::Interrupted),
             },
             Some(Ok(change)) = self.discover.next() => self.changed(change),
+            _ = self.figures.tick() => {
+                if let Some(page) = &self.page {
+                    page.show(&self.last_second().collect::<Vec<_>>())?;
+                }
+            }
             _ = self.redraw.tick() => self.screen.show(&self.rows(), &self.footer()),
         }
         Ok(())
@@ -373,3 +416,7 @@ const SERVICE: &str = "echo";
 pub(crate) const TTL: Duration = Duration::from_secs(5);
 /// Ten pictures a second look alive, and cost nothing.
 const REDRAW: Duration = Duration::from_millis(100);
+/// For an etcd that has just started.
+const ETCD_LIMIT: Duration = Duration::from_secs(12);
+/// Twice as often as the page looks at them.
+const FIGURES: Duration = Duration::from_millis(500);

@@ -1,6 +1,6 @@
 //! What is known of a service, to the metrics.
 
-use super::membership::Unusable;
+use super::membership::Troubles;
 use crate::instance::ServiceName;
 use crate::metrics::discovery::{CUT_OFF, INSTANCES, SIZE, SNAPSHOTS, UNUSABLE};
 use crate::metrics::{self, Counter, Share};
@@ -14,7 +14,7 @@ pub(super) struct SnapshotGauges {
     cut_off: Share,
     size: Share,
     snapshots: Counter,
-    unusable: [Counter; Unusable::KINDS.len()],
+    unusable: [Counter; Troubles::KINDS.len()],
 }
 
 impl SnapshotGauges {
@@ -28,7 +28,7 @@ impl SnapshotGauges {
             cut_off: Share::new(CUT_OFF.with(&[service]), 0.0),
             size: Share::new(SIZE.with(&[service]), 0.0),
             snapshots: SNAPSHOTS.with(&[service]),
-            unusable: Unusable::KINDS.map(|kind| UNUSABLE.with(&[service, kind])),
+            unusable: Troubles::KINDS.map(|kind| UNUSABLE.with(&[service, kind])),
         }
     }
 
@@ -47,8 +47,8 @@ impl SnapshotGauges {
     }
 
     /// Keys were read that cannot be used.
-    pub(super) fn on_unusable(&self, unusable: Unusable) {
-        for (counter, count) in self.unusable.iter().zip(unusable.counts()) {
+    pub(super) fn on_troubles(&self, troubles: Troubles) {
+        for (counter, count) in self.unusable.iter().zip(troubles.counts()) {
             if count > 0 {
                 counter.add(count);
             }

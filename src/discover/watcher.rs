@@ -238,7 +238,7 @@ async fn run(mut guard: WatcherGuard, new_source: impl Fn() -> Source, mut membe
             relist.on_list_end(now);
         }
         take_in(&mut membership, update, now);
-        guard.gauges.on_unusable(membership.take_unusable());
+        guard.gauges.on_troubles(membership.take_troubles());
     }
 }
 

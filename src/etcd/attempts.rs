@@ -90,7 +90,12 @@ impl Attempts {
         }
         self.on_late(error);
         if error.is_final() {
-            tracing::warn!(target: ETCD, error = chain(error), ?wait, "etcd refuses to have a watch verified; the watch goes on");
+            tracing::warn!(
+                target: ETCD,
+                error = chain(error),
+                ?wait,
+                "etcd refuses to have a watch verified; the watch goes on"
+            );
         } else {
             tracing::debug!(target: ETCD, error = chain(error), ?wait, "watch could not be verified; it goes on");
         }
@@ -131,7 +136,12 @@ impl Attempts {
             _ => None,
         };
         if error.is_final() || wait == Some(DENIED_PAUSE) {
-            tracing::warn!(target: ETCD, error = chain(error), ?wait, "etcd refuses to be watched; the last known set stays");
+            tracing::warn!(
+                target: ETCD,
+                error = chain(error),
+                ?wait,
+                "etcd refuses to be watched; the last known set stays"
+            );
         } else {
             tracing::debug!(target: ETCD, error = chain(error), ?wait, "watch is interrupted; the last known set stays");
         }

@@ -16,6 +16,8 @@ pub(crate) struct WatchGauges {
     of: Followed,
     /// The state that it is counted in.
     state: Option<(&'static str, Share)>,
+    /// Lists since a check found a difference.
+    differences: Counter,
     keys: Counter,
     size: Counter,
     duration: Histogram,
@@ -92,6 +94,7 @@ impl WatchGauges {
         Self {
             of,
             state: None,
+            differences: LISTS.with(&[labels[0], labels[1], ListCause::Difference.label()]),
             keys: LISTED_KEYS.with(&labels),
             size: LISTED_SIZE.with(&labels),
             duration: LIST_DURATION.with(&labels),
@@ -118,7 +121,11 @@ impl WatchGauges {
 
     /// A list is complete.
     pub(super) fn on_listed(&self, cause: ListCause, took: Duration, revision: i64) {
-        LISTS.with(&[self.service.as_str(), self.of.label(), cause.label()]).add(1);
+        match cause {
+            ListCause::Difference => self.differences.add(1),
+            // Each of the others is rare, and an alert for none.
+            cause => LISTS.with(&[self.service.as_str(), self.of.label(), cause.label()]).add(1),
+        }
         self.duration.record(took.as_secs_f64());
         self.progress.on_complete(revision);
     }

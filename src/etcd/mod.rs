@@ -26,8 +26,8 @@
 //! | `target`, `connects`, `tls` | URLs to dialled members; attempts to dial; sessions over TCP |
 //! | `routes`, `silence` | ids of watches to watches; what a silent stream is asked; both pure |
 //! | `cluster_id` | reports of members to a verdict on which of them are used; pure |
-//! | `reports` | what etcd reports of a lease and of a member |
 //! | `gauges` | what happens to watches and calls, to the metrics |
+//! | `reports` | what etcd reports of a lease and of a member |
 //! | `kv`, `range`, `limits` | a key with its value, ranges of keys, the times that calls may take |
 
 mod asked;

@@ -259,7 +259,12 @@ impl Source {
         self.attempts.on_success();
         match stream {
             Some(_) if revision < self.revision => {
-                tracing::warn!(target: ETCD, store = revision, seen = self.revision, "etcd was rolled back; its list counts");
+                tracing::warn!(
+                    target: ETCD,
+                    store = revision,
+                    seen = self.revision,
+                    "etcd was rolled back; its list counts"
+                );
                 self.gauges.on_restart(Restart::RolledBack);
                 State::Connecting { is_verified: true, before: None }
             }
@@ -305,7 +310,12 @@ impl Source {
             let asked = watch.connection().revision(&self.range, self.attempts.limit()).await;
             let store = generation.on_answer(watch.connection(), asked).await?;
             if store < start - 1 {
-                tracing::warn!(target: ETCD, store, seen = start - 1, "etcd was rolled back; everything is listed anew");
+                tracing::warn!(
+                    target: ETCD,
+                    store,
+                    seen = start - 1,
+                    "etcd was rolled back; everything is listed anew"
+                );
                 return Ok(self.list_beside(ListCause::RolledBack, None));
             }
         }
@@ -366,7 +376,11 @@ impl Source {
                 (State::Connecting { is_verified: false, before: None }, None)
             }
             WatchMessage::Compacted => {
-                tracing::info!(target: ETCD, revision = self.revision, "revision is compacted; everything is listed anew");
+                tracing::info!(
+                    target: ETCD,
+                    revision = self.revision,
+                    "revision is compacted; everything is listed anew"
+                );
                 self.gauges.on_restart(Restart::Compacted);
                 let wait = up_to(self.attempts.window() / COMPACTED_SHARE);
                 let (until, then) = (Some(Instant::now() + wait), Goal::List(ListCause::Compacted));

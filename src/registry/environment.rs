@@ -42,12 +42,38 @@ impl Registry {
     /// [`ConfigError::Environment`] names the variable whose value cannot be used; its value is shown unless it may hold a
     /// secret. [`ConfigError::Tls`] names the file that cannot be read or used. Endpoints are checked by
     /// [`build`](RegistryBuilder::build).
+    ///
+    /// [`from_env_with`](Self::from_env_with) takes the variables from elsewhere.
     pub fn from_env() -> Result<RegistryBuilder, ConfigError> {
         from(|name| match std::env::var(name) {
             Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
             Err(VarError::NotPresent) => Ok(None),
             Err(VarError::NotUnicode(_)) => Err(refused(name, "text in UTF-8")),
         })
+    }
+
+    /// Like [`from_env`](Self::from_env), with the values of variables from `value`: for a program with flags of its own
+    /// that count before the environment. What `value` does not know, or gives empty, is not set.
+    ///
+    /// ```no_run
+    /// use tonic_etcd::Registry;
+    ///
+    /// # fn example() -> Result<(), tonic_etcd::ConfigError> {
+    /// let endpoints = std::env::args().nth(1);
+    /// let registry = Registry::from_env_with(|name| match name {
+    ///     "ETCDCTL_ENDPOINTS" if endpoints.is_some() => endpoints.clone(),
+    ///     name => std::env::var(name).ok(),
+    /// })?;
+    /// let registry = registry.build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`from_env`](Self::from_env).
+    pub fn from_env_with(value: impl Fn(&str) -> Option<String>) -> Result<RegistryBuilder, ConfigError> {
+        from(|name| Ok(value(name).filter(|value| !value.is_empty())))
     }
 }
 
@@ -215,9 +241,9 @@ mod tests {
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<RegistryBuilder, ConfigError> {
-        from(|name| {
-            let known = variables.iter().find(|(known, value)| *known == name && !value.is_empty());
-            Ok(known.map(|(_, value)| (*value).to_owned()))
+        Registry::from_env_with(|name| {
+            let known = variables.iter().find(|(known, _)| *known == name);
+            known.map(|(_, value)| (*value).to_owned())
         })
     }
 

@@ -43,6 +43,8 @@ mod processes;
 #[cfg(feature = "cli")]
 mod program;
 #[cfg(feature = "cli")]
+mod program_browser;
+#[cfg(feature = "cli")]
 mod program_check;
 #[cfg(feature = "cli")]
 mod program_page;

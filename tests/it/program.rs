@@ -1,8 +1,11 @@
 //! The program `tonic-etcd` shows what is registered, asks servers to leave, and reports by its exit code how that went.
 
+use std::process::Stdio;
+
 use serde_json::{Value, json};
 use tokio::process::Command;
 
+use crate::auth::{PASSWORD, add_users};
 use crate::support::LIMIT;
 use crate::support::etcd::Etcd;
 use crate::support::process::{Process, Signal, example, program};
@@ -40,46 +43,71 @@ async fn put(etcd: &Etcd, service: &str, address: &str, rest: &str) {
 #[tokio::test]
 async fn services_and_servers_are_listed_in_columns_or_as_json() {
     let etcd = Etcd::start().await;
-    assert_eq!(succeeds(&etcd, &["ls"]).await, "", "nothing is there yet, which is no failure");
-    put(&etcd, "echo", "10.0.0.1:80", r#""weight":7,"tags":{"zone":"a","red":"\u001b[31m"}"#).await;
+    let (code, printed, note) = run(&etcd, &["ls"]).await;
+    assert_eq!((code, printed.as_str()), (0, ""), "nothing is there yet, which is no failure");
+    assert!(note.contains("nothing is registered under kitex/registry-etcd, in the format kitex"), "{note}");
+    put(&etcd, "echo", "10.0.0.1:80", r#""weight":7,"tags":{"zone":"\u6f22","red":"\u001b[31m\u202e"}"#).await;
     put(&etcd, "echo", "10.0.0.10:8080", r#""weight":10,"tags":null,"draining":true"#).await;
     put(&etcd, "hello-world", "10.0.0.1:80", r#""weight":10,"tags":null"#).await;
 
-    let table = "SERVICE      KEYS\n\
-                 echo            2\n\
-                 hello-world     1\n";
+    let table = "SERVICE      INSTANCES\n\
+                 echo                 2\n\
+                 hello-world          1\n";
     assert_eq!(succeeds(&etcd, &["ls"]).await, table);
-    let table = "ADDRESS         WEIGHT  STATE     LEASE  TAGS\n\
-                 10.0.0.1:80          7  live      0      red=\\u{1b}[31m zone=a\n\
-                 10.0.0.10:8080      10  draining  0\n";
-    assert_eq!(succeeds(&etcd, &["ls", "echo"]).await, table, "and no tag colours the terminal");
+    let table = "ADDRESS         WEIGHT  STATE     ZONE  LEASE  LEFT  TAGS\n\
+                 10.0.0.1:80          7  live      \u{6f22}    0         -  red=\\u{1b}[31m\\u{202e}\n\
+                 10.0.0.10:8080      10  draining  -     0         -\n";
+    assert_eq!(succeeds(&etcd, &["ls", "echo"]).await, table, "no tag colours the terminal, or turns it around");
 
-    let services = [json!({ "service": "echo", "keys": 2 }), json!({ "service": "hello-world", "keys": 1 })];
+    let services = [json!({ "service": "echo", "instances": 2 }), json!({ "service": "hello-world", "instances": 1 })];
     assert_eq!(lines(&succeeds(&etcd, &["ls", "--json"]).await), services);
-    let tags = json!({ "red": "\u{1b}[31m", "zone": "a" });
+    let tags = json!({ "red": "\u{1b}[31m\u{202e}", "zone": "\u{6f22}" });
     let first = json!({
-        "service": "echo", "address": "10.0.0.1:80", "weight": 7, "state": "live", "lease": "0", "tags": tags,
+        "service": "echo", "address": "10.0.0.1:80", "weight": 7, "state": "live", "lease": "0", "seconds_left": null,
+        "tags": tags,
     });
     let second = json!({
-        "service": "echo", "address": "10.0.0.10:8080", "weight": 10, "state": "draining", "lease": "0", "tags": {},
+        "service": "echo", "address": "10.0.0.10:8080", "weight": 10, "state": "draining", "lease": "0", "seconds_left": null,
+        "tags": {},
     });
-    assert_eq!(lines(&succeeds(&etcd, &["--json", "ls", "echo"]).await), [first, second]);
-    assert_eq!(succeeds(&etcd, &["ls", "--prefix", "elsewhere"]).await, "", "flags of the registry count");
+    let printed = succeeds(&etcd, &["--json", "ls", "echo"]).await;
+    assert!(!printed.contains(['\u{1b}', '\u{202e}']), "nor does JSON: {printed}");
+    assert_eq!(lines(&printed), [first, second]);
+    let (code, printed, note) = run(&etcd, &["ls", "--prefix", "elsewhere"]).await;
+    assert_eq!((code, printed.as_str()), (0, ""), "flags of the registry count");
+    assert!(note.contains("under elsewhere"), "{note}");
 }
 
 #[tokio::test]
 async fn what_cannot_be_done_differs_from_what_cannot_be_understood() {
     let etcd = Etcd::start().await;
-    assert!(fails(&etcd, &["ls", "nobody"], 1).await.contains("no server of nobody"));
+    let unknown = fails(&etcd, &["ls", "nobody"], 1).await;
+    assert!(unknown.contains("no server of nobody") && unknown.contains("nor of any other service"), "{unknown}");
+    put(&etcd, "echo", "10.0.0.9:80", r#""weight":1"#).await;
+    let listed = fails(&etcd, &["ls", "nobody"], 1).await;
+    assert!(listed.contains("services there: echo"), "{listed}");
+    put(&etcd, "hello", "10.0.0.9:80", r#""weight":1"#).await;
+    let similar = fails(&etcd, &["ls", "helo"], 1).await;
+    assert!(similar.contains("similar names: hello\n"), "{similar}");
     assert!(fails(&etcd, &["drain", "10.0.0.1:80"], 1).await.contains("10.0.0.1:80"));
     assert!(fails(&etcd, &["drain", "10.0.0.1:80", "--service", "echo"], 1).await.contains("no instance of echo"));
     assert!(fails(&etcd, &["ls", "no/slash"], 2).await.contains("no/slash"));
     assert!(fails(&etcd, &["drain", "nowhere"], 2).await.contains("nowhere"));
     assert!(fails(&etcd, &["ls", "--prefix", ""], 2).await.contains("prefix"));
-    assert!(fails(&etcd, &["ls", "--user", "root"], 2).await.contains("--password"));
+    assert!(fails(&etcd, &["ls", "--user", "root"], 2).await.contains("--password-file"));
+    assert!(fails(&etcd, &["ls", "--password", "x"], 2).await.contains("--user"));
+    assert!(fails(&etcd, &["ls", "--user", "a:b", "--password", "x"], 2).await.contains("twice"));
+    assert!(fails(&etcd, &["ls", "--user", "a", "--password-file", "/no/file"], 2).await.contains("/no/file"));
+    assert!(fails(&etcd, &["ls", "--dial-timeout", "soon"], 2).await.contains("500ms"));
+    assert!(fails(&etcd, &["weight", "10.0.0.9:80", "0"], 2).await.contains("65535"));
+    let https = fails(&etcd, &["ls", "--ca", "/no/ca.pem"], 2).await;
+    assert!(https.contains("/no/ca.pem"), "{https}");
     fails(&etcd, &["--no-such-flag"], 2).await;
     etcd.kill();
-    assert!(fails(&etcd, &["ls"], 1).await.contains("etcd does not answer"));
+    let unreachable = fails(&etcd, &["ls"], 1).await;
+    for part in ["etcd does not answer", &etcd.url(), "hint: ", "ETCDCTL_ENDPOINTS"] {
+        assert!(unreachable.contains(part), "{unreachable} says {part}");
+    }
 }
 
 #[tokio::test]
@@ -137,4 +165,103 @@ async fn a_server_that_does_not_leave_is_named_and_an_order_must_be_unambiguous(
     let keys = etcd.keys("").await;
     let is_marked = |index: usize| String::from_utf8_lossy(&keys[index].1).contains("draining");
     assert_eq!((is_marked(0), is_marked(1)), (false, true), "and no other key was marked");
+}
+
+#[tokio::test]
+async fn a_weight_is_set_and_one_that_is_not_kept_is_a_failure() {
+    let etcd = Etcd::start().await;
+    let mut server = Process::start(example("echo_server").args(["--etcd", &etcd.url()]));
+    let address = server.expect_event("listening", LIMIT).await["address"].as_str().expect("an address").to_owned();
+    server.expect_event("registered", LIMIT).await;
+    assert_eq!(succeeds(&etcd, &["weight", &address, "3"]).await, format!("echo {address} weight 3\n"));
+    let events = lines(&succeeds(&etcd, &["weight", &address, "4", "--service", "echo", "--json"]).await);
+    assert_eq!(events, [json!({ "event": "reweighed", "service": "echo", "address": address, "weight": 4 })]);
+    let listed = lines(&succeeds(&etcd, &["ls", "echo", "--json"]).await);
+    assert_eq!(listed[0]["weight"], 4, "{listed:?}");
+    let left = listed[0]["seconds_left"].as_u64().expect("it has a lease");
+    assert!((1..=15).contains(&left), "{listed:?}");
+    server.signal(Signal::TERM);
+    assert!(server.wait(LIMIT).await.success());
+
+    put(&etcd, "echo", "10.0.0.1:80", r#""weight":1"#).await;
+    let by_hand = fails(&etcd, &["weight", "10.0.0.1:80", "3"], 1).await;
+    assert!(by_hand.contains("stays as it was") && by_hand.contains("no lease"), "{by_hand}");
+    let unknown = fails(&etcd, &["weight", "10.0.0.2:80", "3", "--service", "echo"], 1).await;
+    assert!(unknown.contains("hint: `tonic-etcd ls echo`"), "{unknown}");
+}
+
+#[tokio::test]
+async fn the_environment_of_etcdctl_counts_and_flags_count_before_it() {
+    let etcd = Etcd::start().await;
+    put(&etcd, "echo", "10.0.0.1:80", r#""weight":1"#).await;
+    let ls = async |variables: &[(&str, &str)], arguments: &[&str]| {
+        let mut command = Command::from(program());
+        let output = command.envs(variables.iter().copied()).arg("ls").args(arguments).output().await;
+        let output = output.expect("the program runs");
+        (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let url = etcd.url();
+    let found = ls(&[("ETCDCTL_ENDPOINTS", &url)], &[]).await;
+    assert!(found.0 && found.1.contains("echo"), "{found:?}");
+    let found = ls(&[("ETCDCTL_ENDPOINTS", "http://127.0.0.1:1")], &["--endpoints", &url]).await;
+    assert!(found.0 && found.1.contains("echo"), "{found:?}");
+    let elsewhere = ls(&[("ETCDCTL_ENDPOINTS", &url), ("TONIC_ETCD_PREFIX", "elsewhere")], &[]).await;
+    assert!(elsewhere.0 && elsewhere.1.contains("under elsewhere"), "{elsewhere:?}");
+    let refused = ls(&[("ETCDCTL_ENDPOINTS", &url), ("ETCDCTL_DIAL_TIMEOUT", "soon")], &[]).await;
+    assert!(!refused.0 && refused.1.contains("ETCDCTL_DIAL_TIMEOUT"), "{refused:?}");
+    let found = ls(&[("ETCDCTL_ENDPOINTS", &url), ("ETCDCTL_DIAL_TIMEOUT", "soon")], &["--dial-timeout", "1s"]).await;
+    assert!(found.0 && found.1.contains("echo"), "{found:?}");
+}
+
+#[tokio::test]
+async fn a_password_comes_from_the_environment_a_file_or_standard_input() {
+    let etcd = Etcd::start().await;
+    add_users(&etcd).await;
+    etcd.client().await.auth_enable().await.expect("etcd switches authentication on");
+    let file = tempfile::NamedTempFile::new().expect("the temporary folder takes a file");
+    std::fs::write(file.path(), format!("{PASSWORD}\n")).expect("the file can be written");
+    let path = file.path().to_str().expect("a path in UTF-8");
+    let both = format!("server:{PASSWORD}");
+    let ls = async |variables: &[(&str, &str)], arguments: &[&str], input: Stdio| {
+        let mut command = Command::from(program());
+        let command = command.envs(variables.iter().copied()).args(["--etcd", &etcd.url(), "ls"]).args(arguments);
+        let output = command.stdin(input).output().await.expect("the program runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let password = ("ETCDCTL_PASSWORD", PASSWORD);
+    for (variables, arguments, input) in [
+        (&[("ETCDCTL_USER", "server"), password][..], &[][..], Stdio::null()),
+        (&[("ETCDCTL_USER", &both)], &[], Stdio::null()),
+        (&[password], &["--user", "server"], Stdio::null()),
+        (&[], &["--user", "server", "--password-file", path], Stdio::null()),
+        (&[("ETCDCTL_USER", "server:wrong")], &["--user", "server", "--password-file", path], Stdio::null()),
+        (&[], &["--user", "server", "--password-stdin"], Stdio::from(file.reopen().expect("it opens again"))),
+        (&[], &["--user", &both], Stdio::null()),
+        (&[], &["--user", "server", "--password", PASSWORD], Stdio::null()),
+    ] {
+        let (code, complaints) = ls(variables, arguments, input).await;
+        assert_eq!(code, Some(0), "{arguments:?} with {variables:?}: {complaints}");
+    }
+    let (code, complaints) = ls(&[], &["--user", "server", "--password", "wrong"], Stdio::null()).await;
+    assert!(code == Some(1) && complaints.contains("hint: --user"), "{complaints}");
+    let (code, complaints) = ls(&[], &[], Stdio::null()).await;
+    assert!(code == Some(1) && complaints.contains("ETCDCTL_USER"), "without a user etcd denies it: {complaints}");
+}
+
+#[tokio::test]
+async fn a_reader_that_has_seen_enough_is_no_failure() {
+    let etcd = Etcd::start().await;
+    for port in 1..=200 {
+        put(&etcd, "echo", &format!("10.0.0.1:{port}"), r#""weight":1"#).await;
+    }
+    let mut command = Command::from(program());
+    let mut child = command
+        .args(["--etcd", &etcd.url(), "ls", "echo"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().await.expect("it ends");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }

@@ -137,7 +137,7 @@ async fn a_channel_shares_its_calls_by_the_weight_that_an_operator_set() {
     let mut client = EchoClient::new(channel.clone());
     let mut call = async |count: usize| {
         for _ in 0..count {
-            client.echo(EchoRequest::default()).await.expect("a server answers");
+            client.unary_echo(EchoRequest::default()).await.expect("a server answers");
         }
     };
     let share = async || {

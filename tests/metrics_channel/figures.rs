@@ -20,12 +20,13 @@ pub(crate) struct Figures {
 impl Figures {
     /// Of channels over instances of this name that are built from now on, on this thread.
     pub(crate) fn of(service: &str) -> Self {
+        Self::to(format!("instances:///{service}"))
+    }
+
+    /// Of channels to this target.
+    pub(crate) fn to(target: String) -> Self {
         let recorder = Box::leak(Box::new(PrometheusBuilder::new().build_recorder()));
-        Self {
-            target: format!("instances:///{service}"),
-            recorder: recorder.handle(),
-            _installed: metrics::set_default_local_recorder(recorder),
-        }
+        Self { target, recorder: recorder.handle(), _installed: metrics::set_default_local_recorder(recorder) }
     }
 
     /// The sum of all series of a counter or a gauge that have these labels, among others.

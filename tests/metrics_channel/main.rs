@@ -21,8 +21,9 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::body::Body;
 use tonic::{Code, GrpcMethod, Request, Status};
 use tonic_etcd::outlier::OutlierDetection;
+use tonic_etcd::policy::{CallHead, Candidate, LeastRequest, Picker, Policy};
 use tonic_etcd::retry::{RetryPolicy, RetryThrottling};
-use tonic_etcd::{BalancedChannel, ChannelBuilder, Instance};
+use tonic_etcd::{BalancedChannel, ChannelBuilder, Instance, Registry};
 use tower::Service;
 
 use self::figures::{Figures, LIMIT, is};
@@ -349,6 +350,40 @@ async fn picks_that_wait_are_counted_and_timed() {
     assert!(is(figures.sum(waiting, &[]), 0.0));
     assert!(is(figures.count("tonic_etcd.channel.pick_wait", &[]), 2.0), "both are timed");
     assert!(is(figures.calls("OK"), 2.0) && is(figures.calls("CANCELLED"), 2.0));
+}
+
+/// A policy that panics on every request.
+#[derive(Debug)]
+struct Broken;
+
+impl Policy for Broken {
+    fn picker(&self, candidates: &[Candidate]) -> Box<dyn Picker> {
+        LeastRequest::new().picker(candidates)
+    }
+
+    fn key(&self, _: &CallHead<'_>) -> Option<u64> {
+        panic!("a policy with a bug")
+    }
+}
+
+#[tokio::test]
+async fn a_call_whose_policy_panics_ends_with_internal() {
+    let server = Server::start();
+    let (channel, figures) = built("panicking", &[&server], |builder| builder.policy(Broken)).await;
+    assert_eq!(call(&channel).await.expect_err("it panics").code(), Code::Internal);
+    assert!(is(figures.calls("INTERNAL"), 1.0) && is(figures.attempts("INTERNAL"), 1.0));
+    assert!(is(figures.sum(STARTED, &ECHO), 1.0) && is(figures.sum(IN_FLIGHT, &[]), 0.0));
+}
+
+#[tokio::test]
+async fn a_channel_of_a_registry_has_its_target_and_every_state_from_the_beginning() {
+    let figures = Figures::to("etcd:///echo".to_owned());
+    let registry = Registry::builder(["http://127.0.0.1:1"]).build().expect("the options are good");
+    let channel = registry.channel("echo").build().expect("the defaults are good");
+    let states = figures.values("tonic_etcd.channel.instances", "state");
+    assert_eq!(states.len(), 8, "an alert finds each of them: {states:?}");
+    assert!(is(figures.instances("ready"), 0.0));
+    drop(channel);
 }
 
 #[tokio::test]

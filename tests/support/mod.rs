@@ -13,6 +13,7 @@
 //! - [`pki`]: an authority and its certificates, for an etcd or a server with TLS.
 //! - [`grpc_proxy`]: etcd's own proxy, `etcd grpc-proxy`, killed and restarted.
 //! - [`proxy`]: a TCP proxy that goes silent, cuts connections or slows them down.
+//! - `browser`: a headless Chromium on that page, where one is installed.
 //! - [`page`]: the page of the program, asked over a plain socket.
 //! - [`process`]: an example program as a child process, its events read from its output.
 //! - [`server`]: a tonic server in the test's own process, registered or not.
@@ -20,6 +21,8 @@
 //! - [`load`]: calls without end over a balanced channel, and what became of each.
 //! - [`neighbour`]: Go programs on the same etcd, with grpc-go and go-zero.
 
+#[cfg(feature = "cli")]
+pub mod browser;
 pub mod changes;
 pub mod costs;
 pub mod etcd;

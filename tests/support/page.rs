@@ -13,9 +13,11 @@ use super::LIMIT;
 /// An answer.
 #[derive(Debug)]
 pub struct Answer {
+    /// The code: 200 where all is well.
     pub status: u16,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
+    /// What follows the headers.
     pub body: String,
 }
 
@@ -50,18 +52,19 @@ pub async fn get(address: &str, path: &str) -> Answer {
     ask(address, "GET", path, &[], "").await
 }
 
-/// Sends this text and reads the answer to it, until the server closes.
+/// Sends this text and reads the answer to it.
 ///
 /// # Panics
 ///
-/// If it does not within [`LIMIT`], or its answer is none.
+/// If it is not whole within [`LIMIT`], or its answer is none.
 pub async fn exchange(address: &str, text: &str) -> Answer {
+    let has_body = !text.starts_with("HEAD");
     let exchange = async {
         let mut stream = TcpStream::connect(address).await.expect("the server listens");
         // It may answer and close before it has read all.
         let _ = stream.write_all(text.as_bytes()).await;
         let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer).await;
+        while !(has_body && is_whole(&answer)) && stream.read_buf(&mut answer).await.unwrap_or(0) > 0 {}
         answer
     };
     let answer = timeout(LIMIT, exchange).await.expect("an answer in time");
@@ -72,6 +75,15 @@ pub async fn exchange(address: &str, text: &str) -> Answer {
     let headers = lines.filter_map(|line| line.split_once(": "));
     let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
     Answer { status, headers, body: body.to_owned() }
+}
+
+/// Not every server closes when it is asked to.
+fn is_whole(answer: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(answer);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+    let lines = head.lines().filter_map(|line| line.split_once(':'));
+    let mut lengths = lines.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    lengths.next().and_then(|(_, length)| length.trim().parse().ok()).is_some_and(|length: usize| body.len() >= length)
 }
 
 /// The stream of events of an open page.

@@ -1,4 +1,4 @@
-//! Why a command failed, to an exit code and a message.
+//! Why a command failed, to an exit code, a message and a hint.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -8,6 +8,8 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 use tonic_etcd::{ConfigError, RegistryError};
+
+use crate::print::shown;
 
 /// Why a program ends early.
 pub(crate) enum Failure {
@@ -51,24 +53,60 @@ pub(crate) fn exit_code<P: CommandFactory>(ended: Result<(), Failure>) -> ExitCo
         }
         Err(Failure::Found) => ExitCode::FAILURE,
         Err(Failure::Run(error)) => {
-            let _ = writeln!(io::stderr(), "error: {}", with_causes(&*error));
+            let mut message = format!("error: {}\n", with_causes(&*error));
+            if let Some(hint) = error.downcast_ref::<RegistryError>().and_then(hint) {
+                let _ = writeln!(message, "hint: {hint}");
+            }
+            let _ = io::stderr().write_all(message.as_bytes());
             ExitCode::FAILURE
         }
     }
 }
 
-/// An error and its causes in one line.
+/// What to try next.
+fn hint(error: &RegistryError) -> Option<String> {
+    Some(match error {
+        RegistryError::Unavailable { .. } => {
+            "is etcd running there? --endpoints or ETCDCTL_ENDPOINTS name its members; one that wants TLS needs https://"
+                .to_owned()
+        }
+        RegistryError::Tls { .. } => {
+            "--ca or ETCDCTL_CACERT names the authority of the members' certificates; --cert and --key are for an etcd \
+             that wants one of its clients, too"
+                .to_owned()
+        }
+        RegistryError::Denied { .. } => {
+            "--user or ETCDCTL_USER names the user, ETCDCTL_PASSWORD, --password-file or --password-stdin the password"
+                .to_owned()
+        }
+        RegistryError::UnknownAddress { service, .. } => {
+            format!("`tonic-etcd ls {}` shows which are", shown(service))
+        }
+        _ => return None,
+    })
+}
+
+/// An error with its causes, each line of it safe to show: much of it may come from etcd.
 pub(crate) fn with_causes(error: &dyn Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let _ = write!(message, ": {error}");
+        let text = error.to_string();
+        // Some repeat their cause word for word.
+        if !message.ends_with(&text) {
+            let _ = write!(message, ": {text}");
+        }
         cause = error.source();
     }
-    message
+    message.lines().map(shown).collect::<Vec<_>>().join("\n")
 }
 
 /// The command could not go on, for this reason.
-pub(crate) fn failed(reason: String) -> Failure {
-    Failure::Run(reason.into())
+pub(crate) fn failed(reason: impl Into<String>) -> Failure {
+    Failure::Run(reason.into().into())
+}
+
+/// The command line cannot be followed, for this reason.
+pub(crate) fn refused(reason: impl Into<String>) -> Failure {
+    Failure::Usage(reason.into().into())
 }

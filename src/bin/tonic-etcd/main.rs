@@ -7,6 +7,8 @@
 //! | this file | the command line to a command |
 //! | `connection` | flags to a registry |
 //! | `command` | a command to its outcome |
+//! | `target` | an address to the service that is meant |
+//! | `names` | a name that is not there to similar ones |
 //! | `web` | the registry to a page in browsers |
 //! | `changes` | changes of a service to lines |
 //! | `print` | values to standard output |
@@ -16,9 +18,12 @@ mod changes;
 mod command;
 mod connection;
 mod failure;
+mod names;
 mod print;
+mod target;
 mod web;
 
+use std::env;
 use std::error::Error;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
@@ -31,19 +36,18 @@ use self::connection::Connection;
 use self::failure::Failure;
 use self::print::Output;
 
-/// Looks into a registry, and gives orders to its servers.
+/// Shows what is registered in etcd, and gives orders to the servers there.
 ///
-/// Exits with 0 if it did what it was asked to; with 1 if etcd failed, nothing of that name or address is registered,
-/// or a server did not leave; with 2 if the command line is wrong.
+/// Without flags it looks into the etcd that etcdctl would ask, for services of tonic-etcd and Kitex.
 #[derive(Parser)]
-#[command(name = "tonic-etcd", version)]
+#[command(name = "tonic-etcd", version, after_help = EXIT_CODES)]
 struct Flags {
-    #[command(flatten)]
-    connection: Connection,
-
     /// Prints one JSON object a line, for programs
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    connection: Connection,
 
     #[command(subcommand)]
     command: Command,
@@ -52,19 +56,41 @@ struct Flags {
 #[derive(Subcommand)]
 enum Command {
     /// Lists the services, or the servers of one
+    ///
+    /// Services come with the number of their keys: one a server. Servers come with address, weight, state (live, or
+    /// draining: about to leave), zone, the lease that their key ends with, and tags.
     Ls {
-        /// The service's name
+        /// The service's name; all services without
         service: Option<String>,
     },
     /// Prints what comes, changes and goes, of all services or of one, until ctrl-c
     Watch {
-        /// The service's name
+        /// The service's name; all services without
         service: Option<String>,
     },
-    /// Asks a server to leave: it is struck out and gets no new calls, but serves on
+    /// Has a server leave: it gets no new calls from then on, ends those that it has, and serves on
+    ///
+    /// Waits until it has left, 5 s at most. A server that does not run tonic-etcd stays in etcd, marked: clients that
+    /// run tonic-etcd leave it alone, and others do not.
     Drain {
         /// Where the server is registered, as host:port
         address: Address,
+
+        /// The service's name, where the address is registered for several [default: the one that it is registered for]
+        #[arg(long, value_name = "NAME")]
+        service: Option<String>,
+    },
+    /// Sets the weight of a server: its share of the calls beside the other servers' weights
+    ///
+    /// Waits until the server has taken it up, 3 s at most, and has it keep it until its program ends or sets another
+    /// one. A server that does not run tonic-etcd would forget it: its former weight is put back.
+    Weight {
+        /// Where the server is registered, as host:port
+        address: Address,
+
+        /// The weight; 10 is what servers have that state none
+        #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+        weight: u16,
 
         /// The service's name, where the address is registered for several [default: the one that it is registered for]
         #[arg(long, value_name = "NAME")]
@@ -100,7 +126,9 @@ impl Command {
             Self::Watch { .. } | Self::Web(_) => "warn",
             // A line of a log would stand in the middle of the screen.
             Self::Top(_) => "off",
-            Self::Ls { .. } | Self::Drain { .. } | Self::Check(_) => "warn,tonic_etcd::etcd=error",
+            Self::Ls { .. } | Self::Drain { .. } | Self::Weight { .. } | Self::Check(_) => {
+                "warn,tonic_etcd::etcd=error"
+            }
         }
     }
 }
@@ -110,12 +138,17 @@ async fn run(flags: Flags) -> Result<(), Failure> {
     let output = Output { json: flags.json };
     let shown = flags.connection.shown();
     match flags.command {
-        Command::Ls { service } => command::ls::run(&registry, service.as_deref(), output).await,
+        Command::Ls { service } => {
+            command::ls::run(&registry, &flags.connection.place(), service.as_deref(), output).await
+        }
         Command::Watch { service } => command::watch::run(&registry, service, output).await,
         Command::Drain { address, service } => command::drain::run(&registry, address, service, output).await,
+        Command::Weight { address, weight, service } => {
+            command::weight::run(&registry, address, weight, service, output).await
+        }
+        Command::Top(top) => command::top::run(&registry, &flags.connection, &top).await,
+        Command::Check(check) => command::check::run(registry, &flags.connection, &check, output).await,
         Command::Web(flags) => command::web::run(registry, shown, flags, output).await,
-        Command::Top(top) => command::top::run(&flags.connection, &top).await,
-        Command::Check(check) => command::check::run(&flags.connection, &check, output).await,
     }
 }
 
@@ -126,6 +159,13 @@ fn is_closed_pipe(error: &(dyn Error + 'static)) -> bool {
 /// Sends logs to standard error: what `RUST_LOG` asks for, or else `default`.
 fn log_to_stderr(default: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let colours = io::stderr().is_terminal();
+    let colours = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(io::stderr).init();
 }
+
+/// The end of the help.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  etcd failed, nothing of that name or address is registered, a server did not obey, or check found an error
+  2  the command line, a variable of the environment or a file that they name is wrong";

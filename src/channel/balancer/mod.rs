@@ -374,7 +374,7 @@ impl Balancer {
         if what == Publish::Nothing && !has_grown {
             return;
         }
-        self.unused.set(self.snapshot.len() - self.subchannels.len());
+        self.unused.set(self.snapshot.len().saturating_sub(self.subchannels.len()));
         let before = self.queue.state();
         let is_ready_set = what == Publish::ReadySet || has_grown || before.ready.is_none();
         drop(before);

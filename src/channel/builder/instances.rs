@@ -14,9 +14,9 @@ impl BalancedChannel {
     /// A channel over instances that come from elsewhere than etcd: a list in a test, a file, another registry.
     ///
     /// Each item of `instances` is the whole set, and replaces the one before; of two with one address the last counts.
-    /// What the stream ends with stays. `service` is for messages. Instances at addresses that no client may be sent
-    /// to, and those with weight 0, are left out with a warning. Large sets that change often are best made of
-    /// `Arc<Instance>`s: what is the same allocation as before need not be compared.
+    /// What the stream ends with stays. `service` is for messages and metrics. Instances at addresses that no client
+    /// may be sent to, and those with weight 0, are left out with a warning. Large sets that change often are best made
+    /// of `Arc<Instance>`s: what is the same allocation as before need not be compared.
     ///
     /// ```
     /// use futures_util::stream;

@@ -20,8 +20,8 @@ use super::pings::Pings;
 use super::socket::{BoxIo, Socket};
 use crate::error::{BoxError, chain};
 use crate::instance::{Address, Host, refused_range};
-#[cfg(feature = "_tls")]
 use crate::targets::CHANNEL;
+#[cfg(feature = "_tls")]
 use crate::tls::TlsError;
 
 /// Makes one connection to an instance.

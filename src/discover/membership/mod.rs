@@ -16,7 +16,7 @@
 
 mod cut_off;
 mod key_index;
-mod unusable;
+mod troubles;
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -28,7 +28,7 @@ use tokio::time::Instant;
 
 use self::cut_off::CutOff;
 use self::key_index::{KeyIndex, KnownKey, footprint};
-pub(super) use self::unusable::{Trouble, Unusable};
+pub(super) use self::troubles::{Trouble, Troubles};
 use crate::etcd::{Event, Kv, MAX_SEGMENT, MAX_VALUE};
 use crate::format::{DecodeError, Decoded, Format};
 use crate::instance::{Instance, MAX_TAGS, ServiceName};
@@ -98,7 +98,7 @@ pub(super) struct Membership {
     /// When an instance in question came back the last time.
     last_return: Option<Instant>,
     /// What was read since it was taken.
-    unusable: Cell<Unusable>,
+    troubles: Cell<Troubles>,
     complaints: Complaints,
 }
 
@@ -136,7 +136,7 @@ impl Membership {
             cut_off: CutOff::default(),
             listed: PartialList::default(),
             last_return: None,
-            unusable: Cell::default(),
+            troubles: Cell::default(),
             complaints,
         }
     }
@@ -325,8 +325,8 @@ impl Membership {
     }
 
     /// How often keys were read that cannot be used, since the last time.
-    pub(super) fn take_unusable(&mut self) -> Unusable {
-        self.unusable.take()
+    pub(super) fn take_troubles(&mut self) -> Troubles {
+        self.troubles.take()
     }
 
     /// About how much memory the keys and their instances take.
@@ -335,7 +335,7 @@ impl Membership {
     }
 
     fn trouble(&self, trouble: Trouble, key: &[u8], detail: &str, now: Instant) {
-        self.unusable.set(self.unusable.get().with(trouble));
+        self.troubles.set(self.troubles.get().with(trouble));
         let mut counts = self.complaints.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(trouble).or_default();
         count.since_logged += 1;

@@ -1,5 +1,5 @@
-//! Attempts of a registration that fail: when the next one is made, and what keeps it, for whoever waits for it and for
-//! the log.
+//! Attempts of a registration that fail, and keys that are removed: when the next attempt is made, and what keeps it,
+//! for whoever waits for it and for the log.
 
 use std::time::Duration;
 
@@ -19,6 +19,8 @@ pub(super) struct Setbacks {
     busy_backoff: Backoff,
     trouble: Trouble,
     since: Option<Instant>,
+    /// When the key was last put back, or is to be.
+    restored: Option<Instant>,
     log: LogLimit,
 }
 
@@ -31,6 +33,7 @@ impl Setbacks {
             busy_backoff: up_to(REFUSED_PAUSE),
             trouble,
             since: None,
+            restored: None,
             log: LogLimit::default(),
         }
     }
@@ -89,6 +92,18 @@ impl Setbacks {
         }
     }
 
+    /// When a key that was touched or withdrawn may be put back.
+    pub(super) fn restore_at(&mut self, now: Instant) -> Instant {
+        let at = match self.restored {
+            // The planned time is still ahead.
+            Some(planned) if planned > now => planned,
+            Some(restored) => now.max(restored + RESTORE_INTERVAL),
+            None => now,
+        };
+        self.restored = Some(at);
+        at
+    }
+
     /// It begins to be tried.
     pub(super) fn on_start(&mut self, now: Instant) {
         self.since = Some(now);
@@ -114,6 +129,9 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 /// How long a registration may fail before the log says so: most etcds that restart are back by then.
 const LOG_AFTER: Duration = Duration::from_secs(5);
 
+/// The least time between two returns of a key that is removed again and again, or whose health flutters.
+const RESTORE_INTERVAL: Duration = Duration::from_secs(1);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,6 +141,13 @@ mod tests {
 
     fn error(kind: EtcdErrorKind) -> EtcdError {
         EtcdError { kind, member: "http://a:1".into(), operation: "grant", key: "7".into(), source: Some("no".into()) }
+    }
+
+    #[test]
+    fn a_key_that_is_removed_again_and_again_is_put_back_once_a_second() {
+        let (mut setbacks, start) = (Setbacks::new(SECOND, Trouble::default()), Instant::now());
+        let mut restored = |millis| (setbacks.restore_at(start + Duration::from_millis(millis)) - start).as_millis();
+        assert_eq!([0, 300, 400, 1_100, 5_000].map(&mut restored), [0, 1_000, 1_000, 2_000, 5_000]);
     }
 
     #[test]

@@ -50,8 +50,6 @@ pub(crate) struct LeaseTask {
     failures: u32,
     /// Whether the key was claimed under the present lease.
     is_held: bool,
-    /// When the key was last put back, or is to be.
-    restored: Option<Instant>,
 }
 
 enum State {
@@ -113,7 +111,7 @@ impl LeaseTask {
     ) -> Self {
         let setbacks = Setbacks::new(retry.retry_delay, trouble);
         let reports = Reports::new(status, claims.service().clone());
-        Self { claims, retry, desired, reports, setbacks, failures: 0, is_held: false, restored: None }
+        Self { claims, retry, desired, reports, setbacks, failures: 0, is_held: false }
     }
 
     /// Keeps the instance registered until it is to leave, and then takes it out.
@@ -307,7 +305,7 @@ impl LeaseTask {
                             "registration was lost; it is put back"
                         );
                         self.reports.on_lost(loss);
-                        return State::Claiming { lease, at: self.restore_at(), observer: Some(observer) };
+                        return State::Claiming { lease, at: self.setbacks.restore_at(Instant::now()), observer: Some(observer) };
                     }
                 }
             }
@@ -392,7 +390,7 @@ impl LeaseTask {
             let Some(absence) = self.desired.absence() else {
                 self.reports.report(RegistrationStatus::Registering);
                 // At a limited rate, where health flutters.
-                return State::Claiming { lease, at: self.restore_at(), observer: None };
+                return State::Claiming { lease, at: self.setbacks.restore_at(Instant::now()), observer: None };
             };
             self.reports.report(absence);
             tokio::select! {
@@ -468,19 +466,6 @@ impl LeaseTask {
         let instance = self.desired.instance();
         leave(&mut self.claims, &instance).await
     }
-
-    /// When a key that was touched or withdrawn may be put back.
-    fn restore_at(&mut self) -> Instant {
-        let now = Instant::now();
-        let at = match self.restored {
-            // The planned time is still ahead.
-            Some(planned) if planned > now => planned,
-            Some(restored) => now.max(restored + RESTORE_INTERVAL),
-            None => now,
-        };
-        self.restored = Some(at);
-        at
-    }
 }
 
 impl Drop for LeaseTask {
@@ -496,6 +481,3 @@ impl Drop for LeaseTask {
 fn claiming(lease: Lease, observer: Option<Observer>) -> State {
     State::Claiming { lease, at: Instant::now(), observer }
 }
-
-/// The least time between two returns of a key that is removed again and again, or whose health flutters.
-const RESTORE_INTERVAL: Duration = Duration::from_secs(1);

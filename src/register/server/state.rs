@@ -242,7 +242,12 @@ impl Drop for CountdownTask {
         let (calls, connections) = (inner.calls.len(), inner.sockets.len());
         if inner.passed.load(Ordering::Acquire) != SOCKETS_CLOSED && calls + connections > 0 {
             inner.gauges.on_lost();
-            tracing::warn!(target: REGISTRATION, calls, connections, "drain limit lost with the runtime that counted down to it");
+            tracing::warn!(
+                target: REGISTRATION,
+                calls,
+                connections,
+                "drain limit lost with the runtime that counted down to it"
+            );
         }
     }
 }

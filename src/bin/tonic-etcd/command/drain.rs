@@ -8,6 +8,7 @@ use tonic_etcd::{Address, Registry};
 
 use crate::failure::{Failure, failed};
 use crate::print::Output;
+use crate::target::{LOOK_INTERVAL, service_of};
 
 pub(crate) async fn run(
     registry: &Registry,
@@ -15,10 +16,7 @@ pub(crate) async fn run(
     service: Option<String>,
     output: Output,
 ) -> Result<(), Failure> {
-    let service = match service {
-        Some(service) => service,
-        None => only_service(registry, &address).await?,
-    };
+    let service = service_of(registry, &address, service).await?;
     let before = lease_of(registry, &service, &address).await?;
     registry.drain(&service, address.clone()).await?;
     output.drained(&service, &address, "marked")?;
@@ -26,13 +24,16 @@ pub(crate) async fn run(
     // Another lease is another server: the successor at the same address.
     let left = async {
         while before.is_some() && lease_of(registry, &service, &address).await? == before {
-            sleep(LEAVE_INTERVAL).await;
+            sleep(LOOK_INTERVAL).await;
         }
         Ok::<_, Failure>(())
     };
     let Ok(left) = timeout(LEAVE_LIMIT, left).await else {
         let limit = LEAVE_LIMIT.as_secs();
-        return Err(failed(format!("{address} is marked and gets no new calls, but has not left in {limit} s")));
+        return Err(failed(format!(
+            "{address} is marked and gets no new calls, but has not left in {limit} s: it is another program's, frozen, \
+             or cut off from etcd"
+        )));
     };
     left?;
     Ok(output.drained(&service, &address, "left")?)
@@ -42,26 +43,5 @@ async fn lease_of(registry: &Registry, service: &str, address: &Address) -> Resu
     Ok(registry.instances(service).await?.get(address).map(Member::lease))
 }
 
-/// The service that a server at this address is registered for.
-async fn only_service(registry: &Registry, address: &Address) -> Result<String, Failure> {
-    let mut found = Vec::new();
-    for service in registry.services().await?.into_keys() {
-        if registry.instances(&service).await?.get(address).is_some() {
-            found.push(service.to_string());
-        }
-    }
-    match found.len() {
-        0 => Err(failed(format!("no server is registered at {address}"))),
-        1 => Ok(found.remove(0)),
-        _ => {
-            let services = found.join(", ");
-            Err(Failure::Usage(format!("{address} is registered for {services}: say which with --service").into()))
-        }
-    }
-}
-
 /// How long a server that is asked to leave may take.
 const LEAVE_LIMIT: Duration = Duration::from_secs(5);
-
-/// How often it is looked at meanwhile.
-const LEAVE_INTERVAL: Duration = Duration::from_millis(50);

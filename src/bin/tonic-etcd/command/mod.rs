@@ -6,3 +6,4 @@ pub(crate) mod ls;
 pub(crate) mod top;
 pub(crate) mod watch;
 pub(crate) mod web;
+pub(crate) mod weight;

@@ -79,7 +79,7 @@ impl Board {
             let snapshot = service.snapshot.as_ref()?;
             let instances = snapshot.iter().map(|member| service.instance(member)).collect();
             let (version, cut_off) = (service.version, snapshot.cut_off());
-            let data = wire::Service { service: name, version, cut_off, instances };
+            let data = wire::Service { name, version, cut_off, instances };
             service.encoded = Some(event("service", &data));
         }
         service.encoded.clone()
@@ -118,7 +118,7 @@ impl Board {
             return Vec::new();
         }
         self.version += 1;
-        vec![News::Event(event("gone", &wire::Gone { service: name, version: self.version }))]
+        vec![News::Event(event("gone", &wire::Gone { name, version: self.version }))]
     }
 
     /// Takes in the newest snapshot of a service.
@@ -159,14 +159,14 @@ impl Board {
         self.answered = Some(now);
         self.left_out = left_out;
         let was_lost = self.trouble.take().is_some();
-        let entry = was_lost.then(|| Entry { time: now, what: What::EtcdBack, service: None, address: None, count: 1 });
+        let entry = was_lost.then_some(Entry::of_etcd(What::EtcdBack, now));
         self.write_down(entry.into_iter().collect()).into_iter().chain([News::Event(self.beat(now))]).collect()
     }
 
     /// Takes in that etcd did not answer.
     pub(crate) fn on_trouble(&mut self, trouble: String, now: u64) -> Vec<News> {
         let is_new = self.trouble.replace(trouble).is_none();
-        let entry = is_new.then(|| Entry { time: now, what: What::EtcdLost, service: None, address: None, count: 1 });
+        let entry = is_new.then_some(Entry::of_etcd(What::EtcdLost, now));
         self.write_down(entry.into_iter().collect()).into_iter().chain([News::Event(self.beat(now))]).collect()
     }
 
@@ -210,7 +210,7 @@ impl Service {
                 Step::Gone(_, member) => gone.push(member.instance().address()),
             }
         }
-        let event = event("change", &wire::Change { service: name, version: self.version, cut_off, set, gone });
+        let event = event("change", &wire::Change { name, version: self.version, cut_off, set, gone });
         if event.len() > MAX_CHANGE { News::Service(name.into()) } else { News::Event(event) }
     }
 }
@@ -302,3 +302,49 @@ const MAX_NAMED: usize = 8;
 const MAX_STEPS: usize = 200;
 /// Bytes up to which a change is sent as such. With the places of the hub's queue, this bounds what slow pages cost.
 const MAX_CHANGE: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(news: &[News]) -> Vec<String> {
+        let text = |news: &News| match news {
+            News::Event(event) => String::from_utf8_lossy(event).into_owned(),
+            News::Service(name) => name.to_string(),
+        };
+        news.iter().map(text).collect()
+    }
+
+    #[test]
+    fn an_outage_of_etcd_is_written_down_once_and_its_end_once() {
+        let mut board = Board::new("1.0.0", String::new(), false);
+        assert_eq!(board.on_answer(0, 1).len(), 1, "an answer is no news beside the beat");
+        let news = text(&board.on_trouble("refused".to_owned(), 2));
+        assert!(news[0].contains("etcd-lost") && news[1].contains(r#""answered":1,"trouble":"refused""#), "{news:?}");
+        assert_eq!(board.on_trouble("refused".to_owned(), 3).len(), 1, "it goes on");
+        let news = text(&board.on_answer(0, 4));
+        assert!(news[0].contains("etcd-back") && news[1].contains(r#""answered":4,"trouble":null"#), "{news:?}");
+        assert_eq!(board.on_answer(0, 5).len(), 1);
+    }
+
+    #[test]
+    fn what_happened_is_remembered_up_to_a_limit() {
+        let mut board = Board::new("1.0.0", String::new(), false);
+        for time in 0..LOG as u64 {
+            board.on_trouble(String::new(), time);
+            board.on_answer(0, time);
+        }
+        assert_eq!(board.log.len(), LOG);
+        assert_eq!(board.log.back().map(|entry| entry.time), Some(LOG as u64 - 1), "the newest stays");
+    }
+
+    #[test]
+    fn a_service_of_which_nothing_is_known_yet_is_not_told() {
+        let mut board = Board::new("1.0.0", String::new(), false);
+        board.add("echo", false);
+        let events = board.everything(1);
+        assert!(events.iter().all(|event| !event.starts_with(b"event: service")), "{events:?}");
+        assert_eq!(text(&board.remove("echo")).len(), 1);
+        assert!(board.remove("echo").is_empty(), "it is gone");
+    }
+}

@@ -17,12 +17,12 @@ use super::wire;
 use crate::failure::{Failure, with_causes};
 
 /// Follows these services, or all that there are, until something fails that no retry mends.
-pub(crate) async fn follow(registry: &Registry, named: &[String], hub: &Hub) -> Result<(), Failure> {
+pub(crate) async fn follow(registry: &Registry, wanted: &[String], hub: &Hub) -> Result<(), Failure> {
     let mut followed = Followed::default();
-    for name in named {
+    for name in wanted {
         followed.add(registry, hub, name, false)?;
     }
-    let mut looks = looks(registry.clone(), named.to_vec());
+    let mut looks = looks(registry.clone(), wanted.to_vec());
     let mut beats = interval(BEAT_INTERVAL);
     let mut is_first_look = true;
     loop {
@@ -39,7 +39,7 @@ pub(crate) async fn follow(registry: &Registry, named: &[String], hub: &Hub) -> 
             }
             Some(listed) = looks.next() => match listed {
                 Ok(listed) => {
-                    let left_out = followed.on_list(registry, hub, &listed, named, !is_first_look)?;
+                    let left_out = followed.on_list(registry, hub, &listed, wanted, !is_first_look)?;
                     is_first_look = false;
                     hub.update(|board, now| board.on_answer(left_out, now));
                 }
@@ -81,14 +81,14 @@ impl Followed {
         registry: &Registry,
         hub: &Hub,
         listed: &[String],
-        named: &[String],
+        wanted: &[String],
         is_late: bool,
     ) -> Result<usize, Failure> {
         let kept_since = wire::now().saturating_sub(EMPTY_KEPT_MS);
         let empty = hub.board().empty_since(kept_since);
         for name in empty {
             let name: &str = &name;
-            if !listed.iter().chain(named).any(|listed| listed == name) {
+            if !listed.iter().chain(wanted).any(|listed| listed == name) {
                 self.ends.remove(name);
                 hub.update(|board, _| board.remove(name));
             }
@@ -109,19 +109,19 @@ impl Followed {
 }
 
 /// What is registered, now and again: the names of all services; or those that were asked for, if etcd answers.
-fn looks(registry: Registry, named: Vec<String>) -> BoxStream<'static, Result<Vec<String>, RegistryError>> {
-    let look = async |(registry, named, pause): (Registry, Vec<String>, Duration)| {
+fn looks(registry: Registry, wanted: Vec<String>) -> BoxStream<'static, Result<Vec<String>, RegistryError>> {
+    let look = async |(registry, wanted, pause): (Registry, Vec<String>, Duration)| {
         sleep(pause).await;
         let begin = Instant::now();
-        let names = match named.first() {
-            Some(_) => answers(&registry).await.map(|()| named.clone()),
+        let names = match wanted.first() {
+            Some(_) => answers(&registry).await.map(|()| wanted.clone()),
             None => registry.services().await.map(|all| all.into_keys().map(String::from).collect()),
         };
         // A registry that takes long to list is not asked more than a tenth of the time.
         let pause = LOOK_INTERVAL.max(begin.elapsed() * 10);
-        Some((names, (registry, named, pause)))
+        Some((names, (registry, wanted, pause)))
     };
-    stream::unfold((registry, named, Duration::ZERO), look).boxed()
+    stream::unfold((registry, wanted, Duration::ZERO), look).boxed()
 }
 
 /// Whether any member answers, without a read of anything.

@@ -23,7 +23,7 @@ use super::wire;
 /// What the file holds; each part may be missing.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct Figures {
+pub(crate) struct Report {
     title: String,
     /// Shown at the top, each with its course.
     figures: Vec<Figure>,
@@ -56,17 +56,17 @@ pub(crate) async fn follow(file: &Path, hub: &Hub) {
         looks.tick().await;
         let read = read(file).await.map_err(|error| format!("{}: {error}", file.display()));
         if known.as_ref() != Some(&read) {
-            let (figures, trouble) = match read.clone() {
-                Ok(figures) => (figures, None),
-                Err(trouble) => (Figures::default(), Some(trouble)),
+            let (report, trouble) = match read.clone() {
+                Ok(report) => (report, None),
+                Err(trouble) => (Report::default(), Some(trouble)),
             };
-            hub.update(|board, time| board.on_figures(&wire::Figures { time, figures, trouble }));
+            hub.update(|board, time| board.on_figures(&wire::Figures { time, report, trouble }));
             known = Some(read);
         }
     }
 }
 
-async fn read(file: &Path) -> io::Result<Figures> {
+async fn read(file: &Path) -> io::Result<Report> {
     let mut text = Vec::new();
     tokio::fs::File::open(file).await?.take(MAX_FILE + 1).read_to_end(&mut text).await?;
     if u64::try_from(text.len()).is_ok_and(|len| len > MAX_FILE) {

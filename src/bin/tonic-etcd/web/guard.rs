@@ -37,7 +37,7 @@ impl Guard {
         let mut bytes = [0; 16];
         let random = rustls::crypto::ring::default_provider().secure_random;
         random.fill(&mut bytes).map_err(|_| failed("the system has no random numbers".to_owned()))?;
-        Ok(Self { hosts, token: bytes.iter().map(|byte| format!("{byte:02x}")).collect() })
+        Ok(Self { hosts, token: format!("{:032x}", u128::from_be_bytes(bytes)) })
     }
 
     pub(crate) fn token(&self) -> &str {

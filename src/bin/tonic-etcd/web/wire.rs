@@ -19,7 +19,7 @@ use serde::Serialize;
 use tonic_etcd::snapshot::Member;
 use tonic_etcd::{Address, Tags};
 
-use super::figures;
+use super::figures::Report;
 
 /// One event, as it goes over the wire. JSON has no line ends outside of its texts, and escapes those in them.
 pub(crate) fn event(name: &str, data: &impl Serialize) -> Bytes {
@@ -43,7 +43,8 @@ pub(crate) struct Begin {
 
 #[derive(Serialize)]
 pub(crate) struct Service<'a> {
-    pub(crate) service: &'a str,
+    #[serde(rename = "service")]
+    pub(crate) name: &'a str,
     pub(crate) version: u64,
     pub(crate) cut_off: usize,
     pub(crate) instances: Vec<Instance<'a>>,
@@ -51,7 +52,8 @@ pub(crate) struct Service<'a> {
 
 #[derive(Serialize)]
 pub(crate) struct Change<'a> {
-    pub(crate) service: &'a str,
+    #[serde(rename = "service")]
+    pub(crate) name: &'a str,
     pub(crate) version: u64,
     pub(crate) cut_off: usize,
     pub(crate) set: Vec<Instance<'a>>,
@@ -60,7 +62,8 @@ pub(crate) struct Change<'a> {
 
 #[derive(Serialize)]
 pub(crate) struct Gone<'a> {
-    pub(crate) service: &'a str,
+    #[serde(rename = "service")]
+    pub(crate) name: &'a str,
     pub(crate) version: u64,
 }
 
@@ -103,6 +106,12 @@ pub(crate) struct Entry {
     pub(crate) count: usize,
 }
 
+impl Entry {
+    pub(crate) fn of_etcd(what: What, time: u64) -> Self {
+        Self { time, what, service: None, address: None, count: 1 }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum What {
@@ -137,11 +146,11 @@ pub(crate) struct Beat<'a> {
     pub(crate) left_out: usize,
 }
 
-#[derive(Clone, Default, PartialEq, Serialize)]
+#[derive(Serialize)]
 pub(crate) struct Figures {
     pub(crate) time: u64,
     #[serde(flatten)]
-    pub(crate) figures: figures::Figures,
+    pub(crate) report: Report,
     /// Why there are none.
     pub(crate) trouble: Option<String>,
 }

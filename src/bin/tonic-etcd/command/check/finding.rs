@@ -5,7 +5,7 @@ use std::io;
 use serde::Serialize;
 
 use super::kind::{Entry, Kind, Level};
-use crate::print::{print, print_line};
+use crate::print::{print, print_line, shown};
 
 /// One thing that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,28 +97,18 @@ fn text(findings: &[Finding], scope: Scope) -> String {
 fn names(finding: &Finding) -> Vec<String> {
     let service = finding.service.as_ref().map(|service| format!("{service}: ")).unwrap_or_default();
     let mut lines: Vec<String> =
-        finding.names.iter().take(MOST_SHOWN).map(|name| format!("  {}", shown(&format!("{service}{name}")))).collect();
+        finding.names.iter().take(MOST_SHOWN).map(|name| format!("  {}", cut(&format!("{service}{name}")))).collect();
     if let Some(more) = finding.names.len().checked_sub(MOST_SHOWN).filter(|more| *more > 0) {
         lines.push(format!("  {service}and {more} more"));
     }
     lines
 }
 
-/// Any program can write keys and values, and a terminal obeys control characters.
-fn shown(text: &str) -> String {
-    let mut line: String = text.chars().take(MOST_OF_A_NAME).flat_map(escaped).collect();
-    if text.chars().nth(MOST_OF_A_NAME).is_some() {
-        line.push_str("..");
-    }
-    line
-}
-
-/// Quotes and backslashes stay as they are: they are no danger to a terminal, and many to a reader.
-fn escaped(char: char) -> Vec<char> {
-    match char {
-        '"' | '\'' | '\\' => vec![char],
-        char => char.escape_debug().collect(),
-    }
+/// As much of a name as a line has room for.
+fn cut(text: &str) -> String {
+    let line: String = text.chars().take(MOST_OF_A_NAME).collect();
+    let more = if line.len() < text.len() { ".." } else { "" };
+    format!("{}{more}", shown(&line))
 }
 
 /// How many names of a finding, and findings of a kind, are shown to people. Programs see all.

@@ -35,7 +35,7 @@ use self::finding::{Finding, Scope};
 use self::keys::key_name;
 use self::kind::{Kind, Level};
 use self::leases::Leases;
-use crate::connection::Connection;
+use crate::connection::{Connection, time};
 use crate::failure::Failure;
 use crate::print::Output;
 
@@ -50,21 +50,25 @@ pub(crate) struct Flags {
     strict: bool,
 
     /// How long all of it may take
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = clap::value_parser!(u64).range(1..=3600))]
-    timeout: u64,
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = limit)]
+    timeout: Duration,
 
     /// How long one server may take to answer
-    #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = clap::value_parser!(u64).range(1..=60))]
-    dial_timeout: u64,
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = limit)]
+    answer_timeout: Duration,
 
     /// Looks at etcd alone, and connects to no server
     #[arg(long)]
     no_dial: bool,
 }
 
-pub(crate) async fn run(connection: &Connection, flags: &Flags, output: Output) -> Result<(), Failure> {
-    let registry = connection.registry()?;
-    let check = Check { connection, registry: &registry, flags, deadline: Instant::now() + flags.limit() };
+pub(crate) async fn run(
+    registry: Registry,
+    connection: &Connection,
+    flags: &Flags,
+    output: Output,
+) -> Result<(), Failure> {
+    let check = Check { connection, registry, flags, deadline: Instant::now() + flags.timeout };
     let (mut findings, scope) = check.findings().await?;
     finding::sort(&mut findings);
     if output.json {
@@ -77,10 +81,6 @@ pub(crate) async fn run(connection: &Connection, flags: &Flags, output: Output) 
 }
 
 impl Flags {
-    fn limit(&self) -> Duration {
-        Duration::from_secs(self.timeout)
-    }
-
     fn service(&self) -> Option<&str> {
         self.service.as_ref().map(ServiceName::as_str)
     }
@@ -88,7 +88,7 @@ impl Flags {
 
 struct Check<'a> {
     connection: &'a Connection,
-    registry: &'a Registry,
+    registry: Registry,
     flags: &'a Flags,
     deadline: Instant,
 }
@@ -137,11 +137,8 @@ impl Check<'_> {
         let service = self.flags.service();
         let mut findings = Vec::new();
         if keys.keys().is_empty() {
-            let (kind, prefix) = match service {
-                Some(_) => (Kind::ServiceEmpty, self.connection.place()),
-                None => (Kind::PrefixEmpty, self.connection.place()),
-            };
-            findings.push(Finding::new(kind, service, vec![prefix]));
+            let kind = if service.is_some() { Kind::ServiceEmpty } else { Kind::PrefixEmpty };
+            findings.push(Finding::new(kind, service, vec![self.connection.place()]));
         }
         findings.extend(elsewhere::look(self.connection.elsewhere()?, service, self.deadline).await);
         Ok(findings)
@@ -150,17 +147,21 @@ impl Check<'_> {
     /// What leases and servers have to say of the keys, after a second look at what changes by itself: a server that
     /// leaves meanwhile is none that is down.
     async fn outside(&self, keys: &StoredKeys) -> Vec<Finding> {
-        let dial_limit = Duration::from_secs(self.flags.dial_timeout);
-        let dials =
-            async { if self.flags.no_dial { None } else { Some(Dials::of(keys, dial_limit, self.deadline).await) } };
+        let dials = async {
+            if self.flags.no_dial {
+                None
+            } else {
+                Some(Dials::of(keys, self.flags.answer_timeout, self.deadline).await)
+            }
+        };
         let started = Instant::now();
-        let (leases, dials) = tokio::join!(Leases::of(self.registry, keys, self.deadline), dials);
+        let (leases, dials) = tokio::join!(Leases::of(&self.registry, keys, self.deadline), dials);
         let draining: BTreeSet<(String, i64)> = draining(keys).collect();
         let mut findings = Vec::new();
         let is_in_doubt = leases.are_in_doubt() || dials.as_ref().is_some_and(Dials::are_in_doubt);
         let again = if is_in_doubt || !draining.is_empty() { self.again(&draining, started).await } else { None };
         let now = again.as_ref().unwrap_or(keys);
-        findings.extend(leases.findings(self.registry, now, self.deadline).await);
+        findings.extend(leases.findings(&self.registry, now, self.deadline).await);
         findings.extend(dials.map(|dials| dials.findings(keys, now)).unwrap_or_default());
         if again.is_some() {
             findings.extend(not_left(now, &draining));
@@ -182,7 +183,7 @@ impl Check<'_> {
     }
 
     fn late(&self, what: &str) -> Finding {
-        let name = format!("{what} did not answer within {} s", self.flags.timeout);
+        let name = format!("{what} did not answer within {:?}", self.flags.timeout);
         Finding::new(Kind::EtcdUnreachable, None, vec![name])
     }
 }
@@ -202,6 +203,17 @@ fn not_left(keys: &StoredKeys, draining: &BTreeSet<(String, i64)>) -> Vec<Findin
     };
     groups.map(finding).collect()
 }
+
+/// A time that a look may take.
+fn limit(text: &str) -> Result<Duration, &'static str> {
+    let limit = time(text)?;
+    let is_within = (SHORTEST..=LONGEST).contains(&limit);
+    if is_within { Ok(limit) } else { Err("expected 100ms to 60m") }
+}
+
+/// The limits of the times that can be set.
+const SHORTEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(3_600);
 
 /// The time between the looks at what may change by itself: registrations and departures take less.
 const SETTLING: Duration = Duration::from_millis(1_200);

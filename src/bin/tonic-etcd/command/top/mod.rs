@@ -30,7 +30,7 @@ use ratatui::layout::{Position, Rect};
 use ratatui::{DefaultTerminal, Terminal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tonic_etcd::{ServiceName, shutdown_signal};
+use tonic_etcd::{Registry, ServiceName, shutdown_signal};
 
 use self::source::{Source, Update};
 use self::state::{Flow, Key, Now, State};
@@ -53,11 +53,10 @@ pub(crate) struct Flags {
     size: (u16, u16),
 }
 
-pub(crate) async fn run(connection: &Connection, flags: &Flags) -> Result<(), Failure> {
-    let registry = connection.registry()?;
+pub(crate) async fn run(registry: &Registry, connection: &Connection, flags: &Flags) -> Result<(), Failure> {
     let service = flags.service.as_ref().map(ServiceName::as_str);
-    let mut source = Source::new(&registry, service);
-    let mut state = State::new(connection.place(), service);
+    let mut source = Source::new(registry, service);
+    let mut state = State::new(connection.prefix(), service);
     let clock = Clock::started();
     if flags.once {
         first(&mut source, &mut state, clock).await?;

@@ -8,7 +8,7 @@ use ratatui::widgets::{Block, Borders, Cell, Clear, Paragraph, Row, Table};
 use tonic_etcd::snapshot::MemberState;
 
 use super::state::{Counts, Event, Seen, Service, State, View, What, place};
-use crate::print::{shown, time_of_day};
+use crate::print::{Column, shown, tags, time_of_day};
 
 /// Draws what is known at this second since the begin.
 pub(super) fn render(frame: &mut Frame<'_>, state: &State, second: u64) {
@@ -41,11 +41,11 @@ fn title_line(state: &State, second: u64) -> Line<'static> {
     let (services, rate) = (state.services.len(), state.rate.per_minute(second));
     let mut line = vec![
         Span::styled("tonic-etcd top", Style::new().bold()),
-        Span::raw(format!("  {services} services  {instances} instances  {rate} changes a minute")),
+        Span::raw(format!("  {services} services  {instances} instances  {rate} changes/min")),
     ];
     line.push(match &state.trouble {
-        Some(trouble) => Span::styled(format!("  etcd: {}", shown_text(trouble)), Style::new().fg(Color::Red)),
-        None => Span::styled(format!("  {}", shown_text(&state.place)), Style::new().add_modifier(Modifier::DIM)),
+        Some(trouble) => Span::styled(format!("  etcd: {}", shown(trouble)), Style::new().fg(Color::Red)),
+        None => Span::styled(format!("  {}", shown(&state.prefix)), Style::new().add_modifier(Modifier::DIM)),
     });
     Line::from(line)
 }
@@ -58,7 +58,15 @@ fn services(frame: &mut Frame<'_>, state: &State, second: u64, area: Rect) {
     let rows = services.iter().enumerate().skip(page.first).take(page.rows).map(|(index, (name, service))| {
         styled(service_row(name, service, second), index == chosen, service_colour(service))
     });
-    let header = ["SERVICE", "INSTANCES", "LIVE", "DRAINING", "SUSPECT", "WEIGHT", "CHANGES/MIN"];
+    let header = [
+        Column::Text("SERVICE"),
+        Column::Number("INSTANCES"),
+        Column::Number("LIVE"),
+        Column::Number("DRAINING"),
+        Column::Number("SUSPECT"),
+        Column::Number("WEIGHT"),
+        Column::Number("CHANGES/MIN"),
+    ];
     let widths = [
         Constraint::Fill(1),
         Constraint::Length(9),
@@ -101,7 +109,13 @@ fn instances(frame: &mut Frame<'_>, state: &State, service: &str, area: Rect) {
         let colour = (seen.state != MemberState::Live).then_some(Color::Yellow);
         styled(instance_row(seen), index == chosen, colour)
     });
-    let header = ["ADDRESS", "WEIGHT", "STATE", "LEASE", "TAGS"];
+    let header = [
+        Column::Text("ADDRESS"),
+        Column::Number("WEIGHT"),
+        Column::Text("STATE"),
+        Column::Text("LEASE"),
+        Column::Text("TAGS"),
+    ];
     let widths = [
         Constraint::Fill(2),
         Constraint::Length(6),
@@ -119,7 +133,7 @@ fn instance_row(Seen { instance, state, lease }: &Seen) -> Row<'static> {
         Cell::from(Line::from(instance.weight().to_string()).right_aligned()),
         Cell::from(state.to_string()),
         Cell::from(if *lease == 0 { "none".to_owned() } else { format!("{lease:x}") }),
-        Cell::from(shown(instance.tags())),
+        Cell::from(tags(instance.tags())),
     ])
 }
 
@@ -141,11 +155,15 @@ impl Page {
 
 fn table<const N: usize>(
     rows: Vec<Row<'static>>,
-    header: [&'static str; N],
+    header: [Column; N],
     widths: &[Constraint],
     title: &str,
 ) -> Table<'static> {
     let block = Block::new().borders(Borders::TOP).title(format!(" {title} "));
+    let header = header.map(|column| match column {
+        Column::Text(title) => Line::from(title),
+        Column::Number(title) => Line::from(title).right_aligned(),
+    });
     Table::new(rows, widths).header(Row::new(header).style(Style::new().bold())).column_spacing(1).block(block)
 }
 
@@ -190,7 +208,7 @@ fn key_line(state: &State) -> Line<'static> {
             View::Services => &state.service_list.filter,
             View::Instances(_) => &state.instance_list.filter,
         };
-        return Line::from(format!("/{}_   enter: keep it  esc: all rows", shown_text(filter)));
+        return Line::from(format!("/{}_   enter: keep it  esc: all rows", shown(filter)));
     }
     let keys = match state.view {
         View::Services => "q: quit  arrows, j, k: choose  enter: its instances  /: filter  ?: help",
@@ -204,11 +222,6 @@ fn help(frame: &mut Frame<'_>) {
     let block = Block::bordered().title(" keys and words ");
     frame.render_widget(Clear, middle);
     frame.render_widget(Paragraph::new(HELP.map(Line::from).to_vec()).block(block), middle);
-}
-
-/// Text of others, for a screen.
-fn shown_text(text: &str) -> String {
-    text.escape_debug().to_string()
 }
 
 /// A table's first two lines.

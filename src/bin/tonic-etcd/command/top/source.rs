@@ -89,8 +89,8 @@ impl Source {
 }
 
 fn instances(service: String, discover: Discover, ended: oneshot::Receiver<()>) -> Instances {
-    let next = |mut discover: Discover| async move { Some((discover.next_snapshot().await, discover)) };
-    let instances = stream::unfold(discover, next).map(move |snapshot| (service.clone(), seen(&snapshot)));
+    let snapshots = stream::unfold(discover, async |mut discover| Some((discover.next_snapshot().await, discover)));
+    let instances = snapshots.map(move |snapshot| (service.clone(), seen(&snapshot)));
     instances.take_until(ended).boxed()
 }
 

@@ -11,8 +11,8 @@ use super::rate::Rate;
 /// All that is known, and where the user is.
 #[derive(Debug)]
 pub(super) struct State {
-    /// Where it looks, in words.
-    pub(super) place: String,
+    /// What every key begins with.
+    pub(super) prefix: String,
     pub(super) services: BTreeMap<String, Service>,
     /// The newest comes first.
     pub(super) events: VecDeque<Event>,
@@ -139,9 +139,9 @@ pub(super) enum Flow {
 
 impl State {
     /// Of all services, or of one.
-    pub(super) fn new(place: String, service: Option<&str>) -> Self {
+    pub(super) fn new(prefix: String, service: Option<&str>) -> Self {
         Self {
-            place,
+            prefix,
             services: BTreeMap::new(),
             events: VecDeque::new(),
             rate: Rate::new(),

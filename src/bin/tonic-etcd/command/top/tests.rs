@@ -22,7 +22,7 @@ fn at(second: u64) -> Now {
 }
 
 fn state(services: &[&str]) -> State {
-    let mut state = State::new("--format kitex".into(), None);
+    let mut state = State::new("kitex/registry-etcd".into(), None);
     state.on_services(&services.iter().map(|service| (*service).to_owned()).collect());
     state
 }
@@ -84,7 +84,7 @@ fn one_screen_shows_services_events_and_keys() {
     let screen = plain(&state, 5, SIZE);
     let lines: Vec<&str> = screen.lines().collect();
     assert_eq!(lines.len(), 24);
-    assert!(lines[0].starts_with("tonic-etcd top  2 services  1 instances  2 changes a minute"), "{screen}");
+    assert!(lines[0].starts_with("tonic-etcd top  2 services  1 instances  2 changes/min"), "{screen}");
     assert!(lines[1].contains(" services 1 of 2 "), "{screen}");
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(words(lines[2]), ["SERVICE", "INSTANCES", "LIVE", "DRAINING", "SUSPECT", "WEIGHT", "CHANGES/MIN"]);
@@ -93,7 +93,7 @@ fn one_screen_shows_services_events_and_keys() {
     assert!(screen.contains("00:00:05.000  echo  10.0.0.2:80  its key is gone"), "{screen}");
     assert!(screen.contains("00:00:05.000  echo  10.0.0.1:80  left"), "{screen}");
     assert!(lines[23].starts_with("q: quit"), "{screen}");
-    assert!(plain(&state, 65, SIZE).contains("0 changes a minute"), "a minute later");
+    assert!(plain(&state, 65, SIZE).contains("0 changes/min"), "a minute later");
 }
 
 #[test]

@@ -101,10 +101,10 @@ function renderLinks() {
   const stale = $("#stale");
   let text = "";
   if (link === "lost" || link === "ended") {
-    text = `Connection to the server lost: what is shown is ${span(Date.now() - lastHeard)} old. Trying again.`;
+    text = `What is shown is ${span(Date.now() - lastHeard)} old: the server is unreachable, and asked again and again.`;
   } else if (trouble) {
-    const old = answered ? `what is shown is ${span(age)} old` : "nothing is known yet";
-    text = `etcd does not answer: ${old}. ${trouble}`;
+    const old = answered ? `What is shown is ${span(age)} old` : "Nothing is known yet";
+    text = `${old}: ${trouble}`;
   } else if (link === "open" && answered && age > STALE) {
     text = `etcd has not answered for ${span(age)}.`;
   }
@@ -154,7 +154,8 @@ function renderFigures() {
   const place = $("#figures");
   const { figures = [], title = "", trouble = "" } = model.figures ?? {};
   place.hidden = figures.length === 0 && trouble === "";
-  const tiles = figures.map((figure) => ({ ...figure, title, course: model.course.get(figure.name) ?? [] }));
+  place.setAttribute("aria-label", title || "Figures");
+  const tiles = figures.map((figure, at) => ({ ...figure, title: at === 0 ? title : "", course: model.course.get(figure.name) ?? [] }));
   if (trouble) tiles.push({ name: "figures", value: "–", unit: "", title: trouble, course: [] });
   reconcile(
     place,

@@ -72,7 +72,7 @@ export class Timeline {
 
   renderStrip(entries, now) {
     const width = Math.max(200, this.place.clientWidth);
-    const [left, right] = [44, width - 9];
+    const [left, right] = [52, width - 9];
     const from = now - MINUTES * 60_000;
     const x = (time) => left + ((time - from) / (now - from)) * (right - left);
     const bins = new Map();
@@ -96,8 +96,7 @@ export class Timeline {
     for (let minute = 0; minute <= MINUTES; minute += 1) {
       const at = x(now - minute * 60_000);
       ticks.push(svg("line", { x1: at, x2: at, y1: 2, y2: height, class: "tick" }));
-      const anchor = minute === 0 ? "end" : minute === MINUTES ? "start" : "middle";
-      const label = svg("text", { x: at, y: height + 13, class: "tick", "text-anchor": anchor });
+      const label = svg("text", { x: at, y: height + 13, class: "tick", "text-anchor": minute === 0 ? "end" : "middle" });
       label.textContent = minute === 0 ? "now" : `${minute} min`;
       ticks.push(label);
     }

@@ -14,9 +14,9 @@ pub(in crate::discover) enum Trouble {
 
 /// How often a key was read that cannot be used, by what is wrong with it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(in crate::discover) struct Unusable([u64; Unusable::KINDS.len()]);
+pub(in crate::discover) struct Troubles([u64; Troubles::KINDS.len()]);
 
-impl Unusable {
+impl Troubles {
     /// The kinds of trouble, for metrics, in the order of their counts.
     pub(in crate::discover) const KINDS: [&'static str; 7] =
         ["foreign_key", "too_large", "malformed", "bad_address", "too_many_keys", "too_many_bytes", "too_many_tags"];
