@@ -1,11 +1,10 @@
-//! A server in the middle of a trace: the W3C trace context of a call goes on to the calls that are made for it.
-
-use std::error::Error;
+//! A server in the middle of a trace: calls made for a call carry its W3C trace context, and are spans within its own.
 
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 use tonic_etcd::{BalancedChannel, Instance, Registry, shutdown_signal};
 use tower::{Service, service_fn};
+use tracing::{Instrument, info_span};
 
 use proto::hello::hello_client::HelloClient;
 use proto::hello::hello_server::{Hello, HelloServer};
@@ -15,7 +14,7 @@ mod proto;
 
 tokio::task_local! { static TRACE: String }
 
-/// The trace that a request names, or a new one, with an id for its handling here. OpenTelemetry's propagator does this, too.
+/// The trace that a request names, or a new one, with an id for its handling here: as OpenTelemetry's propagator does.
 fn trace_of(headers: &http::HeaderMap) -> String {
     let parent = headers.get("traceparent").and_then(|parent| parent.to_str().ok()).unwrap_or_default();
     let (trace, flags) = match parent.split('-').collect::<Vec<_>>()[..] {
@@ -27,10 +26,8 @@ fn trace_of(headers: &http::HeaderMap) -> String {
 
 /// The interceptor of calls to others: they belong to the trace of the call that is being handled.
 fn pass_on(mut request: Request<()>) -> Result<Request<()>, Status> {
-    if let Ok(trace) = TRACE.try_with(|trace| trace.parse()) {
-        let trace = trace.map_err(|_| Status::internal("the trace is no header value"))?;
-        request.metadata_mut().insert("traceparent", trace);
-    }
+    let trace = TRACE.get().parse().map_err(|_| Status::internal("the trace is no header value"))?;
+    request.metadata_mut().insert("traceparent", trace);
     Ok(request)
 }
 
@@ -45,14 +42,17 @@ impl Hello for Front {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
-    tracing_subscriber::fmt().init();
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let log = tracing_subscriber::fmt().with_env_filter("info,tonic_etcd::channel=debug").with_ansi(false);
+    log.with_span_events(tracing_subscriber::fmt::format::FmtSpan::CLOSE).without_time().init();
     let url = std::env::args().nth(1).unwrap_or_else(|| "http://127.0.0.1:2379".to_owned());
     let registry = Registry::builder([url]).build()?;
     let front = HelloServer::new(Front(registry.channel("hello").timeout(std::time::Duration::from_secs(5)).build()?));
     // The layer around all services of the server: each call is handled within its trace.
     let traced = service_fn(move |request: http::Request<_>| {
-        TRACE.scope(trace_of(request.headers()), front.clone().call(request))
+        let trace = trace_of(request.headers());
+        let span = info_span!("handle", %trace);
+        TRACE.scope(trace, front.clone().call(request)).instrument(span)
     });
     let incoming = TcpIncoming::bind("0.0.0.0:0".parse()?)?;
     let registration = registry.registration(Instance::new("front", incoming.local_addr()?)).build()?;

@@ -18,6 +18,7 @@
 //! | [`testing`] | tests of your own service, without etcd |
 //! | [`operating`] | the program `tonic-etcd`: what is registered, and orders to servers |
 //! | [`logging`] | targets, levels and messages |
+//! | [`tracing`] | the spans of calls, for OpenTelemetry |
 //! | [`metrics`] | counters, gauges and histograms, and when to raise an alarm |
 //! | [`troubleshooting`] | messages, their causes and remedies |
 //! | [`compared`] | Kitex, grpc-go, linkerd and tonic beside this crate |
@@ -57,6 +58,7 @@ macro_rules! links {
 [from-tonic]: crate::guide::from_tonic
 [kitex]: crate::kitex
 [logging]: crate::guide::logging
+[logging-spans]: crate::guide::logging#spans
 [metrics]: crate::guide::metrics
 [operating]: crate::guide::operating
 [options]: crate::guide::options#registry
@@ -66,6 +68,7 @@ macro_rules! links {
 [servers-drain]: crate::guide::servers#graceful-shutdown-without-etcd
 [servers-shutdown]: crate::guide::servers#graceful-shutdown
 [testing]: crate::guide::testing
+[tracing]: crate::guide::tracing
 "
     };
 }
@@ -84,6 +87,7 @@ chapters! {
     testing = "../docs/testing.md";
     operating = "../docs/operating.md";
     logging = "../docs/logging.md";
+    tracing = "../docs/tracing.md";
     metrics = "../docs/metrics.md";
     troubleshooting = "../docs/troubleshooting.md";
     compared = "../docs/compared.md";

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::future::pending;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 
@@ -10,9 +12,14 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+use tonic_etcd::{Instance, Registry};
 
 use crate::support::etcd::{Etcd, free_port};
 use crate::support::process::{Process, Signal, example};
+use crate::support::server::proto::hello::hello_server::{Hello, HelloServer};
+use crate::support::server::proto::hello::{HelloReply, HelloRequest};
 use crate::support::{LIMIT, eventually};
 
 /// A server and a client on one etcd, both with their metrics page.
@@ -23,18 +30,61 @@ struct Fleet {
     pages: Vec<String>,
 }
 
+/// A server that fails every call.
+struct Failing;
+
+#[tonic::async_trait]
+impl Hello for Failing {
+    async fn say_hello(&self, _: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
+        Err(Status::unavailable("it never works"))
+    }
+}
+
 impl Fleet {
     async fn start() -> Self {
         let etcd = Etcd::start().await;
         let (mut processes, mut pages) = (Vec::new(), Vec::new());
         for name in ["metrics_server", "metrics_client"] {
-            let page = format!("127.0.0.1:{}", free_port());
-            let mut command = example(name);
-            processes.push(Process::start(command.args([etcd.url(), page.clone()]).env("POD_IP", "127.0.0.1")));
-            eventually("the page is there", LIMIT, async || get(&page, "/metrics").await.is_ok()).await;
+            let (process, page) = start(name, &etcd).await;
+            processes.push(process);
             pages.push(page);
         }
         Self { etcd, processes, pages }
+    }
+
+    /// Has another server join, take calls and die.
+    async fn lose_a_server(&self) {
+        let before = self.calls().await;
+        let (mut server, _) = start("metrics_server", &self.etcd).await;
+        eventually("it is in etcd", LIMIT, async || self.etcd.keys("").await.len() == 2).await;
+        eventually("the client knows it", LIMIT, async || {
+            self.client_shows("instances{grpc_target=\"etcd:///hello\",state=\"ready\"} 2").await
+        })
+        .await;
+        eventually("it takes calls", LIMIT, async || self.calls().await > before + 20).await;
+        server.signal(Signal::KILL);
+        eventually("its connection ends", LIMIT, async || self.client_shows("disconnections_total{").await).await;
+    }
+
+    /// Has a server join that fails every call, until it is ejected.
+    async fn have_a_server_fail(&self) {
+        let registry = Registry::builder([self.etcd.url()]).build().expect("a good registry");
+        let incoming = TcpIncoming::bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port");
+        let instance = Instance::new("hello", incoming.local_addr().expect("it is bound"));
+        let registration = registry.registration(instance).build().expect("a good registration");
+        tokio::spawn(registration.serve(HelloServer::new(Failing), incoming, pending()));
+        eventually("it is ejected", LIMIT, async || self.client_shows("ejections_enforced_total{").await).await;
+    }
+
+    async fn client_shows(&self, text: &str) -> bool {
+        get(&self.pages[1], "/metrics").await.is_ok_and(|page| page.contains(text))
+    }
+
+    /// How many calls the client has made.
+    async fn calls(&self) -> u64 {
+        let page = get(&self.pages[1], "/metrics").await.unwrap_or_default();
+        let line = page.lines().find(|line| line.starts_with("grpc_client_attempt_started_total{"));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_default()
     }
 
     /// Takes the server out of etcd, which it has to notice and to mend.
@@ -59,6 +109,15 @@ impl Fleet {
             assert!(process.wait(LIMIT).await.success(), "it ends in order: {}", process.log());
         }
     }
+}
+
+/// Starts an example on an etcd, and returns where its metrics are.
+async fn start(name: &str, etcd: &Etcd) -> (Process, String) {
+    let page = format!("127.0.0.1:{}", free_port());
+    let mut command = example(name);
+    let process = Process::start(command.args([etcd.url(), page.clone()]).env("POD_IP", "127.0.0.1"));
+    eventually("the page is there", LIMIT, async || get(&page, "/metrics").await.is_ok()).await;
+    (process, page)
 }
 
 /// The names of samples, each with all labels that it ever has.
@@ -118,13 +177,19 @@ fn metrics_in(query: &str) -> Vec<(String, Vec<String>)> {
 
 /// The labels within braces, if the text begins with some.
 fn labels_in(text: &str) -> Vec<String> {
-    let Some(inner) = text.strip_prefix('{').and_then(|text| text.split_once('}')).map(|(inner, _)| inner) else {
-        return Vec::new();
-    };
-    // A value may hold anything but a quotation mark.
-    let outside = inner.split('"').step_by(2);
-    let names = outside.map(|part| part.trim_matches(|char| !is_part_of_name(char)).to_owned());
-    names.filter(|name| !name.is_empty()).collect()
+    let Some(text) = text.strip_prefix('{') else { return Vec::new() };
+    let (mut names, mut is_value) = (String::new(), false);
+    for char in text.chars() {
+        match char {
+            // A value may hold anything but a quotation mark.
+            '"' => is_value = !is_value,
+            '}' if !is_value => break,
+            char if !is_value && is_part_of_name(char) => names.push(char),
+            _ if !is_value => names.push(' '),
+            _ => {}
+        }
+    }
+    names.split_whitespace().map(str::to_owned).collect()
 }
 
 fn grouped_by(query: &str) -> Vec<String> {
@@ -195,6 +260,8 @@ fn what_a_query_asks_for_is_read_from_it() {
 async fn each_query_of_the_dashboard_asks_for_what_the_examples_show() {
     let fleet = Fleet::start().await;
     fleet.lose_the_registration().await;
+    fleet.lose_a_server().await;
+    fleet.have_a_server_fail().await;
     let queries = queries();
     eventually("each query has what it asks for", LIMIT, async || {
         let series = fleet.series().await;
@@ -235,6 +302,8 @@ async fn a_real_prometheus_answers_each_query_of_the_dashboard() {
     let mut prometheus = Process::start(&mut command);
     eventually("Prometheus is ready", LIMIT, async || get(&address, "/-/ready").await.is_ok()).await;
     fleet.lose_the_registration().await;
+    fleet.lose_a_server().await;
+    fleet.have_a_server_fail().await;
 
     for (panel, query) in queries() {
         let query = filled_in(&query);

@@ -11,8 +11,9 @@ use http_body_util::Full;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::process::Command;
+use tokio::time::timeout;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic_etcd::{Instance, Registry};
@@ -101,6 +102,19 @@ async fn says(answer: &'static [u8]) -> SocketAddr {
     .await
 }
 
+/// A port whose queue of connections is full, so that others wait in vain, for as long as what is returned lives.
+async fn full() -> (SocketAddr, TcpListener, Vec<TcpStream>) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a free port");
+    let listener = socket.listen(0).expect("it listens");
+    let address = listener.local_addr().expect("an address");
+    let mut waiting = Vec::new();
+    while let Ok(stream) = timeout(Duration::from_millis(500), TcpStream::connect(address)).await {
+        waiting.push(stream.expect("it waits in the queue"));
+    }
+    (address, listener, waiting)
+}
+
 #[tokio::test]
 async fn a_registry_with_nothing_wrong_has_no_findings_but_notes() {
     let etcd = Etcd::start().await;
@@ -146,9 +160,11 @@ async fn each_thing_that_can_listen_at_an_address_is_named() {
     });
     let silent = silent.await.to_string();
     let refuses = format!("127.0.0.1:{}", free_port());
+    let (unreachable, _listener, _waiting) = full().await;
+    let unreachable = unreachable.to_string();
     let (not_serving, plain_address) = (not_serving.to_string(), plain.address().to_string());
-    let names = [&http2, &http1, &other, &closes, &silent, &refuses, &not_serving, &plain_address];
-    for address in names.map(String::as_str).into_iter().chain(["240.0.0.1:80", "no-such-host.invalid:80"]) {
+    let names = [&http2, &http1, &other, &closes, &silent, &refuses, &unreachable, &not_serving, &plain_address];
+    for address in names.map(String::as_str).into_iter().chain(["no-such-host.invalid:80"]) {
         put(&etcd, "echo", address).await;
     }
     put(&etcd, "secure", &plain_address).await;
@@ -163,7 +179,7 @@ async fn each_thing_that_can_listen_at_an_address_is_named() {
         ("server-silent", &silent),
         ("address-refused", &refuses),
         ("server-not-serving", &not_serving),
-        ("address-unreachable", &"240.0.0.1:80".to_owned()),
+        ("address-unreachable", &unreachable),
         ("address-unresolved", &"no-such-host.invalid:80".to_owned()),
     ] {
         let names = found.names(id, Some("echo"));
@@ -327,7 +343,8 @@ async fn logins_and_permissions_that_are_missing_are_told_apart() {
 async fn tls_that_does_not_come_about_is_named_on_either_side() {
     let authority = Authority::new();
     let secure = Etcd::builder().tls(&authority.issue_files("etcd", &["127.0.0.1"])).start().await;
-    let (trusted, stranger) = (authority.file(), Authority::new().file());
+    let other = Authority::new();
+    let (trusted, stranger) = (authority.file(), other.file());
     let flag = |file: &std::path::Path| file.to_str().expect("a path is text").to_owned();
     let (trusted, stranger) = (flag(&trusted), flag(&stranger));
     let fine = check(&secure, &["--ca", &trusted]).await;

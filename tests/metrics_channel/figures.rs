@@ -26,11 +26,7 @@ impl Figures {
     /// Of channels to this target.
     pub(crate) fn to(target: String) -> Self {
         let recorder = Box::leak(Box::new(PrometheusBuilder::new().build_recorder()));
-        Self {
-            target,
-            recorder: recorder.handle(),
-            _installed: metrics::set_default_local_recorder(recorder),
-        }
+        Self { target, recorder: recorder.handle(), _installed: metrics::set_default_local_recorder(recorder) }
     }
 
     /// The sum of all series of a counter or a gauge that have these labels, among others.

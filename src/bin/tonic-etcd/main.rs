@@ -42,12 +42,12 @@ use self::print::Output;
 #[derive(Parser)]
 #[command(name = "tonic-etcd", version, after_help = EXIT_CODES)]
 struct Flags {
-    #[command(flatten)]
-    connection: Connection,
-
     /// Prints one JSON object a line, for programs
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    connection: Connection,
 
     #[command(subcommand)]
     command: Command,

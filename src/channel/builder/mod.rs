@@ -55,7 +55,7 @@ type Source = Box<dyn FnOnce() -> Result<(BoxStream<'static, Arc<Snapshot>>, Lis
 #[must_use = "a builder does nothing before build()"]
 pub struct ChannelBuilder {
     label: String,
-    /// The channel's target, for metrics.
+    /// The channel's target, for metrics and spans.
     target: String,
     source: Source,
     policy: Option<Arc<dyn Policy>>,
@@ -82,7 +82,7 @@ pub struct ChannelBuilder {
 }
 
 impl ChannelBuilder {
-    /// `label` names the service, and where it is looked for, in messages; `target` names it in metrics.
+    /// `label` names the service, and where it is looked for, in messages; `target` names it in metrics and spans.
     pub(crate) fn new(
         label: String,
         target: String,
@@ -148,7 +148,15 @@ impl ChannelBuilder {
         let balancer = Balancer::new(queue.clone(), self.balance, connect, reports, listing, changed);
         runtime.spawn(balancer.run(Inputs { snapshots, feedback, handles }).instrument(span));
         let unknown_logged = Mutex::default();
-        Ok(BalancedChannel::new(Handle { queue, config, runtime, changed: seen, _alive: alive, unknown_logged }))
+        Ok(BalancedChannel::new(Handle {
+            queue,
+            target: self.target.into(),
+            config,
+            runtime,
+            changed: seen,
+            _alive: alive,
+            unknown_logged,
+        }))
     }
 }
 

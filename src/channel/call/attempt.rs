@@ -12,6 +12,7 @@ use tonic::{Code, Status};
 
 use super::request_head::RequestHead;
 use super::retry_state::Pushback;
+use super::spans::CallSpan;
 use super::status::{self, Answer};
 use crate::channel::error::{CallPhase, ChannelError};
 use crate::channel::outlier::{EndedRow, Outcome, StatusOrigin};
@@ -36,6 +37,7 @@ pub(super) struct Attempt {
     is_responding: bool,
     /// The row of failures that the head of its response ended, and the answers of the instance by then.
     ended: (EndedRow, u32),
+    span: CallSpan,
 }
 
 /// What an instance had done by the moment when so much of a request was sent.
@@ -59,9 +61,11 @@ pub(super) struct FailedAttempt {
 }
 
 impl Attempt {
-    pub(super) fn new(pick: Pick, at: Instant, has_deadline: bool) -> Self {
+    /// The call's attempt of this `number`, from 1 on.
+    pub(super) fn new(pick: Pick, at: Instant, has_deadline: bool, number: u32) -> Self {
         let (sent, ended) = (None, (EndedRow::default(), 0));
-        Self { pick, at, sent, has_deadline, is_reported: false, is_responding: false, ended }
+        let span = CallSpan::attempt(number, pick.connection().address());
+        Self { pick, at, sent, has_deadline, is_reported: false, is_responding: false, ended, span }
     }
 
     pub(super) fn address(&self) -> &Address {
@@ -89,8 +93,10 @@ impl Attempt {
         body: &mut RequestBody,
         cx: &mut Context<'_>,
     ) -> Poll<Result<http::Response<IncomingBody>, AttemptError>> {
+        let entered = self.span.enter();
         let transport = self.connection().transport();
         let response = exchange.poll_response(transport, || head.request(transport), body, cx);
+        drop(entered);
         self.on_sent(exchange, body);
         response
     }
@@ -152,6 +158,7 @@ impl Attempt {
 
     /// The answer, or its end, is no gRPC: that of a proxy, or of a server of another kind.
     fn on_not_grpc(&self, status: Status) -> FailedAttempt {
+        let _entered = self.span.enter();
         tracing::debug!(target: CHANNEL, address = %self.address(), status = status.message(), "attempt failed");
         self.report(status.code(), StatusOrigin::NotGrpc);
         self.connection().load().on_fast_failure(Instant::now());
@@ -175,8 +182,14 @@ impl Attempt {
         self.failed_with(status.unwrap_or_else(|| status::without_status(self.address())))
     }
 
+    /// The call fails with this status, and the attempt with it, unless that has ended before.
+    pub(super) fn on_call_failed(&self, status: &Status) {
+        self.span.on_status(status);
+    }
+
     /// No handler saw the request.
     pub(super) fn on_unprocessed(&self, error: &TransportError, is_unsent: bool) -> FailedAttempt {
+        let _entered = self.span.enter();
         tracing::debug!(target: CHANNEL, address = %self.address(), is_unsent, %error, "attempt failed");
         if error.is_refusal() {
             self.connection().load().on_shed(Instant::now(), SHED_FOR);
@@ -194,6 +207,7 @@ impl Attempt {
 
     /// A handler may have seen the request, and there is no response.
     pub(super) fn on_broken(&self, error: &TransportError) -> FailedAttempt {
+        let _entered = self.span.enter();
         tracing::debug!(target: CHANNEL, address = %self.address(), %error, "attempt failed");
         self.failed_with(self.on_transport_error(error))
     }
@@ -217,6 +231,7 @@ impl Attempt {
 
     /// The server has answered, with this status in the end, which stands among these headers.
     pub(super) fn on_status(&self, code: Code, headers: &HeaderMap) {
+        self.span.on_code(code);
         self.report(code, StatusOrigin::Answered);
         if code == Code::Ok {
             return;
@@ -277,6 +292,7 @@ impl Attempt {
     }
 
     fn failed_with(&self, status: Status) -> FailedAttempt {
+        self.span.on_status(&status);
         FailedAttempt { by: self.instance().clone(), status }
     }
 }

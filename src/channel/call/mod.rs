@@ -21,6 +21,7 @@
 //! | `request_head` | the caller's head -> the head of each attempt |
 //! | `response_body` | the incoming body under deadline and accounting |
 //! | `retry_state` | outcomes of attempts -> the next pause |
+//! | `spans` | a call and its attempts -> spans |
 //! | `status` | gRPC's statuses in HTTP |
 
 mod attempt;
@@ -28,6 +29,7 @@ mod limited_body;
 mod request_head;
 mod response_body;
 mod retry_state;
+mod spans;
 mod status;
 
 use std::fmt;
@@ -47,6 +49,7 @@ use self::limited_body::LimitedBody;
 use self::request_head::RequestHead;
 use self::response_body::OpenCall;
 use self::retry_state::{Pushback, RetryState};
+use self::spans::CallSpan;
 use crate::channel::config::message_limit::MessageLimit;
 use crate::channel::deadline::{Deadline, Timer, timeout_of, within};
 use crate::channel::error::{CallPhase, ChannelError};
@@ -75,15 +78,21 @@ pub struct WaitForReady(pub bool);
 #[must_use = "futures do nothing unless polled"]
 pub struct ResponseFuture {
     call: Pin<Box<dyn Future<Output = Result<http::Response<ResponseBody>, Status>> + Send>>,
+    /// The call's, until its response has it.
+    span: CallSpan,
 }
 
 impl ResponseFuture {
     pub(super) fn new(handle: Arc<Handle>, request: http::Request<Body>) -> Self {
-        match Call::new(handle, request) {
+        let span = CallSpan::rpc(&handle.target, request.uri().path());
+        let entered = span.enter();
+        let call = Call::new(handle, request);
+        drop(entered);
+        match call {
             // In the future's place, `request` would lie beside everything that is made of it: kept small, the future
             // comes from the allocator's cache of small blocks, which takes no lock where another thread frees it.
-            Ok(call) => Self { call: Box::pin(call.run()) },
-            Err(status) => Self { call: Box::pin(std::future::ready(Err(status))) },
+            Ok(call) => Self { call: Box::pin(call.run()), span },
+            Err(status) => Self { call: Box::pin(std::future::ready(Err(status))), span },
         }
     }
 }
@@ -92,7 +101,21 @@ impl Future for ResponseFuture {
     type Output = Result<http::Response<ResponseBody>, Status>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.call.as_mut().poll(cx)
+        let Self { call, span } = &mut *self;
+        let entered = span.enter();
+        let polled = call.as_mut().poll(cx);
+        drop(entered);
+        polled.map(|mut answer| {
+            match &mut answer {
+                Ok(response) => {
+                    let span = mem::take(span);
+                    span.on_headers(response.headers());
+                    response.body_mut().set_span(span);
+                }
+                Err(status) => mem::take(span).on_status(status),
+            }
+            answer
+        })
     }
 }
 
@@ -119,8 +142,10 @@ struct Call {
     last: Option<Box<FailedAttempt>>,
     /// The last instance that may have handled it, in an attempt that failed.
     maybe_handled: Option<Arc<Instance>>,
+    /// The attempts that were made.
+    attempts: u32,
     /// The attempts that may still be made without a retry policy, where nothing of the last one was processed.
-    replays: u32,
+    replays: u8,
     /// Whether a server refused it as one call too many, after which it was made again elsewhere.
     was_refused: bool,
     /// How long each message of the response may be.
@@ -183,6 +208,7 @@ impl Call {
             retry,
             last: None,
             maybe_handled: None,
+            attempts: 0,
             replays: REPLAYS,
             was_refused: false,
             max_response_bytes,
@@ -256,7 +282,8 @@ impl Call {
         if let Some(retry) = &mut self.retry {
             retry.on_attempt(at);
         }
-        let mut attempt = Attempt::new(pick, at, self.deadline.at().is_some());
+        self.attempts = self.attempts.saturating_add(1);
+        let mut attempt = Attempt::new(pick, at, self.deadline.at().is_some(), self.attempts);
         let mut exchange = Exchange::default();
         let Self { handle, head, body, retry, deadline, .. } = self;
         let answer = pin!(poll_fn(|cx| match (attempt.poll_response(&mut exchange, head, body, cx), &mut *retry) {
@@ -325,6 +352,7 @@ impl Call {
             messages: 0,
             limit: self.max_response_bytes.map(MessageLimit::new),
             figures: mem::take(&mut self.figures),
+            span: CallSpan::default(),
         };
         Verdict::Done(Ok(http::Response::from_parts(head, ResponseBody::new(incoming, call))))
     }
@@ -332,7 +360,10 @@ impl Call {
     /// An attempt ended without a response: what that proves decides whether there is another one.
     fn on_error(&mut self, attempt: &Attempt, error: AttemptError) -> Verdict {
         match error {
-            AttemptError::Request(status) => Verdict::Done(Err(status)),
+            AttemptError::Request(status) => {
+                attempt.on_call_failed(&status);
+                Verdict::Done(Err(status))
+            }
             // Servers that reset a call at its deadline are heard a moment before our own clock is looked at.
             AttemptError::MaybeProcessed(error) if error.is_cancelled_by_server() && self.deadline.is_over() => {
                 Verdict::Done(Err(missed(attempt)))
@@ -411,10 +442,12 @@ impl Call {
 /// The deadline of a call passed before the head of its response. Returns its status.
 fn missed(attempt: &Attempt) -> Status {
     attempt.on_missed();
-    ChannelError::deadline_passed_at(CallPhase::Attempting, attempt.address())
+    let status = ChannelError::deadline_passed_at(CallPhase::Attempting, attempt.address());
+    attempt.on_call_failed(&status);
+    status
 }
 
 /// How often one call is made again invisibly. Each attempt of which nothing was processed came from an instance that
 /// will be READY no more: after ten of them in a row, the failure is better news than an eleventh attempt. A refusal as
 /// one call too many is replayed once: more would multiply the load just when servers shed it.
-const REPLAYS: u32 = 9;
+const REPLAYS: u8 = 9;

@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use tonic::{Code, Status};
 
 use super::attempt::Attempt;
+use super::spans::CallSpan;
 use super::status;
 use crate::channel::config::budget::RetryLimiter;
 use crate::channel::config::message_limit::{MessageLimit, TooLong};
@@ -45,11 +46,19 @@ pub(super) struct OpenCall {
     /// How long each message may be, and where the body is.
     pub(super) limit: Option<MessageLimit>,
     pub(super) figures: CallFigures,
+    pub(super) span: CallSpan,
 }
 
 impl ResponseBody {
     pub(super) fn new(incoming: IncomingBody, call: OpenCall) -> Self {
         Self { open: Some(Open { incoming, call }) }
+    }
+
+    /// Keeps the call's span until its end, which may have come already.
+    pub(super) fn set_span(&mut self, span: CallSpan) {
+        if let Some(Open { call, .. }) = &mut self.open {
+            call.span = span;
+        }
     }
 
     /// Takes the call out, and lets go of the rest of the body: where that has not ended, it resets the stream.
@@ -65,9 +74,14 @@ impl ResponseBody {
     fn on_end(&mut self, trailers: Option<&Frame<Bytes>>) -> Result<(), Status> {
         // The head may have said it already.
         let Some(mut call) = self.close().filter(|call| !call.attempt.is_reported()) else { return Ok(()) };
-        let ended = call.on_end(trailers.and_then(Frame::trailers_ref));
-        call.figures.on_end(ended.as_ref().map_or_else(Status::code, |code| *code));
-        ended.map(drop)
+        match call.on_end(trailers.and_then(Frame::trailers_ref)) {
+            Ok(code) => {
+                call.figures.on_end(code);
+                call.span.on_code(code);
+                Ok(())
+            }
+            Err(status) => Err(call.failed_with(status)),
+        }
     }
 
     fn on_error(&mut self, error: &TransportError) -> Option<Status> {
@@ -117,6 +131,8 @@ impl OpenCall {
     /// The call ends with this status.
     fn failed_with(mut self, status: Status) -> Status {
         self.figures.on_end(status.code());
+        self.attempt.on_call_failed(&status);
+        self.span.on_status(&status);
         status
     }
 

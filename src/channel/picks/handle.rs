@@ -16,6 +16,8 @@ use crate::targets::CHANNEL;
 /// A running channel. Its end tells the balancer to end.
 pub(crate) struct Handle {
     pub(crate) queue: Arc<PickQueue>,
+    /// Names the channel in the spans of its calls.
+    pub(crate) target: Box<str>,
     pub(crate) config: CallConfig,
     /// The runtime that the channel was built on, for the timers of its calls.
     pub(crate) runtime: Runtime,

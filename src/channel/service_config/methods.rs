@@ -6,6 +6,7 @@ use serde_json::Value;
 use tonic::Code;
 
 use super::json::{At, Read};
+use crate::channel::config::codes;
 use crate::channel::config::methods::MethodConfig;
 use crate::channel::config::retry::RetryPolicy;
 use crate::channel::config::throttling::RetryThrottling;
@@ -120,33 +121,11 @@ pub(super) fn checked(at: &At<'_>, result: Result<(), ConfigError>) -> Read<()> 
 
 impl At<'_> {
     fn code(&self) -> Read<Code> {
-        let number = match self.value {
-            Value::String(name) => NAMES.iter().position(|known| known == name),
-            Value::Number(number) => number.as_u64().and_then(|number| usize::try_from(number).ok()),
+        let code = match self.value {
+            Value::String(name) => codes::of_name(name),
+            Value::Number(number) => number.as_u64().and_then(|number| codes::of_number(usize::try_from(number).ok()?)),
             _ => None,
         };
-        let code = number.filter(|number| *number < NAMES.len()).and_then(|number| i32::try_from(number).ok());
-        code.map_or_else(|| self.expected("a status code"), |code| Ok(Code::from(code)))
+        code.map_or_else(|| self.expected("a status code"), Ok)
     }
 }
-
-/// The status codes, each at its number.
-const NAMES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];

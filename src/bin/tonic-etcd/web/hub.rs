@@ -155,7 +155,7 @@ mod tests {
         for left_out in 0..=QUEUE {
             hub.update(|board, now| board.on_answer(left_out, now));
             heard += read(&mut quick).len();
-            // A task is not let do so much at a time.
+            // A task that reads on and on is made to wait, though there is more.
             tokio::task::yield_now().await;
         }
         assert_eq!(heard, QUEUE + 1, "one event for each change");

@@ -24,8 +24,8 @@ pub(super) fn findings(reports: &[Report]) -> (Vec<Finding>, bool) {
             Err(error) => names.push((kind_of(error), format!("{url}: {}", causes(error)))),
         }
     }
-    if answers > 0 {
-        // What is of no use alone is a member that is down among others.
+    if answers > 0 || names.iter().any(|(kind, _)| *kind == Kind::EtcdNoLeader) {
+        // Others answer, be it that they have no leader.
         for (kind, _) in names.iter_mut().filter(|(kind, _)| *kind == Kind::EtcdUnreachable) {
             *kind = Kind::EtcdMemberDown;
         }
