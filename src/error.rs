@@ -218,15 +218,17 @@ pub enum RegistryError {
     },
 
     /// The format, or this value in it, has no place for a weight that an operator sets. Trying again never helps.
-    #[error("the format {format} cannot carry a weight that an operator sets")]
+    #[error("the format {format} cannot carry a weight that an operator sets: {reason}")]
     #[non_exhaustive]
     NoWeight {
         /// The format, as its `Debug` shows it.
         format: String,
+        /// Why it cannot.
+        reason: String,
     },
 
     /// The server does not keep a weight that an operator sets, so it has the weight that it had before. Trying again
-    /// helps where the server was frozen or cut off from etcd.
+    /// helps where it was silent, frozen or cut off from etcd.
     #[error("the weight of {service} at {address} stays as it was: {reason}")]
     #[non_exhaustive]
     WeightNotKept {
@@ -235,7 +237,20 @@ pub enum RegistryError {
         /// The address of the instance.
         address: String,
         /// Why it does not keep it.
-        reason: &'static str,
+        reason: WeightRefusal,
+    },
+
+    /// A weight was written, and etcd did not answer after that: the server may keep it or not, and one that another
+    /// program registered may have it until its key is written again. Trying again helps, and settles it.
+    #[error("whether {service} at {address} has the weight is not known")]
+    #[non_exhaustive]
+    WeightUnknown {
+        /// The service.
+        service: String,
+        /// The address of the instance.
+        address: String,
+        /// What the last call failed with.
+        source: BoxError,
     },
 
     /// The key changed each time that it was about to be marked. Trying again helps.
@@ -257,7 +272,39 @@ impl RegistryError {
     /// Whether the same may succeed soon without a change of anything: no member answered in time, or the key changed.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::Contended { .. })
+        match self {
+            Self::Unavailable { .. } | Self::Contended { .. } | Self::WeightUnknown { .. } => true,
+            Self::WeightNotKept { reason, .. } => matches!(reason, WeightRefusal::Silent),
+            _ => false,
+        }
+    }
+}
+
+/// Why a server does not keep a weight that an operator sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WeightRefusal {
+    /// It is leaving.
+    Leaving,
+    /// Its key has no lease, so there is no server that keeps it.
+    NoLease,
+    /// It did not answer: it is another program's, frozen, or cut off from etcd.
+    Silent,
+    /// It writes its own weight over the one that was set, as some other programs do.
+    Overwritten,
+}
+
+impl fmt::Display for WeightRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Leaving => "it is leaving",
+            Self::NoLease => "its key has no lease, so no server keeps it: put it again, with the weight",
+            Self::Silent => {
+                "its server did not take the weight up within 3 s, so it is another program's, frozen, or cut off from \
+                 etcd"
+            }
+            Self::Overwritten => "its server writes its own weight over it, as other programs do",
+        })
     }
 }
 

@@ -153,7 +153,7 @@ pub use tower::discover::Change;
 
 pub use self::channel::{BalancedChannel, ChannelBuilder, ChannelError};
 pub use self::discover::Discover;
-pub use self::error::{ConfigError, RegistryError};
+pub use self::error::{ConfigError, RegistryError, WeightRefusal};
 pub use self::etcd::Credentials;
 pub use self::instance::{Address, Instance, ServiceName};
 pub use self::register::{

@@ -12,7 +12,7 @@
 //! | `inspect` | what stands below the prefix, key by key, and what is made of it |
 //! | `gauges` | what is known of a service, to the metrics |
 //! | `operate` | what an operator lists, reads and marks, without a watch |
-//! | `reweigh` | an operator's weight to the server that takes it up |
+//! | `reweigh` | an operator's weight to the server that keeps it |
 
 mod feeder;
 mod gauges;

@@ -105,7 +105,7 @@ impl Watchers {
     async fn mark(&self, service: &ServiceName, address: &Address, mut seen: Kv) -> Result<(), RegistryError> {
         let key = String::from_utf8_lossy(&seen.key).into_owned();
         for _ in 0..MARK_ATTEMPTS {
-            let decoded = self.decode(service, &seen);
+            let decoded = self.decode(service, &seen.key, &seen.value);
             if !decoded.is_some_and(|decoded| decoded.address == *address && !decoded.draining) {
                 // It is marked by now, or not this instance's any more.
                 return Ok(());
@@ -148,7 +148,7 @@ impl Watchers {
     /// The keys whose values have this address.
     pub(super) async fn keys_at(&self, service: &ServiceName, address: &Address) -> Result<Vec<Kv>, RegistryError> {
         let keep = |kvs: &mut Vec<Kv>, kv: Kv| {
-            if self.decode(service, &kv).is_some_and(|decoded| decoded.address == *address) {
+            if self.decode(service, &kv.key, &kv.value).is_some_and(|decoded| decoded.address == *address) {
                 kvs.push(kv);
             }
         };
@@ -156,9 +156,9 @@ impl Watchers {
     }
 
     /// The value of a key of the service, if it can be read.
-    pub(super) fn decode(&self, service: &ServiceName, kv: &Kv) -> Option<Decoded> {
-        let segment = segment(&kv.key, &self.layout.range(service))?;
-        self.layout.decode(segment, &kv.value).ok()
+    pub(super) fn decode(&self, service: &ServiceName, key: &[u8], value: &[u8]) -> Option<Decoded> {
+        let segment = segment(key, &self.layout.range(service))?;
+        self.layout.decode(segment, value).ok()
     }
 
     async fn list<T: Default>(

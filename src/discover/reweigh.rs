@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::iter;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::operate::{MARK_ATTEMPTS, MARK_RETRY};
 use super::watcher::Watchers;
-use crate::error::{ConfigError, EtcdErrorKind, RegistryError};
+use crate::error::{ConfigError, EtcdError, EtcdErrorKind, RegistryError, WeightRefusal};
 use crate::etcd::{CALL_LIMIT, Claimed, Kv, MAX_VALUE, Range, Scan, hex};
-use crate::format::Decoded;
-use crate::instance::{Address, Instance, ServiceName};
+use crate::format::{Decoded, Entry};
+use crate::instance::{Address, ServiceName};
 use crate::targets::DISCOVERY;
 
 /// One instance and the weight that it is to have.
@@ -23,14 +23,25 @@ struct Target<'a> {
     weight: u16,
 }
 
+/// What is to be written over a value, which is `seen`.
+struct Change {
+    key: String,
+    seen: Kv,
+    value: Vec<u8>,
+    /// What the server itself wrote: the same as `value` where that takes an order back.
+    base: Vec<u8>,
+}
+
 /// What became of a weight that was written.
 enum Answer {
     /// The server wrote its value with this weight.
-    TakenUp,
+    Kept,
     /// The key holds something else.
     Replaced(Kv),
-    /// The time is up, and the former value is back.
+    /// The time is up, and the server's own value is back.
     Silence,
+    /// The key is gone.
+    Gone,
 }
 
 impl Target<'_> {
@@ -38,14 +49,22 @@ impl Target<'_> {
         RegistryError::UnknownAddress { service: self.service.to_string(), address: self.address.to_string() }
     }
 
-    fn is_not_kept(self, reason: &'static str) -> RegistryError {
+    fn is_not_kept(self, reason: WeightRefusal) -> RegistryError {
         RegistryError::WeightNotKept { service: self.service.to_string(), address: self.address.to_string(), reason }
+    }
+
+    fn is_unknown(self, failure: Option<EtcdError>) -> RegistryError {
+        RegistryError::WeightUnknown {
+            service: self.service.to_string(),
+            address: self.address.to_string(),
+            source: failure.map_or_else(|| "etcd did not answer in time".into(), Into::into),
+        }
     }
 }
 
 impl Watchers {
-    /// Sets the weight on every key of an instance, and waits until its server has taken it up. Where a former process
-    /// left a key behind, the answer for the other one counts.
+    /// Sets the weight on every key of an instance, and waits until its server has written it as its own. Where a former
+    /// process left a key behind, the answer for the other one counts.
     pub(crate) async fn set_weight(
         &self,
         service: &ServiceName,
@@ -67,135 +86,215 @@ impl Watchers {
 
     /// Writes only against the revision that was seen, under the lease that the key has.
     async fn reweigh(&self, target: Target<'_>, mut seen: Kv) -> Result<(), RegistryError> {
-        let key = String::from_utf8_lossy(&seen.key).into_owned();
-        let deadline = Instant::now() + TAKE_UP_LIMIT;
+        let deadline = Instant::now() + ANSWER_LIMIT;
+        let mut is_overwritten = false;
         for _ in 0..MARK_ATTEMPTS {
-            let reweighed = self.reweighed(target, &seen)?;
-            let Some(reweighed) = reweighed else { return Ok(()) };
-            let Kv { lease, mod_revision, .. } = seen;
-            let (name, value) = (&key, &reweighed);
-            let written = if seen.value == reweighed {
-                // By a call that was cut off.
-                Ok(Claimed::Done(mod_revision))
-            } else {
-                self.ask(
-                    |member| async move { member.put_if(name, value.clone(), lease, mod_revision, CALL_LIMIT).await },
-                )
-                .await
-            };
-            match written {
-                Ok(Claimed::Done(_)) => match self.answer(target, &key, &seen, &reweighed, deadline).await? {
-                    Answer::TakenUp => {
-                        let Target { service, address, weight } = target;
-                        tracing::info!(
-                            target: DISCOVERY,
-                            %service,
-                            %address,
-                            key,
-                            lease = hex(lease),
-                            weight,
-                            "instance has another weight"
-                        );
-                        return Ok(());
-                    }
-                    Answer::Replaced(kv) => seen = kv,
-                    Answer::Silence => return Err(target.is_not_kept(SILENCE)),
-                },
-                // Among others by this same call, whose answer was lost.
-                Ok(Claimed::Found(Some(kv))) => seen = kv,
+            let Some(change) = self.change(target, seen)? else { return Ok(()) };
+            let mut lost = None;
+            match self.write(&change, deadline).await {
+                Ok(Claimed::Done(_)) if change.value == change.base => {
+                    report(target, &change);
+                    return Ok(());
+                }
+                Ok(Claimed::Done(_)) => {}
+                // By this same call, whose answer was lost, or by another one.
+                Ok(Claimed::Found(Some(kv))) if kv.value == change.value => {}
+                Ok(Claimed::Found(Some(kv))) => {
+                    seen = kv;
+                    continue;
+                }
                 Ok(Claimed::Found(None)) => return Err(target.is_gone()),
                 // Its lease is dead, and its key about to go.
-                Err(error) if error.kind == EtcdErrorKind::NotFound => sleep(MARK_RETRY).await,
-                Err(error) => return Err(error.into()),
+                Err(Some(error)) if error.kind == EtcdErrorKind::NotFound => {
+                    sleep(MARK_RETRY).await;
+                    seen = change.seen;
+                    continue;
+                }
+                Err(Some(error)) if error.is_final() => return Err(error.into()),
+                // It may be written all the same.
+                Err(error) => lost = error,
+            }
+            match self.answer(target, &change, deadline).await? {
+                Answer::Kept => {
+                    report(target, &change);
+                    return Ok(());
+                }
+                Answer::Replaced(kv) => {
+                    is_overwritten = kv.value == change.base;
+                    seen = kv;
+                }
+                Answer::Silence => {
+                    let silence = target.is_not_kept(WeightRefusal::Silent);
+                    return Err(lost.map_or(silence, RegistryError::from));
+                }
+                Answer::Gone => return Err(target.is_gone()),
             }
             if Instant::now() > deadline {
-                return Err(target.is_not_kept(OVERWRITTEN));
+                break;
             }
         }
-        Err(target.is_not_kept(OVERWRITTEN))
+        if is_overwritten {
+            return Err(target.is_not_kept(WeightRefusal::Overwritten));
+        }
+        Err(RegistryError::Contended { key: String::from_utf8_lossy(&seen.key).into_owned() })
     }
 
-    /// The value to write; `None` where the key has this weight already.
-    fn reweighed(&self, target: Target<'_>, seen: &Kv) -> Result<Option<Vec<u8>>, RegistryError> {
-        let before = self.own(target, seen).ok_or_else(|| target.is_gone())?;
+    /// What is to be written; `None` where the key has this weight already.
+    fn change(&self, target: Target<'_>, seen: Kv) -> Result<Option<Change>, RegistryError> {
+        let before = self.own(target, &seen.key, &seen.value).ok_or_else(|| target.is_gone())?;
         if before.draining {
-            return Err(target.is_not_kept("it is leaving"));
+            return Err(target.is_not_kept(WeightRefusal::Leaving));
         }
         if seen.lease == 0 {
-            return Err(
-                target.is_not_kept("its key has no lease, so no server keeps it: put it again, with the weight")
-            );
+            return Err(target.is_not_kept(WeightRefusal::NoLease));
         }
         let format = &self.layout.format;
-        let Some(reweighed) = format.reweigh(&seen.value, target.weight) else {
-            return Err(RegistryError::NoWeight { format: format!("{format:?}") });
+        let key = String::from_utf8_lossy(&seen.key).into_owned();
+        // Another call's order, or one that was cut off, is none of the server's own.
+        let former = format.former(&seen.value);
+        let Some(base) = former else {
+            if self.states(target, &before) {
+                return Ok(None);
+            }
+            let base = seen.value.clone();
+            let value = self.reweighed(target, before, &seen)?;
+            return Ok(Some(Change { key, seen, value, base }));
         };
-        if reweighed != seen.value && states(&before, target.weight) {
-            return Ok(None);
+        if self.own(target, &seen.key, &base).is_some_and(|own| self.states(target, &own)) {
+            return Ok(Some(Change { key, seen, value: base.clone(), base }));
         }
-        let after = self.own(target, &Kv { value: reweighed.clone(), ..seen.clone() });
+        let value = self.reweighed(target, before, &seen)?;
+        Ok(Some(Change { key, seen, value, base }))
+    }
+
+    /// The value that is seen, with the weight.
+    fn reweighed(&self, target: Target<'_>, before: Decoded, seen: &Kv) -> Result<Vec<u8>, RegistryError> {
+        let format = &self.layout.format;
+        let refused = |reason: String| RegistryError::NoWeight { format: format!("{format:?}"), reason };
+        // As the server is going to write it.
+        let stated = Decoded { weight: Some(target.weight), ..Decoded::new(target.address.clone()) };
+        let instance = self.layout.instance(target.service, stated);
+        let entry = Entry::new(target.service, &instance, seen.lease, 0);
+        let is_stated = format
+            .decode(&format.segment(&entry), &format.encode(&entry))
+            .is_ok_and(|decoded| self.states(target, &decoded));
+        if !is_stated {
+            let Target { weight, .. } = target;
+            let default = self.layout.default_weight;
+            return Err(refused(format!("a weight of {weight} is not stated, and would be read as {default}")));
+        }
+        let value = format.reweigh(&seen.value, target.weight).map_err(|error| refused(error.to_string()))?;
+        let after = self.own(target, &seen.key, &value);
         let expected = Decoded { weight: Some(target.weight), ..before };
-        if reweighed.len() > MAX_VALUE || after != Some(expected) {
+        if value.len() > MAX_VALUE || after != Some(expected) {
             // Readers would not see it.
-            return Err(RegistryError::NoWeight { format: format!("{format:?}, in the value of this key,") });
+            return Err(refused("the value of this key has no room for it".to_owned()));
         }
-        Ok(Some(reweighed))
+        Ok(value)
     }
 
-    /// Waits for the server to write its own value in place of `reweighed`, and puts the former one back if it does not.
-    async fn answer(
-        &self,
-        target: Target<'_>,
-        key: &str,
-        former: &Kv,
-        reweighed: &[u8],
-        deadline: Instant,
-    ) -> Result<Answer, RegistryError> {
-        loop {
+    /// An error without a cause is that of the deadline.
+    async fn write(&self, change: &Change, deadline: Instant) -> Result<Claimed, Option<EtcdError>> {
+        let Change { key, seen, value, .. } = change;
+        if seen.value == *value {
+            // By a call that was cut off.
+            return Ok(Claimed::Done(seen.mod_revision));
+        }
+        let Kv { lease, mod_revision, .. } = *seen;
+        let put =
+            self.ask(|member| async move { member.put_if(key, value.clone(), lease, mod_revision, CALL_LIMIT).await });
+        timeout_at(deadline, put).await.map_or(Err(None), |put| put.map_err(Some))
+    }
+
+    /// Waits for the server to write its own value in place of the change, and puts the former one back if it does not.
+    async fn answer(&self, target: Target<'_>, change: &Change, deadline: Instant) -> Result<Answer, RegistryError> {
+        while Instant::now() < deadline {
             sleep(LOOK_INTERVAL).await;
-            let range = &Range::key(key.to_owned());
-            let take = |found: &mut Option<Kv>, kv: Kv| *found = Some(kv);
-            let look = self.ask(|member| async move { member.list(range, Scan::new, CALL_LIMIT, take).await });
-            let Some(kv) = look.await?.1 else { return Err(target.is_gone()) };
-            if kv.value != reweighed {
-                let is_taken_up = self.own(target, &kv).is_some_and(|now| states(&now, target.weight));
-                return Ok(if is_taken_up { Answer::TakenUp } else { Answer::Replaced(kv) });
-            }
-            if Instant::now() < deadline {
-                continue;
-            }
-            let put_back = self.ask(|member| async move {
-                member.put_if(key, former.value.clone(), kv.lease, kv.mod_revision, CALL_LIMIT).await
-            });
-            match put_back.await? {
-                // It changed at the last moment: the next look tells.
-                Claimed::Found(Some(kv)) if kv.value != former.value => {}
-                Claimed::Done(_) | Claimed::Found(Some(_)) => return Ok(Answer::Silence),
-                Claimed::Found(None) => return Err(target.is_gone()),
+            // A look that fails is worth another one until then.
+            let Ok(Ok(now)) = timeout_at(deadline, self.look(&change.key)).await else { continue };
+            if let Some(answer) = self.read(target, change, now.as_ref()) {
+                return Ok(answer);
             }
         }
+        let deadline = Instant::now() + PUT_BACK_LIMIT;
+        let mut failure = None;
+        while Instant::now() < deadline {
+            match timeout_at(deadline, self.put_back(target, change)).await {
+                Ok(Ok(Some(answer))) => return Ok(answer),
+                // It changed at the last moment: the next look tells.
+                Ok(Ok(None)) | Err(_) => {}
+                Ok(Err(error)) => failure = Some(error),
+            }
+            sleep(LOOK_INTERVAL).await;
+        }
+        Err(target.is_unknown(failure))
     }
 
-    /// The instance in a key, if it is the one that is meant.
-    fn own(&self, target: Target<'_>, kv: &Kv) -> Option<Decoded> {
-        self.decode(target.service, kv).filter(|decoded| decoded.address == *target.address)
+    async fn put_back(&self, target: Target<'_>, change: &Change) -> Result<Option<Answer>, EtcdError> {
+        let now = self.look(&change.key).await?;
+        if let Some(answer) = self.read(target, change, now.as_ref()) {
+            return Ok(Some(answer));
+        }
+        let Some(Kv { lease, mod_revision, .. }) = now else { return Ok(Some(Answer::Gone)) };
+        let Change { key, base, .. } = change;
+        let put = self.ask(|member| async move {
+            // Also where the change is not there: a put that is still under way then finds another revision.
+            member.put_if(key, base.clone(), lease, mod_revision, CALL_LIMIT).await
+        });
+        Ok(matches!(put.await?, Claimed::Done(_)).then_some(Answer::Silence))
+    }
+
+    /// What a look at the key says of the change; `None` where it is not answered.
+    fn read(&self, target: Target<'_>, change: &Change, now: Option<&Kv>) -> Option<Answer> {
+        let Some(now) = now else { return Some(Answer::Gone) };
+        if now.value == change.value {
+            return (change.value == change.base).then_some(Answer::Kept);
+        }
+        if now.mod_revision == change.seen.mod_revision {
+            return None;
+        }
+        let is_the_servers = self.layout.format.former(&now.value).is_none();
+        let own = self.own(target, &now.key, &now.value).filter(|_| is_the_servers);
+        let is_kept = own.is_some_and(|own| self.states(target, &own));
+        Some(if is_kept { Answer::Kept } else { Answer::Replaced(now.clone()) })
+    }
+
+    async fn look(&self, key: &str) -> Result<Option<Kv>, EtcdError> {
+        let range = &Range::key(key.to_owned());
+        let take = |found: &mut Option<Kv>, kv: Kv| *found = Some(kv);
+        let look = self.ask(|member| async move { member.list(range, Scan::new, CALL_LIMIT, take).await });
+        Ok(look.await?.1)
+    }
+
+    /// The instance in a value, if it is the one that is meant.
+    fn own(&self, target: Target<'_>, key: &[u8], value: &[u8]) -> Option<Decoded> {
+        self.decode(target.service, key, value).filter(|decoded| decoded.address == *target.address)
+    }
+
+    /// Whether clients of this registry read the weight from it.
+    fn states(&self, target: Target<'_>, decoded: &Decoded) -> bool {
+        decoded.weight.unwrap_or(self.layout.default_weight) == target.weight
     }
 }
 
-/// Whether a server states this weight: the default one may be stated by its absence.
-fn states(decoded: &Decoded, weight: u16) -> bool {
-    decoded.weight.unwrap_or(Instance::DEFAULT_WEIGHT) == weight
+fn report(target: Target<'_>, change: &Change) {
+    let Target { service, address, weight } = target;
+    tracing::info!(
+        target: DISCOVERY,
+        %service,
+        %address,
+        key = change.key,
+        lease = hex(change.seen.lease),
+        weight,
+        "instance has another weight"
+    );
 }
 
-/// Why a weight was put back.
-const SILENCE: &str = "its server did not take the weight up within 3 s, so it is another program's, frozen, or cut off \
-                       from etcd";
+/// How long a server may take to answer: an election of etcd fits in.
+const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 
-/// Why a weight is not tried again.
-const OVERWRITTEN: &str = "its server writes its own weight over it, as other programs do";
-
-/// How long a server may take to take a weight up: an election of etcd fits in.
-const TAKE_UP_LIMIT: Duration = Duration::from_secs(3);
+/// How long it may take to put a value back.
+const PUT_BACK_LIMIT: Duration = Duration::from_secs(5);
 
 /// How often a key is looked at meanwhile.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);

@@ -8,7 +8,7 @@ use serde::de::MapAccess;
 use serde_json::Value;
 
 use super::go_json::{self, Fields, RawFields};
-use super::{DecodeError, Decoded, Entry, Format, WEIGHT, address, metadata, weight};
+use super::{DecodeError, Decoded, Entry, Format, ReweighError, WEIGHT, address, metadata, weight};
 
 /// The format of etcd's naming package, `go.etcd.io/etcd/client/v3/naming`: Rust services and those of grpc-go find
 /// each other, the latter with the target `etcd:///echo`, or `etcd:///{prefix}/echo` where the registry has a prefix.
@@ -19,13 +19,14 @@ use super::{DecodeError, Decoded, Entry, Format, WEIGHT, address, metadata, weig
 /// ```
 ///
 /// There is no prefix by default. A server that leaves adds `"draining":true` just before its key goes, and a
-/// weight that an operator set ([`Registry::set_weight`](crate::Registry::set_weight)) has `"reweighted":true` beside
-/// `Metadata` until its server took it up; Go readers ignore both.
+/// weight that an operator set ([`Registry::set_weight`](crate::Registry::set_weight)) has the former `Metadata` beside it, in
+/// `"reweighed":[null]`, until its server answered; Go readers ignore both.
 ///
 /// Weight and tags are in `Metadata`, and that is `null` unless there are tags or a weight other than
 /// [`Instance::DEFAULT_WEIGHT`](crate::Instance::DEFAULT_WEIGHT). **Set neither where old grpc-go clients read along:**
-/// with an old version of etcd's package they panic on an object there ("comparing uncomparable type map"). A tag named
-/// `weight` cannot be told from the weight, and is not written.
+/// with an old version of etcd's package they panic on an object there ("comparing uncomparable type map"). An
+/// operator's weight is therefore refused where it is `null`, unless [`adds_metadata`](Self::adds_metadata) asks for it.
+/// A tag named `weight` cannot be told from the weight, and is not written.
 ///
 /// **Under a prefix a grpc-go client has to name an authority**, with `grpc.WithAuthority("echo")`. Left to itself it
 /// sends the whole target, `{prefix}%2Fecho`, which is none to hyper: the server resets each call with
@@ -36,13 +37,24 @@ use super::{DecodeError, Decoded, Entry, Format, WEIGHT, address, metadata, weig
 /// text. Metadata that is no object becomes one tag named `metadata`.
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
-pub struct EtcdNaming {}
+pub struct EtcdNaming {
+    adds_metadata: bool,
+}
 
 impl EtcdNaming {
     /// The format.
     #[must_use]
     pub fn new() -> Self {
-        Self {}
+        Self { adds_metadata: false }
+    }
+
+    /// Whether [`Registry::set_weight`](crate::Registry::set_weight) may turn a `Metadata` of `null` into an object.
+    /// Defaults to false: where old grpc-go clients read along, each of them panics. It is the registry of the operator
+    /// that counts, not that of the server.
+    #[must_use]
+    pub fn adds_metadata(mut self, adds: bool) -> Self {
+        self.adds_metadata = adds;
+        self
     }
 }
 
@@ -92,13 +104,21 @@ impl Format for EtcdNaming {
         go_json::mark(value)
     }
 
-    fn reweigh(&self, value: &[u8], weight: u16) -> Option<Vec<u8>> {
-        let mut fields = RawFields::of(value)?;
-        let mut metadata = fields.object("Metadata")?;
+    fn reweigh(&self, value: &[u8], weight: u16) -> Result<Vec<u8>, ReweighError> {
+        let fields = RawFields::of(value).ok_or_else(ReweighError::no_room)?;
+        if !self.adds_metadata && matches!(fields.get("Metadata"), None | Some("null")) {
+            return Err(ReweighError::new(
+                "its Metadata is null, and old grpc-go clients panic on an object there: adds_metadata(true) puts one",
+            ));
+        }
+        let mut metadata = fields.object("Metadata").ok_or_else(ReweighError::no_room)?;
         metadata.set(WEIGHT, weight.to_string());
         let metadata = metadata.write();
-        fields.set("Metadata", metadata);
-        Some(fields.reweighted())
+        fields.reweigh("Metadata", metadata)
+    }
+
+    fn former(&self, value: &[u8]) -> Option<Vec<u8>> {
+        go_json::former(value, "Metadata")
     }
 }
 
@@ -245,18 +265,23 @@ mod tests {
         for (value, expected) in [
             (
                 r#"{"Op":0,"Addr":"a:1","Metadata":null}"#,
-                r#"{"Op":0,"Addr":"a:1","Metadata":{"weight":7},"reweighted":true}"#,
+                r#"{"Op":0,"Addr":"a:1","Metadata":{"weight":7},"reweighed":[null]}"#,
             ),
             (
                 r#"{"Op":0,"Addr":"a:1","Metadata":{"weight":20,"zone":"a"}}"#,
-                r#"{"Op":0,"Addr":"a:1","Metadata":{"weight":7,"zone":"a"},"reweighted":true}"#,
+                r#"{"Op":0,"Addr":"a:1","Metadata":{"weight":7,"zone":"a"},"reweighed":[{"weight":20,"zone":"a"}]}"#,
             ),
         ] {
-            let reweighed = EtcdNaming::new().reweigh(value.as_bytes(), 7).expect("there is room for it");
+            let format = EtcdNaming::new().adds_metadata(true);
+            let reweighed = format.reweigh(value.as_bytes(), 7).expect("there is room for it");
+            assert_eq!(format.former(&reweighed).as_deref(), Some(value.as_bytes()), "it can be taken back");
             assert_eq!(String::from_utf8(reweighed).expect("text"), expected);
         }
         let text = br#"{"Addr":"a:1","Metadata":"a text"}"#;
-        assert_eq!(EtcdNaming::new().reweigh(text, 7), None, "a text has no room for it");
+        assert!(EtcdNaming::new().reweigh(text, 7).is_err(), "a text has no room for it");
+        let null = br#"{"Op":0,"Addr":"a:1","Metadata":null}"#;
+        let refused = EtcdNaming::new().reweigh(null, 7).expect_err("old clients would panic").to_string();
+        assert!(refused.contains("grpc-go") && refused.contains("adds_metadata"), "{refused}");
     }
 
     #[test]

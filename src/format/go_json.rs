@@ -10,7 +10,7 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::DecodeError;
+use super::{DecodeError, ReweighError};
 
 /// Writes the bytes that Go would write for the same fields.
 ///
@@ -98,12 +98,16 @@ impl<'a> RawFields<'a> {
         serde_json::from_slice(object).ok()
     }
 
+    /// The last field of this name, as it was written.
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().rfind(|(known, _)| known == name).map(|(_, value)| &**value)
+    }
+
     /// The fields of an object in the last field of this name, which may be absent or `null`.
     pub(super) fn object(&self, name: &str) -> Option<RawFields<'_>> {
-        match self.0.iter().rfind(|(known, _)| known == name) {
-            None => Some(RawFields::default()),
-            Some((_, value)) if value == "null" => Some(RawFields::default()),
-            Some((_, value)) => RawFields::of(value.as_bytes()),
+        match self.get(name) {
+            None | Some("null") => Some(RawFields::default()),
+            Some(value) => RawFields::of(value.as_bytes()),
         }
     }
 
@@ -126,12 +130,46 @@ impl<'a> RawFields<'a> {
         format!("{{{}}}", fields.join(","))
     }
 
-    /// The object as a value, with the mark that an operator set its weight.
-    pub(super) fn reweighted(mut self) -> Vec<u8> {
-        self.set("reweighted", "true".to_owned());
-        self.write().into_bytes()
+    /// The object with this value in the field that holds the weight, and the mark that an operator set it: a list of
+    /// what the field held before, which is empty where there was none.
+    pub(super) fn reweigh(mut self, name: &str, value: String) -> Result<Vec<u8>, ReweighError> {
+        let mark = match (self.get(REWEIGHED), self.get(name)) {
+            // The first one keeps what the server wrote.
+            (Some(mark), _) if list(mark).is_some() => None,
+            (Some(_), _) => return Err(ReweighError::new("its mark is not one of ours")),
+            (None, before) => Some(format!("[{}]", before.unwrap_or_default())),
+        };
+        self.set(name, value);
+        if let Some(mark) = mark {
+            self.set(REWEIGHED, mark);
+        }
+        Ok(self.write().into_bytes())
+    }
+
+    fn remove(&mut self, name: &str) {
+        self.0.retain(|(known, _)| known != name);
     }
 }
+
+/// What an object was before an operator set the weight in the field of this name; `None` without the mark of it.
+pub(super) fn former(object: &[u8], name: &str) -> Option<Vec<u8>> {
+    let mut fields = RawFields::of(object)?;
+    let before = list(fields.get(REWEIGHED)?)?.first().map(|before| before.get().to_owned());
+    match before {
+        Some(before) => fields.set(name, before),
+        None => fields.remove(name),
+    }
+    fields.remove(REWEIGHED);
+    Some(fields.write().into_bytes())
+}
+
+/// A list of one value at most.
+fn list(json: &str) -> Option<Vec<&RawValue>> {
+    serde_json::from_str(json).ok().filter(|list: &Vec<&RawValue>| list.len() <= 1)
+}
+
+/// The mark that an operator set a weight.
+const REWEIGHED: &str = "reweighed";
 
 /// A text as a JSON string.
 pub(super) fn quoted(text: &str) -> String {

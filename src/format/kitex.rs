@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::MapAccess;
 
 use super::go_json::{self, Fields, RawFields};
-use super::{DecodeError, Decoded, Entry, Format, address, weight};
+use super::{DecodeError, Decoded, Entry, Format, ReweighError, WEIGHT, address, weight};
 
 /// The format of Kitex's etcd extension, the default: Rust and Kitex services find each other.
 ///
@@ -16,7 +16,8 @@ use super::{DecodeError, Decoded, Entry, Format, address, weight};
 /// ```
 ///
 /// A server that leaves adds `"draining":true` just before its key goes, and a weight that an operator set
-/// ([`Registry::set_weight`](crate::Registry::set_weight)) has `"reweighted":true` beside it until its server took it up;
+/// ([`Registry::set_weight`](crate::Registry::set_weight)) has the former one beside it, in `"reweighed":[10]`,
+/// until its server answered;
 /// Go readers ignore both. Reading follows Go's
 /// JSON decoder: field names match without regard to case, unknown fields are ignored, `null` is the same as absent, a
 /// wrong type spoils the value. The address comes from the value; a weight that is absent or below 1 is the registry's
@@ -78,10 +79,12 @@ impl Format for Kitex {
         go_json::mark(value)
     }
 
-    fn reweigh(&self, value: &[u8], weight: u16) -> Option<Vec<u8>> {
-        let mut fields = RawFields::of(value)?;
-        fields.set("weight", weight.to_string());
-        Some(fields.reweighted())
+    fn reweigh(&self, value: &[u8], weight: u16) -> Result<Vec<u8>, ReweighError> {
+        RawFields::of(value).ok_or_else(ReweighError::no_room)?.reweigh(WEIGHT, weight.to_string())
+    }
+
+    fn former(&self, value: &[u8]) -> Option<Vec<u8>> {
+        go_json::former(value, WEIGHT)
     }
 }
 
@@ -177,16 +180,16 @@ mod tests {
     #[test]
     fn a_weight_that_is_set_later_leaves_what_another_program_wrote() {
         let reweigh = |value: &str| {
-            let reweighed = Kitex::new().reweigh(value.as_bytes(), 7)?;
+            let reweighed = Kitex::new().reweigh(value.as_bytes(), 7).ok()?;
             Some(String::from_utf8(reweighed).expect("text"))
         };
         assert_eq!(
             reweigh(r#"{"network":"tcp","address":"a:1","weight":10,"tags":{"html":"\u003c"}}"#).as_deref(),
-            Some(r#"{"network":"tcp","address":"a:1","weight":7,"tags":{"html":"\u003c"},"reweighted":true}"#)
+            Some(r#"{"network":"tcp","address":"a:1","weight":7,"tags":{"html":"\u003c"},"reweighed":[10]}"#)
         );
         assert_eq!(
             reweigh(r#"{ "more": [1, 2], "address": "a:1" }"#).as_deref(),
-            Some(r#"{"more":[1, 2],"address":"a:1","weight":7,"reweighted":true}"#)
+            Some(r#"{"more":[1, 2],"address":"a:1","weight":7,"reweighed":[]}"#)
         );
         for other in ["10.0.0.1:80", "[]", "null", "", "{"] {
             assert_eq!(reweigh(other), None, "only an object takes it: {other:?}");

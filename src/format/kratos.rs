@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::MapAccess;
 
 use super::go_json::{self, Fields, RawFields};
-use super::{DecodeError, Decoded, Entry, Format, WEIGHT, metadata, weight};
+use super::{DecodeError, Decoded, Entry, Format, ReweighError, WEIGHT, metadata, weight};
 use crate::instance::Address;
 
 /// The format of Kratos' etcd registry: Rust and Kratos services find each other. The prefix is Kratos' namespace.
@@ -21,8 +21,8 @@ use crate::instance::Address;
 ///
 /// (In etcd the value is one line.) The key ends in an id of the registration's own. A server that leaves adds
 /// `"draining":true` just before its key goes, and a weight that an operator set
-/// ([`Registry::set_weight`](crate::Registry::set_weight)) has `"reweighted":true` beside the metadata until its server
-/// took it up; Go readers ignore both.
+/// ([`Registry::set_weight`](crate::Registry::set_weight)) has the former metadata beside it, in `"reweighed":[{}]`, until its
+/// server answered; Go readers ignore both.
 ///
 /// - **Endpoints**: one is written, `grpc://`, and the first of that scheme is read. [`secure`](Self::secure) makes
 ///   both `grpcs://`.
@@ -121,13 +121,16 @@ impl Format for Kratos {
         go_json::mark(value)
     }
 
-    fn reweigh(&self, value: &[u8], weight: u16) -> Option<Vec<u8>> {
-        let mut fields = RawFields::of(value)?;
-        let mut metadata = fields.object("metadata")?;
+    fn reweigh(&self, value: &[u8], weight: u16) -> Result<Vec<u8>, ReweighError> {
+        let fields = RawFields::of(value).ok_or_else(ReweighError::no_room)?;
+        let mut metadata = fields.object("metadata").ok_or_else(ReweighError::no_room)?;
         metadata.set(WEIGHT, go_json::quoted(&weight.to_string()));
         let metadata = metadata.write();
-        fields.set("metadata", metadata);
-        Some(fields.reweighted())
+        fields.reweigh("metadata", metadata)
+    }
+
+    fn former(&self, value: &[u8]) -> Option<Vec<u8>> {
+        go_json::former(value, "metadata")
     }
 }
 
@@ -272,11 +275,11 @@ mod tests {
         for (value, expected) in [
             (
                 r#"{"id":"1","metadata":null,"endpoints":["grpc://a:1"]}"#,
-                r#"{"id":"1","metadata":{"weight":"7"},"endpoints":["grpc://a:1"],"reweighted":true}"#,
+                r#"{"id":"1","metadata":{"weight":"7"},"endpoints":["grpc://a:1"],"reweighed":[null]}"#,
             ),
             (
                 r#"{"id":"1","metadata":{"weight":"20"},"endpoints":["grpc://a:1"]}"#,
-                r#"{"id":"1","metadata":{"weight":"7"},"endpoints":["grpc://a:1"],"reweighted":true}"#,
+                r#"{"id":"1","metadata":{"weight":"7"},"endpoints":["grpc://a:1"],"reweighed":[{"weight":"20"}]}"#,
             ),
         ] {
             let reweighed = Kratos::new().reweigh(value.as_bytes(), 7).expect("there is room for it");

@@ -104,15 +104,26 @@ pub trait Format: fmt::Debug + Send + Sync + 'static {
     }
 
     /// A value that is in etcd already, with another weight, a mark that it is an operator's, and nothing else changed:
-    /// what [`Registry::set_weight`](crate::Registry::set_weight) writes. The server takes the weight up and writes its
-    /// value anew, without the mark.
+    /// what [`Registry::set_weight`](crate::Registry::set_weight) writes. The server answers with its own value, of this
+    /// weight and without the mark.
     ///
     /// [`decode`](Self::decode) must read this weight from it and may ignore the mark, and a second weight must replace
-    /// the first.
+    /// the first. [`former`](Self::former) must undo both.
     ///
-    /// `None`, which is the default, where others cannot set the weight.
-    fn reweigh(&self, value: &[u8], weight: u16) -> Option<Vec<u8>> {
+    /// # Errors
+    ///
+    /// The reason, which is the default, where others cannot set the weight.
+    fn reweigh(&self, value: &[u8], weight: u16) -> Result<Vec<u8>, ReweighError> {
         let _ = (value, weight);
+        Err(ReweighError::no_room())
+    }
+
+    /// A value that [`reweigh`](Self::reweigh) made, as it was before: what the server wrote, byte for byte. A draining
+    /// mark that was added since stays.
+    ///
+    /// `None`, which is the default, where the value has no mark of an operator's weight.
+    fn former(&self, value: &[u8]) -> Option<Vec<u8>> {
+        let _ = value;
         None
     }
 }
@@ -189,6 +200,25 @@ impl DecodeError {
 impl From<ConfigError> for DecodeError {
     fn from(error: ConfigError) -> Self {
         Self::new(error.to_string())
+    }
+}
+
+/// Why an operator cannot set the weight in a value.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{reason}")]
+pub struct ReweighError {
+    reason: String,
+}
+
+impl ReweighError {
+    /// An error with the reason in words.
+    #[must_use]
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into() }
+    }
+
+    fn no_room() -> Self {
+        Self::new("it has no place for one")
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) fn value(format: &dyn Format, instance: &Instance, draining: bool) ->
 fn all() -> [Box<dyn Format>; 5] {
     [
         Box::new(Kitex::new()),
-        Box::new(EtcdNaming::new()),
+        Box::new(EtcdNaming::new().adds_metadata(true)),
         Box::new(GoZero::new()),
         Box::new(Kratos::new()),
         Box::new(Kratos::new().secure(true)),
@@ -138,7 +138,10 @@ proptest! {
             prop_assert_eq!((after.address, after.tags), (before.address, before.tags), "{:?}", format);
             let twice = format.reweigh(&once, weights.1).expect("it takes another one");
             let alone = format.reweigh(plain.as_bytes(), weights.1);
-            prop_assert_eq!(Some(&twice), alone.as_ref(), "the second replaces the first: {:?}", format);
+            prop_assert_eq!(Ok(&twice), alone.as_ref(), "the second replaces the first: {:?}", format);
+            let former = format.former(&twice);
+            prop_assert_eq!(former.as_deref(), Some(plain.as_bytes()), "it can be taken back: {:?}", format);
+            prop_assert_eq!(format.former(plain.as_bytes()), None, "nothing to take back: {:?}", format);
             let marked = format.mark_draining(&twice).expect("it takes the mark");
             prop_assert!(format.decode("x", &marked).expect("it can be read").draining, "{:?}", format);
         }
@@ -148,7 +151,7 @@ proptest! {
     fn no_bytes_make_a_decoder_panic(segment: String, bytes: Vec<u8>) {
         for format in all() {
             let _ = format.decode(&segment, &bytes);
-            let _ = format.reweigh(&bytes, 1);
+            let _ = (format.reweigh(&bytes, 1), format.former(&bytes));
         }
     }
 
@@ -182,7 +185,7 @@ fn a_value_that_is_nested_without_end_is_an_error() {
         for opening in ["[", r#"{"Metadata":"#, r#"{"metadata":"#, r#"{"x":["#, r#"{"draining":["#] {
             let endless = opening.repeat(10_000);
             assert!(format.decode("x", endless.as_bytes()).is_err(), "{format:?} refuses {opening:?}");
-            assert_eq!(format.reweigh(endless.as_bytes(), 1), None, "{format:?} refuses {opening:?}");
+            assert!(format.reweigh(endless.as_bytes(), 1).is_err(), "{format:?} refuses {opening:?}");
         }
     }
 }

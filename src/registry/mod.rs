@@ -223,25 +223,35 @@ impl Registry {
     }
 
     /// Sets the weight of an instance from outside, under the lease that its key has, and waits until its server has
-    /// taken it up: milliseconds as a rule, 3 s at most. Clients follow as they do where the server sets it itself.
+    /// written it as its own: milliseconds as a rule. Clients follow as they do where the server sets it itself.
+    ///
+    /// A server has 3 s for its answer, and what it does not keep is put back, for which etcd has 5 s more. Before that,
+    /// the keys are read: 5 s for each etcd member that does not answer.
     ///
     /// The server keeps this weight for as long as its registration lives: over updates of its tags, a lost lease, and an
     /// etcd that was wiped. A weight that its program sets later replaces it
     /// ([`Registration::update`](crate::Registration::update)), and a server that starts anew has its own.
     ///
-    /// A server that does not use this crate cannot take it up, and would forget it: the former weight is put back then.
-    /// A server that is registered in several registries has a weight in each.
+    /// A server that does not use this crate would forget it: the former weight is put back then. It stands beside the new
+    /// one until the server answers, so that a weight whose call was cut off can be undone by another call. A server that
+    /// is registered in several registries has a weight in each.
+    ///
+    /// In the format [`EtcdNaming`](crate::format::EtcdNaming) a weight needs an object as `Metadata`, on which old
+    /// grpc-go clients panic. Where it is `null`, the weight is refused unless the format
+    /// [is asked to add one](crate::format::EtcdNaming::adds_metadata).
     ///
     /// # Errors
     ///
-    /// [`RegistryError::UnknownAddress`]; [`RegistryError::NoWeight`], where the format has no place for it;
-    /// [`RegistryError::WeightNotKept`], where the server did not take it up, has no lease, or is leaving; a weight of
-    /// 0, a bad service name or address; otherwise what a call failed with.
+    /// [`RegistryError::UnknownAddress`]; [`RegistryError::NoWeight`], where the format has no place for it, or clients
+    /// would read another one; [`RegistryError::WeightNotKept`], with the [reason](crate::WeightRefusal);
+    /// [`RegistryError::WeightUnknown`], where etcd did not answer any more after it was written;
+    /// [`RegistryError::Contended`], where others wrote the key each time; a weight of 0, a bad service name or address;
+    /// otherwise what a call failed with.
     ///
     /// # Cancel safety
     ///
-    /// Once polled, the weight may be written although the future is dropped: a server with this crate takes it up all
-    /// the same, and that of another program is not put back.
+    /// Once polled, the weight may be written although the future is dropped: a server with this crate keeps it all the
+    /// same, and that of another program is put back by the next call only.
     pub async fn set_weight<A>(&self, service: impl AsRef<str>, address: A, weight: u16) -> Result<(), RegistryError>
     where
         A: TryInto<Address>,

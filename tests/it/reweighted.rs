@@ -7,7 +7,7 @@ use std::time::Duration;
 use etcd_client::PutOptions;
 use tonic_etcd::format::{EtcdNaming, Format, GoZero, Kitex, Kratos};
 use tonic_etcd::policy::WeightedRoundRobin;
-use tonic_etcd::{ConfigError, Registration, Registry, RegistryError};
+use tonic_etcd::{ConfigError, Registration, Registry, RegistryError, WeightRefusal};
 
 use crate::support::changes::Changes;
 use crate::support::etcd::Etcd;
@@ -115,7 +115,7 @@ async fn every_format_with_room_for_a_weight_takes_it() {
         server.stop().await;
     }
     takes_it(Kitex::new()).await;
-    takes_it(EtcdNaming::new()).await;
+    takes_it(EtcdNaming::new().adds_metadata(true)).await;
     takes_it(Kratos::new()).await;
     takes_it(Kratos::new().secure(true)).await;
 }
@@ -269,4 +269,91 @@ async fn a_frozen_server_is_not_reweighed_and_both_orders_at_once_are_obeyed() {
     server.expect_event("drained", LIMIT).await;
     server.signal(Signal::TERM);
     assert!(server.wait(LIMIT).await.success(), "it served on until now");
+}
+
+#[tokio::test]
+async fn a_mark_that_another_call_left_behind_is_undone() {
+    let etcd = Etcd::start().await;
+    let registry = registry(&etcd);
+    let value = r#"{"network":"tcp","address":"10.0.0.1:80","weight":10,"tags":null}"#;
+    let key = "kitex/registry-etcd/echo/10.0.0.1:80";
+    let marked = Kitex::new().reweigh(value.as_bytes(), 5).expect("its own value takes it");
+    let marked = String::from_utf8(marked).expect("text");
+    put(&etcd, key, &marked).await;
+    registry.set_weight("echo", "10.0.0.1:80", 10).await.expect("it is its server's own weight");
+    assert_eq!(only_value(&etcd).await.0, value, "as its server wrote it");
+
+    put(&etcd, key, &marked).await;
+    let silent = registry.set_weight("echo", "10.0.0.1:80", 7).await.expect_err("no server keeps it");
+    assert!(matches!(silent, RegistryError::WeightNotKept { reason: WeightRefusal::Silent, .. }), "{silent}");
+    assert!(silent.is_transient(), "it may be frozen");
+    assert_eq!(only_value(&etcd).await.0, value, "what comes back is not the other call's weight");
+}
+
+#[tokio::test]
+async fn an_etcd_that_does_not_answer_for_a_while_leaves_no_mark() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::start(etcd.address()).await;
+    let operator = Registry::builder([proxy.url()]).build().expect("a good registry");
+    let value = r#"{"network":"tcp","address":"10.0.0.1:80","weight":10,"tags":null}"#;
+    put(&etcd, "kitex/registry-etcd/echo/10.0.0.1:80", value).await;
+    for stays_away in [false, true] {
+        let order = operator.set_weight("echo", "10.0.0.1:80", 7);
+        let cut = async {
+            let is_marked = async || only_value(&etcd).await.0.contains("reweighed");
+            eventually("the mark is written", LIMIT, is_marked).await;
+            proxy.reset();
+            if !stays_away {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                proxy.forward();
+            }
+        };
+        let (ended, ()) = tokio::join!(order, cut);
+        let error = ended.expect_err("no server keeps it");
+        if stays_away {
+            assert!(matches!(error, RegistryError::WeightUnknown { .. }) && error.is_transient(), "{error}");
+            assert!(only_value(&etcd).await.0.contains("reweighed"), "it could not be put back");
+        } else {
+            // The answer to the put itself may have been lost.
+            let is_told = matches!(error, RegistryError::WeightNotKept { .. } | RegistryError::Unavailable { .. });
+            assert!(is_told, "{error}");
+            assert_eq!(only_value(&etcd).await.0, value, "the own value is back");
+        }
+    }
+    proxy.forward();
+    let undone = async || operator.set_weight("echo", "10.0.0.1:80", 10).await.is_ok();
+    eventually("another call undoes it", LIMIT, undone).await;
+    assert_eq!(only_value(&etcd).await.0, value, "as its server wrote it");
+}
+
+#[tokio::test]
+async fn metadata_of_null_becomes_an_object_only_where_that_is_asked_for() {
+    let etcd = Etcd::start().await;
+    let of = |format: EtcdNaming| Registry::builder([etcd.url()]).format(format).build().expect("a good registry");
+    let (careful, bold) = (of(EtcdNaming::new()), of(EtcdNaming::new().adds_metadata(true)));
+    let server = EchoServer::registered(&careful, "echo").await;
+    let before = only_value(&etcd).await;
+    let refused = careful.set_weight("echo", server.address(), 7).await.expect_err("old clients would panic");
+    assert!(matches!(refused, RegistryError::NoWeight { .. }), "{refused}");
+    assert!(refused.to_string().contains("grpc-go"), "{refused}");
+    assert_eq!(only_value(&etcd).await, before, "nothing is touched");
+    bold.set_weight("echo", server.address(), 7).await.expect("it is asked for");
+    assert_eq!(server.registration().weight(), 7, "the server keeps it");
+    careful.set_weight("echo", server.address(), 8).await.expect("it is an object already");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_weight_that_clients_would_not_read_is_refused() {
+    let etcd = Etcd::start().await;
+    let format = Kratos::new();
+    let registry = Registry::builder([etcd.url()]).format(format).default_weight(100).build().expect("a good registry");
+    let server = EchoServer::registered(&registry, "echo").await;
+    let refused = registry.set_weight("echo", server.address(), 10).await.expect_err("10 is not stated");
+    assert!(matches!(refused, RegistryError::NoWeight { .. }), "{refused}");
+    assert!(refused.to_string().contains("read as 100"), "{refused}");
+    registry.set_weight("echo", server.address(), 100).await.expect("clients read that already");
+    assert_eq!(server.registration().weight(), 10, "so nothing was ordered");
+    registry.set_weight("echo", server.address(), 11).await.expect("its server keeps it");
+    server.stop().await;
 }

@@ -124,7 +124,12 @@ impl FormatName {
 
 impl Connection {
     pub(crate) fn registry(&self) -> Result<Registry, Failure> {
-        self.registry_at(self.format, self.prefix.as_deref())
+        self.registry_at(self.format, self.prefix.as_deref(), EtcdNaming::new())
+    }
+
+    /// For an operator's weight.
+    pub(crate) fn registry_to_reweigh(&self, add_metadata: bool) -> Result<Registry, Failure> {
+        self.registry_at(self.format, self.prefix.as_deref(), EtcdNaming::new().adds_metadata(add_metadata))
     }
 
     /// Where else servers may be registered: the flags that lead to each place, and its registry.
@@ -144,12 +149,12 @@ impl Connection {
             }
         }
         let registry = |(flags, format, prefix): (String, FormatName, String)| {
-            Ok((flags, self.registry_at(format, Some(&prefix))?))
+            Ok((flags, self.registry_at(format, Some(&prefix), EtcdNaming::new())?))
         };
         places.into_iter().map(registry).collect()
     }
 
-    fn registry_at(&self, format: FormatName, prefix: Option<&str>) -> Result<Registry, Failure> {
+    fn registry_at(&self, format: FormatName, prefix: Option<&str>, naming: EtcdNaming) -> Result<Registry, Failure> {
         let login = self.login.given()?;
         let tls = self.tls()?;
         let mut registry = Registry::from_env_with(|name| match name {
@@ -161,7 +166,7 @@ impl Connection {
         })?;
         registry = match format {
             FormatName::Kitex => registry.format(Kitex::new()),
-            FormatName::Etcd => registry.format(EtcdNaming::new()),
+            FormatName::Etcd => registry.format(naming),
             FormatName::GoZero => registry.format(GoZero::new()),
             FormatName::Kratos => registry.format(Kratos::new()),
             FormatName::KratosSecure => registry.format(Kratos::new().secure(true)),

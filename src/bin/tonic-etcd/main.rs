@@ -82,8 +82,8 @@ enum Command {
     },
     /// Sets the weight of a server: its share of the calls beside the other servers' weights
     ///
-    /// Waits until the server has taken it up, 3 s at most, and has it keep it until its program ends or sets another
-    /// one. A server that does not run tonic-etcd would forget it: its former weight is put back.
+    /// Waits until the server has written it as its own, for which it has 3 s, and has it keep it until its program ends
+    /// or sets another one. A server that does not run tonic-etcd would forget it: its former weight is put back.
     Weight {
         /// Where the server is registered, as host:port
         address: Address,
@@ -95,6 +95,10 @@ enum Command {
         /// The service's name, where the address is registered for several [default: the one that it is registered for]
         #[arg(long, value_name = "NAME")]
         service: Option<String>,
+
+        /// Turns a Metadata of null into an object (format etcd): old grpc-go clients panic on one
+        #[arg(long)]
+        add_metadata: bool,
     },
     /// Looks for what is wrong, in etcd and at each server, and says what to do about it
     ///
@@ -143,7 +147,8 @@ async fn run(flags: Flags) -> Result<(), Failure> {
         }
         Command::Watch { service } => command::watch::run(&registry, service, output).await,
         Command::Drain { address, service } => command::drain::run(&registry, address, service, output).await,
-        Command::Weight { address, weight, service } => {
+        Command::Weight { address, weight, service, add_metadata } => {
+            let registry = flags.connection.registry_to_reweigh(add_metadata)?;
             command::weight::run(&registry, address, weight, service, output).await
         }
         Command::Top(top) => command::top::run(&registry, &flags.connection, &top).await,

@@ -335,15 +335,16 @@ impl Claims {
             return None;
         }
         let format = &self.registrar.format;
+        let former = format.former(&found.value)?;
+        if published.drained.as_ref() == Some(&former) {
+            // Both orders, before the first was answered.
+            return Some(Order::Drain);
+        }
         let key = String::from_utf8_lossy(&found.key);
         let segment = key.rsplit('/').next().unwrap_or_default();
-        let to = format.decode(segment, &found.value).ok()?.weight?;
-        let reweighed = format.reweigh(&published.value, to)?;
-        if reweighed == found.value {
-            return Some(Order::Reweigh(Reweigh { from: published.weight, to, revision: found.mod_revision }));
-        }
-        // Both orders, before the first was taken up.
-        (format.mark_draining(&reweighed)? == found.value).then_some(Order::Drain)
+        let to = format.decode(segment, &found.value).ok()?.weight.filter(|to| *to > 0)?;
+        let order = Reweigh { from: published.weight, to, revision: found.mod_revision };
+        (former == published.value).then_some(Order::Reweigh(order))
     }
 
     /// Whether the key is ours, has no lease or a dead one, or its owner cannot be listening on our address any more.
