@@ -227,7 +227,8 @@ impl Crate {
                 let relative = path.strip_prefix(src).expect("it is below src").to_owned();
                 let bare = relative.with_extension("");
                 let name = bare.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>();
-                if name.last().is_some_and(|last| last == "tests") {
+                // A program is a crate of its own, which has the public items alone.
+                if name.last().is_some_and(|last| last == "tests") || name == ["bin"] {
                     continue;
                 }
                 if path.is_dir() {

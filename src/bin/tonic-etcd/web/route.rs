@@ -96,7 +96,9 @@ impl Site {
     /// How long a lease lives: of an instance that is shown, since others are not this page's business.
     async fn lease(&self, lease: &str) -> Response<Body> {
         let lease = i64::from_str_radix(lease, 16).ok().filter(|lease| self.hub.board().has_lease(*lease));
-        let Some(lease) = lease else { return text(StatusCode::NOT_FOUND, "no instance has that lease") };
+        // No error to a browser, which would log one for each instance that leaves while it is looked at.
+        let unknown = || answer(StatusCode::OK, JSON, json!({ "granted": null, "remaining": null }).to_string());
+        let Some(lease) = lease else { return unknown() };
         let Ok(_place) = self.questions.try_acquire() else {
             return unavailable("etcd is asked too much at once");
         };
@@ -105,7 +107,7 @@ impl Site {
                 let (granted, remaining) = (lease.granted().as_secs(), lease.remaining().as_secs());
                 answer(StatusCode::OK, JSON, json!({ "granted": granted, "remaining": remaining }).to_string())
             }
-            Ok(None) => text(StatusCode::NOT_FOUND, "the lease has ended"),
+            Ok(None) => unknown(),
             Err(error) => text(status_of(&error), with_causes(&error)),
         }
     }

@@ -75,6 +75,7 @@ export class Details {
       const answer = await fetch(`/lease/${encodeURIComponent(lease)}`);
       if (!answer.ok) return [await answer.text()];
       const { granted, remaining } = await answer.json();
+      if (granted === null) return ["No instance has this lease any more."];
       const meter = element("meter", "", [], { max: Number(granted), value: Number(remaining), "aria-hidden": "true" });
       return [`${Number(remaining)} s of ${Number(granted)} s left without another keepalive`, meter];
     } catch {
