@@ -8,8 +8,9 @@ use tokio::time::Instant;
 use super::InstanceState;
 use super::calls::{CallFigures, Methods};
 use super::constants::{
-    CALLS_IN_FLIGHT, CALLS_WAITING, CONNECTION_ATTEMPTS_FAILED, CONNECTION_ATTEMPTS_SUCCEEDED, DISCONNECTIONS,
-    EJECTIONS_ENFORCED, EJECTIONS_UNENFORCED, INSTANCES, OPEN_CONNECTIONS, PICK_WAIT, PICKS_WAITED, RETRIES_REFUSED,
+    CALLS_IN_FLIGHT, CALLS_WAITING, CHANNELS, CONNECTION_ATTEMPTS_FAILED, CONNECTION_ATTEMPTS_SUCCEEDED,
+    DISCONNECTIONS, EJECTIONS_ENFORCED, EJECTIONS_UNENFORCED, INSTANCES, OPEN_CONNECTIONS, PICK_WAIT, PICKS_WAITED,
+    RETRIES_REFUSED,
 };
 use crate::metrics::{Counter, Gauge, Histogram, Share};
 
@@ -21,6 +22,7 @@ pub(crate) struct ChannelFigures(Arc<Handles>);
 struct Handles {
     target: Arc<str>,
     methods: Methods,
+    channels: Gauge,
     /// By [`InstanceState`].
     instances: [Gauge; STATES.len()],
     open_connections: Gauge,
@@ -39,6 +41,7 @@ impl ChannelFigures {
         let labels = [&*target];
         Self(Arc::new(Handles {
             methods: Methods::new(target.clone(), CALLS_IN_FLIGHT.with(&labels)),
+            channels: CHANNELS.with(&labels),
             instances: STATES.map(|state| INSTANCES.with(&[&target, state])),
             open_connections: OPEN_CONNECTIONS.with(&labels),
             attempts_succeeded: CONNECTION_ATTEMPTS_SUCCEEDED.with(&labels),
@@ -66,6 +69,11 @@ impl ChannelFigures {
     /// A retry is wanted, and the budget does not allow it.
     pub(crate) fn on_retry_refused(&self) {
         self.0.retries_refused.add(1);
+    }
+
+    /// The channel, for as long as the share lives.
+    pub(crate) fn open(&self) -> Share {
+        Share::new(self.0.channels.clone(), 1.0)
     }
 
     /// An instance that the channel knows, for as long as the figure lives.
