@@ -16,8 +16,6 @@ pub(crate) struct WatchGauges {
     of: Followed,
     /// The state that it is counted in.
     state: Option<(&'static str, Share)>,
-    /// Lists since a check found a difference.
-    differences: Counter,
     keys: Counter,
     size: Counter,
     duration: Histogram,
@@ -40,8 +38,8 @@ pub(crate) enum ListCause {
     Compacted,
     /// The store is behind what was seen of it.
     RolledBack,
-    /// A check showed another number of keys, or one that was written and not told of.
-    Difference,
+    /// A check showed another number of keys, or one that was written and not told of: perhaps the event is on its way.
+    Check,
     /// A message was too large to be read.
     TooLarge,
     /// The member turned out to be of another cluster.
@@ -94,7 +92,6 @@ impl WatchGauges {
         Self {
             of,
             state: None,
-            differences: LISTS.with(&[labels[0], labels[1], ListCause::Difference.label()]),
             keys: LISTED_KEYS.with(&labels),
             size: LISTED_SIZE.with(&labels),
             duration: LIST_DURATION.with(&labels),
@@ -121,11 +118,8 @@ impl WatchGauges {
 
     /// A list is complete.
     pub(super) fn on_listed(&self, cause: ListCause, took: Duration, revision: i64) {
-        match cause {
-            ListCause::Difference => self.differences.add(1),
-            // Each of the others is rare, and an alert for none.
-            cause => LISTS.with(&[self.service.as_str(), self.of.label(), cause.label()]).add(1),
-        }
+        // Each cause is rare, and an alert for none.
+        LISTS.with(&[self.service.as_str(), self.of.label(), cause.label()]).add(1);
         self.duration.record(took.as_secs_f64());
         self.progress.on_complete(revision);
     }
@@ -177,7 +171,7 @@ impl ListCause {
             Self::Start => "start",
             Self::Compacted => "compacted",
             Self::RolledBack => "rolled_back",
-            Self::Difference => "difference",
+            Self::Check => "check",
             Self::TooLarge => "too_large",
             Self::OtherCluster => "other_cluster",
             Self::RoomAgain => "room_again",

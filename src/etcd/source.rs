@@ -409,7 +409,7 @@ impl Source {
                 State::Streaming(stream)
             }
             // Perhaps on its way on the stream; the list tells.
-            Ok(_) => self.list_beside(ListCause::Difference, Some(stream)),
+            Ok(_) => self.list_beside(ListCause::Check, Some(stream)),
             Err(error) => self.on_check_failed(stream, &error),
         }
     }
