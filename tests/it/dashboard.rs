@@ -65,7 +65,8 @@ impl Fleet {
         .await;
         eventually("it takes calls", LIMIT, async || self.calls().await > before + 20).await;
         server.signal(Signal::KILL);
-        eventually("its connection ends", LIMIT, async || self.client_shows("disconnections_total{").await).await;
+        eventually("its connection ends", LIMIT, async || self.client_counts("grpc_subchannel_disconnections").await)
+            .await;
     }
 
     /// Has a server join that fails every call, until it is ejected.
@@ -75,11 +76,18 @@ impl Fleet {
         let instance = Instance::new("hello", incoming.local_addr().expect("it is bound"));
         let registration = registry.registration(instance).build().expect("a good registration");
         tokio::spawn(registration.serve(HelloServer::new(Failing), incoming, pending()));
-        eventually("it is ejected", LIMIT, async || self.client_shows("ejections_enforced_total{").await).await;
+        let is_ejected = async || self.client_counts("grpc_lb_outlier_detection_ejections_enforced").await;
+        eventually("it is ejected", LIMIT, is_ejected).await;
     }
 
     async fn client_shows(&self, text: &str) -> bool {
         get(&self.pages[1], "/metrics").await.is_ok_and(|page| page.contains(text))
+    }
+
+    /// Whether a counter of the client has a series above 0.
+    async fn client_counts(&self, name: &str) -> bool {
+        let (page, begin) = (get(&self.pages[1], "/metrics").await.unwrap_or_default(), format!("{name}_total{{"));
+        page.lines().any(|line| line.starts_with(&begin) && !line.ends_with(" 0"))
     }
 
     /// How many calls the client has made.

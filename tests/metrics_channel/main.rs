@@ -385,6 +385,18 @@ async fn a_channel_of_a_registry_has_its_target_and_every_state_from_the_beginni
     let states = figures.values("tonic_etcd.channel.instances", "state");
     assert_eq!(states.len(), 8, "an alert finds each of them: {states:?}");
     assert!(is(figures.instances("ready"), 0.0));
+    let unenforced = "grpc.lb.outlier_detection.ejections_unenforced";
+    for (name, label, count) in [
+        ("grpc.lb.outlier_detection.ejections_enforced", "grpc.lb.outlier_detection.detection_method", 5),
+        (unenforced, "grpc.lb.outlier_detection.detection_method", 5),
+        (unenforced, "grpc.lb.outlier_detection.unenforced_reason", 2),
+        ("grpc.subchannel.disconnections", "grpc.disconnect_error", 7),
+        ("grpc.client.call.duration_count", "grpc.status", 2),
+    ] {
+        let values = figures.values(name, label);
+        assert_eq!(values.len(), count, "{name} by {label}: {values:?}");
+        assert!(is(figures.sum(name, &[]), 0.0), "an increase from 0 is seen");
+    }
     drop(channel);
 }
 
