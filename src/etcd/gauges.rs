@@ -1,14 +1,14 @@
 //! What happens to watches, to the metrics.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::{EtcdError, EtcdErrorKind};
 use crate::instance::ServiceName;
 use crate::metrics::discovery::{LAG, LIST_DURATION, LISTED_KEYS, LISTED_SIZE, LISTS, RESTARTS, VERIFIED, WATCHES};
 use crate::metrics::etcd::{CALL_DURATION, CALLS, CONNECTS, LOGINS, MEMBERS, OUTAGES, STRANGERS};
-use crate::metrics::{Counter, Gauge, Histogram, Moment, Share};
+use crate::metrics::{Counter, Histogram, Moment, Share};
 
 /// Of one source.
 pub(crate) struct WatchGauges {
@@ -73,29 +73,28 @@ pub(super) enum Restart {
 /// Up to which revision a watch is complete, and when it was last known to be: shared by a source and the stream that
 /// its watch is on.
 #[derive(Clone)]
-pub(super) struct Progress {
-    complete: Arc<AtomicI64>,
+pub(super) struct Progress(Arc<Shown>);
+
+struct Shown {
+    complete: AtomicI64,
     verified: Moment,
-    lag: Gauge,
+    lag: Mutex<Share>,
 }
 
 /// How far an open watch is behind its stream.
-pub(super) struct Lag {
-    progress: Progress,
-    share: Share,
-}
+pub(super) struct Lag(Progress);
 
 impl WatchGauges {
     pub(crate) fn new(service: ServiceName, of: Followed) -> Self {
         let labels = [service.as_str(), of.label()];
-        let (lag, verified) = (LAG.with(&labels), Moment::new(&VERIFIED, &labels));
+        let (lag, verified) = (Share::new(LAG.with(&labels), 0.0), Moment::new(&VERIFIED, &labels));
         Self {
             of,
             state: None,
             keys: LISTED_KEYS.with(&labels),
             size: LISTED_SIZE.with(&labels),
             duration: LIST_DURATION.with(&labels),
-            progress: Progress { complete: Arc::default(), verified, lag },
+            progress: Progress(Arc::new(Shown { complete: AtomicI64::default(), verified, lag: Mutex::new(lag) })),
             service,
         }
     }
@@ -132,27 +131,43 @@ impl WatchGauges {
 impl Progress {
     /// All that happened up to this revision was told of.
     pub(super) fn on_complete(&self, revision: i64) {
-        self.complete.store(revision, Ordering::Relaxed);
-        self.verified.set_now();
+        self.0.complete.store(revision, Ordering::Relaxed);
+        self.0.verified.set_now();
+    }
+
+    /// Nothing is missing up to this revision, the newest one of the store: whatever the stream named is behind it.
+    pub(super) fn on_checked(&self, revision: i64) {
+        self.on_complete(revision);
+        self.show(0.0);
     }
 
     /// Of a watch that is open and begins behind this revision.
     pub(super) fn lag(&self, revision: i64) -> Lag {
-        self.complete.store(revision, Ordering::Relaxed);
-        Lag { progress: self.clone(), share: Share::new(self.lag.clone(), 0.0) }
+        self.0.complete.store(revision, Ordering::Relaxed);
+        Lag(self.clone())
+    }
+
+    fn show(&self, lag: f64) {
+        self.0.lag.lock().unwrap_or_else(PoisonError::into_inner).set(lag);
     }
 }
 
 impl Lag {
     pub(super) fn on_complete(&self, revision: i64) {
-        self.progress.on_complete(revision);
+        self.0.on_complete(revision);
     }
 
     /// Shows how far behind this revision the watch is.
-    pub(super) fn show(&mut self, newest: i64) {
-        let lag = newest - self.progress.complete.load(Ordering::Relaxed);
+    pub(super) fn show(&self, newest: i64) {
+        let lag = newest - self.0.0.complete.load(Ordering::Relaxed);
         #[expect(clippy::cast_precision_loss, reason = "so many revisions are not told apart")]
-        self.share.set(lag.max(0) as f64);
+        self.0.show(lag.max(0) as f64);
+    }
+}
+
+impl Drop for Lag {
+    fn drop(&mut self) {
+        self.0.show(0.0);
     }
 }
 

@@ -402,7 +402,7 @@ impl Source {
         match stream.generation.on_answer(&connection, asked).await {
             Ok(changes) if changes.store >= self.revision && !changes.any && changes.keys == self.keys => {
                 self.attempts.on_success();
-                self.gauges.progress().on_complete(changes.store);
+                self.gauges.progress().on_checked(changes.store);
                 let interval = if stream.is_mute { CHECK_OF_MUTE } else { self.interval };
                 stream.check_at = Instant::now() + spread(interval, 0.2);
                 stream.again.reset();
