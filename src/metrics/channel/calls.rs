@@ -208,7 +208,7 @@ fn position(known: &[(Key, Arc<Method>)], key: Key) -> Result<usize, usize> {
     known.binary_search_by_key(&key, |(key, _)| *key)
 }
 
-/// The handles of one method. Those of a status are made with the first call that ends with it.
+/// The handles of one method. Those of a status are made with the first call that ends with it, but for [`ALERTING`].
 #[derive(Debug)]
 pub(super) struct Method {
     target: Arc<str>,
@@ -235,7 +235,11 @@ struct RepeatHandles {
 impl Method {
     fn new(target: Arc<str>, name: Box<str>, in_flight: Gauge) -> Self {
         let attempts = ATTEMPT_STARTED.with(&[&target, &name]);
-        Self { target, name, in_flight, attempts, statuses: Default::default(), repeats: OnceLock::new() }
+        let method = Self { target, name, in_flight, attempts, statuses: Default::default(), repeats: OnceLock::new() };
+        for code in ALERTING {
+            method.on_status(code);
+        }
+        method
     }
 
     fn on_status(&self, code: Code) -> &StatusHandles {
@@ -272,6 +276,9 @@ const OTHER: &str = "other";
 
 /// How many methods of a channel are told apart: more than programs have clients for, and few enough to store.
 const METHODS: usize = 200;
+
+/// The statuses that alerts are made of: a rate does not see the first of a series that begins with it.
+const ALERTING: [Code; 2] = [Code::Unavailable, Code::DeadlineExceeded];
 
 /// By their codes.
 const STATUSES: [&str; 17] = [
