@@ -33,7 +33,7 @@ use tonic_etcd::Address;
 use tracing_subscriber::EnvFilter;
 
 use self::connection::Connection;
-use self::failure::Failure;
+use self::failure::{Failure, refused};
 use self::print::Output;
 
 /// Shows what is registered in etcd, and gives orders to the servers there.
@@ -42,7 +42,7 @@ use self::print::Output;
 #[derive(Parser)]
 #[command(name = "tonic-etcd", version, after_help = EXIT_CODES)]
 struct Flags {
-    /// Prints one JSON object a line, for programs
+    /// Prints one JSON object a line, for programs; all commands but `top`
     #[arg(long)]
     json: bool,
 
@@ -111,7 +111,10 @@ async fn main() -> ExitCode {
     // In front of the command or behind it: both are easy to type.
     let command = Flags::command().mut_args(|flag| flag.global(true));
     let flags = Flags::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
-    log_to_stderr(flags.command.log());
+    // A line of a log would stand in the middle of the screen.
+    if !matches!(flags.command, Command::Top(_)) || !io::stderr().is_terminal() {
+        log_to_stderr(flags.command.log());
+    }
     match run(flags).await {
         // The reader of the output has seen enough, as `head` does.
         Err(Failure::Run(error)) if is_closed_pipe(&*error) => ExitCode::SUCCESS,
@@ -124,7 +127,6 @@ impl Command {
     fn log(&self) -> &'static str {
         match self {
             Self::Watch { .. } | Self::Web(_) => "warn",
-            // A line of a log would stand in the middle of the screen.
             Self::Top(_) => "off",
             Self::Ls { .. } | Self::Drain { .. } | Self::Weight { .. } | Self::Check(_) => {
                 "warn,tonic_etcd::etcd=error"
@@ -146,6 +148,9 @@ async fn run(flags: Flags) -> Result<(), Failure> {
         Command::Weight { address, weight, service } => {
             command::weight::run(&registry, address, weight, service, output).await
         }
+        Command::Top(_) if output.json => {
+            Err(refused("a screen is no JSON: `ls --json` prints what there is, `watch --json` what changes"))
+        }
         Command::Top(top) => command::top::run(&registry, &flags.connection, &top).await,
         Command::Check(check) => command::check::run(registry, &flags.connection, &check, output).await,
         Command::Web(flags) => command::web::run(registry, shown, flags, output).await,
@@ -160,7 +165,9 @@ fn is_closed_pipe(error: &(dyn Error + 'static)) -> bool {
 fn log_to_stderr(default: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let colours = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(io::stderr).init();
+    // Its own complaints about a closed standard error would end in a panic there.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).log_internal_errors(false);
+    log.with_writer(io::stderr).init();
 }
 
 /// The end of the help.
