@@ -12,6 +12,7 @@ use tonic_etcd::{ConfigError, Registration, Registry, RegistryError};
 use crate::support::changes::Changes;
 use crate::support::etcd::Etcd;
 use crate::support::process::{Process, Signal, example};
+use crate::support::proxy::Proxy;
 use crate::support::server::EchoServer;
 use crate::support::server::proto::echo::EchoRequest;
 use crate::support::server::proto::echo::echo_client::EchoClient;
@@ -216,6 +217,29 @@ async fn what_another_program_registered_has_its_former_weight_back() {
 }
 
 #[tokio::test]
+async fn an_order_that_is_seen_only_after_it_was_withdrawn_is_not_obeyed() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::start(etcd.address()).await;
+    let here = Registry::builder([proxy.url()]).build().expect("a good registry");
+    let server = EchoServer::registered(&here, "echo").await;
+    let registration = server.registration();
+    let (value, _) = only_value(&etcd).await;
+
+    // The order arrives after 3.5 s, and its withdrawal, which comes at 3 s, after 6.5 s.
+    proxy.delay(Duration::from_millis(3_500));
+    let refused = registry(&etcd).set_weight("echo", server.address(), 7).await.expect_err("it cannot answer in time");
+    assert!(matches!(refused, RegistryError::WeightNotKept { .. }), "{refused}");
+    assert_eq!(only_value(&etcd).await.0, value, "its own value is back");
+    proxy.delay(Duration::ZERO);
+    etcd.delete(etcd.keys("").await.pop().expect("a key").0).await;
+    let is_back = async || !etcd.keys("").await.is_empty();
+    eventually("the order arrives, and the key is put back", LIMIT, is_back).await;
+    assert_eq!((only_value(&etcd).await.0, registration.weight()), (value, 10), "its own weight stays");
+    stands_at(&etcd, registration, 10, "to the end").await;
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_frozen_server_is_not_reweighed_and_both_orders_at_once_are_obeyed() {
     let etcd = Etcd::start().await;
     let registry = registry(&etcd);
@@ -228,6 +252,12 @@ async fn a_frozen_server_is_not_reweighed_and_both_orders_at_once_are_obeyed() {
     let refused = registry.set_weight("echo", address, 7).await.expect_err("it cannot answer");
     assert!(refused.to_string().contains("frozen"), "{refused}");
     assert_eq!(only_value(&etcd).await, (value.clone(), lease), "its own value is back");
+    server.resume();
+    etcd.delete(format!("kitex/registry-etcd/echo/{address}")).await;
+    let is_back = async || !etcd.keys("").await.is_empty();
+    eventually("it has seen what happened, and puts its key back", LIMIT, is_back).await;
+    assert_eq!(only_value(&etcd).await, (value.clone(), lease), "an order that was withdrawn is none");
+    server.freeze();
 
     // A weight whose call was cut off, and a drain: it sees both at once.
     let reweighed = Kitex::new().reweigh(value.as_bytes(), 7).expect("its own value takes it");

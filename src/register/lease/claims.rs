@@ -98,14 +98,16 @@ pub(super) enum Order {
     /// The draining mark.
     Drain,
     /// Another weight.
-    Weigh(Reweighted),
+    Reweigh(Reweigh),
 }
 
-/// A weight, and the one that it replaces.
+/// An operator's weight, and the one that it replaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Reweighted {
-    pub(crate) from: u16,
-    pub(crate) to: u16,
+pub(super) struct Reweigh {
+    pub(super) from: u16,
+    pub(super) to: u16,
+    /// The revision of the key that gives the order. The operator withdraws it by writing the key again.
+    revision: i64,
 }
 
 /// The result of a grant.
@@ -127,7 +129,9 @@ pub(super) enum ClaimOutcome {
     /// An operator put the draining mark on our value.
     Drained,
     /// An operator set another weight in the value that the claim was to replace.
-    Reweighted(Reweighted),
+    Reweigh(Reweigh),
+    /// The order that the claim was to answer stands no more.
+    Withdrawn,
     /// The key changed under each attempt.
     Contended,
 }
@@ -208,18 +212,19 @@ impl Claims {
     }
 
     /// Puts our value, of this weight, unless the key belongs to another server that is alive, and then deletes former
-    /// keys.
+    /// keys. The answer to an order replaces nothing but that order.
     pub(super) async fn claim(
         &mut self,
         key: &str,
         value: &[u8],
         weight: u16,
         lease: i64,
+        order: Option<Reweigh>,
     ) -> Result<ClaimOutcome, EtcdError> {
         // Its answer may be lost.
         self.was_claimed.store(true, Ordering::Relaxed);
         self.set_key(ClaimedKey { key: key.to_owned(), lease, revision: None });
-        let outcome = self.put(key, value, weight, lease).await?;
+        let outcome = self.put(key, value, weight, lease, order).await?;
         // A failure costs only time: the next claim deletes them, or they end with their leases.
         if !matches!(outcome, ClaimOutcome::Contended)
             && let Err(error) = self.remove_former().await
@@ -229,14 +234,22 @@ impl Claims {
         Ok(outcome)
     }
 
-    async fn put(&mut self, key: &str, value: &[u8], weight: u16, lease: i64) -> Result<ClaimOutcome, EtcdError> {
-        let mut seen = 0;
+    async fn put(
+        &mut self,
+        key: &str,
+        value: &[u8],
+        weight: u16,
+        lease: i64,
+        order: Option<Reweigh>,
+    ) -> Result<ClaimOutcome, EtcdError> {
+        let mut seen = order.map_or(0, |order| order.revision);
         for _ in 0..CLAIM_ATTEMPTS {
             let put = self.registrar.cluster.call(CLAIM_LIMIT, |member| async move {
                 member.put_if(key, value.to_vec(), lease, seen, CLAIM_LIMIT).await
             });
             let found = match put.await? {
                 Claimed::Done(revision) => return Ok(self.on_claimed(revision)),
+                Claimed::Found(None) if order.is_some() => return Ok(ClaimOutcome::Withdrawn),
                 Claimed::Found(None) => {
                     seen = 0;
                     continue;
@@ -248,11 +261,13 @@ impl Claims {
             }
             match self.order(&found) {
                 Some(Order::Drain) => return Ok(ClaimOutcome::Drained),
+                Some(Order::Reweigh(newer)) if order.is_some() => return Ok(ClaimOutcome::Reweigh(newer)),
                 // A weight that the program set since the last claim is the later one.
-                Some(Order::Weigh(order)) if order.from == weight && order.to != weight => {
-                    return Ok(ClaimOutcome::Reweighted(order));
+                Some(Order::Reweigh(newer)) if newer.from == weight && newer.to != weight => {
+                    return Ok(ClaimOutcome::Reweigh(newer));
                 }
-                Some(Order::Weigh(_)) | None => {}
+                None if order.is_some() => return Ok(ClaimOutcome::Withdrawn),
+                Some(Order::Reweigh(_)) | None => {}
             }
             if !self.may_replace(&found).await? {
                 self.key = None;
@@ -325,7 +340,7 @@ impl Claims {
         let to = format.decode(segment, &found.value).ok()?.weight?;
         let reweighed = format.reweigh(&published.value, to)?;
         if reweighed == found.value {
-            return Some(Order::Weigh(Reweighted { from: published.weight, to }));
+            return Some(Order::Reweigh(Reweigh { from: published.weight, to, revision: found.mod_revision }));
         }
         // Both orders, before the first was taken up.
         (format.mark_draining(&reweighed)? == found.value).then_some(Order::Drain)

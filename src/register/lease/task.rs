@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::claims::{ClaimOutcome, Claims, GrantOutcome, Order, Reweighted};
+use super::claims::{ClaimOutcome, Claims, GrantOutcome, Order, Reweigh};
 use super::gauges::Loss;
 use super::keepalive::{Lease, keep};
 use super::leave::leave;
@@ -68,6 +68,8 @@ enum State {
         /// Not before then.
         at: Instant,
         observer: Option<Observer>,
+        /// The order that the claim answers.
+        order: Option<Reweigh>,
     },
     /// The key is ours.
     Holding { lease: Lease, claim: Claim, observer: Observer },
@@ -97,7 +99,7 @@ struct Claim {
 enum KeyState {
     Ours,
     Drained,
-    Reweighted(Reweighted),
+    Reweigh(Reweigh),
     Touched(Loss),
 }
 
@@ -145,9 +147,9 @@ impl LeaseTask {
                 sleep_until(at).await;
                 self.grant(unanswered, observer).await
             }
-            State::Claiming { lease, at, observer } => {
+            State::Claiming { lease, at, observer, order } => {
                 self.wait(at, false).await;
-                self.claim(lease, observer).await
+                self.claim(lease, observer, order).await
             }
             State::Holding { lease, claim, observer } => self.hold(lease, claim, observer).await,
             State::Yielding { lease, observer } => self.give_way(lease, observer).await,
@@ -202,8 +204,13 @@ impl LeaseTask {
         claiming(keep(self.claims.registrar.keepalives.clone(), id, ttl, renew_at), observer)
     }
 
-    async fn claim(&mut self, lease: Lease, mut observer: Option<Observer>) -> State {
-        let instance = self.desired.instance();
+    async fn claim(&mut self, lease: Lease, mut observer: Option<Observer>, order: Option<Reweigh>) -> State {
+        let mut instance = self.desired.instance();
+        // A weight that the program set since is the later one.
+        let order = order.filter(|order| order.from == instance.weight);
+        if let Some(order) = order {
+            instance.weight = order.to;
+        }
         if self.desired.absence().is_some() {
             return State::Withdrawing { lease, at: Instant::now() };
         }
@@ -213,7 +220,7 @@ impl LeaseTask {
             // What the claim returns is a revision from after these.
             observer.rollbacks = observer.own_key.borrow().rollbacks;
         }
-        let outcome = match self.claims.claim(&key, &value, instance.weight, lease.id).await {
+        let outcome = match self.claims.claim(&key, &value, instance.weight, lease.id, order).await {
             Ok(outcome) => outcome,
             Err(error) if error.kind == EtcdErrorKind::NotFound => {
                 // With back-off, since it repeats where two clusters are behind one name.
@@ -223,7 +230,7 @@ impl LeaseTask {
             }
             Err(error) => {
                 let at = self.setbacks.retry_at(&error, self.is_held);
-                return self.on_error(&error, State::Claiming { lease, at, observer });
+                return self.on_error(&error, State::Claiming { lease, at, observer, order });
             }
         };
         let same_key = observer.filter(|observer| observer.key == key);
@@ -231,6 +238,9 @@ impl LeaseTask {
             ClaimOutcome::Claimed(revision) => {
                 self.setbacks.on_registered();
                 (self.failures, self.is_held) = (0, true);
+                if let Some(order) = order {
+                    self.on_reweighed(order, &key);
+                }
                 self.claims.expect_orders(&instance, lease.id);
                 tracing::info!(target: REGISTRATION, key, lease = hex(lease.id), "registered");
                 self.reports.report(RegistrationStatus::Registered { key: key.clone(), lease: lease.id });
@@ -251,14 +261,12 @@ impl LeaseTask {
                 State::Yielding { lease, observer: self.observe(key) }
             }
             ClaimOutcome::Drained => State::Drained,
-            ClaimOutcome::Reweighted(order) => {
-                self.take_up(order, &key);
-                claiming(lease, same_key)
-            }
+            ClaimOutcome::Reweigh(order) => answering(lease, Instant::now(), same_key, order),
+            ClaimOutcome::Withdrawn => claiming(lease, same_key),
             ClaimOutcome::Contended => {
                 let at = Instant::now() + self.setbacks.pause();
                 let reason = format!("{key} was changed by others each time that it was claimed");
-                self.on_failure(reason, State::Claiming { lease, at, observer: same_key })
+                self.on_failure(reason, State::Claiming { lease, at, observer: same_key, order: None })
             }
         }
     }
@@ -287,11 +295,7 @@ impl LeaseTask {
                 Ok(()) = observer.own_key.changed() => match self.on_key_seen(&mut observer, &mut claim, lease.id) {
                     KeyState::Ours => {}
                     KeyState::Drained => return State::Drained,
-                    KeyState::Reweighted(order) => {
-                        self.take_up(order, &observer.key);
-                        // To the operator a value of our own is the answer, whether with this weight or a newer one.
-                        return claiming(lease, Some(observer));
-                    }
+                    KeyState::Reweigh(order) => return answering(lease, Instant::now(), Some(observer), order),
                     // Many keys go at once with their leases: a look costs etcd less than a claim that fails.
                     KeyState::Touched(_) if self.is_lease_dead(&observer, lease.id).await => {
                         return self.on_lease_lost(&lease, Loss::LeaseEnded, Duration::ZERO, Some(observer));
@@ -305,7 +309,8 @@ impl LeaseTask {
                             "registration was lost; it is put back"
                         );
                         self.reports.on_lost(loss);
-                        return State::Claiming { lease, at: self.setbacks.restore_at(Instant::now()), observer: Some(observer) };
+                        let at = self.setbacks.restore_at(Instant::now());
+                        return State::Claiming { lease, at, observer: Some(observer), order: None };
                     }
                 }
             }
@@ -325,14 +330,14 @@ impl LeaseTask {
             Some(kv) if kv.lease == lease && kv.value == claim.value => KeyState::Ours,
             Some(kv) => match self.claims.order(kv) {
                 Some(Order::Drain) => KeyState::Drained,
-                Some(Order::Weigh(order)) => KeyState::Reweighted(order),
+                Some(Order::Reweigh(order)) => KeyState::Reweigh(order),
                 None => KeyState::Touched(Loss::KeyOverwritten),
             },
         }
     }
 
-    /// Makes an operator's weight the instance's own, unless the program set another one meanwhile.
-    fn take_up(&self, order: Reweighted, key: &str) {
+    /// The key holds an operator's weight as our own: it is the instance's, unless the program set another one meanwhile.
+    fn on_reweighed(&self, order: Reweigh, key: &str) {
         if self.desired.reweigh(order.from, order.to) {
             tracing::info!(
                 target: REGISTRATION,
@@ -390,7 +395,8 @@ impl LeaseTask {
             let Some(absence) = self.desired.absence() else {
                 self.reports.report(RegistrationStatus::Registering);
                 // At a limited rate, where health flutters.
-                return State::Claiming { lease, at: self.setbacks.restore_at(Instant::now()), observer: None };
+                let at = self.setbacks.restore_at(Instant::now());
+                return State::Claiming { lease, at, observer: None, order: None };
             };
             self.reports.report(absence);
             tokio::select! {
@@ -479,5 +485,9 @@ impl Drop for LeaseTask {
 }
 
 fn claiming(lease: Lease, observer: Option<Observer>) -> State {
-    State::Claiming { lease, at: Instant::now(), observer }
+    State::Claiming { lease, at: Instant::now(), observer, order: None }
+}
+
+fn answering(lease: Lease, at: Instant, observer: Option<Observer>, order: Reweigh) -> State {
+    State::Claiming { lease, at, observer, order: Some(order) }
 }
