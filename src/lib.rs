@@ -124,6 +124,7 @@ compile_error!("the feature _tls is internal: switch on tls-ring or tls-aws-lc")
 
 mod backoff;
 pub mod channel;
+mod codes;
 mod discover;
 mod error;
 mod etcd;

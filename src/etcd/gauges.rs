@@ -279,9 +279,9 @@ fn outcome(kind: EtcdErrorKind) -> &'static str {
         EtcdErrorKind::AlreadyExists => "exists",
         EtcdErrorKind::Compacted => "compacted",
         EtcdErrorKind::TooLarge => "too_large",
-        EtcdErrorKind::Split => "other_cluster",
         EtcdErrorKind::Incapable => "incapable",
-        EtcdErrorKind::Refused => "refused",
+        // No call ends with a split: that is what comes of several answers.
+        EtcdErrorKind::Refused | EtcdErrorKind::Split => "refused",
     }
 }
 
@@ -352,5 +352,35 @@ impl LoginGauges {
     /// The provider of credentials failed.
     pub(super) fn on_no_credentials(&self) {
         self.no_credentials.add(1);
+    }
+}
+
+#[cfg(all(test, feature = "metrics"))]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+
+    #[test]
+    fn a_check_settles_the_lag_that_a_stream_has_shown_and_so_does_its_end() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let shows = |value: &str| {
+            let text = recorder.handle().render();
+            let line = format!("tonic_etcd_watch_lag{{service=\"echo\",of=\"instances\"}} {value}\n");
+            assert!(text.contains(&line), "{value} is not in {text}");
+        };
+        metrics::with_local_recorder(&recorder, || {
+            let gauges = WatchGauges::new("echo".parse().expect("a good name"), Followed::Instances);
+            let lag = gauges.progress().lag(5);
+            shows("0");
+            lag.show(9);
+            shows("4");
+            gauges.progress().on_checked(9);
+            shows("0");
+            lag.show(12);
+            shows("3");
+            drop(lag);
+            shows("0");
+        });
     }
 }

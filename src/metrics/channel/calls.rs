@@ -11,6 +11,7 @@ use tonic::{Code, GrpcMethod};
 use super::constants::{
     ATTEMPT_DURATION, ATTEMPT_STARTED, CALL_DURATION, CALL_RETRIES, CALL_RETRY_DELAY, CALL_TRANSPARENT_RETRIES,
 };
+use crate::codes;
 use crate::metrics::{Counter, Gauge, Histogram};
 
 /// What is measured of one call, which ends once: with a status, or CANCELLED where it is dropped before.
@@ -215,7 +216,8 @@ pub(super) struct Method {
     name: Box<str>,
     in_flight: Gauge,
     attempts: Counter,
-    statuses: [OnceLock<StatusHandles>; STATUSES.len()],
+    /// By their codes.
+    statuses: [OnceLock<StatusHandles>; codes::COUNT],
     repeats: OnceLock<RepeatHandles>,
 }
 
@@ -243,9 +245,8 @@ impl Method {
     }
 
     fn on_status(&self, code: Code) -> &StatusHandles {
-        let index = usize::try_from(i32::from(code)).unwrap_or_default().min(STATUSES.len() - 1);
-        self.statuses[index].get_or_init(|| {
-            let labels = [&*self.target, &*self.name, STATUSES[index]];
+        self.statuses[code as usize].get_or_init(|| {
+            let labels = [&*self.target, &*self.name, codes::name(code)];
             StatusHandles { call: CALL_DURATION.with(&labels), attempt: ATTEMPT_DURATION.with(&labels) }
         })
     }
@@ -279,27 +280,6 @@ const METHODS: usize = 200;
 
 /// The statuses that alerts are made of: a rate does not see the first of a series that begins with it.
 const ALERTING: [Code; 2] = [Code::Unavailable, Code::DeadlineExceeded];
-
-/// By their codes.
-const STATUSES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
 
 #[cfg(test)]
 mod tests {
@@ -369,15 +349,6 @@ mod tests {
     #[test]
     fn the_figures_of_a_call_are_small() {
         assert!(size_of::<CallFigures>() <= 40, "{} bytes", size_of::<CallFigures>());
-    }
-
-    #[test]
-    fn statuses_stand_by_their_codes() {
-        let name = |code: Code| STATUSES[usize::try_from(i32::from(code)).expect("a small number")];
-        assert_eq!(name(Code::Ok), "OK");
-        assert_eq!(name(Code::DeadlineExceeded), "DEADLINE_EXCEEDED");
-        assert_eq!(name(Code::Unavailable), "UNAVAILABLE");
-        assert_eq!(name(Code::Unauthenticated), "UNAUTHENTICATED");
     }
 
     #[test]
