@@ -234,7 +234,7 @@ async fn a_server_is_drained_from_the_page_where_that_is_allowed_and_after_a_que
     let focused = browser.run("return document.activeElement.textContent").await;
     assert_eq!(focused, json!("Drain it"));
     // Another weight ends neither the question nor the focus on it.
-    let registry = Registry::builder([etcd.url()]).kitex().build().expect("a registry");
+    let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     registry.set_weight("echo", instance.as_str(), 3).await.expect("the server takes it up");
     let heavier = "return /Weight\\s+3/.test(document.querySelector('#details').innerText)";
     browser.until("the new weight", heavier).await;
@@ -295,7 +295,7 @@ async fn a_lost_server_and_a_lost_etcd_are_shown_with_the_age_of_what_is_known()
     browser
         .until(
             "etcd is lost",
-            "return /etcd does not answer.* What is shown is \\d+ s old/.test(document.querySelector('#stale').innerText)",
+            "return /etcd does not answer.* is \\d+ s old/.test(document.querySelector('#stale').innerText)",
         )
         .await;
     shows(&browser, "what was known", &["10.0.0.1:80"]).await;

@@ -378,7 +378,7 @@ async fn an_order_meets_no_server_that_the_page_does_not_show_and_no_successor()
     assert!(status == 404 || status == 409, "{status}");
     assert_eq!(marked().await, [], "nothing was told to leave");
 
-    let registry = Registry::builder([etcd.url()]).kitex().build().expect("a registry");
+    let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let refused = registry.drain_leased("echo", instance, leases[0]).await.expect_err("its lease is another one");
     assert!(matches!(refused, RegistryError::UnknownAddress { .. }), "{refused}");
     assert_eq!(marked().await, []);
