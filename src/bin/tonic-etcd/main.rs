@@ -29,6 +29,7 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use tokio::runtime;
 use tonic_etcd::Address;
 use tracing_subscriber::EnvFilter;
 
@@ -68,9 +69,10 @@ enum Command {
         /// The service's name; all services without
         service: Option<String>,
     },
-    /// Has a server leave: it gets no new calls from then on, ends those that it has, and serves on
+    /// Has a server leave: it takes itself off etcd, ends the calls that it has, and serves on
     ///
-    /// Waits until it has left, 5 s at most. A server that does not run tonic-etcd stays in etcd, marked: clients that
+    /// Clients of tonic-etcd send it no new calls from the mark on, unless it is the last one; other clients still do
+    /// until it has left. Waits until it has left, 5 s at most. A server that does not run tonic-etcd stays in etcd, marked: clients that
     /// run tonic-etcd leave it alone, and others do not.
     Drain {
         /// Where the server is registered, as host:port
@@ -106,8 +108,7 @@ enum Command {
     Web(command::web::Flags),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     // In front of the command or behind it: both are easy to type.
     let command = Flags::command().mut_args(|flag| flag.global(true));
     let flags = Flags::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
@@ -115,7 +116,14 @@ async fn main() -> ExitCode {
     if !matches!(flags.command, Command::Top(_)) || !io::stderr().is_terminal() {
         log_to_stderr(flags.command.log());
     }
-    match run(flags).await {
+    let runtime = match runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failure::exit_code::<Flags>(Err(error.into())),
+    };
+    let ended = runtime.block_on(run(flags));
+    // A file on a mount that does not answer would hold up the end for ever.
+    runtime.shutdown_background();
+    match ended {
         // The reader of the output has seen enough, as `head` does.
         Err(Failure::Run(error)) if is_closed_pipe(&*error) => ExitCode::SUCCESS,
         ended => failure::exit_code::<Flags>(ended),
