@@ -101,9 +101,16 @@ async fn listener<F: Future<Output = ()> + Send>(
 async fn says(answer: &'static [u8]) -> SocketAddr {
     listener(async move |mut stream: TcpStream| {
         _ = stream.read(&mut [0; 1_024]).await;
-        _ = stream.write_all(answer).await;
+        end_with(stream, answer).await;
     })
     .await
+}
+
+/// Sends the last bytes, and reads on: a connection that is closed with bytes unread is reset, and the last are lost.
+async fn end_with(mut stream: TcpStream, last: &[u8]) {
+    _ = stream.write_all(last).await;
+    _ = stream.shutdown().await;
+    _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
 }
 
 /// A port whose queue of connections is full, so that others wait in vain, for as long as what is returned lives.
@@ -162,7 +169,7 @@ async fn each_thing_that_can_listen_at_an_address_is_named() {
         // A web server's port for TLS: an alert for a greeting, and an answer in plain text for anything else.
         let answer =
             if begin[0] == 0x16 { &[0x15, 3, 3, 0, 2, 2, 40][..] } else { b"HTTP/1.1 400 Bad Request\r\n\r\n" };
-        _ = stream.write_all(answer).await;
+        end_with(stream, answer).await;
     });
     let fronted = fronted.await.to_string();
     let other = says(b"SSH-2.0-OpenSSH\r\n").await.to_string();
