@@ -376,20 +376,12 @@ async fn an_order_meets_no_server_that_the_page_does_not_show_and_no_successor()
     put_leased(instance, leases[1]).await;
     let status = order("echo", instance, &shown).await;
     assert!(status == 404 || status == 409, "{status}");
-<<<<<<< .merge_file_gIu9GF
-    assert_eq!(marked().await, Vec::<i64>::new(), "nothing was told to leave");
-=======
     assert!(marked().await.is_empty(), "nothing was told to leave");
->>>>>>> .merge_file_RBCxDL
 
     let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
     let refused = registry.drain_leased("echo", instance, leases[0]).await.expect_err("its lease is another one");
     assert!(matches!(refused, RegistryError::UnknownAddress { .. }), "{refused}");
-<<<<<<< .merge_file_gIu9GF
-    assert_eq!(marked().await, Vec::<i64>::new());
-=======
     assert!(marked().await.is_empty(), "by that neither");
->>>>>>> .merge_file_RBCxDL
     // Two keys of one address, as while a successor starts: one of them is meant.
     put_leased("twin", leases[0]).await;
     registry.drain_leased("echo", instance, leases[0]).await.expect("it has a key of that lease");
