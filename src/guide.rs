@@ -60,7 +60,7 @@ macro_rules! links {
 [logging]: crate::guide::logging
 [logging-spans]: crate::guide::logging#spans
 [metrics]: crate::guide::metrics
-[operating]: crate::guide::operating
+[operating-check]: crate::guide::operating#check
 [options]: crate::guide::options#registry
 [options-address]: crate::guide::options#the-published-address
 [retries]: crate::guide::retries

@@ -81,8 +81,9 @@
 //! `tracing_subscriber::fmt().init()` for example. From `info` on they say what an operator has to know: each
 //! registration that begins, is lost or ends, each server that joins, leaves or is ejected, and each outage of an etcd
 //! member. Their targets are `tonic_etcd::registration`, `tonic_etcd::channel`, `tonic_etcd::discovery` and
-//! `tonic_etcd::etcd`. [Logging](guide::logging) lists the messages. With the feature `metrics` there are counters,
-//! gauges and histograms as well: [Metrics](guide::metrics) lists them.
+//! `tonic_etcd::etcd`. [Logging](guide::logging) lists the messages. Calls are spans for OpenTelemetry:
+//! [Tracing](guide::tracing) says what is in them. With the feature `metrics` there are counters, gauges and histograms
+//! as well: [Metrics](guide::metrics) lists them.
 //!
 //! # Modules
 //!
@@ -124,6 +125,7 @@ compile_error!("the feature _tls is internal: switch on tls-ring or tls-aws-lc")
 
 mod backoff;
 pub mod channel;
+mod codes;
 mod discover;
 mod error;
 mod etcd;

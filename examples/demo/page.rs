@@ -46,7 +46,10 @@ impl Page {
         if let Some(stdout) = process.stdout() {
             BufReader::new(stdout).read_line(&mut line)?;
         }
-        let Listening { url } = serde_json::from_str(&line)?;
+        let Ok(Listening { url }) = serde_json::from_str(&line) else {
+            let log = fs::read_to_string(etcd.folder().join("page.log")).unwrap_or_default();
+            return Err(io::Error::other(format!("`tonic-etcd web` did not start: {}", log.trim())));
+        };
         Ok(Self { _process: process, url, figures })
     }
 

@@ -88,6 +88,8 @@ pub(crate) struct Stage {
     listed: HashMap<Address, Listed>,
     struck_out: usize,
     calls: Vec<Call>,
+    /// How many calls ended that are not kept any more.
+    forgotten: usize,
     pub(crate) screen: Screen,
     events: Events,
     seen: mpsc::UnboundedReceiver<Event>,
@@ -115,6 +117,7 @@ impl Stage {
             listed: HashMap::new(),
             struck_out: 0,
             calls: Vec::new(),
+            forgotten: 0,
             screen,
             events,
             seen,
@@ -147,7 +150,19 @@ impl Stage {
         if self.is_watched {
             self.screen.say("The page stays until ctrl-c.");
             self.screen.leave_table();
-            while self.see().await.is_ok() {}
+            while self.see().await.is_ok() {
+                self.forget();
+            }
+        }
+    }
+
+    /// Lets go of the calls that the page shows no more: the verdict has been given, and this may go on for days.
+    fn forget(&mut self) {
+        // Now and again: each time moves those that are kept.
+        if self.calls.len() >= KEPT_CALLS {
+            let old = self.calls.len() - self.last_second().count();
+            self.calls.drain(..old);
+            self.forgotten += old;
         }
     }
 
@@ -361,7 +376,10 @@ impl Stage {
             0 => "none failing".to_owned(),
             failing => self.screen.paint(Tone::Bad, &format!("{failing} failing")),
         };
-        format!("etcd: {etcd}   client: {rate} calls/s, {failing}, {} so far", grouped(self.calls.len()))
+        format!(
+            "etcd: {etcd}   client: {rate} calls/s, {failing}, {} so far",
+            grouped(self.forgotten + self.calls.len())
+        )
     }
 
     fn last_second(&self) -> impl Iterator<Item = &Call> {
@@ -418,5 +436,7 @@ pub(crate) const TTL: Duration = Duration::from_secs(5);
 const REDRAW: Duration = Duration::from_millis(100);
 /// For an etcd that has just started.
 const ETCD_LIMIT: Duration = Duration::from_secs(12);
+/// Calls from which on old ones are let go once nothing judges them any more: those of a few seconds.
+const KEPT_CALLS: usize = 1_000;
 /// Twice as often as the page looks at them.
 const FIGURES: Duration = Duration::from_millis(500);

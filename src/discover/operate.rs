@@ -86,25 +86,40 @@ impl Watchers {
         Ok(membership.snapshot(revision))
     }
 
-    /// Puts the draining mark on every key of an instance, each under the lease that it has. A key that has the mark
-    /// already stays as it is.
-    pub(crate) async fn drain(&self, service: &ServiceName, address: &Address) -> Result<(), RegistryError> {
-        let keys = self.keys_at(service, address).await?;
+    /// Puts the draining mark on every key of an instance, or on those of one lease alone, each under the lease that it
+    /// has. A key that has the mark already stays as it is.
+    pub(crate) async fn drain(
+        &self,
+        service: &ServiceName,
+        address: &Address,
+        lease: Option<i64>,
+    ) -> Result<(), RegistryError> {
+        let mut keys = self.keys_at(service, address).await?;
+        keys.retain(|kv| is_of(kv, lease));
         if keys.is_empty() {
-            let (service, address) = (service.to_string(), address.to_string());
-            return Err(RegistryError::UnknownAddress { service, address });
+            return Err(unknown(service, address));
         }
         for kv in keys {
-            self.mark(service, address, kv).await?;
+            self.mark(service, address, lease, kv).await?;
         }
         Ok(())
     }
 
     /// Writes only against the revision that was seen, so that the mark never meets another value or another server's
     /// lease.
-    async fn mark(&self, service: &ServiceName, address: &Address, mut seen: Kv) -> Result<(), RegistryError> {
+    async fn mark(
+        &self,
+        service: &ServiceName,
+        address: &Address,
+        wanted: Option<i64>,
+        mut seen: Kv,
+    ) -> Result<(), RegistryError> {
         let key = String::from_utf8_lossy(&seen.key).into_owned();
         for _ in 0..MARK_ATTEMPTS {
+            if !is_of(&seen, wanted) {
+                // The successor has come meanwhile.
+                return Err(unknown(service, address));
+            }
             let decoded = self.decode(service, &seen.key, &seen.value);
             if !decoded.is_some_and(|decoded| decoded.address == *address && !decoded.draining) {
                 // It is marked by now, or not this instance's any more.
@@ -184,6 +199,15 @@ impl Watchers {
             }
         }
     }
+}
+
+/// Whether a key hangs on this lease; any does where none is asked for.
+fn is_of(kv: &Kv, lease: Option<i64>) -> bool {
+    lease.is_none_or(|lease| lease == kv.lease)
+}
+
+fn unknown(service: &ServiceName, address: &Address) -> RegistryError {
+    RegistryError::UnknownAddress { service: service.to_string(), address: address.to_string() }
 }
 
 /// The service that a key belongs to: the only segment between `base` and the last one.

@@ -1,14 +1,14 @@
 //! What happens to watches, to the metrics.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::{EtcdError, EtcdErrorKind};
 use crate::instance::ServiceName;
 use crate::metrics::discovery::{LAG, LIST_DURATION, LISTED_KEYS, LISTED_SIZE, LISTS, RESTARTS, VERIFIED, WATCHES};
 use crate::metrics::etcd::{CALL_DURATION, CALLS, CONNECTS, LOGINS, MEMBERS, OUTAGES, STRANGERS};
-use crate::metrics::{Counter, Gauge, Histogram, Moment, Share};
+use crate::metrics::{Counter, Histogram, Moment, Share};
 
 /// Of one source.
 pub(crate) struct WatchGauges {
@@ -16,8 +16,6 @@ pub(crate) struct WatchGauges {
     of: Followed,
     /// The state that it is counted in.
     state: Option<(&'static str, Share)>,
-    /// Lists since a check found a difference.
-    differences: Counter,
     keys: Counter,
     size: Counter,
     duration: Histogram,
@@ -40,8 +38,8 @@ pub(crate) enum ListCause {
     Compacted,
     /// The store is behind what was seen of it.
     RolledBack,
-    /// A check showed another number of keys, or one that was written and not told of.
-    Difference,
+    /// A check showed another number of keys, or one that was written and not told of: perhaps the event is on its way.
+    Check,
     /// A message was too large to be read.
     TooLarge,
     /// The member turned out to be of another cluster.
@@ -75,30 +73,28 @@ pub(super) enum Restart {
 /// Up to which revision a watch is complete, and when it was last known to be: shared by a source and the stream that
 /// its watch is on.
 #[derive(Clone)]
-pub(super) struct Progress {
-    complete: Arc<AtomicI64>,
+pub(super) struct Progress(Arc<Shown>);
+
+struct Shown {
+    complete: AtomicI64,
     verified: Moment,
-    lag: Gauge,
+    lag: Mutex<Share>,
 }
 
 /// How far an open watch is behind its stream.
-pub(super) struct Lag {
-    progress: Progress,
-    share: Share,
-}
+pub(super) struct Lag(Progress);
 
 impl WatchGauges {
     pub(crate) fn new(service: ServiceName, of: Followed) -> Self {
         let labels = [service.as_str(), of.label()];
-        let (lag, verified) = (LAG.with(&labels), Moment::new(&VERIFIED, &labels));
+        let (lag, verified) = (Share::new(LAG.with(&labels), 0.0), Moment::new(&VERIFIED, &labels));
         Self {
             of,
             state: None,
-            differences: LISTS.with(&[labels[0], labels[1], ListCause::Difference.label()]),
             keys: LISTED_KEYS.with(&labels),
             size: LISTED_SIZE.with(&labels),
             duration: LIST_DURATION.with(&labels),
-            progress: Progress { complete: Arc::default(), verified, lag },
+            progress: Progress(Arc::new(Shown { complete: AtomicI64::default(), verified, lag: Mutex::new(lag) })),
             service,
         }
     }
@@ -121,11 +117,8 @@ impl WatchGauges {
 
     /// A list is complete.
     pub(super) fn on_listed(&self, cause: ListCause, took: Duration, revision: i64) {
-        match cause {
-            ListCause::Difference => self.differences.add(1),
-            // Each of the others is rare, and an alert for none.
-            cause => LISTS.with(&[self.service.as_str(), self.of.label(), cause.label()]).add(1),
-        }
+        // Each cause is rare, and an alert for none.
+        LISTS.with(&[self.service.as_str(), self.of.label(), cause.label()]).add(1);
         self.duration.record(took.as_secs_f64());
         self.progress.on_complete(revision);
     }
@@ -138,27 +131,43 @@ impl WatchGauges {
 impl Progress {
     /// All that happened up to this revision was told of.
     pub(super) fn on_complete(&self, revision: i64) {
-        self.complete.store(revision, Ordering::Relaxed);
-        self.verified.set_now();
+        self.0.complete.store(revision, Ordering::Relaxed);
+        self.0.verified.set_now();
+    }
+
+    /// Nothing is missing up to this revision, the newest one of the store: whatever the stream named is behind it.
+    pub(super) fn on_checked(&self, revision: i64) {
+        self.on_complete(revision);
+        self.show(0.0);
     }
 
     /// Of a watch that is open and begins behind this revision.
     pub(super) fn lag(&self, revision: i64) -> Lag {
-        self.complete.store(revision, Ordering::Relaxed);
-        Lag { progress: self.clone(), share: Share::new(self.lag.clone(), 0.0) }
+        self.0.complete.store(revision, Ordering::Relaxed);
+        Lag(self.clone())
+    }
+
+    fn show(&self, lag: f64) {
+        self.0.lag.lock().unwrap_or_else(PoisonError::into_inner).set(lag);
     }
 }
 
 impl Lag {
     pub(super) fn on_complete(&self, revision: i64) {
-        self.progress.on_complete(revision);
+        self.0.on_complete(revision);
     }
 
     /// Shows how far behind this revision the watch is.
-    pub(super) fn show(&mut self, newest: i64) {
-        let lag = newest - self.progress.complete.load(Ordering::Relaxed);
+    pub(super) fn show(&self, newest: i64) {
+        let lag = newest - self.0.0.complete.load(Ordering::Relaxed);
         #[expect(clippy::cast_precision_loss, reason = "so many revisions are not told apart")]
-        self.share.set(lag.max(0) as f64);
+        self.0.show(lag.max(0) as f64);
+    }
+}
+
+impl Drop for Lag {
+    fn drop(&mut self) {
+        self.0.show(0.0);
     }
 }
 
@@ -177,7 +186,7 @@ impl ListCause {
             Self::Start => "start",
             Self::Compacted => "compacted",
             Self::RolledBack => "rolled_back",
-            Self::Difference => "difference",
+            Self::Check => "check",
             Self::TooLarge => "too_large",
             Self::OtherCluster => "other_cluster",
             Self::RoomAgain => "room_again",
@@ -270,9 +279,9 @@ fn outcome(kind: EtcdErrorKind) -> &'static str {
         EtcdErrorKind::AlreadyExists => "exists",
         EtcdErrorKind::Compacted => "compacted",
         EtcdErrorKind::TooLarge => "too_large",
-        EtcdErrorKind::Split => "other_cluster",
         EtcdErrorKind::Incapable => "incapable",
-        EtcdErrorKind::Refused => "refused",
+        // No call ends with a split: that is what comes of several answers.
+        EtcdErrorKind::Refused | EtcdErrorKind::Split => "refused",
     }
 }
 
@@ -343,5 +352,35 @@ impl LoginGauges {
     /// The provider of credentials failed.
     pub(super) fn on_no_credentials(&self) {
         self.no_credentials.add(1);
+    }
+}
+
+#[cfg(all(test, feature = "metrics"))]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+
+    #[test]
+    fn a_check_settles_the_lag_that_a_stream_has_shown_and_so_does_its_end() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let shows = |value: &str| {
+            let text = recorder.handle().render();
+            let line = format!("tonic_etcd_watch_lag{{service=\"echo\",of=\"instances\"}} {value}\n");
+            assert!(text.contains(&line), "{value} is not in {text}");
+        };
+        metrics::with_local_recorder(&recorder, || {
+            let gauges = WatchGauges::new("echo".parse().expect("a good name"), Followed::Instances);
+            let lag = gauges.progress().lag(5);
+            shows("0");
+            lag.show(9);
+            shows("4");
+            gauges.progress().on_checked(9);
+            shows("0");
+            lag.show(12);
+            shows("3");
+            drop(lag);
+            shows("0");
+        });
     }
 }

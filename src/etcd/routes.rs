@@ -123,11 +123,6 @@ impl<P, W> Routes<P, W> {
         self.open.values()
     }
 
-    /// All open watches, to be changed.
-    pub(super) fn opened_mut(&mut self) -> impl Iterator<Item = &mut W> {
-        self.open.values_mut()
-    }
-
     /// All that are to be created.
     pub(super) fn pending(&self) -> impl Iterator<Item = &P> {
         self.pending.iter().map(|(_, pending)| pending)

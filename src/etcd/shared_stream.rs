@@ -334,7 +334,7 @@ impl SharedStream {
         if metrics::ENABLED && (at_once || now >= self.show_at) {
             self.show_at = now + SHOW_EVERY;
             let newest = self.revision;
-            self.routes.opened_mut().for_each(|open| open.lag.show(newest));
+            self.routes.opened().for_each(|open| open.lag.show(newest));
         }
     }
 

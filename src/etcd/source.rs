@@ -402,14 +402,14 @@ impl Source {
         match stream.generation.on_answer(&connection, asked).await {
             Ok(changes) if changes.store >= self.revision && !changes.any && changes.keys == self.keys => {
                 self.attempts.on_success();
-                self.gauges.progress().on_complete(changes.store);
+                self.gauges.progress().on_checked(changes.store);
                 let interval = if stream.is_mute { CHECK_OF_MUTE } else { self.interval };
                 stream.check_at = Instant::now() + spread(interval, 0.2);
                 stream.again.reset();
                 State::Streaming(stream)
             }
             // Perhaps on its way on the stream; the list tells.
-            Ok(_) => self.list_beside(ListCause::Difference, Some(stream)),
+            Ok(_) => self.list_beside(ListCause::Check, Some(stream)),
             Err(error) => self.on_check_failed(stream, &error),
         }
     }

@@ -1,8 +1,9 @@
 //! What the crate counts and measures, by the facade `metrics`; nothing at all without that feature.
 //!
 //! A [`Metric`] is a constant; its handles are made where something begins (a channel, a registration, a watch) and
-//! kept, so that what happens often costs an atomic operation. A handle belongs to the recorder that was installed
-//! when it was made.
+//! kept, so that what happens often costs a few atomic operations: of a gauge an addition of floats, which is a loop of
+//! comparing and swapping on a word that all threads share. A handle belongs to the recorder that was installed when it
+//! was made.
 //!
 //! Constants are kept by room, handles in the room that uses them. Each constant is a row of `docs/metrics.md`:
 //!

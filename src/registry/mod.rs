@@ -219,7 +219,29 @@ impl Registry {
     {
         let service = service.as_ref().parse().map_err(RegistryError::Config)?;
         let address = address.try_into().map_err(|error| RegistryError::Config(error.into()))?;
-        self.watchers.drain(&service, &address).await
+        self.watchers.drain(&service, &address, None).await
+    }
+
+    /// Like [`drain`](Self::drain), of the one server whose key hangs on this lease: its successor at the same address
+    /// is left alone. [`Member::lease`](crate::snapshot::Member::lease) says which lease that is; 0 means keys that were
+    /// put without one.
+    ///
+    /// # Errors
+    ///
+    /// As for `drain`; [`RegistryError::UnknownAddress`], too, where the address has no key of that lease, or the key
+    /// came to hang on another one meanwhile.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, the mark may be written although the future is dropped.
+    pub async fn drain_leased<A>(&self, service: impl AsRef<str>, address: A, lease: i64) -> Result<(), RegistryError>
+    where
+        A: TryInto<Address>,
+        A::Error: Into<ConfigError>,
+    {
+        let service = service.as_ref().parse().map_err(RegistryError::Config)?;
+        let address = address.try_into().map_err(|error| RegistryError::Config(error.into()))?;
+        self.watchers.drain(&service, &address, Some(lease)).await
     }
 
     /// Sets the weight of an instance from outside, under the lease that its key has, and waits until its server has

@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use etcd_client::{Txn, TxnOp};
 use fantoccini::key::Key;
 use serde_json::json;
+use tonic_etcd::Registry;
 
-use super::program_page::{key, page, put};
+use super::program_page::{key, page, page_with_orders, put};
 use crate::support::LIMIT;
 use crate::support::browser::Browser;
 use crate::support::etcd::Etcd;
@@ -216,8 +217,15 @@ async fn a_server_is_drained_from_the_page_where_that_is_allowed_and_after_a_que
         "this page only looks"
     );
 
-    let (mut orders, address) = page(&etcd, &["--allow-drain"]).await;
+    let (mut orders, address, token) = page_with_orders(&etcd).await;
     browser.open(&address).await;
+    shows(&browser, "the server", &[&instance]).await;
+    browser.click("#table .open").await;
+    browser.until("a word", "return document.querySelector('.order').innerText.includes('the program printed')").await;
+    assert_eq!(browser.run("return document.querySelectorAll('.danger').length").await, json!(0), "without the token");
+    browser.press(&[Key::Escape]).await;
+    browser.open(&format!("{address}/#{token}")).await;
+    browser.until("the address bar is clean", "return location.href.endsWith('/')").await;
     shows(&browser, "the server", &[&instance]).await;
     browser.click("#table .open").await;
     browser.click(".danger").await;
@@ -225,6 +233,12 @@ async fn a_server_is_drained_from_the_page_where_that_is_allowed_and_after_a_que
     assert_eq!(etcd.keys("").await.len(), 1, "nothing was ordered yet");
     let focused = browser.run("return document.activeElement.textContent").await;
     assert_eq!(focused, json!("Drain it"));
+    // Another weight ends neither the question nor the focus on it.
+    let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
+    registry.set_weight("echo", instance.as_str(), 3).await.expect("the server takes it up");
+    let heavier = "return /Weight\\s+3/.test(document.querySelector('#details').innerText)";
+    browser.until("the new weight", heavier).await;
+    assert_eq!(browser.run("return document.activeElement.textContent").await, json!("Drain it"));
     browser.press(&[Key::Enter]).await;
     orders.expect_event("marked", LIMIT).await;
     server.expect_event("drained", LIMIT).await;
@@ -255,6 +269,11 @@ async fn thousands_of_instances_are_a_page_of_rows_at_a_time() {
     assert!(browser.text("#shown").await.contains("1 to 50 of 3,000"), "{}", browser.text("#shown").await);
     browser.click("#next").await;
     browser.until("the next page", "return document.querySelector('#shown').innerText.includes('51 to 100')").await;
+    browser.run("document.querySelector('#table .open').focus()").await;
+    browser.press(&[Key::PageDown]).await;
+    browser.until("the next page", "return document.querySelector('#shown').innerText.includes('101 to 150')").await;
+    let first = "return document.activeElement === document.querySelector('#table .open')";
+    browser.until("the first of its rows has the focus", first).await;
     browser.click("#filter").await;
     browser.enter("10.1.11.250").await;
     shows(&browser, "the last one", &["10.1.11.250:80"]).await;
@@ -276,15 +295,17 @@ async fn a_lost_server_and_a_lost_etcd_are_shown_with_the_age_of_what_is_known()
     browser
         .until(
             "etcd is lost",
-            "return /What is shown is \\d+ s old: etcd does not answer/.test(document.body.innerText)",
+            "return /etcd does not answer.* is \\d+ s old/.test(document.querySelector('#stale').innerText)",
         )
         .await;
     shows(&browser, "what was known", &["10.0.0.1:80"]).await;
     etcd.restart().await;
     browser.until("etcd is back", "return document.querySelector('#stale').hidden").await;
     program.kill();
-    let lost = "return /is \\d+ s old: the server is unreachable/.test(document.querySelector('#stale').innerText)";
+    let lost = "return /server is unreachable.* is \\d+ s old/.test(document.querySelector('#stale').innerText)";
     browser.until("the server is lost", lost).await;
+    let alert = browser.run("return document.querySelector('[role=alert]').textContent").await;
+    assert!(!alert.as_str().unwrap_or("1").contains(char::is_numeric), "an alert that does not change: {alert}");
     shows(&browser, "what was known", &["10.0.0.1:80"]).await;
 
     let mut command = crate::support::process::program();

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::pending;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -53,7 +54,10 @@ impl Check {
 
 async fn output(urls: &[String], arguments: &[&str]) -> (i32, String, String) {
     let mut command = Command::from(program());
-    let command = command.args(["--etcd", &urls.join(","), "check", "--timeout", "60s"]).args(arguments);
+    let limit = if arguments.contains(&"--timeout") { &[][..] } else { &["--timeout", "60s"] };
+    // A busy machine is no etcd that is down.
+    let command =
+        command.args(["--etcd", &urls.join(","), "--dial-timeout", "20s", "check"]).args(limit).args(arguments);
     let output = command.kill_on_drop(true).output().await.expect("the program runs");
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("it prints text");
     (output.status.code().expect("it exits"), text(&output.stdout), text(&output.stderr))
@@ -97,9 +101,16 @@ async fn listener<F: Future<Output = ()> + Send>(
 async fn says(answer: &'static [u8]) -> SocketAddr {
     listener(async move |mut stream: TcpStream| {
         _ = stream.read(&mut [0; 1_024]).await;
-        _ = stream.write_all(answer).await;
+        end_with(stream, answer).await;
     })
     .await
+}
+
+/// Sends the last bytes, and reads on: a connection that is closed with bytes unread is reset, and the last are lost.
+async fn end_with(mut stream: TcpStream, last: &[u8]) {
+    _ = stream.write_all(last).await;
+    _ = stream.shutdown().await;
+    _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
 }
 
 /// A port whose queue of connections is full, so that others wait in vain, for as long as what is returned lives.
@@ -152,6 +163,15 @@ async fn each_thing_that_can_listen_at_an_address_is_named() {
     });
     let http2 = http2.await.to_string();
     let http1 = says(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await.to_string();
+    let fronted = listener(async |mut stream| {
+        let mut begin = [0; 1_024];
+        _ = stream.read(&mut begin).await;
+        // A web server's port for TLS: an alert for a greeting, and an answer in plain text for anything else.
+        let answer =
+            if begin[0] == 0x16 { &[0x15, 3, 3, 0, 2, 2, 40][..] } else { b"HTTP/1.1 400 Bad Request\r\n\r\n" };
+        end_with(stream, answer).await;
+    });
+    let fronted = fronted.await.to_string();
     let other = says(b"SSH-2.0-OpenSSH\r\n").await.to_string();
     let closes = listener(async |stream| drop(stream)).await.to_string();
     let silent = listener(async |stream| {
@@ -159,7 +179,7 @@ async fn each_thing_that_can_listen_at_an_address_is_named() {
         pending::<()>().await;
     });
     let silent = silent.await.to_string();
-    let refuses = format!("127.0.0.1:{}", free_port());
+    let refuses = "127.0.0.1:1".to_owned();
     let (unreachable, _listener, _waiting) = full().await;
     let unreachable = unreachable.to_string();
     let (not_serving, plain_address) = (not_serving.to_string(), plain.address().to_string());
@@ -168,8 +188,10 @@ async fn each_thing_that_can_listen_at_an_address_is_named() {
         put(&etcd, "echo", address).await;
     }
     put(&etcd, "secure", &plain_address).await;
+    put(&etcd, "fronted", &fronted).await;
 
-    let found = check(&etcd, &[]).await;
+    // Those that answer do so within that on a busy machine, too.
+    let found = check(&etcd, &["--answer-timeout", "15s"]).await;
     assert_eq!(found.code, 1, "{found:#?}");
     for (id, address) in [
         ("server-not-grpc", &http2),
@@ -188,6 +210,7 @@ async fn each_thing_that_can_listen_at_an_address_is_named() {
     assert!(found.names("server-other", Some("echo"))[0].contains("SSH-2.0"), "it says what came");
     let secure_address = secure.address().to_string();
     assert_eq!(found.names("server-tls", Some("secure")), [secure_address.as_str()]);
+    assert_eq!(found.names("server-tls", Some("fronted")), [fronted.as_str()], "{found:#?}");
     assert!(found.names("service-partly-tls", Some("secure"))[0].starts_with(&secure_address), "{found:#?}");
     assert_eq!(found.names("address-shared", None), [format!("{plain_address}: echo, secure")]);
 
@@ -206,6 +229,11 @@ async fn keys_that_mean_something_else_than_they_look_like_are_named() {
     put_value(&etcd, "echo/one", r#"{"address":"10.255.255.1:80","weight":0}"#).await;
     put_value(&etcd, "echo/two", r#"{"address":"10.255.255.1:80","weight":1,"draining":true}"#).await;
     put_value(&etcd, "echo/deeper/still", "").await;
+    let mut client = etcd.client().await;
+    let lease = client.lease_grant(600, None).await.expect("a lease").id();
+    let live = PutOptions::new().with_lease(lease);
+    client.put("kitex/registry-etcd/pay/a", r#"{"address":"10.255.255.2:80"}"#, Some(live)).await.expect("a put");
+    put_value(&etcd, "pay/b", r#"{"address":"10.255.255.2:80"}"#).await;
     let found = check(&etcd, &["--no-dial"]).await;
     assert_eq!(found.code, 1);
     let of = |id| found.names(id, Some("echo"));
@@ -214,8 +242,11 @@ async fn keys_that_mean_something_else_than_they_look_like_are_named() {
     assert!(of("value-unreadable")[1].contains("64 KiB"), "{found:#?}");
     assert!(of("address-unusable")[0].contains("unspecified"), "{found:#?}");
     assert_eq!(of("weight-zero"), ["10.255.255.1:80"]);
-    let twice = "10.255.255.1:80: kitex/registry-etcd/echo/one, kitex/registry-etcd/echo/two (the oldest first)";
+    let twice = "10.255.255.1:80: kitex/registry-etcd/echo/one (no lease), kitex/registry-etcd/echo/two (no lease)";
     assert_eq!(of("address-twice"), [twice]);
+    let twice =
+        format!("10.255.255.2:80: kitex/registry-etcd/pay/a (lease {lease:x}), kitex/registry-etcd/pay/b (no lease)");
+    assert_eq!(found.names("address-twice", Some("pay")), [twice], "the older key may be the live one");
     assert_eq!(of("draining-not-left"), ["kitex/registry-etcd/echo/two"]);
     assert_eq!(of("keys-without-lease").len(), 5);
     assert_eq!(found.names("key-foreign", None), ["kitex/registry-etcd/echo/deeper/still"]);
@@ -253,15 +284,50 @@ async fn leases_that_run_out_last_long_or_have_no_key_are_named() {
 #[tokio::test]
 async fn a_server_that_leaves_meanwhile_is_none_that_is_down() {
     let etcd = Etcd::start().await;
-    let address = format!("127.0.0.1:{}", free_port());
-    put(&etcd, "echo", &address).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let leaves = listener.local_addr().expect("an address").to_string();
+    put(&etcd, "echo", &leaves).await;
     put(&etcd, "echo", "127.0.0.1:1").await;
     let (checked, ()) = tokio::join!(check(&etcd, &[]), async {
-        // Its address refuses at once, and the second look comes a second later.
-        tokio::time::sleep(Duration::from_millis(400)).await;
-        etcd.delete(format!("kitex/registry-etcd/echo/{address}")).await;
+        let (stream, _) = listener.accept().await.expect("it is dialled");
+        etcd.delete(format!("kitex/registry-etcd/echo/{leaves}")).await;
+        drop((stream, listener));
     });
     assert_eq!(checked.names("address-refused", Some("echo")), ["127.0.0.1:1"], "{checked:#?}");
+    assert!(!checked.ids().contains(&"server-closes"), "{checked:#?}");
+}
+
+#[tokio::test]
+async fn what_a_second_look_does_not_confirm_is_no_error_but_its_absence_is() {
+    let etcd = Arc::new(Etcd::start().await);
+    let closes = listener({
+        let etcd = Arc::clone(&etcd);
+        move |stream: TcpStream| {
+            etcd.kill();
+            async move { drop(stream) }
+        }
+    });
+    let closes = closes.await.to_string();
+    put(&etcd, "echo", &closes).await;
+    let found = check(&etcd, &[]).await;
+    assert_eq!((found.code, found.level("server-closes")), (1, "warning"), "{found:#?}");
+    assert_eq!(found.names("server-closes", Some("echo")), [format!("{closes} (not confirmed)")]);
+    assert_eq!(found.level("check-incomplete"), "error");
+    let gaps = found.names("check-incomplete", None);
+    assert!(gaps.iter().any(|gap| gap.starts_with("the second look at the keys: ")), "{found:#?}");
+}
+
+#[tokio::test]
+async fn a_check_that_had_no_time_for_a_server_fails() {
+    let etcd = Etcd::start().await;
+    let silent = listener(async |stream| {
+        let _stream = stream;
+        pending::<()>().await;
+    });
+    put(&etcd, "echo", &silent.await.to_string()).await;
+    let found = check(&etcd, &["--timeout", "5s", "--answer-timeout", "60s"]).await;
+    assert_eq!((found.code, found.level("check-incomplete")), (1, "error"), "{found:#?}");
+    assert_eq!(found.names("check-incomplete", None), ["1 addresses were not dialled in time"]);
 }
 
 #[tokio::test]

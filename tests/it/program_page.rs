@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tonic_etcd::{Registry, RegistryError};
 
 use crate::support::LIMIT;
 use crate::support::etcd::Etcd;
@@ -19,7 +20,18 @@ pub(crate) async fn page(etcd: &Etcd, flags: &[&str]) -> (Process, String) {
     command.args(["--etcd", &etcd.url(), "--json", "web", "--listen", "127.0.0.1:0"]).args(flags);
     let mut process = Process::start(&mut command);
     let url = process.expect_event("listening", LIMIT).await["url"].as_str().expect("a URL").to_owned();
-    (process, url.trim_start_matches("http://").trim_end_matches('/').to_owned())
+    let address = url.trim_start_matches("http://").split('/').next().expect("an address").to_owned();
+    (process, address)
+}
+
+/// The program with a page that may give orders, the page's address, and the token that the program prints with it.
+pub(crate) async fn page_with_orders(etcd: &Etcd) -> (Process, String, String) {
+    let mut command = program();
+    command.args(["--etcd", &etcd.url(), "--json", "web", "--listen", "127.0.0.1:0", "--allow-drain"]);
+    let mut process = Process::start(&mut command);
+    let url = process.expect_event("listening", LIMIT).await["url"].as_str().expect("a URL").to_owned();
+    let (address, token) = url.trim_start_matches("http://").split_once("/#").expect("a token at the end");
+    (process, address.to_owned(), token.to_owned())
 }
 
 pub(crate) async fn put(etcd: &Etcd, service: &str, address: &str, rest: &str) {
@@ -93,7 +105,6 @@ async fn every_answer_lets_a_browser_load_nothing_but_this_page() {
         assert_eq!((head.status, head.body.as_str()), (200, ""), "{path} has a head");
     }
     let html = get(&address, "/").await.body;
-    assert!(html.contains(r#"<meta name="token" content="">"#), "a page that only looks has no token");
     assert_eq!(html.matches("<script").count(), html.matches(r#"<script type="module" src="/main.js">"#).count());
     for (path, status) in [("/nothing", 404), ("/../etc/passwd", 404), ("/main.js/", 404), ("//main.js", 404)] {
         let answer = get(&address, path).await;
@@ -233,7 +244,8 @@ async fn an_instance_in_doubt_is_shown_as_such_and_lost_later() {
     let left: Value = serde_json::from_str(&get(&address, &format!("/lease/{lease}")).await.body).expect("JSON");
     assert!(left["granted"] == 2 && left["remaining"].as_u64() <= Some(2), "its lease is asked for: {left}");
     for other in ["1", "zz", "", "0", "-1"] {
-        assert_eq!(get(&address, &format!("/lease/{other}")).await.status, 404, "no instance has the lease {other:?}");
+        let answer = get(&address, &format!("/lease/{other}")).await;
+        assert_eq!(answer.body, r#"{"granted":null,"remaining":null}"#, "no instance has the lease {other:?}");
     }
 
     server.kill();
@@ -270,13 +282,14 @@ async fn an_order_needs_a_token_and_goes_to_the_server_that_is_meant() {
     let mut server = Process::start(example("echo_server").args(["--etcd", &etcd.url()]));
     let instance = server.expect_event("listening", LIMIT).await["address"].as_str().expect("an address").to_owned();
     server.expect_event("registered", LIMIT).await;
-    let (mut program, address) = page(&etcd, &["--allow-drain"]).await;
+    let (mut program, address, token) = page_with_orders(&etcd).await;
     let is_here = |data: &Value| data["instances"][0]["address"] == instance.as_str();
     let here = Events::open(&address).await.expect("the server", "service", is_here).await;
-    let html = get(&address, "/").await.body;
-    let token = html.split(r#"<meta name="token" content=""#).nth(1).and_then(|rest| rest.split('"').next());
-    let token = format!("Bearer {}", token.expect("a token"));
-    assert_eq!(token.len(), "Bearer ".len() + 32);
+    assert_eq!(token.len(), 32);
+    for (path, _) in FILES {
+        assert!(!get(&address, path).await.body.contains(&token), "{path} is for every account of the machine");
+    }
+    let token = format!("Bearer {token}");
 
     let own = format!("http://{address}");
     let good = [("origin", own.as_str()), ("content-type", "application/json"), ("authorization", token.as_str())];
@@ -306,7 +319,7 @@ async fn an_order_needs_a_token_and_goes_to_the_server_that_is_meant() {
         ("", 400),
         ("{}", 400),
         ("[1]", 400),
-        (r#"{"service":"a/b","address":"10.0.0.1:80","lease":"0"}"#, 400),
+        (r#"{"service":"a/b","address":"10.0.0.1:80","lease":"0"}"#, 404),
         (too_large.as_str(), 413),
         (&order("10.9.9.9:9", "0"), 404),
         (&order(&instance, "1"), 409),
@@ -319,6 +332,85 @@ async fn an_order_needs_a_token_and_goes_to_the_server_that_is_meant() {
     let marked = program.expect_event("marked", LIMIT).await;
     assert_eq!(marked["address"], instance, "who runs the program sees what was ordered");
     server.expect_event("drained", LIMIT).await;
+}
+
+#[tokio::test]
+async fn an_order_meets_no_server_that_the_page_does_not_show_and_no_successor() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    let mut leases = Vec::new();
+    for _ in 0..2 {
+        leases.push(client.lease_grant(600, None).await.expect("a lease").id());
+    }
+    let instance = "10.0.0.1:80";
+    let value = format!(r#"{{"network":"tcp","address":"{instance}","weight":1}}"#);
+    let put_leased = async |name: &str, lease: i64| {
+        let mut client = etcd.client().await;
+        let options = etcd_client::PutOptions::new().with_lease(lease);
+        client.put(key("echo", name), value.clone(), Some(options)).await.expect("etcd takes it");
+    };
+    let marked = async || {
+        let keys = etcd.keys("").await.into_iter();
+        let marked = keys.filter(|(_, value, _)| String::from_utf8_lossy(value).contains("draining"));
+        marked.map(|(_, _, lease)| lease).collect::<Vec<_>>()
+    };
+    put_leased(instance, leases[0]).await;
+    put(&etcd, "other", "10.0.0.2:80", r#""weight":1"#).await;
+    let flags = ["--etcd", &etcd.url(), "--json", "web", "echo", "--listen", "127.0.0.1:0", "--allow-drain"];
+    let mut program = Process::start(program().args(flags));
+    let url = program.expect_event("listening", LIMIT).await["url"].as_str().expect("a URL").to_owned();
+    let (address, token) = url.trim_start_matches("http://").split_once("/#").expect("a token at the end");
+    let is_here = |data: &Value| data["instances"][0]["address"] == instance;
+    let here = Events::open(address).await.expect("the server", "service", is_here).await;
+    let shown = here["instances"][0]["lease"].as_str().expect("a lease").to_owned();
+    assert_eq!(shown, format!("{:x}", leases[0]));
+    let (own, token) = (format!("http://{address}"), format!("Bearer {token}"));
+    let headers = [("origin", own.as_str()), ("content-type", "application/json"), ("authorization", token.as_str())];
+    let order = async |service: &str, instance: &str, lease: &str| {
+        let body = json!({ "service": service, "address": instance, "lease": lease }).to_string();
+        ask(address, "POST", "/drain", &headers, &body).await.status
+    };
+    assert_eq!(order("other", "10.0.0.2:80", "0").await, 404, "a service that the page does not show");
+
+    // The successor comes between what the page has read and the order: 404 by etcd, or 409 once the page knows of it.
+    put_leased(instance, leases[1]).await;
+    let status = order("echo", instance, &shown).await;
+    assert!(status == 404 || status == 409, "{status}");
+    assert!(marked().await.is_empty(), "nothing was told to leave");
+
+    let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
+    let refused = registry.drain_leased("echo", instance, leases[0]).await.expect_err("its lease is another one");
+    assert!(matches!(refused, RegistryError::UnknownAddress { .. }), "{refused}");
+    assert!(marked().await.is_empty(), "by that neither");
+    // Two keys of one address, as while a successor starts: one of them is meant.
+    put_leased("twin", leases[0]).await;
+    registry.drain_leased("echo", instance, leases[0]).await.expect("it has a key of that lease");
+    assert_eq!(marked().await, [leases[0]], "and no other");
+}
+
+#[tokio::test]
+async fn events_pass_proxies_at_once_and_a_proxy_may_ask_under_another_host() {
+    let etcd = Etcd::start().await;
+    let (_program, address) = page(&etcd, &["--allow-host", "registry.example"]).await;
+    let head = ask(&address, "HEAD", "/events", &[("origin", "https://registry.example")], "").await;
+    assert_eq!((head.status, head.header("x-accel-buffering")), (200, "no"));
+    let foreign = ask(&address, "HEAD", "/events", &[("origin", "https://evil.example")], "").await;
+    assert_eq!(foreign.status, 403);
+}
+
+#[tokio::test]
+async fn ctrl_c_ends_it_though_the_file_of_figures_is_a_pipe() {
+    let etcd = Etcd::start().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let pipe = folder.path().join("figures.json");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
+    assert!(made.success());
+    let (mut program, address) = page(&etcd, &["--figures", pipe.to_str().expect("a path of text")]).await;
+    let mut events = Events::open(&address).await;
+    let refused = events.expect("what is wrong", "figures", |data| data["trouble"].is_string()).await;
+    assert!(refused["trouble"].as_str().is_some_and(|trouble| trouble.contains("no regular file")), "{refused}");
+    program.signal(Signal::INT);
+    assert!(program.wait(LIMIT).await.success());
 }
 
 #[tokio::test]
@@ -401,7 +493,7 @@ async fn ctrl_c_ends_it_at_once_though_pages_are_open() {
 async fn a_head_that_is_too_large_or_does_not_end_is_cut_off() {
     let etcd = Etcd::start().await;
     let (_program, address) = page(&etcd, &[]).await;
-    let large = ask(&address, "GET", "/", &[("x-large", &"x".repeat(40_000))], "").await;
+    let large = ask(&address, "GET", "/", &[("x-large", &"x".repeat(100_000))], "").await;
     assert_eq!(large.status, 431);
     let many: Vec<_> = (0..200).map(|_| ("x-many", "x")).collect();
     assert_eq!(ask(&address, "GET", "/", &many, "").await.status, 431);

@@ -112,9 +112,11 @@ async fn calls_count_by_method_and_status_each_once() {
     assert!(is(figures.sum("grpc.subchannel.connection_attempts_succeeded", &[]), 1.0));
     assert!(is(figures.sum("grpc.subchannel.connection_attempts_failed", &[]), 0.0));
 
+    assert!(is(figures.sum("tonic_etcd.channels", &[]), 1.0), "the channel is there");
     drop(channel);
     drop(stream);
     figures.until_all_gauges_are_zero().await;
+    figures.until("there is no channel", 0.0, |it| it.sum("tonic_etcd.channels", &[])).await;
     let shutdown = [("grpc.disconnect_error", "subchannel shutdown")];
     assert!(is(figures.sum("grpc.subchannel.disconnections", &shutdown), 1.0), "the channel let go of it");
 }
@@ -383,6 +385,18 @@ async fn a_channel_of_a_registry_has_its_target_and_every_state_from_the_beginni
     let states = figures.values("tonic_etcd.channel.instances", "state");
     assert_eq!(states.len(), 8, "an alert finds each of them: {states:?}");
     assert!(is(figures.instances("ready"), 0.0));
+    let unenforced = "grpc.lb.outlier_detection.ejections_unenforced";
+    for (name, label, count) in [
+        ("grpc.lb.outlier_detection.ejections_enforced", "grpc.lb.outlier_detection.detection_method", 5),
+        (unenforced, "grpc.lb.outlier_detection.detection_method", 5),
+        (unenforced, "grpc.lb.outlier_detection.unenforced_reason", 2),
+        ("grpc.subchannel.disconnections", "grpc.disconnect_error", 7),
+        ("grpc.client.call.duration_count", "grpc.status", 2),
+    ] {
+        let values = figures.values(name, label);
+        assert_eq!(values.len(), count, "{name} by {label}: {values:?}");
+        assert!(is(figures.sum(name, &[]), 0.0), "an increase from 0 is seen");
+    }
     drop(channel);
 }
 
@@ -439,8 +453,9 @@ fn gauges_go_back_where_the_runtime_of_a_channel_ends() {
         assert!(polled.is_pending(), "nothing comes");
     }
     assert!(is(figures.sum(IN_FLIGHT, &[]), 1.0), "the call is the program's, and goes on");
-    assert!(is(figures.instances("ready"), 1.0));
+    assert!(is(figures.instances("ready"), 1.0) && is(figures.sum("tonic_etcd.channels", &[]), 1.0));
     drop(runtime);
+    assert!(is(figures.sum("tonic_etcd.channels", &[]), 0.0), "a channel without its runtime has ended");
     assert!(is(figures.sum("tonic_etcd.channel.instances", &[]), 0.0), "no instance is known");
     assert!(is(figures.sum("grpc.subchannel.open_connections", &[]), 0.0), "no connection is open");
     drop(call);

@@ -75,9 +75,10 @@ impl Browser {
         Some(Self { client, driver, process, _chromedriver: chromedriver, _profile: profile, _turn: turn })
     }
 
-    /// Opens the page at `address`, and waits until it shows what the server knows.
+    /// Opens the page at `address`, which may have more behind its host, and waits until it shows what the server knows.
     pub async fn open(&self, address: &str) {
-        self.client.goto(&format!("http://{address}/")).await.expect("the page loads");
+        let slash = if address.contains('/') { "" } else { "/" };
+        self.client.goto(&format!("http://{address}{slash}")).await.expect("the page loads");
         self.until("the page is live", "return document.body.dataset.ready === 'yes'").await;
     }
 

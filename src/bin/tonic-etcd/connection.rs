@@ -50,7 +50,7 @@ pub(crate) struct Connection {
 #[derive(Args)]
 #[command(next_help_heading = "Login to etcd")]
 struct Login {
-    /// The user [env: ETCDCTL_USER]
+    /// The user; in name:password the password stands in the list of processes, too [env: ETCDCTL_USER]
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
 

@@ -88,6 +88,11 @@ fn hint(error: &RegistryError) -> Option<String> {
 
 /// An error with its causes, each line of it safe to show: much of it may come from etcd.
 pub(crate) fn with_causes(error: &dyn Error) -> String {
+    raw_causes(error).lines().map(shown).collect::<Vec<_>>().join("\n")
+}
+
+/// An error with its causes as they are.
+pub(crate) fn raw_causes(error: &dyn Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -98,7 +103,7 @@ pub(crate) fn with_causes(error: &dyn Error) -> String {
         }
         cause = error.source();
     }
-    message.lines().map(shown).collect::<Vec<_>>().join("\n")
+    message
 }
 
 /// The command could not go on, for this reason.

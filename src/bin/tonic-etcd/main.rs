@@ -29,11 +29,12 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use tokio::runtime;
 use tonic_etcd::Address;
 use tracing_subscriber::EnvFilter;
 
 use self::connection::Connection;
-use self::failure::Failure;
+use self::failure::{Failure, refused};
 use self::print::Output;
 
 /// Shows what is registered in etcd, and gives orders to the servers there.
@@ -42,7 +43,7 @@ use self::print::Output;
 #[derive(Parser)]
 #[command(name = "tonic-etcd", version, after_help = EXIT_CODES)]
 struct Flags {
-    /// Prints one JSON object a line, for programs
+    /// Prints one JSON object a line, for programs; all commands but `top`
     #[arg(long)]
     json: bool,
 
@@ -68,9 +69,10 @@ enum Command {
         /// The service's name; all services without
         service: Option<String>,
     },
-    /// Has a server leave: it gets no new calls from then on, ends those that it has, and serves on
+    /// Has a server leave: it takes itself off etcd, ends the calls that it has, and serves on
     ///
-    /// Waits until it has left, 5 s at most. A server that does not run tonic-etcd stays in etcd, marked: clients that
+    /// Clients of tonic-etcd send it no new calls from the mark on, unless it is the last one; other clients still do
+    /// until it has left. Waits until it has left, 5 s at most. A server that does not run tonic-etcd stays in etcd, marked: clients that
     /// run tonic-etcd leave it alone, and others do not.
     Drain {
         /// Where the server is registered, as host:port
@@ -110,13 +112,22 @@ enum Command {
     Web(command::web::Flags),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     // In front of the command or behind it: both are easy to type.
     let command = Flags::command().mut_args(|flag| flag.global(true));
     let flags = Flags::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
-    log_to_stderr(flags.command.log());
-    match run(flags).await {
+    // A line of a log would stand in the middle of the screen.
+    if !matches!(flags.command, Command::Top(_)) || !io::stderr().is_terminal() {
+        log_to_stderr(flags.command.log());
+    }
+    let runtime = match runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failure::exit_code::<Flags>(Err(error.into())),
+    };
+    let ended = runtime.block_on(run(flags));
+    // A file on a mount that does not answer would hold up the end for ever.
+    runtime.shutdown_background();
+    match ended {
         // The reader of the output has seen enough, as `head` does.
         Err(Failure::Run(error)) if is_closed_pipe(&*error) => ExitCode::SUCCESS,
         ended => failure::exit_code::<Flags>(ended),
@@ -128,7 +139,6 @@ impl Command {
     fn log(&self) -> &'static str {
         match self {
             Self::Watch { .. } | Self::Web(_) => "warn",
-            // A line of a log would stand in the middle of the screen.
             Self::Top(_) => "off",
             Self::Ls { .. } | Self::Drain { .. } | Self::Weight { .. } | Self::Check(_) => {
                 "warn,tonic_etcd::etcd=error"
@@ -151,6 +161,9 @@ async fn run(flags: Flags) -> Result<(), Failure> {
             let registry = flags.connection.registry_to_reweigh(add_metadata)?;
             command::weight::run(&registry, address, weight, service, output).await
         }
+        Command::Top(_) if output.json => {
+            Err(refused("a screen is no JSON: `ls --json` prints what there is, `watch --json` what changes"))
+        }
         Command::Top(top) => command::top::run(&registry, &flags.connection, &top).await,
         Command::Check(check) => command::check::run(registry, &flags.connection, &check, output).await,
         Command::Web(flags) => command::web::run(registry, shown, flags, output).await,
@@ -165,7 +178,9 @@ fn is_closed_pipe(error: &(dyn Error + 'static)) -> bool {
 fn log_to_stderr(default: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let colours = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(io::stderr).init();
+    // Its own complaints about a closed standard error would end in a panic there.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).log_internal_errors(false);
+    log.with_writer(io::stderr).init();
 }
 
 /// The end of the help.

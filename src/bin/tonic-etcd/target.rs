@@ -1,9 +1,9 @@
 //! An address to the service that it is registered for, and to what an order to it comes to.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use futures_util::stream::{StreamExt, TryStreamExt, iter};
-use tonic_etcd::{Address, Registry, RegistryError};
+use tonic_etcd::{Address, Instance, Registry};
 
 use crate::failure::{Failure, failed, refused};
 
@@ -16,25 +16,22 @@ pub(crate) async fn service_of(
     if let Some(service) = named {
         return Ok(service);
     }
-    let services = registry.services().await?.into_keys();
-    let looks = iter(services).map(|service| async move {
-        let is_there = registry.instances(&service).await?.get(address).is_some();
-        Ok::<_, RegistryError>(is_there.then(|| service.to_string()))
-    });
-    let mut found: Vec<String> =
-        looks.buffered(AT_ONCE).try_filter_map(|found| async move { Ok(found) }).try_collect().await?;
-    match found.len() {
-        0 => Err(failed(format!("no server is registered at {address}"))),
-        1 => Ok(found.remove(0)),
-        _ => {
-            let services = found.join(", ");
+    let keys = registry.keys().await?;
+    if keys.is_cut_off() {
+        return Err(failed("there are more keys than can be looked through: say which service with --service"));
+    }
+    let instances = keys.keys().iter().filter_map(|key| key.instance().ok());
+    let at_address = instances.filter(|instance| instance.address() == address);
+    let mut found: BTreeSet<&str> = at_address.map(Instance::service).collect();
+    match (found.pop_first(), found.len()) {
+        (None, _) => Err(failed(format!("no server is registered at {address}"))),
+        (Some(service), 0) => Ok(service.to_owned()),
+        (Some(first), _) => {
+            let services = [first].into_iter().chain(found).collect::<Vec<_>>().join(", ");
             Err(refused(format!("{address} is registered for {services}: say which with --service")))
         }
     }
 }
-
-/// How many services are looked at once.
-const AT_ONCE: usize = 8;
 
 /// How often a key is looked at while its server is waited for.
 pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(50);

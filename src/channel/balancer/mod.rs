@@ -58,6 +58,7 @@ use super::error::ChannelError;
 use super::picks::{LbState, PickQueue};
 use super::subchannel::{Connectivity, Effects, FeedbackEvent, Input, Publish, Reports, Subchannel, Wake};
 use crate::instance::Address;
+use crate::metrics::Share;
 use crate::metrics::channel::UnusedFigure;
 use crate::snapshot::{Difference, Member, Snapshot};
 use crate::targets::CHANNEL;
@@ -97,6 +98,8 @@ pub(crate) struct Balancer {
     failure: Option<Arc<str>>,
     /// Whether the warning of many instances was logged.
     has_warned: bool,
+    /// The channel among those that have not ended.
+    _open: Share,
     /// The members without a subchannel.
     unused: UnusedFigure,
 }
@@ -141,7 +144,7 @@ impl Balancer {
         changed: watch::Sender<()>,
     ) -> Self {
         let dialer = Dialer::new(connect.transport.clone());
-        let unused = reports.figures.unused();
+        let (open, unused) = (reports.figures.open(), reports.figures.unused());
         Self {
             queue,
             config,
@@ -162,6 +165,7 @@ impl Balancer {
             settles_at: None,
             failure: None,
             has_warned: false,
+            _open: open,
             unused,
         }
     }

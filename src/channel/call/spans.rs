@@ -15,8 +15,8 @@ use tracing::field::Empty;
 use tracing::span::{Entered, Span};
 
 use super::status;
-use crate::channel::config::codes;
 use crate::channel::error::ChannelError;
+use crate::codes;
 use crate::instance::Address;
 use crate::targets::CHANNEL;
 

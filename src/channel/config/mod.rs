@@ -1,7 +1,6 @@
 //! Options of calls: timeouts, retries, and those of single methods. Pure.
 
 pub(crate) mod budget;
-pub(crate) mod codes;
 pub(crate) mod message_limit;
 pub(crate) mod methods;
 pub(crate) mod retry;

@@ -6,10 +6,10 @@ use serde_json::Value;
 use tonic::Code;
 
 use super::json::{At, Read};
-use crate::channel::config::codes;
 use crate::channel::config::methods::MethodConfig;
 use crate::channel::config::retry::RetryPolicy;
 use crate::channel::config::throttling::RetryThrottling;
+use crate::codes;
 use crate::error::ConfigError;
 
 /// One `methodConfig`: the names that it is for, and what it says of them.

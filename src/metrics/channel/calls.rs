@@ -11,6 +11,7 @@ use tonic::{Code, GrpcMethod};
 use super::constants::{
     ATTEMPT_DURATION, ATTEMPT_STARTED, CALL_DURATION, CALL_RETRIES, CALL_RETRY_DELAY, CALL_TRANSPARENT_RETRIES,
 };
+use crate::codes;
 use crate::metrics::{Counter, Gauge, Histogram};
 
 /// What is measured of one call, which ends once: with a status, or CANCELLED where it is dropped before.
@@ -208,14 +209,15 @@ fn position(known: &[(Key, Arc<Method>)], key: Key) -> Result<usize, usize> {
     known.binary_search_by_key(&key, |(key, _)| *key)
 }
 
-/// The handles of one method. Those of a status are made with the first call that ends with it.
+/// The handles of one method. Those of a status are made with the first call that ends with it, but for [`ALERTING`].
 #[derive(Debug)]
 pub(super) struct Method {
     target: Arc<str>,
     name: Box<str>,
     in_flight: Gauge,
     attempts: Counter,
-    statuses: [OnceLock<StatusHandles>; STATUSES.len()],
+    /// By their codes.
+    statuses: [OnceLock<StatusHandles>; codes::COUNT],
     repeats: OnceLock<RepeatHandles>,
 }
 
@@ -235,13 +237,16 @@ struct RepeatHandles {
 impl Method {
     fn new(target: Arc<str>, name: Box<str>, in_flight: Gauge) -> Self {
         let attempts = ATTEMPT_STARTED.with(&[&target, &name]);
-        Self { target, name, in_flight, attempts, statuses: Default::default(), repeats: OnceLock::new() }
+        let method = Self { target, name, in_flight, attempts, statuses: Default::default(), repeats: OnceLock::new() };
+        for code in ALERTING {
+            method.on_status(code);
+        }
+        method
     }
 
     fn on_status(&self, code: Code) -> &StatusHandles {
-        let index = usize::try_from(i32::from(code)).unwrap_or_default().min(STATUSES.len() - 1);
-        self.statuses[index].get_or_init(|| {
-            let labels = [&*self.target, &*self.name, STATUSES[index]];
+        self.statuses[code as usize].get_or_init(|| {
+            let labels = [&*self.target, &*self.name, codes::name(code)];
             StatusHandles { call: CALL_DURATION.with(&labels), attempt: ATTEMPT_DURATION.with(&labels) }
         })
     }
@@ -273,26 +278,8 @@ const OTHER: &str = "other";
 /// How many methods of a channel are told apart: more than programs have clients for, and few enough to store.
 const METHODS: usize = 200;
 
-/// By their codes.
-const STATUSES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
+/// The statuses that alerts are made of: a rate does not see the first of a series that begins with it.
+const ALERTING: [Code; 2] = [Code::Unavailable, Code::DeadlineExceeded];
 
 #[cfg(test)]
 mod tests {
@@ -362,15 +349,6 @@ mod tests {
     #[test]
     fn the_figures_of_a_call_are_small() {
         assert!(size_of::<CallFigures>() <= 40, "{} bytes", size_of::<CallFigures>());
-    }
-
-    #[test]
-    fn statuses_stand_by_their_codes() {
-        let name = |code: Code| STATUSES[usize::try_from(i32::from(code)).expect("a small number")];
-        assert_eq!(name(Code::Ok), "OK");
-        assert_eq!(name(Code::DeadlineExceeded), "DEADLINE_EXCEEDED");
-        assert_eq!(name(Code::Unavailable), "UNAVAILABLE");
-        assert_eq!(name(Code::Unauthenticated), "UNAUTHENTICATED");
     }
 
     #[test]

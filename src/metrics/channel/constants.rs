@@ -87,6 +87,9 @@ pub(super) const EJECTIONS_UNENFORCED: Metric<Counter> = Metric::new(
     "Instances that failed and were not left out, by how that was found and why not.",
 );
 
+pub(super) const CHANNELS: Metric<Gauge> =
+    Metric::new("tonic_etcd.channels", Unit::Count, &["grpc.target"], "Channels that have not ended.");
+
 pub(super) const INSTANCES: Metric<Gauge> = Metric::new(
     "tonic_etcd.channel.instances",
     Unit::Count,

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use super::InstanceState;
+use crate::metrics::Share;
 
 #[derive(Debug, Clone)]
 pub(crate) struct ChannelFigures;
@@ -27,6 +28,10 @@ impl ChannelFigures {
     }
 
     pub(crate) fn on_retry_refused(&self) {}
+
+    pub(crate) fn open(&self) -> Share {
+        Share
+    }
 
     pub(crate) fn instance(&self) -> InstanceFigure {
         InstanceFigure

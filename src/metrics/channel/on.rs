@@ -8,8 +8,9 @@ use tokio::time::Instant;
 use super::InstanceState;
 use super::calls::{CallFigures, Methods};
 use super::constants::{
-    CALLS_IN_FLIGHT, CALLS_WAITING, CONNECTION_ATTEMPTS_FAILED, CONNECTION_ATTEMPTS_SUCCEEDED, DISCONNECTIONS,
-    EJECTIONS_ENFORCED, EJECTIONS_UNENFORCED, INSTANCES, OPEN_CONNECTIONS, PICK_WAIT, PICKS_WAITED, RETRIES_REFUSED,
+    CALLS_IN_FLIGHT, CALLS_WAITING, CHANNELS, CONNECTION_ATTEMPTS_FAILED, CONNECTION_ATTEMPTS_SUCCEEDED,
+    DISCONNECTIONS, EJECTIONS_ENFORCED, EJECTIONS_UNENFORCED, INSTANCES, OPEN_CONNECTIONS, PICK_WAIT, PICKS_WAITED,
+    RETRIES_REFUSED,
 };
 use crate::metrics::{Counter, Gauge, Histogram, Share};
 
@@ -21,6 +22,9 @@ pub(crate) struct ChannelFigures(Arc<Handles>);
 struct Handles {
     target: Arc<str>,
     methods: Methods,
+    disconnections: [Counter; DISCONNECT_ERRORS.len()],
+    ejections: [Detected; DETECTION_METHODS.len()],
+    channels: Gauge,
     /// By [`InstanceState`].
     instances: [Gauge; STATES.len()],
     open_connections: Gauge,
@@ -32,6 +36,14 @@ struct Handles {
     retries_refused: Counter,
 }
 
+/// What becomes of the instances that one detection method finds.
+#[derive(Debug)]
+struct Detected {
+    enforced: Counter,
+    /// By [`UNENFORCED_REASONS`].
+    unenforced: [Counter; UNENFORCED_REASONS.len()],
+}
+
 impl ChannelFigures {
     /// The figures of a channel to this target, with the recorder that is installed by now.
     pub(crate) fn new(target: &str) -> Self {
@@ -39,6 +51,9 @@ impl ChannelFigures {
         let labels = [&*target];
         Self(Arc::new(Handles {
             methods: Methods::new(target.clone(), CALLS_IN_FLIGHT.with(&labels)),
+            disconnections: DISCONNECT_ERRORS.map(|error| DISCONNECTIONS.with(&[&target, error])),
+            ejections: DETECTION_METHODS.map(|method| Detected::new(&target, method)),
+            channels: CHANNELS.with(&labels),
             instances: STATES.map(|state| INSTANCES.with(&[&target, state])),
             open_connections: OPEN_CONNECTIONS.with(&labels),
             attempts_succeeded: CONNECTION_ATTEMPTS_SUCCEEDED.with(&labels),
@@ -68,6 +83,11 @@ impl ChannelFigures {
         self.0.retries_refused.add(1);
     }
 
+    /// The channel, for as long as the share lives.
+    pub(crate) fn open(&self) -> Share {
+        Share::new(self.0.channels.clone(), 1.0)
+    }
+
     /// An instance that the channel knows, for as long as the figure lives.
     pub(crate) fn instance(&self) -> InstanceFigure {
         InstanceFigure { channel: self.clone(), state: None }
@@ -91,17 +111,42 @@ impl ChannelFigures {
 
     /// An instance that failed is left out.
     pub(crate) fn on_ejection(&self, method: &'static str) {
-        EJECTIONS_ENFORCED.with(&[&self.0.target, method]).add(1);
+        if let Some(detected) = self.detected(method) {
+            detected.enforced.add(1);
+        }
     }
 
     /// An instance that failed is not left out.
     pub(crate) fn on_unenforced_ejection(&self, method: &'static str, reason: &'static str) {
-        EJECTIONS_UNENFORCED.with(&[&self.0.target, method, reason]).add(1);
+        let at = position(&UNENFORCED_REASONS, reason);
+        if let Some((detected, at)) = self.detected(method).zip(at) {
+            detected.unenforced[at].add(1);
+        }
+    }
+
+    fn detected(&self, method: &str) -> Option<&Detected> {
+        position(&DETECTION_METHODS, method).map(|at| &self.0.ejections[at])
     }
 
     fn gauge(&self, state: InstanceState) -> Gauge {
         self.0.instances[state as usize].clone()
     }
+}
+
+impl Detected {
+    fn new(target: &str, method: &str) -> Self {
+        Self {
+            enforced: EJECTIONS_ENFORCED.with(&[target, method]),
+            unenforced: UNENFORCED_REASONS.map(|reason| EJECTIONS_UNENFORCED.with(&[target, method, reason])),
+        }
+    }
+}
+
+/// Where a label is among all that there are.
+fn position(labels: &[&str], label: &str) -> Option<usize> {
+    let at = labels.iter().position(|known| *known == label);
+    debug_assert!(at.is_some(), "{label} is not among {labels:?}");
+    at
 }
 
 /// A pick that waits.
@@ -161,12 +206,34 @@ pub(crate) struct ConnectionFigure {
 impl ConnectionFigure {
     /// It takes no more calls. It may be open for those that it has.
     pub(crate) fn on_disconnected(&self, error: &'static str) {
-        DISCONNECTIONS.with(&[&self.channel.0.target, error]).add(1);
+        let handles = &self.channel.0;
+        match DISCONNECT_ERRORS.iter().position(|known| *known == error) {
+            Some(at) => handles.disconnections[at].add(1),
+            None => DISCONNECTIONS.with(&[&handles.target, error]).add(1),
+        }
     }
 }
 
 /// By [`InstanceState`].
 const STATES: [&str; 8] =
     ["ready", "connecting", "transient_failure", "idle", "suspect", "draining", "ejected", "unused"];
+
+/// As the outlier detection names them.
+const DETECTION_METHODS: [&str; 5] =
+    ["consecutive_failures", "missed_deadlines", "probation", "success_rate", "failure_percentage"];
+
+/// As the outlier detection names them.
+const UNENFORCED_REASONS: [&str; 2] = ["enforcement_percentage", "max_ejection_overflow"];
+
+/// As connections name them. The codes of a GOAWAY other than `NO_ERROR` are rare, and an alert for none.
+const DISCONNECT_ERRORS: [&str; 7] = [
+    "subchannel shutdown",
+    "connection reset",
+    "connection aborted",
+    "connection timed out",
+    "socket error",
+    "unknown",
+    "GOAWAY NO_ERROR",
+];
 
 const _: () = assert!(InstanceState::Unused as usize == STATES.len() - 1);

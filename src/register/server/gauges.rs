@@ -1,7 +1,7 @@
 //! The calls and connections of one server, to the metrics.
 
 use crate::metrics::server::{CALLS, CONNECTIONS, DRAINED_CALLS, DRAINED_CONNECTIONS, DRAINS, LOST_LIMITS};
-use crate::metrics::{self, Counter, Gauge};
+use crate::metrics::{Counter, Gauge};
 
 /// What is open of one kind, and how it ends in a shutdown.
 #[derive(Debug)]
@@ -33,9 +33,9 @@ impl OpenGauges {
 
     /// One ended; it counts as finished where that is in a shutdown, and before the limit.
     #[inline]
-    pub(super) fn on_closed(&self, is_draining: impl FnOnce() -> bool) {
+    pub(super) fn on_closed(&self, is_draining: bool) {
         self.open.add(-1.0);
-        if metrics::ENABLED && is_draining() {
+        if is_draining {
             self.finished.add(1);
         }
     }

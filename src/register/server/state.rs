@@ -15,6 +15,7 @@ use tracing::Instrument as _;
 use super::gauges::DrainGauges;
 use super::open_set::{Counted, OpenSet};
 use super::places::Places;
+use crate::metrics;
 use crate::targets::REGISTRATION;
 
 /// The open calls and connections of one server, and the phase of its drain; a clone is a handle to the same drain.
@@ -65,8 +66,10 @@ impl DrainState {
 
     #[inline]
     pub(super) fn close_call(&self, counted: Counted) {
+        // First, since one that is not among the calls any more is not cut, and has to count as finished.
+        let is_draining = metrics::ENABLED && self.has_begun() && !self.has_ended();
         self.0.calls.closed(counted);
-        self.0.gauges.calls.on_closed(|| self.has_begun() && !self.has_ended());
+        self.0.gauges.calls.on_closed(is_draining);
     }
 
     /// A call came behind the limit.
@@ -81,8 +84,9 @@ impl DrainState {
     }
 
     pub(super) fn close_socket(&self, counted: Counted) {
+        let is_draining = metrics::ENABLED && self.has_begun() && !self.is_closed();
         self.0.sockets.closed(counted);
-        self.0.gauges.connections.on_closed(|| self.has_begun() && !self.is_closed());
+        self.0.gauges.connections.on_closed(is_draining);
     }
 
     fn has_begun(&self) -> bool {

@@ -18,7 +18,11 @@ pub(crate) async fn run(
 ) -> Result<(), Failure> {
     let service = service_of(registry, &address, service).await?;
     let before = lease_of(registry, &service, &address).await?;
-    registry.drain(&service, address.clone()).await?;
+    match before {
+        Some(lease) => registry.drain_leased(&service, address.clone(), lease).await?,
+        // It has left since: the error says so.
+        None => registry.drain(&service, address.clone()).await?,
+    }
     output.drained(&service, &address, "marked")?;
 
     // Another lease is another server: the successor at the same address.
@@ -31,8 +35,8 @@ pub(crate) async fn run(
     let Ok(left) = timeout(LEAVE_LIMIT, left).await else {
         let limit = LEAVE_LIMIT.as_secs();
         return Err(failed(format!(
-            "{address} is marked and gets no new calls, but has not left in {limit} s: it is another program's, frozen, \
-             or cut off from etcd"
+            "{address} is marked, and clients of tonic-etcd send it no new calls unless it is the last one, but it has \
+             not left in {limit} s: it is another program's, frozen, or cut off from etcd; other clients still call it"
         )));
     };
     left?;

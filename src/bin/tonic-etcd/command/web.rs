@@ -36,7 +36,8 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "NAME")]
     allow_host: Vec<String>,
 
-    /// Puts a button on the page that asks a server to leave, as `drain` does
+    /// Puts a button on the page that asks a server to leave, as `drain` does, for those that open the address that is
+    /// printed then: it ends with a secret
     #[arg(long)]
     allow_drain: bool,
 
@@ -59,7 +60,9 @@ pub(crate) async fn run(registry: Registry, shown: String, flags: Flags, output:
     let guard = Guard::new(allow_host)?;
     let listener =
         TcpListener::bind(listen).await.map_err(|error| failed(format!("cannot listen on {listen}: {error}")))?;
-    output.listening(&format!("http://{}/", listener.local_addr()?))?;
+    // Browsers keep what follows the # to themselves: it stands in no request, and no other account learns it from here.
+    let token = if allow_drain { format!("#{}", guard.token()) } else { String::new() };
+    output.listening(&format!("http://{}/{token}", listener.local_addr()?))?;
 
     let hub = Arc::new(Hub::new(Board::new(env!("CARGO_PKG_VERSION"), shown, allow_drain)));
     let site = Arc::new(Site::new(hub.clone(), guard, registry.clone(), allow_drain, output));

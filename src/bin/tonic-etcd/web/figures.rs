@@ -67,6 +67,10 @@ pub(crate) async fn follow(file: &Path, hub: &Hub) {
 }
 
 async fn read(file: &Path) -> io::Result<Report> {
+    // To open a pipe is to wait for its other end.
+    if !tokio::fs::metadata(file).await?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
     let mut text = Vec::new();
     tokio::fs::File::open(file).await?.take(MAX_FILE + 1).read_to_end(&mut text).await?;
     if u64::try_from(text.len()).is_ok_and(|len| len > MAX_FILE) {

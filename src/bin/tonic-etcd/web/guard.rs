@@ -1,7 +1,8 @@
 //! Requests to those that a page of this server makes: others get no further, whatever site a browser is on.
 //!
 //! A site that lets its own name point here (DNS rebinding) is told by the `Host` header, a request that another site
-//! makes by `Sec-Fetch-Site` and `Origin`. Orders need a token besides, which only a page of this server can read.
+//! makes by `Sec-Fetch-Site` and `Origin`. Orders need a token besides, which stands in the address that the program
+//! prints and in nothing that is served: reaching the page is not enough.
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN};
 use http::uri::Authority;
@@ -59,7 +60,7 @@ impl Guard {
             return Err(Refusal::ForeignSite);
         }
         match headers.get(ORIGIN) {
-            Some(origin) if !is_own(origin, host) => Err(Refusal::ForeignSite),
+            Some(origin) if !self.is_own(origin, host) => Err(Refusal::ForeignSite),
             _ => Ok(()),
         }
     }
@@ -85,10 +86,26 @@ impl Guard {
         let host: Authority = host.parse().map_err(|_| Refusal::NoHost)?;
         let host = host.host();
         let ip = host.strip_prefix('[').and_then(|ip| ip.strip_suffix(']')).unwrap_or(host);
-        let is_own = ip.parse::<std::net::IpAddr>().is_ok()
-            || host.eq_ignore_ascii_case("localhost")
-            || self.hosts.iter().any(|own| own.eq_ignore_ascii_case(host));
+        let is_own =
+            ip.parse::<std::net::IpAddr>().is_ok() || host.eq_ignore_ascii_case("localhost") || self.is_named(host);
         if is_own { Ok(()) } else { Err(Refusal::ForeignHost) }
+    }
+
+    /// A proxy in front may speak TLS, and may ask under another host than browsers do: names that are allowed count
+    /// then. On which of their ports is told by `Sec-Fetch-Site`.
+    fn is_own(&self, origin: &HeaderValue, host: &str) -> bool {
+        let Ok(origin) = origin.to_str() else { return false };
+        let site = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+        site.is_some_and(|site| {
+            site.eq_ignore_ascii_case(host)
+                || site
+                    .parse::<Authority>()
+                    .is_ok_and(|site| !site.as_str().contains('@') && self.is_named(site.host()))
+        })
+    }
+
+    fn is_named(&self, host: &str) -> bool {
+        self.hosts.iter().any(|own| own.eq_ignore_ascii_case(host))
     }
 }
 
@@ -97,13 +114,6 @@ fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next().filter(|_| values.next().is_none())?;
     value.to_str().ok()
-}
-
-/// A proxy in front may speak TLS.
-fn is_own(origin: &HeaderValue, host: &str) -> bool {
-    let Ok(origin) = origin.to_str() else { return false };
-    let site = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
-    site.is_some_and(|site| site.eq_ignore_ascii_case(host))
 }
 
 /// Takes the same time wherever they differ.
@@ -160,8 +170,12 @@ mod tests {
             assert_eq!(from(path, site), expected, "{path} from {site}");
         }
         let origin = |origin| look("/events", &[("host", "localhost:80"), ("origin", origin)]);
-        assert_eq!(origin("http://localhost:80"), Ok(()));
-        for foreign in ["http://localhost:81", "http://evil.example", "null", "localhost:80"] {
+        for own in ["http://localhost:80", "https://registry.example", "http://Registry.Example:8443"] {
+            assert_eq!(origin(own), Ok(()), "{own}: a proxy may ask under another host than browsers do");
+        }
+        for foreign in
+            ["http://localhost:81", "http://evil.example", "null", "localhost:80", "http://x@registry.example"]
+        {
             assert_eq!(origin(foreign), Err(Refusal::ForeignSite), "{foreign}");
         }
     }

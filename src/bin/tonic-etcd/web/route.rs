@@ -70,23 +70,19 @@ impl Site {
             return self.lease(lease).await;
         }
         match ASSETS.iter().find(|asset| asset.0 == path) {
-            Some(("/", kind, page)) => answer(StatusCode::OK, kind, self.with_token(page)),
             Some((_, kind, text)) => answer(StatusCode::OK, kind, *text),
             None => text(StatusCode::NOT_FOUND, "there is nothing of that name"),
         }
-    }
-
-    /// The token of a page that may give orders; none where it may not.
-    fn with_token(&self, page: &str) -> String {
-        let token = if self.may_drain { self.guard.token() } else { "" };
-        page.replacen(TOKEN_PLACE, token, 1)
     }
 
     fn events(&self, end: CancellationToken) -> Response<Body> {
         match self.hub.open(end) {
             Some(events) => {
                 let mut answer = Response::new(BodyExt::boxed_unsync(StreamBody::new(events)));
-                answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+                let headers = answer.headers_mut();
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+                // Proxies such as nginx would hold events back.
+                headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
                 answer
             }
             None => unavailable("too many pages are open"),
@@ -96,7 +92,9 @@ impl Site {
     /// How long a lease lives: of an instance that is shown, since others are not this page's business.
     async fn lease(&self, lease: &str) -> Response<Body> {
         let lease = i64::from_str_radix(lease, 16).ok().filter(|lease| self.hub.board().has_lease(*lease));
-        let Some(lease) = lease else { return text(StatusCode::NOT_FOUND, "no instance has that lease") };
+        // No error to a browser, which would log one for each instance that leaves while it is looked at.
+        let unknown = || answer(StatusCode::OK, JSON, json!({ "granted": null, "remaining": null }).to_string());
+        let Some(lease) = lease else { return unknown() };
         let Ok(_place) = self.questions.try_acquire() else {
             return unavailable("etcd is asked too much at once");
         };
@@ -105,7 +103,7 @@ impl Site {
                 let (granted, remaining) = (lease.granted().as_secs(), lease.remaining().as_secs());
                 answer(StatusCode::OK, JSON, json!({ "granted": granted, "remaining": remaining }).to_string())
             }
-            Ok(None) => text(StatusCode::NOT_FOUND, "the lease has ended"),
+            Ok(None) => unknown(),
             Err(error) => text(status_of(&error), with_causes(&error)),
         }
     }
@@ -121,11 +119,15 @@ impl Site {
             Ok(order) => order,
             Err(refusal) => return refusal,
         };
-        let known = self.hub.board().instance(&order.service, &order.address).map(wire::lease);
-        if known.is_some_and(|lease| lease != order.lease) {
+        let known = self.hub.board().instance(&order.service, &order.address).map(|it| (it.lease(), wire::lease(it)));
+        let Some((lease, shown)) = known else {
+            return text(StatusCode::NOT_FOUND, "the page shows no such instance");
+        };
+        if shown != order.lease {
             return text(StatusCode::CONFLICT, "another server has that address by now");
         }
-        match self.registry.drain(&order.service, order.address.clone()).await {
+        // What is shown may be old: etcd compares the lease once more.
+        match self.registry.drain_leased(&order.service, order.address.clone(), lease).await {
             Ok(()) => {
                 // Standard output may be closed; the order was obeyed all the same.
                 let _ = self.output.drained(&order.service, &order.address, "marked");
@@ -174,7 +176,10 @@ fn refused(refusal: Refusal) -> Response<Body> {
             text(StatusCode::FORBIDDEN, "the Host header names another server: --allow-host lets a name be this one's")
         }
         Refusal::ForeignSite => text(StatusCode::FORBIDDEN, "only pages of this server may ask for this"),
-        Refusal::NoToken => text(StatusCode::FORBIDDEN, "the token is missing or of another run: load the page again"),
+        Refusal::NoToken => text(
+            StatusCode::FORBIDDEN,
+            "the token is missing or of another run: open the address that the program printed",
+        ),
         Refusal::NotJson => text(StatusCode::UNSUPPORTED_MEDIA_TYPE, "an order is JSON"),
     }
 }
@@ -221,8 +226,6 @@ const ASSETS: [(&str, &str, &str); 10] = [
     ("/details.js", SCRIPT, include_str!("page/details.js")),
     ("/dom.js", SCRIPT, include_str!("page/dom.js")),
 ];
-
-const TOKEN_PLACE: &str = "{{token}}";
 
 /// Of every answer. The page loads nothing but its own files, cannot be framed, and takes no text for HTML or script.
 const HEADERS: [(&str, &str); 7] = [

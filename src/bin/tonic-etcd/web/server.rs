@@ -64,7 +64,6 @@ async fn connection(stream: TcpStream, site: Arc<Site>, end: CancellationToken, 
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_LIMIT)
-        .max_header_size(MAX_HEADER)
         .max_buf_size(MAX_BUFFER)
         .serve_connection(io, service);
     let mut connection = std::pin::pin!(connection);
@@ -84,12 +83,12 @@ async fn connection(stream: TcpStream, site: Arc<Site>, end: CancellationToken, 
 const MAX_CONNECTIONS: usize = 256;
 /// For the head of a request, from the end of the last answer on.
 const HEADER_LIMIT: Duration = Duration::from_secs(10);
-const MAX_HEADER: usize = 16 << 10;
-/// Bytes of a connection that wait for its socket, either way.
+/// Bytes of a connection that wait, either way; a head that is larger is refused.
 const MAX_BUFFER: usize = 64 << 10;
 const SEND_BUFFER: usize = 256 << 10;
-/// For a browser that does not read: its page opens a new stream when it does again.
-const STALL_LIMIT: Duration = Duration::from_secs(30);
+/// For a browser that does not read what was sent, or next to nothing of it: its page opens a new stream when it does
+/// again.
+const STALL_LIMIT: Duration = Duration::from_secs(60);
 /// For the last event of every stream.
 const END_LIMIT: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

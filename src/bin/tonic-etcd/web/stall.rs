@@ -1,4 +1,4 @@
-//! A connection whose writes fail where the other end does not read for too long.
+//! Writes to an error, where the other end takes too long to read what was written up to a flush.
 
 use std::io;
 use std::pin::Pin;
@@ -11,7 +11,7 @@ use tokio::time::{Sleep, sleep};
 pub(crate) struct StallLimit<S> {
     stream: S,
     limit: Duration,
-    /// Runs while a write waits.
+    /// Runs from the first write that waits until all is flushed: an end that reads byte by byte gains nothing.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
@@ -22,7 +22,6 @@ impl<S> StallLimit<S> {
 
     fn limited<T>(&mut self, poll: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         if poll.is_ready() {
-            self.stalled = None;
             return poll;
         }
         let limit = self.limit;
@@ -57,7 +56,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for StallLimit<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = ready!(Pin::new(&mut self.stream).poll_flush(cx));
+        self.stalled = None;
+        Poll::Ready(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -83,15 +84,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slow_reader_has_the_limit_anew_with_every_byte_it_takes() {
+    async fn a_reader_has_the_limit_for_all_that_is_flushed_together_and_not_for_each_byte() {
         let (near, mut far) = duplex(1);
         let reads = async {
             for _ in 0..9 {
-                sleep(LIMIT / 2).await;
-                far.read_u8().await.expect("a byte");
+                sleep(LIMIT / 3).await;
+                if far.read_u8().await.is_err() {
+                    return;
+                }
             }
         };
-        let (written, ()) = tokio::join!(async { StallLimit::new(near, LIMIT).write_all(&[0; 9]).await }, reads);
-        written.expect("it takes long, and never stalls");
+        let writes = async {
+            let mut near = StallLimit::new(near, LIMIT);
+            for _ in 0..2 {
+                near.write_all(&[0; 3]).await.expect("it takes less than the limit");
+                near.flush().await.expect("nothing is left");
+            }
+            let begin = Instant::now();
+            let failed = near.write_all(&[0; 9]).await.expect_err("nine take too long");
+            (failed.kind(), begin.elapsed())
+        };
+        let (ended, ()) = tokio::join!(writes, reads);
+        assert_eq!(ended, (io::ErrorKind::TimedOut, LIMIT));
     }
 }

@@ -1,9 +1,9 @@
-//! An address to what listens there: one connection as a gRPC client makes it, and two more where that fails.
+//! An address to what listens there: one connection as a gRPC client makes it, and up to two more where that fails.
 //!
 //! ```text
 //! HTTP/2 in plain text, the health check as the first call ---> gRPC, or HTTP/2 without it
-//!   \--> broken off: a TLS greeting ---> TLS
-//!          \--> no answer in TLS: an HTTP/1 request ---> HTTP/1, or something else
+//!   \--> broken off, or answered in HTTP/1: a TLS greeting ---> TLS
+//!          \--> no answer in TLS: HTTP/1 if that came before, or comes after a request ---> HTTP/1, or something else
 //! ```
 
 use std::io;
@@ -68,7 +68,6 @@ pub(super) async fn dial(address: &Address, limit: Duration) -> Answer {
         [] if called.is_err() => Answer::Silent,
         // It speaks HTTP/2, and gives the call no answer or breaks it off.
         [_, _, _, SETTINGS, ..] => Answer::Silent,
-        heard if heard.starts_with(HTTP1) => Answer::Http1,
         [ALERT, 3, ..] => Answer::Tls,
         heard => other(address, heard, limit).await,
     }
@@ -81,6 +80,10 @@ async fn other(address: &Address, heard: &[u8], limit: Duration) -> Answer {
         && let [HANDSHAKE | ALERT, 3, ..] = exchange(address, &greeting, deadline).await[..]
     {
         return Answer::Tls;
+    }
+    // Before TLS: web servers tell plain text on a port for TLS in plain HTTP/1 that it is a mistake.
+    if heard.starts_with(HTTP1) {
+        return Answer::Http1;
     }
     let request = format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     if exchange(address, request.as_bytes(), deadline).await.starts_with(HTTP1) {

@@ -12,7 +12,7 @@ use tonic_etcd::inspect::StoredKeys;
 use super::dial::{Answer, dial};
 use super::finding::Finding;
 use super::keys::addresses;
-use super::kind::Kind;
+use super::kind::{Kind, Level};
 
 /// What listens at the addresses.
 pub(super) struct Dials {
@@ -72,12 +72,14 @@ impl Dials {
             }
         }
         let finding = |((kind, service), names): ((Kind, String), _)| Finding::new(kind, Some(&service), names);
-        let mut findings: Vec<Finding> = groups.into_iter().map(finding).collect();
-        if self.left_out > 0 {
-            let name = format!("{} addresses were not dialled in time", self.left_out);
-            findings.push(Finding::new(Kind::CheckIncomplete, None, vec![name]));
-        }
-        findings
+        groups.into_iter().map(finding).collect()
+    }
+
+    /// That there was no time for some: an error, for any of these may be down.
+    pub(super) fn gap(&self) -> Option<Finding> {
+        let name = format!("{} addresses were not dialled in time", self.left_out);
+        let gap = Finding::new(Kind::CheckIncomplete, None, vec![name]).with_level(Level::Error);
+        (self.left_out > 0).then_some(gap)
     }
 }
 

@@ -23,6 +23,13 @@ impl Finding {
         Self { kind, level: kind.entry().level, service: service.map(str::to_owned), names }
     }
 
+    /// Nothing but a suspicion: the second look that would confirm it is missing.
+    pub(crate) fn unconfirmed(mut self) -> Self {
+        self.level = self.level.max(Level::Warning);
+        self.names.iter_mut().for_each(|name| name.push_str(" (not confirmed)"));
+        self
+    }
+
     pub(crate) fn with_level(mut self, level: Level) -> Self {
         self.level = level;
         self

@@ -44,6 +44,11 @@ pub(super) fn key_name(key: &StoredKey) -> String {
     String::from_utf8_lossy(key.key()).into_owned()
 }
 
+/// What a key ends with.
+fn lease_name(key: &StoredKey) -> String {
+    if key.lease() == 0 { "no lease".to_owned() } else { format!("lease {:x}", key.lease()) }
+}
+
 fn by_service(keys: &StoredKeys) -> BTreeMap<&str, Vec<&StoredKey>> {
     let mut services: BTreeMap<&str, Vec<&StoredKey>> = BTreeMap::new();
     for key in keys.keys() {
@@ -82,10 +87,8 @@ fn of_service(service: &str, keys: &[&StoredKey], is_etcd_local: bool) -> Vec<Fi
     push(&mut findings, Kind::WeightZero, Some(service), zero);
     let twice = addresses.iter().filter(|(_, keys)| keys.len() > 1);
     let twice = twice.map(|(address, keys)| {
-        let mut keys = keys.clone();
-        keys.sort_by_key(|key| key.create_revision());
-        let keys: Vec<String> = keys.into_iter().map(key_name).collect();
-        format!("{address}: {} (the oldest first)", keys.join(", "))
+        let keys: Vec<String> = keys.iter().map(|key| format!("{} ({})", key_name(key), lease_name(key))).collect();
+        format!("{address}: {}", keys.join(", "))
     });
     push(&mut findings, Kind::AddressTwice, Some(service), twice.collect());
     let loopback = addresses.keys().filter(|address| is_loopback(address)).map(ToString::to_string).collect();

@@ -195,7 +195,8 @@ static TABLE: [Entry; 39] = [
         id: "value-unreadable",
         level: Level::Error,
         what: "clients cannot read the value",
-        advice: "write it as --format has it, or delete the key; find out which program writes it",
+        advice: "check --format and --prefix first; where other keys of the service can be read, find out which program \
+                 writes this one, and delete it",
     },
     Entry {
         kind: Kind::AddressUnusable,
@@ -293,7 +294,8 @@ static TABLE: [Entry; 39] = [
         id: "address-twice",
         level: Level::Warning,
         what: "two keys of one service have the same address",
-        advice: "one is that of a server which was replaced, or two servers publish one address: delete the older key",
+        advice: "delete the key without a lease if another has one, and let a lease that is not renewed run out by itself; \
+                 where all are renewed, two servers publish one address: let one of them publish its own",
     },
     Entry {
         kind: Kind::WeightZero,

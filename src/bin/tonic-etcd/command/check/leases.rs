@@ -29,50 +29,53 @@ impl Leases {
     pub(super) async fn of(registry: &Registry, keys: &StoredKeys, deadline: Instant) -> Self {
         let mut leases = Self::default();
         let own: BTreeSet<i64> = keys.keys().iter().map(StoredKey::lease).filter(|lease| *lease != 0).collect();
-        leases.read_own(registry, &own, deadline).await;
+        leases.of_keys = leases.read(registry, &own, deadline, "leases", |_| true).await;
         leases.read_others(registry, &own, deadline).await;
         leases
     }
 
-    async fn read_own(&mut self, registry: &Registry, own: &BTreeSet<i64>, deadline: Instant) {
-        let (mut denied, mut answers) = (0, 0);
-        let mut reason = String::new();
-        let mut reads = stream::iter(own.iter().copied())
-            .map(|id| async move { (id, registry.lease(id).await) })
-            .buffer_unordered(MOST_AT_ONCE);
-        while let Ok(Some((id, read))) = timeout_at(deadline, reads.next()).await {
-            answers += 1;
-            match read {
-                Ok(lease) => _ = lease.map(|lease| self.of_keys.insert(id, lease)),
-                Err(error) => (denied, reason) = (denied + 1, causes(&error)),
-            }
-        }
-        if denied > 0 {
-            self.gaps.push(format!("{denied} leases: {reason}"));
-        }
-        if answers < own.len() {
-            self.gaps.push(format!("{} leases were not read in time", own.len() - answers));
-        }
-    }
-
-    /// Leases of other programs with keys that the user may not read are none of ours.
     async fn read_others(&mut self, registry: &Registry, own: &BTreeSet<i64>, deadline: Instant) {
         let others = match timeout_at(deadline, registry.leases()).await {
-            Ok(Ok(all)) => all.into_iter().filter(|id| *id != 0 && !own.contains(id)).take(MOST_OTHERS),
+            Ok(Ok(all)) => all.into_iter().filter(|id| *id != 0 && !own.contains(id)).take(MOST_OTHERS).collect(),
             // Some versions of etcd keep this for its administrators.
             Ok(Err(RegistryError::Denied { .. })) => return,
             Ok(Err(error)) => return self.gaps.push(format!("leases without keys: {}", causes(&error))),
             Err(_) => return self.gaps.push("leases without keys were not read in time".to_owned()),
         };
-        let mut reads =
-            stream::iter(others).map(|id| async move { registry.lease(id).await }).buffer_unordered(MOST_AT_ONCE);
+        let others = self.read(registry, &others, deadline, "leases of other keys or none", has_failed).await;
+        let without_keys = others.values().filter(|lease| lease.key_count() == 0);
+        self.without_keys.extend(without_keys.map(Lease::id));
+    }
+
+    /// Reads these leases until the deadline. What fails is a gap of the name `what`, as far as `is_gap` has it count.
+    async fn read(
+        &mut self,
+        registry: &Registry,
+        ids: &BTreeSet<i64>,
+        deadline: Instant,
+        what: &str,
+        is_gap: fn(&RegistryError) -> bool,
+    ) -> BTreeMap<i64, Lease> {
+        let (mut answers, mut failures, mut reason) = (0, 0, String::new());
+        let mut leases = BTreeMap::new();
+        let mut reads = stream::iter(ids.iter().copied())
+            .map(|id| async move { registry.lease(id).await })
+            .buffer_unordered(MOST_AT_ONCE);
         while let Ok(Some(read)) = timeout_at(deadline, reads.next()).await {
-            if let Ok(Some(lease)) = read
-                && lease.key_count() == 0
-            {
-                self.without_keys.insert(lease.id());
+            answers += 1;
+            match read {
+                Ok(lease) => leases.extend(lease.map(|lease| (lease.id(), lease))),
+                Err(error) if is_gap(&error) => (failures, reason) = (failures + 1, causes(&error)),
+                Err(_) => {}
             }
         }
+        if failures > 0 {
+            self.gaps.push(format!("{failures} {what}: {reason}"));
+        }
+        if answers < ids.len() {
+            self.gaps.push(format!("{} {what} were not read in time", ids.len() - answers));
+        }
+        leases
     }
 
     /// Whether a second look may clear something: a registration that has just begun has no key yet.
@@ -81,30 +84,24 @@ impl Leases {
     }
 
     /// The findings that a second look confirms.
-    pub(super) async fn findings(self, registry: &Registry, keys: &StoredKeys, deadline: Instant) -> Vec<Finding> {
+    pub(super) async fn findings(mut self, registry: &Registry, keys: &StoredKeys, deadline: Instant) -> Vec<Finding> {
         let mut findings = Vec::new();
-        let again = async |id| timeout_at(deadline, registry.lease(id)).await.ok()?.ok()?;
+        let in_doubt = self.of_keys.values().filter(|lease| is_running_out(lease)).map(Lease::id).collect();
+        let again = self.read(registry, &in_doubt, deadline, "leases at the second look", |_| true).await;
         let mut running_out = BTreeMap::new();
-        for first in self.of_keys.values().filter(|lease| is_running_out(lease)) {
-            if let Some(second) = again(first.id()).await
-                && second.remaining() <= first.remaining()
-            {
-                let (left, all) = (second.remaining().as_secs(), second.granted().as_secs());
-                running_out.insert(first.id(), format!("lease {:x} has {left} s of {all} s left", first.id()));
-            }
+        for second in again.values().filter(|second| second.remaining() <= self.of_keys[&second.id()].remaining()) {
+            running_out.insert(second.id(), time_left(second));
         }
         let long = self.of_keys.values().filter(|lease| lease.granted() > LONG);
         let long = long.map(|lease| (lease.id(), format!("lease {:x} of {} s", lease.id(), lease.granted().as_secs())));
         findings.extend(at_keys(Kind::LeaseRunningOut, keys, &running_out));
         findings.extend(at_keys(Kind::LeaseLong, keys, &long.collect()));
 
-        let mut without_keys = Vec::new();
-        for id in self.without_keys.into_iter().take(MOST_AGAIN) {
-            if let Some(lease) = again(id).await.filter(|lease| lease.key_count() == 0) {
-                let (left, all) = (lease.remaining().as_secs(), lease.granted().as_secs());
-                without_keys.push(format!("lease {id:x} has {left} s of {all} s left"));
-            }
-        }
+        let in_doubt = self.without_keys.iter().copied().take(MOST_AGAIN).collect();
+        let what = "leases without keys at the second look";
+        let again = self.read(registry, &in_doubt, deadline, what, has_failed).await;
+        let again = again.values().filter(|lease| lease.key_count() == 0);
+        let without_keys: Vec<String> = again.map(time_left).collect();
         if !without_keys.is_empty() {
             findings.push(Finding::new(Kind::LeaseWithoutKeys, None, without_keys));
         }
@@ -113,6 +110,16 @@ impl Leases {
         }
         findings
     }
+}
+
+fn time_left(lease: &Lease) -> String {
+    let (left, all) = (lease.remaining().as_secs(), lease.granted().as_secs());
+    format!("lease {:x} has {left} s of {all} s left", lease.id())
+}
+
+/// Leases of other programs, with keys that the user may not read, are none of ours.
+fn has_failed(error: &RegistryError) -> bool {
+    !matches!(error, RegistryError::Denied { .. })
 }
 
 /// Keepalives come when a third of the time is over: with a third left, two of them were missed.

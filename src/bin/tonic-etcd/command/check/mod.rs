@@ -157,26 +157,40 @@ impl Check<'_> {
         let started = Instant::now();
         let (leases, dials) = tokio::join!(Leases::of(&self.registry, keys, self.deadline), dials);
         let draining: BTreeSet<(String, i64)> = draining(keys).collect();
-        let mut findings = Vec::new();
         let is_in_doubt = leases.are_in_doubt() || dials.as_ref().is_some_and(Dials::are_in_doubt);
-        let again = if is_in_doubt || !draining.is_empty() { self.again(&draining, started).await } else { None };
-        let now = again.as_ref().unwrap_or(keys);
-        findings.extend(leases.findings(&self.registry, now, self.deadline).await);
-        findings.extend(dials.map(|dials| dials.findings(keys, now)).unwrap_or_default());
-        if again.is_some() {
-            findings.extend(not_left(now, &draining));
+        let again = if is_in_doubt || !draining.is_empty() { Some(self.again(&draining, started).await) } else { None };
+        let had_time_to_leave = started.elapsed() >= LEAVING;
+        let now = again.as_ref().and_then(|again| again.as_ref().ok()).unwrap_or(keys);
+        let mut findings = leases.findings(&self.registry, now, self.deadline).await;
+        findings.extend(dials.as_ref().and_then(Dials::gap));
+        let of_dials = dials.map(|dials| dials.findings(keys, now)).unwrap_or_default();
+        match &again {
+            None => findings.extend(of_dials),
+            Some(Ok(_)) => {
+                findings.extend(of_dials);
+                let not_left = not_left(now, &draining);
+                findings.extend(not_left.into_iter().map(|it| if had_time_to_leave { it } else { it.unconfirmed() }));
+            }
+            Some(Err(reason)) => {
+                findings.extend(of_dials.into_iter().map(Finding::unconfirmed));
+                let name = format!("the second look at the keys: {reason}");
+                findings.push(Finding::new(Kind::CheckIncomplete, None, vec![name]).with_level(Level::Error));
+            }
         }
         findings
     }
 
-    /// The keys after a while, and after a longer one where instances have to leave.
-    async fn again(&self, draining: &BTreeSet<(String, i64)>, started: Instant) -> Option<StoredKeys> {
+    /// The keys after a while, and after a longer one where instances have to leave; or why they could not be read.
+    async fn again(&self, draining: &BTreeSet<(String, i64)>, started: Instant) -> Result<StoredKeys, String> {
         tokio::time::sleep_until((started + SETTLING).min(self.deadline)).await;
         loop {
-            let keys = timeout_at(self.deadline, self.keys()).await.ok()?.ok()?;
+            let Ok(keys) = timeout_at(self.deadline, self.keys()).await else {
+                return Err(format!("there was no time for it within {:?}", self.flags.timeout));
+            };
+            let keys = keys.map_err(|error| etcd::causes(&error))?;
             let have_left = !self::draining(&keys).any(|key| draining.contains(&key));
             if have_left || started.elapsed() >= LEAVING || Instant::now() + LOOK_INTERVAL >= self.deadline {
-                return Some(keys);
+                return Ok(keys);
             }
             sleep(LOOK_INTERVAL).await;
         }

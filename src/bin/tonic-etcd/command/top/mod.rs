@@ -35,7 +35,7 @@ use tonic_etcd::{Registry, ServiceName, shutdown_signal};
 use self::source::{Source, Update};
 use self::state::{Flow, Key, Now, State};
 use crate::connection::Connection;
-use crate::failure::{Failure, failed, with_causes};
+use crate::failure::{Failure, failed, raw_causes};
 use crate::print::print;
 
 /// What is shown, and how.
@@ -129,7 +129,7 @@ fn on_update(state: &mut State, source: &mut Source, update: Update, now: Now) {
             state.on_services(&services);
             before.iter().filter(|name| !state.services.contains_key(*name)).for_each(|name| source.forget(name));
         }
-        Update::Trouble(error) => state.on_trouble(with_causes(&error)),
+        Update::Trouble(error) => state.on_trouble(raw_causes(&error)),
         Update::Instances(service, instances) => state.on_instances(&service, instances, now),
     }
 }

@@ -16,7 +16,7 @@ use super::state::Seen;
 pub(super) enum Update {
     /// The services that have keys.
     Services(BTreeSet<String>),
-    /// Services could not be listed.
+    /// Services could not be listed, or the one that is followed not be read.
     Trouble(RegistryError),
     /// The instances of a service.
     Instances(String, Vec<Seen>),
@@ -36,13 +36,7 @@ type Instances = BoxStream<'static, (String, Vec<Seen>)>;
 
 impl Source {
     pub(super) fn new(registry: &Registry, service: Option<&str>) -> Self {
-        let lists = match service {
-            Some(service) => {
-                let one = BTreeSet::from([service.to_owned()]);
-                stream::once(std::future::ready(Ok(one))).chain(stream::pending()).boxed()
-            }
-            None => lists(registry.clone()),
-        };
+        let lists = lists(registry.clone(), service.map(str::to_owned));
         Self { registry: registry.clone(), lists, instances: SelectAll::new(), followed: HashMap::new() }
     }
 
@@ -100,18 +94,25 @@ fn seen(snapshot: &Snapshot) -> Vec<Seen> {
     snapshot.iter().map(seen).collect()
 }
 
-/// The names of all services, now and again.
-fn lists(registry: Registry) -> BoxStream<'static, Result<BTreeSet<String>, RegistryError>> {
+/// The names of all services, now and again; or that of one, as long as etcd lets it be read.
+fn lists(registry: Registry, service: Option<String>) -> BoxStream<'static, Result<BTreeSet<String>, RegistryError>> {
     let mut looks = interval(LOOK_INTERVAL);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let look = async |(registry, mut looks): (Registry, Interval)| {
+    let look = async |(registry, service, mut looks): (Registry, Option<String>, Interval)| {
         looks.tick().await;
-        let services = registry.services().await;
-        let names = services.map(|services| services.into_keys().map(|name| name.to_string()).collect());
-        Some((names, (registry, looks)))
+        let names = names(&registry, service.as_deref()).await;
+        Some((names, (registry, service, looks)))
     };
-    stream::unfold((registry, looks), look).boxed()
+    stream::unfold((registry, service, looks), look).boxed()
 }
 
-/// How often it looks for new services.
+async fn names(registry: &Registry, service: Option<&str>) -> Result<BTreeSet<String>, RegistryError> {
+    match service {
+        // Nothing else says that etcd is down or refuses: the stream of its instances waits for better times.
+        Some(service) => registry.instances(service).await.map(|_| BTreeSet::from([service.to_owned()])),
+        None => Ok(registry.services().await?.into_keys().map(|name| name.to_string()).collect()),
+    }
+}
+
+/// How often it looks for new services, or whether the one that is followed can be read.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);

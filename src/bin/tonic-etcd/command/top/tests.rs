@@ -93,6 +93,7 @@ fn one_screen_shows_services_events_and_keys() {
     assert!(screen.contains("00:00:05.000  echo  10.0.0.2:80  its key is gone"), "{screen}");
     assert!(screen.contains("00:00:05.000  echo  10.0.0.1:80  left"), "{screen}");
     assert!(lines[23].starts_with("q: quit"), "{screen}");
+    assert_eq!(plain(&state, 6, SIZE), screen, "nothing is drawn where nothing happens");
     assert!(plain(&state, 65, SIZE).contains("0 changes/min"), "a minute later");
 }
 

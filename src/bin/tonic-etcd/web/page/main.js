@@ -98,19 +98,22 @@ function renderLinks() {
   else if (!answered) renderLink($("#etcd-link"), "suspect", "asking etcd");
   else renderLink($("#etcd-link"), "live", "etcd answers");
 
-  const stale = $("#stale");
-  let text = "";
+  let [why, old] = ["", ""];
   if (link === "lost" || link === "ended") {
-    text = `What is shown is ${span(Date.now() - lastHeard)} old: the server is unreachable, and asked again and again.`;
+    why = "The server is unreachable, and asked again and again.";
+    old = `What is shown is ${span(Date.now() - lastHeard)} old.`;
   } else if (trouble) {
-    const old = answered ? `What is shown is ${span(age)} old` : "Nothing is known yet";
-    text = `${old}: ${trouble}`;
+    why = trouble;
+    old = answered ? `What is shown is ${span(age)} old.` : "Nothing is known yet.";
   } else if (link === "open" && answered && age > STALE) {
-    text = `etcd has not answered for ${span(age)}.`;
+    why = "etcd has not answered lately.";
+    old = `What is shown is ${span(age)} old.`;
   }
-  stale.hidden = text === "";
-  setText(stale, text);
-  document.body.classList.toggle("is-stale", text !== "");
+  $("#stale").hidden = why === "";
+  // An alert is read out whenever it changes, and the age does so every second.
+  setText($("#stale-why"), why);
+  setText($("#stale-age"), old);
+  document.body.classList.toggle("is-stale", why !== "");
 }
 
 function renderLink(target, state, text) {

@@ -40,7 +40,10 @@ export class Model {
         if (this.next) Object.assign(this, this.next, { next: null });
         return [];
       default:
-        return this.next ? this.next.take(name, record(data), data) : this.take(name, record(data), data);
+        if (!this.next) return this.take(name, record(data), data);
+        // It happened before this page, or was told already.
+        this.next.take(name, record(data), data);
+        return [];
     }
   }
 

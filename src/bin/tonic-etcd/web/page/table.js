@@ -34,8 +34,9 @@ export class Table {
     this.head.append(element("tr", ""));
   }
 
-  turn(pages) {
+  turn(pages, focusFirst = false) {
     this.page += pages;
+    this.focusFirst = focusFirst;
     this.onChange();
     document.querySelector("#instances-title").scrollIntoView({ block: "nearest" });
   }
@@ -70,6 +71,9 @@ export class Table {
     const all = count(rows.length, "instance", "instances");
     const text = pages === 1 ? all : `${(first + 1).toLocaleString("en")} to ${(first + shown.length).toLocaleString("en")} of ${all}`;
     setText(document.querySelector("#shown"), text);
+    // The row that had the focus is not shown any more.
+    if (this.focusFirst) this.body.querySelector("button.open")?.focus();
+    this.focusFirst = false;
     return rows.length;
   }
 
@@ -161,8 +165,8 @@ export class Table {
     const at = buttons.indexOf(document.activeElement);
     if (at < 0) return;
     const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: buttons.length - 1 }[event.key];
-    if (event.key === "PageDown" && !this.next.disabled) this.turn(1);
-    else if (event.key === "PageUp" && !this.previous.disabled) this.turn(-1);
+    if (event.key === "PageDown" && !this.next.disabled) this.turn(1, true);
+    else if (event.key === "PageUp" && !this.previous.disabled) this.turn(-1, true);
     else if (to === undefined) return;
     event.preventDefault();
     buttons[to]?.focus();

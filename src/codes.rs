@@ -18,8 +18,11 @@ pub(crate) fn of_number(number: usize) -> Option<Code> {
     Some(Code::from(number))
 }
 
+/// How many there are.
+pub(crate) const COUNT: usize = 17;
+
 /// Each at its number.
-const NAMES: [&str; 17] = [
+const NAMES: [&str; COUNT] = [
     "OK",
     "CANCELLED",
     "UNKNOWN",
