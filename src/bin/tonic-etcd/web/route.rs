@@ -43,6 +43,9 @@ impl Site {
 
     pub(crate) async fn answer(&self, request: Request<Incoming>, end: CancellationToken) -> Response<Body> {
         let mut answer = match self.guard.check(&request) {
+            _ if head_of(&request) > MAX_HEAD => {
+                text(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the head of this request is too large")
+            }
             Ok(()) => self.route(request, end).await,
             Err(refusal) => refused(refusal),
         };
@@ -169,6 +172,12 @@ fn status_of(error: &RegistryError) -> StatusCode {
     }
 }
 
+/// About how many bytes the head of a request has.
+fn head_of<B>(request: &Request<B>) -> usize {
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
+    request.uri().path().len() + fields.sum::<usize>()
+}
+
 fn refused(refusal: Refusal) -> Response<Body> {
     match refusal {
         Refusal::NoHost => text(StatusCode::BAD_REQUEST, "a request needs one Host header"),
@@ -242,6 +251,8 @@ const HEADERS: [(&str, &str); 7] = [
     ("cache-control", "no-store"),
 ];
 
+/// For the head of a request: browsers send a tenth of it.
+const MAX_HEAD: usize = 16 << 10;
 /// An order is a service, an address and a lease.
 const MAX_ORDER: usize = 4 << 10;
 /// Questions of pages that etcd is asked at once.

@@ -83,7 +83,7 @@ async fn connection(stream: TcpStream, site: Arc<Site>, end: CancellationToken, 
 const MAX_CONNECTIONS: usize = 256;
 /// For the head of a request, from the end of the last answer on.
 const HEADER_LIMIT: Duration = Duration::from_secs(10);
-/// Bytes of a connection that wait, either way; a head that is larger is refused.
+/// Bytes of a connection that wait, either way.
 const MAX_BUFFER: usize = 64 << 10;
 const SEND_BUFFER: usize = 256 << 10;
 /// For a browser that does not read what was sent, or next to nothing of it: its page opens a new stream when it does
