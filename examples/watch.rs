@@ -10,7 +10,7 @@ use tonic_etcd::{RegistrySet, shutdown_signal};
 use changes::Line;
 use shared::{Failure, RegistryFlags};
 
-#[path = "shared/changes.rs"]
+#[path = "../src/bin/tonic-etcd/changes.rs"]
 mod changes;
 mod shared;
 

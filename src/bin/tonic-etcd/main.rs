@@ -9,6 +9,7 @@
 //! | `command` | a command to its outcome |
 //! | `target` | an address to the service that is meant |
 //! | `names` | a name that is not there to similar ones |
+//! | `services` | a registry to its services, and to what comes of each |
 //! | `web` | the registry to a page in browsers |
 //! | `changes` | changes of a service to lines |
 //! | `print` | values to standard output |
@@ -20,6 +21,7 @@ mod connection;
 mod failure;
 mod names;
 mod print;
+mod services;
 mod target;
 mod web;
 

@@ -8,44 +8,15 @@
 //! }
 //! ```
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::hub::Hub;
-use super::wire;
-
-/// What the file holds; each part may be missing.
-#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Report {
-    title: String,
-    /// Shown at the top, each with its course.
-    figures: Vec<Figure>,
-    /// By address, then by name: a column each.
-    instances: BTreeMap<String, BTreeMap<String, Value>>,
-}
-
-#[derive(Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Figure {
-    name: String,
-    value: Value,
-    #[serde(default)]
-    unit: String,
-}
-
-#[derive(Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-enum Value {
-    Number(f64),
-    Text(String),
-}
+use super::wire::{self, Report};
 
 /// Reads the file every second, and tells the pages what is new in it. Never ends.
 pub(crate) async fn follow(file: &Path, hub: &Hub) {

@@ -12,14 +12,13 @@
 //! | `beat` | the time, and how it stands with etcd |
 //! | `bye` | the server ends |
 
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tonic_etcd::snapshot::Member;
 use tonic_etcd::{Address, Tags};
-
-use super::figures::Report;
 
 /// One event, as it goes over the wire. JSON has no line ends outside of its texts, and escapes those in them.
 pub(crate) fn event(name: &str, data: &impl Serialize) -> Bytes {
@@ -153,6 +152,33 @@ pub(crate) struct Figures {
     pub(crate) report: Report,
     /// Why there are none.
     pub(crate) trouble: Option<String>,
+}
+
+/// What a file of figures holds; each part may be missing.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Report {
+    title: String,
+    /// Shown at the top, each with its course.
+    figures: Vec<Figure>,
+    /// By address, then by name: a column each.
+    instances: BTreeMap<String, BTreeMap<String, Value>>,
+}
+
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Figure {
+    name: String,
+    value: Value,
+    #[serde(default)]
+    unit: String,
+}
+
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Value {
+    Number(f64),
+    Text(String),
 }
 
 pub(crate) fn state(member: &Member) -> &'static str {

@@ -5,20 +5,19 @@
 //! | file | what flows through it |
 //! | --- | --- |
 //! | this file | updates and keys to the state, and the state to the terminal: drawn when something changed |
-//! | `source` | a registry to updates |
 //! | `state` | updates and keys to what is shown; pure |
 //! | `rate` | changes to how many a minute; pure |
 //! | `render` | the state to a frame; pure |
 
 mod rate;
 mod render;
-mod source;
 mod state;
 #[cfg(test)]
 mod tests;
 
 use std::io::{self, IsTerminal};
 use std::pin::pin;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -30,13 +29,14 @@ use ratatui::layout::{Position, Rect};
 use ratatui::{DefaultTerminal, Terminal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout_at};
+use tonic_etcd::snapshot::{Member, Snapshot};
 use tonic_etcd::{Registry, ServiceName, shutdown_signal};
 
-use self::source::{Source, Update};
-use self::state::{Flow, Key, Now, State};
+use self::state::{Flow, Key, Now, Seen, State};
 use crate::connection::Connection;
 use crate::failure::{Failure, failed, raw_causes};
 use crate::print::print;
+use crate::services::{self, Services};
 
 /// What is shown, and how.
 #[derive(Args)]
@@ -55,11 +55,11 @@ pub(crate) struct Flags {
 
 pub(crate) async fn run(registry: &Registry, connection: &Connection, flags: &Flags) -> Result<(), Failure> {
     let service = flags.service.as_ref().map(ServiceName::as_str);
-    let mut source = Source::new(registry, service);
+    let mut services = Services::snapshots(registry, &Vec::from_iter(service.map(str::to_owned)))?;
     let mut state = State::new(connection.prefix(), service);
     let clock = Clock::started();
     if flags.once {
-        first(&mut source, &mut state, clock).await?;
+        first(&mut services, &mut state, clock).await?;
         return Ok(print(&plain(&state, clock.now().second, flags.size))?);
     }
     if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
@@ -68,7 +68,7 @@ pub(crate) async fn run(registry: &Registry, connection: &Connection, flags: &Fl
     }
     // It puts the terminal back where this program panics, too.
     let mut terminal = ratatui::try_init()?;
-    let ended = follow(&mut terminal, &mut source, &mut state, clock).await;
+    let ended = follow(&mut terminal, &mut services, &mut state, clock).await;
     ratatui::restore();
     ended
 }
@@ -76,7 +76,7 @@ pub(crate) async fn run(registry: &Registry, connection: &Connection, flags: &Fl
 /// Updates and keys to the screen, until the user or a signal ends it.
 async fn follow(
     terminal: &mut DefaultTerminal,
-    source: &mut Source,
+    services: &mut Snapshots,
     state: &mut State,
     clock: Clock,
 ) -> Result<(), Failure> {
@@ -111,8 +111,8 @@ async fn follow(
                 Some(Err(error)) => return Err(error.into()),
                 None => return Ok(()),
             },
-            update = source.next() => {
-                on_update(state, source, update?, clock.now());
+            update = services.next() => {
+                on_update(state, services, update?, clock.now());
                 is_dirty = true;
             }
             () = async { sleep_until(fades_at.unwrap_or_else(Instant::now)).await }, if fades_at.is_some() => {
@@ -122,17 +122,26 @@ async fn follow(
     }
 }
 
-fn on_update(state: &mut State, source: &mut Source, update: Update, now: Now) {
+fn on_update(state: &mut State, services: &mut Snapshots, update: Update, now: Now) {
     match update {
-        Update::Services(services) => {
-            let before: Vec<String> = state.services.keys().cloned().collect();
-            state.on_services(&services);
-            before.iter().filter(|name| !state.services.contains_key(*name)).for_each(|name| source.forget(name));
+        Update::Listed(listed) => {
+            for name in state.on_services(&listed.names, listed.left_out) {
+                services.forget(&name);
+            }
         }
         Update::Trouble(error) => state.on_trouble(raw_causes(&error)),
-        Update::Instances(service, instances) => state.on_instances(&service, instances, now),
+        Update::Of(service, snapshot) => state.on_instances(&service, seen(&snapshot), now),
     }
 }
+
+fn seen(snapshot: &Snapshot) -> Vec<Seen> {
+    let seen =
+        |member: &Member| Seen { instance: member.instance().clone(), state: member.state(), lease: member.lease() };
+    snapshot.iter().map(seen).collect()
+}
+
+type Snapshots = Services<Arc<Snapshot>>;
+type Update = services::Update<Arc<Snapshot>>;
 
 fn on_input(state: &mut State, key: KeyEvent, rows: usize) -> Flow {
     if key.kind == KeyEventKind::Release {
@@ -158,18 +167,18 @@ fn on_input(state: &mut State, key: KeyEvent, rows: usize) -> Flow {
 }
 
 /// Waits until every service was read once.
-async fn first(source: &mut Source, state: &mut State, clock: Clock) -> Result<(), Failure> {
+async fn first(services: &mut Snapshots, state: &mut State, clock: Clock) -> Result<(), Failure> {
     let deadline = Instant::now() + FIRST_LIMIT;
     let mut is_listed = false;
     while !is_listed || state.services.values().any(|service| service.instances.is_none()) {
-        let Ok(update) = timeout_at(deadline, source.next()).await else {
+        let Ok(update) = timeout_at(deadline, services.next()).await else {
             return Err(failed(format!("etcd did not answer within {} s", FIRST_LIMIT.as_secs())));
         };
         match update? {
             Update::Trouble(error) => return Err(error.into()),
             update => {
-                is_listed |= matches!(update, Update::Services(_));
-                on_update(state, source, update, clock.now());
+                is_listed |= matches!(update, Update::Listed(_));
+                on_update(state, services, update, clock.now());
             }
         }
     }

@@ -39,9 +39,10 @@ fn parts(area: Rect) -> [Rect; 4] {
 fn title_line(state: &State, second: u64) -> Line<'static> {
     let instances: usize = state.services.values().map(|service| service.counts.all).sum();
     let (services, rate) = (state.services.len(), state.rate.per_minute(second));
+    let more = if state.left_out == 0 { String::new() } else { format!(" of {}", services + state.left_out) };
     let mut line = vec![
         Span::styled("tonic-etcd top", Style::new().bold()),
-        Span::raw(format!("  {services} services  {instances} instances  {rate} changes/min")),
+        Span::raw(format!("  {services}{more} services  {instances} instances  {rate} changes/min")),
     ];
     line.push(match &state.trouble {
         Some(trouble) => Span::styled(format!("  etcd: {}", shown(trouble)), Style::new().fg(Color::Red)),

@@ -14,6 +14,8 @@ pub(super) struct State {
     /// What every key begins with.
     pub(super) prefix: String,
     pub(super) services: BTreeMap<String, Service>,
+    /// How many services there are besides those.
+    pub(super) left_out: usize,
     /// The newest comes first.
     pub(super) events: VecDeque<Event>,
     pub(super) rate: Rate,
@@ -142,7 +144,8 @@ impl State {
     pub(super) fn new(prefix: String, service: Option<&str>) -> Self {
         Self {
             prefix,
-            services: BTreeMap::new(),
+            services: service.map(|service| (service.to_owned(), Service::new(true))).into_iter().collect(),
+            left_out: 0,
             events: VecDeque::new(),
             rate: Rate::new(),
             trouble: None,
@@ -155,15 +158,20 @@ impl State {
         }
     }
 
-    /// These services have keys.
-    pub(super) fn on_services(&mut self, listed: &BTreeSet<String>) {
-        self.trouble = None;
+    /// These services have keys, and so many more that are not shown. Returns those that are shown no more.
+    pub(super) fn on_services(&mut self, listed: &BTreeSet<String>, left_out: usize) -> Vec<String> {
+        (self.trouble, self.left_out) = (None, left_out);
         let is_old = !self.is_started;
         for name in listed {
             self.services.entry(name.clone()).or_insert_with(|| Service::new(is_old));
         }
         self.is_started = true;
-        self.services.retain(|name, service| listed.contains(name) || !service.is_gone());
+        let is_gone = |(name, service): &(&String, &Service)| !listed.contains(*name) && service.is_gone();
+        let gone: Vec<String> = self.services.iter().filter(is_gone).map(|(name, _)| name.clone()).collect();
+        for name in &gone {
+            self.services.remove(name);
+        }
+        gone
     }
 
     /// Services cannot be listed now.
