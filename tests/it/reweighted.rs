@@ -2,7 +2,7 @@
 //! refused with the reason.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use etcd_client::PutOptions;
 use tonic_etcd::format::{EtcdNaming, Format, GoZero, Kitex, Kratos};
@@ -90,6 +90,19 @@ async fn the_last_of_operator_and_program_counts() {
     registry.drain("echo", server.address()).await.expect("it is registered");
     let left = async || etcd.keys("").await.is_empty();
     eventually("a draining mark behind another weight is obeyed", LIMIT, left).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn weights_that_are_set_without_end_are_answered_once_a_second() {
+    let etcd = Etcd::start().await;
+    let registry = registry(&etcd);
+    let server = EchoServer::registered(&registry, "echo").await;
+    let begin = Instant::now();
+    for weight in 1..=5 {
+        registry.set_weight("echo", server.address(), weight).await.expect("its server keeps it");
+    }
+    assert!(begin.elapsed() > Duration::from_millis(3_900), "five answers: {:?}", begin.elapsed());
     server.stop().await;
 }
 

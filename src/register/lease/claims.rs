@@ -110,6 +110,18 @@ pub(super) struct Reweigh {
     revision: i64,
 }
 
+/// What a claim writes.
+#[derive(Clone, Copy)]
+pub(super) struct Write<'a> {
+    pub(super) key: &'a str,
+    pub(super) value: &'a [u8],
+    /// The weight in the value.
+    pub(super) weight: u16,
+    pub(super) lease: i64,
+    /// The order that it answers: it replaces nothing but that.
+    pub(super) order: Option<Reweigh>,
+}
+
 /// The result of a grant.
 pub(super) enum GrantOutcome {
     /// The lease lives for this long without keepalives.
@@ -211,20 +223,12 @@ impl Claims {
             .await
     }
 
-    /// Puts our value, of this weight, unless the key belongs to another server that is alive, and then deletes former
-    /// keys. The answer to an order replaces nothing but that order.
-    pub(super) async fn claim(
-        &mut self,
-        key: &str,
-        value: &[u8],
-        weight: u16,
-        lease: i64,
-        order: Option<Reweigh>,
-    ) -> Result<ClaimOutcome, EtcdError> {
+    /// Puts our value, unless the key belongs to another server that is alive, and then deletes former keys.
+    pub(super) async fn claim(&mut self, write: Write<'_>) -> Result<ClaimOutcome, EtcdError> {
         // Its answer may be lost.
         self.was_claimed.store(true, Ordering::Relaxed);
-        self.set_key(ClaimedKey { key: key.to_owned(), lease, revision: None });
-        let outcome = self.put(key, value, weight, lease, order).await?;
+        self.set_key(ClaimedKey { key: write.key.to_owned(), lease: write.lease, revision: None });
+        let outcome = self.put(write).await?;
         // A failure costs only time: the next claim deletes them, or they end with their leases.
         if !matches!(outcome, ClaimOutcome::Contended)
             && let Err(error) = self.remove_former().await
@@ -234,14 +238,8 @@ impl Claims {
         Ok(outcome)
     }
 
-    async fn put(
-        &mut self,
-        key: &str,
-        value: &[u8],
-        weight: u16,
-        lease: i64,
-        order: Option<Reweigh>,
-    ) -> Result<ClaimOutcome, EtcdError> {
+    async fn put(&mut self, write: Write<'_>) -> Result<ClaimOutcome, EtcdError> {
+        let Write { key, value, weight, lease, order } = write;
         let mut seen = order.map_or(0, |order| order.revision);
         for _ in 0..CLAIM_ATTEMPTS {
             let put = self.registrar.cluster.call(CLAIM_LIMIT, |member| async move {

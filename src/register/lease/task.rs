@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::claims::{ClaimOutcome, Claims, GrantOutcome, Order, Reweigh};
+use super::claims::{ClaimOutcome, Claims, GrantOutcome, Order, Reweigh, Write};
 use super::gauges::Loss;
 use super::keepalive::{Lease, keep};
 use super::leave::leave;
@@ -220,7 +220,8 @@ impl LeaseTask {
             // What the claim returns is a revision from after these.
             observer.rollbacks = observer.own_key.borrow().rollbacks;
         }
-        let outcome = match self.claims.claim(&key, &value, instance.weight, lease.id, order).await {
+        let write = Write { key: &key, value: &value, weight: instance.weight, lease: lease.id, order };
+        let outcome = match self.claims.claim(write).await {
             Ok(outcome) => outcome,
             Err(error) if error.kind == EtcdErrorKind::NotFound => {
                 // With back-off, since it repeats where two clusters are behind one name.
@@ -261,7 +262,7 @@ impl LeaseTask {
                 State::Yielding { lease, observer: self.observe(key) }
             }
             ClaimOutcome::Drained => State::Drained,
-            ClaimOutcome::Reweigh(order) => answering(lease, Instant::now(), same_key, order),
+            ClaimOutcome::Reweigh(order) => self.answering(lease, same_key, order),
             ClaimOutcome::Withdrawn => claiming(lease, same_key),
             ClaimOutcome::Contended => {
                 let at = Instant::now() + self.setbacks.pause();
@@ -295,7 +296,7 @@ impl LeaseTask {
                 Ok(()) = observer.own_key.changed() => match self.on_key_seen(&mut observer, &mut claim, lease.id) {
                     KeyState::Ours => {}
                     KeyState::Drained => return State::Drained,
-                    KeyState::Reweigh(order) => return answering(lease, Instant::now(), Some(observer), order),
+                    KeyState::Reweigh(order) => return self.answering(lease, Some(observer), order),
                     // Many keys go at once with their leases: a look costs etcd less than a claim that fails.
                     KeyState::Touched(_) if self.is_lease_dead(&observer, lease.id).await => {
                         return self.on_lease_lost(&lease, Loss::LeaseEnded, Duration::ZERO, Some(observer));
@@ -334,6 +335,12 @@ impl LeaseTask {
                 None => KeyState::Touched(Loss::KeyOverwritten),
             },
         }
+    }
+
+    /// Each answer is a write: at a limited rate, where weights are set without end.
+    fn answering(&mut self, lease: Lease, observer: Option<Observer>, order: Reweigh) -> State {
+        let at = self.setbacks.restore_at(Instant::now());
+        State::Claiming { lease, at, observer, order: Some(order) }
     }
 
     /// The key holds an operator's weight as our own: it is the instance's, unless the program set another one meanwhile.
@@ -486,8 +493,4 @@ impl Drop for LeaseTask {
 
 fn claiming(lease: Lease, observer: Option<Observer>) -> State {
     State::Claiming { lease, at: Instant::now(), observer, order: None }
-}
-
-fn answering(lease: Lease, at: Instant, observer: Option<Observer>, order: Reweigh) -> State {
-    State::Claiming { lease, at, observer, order: Some(order) }
 }
