@@ -208,6 +208,49 @@ fn a_compaction_during_an_outage_shows_as_the_cause_of_a_list() {
 }
 
 #[test]
+fn a_watch_that_moves_to_another_member_or_lost_its_runtime_is_counted_by_that() {
+    alone(async {
+        let restarts = |service, reason| value("watch_restarts_total", &[("service", service), ("reason", reason)]);
+        let watching = |service| value("watches", &[("service", service), ("state", "watching")]);
+        let is_open = async |service| eventually("its watch is open", LIMIT, async || watching(service) == 1).await;
+        let etcd = Etcd::start().await;
+        let (old, next) = (Proxy::start(etcd.address()).await, Proxy::start(etcd.address()).await);
+        let (name, named) = tokio::sync::watch::channel(Vec::new());
+        let urls = move || {
+            let mut named = named.clone();
+            async move { named.wait_for(|urls| !urls.is_empty()).await.map(|urls| urls.clone()) }
+        };
+        let registry = Registry::builder([old.url()]).endpoints_with(urls).build().expect("a good registry");
+        let mut changes = Changes::of(&registry, "moved");
+        changes.expect_nothing_before(&etcd, "127.0.0.1:1").await;
+        is_open("moved").await;
+        old.reset();
+        eventually("the watch breaks", LIMIT, async || restarts("moved", "stream_ended") == 1).await;
+        old.forward();
+        changes.expect_nothing_before(&etcd, "127.0.0.1:2").await;
+        is_open("moved").await;
+        name.send(vec![next.url()]).expect("the question waits");
+        eventually("it moves", LIMIT, async || restarts("moved", "moved") == 1).await;
+
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let registry = Registry::builder([etcd.url()]).build().expect("a good registry");
+        // It runs the stream that both watches are on.
+        let first = {
+            let _inside = runtime.enter();
+            registry.discover("first").expect("a good name")
+        };
+        is_open("first").await;
+        let mut changes = Changes::of(&registry, "left-behind");
+        changes.expect_nothing_before(&etcd, "127.0.0.1:3").await;
+        is_open("left-behind").await;
+        runtime.shutdown_background();
+        eventually("it was left behind", LIMIT, async || restarts("left-behind", "left_behind") == 1).await;
+        changes.expect_nothing_before(&etcd, "127.0.0.1:4").await;
+        drop(first);
+    });
+}
+
+#[test]
 fn hostile_keys_are_counted_and_make_no_label() {
     alone(async {
         let etcd = Etcd::start().await;

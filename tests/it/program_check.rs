@@ -388,6 +388,24 @@ async fn members_of_two_clusters_and_an_etcd_without_space_are_named() {
 }
 
 #[tokio::test]
+async fn a_member_that_learns_and_one_with_corrupt_data_are_named() {
+    let etcd = Etcd::start().await;
+    let learner = etcd.add_learner().await;
+    let both = check_at(&[etcd.url(), learner.url()], &[]).await;
+    assert_eq!(both.names("etcd-learner", None), [learner.url()], "{both:#?}");
+    assert_eq!(both.level("etcd-learner"), "warning");
+    let alone = check_at(&[learner.url()], &[]).await;
+    assert!(alone.code == 1 && alone.ids().contains(&"etcd-refused"), "a learner reads nothing: {alone:#?}");
+
+    let mut client = etcd.client().await;
+    let mut of_member = AlarmOptions::new();
+    of_member.with_member(client.status().await.expect("a status").header().expect("a header").member_id());
+    client.alarm(AlarmAction::Activate, AlarmType::Corrupt, Some(of_member)).await.expect("the alarm");
+    let corrupt = check(&etcd, &[]).await;
+    assert!(corrupt.code == 1 && corrupt.names("etcd-problem", None)[0].contains("CORRUPT"), "{corrupt:#?}");
+}
+
+#[tokio::test]
 async fn logins_and_permissions_that_are_missing_are_told_apart() {
     let etcd = Etcd::start().await;
     add_users(&etcd).await;
@@ -418,6 +436,12 @@ async fn tls_that_does_not_come_about_is_named_on_either_side() {
     let plain = Etcd::start().await;
     let plaintext = secure.url().replace("https", "http");
     let to_plain = plain.url().replace("http", "https");
+    let files = authority.files("expired");
+    authority.issue_expired(&["127.0.0.1"]).write(&files);
+    let expired = Etcd::builder().tls(&files).start().await;
+    let to_expired = check_at(&[expired.url()], &["--ca", &trusted]).await;
+    assert_eq!((to_expired.code, to_expired.ids()), (1, vec!["etcd-tls"]), "{to_expired:#?}");
+    assert!(to_expired.names("etcd-tls", None)[0].contains("expired"), "it says why: {to_expired:#?}");
     for (url, arguments) in
         [(secure.url(), &["--ca", &stranger][..]), (plaintext, &[]), (to_plain, &["--ca", &trusted])]
     {
@@ -447,4 +471,11 @@ async fn thousands_of_instances_are_checked_within_the_time() {
     assert_eq!(found.names("server-silent", Some("echo")), [silent]);
     let (_, text, _) = output(&[etcd.url()], &["--answer-timeout", "2s"]).await;
     assert!(text.lines().count() < 60, "people see the first ones: {text}");
+
+    for n in 0..7_000_u32 {
+        let [_, a, b, c] = (n + 5_000).to_be_bytes();
+        put(&etcd, "echo", &format!("127.{a}.{b}.{c}:{port}")).await;
+    }
+    let found = check(&etcd, &["--no-dial"]).await;
+    assert!(found.names("too-many-keys", Some("echo"))[0].starts_with("10001 keys, "), "{:?}", found.ids());
 }

@@ -1,7 +1,7 @@
 //! A headless Chromium, where one is installed: it opens a page, types and clicks, and reports what a script sees.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -46,9 +46,8 @@ impl Browser {
         // One takes a few hundred megabytes.
         let turn = TURNS.acquire().await.expect("it is never closed");
         let profile = tempfile::tempdir().expect("a folder");
-        let mut chromedriver = Process::start(Command::new(driver).arg("--port=0"));
-        let port = chromedriver.expect_text("ChromeDriver was started successfully on port ", LIMIT).await;
-        let driver = format!("127.0.0.1:{}", port.trim_end_matches('.'));
+        let (chromedriver, port) = start_driver(&driver).await;
+        let driver = format!("127.0.0.1:{port}");
         let arguments = [
             "--headless=new".to_owned(),
             // Needs privileges that tests do not have everywhere; the page is the only one that is opened.
@@ -164,6 +163,20 @@ impl Drop for Browser {
     }
 }
 
+/// Starts the driver, and returns where it listens. It draws a port of IPv6 and gives up where the same one of IPv4 is
+/// taken, as it may be beside other tests.
+async fn start_driver(driver: &Path) -> (Process, String) {
+    let mut failed = Vec::new();
+    for _ in 0..DRAWS {
+        let mut chromedriver = Process::start(Command::new(driver).arg("--port=0"));
+        match chromedriver.find_text("ChromeDriver was started successfully on port ", LIMIT).await {
+            Ok(port) => return (chromedriver, port.trim_end_matches('.').to_owned()),
+            Err(output) => failed.push(output),
+        }
+    }
+    panic!("the driver does not start: {failed:#?}");
+}
+
 fn on_path(names: &[&str]) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     let folders: Vec<PathBuf> = env::split_paths(&path).collect();
@@ -171,4 +184,6 @@ fn on_path(names: &[&str]) -> Option<PathBuf> {
 }
 
 const CHROMIUM: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
+/// How often a driver is started.
+const DRAWS: usize = 10;
 static TURNS: Semaphore = Semaphore::const_new(1);

@@ -210,6 +210,20 @@ impl Etcd {
         response.header().expect(HEADER).revision()
     }
 
+    /// Adds a member that learns: it has no vote, and answers next to nothing.
+    pub async fn add_learner(&self) -> Self {
+        let (name, ports) = ("learner", Ports::free(false));
+        let (own, peer) = (self.ports.peer_url(), ports.peer_url());
+        let options = etcd_client::MemberAddOptions::new().with_is_learner();
+        let mut client = self.client().await;
+        client.member_add([peer.clone()], Some(options)).await.expect("etcd adds a member");
+        let cluster = format!("{}={own},{name}={peer}", self.name);
+        let builder = Self::builder().arg("--initial-cluster-state=existing");
+        let learner = Self::launch(name, ports, &peer, &cluster, &builder);
+        eventually("the learner answers", LIMIT, async || learner.status().await).await;
+        learner
+    }
+
     /// Compacts to the current revision, and returns it: watches can resume behind it only.
     pub async fn compact(&self) -> i64 {
         let revision = self.revision().await;

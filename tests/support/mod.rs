@@ -9,7 +9,6 @@
 //!
 //! - [`etcd`]: one etcd process, or a cluster of three: frozen, killed, restarted, wiped, compacted.
 //! - [`costs`]: what etcds were asked for and what this process used, between two moments.
-//! - [`grpc_proxy`]: etcd's own proxy, `etcd grpc-proxy`, killed and restarted.
 //! - [`pki`]: an authority and its certificates, for an etcd or a server with TLS.
 //! - [`grpc_proxy`]: etcd's own proxy, `etcd grpc-proxy`, killed and restarted.
 //! - [`proxy`]: a TCP proxy that goes silent, cuts connections or slows them down.

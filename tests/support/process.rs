@@ -147,6 +147,16 @@ impl Process {
     ///
     /// If it has not come after `limit`, or the output ends without it.
     pub async fn expect_text(&mut self, begin: &str, limit: Duration) -> String {
+        let found = self.find_text(begin, limit).await;
+        found.unwrap_or_else(|skipped| panic!("the output ended without {begin:?}: {skipped:?}"))
+    }
+
+    /// The same; where the output ends without such a line, all that came instead.
+    ///
+    /// # Panics
+    ///
+    /// If it has not come after `limit`.
+    pub async fn find_text(&mut self, begin: &str, limit: Duration) -> Result<String, Vec<String>> {
         let mut skipped = Vec::new();
         let found = timeout(limit, async {
             while let Some(line) = self.lines.recv().await {
@@ -160,7 +170,7 @@ impl Process {
         let Ok(found) = found.await else {
             panic!("no line {begin:?} within {limit:?}: {skipped:?}");
         };
-        found.unwrap_or_else(|| panic!("the output ended without {begin:?}: {skipped:?}"))
+        found.ok_or(skipped)
     }
 
     /// All lines that were read so far.
