@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
+use super::orders::{Order, Published, Reweigh};
 use super::pace::Pace;
 use super::streams::KeepalivePool;
 use crate::backoff::Backoff;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
-use crate::etcd::{CLAIM_LIMIT, Claimed, Cluster, Kv, MAX_VALUE, hex};
+use crate::etcd::{CLAIM_LIMIT, Claimed, Cluster, Kv, hex};
 use crate::format::{Entry, Format};
 use crate::instance::{Instance, ServiceName};
 use crate::targets::REGISTRATION;
@@ -66,7 +67,7 @@ pub(crate) struct Claims {
     key: Option<ClaimedKey>,
     /// Keys that may still hold an older value, from before the key changed: some formats name it after the lease.
     former: VecDeque<ClaimedKey>,
-    /// What an operator's orders are told by; `None` while a draining mark may be our own.
+    /// What the server wrote, to recognize orders by; `None` while a draining mark may be our own.
     published: Option<Published>,
     /// Whether any claim has succeeded.
     was_registered: bool,
@@ -81,33 +82,6 @@ struct ClaimedKey {
     lease: i64,
     /// The revision of our write, if it was answered.
     revision: Option<i64>,
-}
-
-/// The claimed instance as it was written.
-#[derive(Debug)]
-struct Published {
-    weight: u16,
-    value: Vec<u8>,
-    /// The value with the draining mark, where the format has one.
-    drained: Option<Vec<u8>>,
-}
-
-/// What an operator wrote on our key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Order {
-    /// The draining mark.
-    Drain,
-    /// Another weight.
-    Reweigh(Reweigh),
-}
-
-/// An operator's weight, and the one that it replaces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Reweigh {
-    pub(super) from: u16,
-    pub(super) to: u16,
-    /// The revision of the key that gives the order. The operator withdraws it by writing the key again.
-    revision: i64,
 }
 
 /// What a claim writes.
@@ -326,23 +300,15 @@ impl Claims {
     /// The order in a key that holds our own value under our own lease, changed by nothing but that order.
     pub(super) fn order(&self, found: &Kv) -> Option<Order> {
         let published = self.published.as_ref().filter(|_| self.is_own_lease(found.lease))?;
-        if published.drained.as_ref() == Some(&found.value) {
-            return Some(Order::Drain);
+        published.order(&*self.registrar.format, found)
+    }
+
+    /// This order, or the later one that the key is seen to hold.
+    pub(super) fn newest(&self, order: Reweigh, seen: Option<Kv>) -> Reweigh {
+        match seen.and_then(|seen| self.order(&seen)) {
+            Some(Order::Reweigh(later)) if later.revision > order.revision => later,
+            _ => order,
         }
-        if found.value.len() > MAX_VALUE {
-            return None;
-        }
-        let format = &self.registrar.format;
-        let former = format.former(&found.value)?;
-        if published.drained.as_ref() == Some(&former) {
-            // Both orders, before the first was answered.
-            return Some(Order::Drain);
-        }
-        let key = String::from_utf8_lossy(&found.key);
-        let segment = key.rsplit('/').next().unwrap_or_default();
-        let to = format.decode(segment, &found.value).ok()?.weight.filter(|to| *to > 0)?;
-        let order = Reweigh { from: published.weight, to, revision: found.mod_revision };
-        (former == published.value).then_some(Order::Reweigh(order))
     }
 
     /// Whether the key is ours, has no lease or a dead one, or its owner cannot be listening on our address any more.

@@ -35,7 +35,7 @@ pub(super) enum Loss {
 impl Loss {
     const ALL: [Self; 4] = [Self::LeaseEnded, Self::LeaseNotFound, Self::KeyDeleted, Self::KeyOverwritten];
 
-    /// For people.
+    /// Text for statuses and the log.
     pub(super) fn reason(self) -> &'static str {
         match self {
             Self::LeaseEnded => "the lease expired or was revoked",

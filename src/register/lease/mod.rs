@@ -4,6 +4,7 @@ mod claims;
 mod gauges;
 mod keepalive;
 mod leave;
+mod orders;
 mod own_key;
 mod pace;
 mod reports;

@@ -7,21 +7,21 @@ use super::gauges::{Ending, Gauges, Loss};
 use crate::instance::ServiceName;
 use crate::register::status::RegistrationStatus;
 
-/// The status of one registration, and how long it is on its way into etcd.
+/// The status of one registration, and for how long it has not been in etcd.
 pub(super) struct Reports {
     status: watch::Sender<RegistrationStatus>,
-    way: Option<Way>,
+    absence: Option<Absence>,
     gauges: Gauges,
 }
 
-/// The way of a registration into etcd.
+/// The time in which a registration is to be in etcd and is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Way {
+struct Absence {
     since: Instant,
     cause: Cause,
 }
 
-/// Where a way comes from.
+/// Why it is absent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cause {
     Start,
@@ -37,20 +37,20 @@ impl Reports {
     pub(super) fn new(status: watch::Sender<RegistrationStatus>, service: ServiceName) -> Self {
         let mut gauges = Gauges::new(service);
         gauges.set_state(state(&status.borrow()));
-        Self { status, way: None, gauges }
+        Self { status, absence: None, gauges }
     }
 
     /// Publishes the status, if it changed.
     pub(super) fn report(&mut self, status: RegistrationStatus) {
         let now = Instant::now();
-        let Self { way, gauges, .. } = self;
+        let Self { absence, gauges, .. } = self;
         self.status.send_if_modified(|reported| {
             let is_news = *reported != status;
             if is_news {
-                if let (RegistrationStatus::Registered { .. }, Some(Way { since, cause })) = (&status, *way) {
+                if let (RegistrationStatus::Registered { .. }, Some(Absence { since, cause })) = (&status, *absence) {
                     gauges.on_registered(cause.label(), now - since);
                 }
-                *way = next(*way, reported, &status, now);
+                *absence = next(*absence, reported, &status, now);
                 if state(reported) != state(&status) {
                     gauges.set_state(state(&status));
                 }
@@ -109,14 +109,21 @@ impl Cause {
     }
 }
 
-/// The way that a registration is on with its next status.
-fn next(way: Option<Way>, before: &RegistrationStatus, status: &RegistrationStatus, now: Instant) -> Option<Way> {
-    let begun = |cause| Some(way.unwrap_or(Way { since: now, cause }));
+/// The absence with the next status; `None` where it is there, or is not to be.
+fn next(
+    absence: Option<Absence>,
+    before: &RegistrationStatus,
+    status: &RegistrationStatus,
+    now: Instant,
+) -> Option<Absence> {
+    let begun = |cause| Some(absence.unwrap_or(Absence { since: now, cause }));
     match status {
         RegistrationStatus::Registering if *before == RegistrationStatus::Unregistered => begun(Cause::Start),
         RegistrationStatus::Registering => begun(Cause::Resumed),
         RegistrationStatus::Lost { .. } => begun(Cause::Lost),
-        RegistrationStatus::Conflict { .. } => begun(Cause::Conflict).map(|way| Way { cause: Cause::Conflict, ..way }),
+        RegistrationStatus::Conflict { .. } => {
+            begun(Cause::Conflict).map(|absence| Absence { cause: Cause::Conflict, ..absence })
+        }
         _ => None,
     }
 }
@@ -165,33 +172,33 @@ mod tests {
         RegistrationStatus::Registered { key: "k".into(), lease: 7 }
     }
 
-    /// The way that it is on after these statuses, each a second after the one before; and since which second.
-    fn way(statuses: &[RegistrationStatus]) -> Option<(Cause, u64)> {
-        let (start, mut way, mut before) = (Instant::now(), None, RegistrationStatus::Unregistered);
+    /// The absence after these statuses, each a second after the one before; and since which second.
+    fn absence(statuses: &[RegistrationStatus]) -> Option<(Cause, u64)> {
+        let (start, mut absence, mut before) = (Instant::now(), None, RegistrationStatus::Unregistered);
         for (second, status) in (0..).zip(statuses) {
-            way = next(way, &before, status, start + SECOND * second);
+            absence = next(absence, &before, status, start + SECOND * second);
             before = status.clone();
         }
-        way.map(|way| (way.cause, (way.since - start).as_secs()))
+        absence.map(|absence| (absence.cause, (absence.since - start).as_secs()))
     }
 
     #[test]
-    fn a_way_begins_with_the_first_status_without_a_key_and_ends_with_the_key() {
+    fn an_absence_begins_with_the_first_status_without_a_key_and_ends_with_the_key() {
         use RegistrationStatus::{Draining, Paused, Registering};
-        assert_eq!(way(&[]), None, "it was not started");
-        assert_eq!(way(&[Registering]), Some((Cause::Start, 0)));
-        assert_eq!(way(&[Registering, registered()]), None, "it is there");
-        assert_eq!(way(&[Registering, registered(), lost()]), Some((Cause::Lost, 2)));
-        assert_eq!(way(&[Registering, lost(), lost()]), Some((Cause::Start, 0)), "it was not there yet");
-        assert_eq!(way(&[Registering, Paused]), None, "it is not to be there");
-        assert_eq!(way(&[Registering, Paused, Registering]), Some((Cause::Resumed, 2)));
-        assert_eq!(way(&[Registering, registered(), Draining]), None, "it leaves");
+        assert_eq!(absence(&[]), None, "it was not started");
+        assert_eq!(absence(&[Registering]), Some((Cause::Start, 0)));
+        assert_eq!(absence(&[Registering, registered()]), None, "it is there");
+        assert_eq!(absence(&[Registering, registered(), lost()]), Some((Cause::Lost, 2)));
+        assert_eq!(absence(&[Registering, lost(), lost()]), Some((Cause::Start, 0)), "it was not there yet");
+        assert_eq!(absence(&[Registering, Paused]), None, "it is not to be there");
+        assert_eq!(absence(&[Registering, Paused, Registering]), Some((Cause::Resumed, 2)));
+        assert_eq!(absence(&[Registering, registered(), Draining]), None, "it leaves");
     }
 
     #[test]
-    fn the_wait_for_another_server_counts_as_such_with_all_of_the_way() {
+    fn the_wait_for_another_server_counts_as_such_from_the_begin_of_the_absence() {
         use RegistrationStatus::Registering;
-        assert_eq!(way(&[Registering, conflict()]), Some((Cause::Conflict, 0)));
-        assert_eq!(way(&[Registering, registered(), lost(), conflict()]), Some((Cause::Conflict, 2)));
+        assert_eq!(absence(&[Registering, conflict()]), Some((Cause::Conflict, 0)));
+        assert_eq!(absence(&[Registering, registered(), lost(), conflict()]), Some((Cause::Conflict, 2)));
     }
 }

@@ -1,5 +1,5 @@
-//! Attempts of a registration that fail, and keys that are removed: when the next attempt is made, and what keeps it,
-//! for whoever waits for it and for the log.
+//! Attempts of a registration that fail, and keys that are removed: when the next attempt is made, and what prevents it,
+//! for the handles and the log.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub(super) struct Setbacks {
     busy_backoff: Backoff,
     trouble: Trouble,
     since: Option<Instant>,
-    /// When the key was last written again, or is to be.
+    /// When the key was last put back, or is to be.
     restored: Option<Instant>,
     log: LogLimit,
 }
@@ -92,7 +92,7 @@ impl Setbacks {
         }
     }
 
-    /// When a key that was touched, reweighted or withdrawn may be written again.
+    /// When a key that was touched or withdrawn may be put back.
     pub(super) fn restore_at(&mut self, now: Instant) -> Instant {
         let at = match self.restored {
             // The planned time is still ahead.
@@ -129,7 +129,7 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 /// How long a registration may fail before the log says so: most etcds that restart are back by then.
 const LOG_AFTER: Duration = Duration::from_secs(5);
 
-/// The least time between two writes of a key that is removed or reweighted again and again, or whose health flutters.
+/// The least time between two returns of a key that is removed again and again, or whose health flutters.
 const RESTORE_INTERVAL: Duration = Duration::from_secs(1);
 
 #[cfg(test)]

@@ -14,7 +14,8 @@
 //! Granting or Claiming --too many failures in a row, where there is a limit--> give up: revoke, end
 //! ```
 //!
-//! A registration that is paused or not serving when its lease is granted goes from Claiming to Absent without a key.
+//! A registration that is paused or not serving when its lease is granted goes from Claiming to Absent without a key. An
+//! operator's weight is an update, too: it leads from Holding, or from a claim that finds it, to Claiming.
 //!
 //! Any step can be abandoned at any await, which is how leaving interrupts it.
 
@@ -24,10 +25,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::claims::{ClaimOutcome, Claims, GrantOutcome, Order, Reweigh, Write};
+use super::claims::{ClaimOutcome, Claims, GrantOutcome, Write};
 use super::gauges::Loss;
 use super::keepalive::{Lease, keep};
 use super::leave::leave;
+use super::orders::{AnswerPace, Order, Reweigh};
 use super::own_key::{Observer, observe};
 use super::reports::Reports;
 use super::setbacks::Setbacks;
@@ -46,6 +48,7 @@ pub(crate) struct LeaseTask {
     desired: DesiredState,
     reports: Reports,
     setbacks: Setbacks,
+    answers: AnswerPace,
     /// How many grants and claims have failed in a row.
     failures: u32,
     /// Whether the key was claimed under the present lease.
@@ -113,7 +116,7 @@ impl LeaseTask {
     ) -> Self {
         let setbacks = Setbacks::new(retry.retry_delay, trouble);
         let reports = Reports::new(status, claims.service().clone());
-        Self { claims, retry, desired, reports, setbacks, failures: 0, is_held: false }
+        Self { claims, retry, desired, reports, setbacks, answers: AnswerPace::default(), failures: 0, is_held: false }
     }
 
     /// Keeps the instance registered until it is to leave, and then takes it out.
@@ -206,6 +209,9 @@ impl LeaseTask {
 
     async fn claim(&mut self, lease: Lease, mut observer: Option<Observer>, order: Option<Reweigh>) -> State {
         let mut instance = self.desired.instance();
+        // Others may have followed while this one waited.
+        let seen = observer.as_ref().and_then(|observer| observer.own_key.borrow().kv.clone());
+        let order = order.map(|order| self.claims.newest(order, seen));
         // A weight that the program set since is the later one.
         let order = order.filter(|order| order.from == instance.weight);
         if let Some(order) = order {
@@ -302,11 +308,10 @@ impl LeaseTask {
                         return self.on_lease_lost(&lease, Loss::LeaseEnded, Duration::ZERO, Some(observer));
                     }
                     KeyState::Touched(loss) => {
-                        let reason = loss.reason();
                         tracing::warn!(
                             target: REGISTRATION,
                             key = observer.key,
-                            reason,
+                            reason = loss.reason(),
                             "registration was lost; it is put back"
                         );
                         self.reports.on_lost(loss);
@@ -337,9 +342,8 @@ impl LeaseTask {
         }
     }
 
-    /// Each answer is a write: at a limited rate, where weights are set without end.
     fn answering(&mut self, lease: Lease, observer: Option<Observer>, order: Reweigh) -> State {
-        let at = self.setbacks.restore_at(Instant::now());
+        let at = self.answers.answer_at(Instant::now());
         State::Claiming { lease, at, observer, order: Some(order) }
     }
 
@@ -462,10 +466,10 @@ impl LeaseTask {
 
     /// Takes out what failed attempts may have left in etcd, and ends.
     async fn give_up(mut self, reason: String) {
-        let (service, attempts) = (self.claims.service(), self.failures);
+        let attempts = self.failures;
         tracing::warn!(
             target: REGISTRATION,
-            %service,
+            service = %self.claims.service(),
             attempts,
             reason,
             "registration gave up: as many attempts failed as are allowed"
