@@ -253,7 +253,8 @@ pub enum RegistryError {
         source: BoxError,
     },
 
-    /// The key changed each time that it was about to be marked. Trying again helps.
+    /// The key changed each time that it was about to be written, by a drain or a weight: others write it as well. Trying
+    /// again helps.
     #[error("{key} changes all the time")]
     #[non_exhaustive]
     Contended {

@@ -17,7 +17,7 @@ use crate::targets::DISCOVERY;
 
 /// One instance and the weight that it is to have.
 #[derive(Clone, Copy)]
-struct Target<'a> {
+struct WeightOrder<'a> {
     service: &'a ServiceName,
     address: &'a Address,
     weight: u16,
@@ -44,16 +44,16 @@ enum Answer {
     Gone,
 }
 
-impl Target<'_> {
-    fn is_gone(self) -> RegistryError {
+impl WeightOrder<'_> {
+    fn gone(self) -> RegistryError {
         RegistryError::UnknownAddress { service: self.service.to_string(), address: self.address.to_string() }
     }
 
-    fn is_not_kept(self, reason: WeightRefusal) -> RegistryError {
+    fn not_kept(self, reason: WeightRefusal) -> RegistryError {
         RegistryError::WeightNotKept { service: self.service.to_string(), address: self.address.to_string(), reason }
     }
 
-    fn is_unknown(self, failure: Option<EtcdError>) -> RegistryError {
+    fn unknown(self, failure: Option<EtcdError>) -> RegistryError {
         RegistryError::WeightUnknown {
             service: self.service.to_string(),
             address: self.address.to_string(),
@@ -74,36 +74,36 @@ impl Watchers {
         if weight == 0 {
             return Err(ConfigError::Option { option: "weight", value: "0".into(), expected: "1 to 65535" }.into());
         }
-        let target = Target { service, address, weight };
+        let order = WeightOrder { service, address, weight };
         let keys = self.keys_at(service, address).await?;
-        let answers = iter(keys).map(|kv| self.reweigh(target, kv)).buffer_unordered(AT_ONCE);
+        let answers = iter(keys).map(|kv| self.reweigh(order, kv)).buffer_unordered(AT_ONCE);
         let answers: Vec<Result<(), RegistryError>> = answers.collect().await;
         if answers.iter().any(Result::is_ok) {
             return Ok(());
         }
-        Err(answers.into_iter().find_map(Result::err).unwrap_or_else(|| target.is_gone()))
+        Err(answers.into_iter().find_map(Result::err).unwrap_or_else(|| order.gone()))
     }
 
     /// Writes only against the revision that was seen, under the lease that the key has.
-    async fn reweigh(&self, target: Target<'_>, mut seen: Kv) -> Result<(), RegistryError> {
+    async fn reweigh(&self, order: WeightOrder<'_>, mut seen: Kv) -> Result<(), RegistryError> {
         let deadline = Instant::now() + ANSWER_LIMIT;
         let mut is_overwritten = false;
         for _ in 0..MARK_ATTEMPTS {
-            let Some(change) = self.change(target, seen)? else { return Ok(()) };
+            let Some(change) = self.change(order, seen)? else { return Ok(()) };
             let mut lost = None;
             match self.write(&change, deadline).await {
                 Ok(Claimed::Done(_)) if change.value == change.base => {
-                    report(target, &change);
+                    report(order, &change);
                     return Ok(());
                 }
                 Ok(Claimed::Done(_)) => {}
                 // By this same call, whose answer was lost, or by another one.
                 Ok(Claimed::Found(Some(kv))) if kv.value == change.value => {}
                 Ok(Claimed::Found(Some(kv))) => {
-                    seen = kv;
+                    (seen, is_overwritten) = (kv, false);
                     continue;
                 }
-                Ok(Claimed::Found(None)) => return Err(target.is_gone()),
+                Ok(Claimed::Found(None)) => return Err(order.gone()),
                 // Its lease is dead, and its key about to go.
                 Err(Some(error)) if error.kind == EtcdErrorKind::NotFound => {
                     sleep(MARK_RETRY).await;
@@ -114,78 +114,83 @@ impl Watchers {
                 // It may be written all the same.
                 Err(error) => lost = error,
             }
-            match self.answer(target, &change, deadline).await? {
+            match self.answer(order, &change, deadline).await? {
                 Answer::Kept => {
-                    report(target, &change);
+                    report(order, &change);
                     return Ok(());
                 }
                 Answer::Replaced(kv) => {
                     is_overwritten = kv.value == change.base;
                     seen = kv;
                 }
+                // Which is all that was asked for.
+                Answer::Silence if change.value == change.base => {
+                    report(order, &change);
+                    return Ok(());
+                }
                 Answer::Silence => {
-                    let silence = target.is_not_kept(WeightRefusal::Silent);
+                    let silence = order.not_kept(WeightRefusal::Silent);
                     return Err(lost.map_or(silence, RegistryError::from));
                 }
-                Answer::Gone => return Err(target.is_gone()),
+                Answer::Gone => return Err(order.gone()),
             }
             if Instant::now() > deadline {
                 break;
             }
         }
         if is_overwritten {
-            return Err(target.is_not_kept(WeightRefusal::Overwritten));
+            return Err(order.not_kept(WeightRefusal::Overwritten));
         }
         Err(RegistryError::Contended { key: String::from_utf8_lossy(&seen.key).into_owned() })
     }
 
     /// What is to be written; `None` where the key has this weight already.
-    fn change(&self, target: Target<'_>, seen: Kv) -> Result<Option<Change>, RegistryError> {
-        let before = self.own(target, &seen.key, &seen.value).ok_or_else(|| target.is_gone())?;
+    fn change(&self, order: WeightOrder<'_>, seen: Kv) -> Result<Option<Change>, RegistryError> {
+        let before = self.own(order, &seen.key, &seen.value).ok_or_else(|| order.gone())?;
         if before.draining {
-            return Err(target.is_not_kept(WeightRefusal::Leaving));
+            return Err(order.not_kept(WeightRefusal::Leaving));
         }
         if seen.lease == 0 {
-            return Err(target.is_not_kept(WeightRefusal::NoLease));
+            return Err(order.not_kept(WeightRefusal::NoLease));
         }
         let format = &self.layout.format;
         let key = String::from_utf8_lossy(&seen.key).into_owned();
         // Another call's order, or one that was cut off, is none of the server's own.
         let former = format.former(&seen.value);
         let Some(base) = former else {
-            if self.states(target, &before) {
+            if self.states(order, &before) {
                 return Ok(None);
             }
             let base = seen.value.clone();
-            let value = self.reweighed(target, before, &seen)?;
+            let value = self.reweighed(order, before, &seen)?;
             return Ok(Some(Change { key, seen, value, base }));
         };
-        if self.own(target, &seen.key, &base).is_some_and(|own| self.states(target, &own)) {
+        if self.own(order, &seen.key, &base).is_some_and(|own| self.states(order, &own)) {
             return Ok(Some(Change { key, seen, value: base.clone(), base }));
         }
-        let value = self.reweighed(target, before, &seen)?;
+        let value = self.reweighed(order, before, &seen)?;
         Ok(Some(Change { key, seen, value, base }))
     }
 
     /// The value that is seen, with the weight.
-    fn reweighed(&self, target: Target<'_>, before: Decoded, seen: &Kv) -> Result<Vec<u8>, RegistryError> {
+    fn reweighed(&self, order: WeightOrder<'_>, before: Decoded, seen: &Kv) -> Result<Vec<u8>, RegistryError> {
         let format = &self.layout.format;
         let refused = |reason: String| RegistryError::NoWeight { format: format!("{format:?}"), reason };
         // As the server is going to write it.
-        let stated = Decoded { weight: Some(target.weight), ..Decoded::new(target.address.clone()) };
-        let instance = self.layout.instance(target.service, stated);
-        let entry = Entry::new(target.service, &instance, seen.lease, 0);
+        let stated = Decoded { weight: Some(order.weight), ..Decoded::new(order.address.clone()) };
+        let instance = self.layout.instance(order.service, stated);
+        let entry = Entry::new(order.service, &instance, seen.lease, 0);
         let is_stated = format
             .decode(&format.segment(&entry), &format.encode(&entry))
-            .is_ok_and(|decoded| self.states(target, &decoded));
+            .is_ok_and(|decoded| self.states(order, &decoded));
         if !is_stated {
-            let Target { weight, .. } = target;
+            let WeightOrder { weight, .. } = order;
             let default = self.layout.default_weight;
             return Err(refused(format!("a weight of {weight} is not stated, and would be read as {default}")));
         }
-        let value = format.reweigh(&seen.value, target.weight).map_err(|error| refused(error.to_string()))?;
-        let after = self.own(target, &seen.key, &value);
-        let expected = Decoded { weight: Some(target.weight), ..before };
+        let value = format.reweigh(&seen.value, order.weight).map_err(|error| refused(error.to_string()))?;
+        let after = self.own(order, &seen.key, &value);
+        let expected = Decoded { weight: Some(order.weight), ..before };
         if value.len() > MAX_VALUE || after != Some(expected) {
             // Readers would not see it.
             return Err(refused("the value of this key has no room for it".to_owned()));
@@ -207,19 +212,26 @@ impl Watchers {
     }
 
     /// Waits for the server to write its own value in place of the change, and puts the former one back if it does not.
-    async fn answer(&self, target: Target<'_>, change: &Change, deadline: Instant) -> Result<Answer, RegistryError> {
+    async fn answer(
+        &self,
+        order: WeightOrder<'_>,
+        change: &Change,
+        deadline: Instant,
+    ) -> Result<Answer, RegistryError> {
+        let mut pause = FIRST_LOOK;
         while Instant::now() < deadline {
-            sleep(LOOK_INTERVAL).await;
+            sleep(pause).await;
+            pause = LOOK_INTERVAL.min(2 * pause);
             // A look that fails is worth another one until then.
             let Ok(Ok(now)) = timeout_at(deadline, self.look(&change.key)).await else { continue };
-            if let Some(answer) = self.read(target, change, now.as_ref()) {
+            if let Some(answer) = self.read(order, change, now.as_ref()) {
                 return Ok(answer);
             }
         }
         let deadline = Instant::now() + PUT_BACK_LIMIT;
         let mut failure = None;
         while Instant::now() < deadline {
-            match timeout_at(deadline, self.put_back(target, change)).await {
+            match timeout_at(deadline, self.put_back(order, change)).await {
                 Ok(Ok(Some(answer))) => return Ok(answer),
                 // It changed at the last moment: the next look tells.
                 Ok(Ok(None)) | Err(_) => {}
@@ -227,12 +239,12 @@ impl Watchers {
             }
             sleep(LOOK_INTERVAL).await;
         }
-        Err(target.is_unknown(failure))
+        Err(order.unknown(failure))
     }
 
-    async fn put_back(&self, target: Target<'_>, change: &Change) -> Result<Option<Answer>, EtcdError> {
+    async fn put_back(&self, order: WeightOrder<'_>, change: &Change) -> Result<Option<Answer>, EtcdError> {
         let now = self.look(&change.key).await?;
-        if let Some(answer) = self.read(target, change, now.as_ref()) {
+        if let Some(answer) = self.read(order, change, now.as_ref()) {
             return Ok(Some(answer));
         }
         let Some(Kv { lease, mod_revision, .. }) = now else { return Ok(Some(Answer::Gone)) };
@@ -245,7 +257,7 @@ impl Watchers {
     }
 
     /// What a look at the key says of the change; `None` where it is not answered.
-    fn read(&self, target: Target<'_>, change: &Change, now: Option<&Kv>) -> Option<Answer> {
+    fn read(&self, order: WeightOrder<'_>, change: &Change, now: Option<&Kv>) -> Option<Answer> {
         let Some(now) = now else { return Some(Answer::Gone) };
         if now.value == change.value {
             return (change.value == change.base).then_some(Answer::Kept);
@@ -254,8 +266,8 @@ impl Watchers {
             return None;
         }
         let is_the_servers = self.layout.format.former(&now.value).is_none();
-        let own = self.own(target, &now.key, &now.value).filter(|_| is_the_servers);
-        let is_kept = own.is_some_and(|own| self.states(target, &own));
+        let own = self.own(order, &now.key, &now.value).filter(|_| is_the_servers);
+        let is_kept = own.is_some_and(|own| self.states(order, &own));
         Some(if is_kept { Answer::Kept } else { Answer::Replaced(now.clone()) })
     }
 
@@ -267,18 +279,18 @@ impl Watchers {
     }
 
     /// The instance in a value, if it is the one that is meant.
-    fn own(&self, target: Target<'_>, key: &[u8], value: &[u8]) -> Option<Decoded> {
-        self.decode(target.service, key, value).filter(|decoded| decoded.address == *target.address)
+    fn own(&self, order: WeightOrder<'_>, key: &[u8], value: &[u8]) -> Option<Decoded> {
+        self.decode(order.service, key, value).filter(|decoded| decoded.address == *order.address)
     }
 
     /// Whether clients of this registry read the weight from it.
-    fn states(&self, target: Target<'_>, decoded: &Decoded) -> bool {
-        decoded.weight.unwrap_or(self.layout.default_weight) == target.weight
+    fn states(&self, order: WeightOrder<'_>, decoded: &Decoded) -> bool {
+        decoded.weight.unwrap_or(self.layout.default_weight) == order.weight
     }
 }
 
-fn report(target: Target<'_>, change: &Change) {
-    let Target { service, address, weight } = target;
+fn report(order: WeightOrder<'_>, change: &Change) {
+    let WeightOrder { service, address, weight } = order;
     tracing::info!(
         target: DISCOVERY,
         %service,
@@ -296,8 +308,11 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 /// How long it may take to put a value back.
 const PUT_BACK_LIMIT: Duration = Duration::from_secs(5);
 
-/// How often a key is looked at meanwhile.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// When a key is looked at first: most servers have answered by then.
+const FIRST_LOOK: Duration = Duration::from_millis(20);
+
+/// The longest time between two looks, to which it grows.
+const LOOK_INTERVAL: Duration = Duration::from_millis(160);
 
 /// How many keys of one address are seen to at once; more than one is rare.
 const AT_ONCE: usize = 8;
