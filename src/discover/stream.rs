@@ -105,14 +105,18 @@ impl Discover {
     ///
     /// Cancel safe: no state is lost.
     pub async fn ready(&mut self) -> Arc<Snapshot> {
-        match self.snapshot() {
-            Some(snapshot) => snapshot,
-            None => self.snapshots.get_mut().unwrap_or_else(PoisonError::into_inner).next().await,
+        if let Some(snapshot) = self.snapshot() {
+            return snapshot;
         }
+        let snapshots = self.snapshots.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let first = snapshots.next().await;
+        // `next_snapshot` returns it as well.
+        snapshots.mark_changed();
+        first
     }
 
-    /// Waits for a snapshot that it has not returned yet, and returns the newest: at first the one that is there. Unlike
-    /// the stream it also shows what changes in the states of instances, and whether instances are left out.
+    /// Waits for a snapshot that this method has not returned yet, and returns the newest: at first the one that is
+    /// there. Unlike the stream it also shows what changes in the states of instances, and whether instances are left out.
     ///
     /// # Cancel safety
     ///
@@ -194,6 +198,7 @@ fn changes(old: &Snapshot, new: &Snapshot) -> VecDeque<Undelivered> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use tokio::sync::watch;
     use tokio_test::{assert_pending, task};
 
@@ -242,6 +247,18 @@ mod tests {
 
         publisher.send_replace(Some(snapshot(&[("a:1", 2, Live), ("b:1", 1, Live)])));
         assert_eq!(drain(&mut stream), [] as [&str; 0], "the DELETE after the mark is no news");
+    }
+
+    #[tokio::test]
+    async fn what_ready_waited_for_is_the_next_snapshot_too() {
+        let (publisher, snapshots) = watch::channel(None);
+        let mut discover = discover(snapshots);
+        let mut ready = task::spawn(discover.ready());
+        assert_pending!(ready.poll());
+        publisher.send_replace(Some(snapshot(&[("a:1", 1, MemberState::Live)])));
+        assert_eq!(ready.await.len(), 1);
+        assert_eq!(discover.next_snapshot().now_or_never().map(|first| first.len()), Some(1));
+        assert!(discover.next_snapshot().now_or_never().is_none(), "and no second time");
     }
 
     #[test]
