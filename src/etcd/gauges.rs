@@ -1,6 +1,6 @@
 //! What happens to watches, to the metrics.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -79,10 +79,15 @@ struct Shown {
     complete: AtomicI64,
     verified: Moment,
     lag: Mutex<Share>,
+    /// How many watches were opened: the lag is that of the latest.
+    opened: AtomicU64,
 }
 
 /// How far an open watch is behind its stream.
-pub(super) struct Lag(Progress);
+pub(super) struct Lag {
+    progress: Progress,
+    number: u64,
+}
 
 impl WatchGauges {
     pub(crate) fn new(service: ServiceName, of: Followed) -> Self {
@@ -94,7 +99,12 @@ impl WatchGauges {
             keys: LISTED_KEYS.with(&labels),
             size: LISTED_SIZE.with(&labels),
             duration: LIST_DURATION.with(&labels),
-            progress: Progress(Arc::new(Shown { complete: AtomicI64::default(), verified, lag: Mutex::new(lag) })),
+            progress: Progress(Arc::new(Shown {
+                complete: AtomicI64::default(),
+                verified,
+                lag: Mutex::new(lag),
+                opened: AtomicU64::default(),
+            })),
             service,
         }
     }
@@ -144,7 +154,8 @@ impl Progress {
     /// Of a watch that is open and begins behind this revision.
     pub(super) fn lag(&self, revision: i64) -> Lag {
         self.0.complete.store(revision, Ordering::Relaxed);
-        Lag(self.clone())
+        let number = self.0.opened.fetch_add(1, Ordering::Relaxed) + 1;
+        Lag { progress: self.clone(), number }
     }
 
     fn show(&self, lag: f64) {
@@ -154,20 +165,27 @@ impl Progress {
 
 impl Lag {
     pub(super) fn on_complete(&self, revision: i64) {
-        self.0.on_complete(revision);
+        self.progress.on_complete(revision);
     }
 
     /// Shows how far behind this revision the watch is.
     pub(super) fn show(&self, newest: i64) {
-        let lag = newest - self.0.0.complete.load(Ordering::Relaxed);
+        let lag = newest - self.progress.0.complete.load(Ordering::Relaxed);
         #[expect(clippy::cast_precision_loss, reason = "so many revisions are not told apart")]
-        self.0.show(lag.max(0) as f64);
+        self.set(lag.max(0) as f64);
+    }
+
+    /// A watch that another one has followed shows nothing any more.
+    fn set(&self, lag: f64) {
+        if self.progress.0.opened.load(Ordering::Relaxed) == self.number {
+            self.progress.show(lag);
+        }
     }
 }
 
 impl Drop for Lag {
     fn drop(&mut self) {
-        self.0.show(0.0);
+        self.set(0.0);
     }
 }
 
@@ -379,7 +397,11 @@ mod tests {
             shows("0");
             lag.show(12);
             shows("3");
+            let next = gauges.progress().lag(9);
+            next.show(14);
             drop(lag);
+            shows("5");
+            drop(next);
             shows("0");
         });
     }
