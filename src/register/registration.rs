@@ -260,7 +260,8 @@ impl Registration {
     /// Changes weight and tags. The key is updated in place; clients keep their connections.
     ///
     /// The closure is given the instance as it is to be published: with the weight that an operator set, if one did
-    /// since the program last set one ([`Registry::set_weight`](crate::Registry::set_weight)). The last of both counts.
+    /// since the program last set one ([`Registry::set_weight`](crate::Registry::set_weight)). The last of both counts; to
+    /// set the weight that the instance has already is no change.
     ///
     /// The closure may read the registration, but must not update it: that would wait for itself.
     ///

@@ -68,7 +68,7 @@ impl CallSpan {
         Self((!span.is_disabled()).then(|| Box::new(Open { span, has_status: AtomicBool::new(false) })))
     }
 
-    /// What happens until the guard goes, happens in the span.
+    /// Enters the span, until the guard is dropped.
     pub(super) fn enter(&self) -> Option<Entered<'_>> {
         self.0.as_ref().map(|open| open.span.enter())
     }

@@ -13,7 +13,7 @@ pub(super) const ATTEMPT_DURATION: Metric<Histogram> = Metric::new(
     "grpc.client.attempt.duration",
     Unit::Seconds,
     &["grpc.target", "grpc.method", "grpc.status"],
-    "How long an attempt of a call took, from its pick to its status.",
+    "How long an attempt of a call took, from its begin to its status.",
 );
 
 pub(super) const CALL_DURATION: Metric<Histogram> = Metric::new(
