@@ -10,14 +10,14 @@
 //! | `stream` | snapshots to changes: the public stream |
 //! | `feeder` | snapshots to tonic's own balanced channel |
 //! | `inspect` | what stands below the prefix, key by key, and what is made of it |
-//! | `gauges` | what is known of a service, to the metrics |
+//! | `metrics` | what is known of a service, to the metrics |
 //! | `operate` | what an operator lists, reads and marks, without a watch |
 //! | `reweigh` | an operator's weight to the server that keeps it |
 
 mod feeder;
-mod gauges;
 mod inspect;
 mod membership;
+mod metrics;
 mod operate;
 mod reweigh;
 mod snapshots;

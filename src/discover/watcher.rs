@@ -10,11 +10,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::gauges::SnapshotGauges;
 use super::membership::{Complaints, Layout, Membership};
+use super::metrics::SnapshotMetrics;
 use crate::backoff::{spread, up_to};
 use crate::error::ConfigError;
-use crate::etcd::{Cluster, Followed, ListCause, Range, Source, Update, WatchGauges};
+use crate::etcd::{Cluster, Followed, ListCause, Range, Source, Update, WatchMetrics};
 use crate::instance::ServiceName;
 use crate::snapshot::Snapshot;
 use crate::targets::DISCOVERY;
@@ -127,13 +127,13 @@ impl Watchers {
         // A runtime that is going down drops the task at once, and that takes the lock.
         drop(running);
         let span = tracing::info_span!(target: DISCOVERY, parent: None, "watch", %service);
-        let gauges = SnapshotGauges::new(service);
-        let guard = WatcherGuard { watchers: self.clone(), service: service.clone(), publisher, gauges };
+        let metrics = SnapshotMetrics::new(service);
+        let guard = WatcherGuard { watchers: self.clone(), service: service.clone(), publisher, metrics };
         let (cluster, range) = (self.cluster.clone(), self.layout.range(service));
         let followed = service.clone();
         let source = move || {
-            let gauges = WatchGauges::new(followed.clone(), Followed::Instances);
-            Source::new(cluster.clone(), Range::below(range.clone()), ANTI_ENTROPY, trouble.clone(), gauges)
+            let metrics = WatchMetrics::new(followed.clone(), Followed::Instances);
+            Source::new(cluster.clone(), Range::below(range.clone()), ANTI_ENTROPY, trouble.clone(), metrics)
         };
         let membership = Membership::new(self.layout.clone(), service.clone(), Complaints::default());
         runtime.spawn(run(guard, source, membership).instrument(span));
@@ -151,7 +151,7 @@ struct WatcherGuard {
     watchers: Arc<Watchers>,
     service: ServiceName,
     publisher: Publisher,
-    gauges: SnapshotGauges,
+    metrics: SnapshotMetrics,
 }
 
 impl WatcherGuard {
@@ -168,13 +168,13 @@ impl WatcherGuard {
     /// Publishes what is known, if that is not what was published last. Returns whether it was news.
     fn publish(&mut self, membership: &mut Membership, revision: i64) -> bool {
         let snapshot = membership.snapshot(revision);
-        let gauges = &mut self.gauges;
+        let metrics = &mut self.metrics;
         self.publisher.send_if_modified(|published| {
             let is_news = published.as_ref().is_none_or(|old| !old.is_same(&snapshot));
             if is_news {
                 let (instances, cut_off) = (snapshot.len(), snapshot.cut_off());
                 tracing::debug!(target: DISCOVERY, revision, instances, cut_off, "snapshot published");
-                gauges.on_snapshot(&snapshot, membership.bytes());
+                metrics.on_snapshot(&snapshot, membership.bytes());
                 *published = Some(Arc::new(snapshot));
             }
             is_news
@@ -238,7 +238,7 @@ async fn run(mut guard: WatcherGuard, new_source: impl Fn() -> Source, mut membe
             relist.on_list_end(now);
         }
         take_in(&mut membership, update, now);
-        guard.gauges.on_troubles(membership.take_troubles());
+        guard.metrics.on_troubles(membership.take_troubles());
     }
 }
 

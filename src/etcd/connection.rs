@@ -14,9 +14,9 @@ use tracing::Instrument;
 
 use super::credentials::Credentials;
 use super::failure::{add_hint, failure};
-use super::gauges::on_call;
 use super::limits::CALL_LIMIT;
 use super::login::{Authentication, LoginFailure, Logins, NoCredentials, NoToken};
+use super::metrics::on_call;
 use super::target::Target;
 use super::token::{Token, TokenSlot};
 use crate::backoff::spread;

@@ -9,7 +9,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use pin_project_lite::pin_project;
 use tower::Service;
 
-use super::gauges::ConnectGauges;
+use super::metrics::ConnectMetrics;
 
 /// TCP to whichever address of a name takes it, within this time in all.
 pub(super) fn tcp(dial_timeout: Duration) -> HttpConnector {
@@ -25,12 +25,12 @@ pub(super) fn tcp(dial_timeout: Duration) -> HttpConnector {
 #[derive(Debug, Clone)]
 pub(super) struct Counted<C> {
     inner: C,
-    gauges: ConnectGauges,
+    metrics: ConnectMetrics,
 }
 
 impl<C> Counted<C> {
     pub(super) fn new(inner: C) -> Self {
-        Self { inner, gauges: ConnectGauges::new() }
+        Self { inner, metrics: ConnectMetrics::new() }
     }
 }
 
@@ -46,7 +46,7 @@ impl<C: Service<Uri>> Service<Uri> for Counted<C> {
     fn call(&mut self, uri: Uri) -> Self::Future {
         Connecting {
             connecting: self.inner.call(uri),
-            attempt: Attempt { gauges: self.gauges.clone(), is_made: false },
+            attempt: Attempt { metrics: self.metrics.clone(), is_made: false },
         }
     }
 }
@@ -76,16 +76,16 @@ where
 
 /// Counts as it is dropped: an attempt that takes too long ends so.
 struct Attempt {
-    gauges: ConnectGauges,
+    metrics: ConnectMetrics,
     is_made: bool,
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
         if self.is_made {
-            self.gauges.on_made();
+            self.metrics.on_made();
         } else {
-            self.gauges.on_failed();
+            self.metrics.on_failed();
         }
     }
 }

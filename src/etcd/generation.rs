@@ -23,9 +23,9 @@ use futures_util::future::join_all;
 
 use super::connection::Connection;
 use super::endpoints::Endpoints;
-use super::gauges::Progress;
 use super::login::Logins;
 use super::members::Members;
+use super::metrics::Progress;
 use super::pace::Pace;
 use super::range::Range;
 use super::streams::Streams;

@@ -32,7 +32,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::asked::Answer;
 use super::credentials::{Credentials, Provider};
-use super::gauges::LoginGauges;
+use super::metrics::LoginMetrics;
 use super::token::{Token, TokenSlot, Tokens};
 use crate::backoff::Backoff;
 use crate::error::{BoxError, EtcdErrorKind, chain};
@@ -50,7 +50,7 @@ pub(super) struct Logins {
     state: StdMutex<State>,
     /// Whether the provider has yet to answer.
     waiting: AtomicBool,
-    gauges: LoginGauges,
+    metrics: LoginMetrics,
 }
 
 struct State {
@@ -198,7 +198,7 @@ impl Logins {
             beginning: Mutex::default(),
             state: StdMutex::new(state),
             waiting: AtomicBool::new(false),
-            gauges: LoginGauges::new(),
+            metrics: LoginMetrics::new(),
         }
     }
 
@@ -313,18 +313,18 @@ impl Logins {
         match answer {
             Ok(token) => {
                 tracing::debug!(target: ETCD, ?took, "logged in to etcd");
-                self.gauges.on_success();
+                self.metrics.on_success();
                 state.tokens.on_login(login.member, token);
                 state.pace.on_success(took);
                 // Whatever else is under way is of no use any more.
                 state.under_way.clear();
             }
             Err(failure) if failure.kind == EtcdErrorKind::Login => {
-                self.gauges.on_refused();
+                self.metrics.on_refused();
                 state.on_refused(login.member, &failure.member, login.credentials.clone());
             }
             Err(_) => {
-                self.gauges.on_failed();
+                self.metrics.on_failed();
                 state.pace.on_failure(took, Instant::now());
             }
         }
@@ -333,7 +333,7 @@ impl Logins {
     fn on_late(&self, login: &Login) {
         let mut state = self.state();
         if state.end(login) {
-            self.gauges.on_late();
+            self.metrics.on_late();
             state.pace.on_late(Instant::now());
         }
     }
@@ -357,7 +357,7 @@ impl Logins {
         let mut state = self.state();
         state.ask_at = None;
         if !answer.as_ref().is_ok_and(|credentials| !credentials.user.is_empty()) {
-            self.gauges.on_no_credentials();
+            self.metrics.on_no_credentials();
         }
         match answer {
             Ok(credentials) if credentials.user.is_empty() => {

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use super::connection::{Connection, Signs};
 use super::endpoints::Endpoints;
-use super::gauges::MemberGauge;
 use super::login::Logins;
+use super::metrics::MemberGauge;
 use super::target::Target;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::log_limit::LogLimit;

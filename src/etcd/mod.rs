@@ -26,7 +26,7 @@
 //! | `target`, `connects`, `tls` | URLs to dialled members; attempts to dial; sessions over TCP |
 //! | `routes`, `silence` | ids of watches to watches; what a silent stream is asked; both pure |
 //! | `cluster_id` | reports of members to a verdict on which of them are used; pure |
-//! | `gauges` | what happens to watches and calls, to the metrics |
+//! | `metrics` | what happens to watches and calls, to the metrics |
 //! | `reports` | what etcd reports of a lease and of a member |
 //! | `kv`, `range`, `limits` | a key with its value, ranges of keys, the times that calls may take |
 
@@ -40,12 +40,12 @@ mod connects;
 mod credentials;
 mod endpoints;
 mod failure;
-mod gauges;
 mod generation;
 mod kv;
 mod limits;
 mod login;
 mod members;
+mod metrics;
 mod pace;
 mod range;
 mod reports;
@@ -69,10 +69,10 @@ pub(crate) use self::connection::Connection;
 pub use self::credentials::Credentials;
 pub(crate) use self::credentials::Provider;
 pub(crate) use self::endpoints::{Endpoints, EndpointsProvider};
-pub(crate) use self::gauges::{Followed, ListCause, WatchGauges};
 pub(crate) use self::generation::Generation;
 pub(crate) use self::kv::{Kv, MAX_SEGMENT, MAX_VALUE};
 pub(crate) use self::limits::{CALL_LIMIT, CLAIM_LIMIT, DENIED_PAUSE, REFUSED_PAUSE, SPLIT_PAUSE};
+pub(crate) use self::metrics::{Followed, ListCause, WatchMetrics};
 pub(crate) use self::range::Range;
 pub use self::reports::{Lease, MemberStatus};
 pub(crate) use self::scan::Scan;

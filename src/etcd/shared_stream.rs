@@ -29,7 +29,7 @@ use tonic::Code;
 
 use super::connection::{Connection, StreamGuard};
 use super::failure::{classify_status, failure};
-use super::gauges::{Lag, Progress};
+use super::metrics::{Lag, Progress};
 use super::range::Range;
 use super::routes::Routes;
 use super::silence::{Ask, Silence};

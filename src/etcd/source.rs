@@ -25,9 +25,9 @@ use tokio::time::Instant;
 use super::attempts::Attempts;
 use super::cluster::Cluster;
 use super::connection::Connection;
-use super::gauges::{ListCause, Restart, WatchGauges};
 use super::generation::Generation;
 use super::kv::Kv;
+use super::metrics::{ListCause, Restart, WatchMetrics};
 use super::range::Range;
 use super::scan::Scan;
 use super::survey::RefusalWatch;
@@ -71,7 +71,7 @@ pub(crate) struct Source {
     /// What makes the first list necessary.
     cause: ListCause,
     attempts: Attempts,
-    gauges: WatchGauges,
+    metrics: WatchMetrics,
     /// How often a check verifies the stream without any cause.
     interval: Duration,
     /// `None` while it makes a step.
@@ -153,10 +153,10 @@ impl Source {
         range: Range,
         interval: Duration,
         trouble: Trouble,
-        gauges: WatchGauges,
+        metrics: WatchMetrics,
     ) -> Self {
         let (cause, attempts) = (ListCause::Start, Attempts::new(trouble));
-        Self { cluster, range, interval, revision: 0, keys: 0, cause, attempts, gauges, state: None }
+        Self { cluster, range, interval, revision: 0, keys: 0, cause, attempts, metrics, state: None }
     }
 
     /// States what makes its first list necessary, where something was known before.
@@ -177,7 +177,7 @@ impl Source {
     pub(crate) async fn next(&mut self) -> Update {
         loop {
             let state = self.state.take().unwrap_or_else(|| self.list_beside(self.cause, None));
-            self.gauges.set_state(state.label());
+            self.metrics.set_state(state.label());
             let (state, update) = self.step(state).await;
             self.state = Some(state);
             if let Some(update) = update {
@@ -223,14 +223,14 @@ impl Source {
             self.keys = list.keys;
             let took = list.began.elapsed();
             self.attempts.on_listed(took);
-            self.gauges.on_listed(list.cause, took, revision);
+            self.metrics.on_listed(list.cause, took, revision);
             return (self.on_listed(revision, list.stream), Some(Update::Listed(revision)));
         }
         let is_first = !list.scan.has_begun();
         match self.page(&mut list).await {
             Ok(kvs) => {
                 list.keys += i64::try_from(kvs.len()).unwrap_or(i64::MAX);
-                self.gauges.on_page(kvs.len(), list.scan.page_bytes());
+                self.metrics.on_page(kvs.len(), list.scan.page_bytes());
                 (State::Listing(list), Some(Update::Page { is_first, kvs }))
             }
             Err(error) => match list.stream {
@@ -265,7 +265,7 @@ impl Source {
                     seen = self.revision,
                     "etcd was rolled back; its list counts"
                 );
-                self.gauges.on_restart(Restart::RolledBack);
+                self.metrics.on_restart(Restart::RolledBack);
                 State::Connecting { is_verified: true, before: None }
             }
             Some(mut stream) if !stream.is_mute => {
@@ -276,7 +276,7 @@ impl Source {
             // Whether a watch without signs of life misses events cannot be known: a new one begins where the list
             // ends.
             Some(_) => {
-                self.gauges.on_restart(Restart::Mute);
+                self.metrics.on_restart(Restart::Mute);
                 State::Connecting { is_verified: true, before: None }
             }
             None => State::Connecting { is_verified: true, before: None },
@@ -288,7 +288,7 @@ impl Source {
             (Ok(state), before) => {
                 self.attempts.on_success();
                 if before.is_some() {
-                    self.gauges.on_restart(Restart::Moved);
+                    self.metrics.on_restart(Restart::Moved);
                 }
                 state
             }
@@ -304,7 +304,7 @@ impl Source {
         let start = self.revision + 1;
         let generation = self.cluster.current();
         let (watch, store) =
-            generation.watch(&self.range, start, self.gauges.progress(), self.attempts.limit()).await?;
+            generation.watch(&self.range, start, self.metrics.progress(), self.attempts.limit()).await?;
         if store < start - 1 {
             // The member lags, or the store was rolled back under us; only the leader knows.
             let asked = watch.connection().revision(&self.range, self.attempts.limit()).await;
@@ -339,7 +339,7 @@ impl Source {
             biased;
             // These before the messages, which may never pause. What another cluster sent is of no use here.
             () = stream.refusals.refused(&connection) => {
-                self.gauges.on_restart(Restart::OtherCluster);
+                self.metrics.on_restart(Restart::OtherCluster);
                 return (self.list_beside(ListCause::OtherCluster, None), None);
             }
             () = sleep_until(Some(stream.check_at)) => return (State::Checking(stream), None),
@@ -372,7 +372,7 @@ impl Source {
                 (State::Streaming(stream), None)
             }
             WatchMessage::Left => {
-                self.gauges.on_restart(Restart::LeftBehind);
+                self.metrics.on_restart(Restart::LeftBehind);
                 (State::Connecting { is_verified: false, before: None }, None)
             }
             WatchMessage::Compacted => {
@@ -381,7 +381,7 @@ impl Source {
                     revision = self.revision,
                     "revision is compacted; everything is listed anew"
                 );
-                self.gauges.on_restart(Restart::Compacted);
+                self.metrics.on_restart(Restart::Compacted);
                 let wait = up_to(self.attempts.window() / COMPACTED_SHARE);
                 let (until, then) = (Some(Instant::now() + wait), Goal::List(ListCause::Compacted));
                 (State::Waiting { until, then }, None)
@@ -389,7 +389,7 @@ impl Source {
             WatchMessage::Over(kind, reason) => {
                 let error = stream.watch.error(kind, reason);
                 stream.generation.on_error(&connection, &error);
-                self.gauges.on_restart(Restart::of(kind));
+                self.metrics.on_restart(Restart::of(kind));
                 (self.on_error(&error, Goal::Watch), None)
             }
         }
@@ -402,7 +402,7 @@ impl Source {
         match stream.generation.on_answer(&connection, asked).await {
             Ok(changes) if changes.store >= self.revision && !changes.any && changes.keys == self.keys => {
                 self.attempts.on_success();
-                self.gauges.progress().on_checked(changes.store);
+                self.metrics.progress().on_checked(changes.store);
                 let interval = if stream.is_mute { CHECK_OF_MUTE } else { self.interval };
                 stream.check_at = Instant::now() + spread(interval, 0.2);
                 stream.again.reset();
@@ -418,7 +418,7 @@ impl Source {
     fn on_check_failed(&mut self, mut stream: Box<Stream>, error: &EtcdError) -> State {
         let wait = stream.again.ceiling() + stream.again.next();
         if !self.attempts.on_check_failed(error, wait) {
-            self.gauges.on_restart(Restart::Silent);
+            self.metrics.on_restart(Restart::Silent);
             return self.on_error(error, Goal::Watch);
         }
         stream.check_at = Instant::now() + wait;

@@ -9,8 +9,8 @@ use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 use super::connection::Connection;
-use super::gauges::Progress;
 use super::members::Members;
+use super::metrics::Progress;
 use super::range::Range;
 use super::shared_stream::{SharedStream, WATCH, Wanted};
 use super::spread::Spread;

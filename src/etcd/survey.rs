@@ -19,8 +19,8 @@ use tracing::Instrument;
 
 use super::cluster_id::{ClusterIdCheck, Verdict};
 use super::connection::Connection;
-use super::gauges::strangers;
 use super::members::Members;
+use super::metrics::strangers;
 use crate::backoff::Backoff;
 use crate::error::{EtcdError, chain};
 use crate::metrics::Share;

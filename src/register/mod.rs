@@ -19,7 +19,7 @@
 //! | `lease/setbacks` | failures, to when it is tried again, to those who wait and to the log |
 //! | `lease/keepalive` | leases, to keepalives over one stream per member |
 //! | `lease/leave` | leases and keys that may exist, out of etcd within a limit |
-//! | `lease/reports`, `lease/gauges` | what becomes of a registration, to its handles and to the metrics |
+//! | `lease/reports`, `lease/metrics` | what becomes of a registration, to its handles and to the metrics |
 //! | `lease/own_key` | a watch of the own key, to its latest value |
 //! | `server/` | a server's calls and connections, to their end. Knows neither registrations nor etcd |
 //! | `server/drain` | the public face: a limit, and three places in a server |

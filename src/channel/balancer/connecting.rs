@@ -55,7 +55,7 @@ pub(super) fn establish(
         load: load.clone(),
         events: events.clone(),
         is_reported: AtomicBool::new(false),
-        figure: queue.figures().connection(),
+        figure: queue.metrics().connection(),
     });
     let observer = Observer { end, queue: queue.clone(), reserved, crowded };
     let span = tracing::debug_span!(target: CHANNEL, parent: None, "connection", %address);

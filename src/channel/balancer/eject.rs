@@ -37,7 +37,7 @@ impl Balancer {
             let overflow = || (!self.may_eject()).then_some(Unenforced::MaxEjectionOverflow);
             match unenforced.or_else(overflow) {
                 None => self.step_towards_ejection(index, Input::Outlier(method)),
-                Some(reason) => self.reports.figures.on_unenforced_ejection(method.label(), reason.label()),
+                Some(reason) => self.reports.metrics.on_unenforced_ejection(method.label(), reason.label()),
             }
         }
         self.schedule_sweep(now);

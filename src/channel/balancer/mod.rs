@@ -144,7 +144,7 @@ impl Balancer {
         changed: watch::Sender<()>,
     ) -> Self {
         let dialer = Dialer::new(connect.transport.clone());
-        let (open, unused) = (reports.figures.open(), reports.figures.unused());
+        let (open, unused) = (reports.metrics.open(), reports.metrics.unused());
         Self {
             queue,
             config,
@@ -308,7 +308,7 @@ impl Balancer {
             }
             Err(cause) => {
                 tracing::debug!(target: CHANNEL, %cause, "cannot connect");
-                self.reports.figures.on_connect_failed();
+                self.reports.metrics.on_connect_failed();
                 Input::ConnectFailed(ticket, cause)
             }
         };

@@ -37,7 +37,7 @@ use super::service_config::ServiceConfig;
 use super::subchannel::Reports;
 use super::transport::TransportConfig;
 use crate::error::ConfigError;
-use crate::metrics::channel::ChannelFigures;
+use crate::metrics::channel::ChannelMetrics;
 use crate::snapshot::Snapshot;
 use crate::targets::CHANNEL;
 #[cfg(feature = "_tls")]
@@ -142,9 +142,9 @@ impl ChannelBuilder {
         let (changed, seen) = watch::channel(());
         let (alive, handles) = mpsc::channel(1);
         let span = tracing::info_span!(target: CHANNEL, parent: None, "channel", service = %self.label);
-        let figures = ChannelFigures::new(&self.target);
-        let queue = Arc::new(PickQueue::new(self.label.into(), policy, self.max_waiting, figures.clone()));
-        let reports = Reports { outliers: Arc::new(outliers), events, figures };
+        let metrics = ChannelMetrics::new(&self.target);
+        let queue = Arc::new(PickQueue::new(self.label.into(), policy, self.max_waiting, metrics.clone()));
+        let reports = Reports { outliers: Arc::new(outliers), events, metrics };
         let balancer = Balancer::new(queue.clone(), self.balance, connect, reports, listing, changed);
         runtime.spawn(balancer.run(Inputs { snapshots, feedback, handles }).instrument(span));
         let unknown_logged = Mutex::default();

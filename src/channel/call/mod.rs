@@ -56,7 +56,7 @@ use crate::channel::error::{CallPhase, ChannelError};
 use crate::channel::picks::{Handle, Pick};
 use crate::channel::transport::{AttemptError, Exchange, IncomingBody, RequestBody};
 use crate::instance::Instance;
-use crate::metrics::channel::CallFigures;
+use crate::metrics::channel::CallMetrics;
 
 pub use self::response_body::ResponseBody;
 
@@ -150,7 +150,7 @@ struct Call {
     was_refused: bool,
     /// How long each message of the response may be.
     max_response_bytes: Option<u32>,
-    figures: CallFigures,
+    metrics: CallMetrics,
 }
 
 /// What becomes of a call after a step.
@@ -171,12 +171,12 @@ impl Call {
         let config = &handle.config;
         let (head, body) = request.into_parts();
         let started = Instant::now();
-        let mut figures = handle.queue.figures().call(&head.extensions, started);
+        let mut metrics = handle.queue.metrics().call(&head.extensions, started);
         let key = match handle.queue.key(&head) {
             Ok(key) => key,
             Err(status) => {
-                figures.on_begin();
-                figures.on_end(status.code());
+                metrics.on_begin();
+                metrics.on_end(status.code());
                 return Err(status);
             }
         };
@@ -212,7 +212,7 @@ impl Call {
             replays: REPLAYS,
             was_refused: false,
             max_response_bytes,
-            figures,
+            metrics,
         })
     }
 
@@ -228,18 +228,18 @@ impl Call {
                 match verdict {
                     Verdict::Done(result) => {
                         if let Err(status) = &result {
-                            self.figures.on_end(status.code());
+                            self.metrics.on_end(status.code());
                         }
                         return result;
                     }
                     Verdict::Replay(code) => {
-                        self.figures.on_replay(code);
+                        self.metrics.on_replay(code);
                         self.replays = self.replays.saturating_sub(1);
                     }
                     Verdict::Retry(code, pause) => {
-                        self.figures.on_pause(code);
+                        self.metrics.on_pause(code);
                         self.pause(pause).await;
-                        self.figures.on_retry();
+                        self.metrics.on_retry();
                     }
                 }
             }
@@ -250,7 +250,7 @@ impl Call {
     async fn pick(&mut self) -> Result<(Pick, Instant), Verdict> {
         // Not before the first poll: a future that is kept for later must not hold a place, nor count as a call.
         if mem::take(&mut self.is_new) {
-            self.figures.on_begin();
+            self.metrics.on_begin();
             if let (Some(_), Some(budget)) = (&self.retry, &self.handle.config.retry_budget) {
                 budget.on_call(Instant::now());
             }
@@ -335,7 +335,7 @@ impl Call {
             return Verdict::Retry(code, pause);
         }
         if let Some(code) = code {
-            self.figures.on_end(code);
+            self.metrics.on_end(code);
         }
         if is_all {
             exchange.finish(&self.body);
@@ -351,7 +351,7 @@ impl Call {
             retry_budget: self.handle.config.retry_budget.as_ref().filter(|budget| budget.counts_successes()).cloned(),
             messages: 0,
             limit: self.max_response_bytes.map(MessageLimit::new),
-            figures: mem::take(&mut self.figures),
+            metrics: mem::take(&mut self.metrics),
             span: CallSpan::default(),
         };
         Verdict::Done(Ok(http::Response::from_parts(head, ResponseBody::new(incoming, call))))
@@ -415,7 +415,7 @@ impl Call {
         let budget = by.and(self.handle.config.retry_budget.as_deref());
         let pause = retry.on_failure((code, pushback), by, budget, (Instant::now(), self.deadline.at()));
         if retry.is_over_budget() {
-            self.handle.queue.figures().on_retry_refused();
+            self.handle.queue.metrics().on_retry_refused();
         }
         pause
     }

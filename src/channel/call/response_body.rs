@@ -18,7 +18,7 @@ use crate::channel::config::message_limit::{MessageLimit, TooLong};
 use crate::channel::deadline::Deadline;
 use crate::channel::error::{CallPhase, ChannelError};
 use crate::channel::transport::{BodySender, IncomingBody, TransportError};
-use crate::metrics::channel::CallFigures;
+use crate::metrics::channel::CallMetrics;
 
 /// The body of a response. Dropping it before its end cancels the call at the server.
 #[derive(Default)]
@@ -45,7 +45,7 @@ pub(super) struct OpenCall {
     pub(super) messages: u8,
     /// How long each message may be, and where the body is.
     pub(super) limit: Option<MessageLimit>,
-    pub(super) figures: CallFigures,
+    pub(super) metrics: CallMetrics,
     pub(super) span: CallSpan,
 }
 
@@ -76,7 +76,7 @@ impl ResponseBody {
         let Some(mut call) = self.close().filter(|call| !call.attempt.is_reported()) else { return Ok(()) };
         match call.on_end(trailers.and_then(Frame::trailers_ref)) {
             Ok(code) => {
-                call.figures.on_end(code);
+                call.metrics.on_end(code);
                 call.span.on_code(code);
                 Ok(())
             }
@@ -130,7 +130,7 @@ impl OpenCall {
 
     /// The call ends with this status.
     fn failed_with(mut self, status: Status) -> Status {
-        self.figures.on_end(status.code());
+        self.metrics.on_end(status.code());
         self.attempt.on_call_failed(&status);
         self.span.on_status(&status);
         status

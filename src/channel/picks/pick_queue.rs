@@ -15,7 +15,7 @@ use crate::channel::error::ChannelError;
 use crate::channel::policy::{CallHead, PickArgs, Policy};
 use crate::channel::subchannel::{Connectivity, InstanceStatus, ReadyConnection, Shared};
 use crate::instance::{Address, Instance};
-use crate::metrics::channel::ChannelFigures;
+use crate::metrics::channel::ChannelMetrics;
 use crate::snapshot::Snapshot;
 
 /// Where calls and the balancer meet: the balancer publishes, calls pick.
@@ -27,7 +27,7 @@ pub(crate) struct PickQueue {
     instances: ArcSwap<InstanceList>,
     waiting: WaitQueue<Waiting>,
     max_waiting: usize,
-    figures: ChannelFigures,
+    metrics: ChannelMetrics,
 }
 
 /// What the balancer publishes at each change.
@@ -62,7 +62,7 @@ pub(crate) struct Pick {
 
 impl PickQueue {
     /// A queue for at most `max_waiting` calls at once, with nothing published yet.
-    pub(crate) fn new(label: Box<str>, policy: Arc<dyn Policy>, max_waiting: usize, figures: ChannelFigures) -> Self {
+    pub(crate) fn new(label: Box<str>, policy: Arc<dyn Policy>, max_waiting: usize, metrics: ChannelMetrics) -> Self {
         let nothing = LbState { connectivity: Connectivity::Connecting, ready: None, cause: None };
         Self {
             label,
@@ -71,7 +71,7 @@ impl PickQueue {
             instances: ArcSwap::from_pointee(InstanceList::empty()),
             waiting: WaitQueue::new(max_waiting),
             max_waiting,
-            figures,
+            metrics,
         }
     }
 
@@ -79,8 +79,8 @@ impl PickQueue {
         &self.label
     }
 
-    pub(crate) fn figures(&self) -> &ChannelFigures {
-        &self.figures
+    pub(crate) fn metrics(&self) -> &ChannelMetrics {
+        &self.metrics
     }
 
     pub(crate) fn policy(&self) -> &Arc<dyn Policy> {
@@ -177,7 +177,7 @@ impl PickQueue {
         if let Ok(answer) = answered.try_recv() {
             return answer;
         }
-        let _figure = self.figures.wait();
+        let _figure = self.metrics.wait();
         answered.await.unwrap_or_else(|_| Err(self.unavailable(&Arc::new(ChannelError::Closed))))
     }
 

@@ -12,7 +12,7 @@ use crate::channel::outlier::{EndedRow, Outcome, OutlierDetection, StatusOrigin,
 use crate::channel::policy::load::Load;
 use crate::channel::transport::Transport;
 use crate::instance::Address;
-use crate::metrics::channel::ChannelFigures;
+use crate::metrics::channel::ChannelMetrics;
 
 /// The READY connection of an instance: its transport, the load on it, and the way back to the balancer.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(crate) struct Reports {
     /// To the balancer. Bounded by what is reported: the end of each connection and a proof once each, and each row of
     /// failures at its first missed deadline and at its end.
     pub(crate) events: mpsc::UnboundedSender<FeedbackEvent>,
-    pub(crate) figures: ChannelFigures,
+    pub(crate) metrics: ChannelMetrics,
 }
 
 /// News of one instance from its connections and calls. A ticket names the connection; a tally the calls that are

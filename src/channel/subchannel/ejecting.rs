@@ -44,7 +44,7 @@ impl<T> Subchannel<T> {
             // The next row asks again.
             tally.restart_row();
             if !self.ejection.is_out() {
-                self.reports.figures.on_unenforced_ejection(method.label(), Unenforced::MaxEjectionOverflow.label());
+                self.reports.metrics.on_unenforced_ejection(method.label(), Unenforced::MaxEjectionOverflow.label());
                 effects.admits = true;
             }
             self.take_back(now, "no more instances may be out", effects);
@@ -111,7 +111,7 @@ impl<T> Subchannel<T> {
             evidence = %method,
             "instance ejected"
         );
-        self.reports.figures.on_ejection(method.label());
+        self.reports.metrics.on_ejection(method.label());
         if !matches!(self.state, State::Ready(_) | State::Idle(_)) {
             self.enter(State::Idle(Reason::Ejected));
         }

@@ -132,7 +132,7 @@ impl<T> Subchannel<T> {
             past: Compared::default(),
             shared: Arc::new(Shared::new(view)),
             retired: Vec::new(),
-            figure: reports.figures.instance(),
+            figure: reports.metrics.instance(),
             reports,
         }
     }

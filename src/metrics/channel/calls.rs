@@ -16,7 +16,7 @@ use crate::metrics::{Counter, Gauge, Histogram};
 
 /// What is measured of one call, which ends once: with a status, or CANCELLED where it is dropped before.
 #[derive(Debug, Default)]
-pub(crate) struct CallFigures {
+pub(crate) struct CallMetrics {
     /// `None` from the call's end on.
     open: Option<Open>,
 }
@@ -49,7 +49,7 @@ enum Phase {
     Pause(Instant),
 }
 
-impl CallFigures {
+impl CallMetrics {
     pub(super) fn new(method: Arc<Method>, started: Instant) -> Self {
         Self { open: Some(Open { method, started, has_begun: false, repeats: None }) }
     }
@@ -104,7 +104,7 @@ impl CallFigures {
     }
 }
 
-impl Drop for CallFigures {
+impl Drop for CallMetrics {
     fn drop(&mut self) {
         self.on_end(Code::Cancelled);
     }
@@ -287,7 +287,7 @@ mod tests {
 
     use metrics::{HistogramFn, Key, KeyName, Metadata, Recorder, SharedString};
 
-    use super::super::ChannelFigures;
+    use super::super::ChannelMetrics;
     use super::super::constants::CALLS_IN_FLIGHT;
     use super::*;
 
@@ -326,12 +326,12 @@ mod tests {
     #[test]
     fn from_its_second_time_on_a_call_allocates_nothing_for_its_figures() {
         metrics::with_local_recorder(&Frugal, || {
-            let figures = ChannelFigures::new("etcd:///echo");
+            let metrics = ChannelMetrics::new("etcd:///echo");
             let mut extensions = Extensions::new();
             extensions.insert(GrpcMethod::new("echo.Echo", "UnaryEcho"));
             let call = |extensions: &Extensions| {
                 for code in [Code::Ok, Code::NotFound, Code::Cancelled] {
-                    let mut call = figures.call(extensions, Instant::now());
+                    let mut call = metrics.call(extensions, Instant::now());
                     call.on_begin();
                     if code != Code::Cancelled {
                         call.on_end(code);
@@ -348,27 +348,27 @@ mod tests {
 
     #[test]
     fn the_figures_of_a_call_are_small() {
-        assert!(size_of::<CallFigures>() <= 40, "{} bytes", size_of::<CallFigures>());
+        assert!(size_of::<CallMetrics>() <= 40, "{} bytes", size_of::<CallMetrics>());
     }
 
     #[test]
     fn methods_learnt_by_many_threads_at_once_are_each_there_once() {
         let names: Vec<&'static str> = (0..50).map(|number| &*format!("Method{number}").leak()).collect();
         metrics::with_local_recorder(&Frugal, || {
-            let figures = Methods::new("etcd:///echo".into(), CALLS_IN_FLIGHT.with(&["etcd:///echo"]));
+            let methods = Methods::new("etcd:///echo".into(), CALLS_IN_FLIGHT.with(&["etcd:///echo"]));
             std::thread::scope(|scope| {
                 for _ in 0..4 {
                     scope.spawn(|| {
                         for name in &names {
                             let mut extensions = Extensions::new();
                             extensions.insert(GrpcMethod::new("echo.Echo", name));
-                            assert_eq!(*figures.of(&extensions).name, *format!("echo.Echo/{name}"));
+                            assert_eq!(*methods.of(&extensions).name, *format!("echo.Echo/{name}"));
                         }
                     });
                 }
             });
-            assert_eq!(figures.known.load().len(), names.len());
-            assert!(figures.known.load().is_sorted_by_key(|(key, _)| *key));
+            assert_eq!(methods.known.load().len(), names.len());
+            assert!(methods.known.load().is_sorted_by_key(|(key, _)| *key));
         });
     }
 }

@@ -8,8 +8,8 @@
 //! | file | |
 //! | --- | --- |
 //! | `constants` | the metrics |
-//! | `on` | the figures of a channel, its instances and its connections |
-//! | `calls` | the figures of a call, and the handles of its method |
+//! | `on` | the metrics of a channel, its instances and its connections |
+//! | `calls` | the metrics of a call, and the handles of its method |
 //! | `off` | the same without the feature |
 
 #[cfg(feature = "metrics")]
@@ -22,11 +22,11 @@ mod off;
 mod on;
 
 #[cfg(feature = "metrics")]
-pub(crate) use self::calls::CallFigures;
+pub(crate) use self::calls::CallMetrics;
 #[cfg(not(feature = "metrics"))]
-pub(crate) use self::off::{CallFigures, ChannelFigures, ConnectionFigure, InstanceFigure, UnusedFigure};
+pub(crate) use self::off::{CallMetrics, ChannelMetrics, ConnectionFigure, InstanceFigure, UnusedFigure};
 #[cfg(feature = "metrics")]
-pub(crate) use self::on::{ChannelFigures, ConnectionFigure, InstanceFigure, UnusedFigure};
+pub(crate) use self::on::{ChannelMetrics, ConnectionFigure, InstanceFigure, UnusedFigure};
 
 /// Where an instance stands: each is in one of these, so that they add up to all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

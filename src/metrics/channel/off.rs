@@ -1,4 +1,4 @@
-//! The figures of a channel without the feature: of no size, and every call of them is gone in the binary.
+//! The metrics of a channel without the feature: of no size, and every call of them is gone in the binary.
 
 #![allow(clippy::unused_self)]
 
@@ -12,15 +12,15 @@ use super::InstanceState;
 use crate::metrics::Share;
 
 #[derive(Debug, Clone)]
-pub(crate) struct ChannelFigures;
+pub(crate) struct ChannelMetrics;
 
-impl ChannelFigures {
+impl ChannelMetrics {
     pub(crate) fn new(_: &str) -> Self {
         Self
     }
 
-    pub(crate) fn call(&self, _: &Extensions, _: Instant) -> CallFigures {
-        CallFigures
+    pub(crate) fn call(&self, _: &Extensions, _: Instant) -> CallMetrics {
+        CallMetrics
     }
 
     pub(crate) fn wait(&self) -> WaitFigure<'_> {
@@ -53,9 +53,9 @@ impl ChannelFigures {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct CallFigures;
+pub(crate) struct CallMetrics;
 
-impl CallFigures {
+impl CallMetrics {
     pub(crate) fn on_begin(&mut self) {}
 
     pub(crate) fn on_replay(&mut self, _: Code) {}
@@ -92,6 +92,6 @@ impl ConnectionFigure {
 }
 
 const _: () = {
-    assert!(size_of::<ChannelFigures>() == 0 && size_of::<CallFigures>() == 0);
+    assert!(size_of::<ChannelMetrics>() == 0 && size_of::<CallMetrics>() == 0);
     assert!(size_of::<InstanceFigure>() == 0 && size_of::<ConnectionFigure>() == 0);
 };

@@ -1,4 +1,4 @@
-//! The figures of one channel: handles that all of its parts share.
+//! The metrics of one channel: handles that all of its parts share.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use http::Extensions;
 use tokio::time::Instant;
 
 use super::InstanceState;
-use super::calls::{CallFigures, Methods};
+use super::calls::{CallMetrics, Methods};
 use super::constants::{
     CALLS_IN_FLIGHT, CALLS_WAITING, CHANNELS, CONNECTION_ATTEMPTS_FAILED, CONNECTION_ATTEMPTS_SUCCEEDED,
     DISCONNECTIONS, EJECTIONS_ENFORCED, EJECTIONS_UNENFORCED, INSTANCES, OPEN_CONNECTIONS, PICK_WAIT, PICKS_WAITED,
@@ -14,9 +14,9 @@ use super::constants::{
 };
 use crate::metrics::{Counter, Gauge, Histogram, Share};
 
-/// What is counted and measured of one channel. Clones are handles to the same figures.
+/// What is counted and measured of one channel. Clones are handles to the same metrics.
 #[derive(Debug, Clone)]
-pub(crate) struct ChannelFigures(Arc<Handles>);
+pub(crate) struct ChannelMetrics(Arc<Handles>);
 
 #[derive(Debug)]
 struct Handles {
@@ -44,8 +44,8 @@ struct Detected {
     unenforced: [Counter; UNENFORCED_REASONS.len()],
 }
 
-impl ChannelFigures {
-    /// The figures of a channel to this target, with the recorder that is installed by now.
+impl ChannelMetrics {
+    /// The metrics of a channel to this target, with the recorder that is installed by now.
     pub(crate) fn new(target: &str) -> Self {
         let target: Arc<str> = target.into();
         let labels = [&*target];
@@ -67,8 +67,8 @@ impl ChannelFigures {
     }
 
     /// A call that is made now, with a request of these extensions.
-    pub(crate) fn call(&self, extensions: &Extensions, now: Instant) -> CallFigures {
-        CallFigures::new(self.0.methods.of(extensions), now)
+    pub(crate) fn call(&self, extensions: &Extensions, now: Instant) -> CallMetrics {
+        CallMetrics::new(self.0.methods.of(extensions), now)
     }
 
     /// A pick waits for an instance with room, for as long as the figure lives.
@@ -166,7 +166,7 @@ impl Drop for WaitFigure<'_> {
 /// One instance, in one state at a time.
 #[derive(Debug)]
 pub(crate) struct InstanceFigure {
-    channel: ChannelFigures,
+    channel: ChannelMetrics,
     state: Option<(InstanceState, Share)>,
 }
 
@@ -181,7 +181,7 @@ impl InstanceFigure {
 /// The instances that a channel knows and has no subchannels for.
 #[derive(Debug)]
 pub(crate) struct UnusedFigure {
-    channel: ChannelFigures,
+    channel: ChannelMetrics,
     count: usize,
     share: Option<Share>,
 }
@@ -199,7 +199,7 @@ impl UnusedFigure {
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct ConnectionFigure {
-    channel: ChannelFigures,
+    channel: ChannelMetrics,
     _open: Share,
 }
 

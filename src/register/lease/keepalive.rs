@@ -86,16 +86,16 @@ pub(super) fn keep(pool: Arc<KeepalivePool>, id: i64, ttl: Duration, first: Opti
                 () = publisher.closed() => return,
                 answer = renewal => match answer {
                     Ok(Answer::Renewed) => {
-                        pool.gauges().on_renewed();
+                        pool.metrics().on_renewed();
                         backoff.reset();
                     }
                     Ok(Answer::Dead) => {
-                        pool.gauges().on_dead();
+                        pool.metrics().on_dead();
                         publisher.send_replace(LeaseState::Dead);
                         return;
                     }
                     Err(_) => {
-                        pool.gauges().on_unanswered();
+                        pool.metrics().on_unanswered();
                         tracing::debug!(target: REGISTRATION, "a renewal was not answered before the next one");
                     }
                 },

@@ -1,9 +1,9 @@
 //! From an instance to a key in etcd that stays: a lease, a claim of the key, and their return whenever either is lost.
 
 mod claims;
-mod gauges;
 mod keepalive;
 mod leave;
+mod metrics;
 mod orders;
 mod own_key;
 mod pace;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::Instrument;
 
-use crate::etcd::{Cluster, Event, Followed, Kv, Range, Source, Update, WatchGauges};
+use crate::etcd::{Cluster, Event, Followed, Kv, Range, Source, Update, WatchMetrics};
 use crate::instance::ServiceName;
 use crate::trouble::Trouble;
 
@@ -33,8 +33,8 @@ pub(super) struct OwnKey {
 /// Watches the key until the observer is dropped, and reads it every `interval`, for what a watch might miss.
 pub(super) fn observe(cluster: Arc<Cluster>, service: ServiceName, key: String, interval: Duration) -> Observer {
     let (publisher, own_key) = watch::channel(OwnKey::default());
-    let gauges = WatchGauges::new(service, Followed::OwnKey);
-    let source = Source::new(cluster, Range::key(key.clone()), interval, Trouble::default(), gauges);
+    let metrics = WatchMetrics::new(service, Followed::OwnKey);
+    let source = Source::new(cluster, Range::key(key.clone()), interval, Trouble::default(), metrics);
     tokio::spawn(run(source, publisher).in_current_span());
     Observer { key, own_key, rollbacks: 0 }
 }

@@ -3,7 +3,7 @@
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::gauges::{Ending, Gauges, Loss};
+use super::metrics::{Ending, Loss, RegistrationMetrics};
 use crate::instance::ServiceName;
 use crate::register::status::RegistrationStatus;
 
@@ -11,7 +11,7 @@ use crate::register::status::RegistrationStatus;
 pub(super) struct Reports {
     status: watch::Sender<RegistrationStatus>,
     absence: Option<Absence>,
-    gauges: Gauges,
+    metrics: RegistrationMetrics,
 }
 
 /// The time in which a registration is to be in etcd and is not.
@@ -35,24 +35,24 @@ enum Cause {
 impl Reports {
     /// Of a registration that was not started yet.
     pub(super) fn new(status: watch::Sender<RegistrationStatus>, service: ServiceName) -> Self {
-        let mut gauges = Gauges::new(service);
-        gauges.set_state(state(&status.borrow()));
-        Self { status, absence: None, gauges }
+        let mut metrics = RegistrationMetrics::new(service);
+        metrics.set_state(state(&status.borrow()));
+        Self { status, absence: None, metrics }
     }
 
     /// Publishes the status, if it changed.
     pub(super) fn report(&mut self, status: RegistrationStatus) {
         let now = Instant::now();
-        let Self { absence, gauges, .. } = self;
+        let Self { absence, metrics, .. } = self;
         self.status.send_if_modified(|reported| {
             let is_news = *reported != status;
             if is_news {
                 if let (RegistrationStatus::Registered { .. }, Some(Absence { since, cause })) = (&status, *absence) {
-                    gauges.on_registered(cause.label(), now - since);
+                    metrics.on_registered(cause.label(), now - since);
                 }
                 *absence = next(*absence, reported, &status, now);
                 if state(reported) != state(&status) {
-                    gauges.set_state(state(&status));
+                    metrics.set_state(state(&status));
                 }
                 *reported = status;
             }
@@ -63,28 +63,28 @@ impl Reports {
     /// Its key or its lease is gone; a registration that was not there is not lost by that.
     pub(super) fn on_lost(&mut self, loss: Loss) {
         if matches!(*self.status.borrow(), RegistrationStatus::Registered { .. }) {
-            self.gauges.on_lost(loss);
+            self.metrics.on_lost(loss);
         }
         self.report(RegistrationStatus::Lost { reason: loss.reason().to_owned() });
     }
 
     pub(super) fn on_conflict(&mut self, key: String, lease: i64) {
-        self.gauges.on_conflict();
+        self.metrics.on_conflict();
         self.report(RegistrationStatus::Conflict { key, lease });
     }
 
     /// A grant or a claim failed.
     pub(super) fn on_failure(&self) {
-        self.gauges.on_failure();
+        self.metrics.on_failure();
     }
 
     /// It has ended, and is out of etcd or not.
     pub(super) fn on_ended(&mut self, status: RegistrationStatus, is_out: bool) {
         if let Some(ending) = ending(&status) {
-            self.gauges.on_ended(ending);
+            self.metrics.on_ended(ending);
         }
         if !is_out {
-            self.gauges.on_left_behind();
+            self.metrics.on_left_behind();
         }
         self.report(status);
     }

@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::Instrument;
 
-use super::gauges::KeepaliveGauges;
+use super::metrics::KeepaliveMetrics;
 use crate::error::{EtcdError, EtcdErrorKind, chain};
 use crate::etcd::{Cluster, Connection, Generation};
 use crate::targets::REGISTRATION;
@@ -35,12 +35,12 @@ use crate::targets::REGISTRATION;
 pub(super) struct KeepalivePool {
     cluster: Arc<Cluster>,
     running: Mutex<Weak<KeepaliveStreams>>,
-    gauges: KeepaliveGauges,
+    metrics: KeepaliveMetrics,
 }
 
 impl KeepalivePool {
     pub(super) fn new(cluster: Arc<Cluster>) -> Self {
-        Self { cluster, running: Mutex::default(), gauges: KeepaliveGauges::new() }
+        Self { cluster, running: Mutex::default(), metrics: KeepaliveMetrics::new() }
     }
 
     /// The running streams, or new ones: for the first lease, after the runtime of the old ones has ended, and where
@@ -51,13 +51,13 @@ impl KeepalivePool {
         if let Some(streams) = running.upgrade().filter(|streams| streams.are_running_on(&members)) {
             return streams;
         }
-        let spawned = Arc::new(KeepaliveStreams::spawn(members, &self.gauges));
+        let spawned = Arc::new(KeepaliveStreams::spawn(members, &self.metrics));
         *running = Arc::downgrade(&spawned);
         spawned
     }
 
-    pub(super) fn gauges(&self) -> &KeepaliveGauges {
-        &self.gauges
+    pub(super) fn metrics(&self) -> &KeepaliveMetrics {
+        &self.metrics
     }
 }
 
@@ -76,8 +76,8 @@ pub(super) enum Answer {
 }
 
 impl KeepaliveStreams {
-    fn spawn(generation: Arc<Generation>, gauges: &KeepaliveGauges) -> Self {
-        let streams = |index| Mutex::new(MemberStreams::new(generation.clone(), index, gauges.clone()));
+    fn spawn(generation: Arc<Generation>, metrics: &KeepaliveMetrics) -> Self {
+        let streams = |index| Mutex::new(MemberStreams::new(generation.clone(), index, metrics.clone()));
         let members = (0..generation.len()).map(streams);
         Self { members: members.collect(), generation }
     }
@@ -127,7 +127,7 @@ struct MemberStreams {
     beside: Option<StreamHandle>,
     /// How many were opened beside it while it was late.
     tries: u32,
-    gauges: KeepaliveGauges,
+    metrics: KeepaliveMetrics,
 }
 
 #[derive(Debug)]
@@ -163,9 +163,9 @@ impl Standing {
 }
 
 impl MemberStreams {
-    fn new(generation: Arc<Generation>, index: usize, gauges: KeepaliveGauges) -> Self {
-        let current = StreamHandle::spawn(generation.clone(), index, Standing::default(), gauges.clone());
-        Self { generation, index, current, beside: None, tries: 0, gauges }
+    fn new(generation: Arc<Generation>, index: usize, metrics: KeepaliveMetrics) -> Self {
+        let current = StreamHandle::spawn(generation.clone(), index, Standing::default(), metrics.clone());
+        Self { generation, index, current, beside: None, tries: 0, metrics }
     }
 
     /// Passes a keepalive to the current stream, or to a new one if that is late.
@@ -173,8 +173,8 @@ impl MemberStreams {
         let stream = if self.wants_another(ask.patience, now) {
             self.tries += 1;
             let opening = Standing { owes_since: Some(now), delay: None };
-            let (generation, gauges) = (self.generation.clone(), self.gauges.clone());
-            self.beside.insert(StreamHandle::spawn(generation, self.index, opening, gauges))
+            let (generation, metrics) = (self.generation.clone(), self.metrics.clone());
+            self.beside.insert(StreamHandle::spawn(generation, self.index, opening, metrics))
         } else {
             &mut self.current
         };
@@ -212,7 +212,7 @@ impl MemberStreams {
 }
 
 impl StreamHandle {
-    fn spawn(generation: Arc<Generation>, index: usize, standing: Standing, gauges: KeepaliveGauges) -> Self {
+    fn spawn(generation: Arc<Generation>, index: usize, standing: Standing, metrics: KeepaliveMetrics) -> Self {
         let (asks, receiver) = mpsc::channel(QUEUE);
         let (publisher, standing) = watch::channel(standing);
         let span = tracing::info_span!(
@@ -222,7 +222,7 @@ impl StreamHandle {
             member = generation.name(index)
         );
         let is_beside = publisher.borrow().owes_since.is_some();
-        let stream = KeepaliveStream { generation, index, is_beside, asks: receiver, standing: publisher, gauges };
+        let stream = KeepaliveStream { generation, index, is_beside, asks: receiver, standing: publisher, metrics };
         tokio::spawn(stream.run().instrument(span));
         Self { asks, standing }
     }
@@ -240,7 +240,7 @@ struct KeepaliveStream {
     is_beside: bool,
     asks: mpsc::Receiver<Ask>,
     standing: watch::Sender<Standing>,
-    gauges: KeepaliveGauges,
+    metrics: KeepaliveMetrics,
 }
 
 impl KeepaliveStream {
@@ -253,7 +253,7 @@ impl KeepaliveStream {
                 continue;
             }
             self.standing.send_replace(Standing { owes_since: Some(asked), delay: None });
-            self.gauges.on_sent();
+            self.metrics.on_sent();
             match self.open(first.lease, first.patience).await {
                 Ok((connection, keeper, responses)) => {
                     let _ = first.answer.send(Answer::Renewed);
@@ -308,7 +308,7 @@ impl KeepaliveStream {
                     Ok(Some(response)) => {
                         connection.on_heard();
                         let delay = pending.on_answer(response.id(), answer_in(&response), Instant::now());
-                        delay.inspect(|delay| self.gauges.on_answer(*delay));
+                        delay.inspect(|delay| self.metrics.on_answer(*delay));
                         // A late answer is no reason to ask its member first.
                         if delay.is_none_or(|delay| delay <= PATIENCE_MAX) {
                             self.generation.on_response(connection);
@@ -332,7 +332,7 @@ impl KeepaliveStream {
                     keeper.id = ask.lease;
                     match timeout(SEND_LIMIT, keeper.keep_alive()).await {
                         Ok(Ok(())) => {
-                            self.gauges.on_sent();
+                            self.metrics.on_sent();
                             pending.on_ask(ask.lease, ask.answer, Instant::now());
                         }
                         Ok(Err(_)) => return,

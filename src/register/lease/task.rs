@@ -26,9 +26,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::claims::{ClaimOutcome, Claims, GrantOutcome, Write};
-use super::gauges::Loss;
 use super::keepalive::{Lease, keep};
 use super::leave::leave;
+use super::metrics::Loss;
 use super::orders::{AnswerPace, Order, Reweigh};
 use super::own_key::{Observer, observe};
 use super::reports::Reports;

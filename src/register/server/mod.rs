@@ -4,10 +4,10 @@
 
 mod call;
 mod drain;
-mod gauges;
 mod handle;
 mod incoming;
 mod layer;
+mod metrics;
 mod open_set;
 mod places;
 mod state;

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::{self, Instant};
 use tracing::Instrument as _;
 
-use super::gauges::DrainGauges;
+use super::metrics::DrainMetrics;
 use super::open_set::{Counted, OpenSet};
 use super::places::Places;
 use crate::metrics;
@@ -53,14 +53,14 @@ impl DrainState {
             places: Places::default(),
             calls: OpenSet::default(),
             sockets: OpenSet::default(),
-            gauges: DrainGauges::new(),
+            metrics: DrainMetrics::new(),
         }))
     }
 
     /// A call begins; it ends with [`close_call`](Self::close_call).
     #[inline]
     pub(super) fn open_call(&self) -> Counted {
-        self.0.gauges.calls.on_opened();
+        self.0.metrics.calls.on_opened();
         self.0.calls.opened()
     }
 
@@ -69,24 +69,24 @@ impl DrainState {
         // First, since one that is not among the calls any more is not cut, and has to count as finished.
         let is_draining = metrics::ENABLED && self.has_begun() && !self.has_ended();
         self.0.calls.closed(counted);
-        self.0.gauges.calls.on_closed(is_draining);
+        self.0.metrics.calls.on_closed(is_draining);
     }
 
     /// A call came behind the limit.
     pub(super) fn on_refused(&self) {
-        self.0.gauges.on_refused();
+        self.0.metrics.on_refused();
     }
 
     /// A connection is accepted; it ends with [`close_socket`](Self::close_socket).
     pub(super) fn open_socket(&self) -> Counted {
-        self.0.gauges.connections.on_opened();
+        self.0.metrics.connections.on_opened();
         self.0.sockets.opened()
     }
 
     pub(super) fn close_socket(&self, counted: Counted) {
         let is_draining = metrics::ENABLED && self.has_begun() && !self.is_closed();
         self.0.sockets.closed(counted);
-        self.0.gauges.connections.on_closed(is_draining);
+        self.0.metrics.connections.on_closed(is_draining);
     }
 
     fn has_begun(&self) -> bool {
@@ -117,7 +117,7 @@ impl DrainState {
             Countdown { until, _held: held }
         });
         if let Some((until, released)) = first {
-            self.0.gauges.on_begun();
+            self.0.metrics.on_begun();
             let task = CountdownTask { drain: Arc::downgrade(&self.0) };
             // The signal's future may be polled in any span; the countdown belongs to none of them.
             let span = tracing::info_span!(target: REGISTRATION, parent: None, "drain", ?limit, address);
@@ -182,7 +182,7 @@ struct Inner {
     places: Places,
     calls: OpenSet,
     sockets: OpenSet,
-    gauges: DrainGauges,
+    metrics: DrainMetrics,
 }
 
 impl Inner {
@@ -190,7 +190,7 @@ impl Inner {
         // First the mark, then the wake-ups: a woken task must find the mark.
         self.passed.store(CALLS_ENDED, Ordering::Release);
         let calls = self.calls.len();
-        self.gauges.calls.on_cut(calls);
+        self.metrics.calls.on_cut(calls);
         self.calls.end_all().await;
         if calls > 0 {
             tracing::warn!(target: REGISTRATION, calls, "calls ended at the drain limit");
@@ -200,7 +200,7 @@ impl Inner {
     async fn close_sockets(&self) {
         self.passed.store(SOCKETS_CLOSED, Ordering::Release);
         let sockets = self.sockets.len();
-        self.gauges.connections.on_cut(sockets);
+        self.metrics.connections.on_cut(sockets);
         self.sockets.end_all().await;
         if sockets > 0 {
             tracing::info!(target: REGISTRATION, sockets, "connections closed after the drain limit");
@@ -245,7 +245,7 @@ impl Drop for CountdownTask {
         let Some(inner) = self.drain.upgrade() else { return };
         let (calls, connections) = (inner.calls.len(), inner.sockets.len());
         if inner.passed.load(Ordering::Acquire) != SOCKETS_CLOSED && calls + connections > 0 {
-            inner.gauges.on_lost();
+            inner.metrics.on_lost();
             tracing::warn!(
                 target: REGISTRATION,
                 calls,

@@ -10,7 +10,7 @@ use super::*;
 use crate::channel::outlier::{DetectionMethod, OutlierDetection};
 use crate::channel::policy::load::Load;
 use crate::instance::Instance;
-use crate::metrics::channel::{ChannelFigures, InstanceState};
+use crate::metrics::channel::{ChannelMetrics, InstanceState};
 
 type Machine = Subchannel<()>;
 
@@ -39,7 +39,7 @@ fn reports() -> Reports {
     Reports {
         outliers: Arc::new(outliers),
         events: mpsc::unbounded_channel().0,
-        figures: ChannelFigures::new("etcd:///echo"),
+        metrics: ChannelMetrics::new("etcd:///echo"),
     }
 }
 

@@ -7,7 +7,7 @@ use crate::metrics::{self, Counter, Share};
 use crate::snapshot::{MemberState, Snapshot};
 
 /// Of one watcher.
-pub(super) struct SnapshotGauges {
+pub(super) struct SnapshotMetrics {
     live: Share,
     draining: Share,
     suspect: Share,
@@ -17,7 +17,7 @@ pub(super) struct SnapshotGauges {
     unusable: [Counter; Troubles::KINDS.len()],
 }
 
-impl SnapshotGauges {
+impl SnapshotMetrics {
     pub(super) fn new(service: &ServiceName) -> Self {
         let service = service.as_str();
         let instances = |state| Share::new(INSTANCES.with(&[service, state]), 0.0);

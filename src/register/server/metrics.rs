@@ -5,7 +5,7 @@ use crate::metrics::{Counter, Gauge};
 
 /// What is open of one kind, and how it ends in a shutdown.
 #[derive(Debug)]
-pub(super) struct OpenGauges {
+pub(super) struct OpenMetrics {
     open: Gauge,
     finished: Counter,
     cut: Counter,
@@ -13,15 +13,15 @@ pub(super) struct OpenGauges {
 
 /// Of one drain.
 #[derive(Debug)]
-pub(super) struct DrainGauges {
-    pub(super) calls: OpenGauges,
-    pub(super) connections: OpenGauges,
+pub(super) struct DrainMetrics {
+    pub(super) calls: OpenMetrics,
+    pub(super) connections: OpenMetrics,
     refused: Counter,
     begun: Counter,
     lost: Counter,
 }
 
-impl OpenGauges {
+impl OpenMetrics {
     fn new(open: Gauge, ended: impl Fn(&str) -> Counter) -> Self {
         Self { open, finished: ended("finished"), cut: ended("cut") }
     }
@@ -46,11 +46,11 @@ impl OpenGauges {
     }
 }
 
-impl DrainGauges {
+impl DrainMetrics {
     pub(super) fn new() -> Self {
         Self {
-            calls: OpenGauges::new(CALLS.with(&[]), |outcome| DRAINED_CALLS.with(&[outcome])),
-            connections: OpenGauges::new(CONNECTIONS.with(&[]), |outcome| DRAINED_CONNECTIONS.with(&[outcome])),
+            calls: OpenMetrics::new(CALLS.with(&[]), |outcome| DRAINED_CALLS.with(&[outcome])),
+            connections: OpenMetrics::new(CONNECTIONS.with(&[]), |outcome| DRAINED_CONNECTIONS.with(&[outcome])),
             refused: DRAINED_CALLS.with(&["refused"]),
             begun: DRAINS.with(&[]),
             lost: LOST_LIMITS.with(&[]),

@@ -11,7 +11,7 @@ use crate::metrics::{Counter, Histogram, Share};
 
 /// Of one registration.
 #[derive(Debug)]
-pub(super) struct Gauges {
+pub(super) struct RegistrationMetrics {
     service: ServiceName,
     /// In the gauge of its state.
     state: Option<Share>,
@@ -75,7 +75,7 @@ impl Ending {
     }
 }
 
-impl Gauges {
+impl RegistrationMetrics {
     pub(super) fn new(service: ServiceName) -> Self {
         let name = service.as_str();
         Self {
@@ -127,7 +127,7 @@ impl Gauges {
 
 /// Of the leases of one registry.
 #[derive(Debug, Clone)]
-pub(super) struct KeepaliveGauges {
+pub(super) struct KeepaliveMetrics {
     sent: Counter,
     duration: Histogram,
     renewed: Counter,
@@ -135,7 +135,7 @@ pub(super) struct KeepaliveGauges {
     unanswered: Counter,
 }
 
-impl KeepaliveGauges {
+impl KeepaliveMetrics {
     pub(super) fn new() -> Self {
         let [renewed, dead, unanswered] = ["renewed", "dead", "unanswered"].map(|outcome| RENEWALS.with(&[outcome]));
         Self { sent: KEEPALIVES.with(&[]), duration: KEEPALIVE_DURATION.with(&[]), renewed, dead, unanswered }

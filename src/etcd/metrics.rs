@@ -1,4 +1,4 @@
-//! What happens to watches, to the metrics.
+//! What happens to watches, members, calls, connections and logins, to the metrics.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use crate::metrics::etcd::{CALL_DURATION, CALLS, CONNECTS, LOGINS, MEMBERS, OUTA
 use crate::metrics::{Counter, Histogram, Moment, Share};
 
 /// Of one source.
-pub(crate) struct WatchGauges {
+pub(crate) struct WatchMetrics {
     service: ServiceName,
     of: Followed,
     /// The state that it is counted in.
@@ -89,7 +89,7 @@ pub(super) struct Lag {
     number: u64,
 }
 
-impl WatchGauges {
+impl WatchMetrics {
     pub(crate) fn new(service: ServiceName, of: Followed) -> Self {
         let labels = [service.as_str(), of.label()];
         let (lag, verified) = (Share::new(LAG.with(&labels), 0.0), Moment::new(&VERIFIED, &labels));
@@ -305,12 +305,12 @@ fn outcome(kind: EtcdErrorKind) -> &'static str {
 
 /// Of the connections to one member.
 #[derive(Debug, Clone)]
-pub(super) struct ConnectGauges {
+pub(super) struct ConnectMetrics {
     made: Counter,
     failed: Counter,
 }
 
-impl ConnectGauges {
+impl ConnectMetrics {
     pub(super) fn new() -> Self {
         let [made, failed] = ["made", "failed"].map(|outcome| CONNECTS.with(&[outcome]));
         Self { made, failed }
@@ -327,7 +327,7 @@ impl ConnectGauges {
 
 /// Of the logins of one cluster.
 #[derive(Debug)]
-pub(super) struct LoginGauges {
+pub(super) struct LoginMetrics {
     ok: Counter,
     refused: Counter,
     failed: Counter,
@@ -335,7 +335,7 @@ pub(super) struct LoginGauges {
     no_credentials: Counter,
 }
 
-impl LoginGauges {
+impl LoginMetrics {
     pub(super) fn new() -> Self {
         let with = |outcome| LOGINS.with(&[outcome]);
         Self {
@@ -388,16 +388,16 @@ mod tests {
             assert!(text.contains(&line), "{value} is not in {text}");
         };
         metrics::with_local_recorder(&recorder, || {
-            let gauges = WatchGauges::new("echo".parse().expect("a good name"), Followed::Instances);
-            let lag = gauges.progress().lag(5);
+            let metrics = WatchMetrics::new("echo".parse().expect("a good name"), Followed::Instances);
+            let lag = metrics.progress().lag(5);
             shows("0");
             lag.show(9);
             shows("4");
-            gauges.progress().on_checked(9);
+            metrics.progress().on_checked(9);
             shows("0");
             lag.show(12);
             shows("3");
-            let next = gauges.progress().lag(9);
+            let next = metrics.progress().lag(9);
             next.show(14);
             drop(lag);
             shows("5");
