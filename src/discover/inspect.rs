@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::ControlFlow;
 
-use super::membership::{Trouble, segment};
+use super::membership::{Defect, segment};
 use super::operate::service_in;
 use super::watcher::Watchers;
 use crate::error::{ConfigError, RegistryError};
@@ -192,8 +192,8 @@ impl Watchers {
                 let is_draining = decoded.draining;
                 Ok(Reading { instance: self.layout.instance(service, decoded), is_draining })
             }
-            Err((Trouble::TooLarge, _)) => Err(Unusable::TooLarge),
-            Err((Trouble::BadAddress, reason)) => Err(Unusable::Address(reason)),
+            Err((Defect::TooLarge, _)) => Err(Unusable::TooLarge),
+            Err((Defect::BadAddress, reason)) => Err(Unusable::Address(reason)),
             Err((_, reason)) => Err(Unusable::Malformed(reason)),
         }
     }

@@ -1,6 +1,6 @@
 //! What is known of a service, to the metrics.
 
-use super::membership::Troubles;
+use super::membership::Defects;
 use crate::instance::ServiceName;
 use crate::metrics::discovery::{CUT_OFF, INSTANCES, SIZE, SNAPSHOTS, UNUSABLE};
 use crate::metrics::{self, Counter, Share};
@@ -14,7 +14,7 @@ pub(super) struct SnapshotMetrics {
     cut_off: Share,
     size: Share,
     snapshots: Counter,
-    unusable: [Counter; Troubles::KINDS.len()],
+    unusable: [Counter; Defects::KINDS.len()],
 }
 
 impl SnapshotMetrics {
@@ -28,7 +28,7 @@ impl SnapshotMetrics {
             cut_off: Share::new(CUT_OFF.with(&[service]), 0.0),
             size: Share::new(SIZE.with(&[service]), 0.0),
             snapshots: SNAPSHOTS.with(&[service]),
-            unusable: Troubles::KINDS.map(|kind| UNUSABLE.with(&[service, kind])),
+            unusable: Defects::KINDS.map(|kind| UNUSABLE.with(&[service, kind])),
         }
     }
 
@@ -47,8 +47,8 @@ impl SnapshotMetrics {
     }
 
     /// Keys were read that cannot be used.
-    pub(super) fn on_troubles(&self, troubles: Troubles) {
-        for (counter, count) in self.unusable.iter().zip(troubles.counts()) {
+    pub(super) fn on_defects(&self, defects: Defects) {
+        for (counter, count) in self.unusable.iter().zip(defects.counts()) {
             if count > 0 {
                 counter.add(count);
             }

@@ -238,7 +238,7 @@ async fn run(mut guard: WatcherGuard, new_source: impl Fn() -> Source, mut membe
             relist.on_list_end(now);
         }
         take_in(&mut membership, update, now);
-        guard.metrics.on_troubles(membership.take_troubles());
+        guard.metrics.on_defects(membership.take_defects());
     }
 }
 

@@ -151,7 +151,11 @@ impl Process {
         found.unwrap_or_else(|skipped| panic!("the output ended without {begin:?}: {skipped:?}"))
     }
 
-    /// The same; where the output ends without such a line, all that came instead.
+    /// The rest of the next line that begins with `begin`, as [`expect_text`](Self::expect_text) returns it.
+    ///
+    /// # Errors
+    ///
+    /// All lines that came instead, where the output ends without it.
     ///
     /// # Panics
     ///

@@ -15,8 +15,8 @@
 //! same two seconds again: what returns after a mass expiry returns over a while.
 
 mod cut_off;
+mod defects;
 mod key_index;
-mod troubles;
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -27,8 +27,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use self::cut_off::CutOff;
+pub(super) use self::defects::{Defect, Defects};
 use self::key_index::{KeyIndex, KnownKey, footprint};
-pub(super) use self::troubles::{Trouble, Troubles};
 use crate::etcd::{Event, Kv, MAX_SEGMENT, MAX_VALUE};
 use crate::format::{DecodeError, Decoded, Format};
 use crate::instance::{Instance, MAX_TAGS, ServiceName};
@@ -69,16 +69,16 @@ impl Layout {
         Instance { service: service.shared().clone(), address: decoded.address, weight, tags }
     }
 
-    pub(super) fn decode(&self, segment: &str, value: &[u8]) -> Result<Decoded, (Trouble, String)> {
+    pub(super) fn decode(&self, segment: &str, value: &[u8]) -> Result<Decoded, (Defect, String)> {
         if value.len() > MAX_VALUE {
-            return Err((Trouble::TooLarge, format!("more than {MAX_VALUE} bytes")));
+            return Err((Defect::TooLarge, format!("more than {MAX_VALUE} bytes")));
         }
         if segment.len() > MAX_SEGMENT {
-            return Err((Trouble::TooLarge, format!("its key ends in more than {MAX_SEGMENT} bytes")));
+            return Err((Defect::TooLarge, format!("its key ends in more than {MAX_SEGMENT} bytes")));
         }
-        let malformed = |error: DecodeError| (Trouble::Malformed, error.to_string());
+        let malformed = |error: DecodeError| (Defect::Malformed, error.to_string());
         let decoded = self.format.decode(segment, value).map_err(malformed)?;
-        decoded.address.check_dialable().map_err(|error| (Trouble::BadAddress, error.to_string()))?;
+        decoded.address.check_dialable().map_err(|error| (Defect::BadAddress, error.to_string()))?;
         Ok(decoded)
     }
 }
@@ -98,7 +98,7 @@ pub(super) struct Membership {
     /// When an instance in question came back the last time.
     last_return: Option<Instant>,
     /// What was read since it was taken.
-    troubles: Cell<Troubles>,
+    defects: Cell<Defects>,
     complaints: Complaints,
 }
 
@@ -116,7 +116,7 @@ struct PartialList {
 
 /// What was found wrong with keys, and when that was logged. Clones share it: one line a minute and kind for all.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Complaints(Arc<Mutex<HashMap<Trouble, Count>>>);
+pub(super) struct Complaints(Arc<Mutex<HashMap<Defect, Count>>>);
 
 #[derive(Debug, Default)]
 struct Count {
@@ -136,7 +136,7 @@ impl Membership {
             cut_off: CutOff::default(),
             listed: PartialList::default(),
             last_return: None,
-            troubles: Cell::default(),
+            defects: Cell::default(),
             complaints,
         }
     }
@@ -213,8 +213,8 @@ impl Membership {
                 let same = known.filter(|known| *known.instance == instance);
                 (same.map_or_else(|| Arc::new(instance), |known| known.instance.clone()), draining)
             }
-            Err((trouble, detail)) => {
-                self.trouble(trouble, &kv.key, &detail, now);
+            Err((defect, detail)) => {
+                self.defect(defect, &kv.key, &detail, now);
                 let known = known.filter(|_| !self.index.is_missing(segment))?;
                 (known.instance.clone(), known.draining)
             }
@@ -226,9 +226,9 @@ impl Membership {
     fn is_too_much(&self, bytes: usize, keys: usize, key: &[u8], now: Instant) -> bool {
         let limits = self.layout.limits;
         if keys >= limits.instances {
-            self.trouble(Trouble::TooManyKeys, key, &format!("max_instances is {}", limits.instances), now);
+            self.defect(Defect::TooManyKeys, key, &format!("max_instances is {}", limits.instances), now);
         } else if bytes > limits.bytes {
-            self.trouble(Trouble::TooManyBytes, key, &format!("max_service_bytes is {}", limits.bytes), now);
+            self.defect(Defect::TooManyBytes, key, &format!("max_service_bytes is {}", limits.bytes), now);
         }
         keys >= limits.instances || bytes > limits.bytes
     }
@@ -310,7 +310,7 @@ impl Membership {
 
     fn instance(&self, decoded: Decoded, key: &[u8], now: Instant) -> Instance {
         if decoded.tags.len() > MAX_TAGS {
-            self.trouble(Trouble::TooManyTags, key, "all but 64 tags are left out", now);
+            self.defect(Defect::TooManyTags, key, "all but 64 tags are left out", now);
         }
         self.layout.instance(&self.service, decoded)
     }
@@ -319,14 +319,14 @@ impl Membership {
     fn segment<'a>(&self, key: &'a [u8], now: Instant) -> Option<&'a str> {
         let segment = segment(key, &self.range);
         if segment.is_none() {
-            self.trouble(Trouble::ForeignKey, key, "it does not end in one segment of text", now);
+            self.defect(Defect::ForeignKey, key, "it does not end in one segment of text", now);
         }
         segment
     }
 
     /// How often keys were read that cannot be used, since the last time.
-    pub(super) fn take_troubles(&mut self) -> Troubles {
-        self.troubles.take()
+    pub(super) fn take_defects(&mut self) -> Defects {
+        self.defects.take()
     }
 
     /// About how much memory the keys and their instances take.
@@ -334,10 +334,10 @@ impl Membership {
         self.index.bytes()
     }
 
-    fn trouble(&self, trouble: Trouble, key: &[u8], detail: &str, now: Instant) {
-        self.troubles.set(self.troubles.get().with(trouble));
+    fn defect(&self, defect: Defect, key: &[u8], detail: &str, now: Instant) {
+        self.defects.set(self.defects.get().with(defect));
         let mut counts = self.complaints.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(trouble).or_default();
+        let count = counts.entry(defect).or_default();
         count.since_logged += 1;
         if !count.log.admit(now) {
             return;
@@ -350,7 +350,7 @@ impl Membership {
             service = %self.service,
             %key,
             %detail,
-            kind = ?trouble,
+            kind = ?defect,
             count = skipped,
             "key in etcd cannot be used"
         );

@@ -168,10 +168,10 @@ fn what_cannot_be_used_is_counted_by_kind_each_time_that_it_is_read() {
     world.put_value("d/e", "{}", 7);
     world.put_value("f:1", &"x".repeat(MAX_VALUE + 1), 7);
     let (foreign, large, malformed, many) =
-        (Trouble::ForeignKey, Trouble::TooLarge, Trouble::Malformed, Trouble::TooManyKeys);
-    let expected = Troubles::default().with(foreign).with(large).with(malformed).with(many);
-    assert_eq!(world.membership.take_troubles(), expected);
-    assert_eq!(world.membership.take_troubles(), Troubles::default(), "they were taken");
+        (Defect::ForeignKey, Defect::TooLarge, Defect::Malformed, Defect::TooManyKeys);
+    let expected = Defects::default().with(foreign).with(large).with(malformed).with(many);
+    assert_eq!(world.membership.take_defects(), expected);
+    assert_eq!(world.membership.take_defects(), Defects::default(), "they were taken");
     world.list(&["a:1", "b:1"]);
-    assert_eq!(world.membership.take_troubles(), Troubles::default().with(many), "the list read it again");
+    assert_eq!(world.membership.take_defects(), Defects::default().with(many), "the list read it again");
 }

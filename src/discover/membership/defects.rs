@@ -2,7 +2,7 @@
 
 /// What is wrong with a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(in crate::discover) enum Trouble {
+pub(in crate::discover) enum Defect {
     ForeignKey,
     TooLarge,
     Malformed,
@@ -14,16 +14,16 @@ pub(in crate::discover) enum Trouble {
 
 /// How often a key was read that cannot be used, by what is wrong with it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(in crate::discover) struct Troubles([u64; Troubles::KINDS.len()]);
+pub(in crate::discover) struct Defects([u64; Defects::KINDS.len()]);
 
-impl Troubles {
-    /// The kinds of trouble, for metrics, in the order of their counts.
+impl Defects {
+    /// Their kinds, for metrics, in the order of their counts.
     pub(in crate::discover) const KINDS: [&'static str; 7] =
         ["foreign_key", "too_large", "malformed", "bad_address", "too_many_keys", "too_many_bytes", "too_many_tags"];
 
     /// These and one more.
-    pub(super) fn with(mut self, trouble: Trouble) -> Self {
-        self.0[trouble as usize] += 1;
+    pub(super) fn with(mut self, defect: Defect) -> Self {
+        self.0[defect as usize] += 1;
         self
     }
 
