@@ -91,7 +91,15 @@ async fn what_cannot_be_done_differs_from_what_cannot_be_understood() {
     assert!(similar.contains("similar names: hello\n"), "{similar}");
     assert!(fails(&etcd, &["drain", "10.0.0.1:80"], 1).await.contains("10.0.0.1:80"));
     assert!(fails(&etcd, &["drain", "10.0.0.1:80", "--service", "echo"], 1).await.contains("no instance of echo"));
-    assert!(fails(&etcd, &["ls", "no/slash"], 2).await.contains("no/slash"));
+    for order in [
+        &["ls", "no/slash"][..],
+        &["watch", "no/slash"],
+        &["drain", "10.0.0.9:80", "--service", "no/slash"],
+        &["weight", "10.0.0.9:80", "3", "--service", "no/slash"],
+        &["web", "echo", "no/slash"],
+    ] {
+        assert!(fails(&etcd, order, 2).await.contains("no/slash"), "{order:?}");
+    }
     assert!(fails(&etcd, &["drain", "nowhere"], 2).await.contains("nowhere"));
     assert!(fails(&etcd, &["ls", "--prefix", ""], 2).await.contains("prefix"));
     assert!(fails(&etcd, &["ls", "--user", "root"], 2).await.contains("--password-file"));

@@ -32,7 +32,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tokio::runtime;
-use tonic_etcd::Address;
+use tonic_etcd::{Address, ServiceName};
 use tracing_subscriber::EnvFilter;
 
 use self::connection::Connection;
@@ -64,12 +64,12 @@ enum Command {
     /// draining: about to leave), zone, the lease that their key ends with, and tags.
     Ls {
         /// The service's name; all services without
-        service: Option<String>,
+        service: Option<ServiceName>,
     },
     /// Prints what comes, changes and goes, of all services or of one, until ctrl-c
     Watch {
         /// The service's name; all services without
-        service: Option<String>,
+        service: Option<ServiceName>,
     },
     /// Has a server leave: it takes itself off etcd, ends the calls that it has, and serves on
     ///
@@ -82,7 +82,7 @@ enum Command {
 
         /// The service's name, where the address is registered for several [default: the one that it is registered for]
         #[arg(long, value_name = "NAME")]
-        service: Option<String>,
+        service: Option<ServiceName>,
     },
     /// Sets the weight of a server: its share of the calls beside the other servers' weights
     ///
@@ -98,7 +98,7 @@ enum Command {
 
         /// The service's name, where the address is registered for several [default: the one that it is registered for]
         #[arg(long, value_name = "NAME")]
-        service: Option<String>,
+        service: Option<ServiceName>,
 
         /// Turns a Metadata of null into an object (format etcd): old grpc-go clients panic on one
         #[arg(long)]
@@ -155,7 +155,7 @@ async fn run(flags: Flags) -> Result<(), Failure> {
     let shown = flags.connection.shown();
     match flags.command {
         Command::Ls { service } => {
-            command::ls::run(&registry, &flags.connection.place(), service.as_deref(), output).await
+            command::ls::run(&registry, &flags.connection.place(), service.as_ref(), output).await
         }
         Command::Watch { service } => command::watch::run(&registry, service, output).await,
         Command::Drain { address, service } => command::drain::run(&registry, address, service, output).await,

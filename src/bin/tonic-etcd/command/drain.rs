@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 use tonic_etcd::snapshot::Member;
-use tonic_etcd::{Address, Registry};
+use tonic_etcd::{Address, Registry, ServiceName};
 
 use crate::failure::{Failure, failed};
 use crate::print::Output;
@@ -13,7 +13,7 @@ use crate::target::{LOOK_INTERVAL, service_of};
 pub(crate) async fn run(
     registry: &Registry,
     address: Address,
-    service: Option<String>,
+    service: Option<ServiceName>,
     output: Output,
 ) -> Result<(), Failure> {
     let service = service_of(registry, &address, service).await?;
@@ -23,7 +23,7 @@ pub(crate) async fn run(
         // It has left since: the error says so.
         None => registry.drain(&service, address.clone()).await?,
     }
-    output.drained(&service, &address, "marked")?;
+    output.drained(service.as_str(), &address, "marked")?;
 
     // Another lease is another server: the successor at the same address.
     let left = async {
@@ -40,10 +40,10 @@ pub(crate) async fn run(
         )));
     };
     left?;
-    Ok(output.drained(&service, &address, "left")?)
+    Ok(output.drained(service.as_str(), &address, "left")?)
 }
 
-async fn lease_of(registry: &Registry, service: &str, address: &Address) -> Result<Option<i64>, Failure> {
+async fn lease_of(registry: &Registry, service: &ServiceName, address: &Address) -> Result<Option<i64>, Failure> {
     Ok(registry.instances(service).await?.get(address).map(Member::lease))
 }
 

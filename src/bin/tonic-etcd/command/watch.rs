@@ -3,21 +3,19 @@
 use std::collections::HashMap;
 use std::mem;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tonic_etcd::{Address, Instance, Registry, RegistryError, shutdown_signal};
+use tonic_etcd::{Address, Instance, Registry, RegistryError, ServiceName, shutdown_signal};
 
 use crate::changes::Line;
 use crate::failure::Failure;
 use crate::print::{Output, note};
 use crate::services::{Services, Update};
 
-pub(crate) async fn run(registry: &Registry, service: Option<String>, output: Output) -> Result<(), Failure> {
-    let wanted = Vec::from_iter(service);
-    let mut services = Services::changes(registry, &wanted)?;
-    let mut known: HashMap<Arc<str>, Known> = HashMap::new();
+pub(crate) async fn run(registry: &Registry, service: Option<ServiceName>, output: Output) -> Result<(), Failure> {
+    let mut services = Services::changes(registry, service.as_slice())?;
+    let mut known: HashMap<ServiceName, Known> = HashMap::new();
     let (mut is_limit_told, mut is_outage_told) = (false, false);
     let mut shutdown = pin!(shutdown_signal());
     loop {
@@ -29,7 +27,7 @@ pub(crate) async fn run(registry: &Registry, service: Option<String>, output: Ou
             Update::Of(service, change) => {
                 let known = known.entry(service.clone()).or_default();
                 if let Some(line) = Line::of(change, &mut known.instances) {
-                    output.change(&service, &line)?;
+                    output.change(service.as_str(), &line)?;
                 }
             }
             Update::Listed(listed) => {
@@ -38,13 +36,13 @@ pub(crate) async fn run(registry: &Registry, service: Option<String>, output: Ou
                     note(&format!("there are more services: the first {} are watched", services.len()));
                 }
                 for name in &listed.names {
-                    known.entry(name.as_str().into()).or_default();
+                    known.entry(name.clone()).or_default();
                 }
                 let now = Instant::now();
                 known.retain(|service, known| {
-                    let stays = known.stays(listed.names.contains(&**service), now);
+                    let stays = known.stays(listed.names.contains(service), now);
                     if !stays {
-                        services.forget(service);
+                        services.forget(service.as_str());
                     }
                     stays
                 });

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic_etcd::{Registry, shutdown_signal};
+use tonic_etcd::{Registry, ServiceName, shutdown_signal};
 
 use crate::failure::{Failure, failed};
 use crate::print::Output;
@@ -22,7 +22,7 @@ use crate::web::{feed, figures, server};
 pub(crate) struct Flags {
     /// The services that are shown [default: all]
     #[arg(value_name = "SERVICE")]
-    services: Vec<String>,
+    services: Vec<ServiceName>,
 
     /// Where the page is served; port 0 takes a free one
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8080")]
