@@ -66,7 +66,7 @@ impl<T: 'static> Services<T> {
         wanted: &[ServiceName],
         of_one: fn(Discover) -> BoxStream<'static, T>,
     ) -> Result<Self, ConfigError> {
-        let looks = looks(registry.clone(), wanted.iter().cloned().collect());
+        let looks = paced(looks(registry.clone(), wanted.iter().cloned().collect()));
         let registry = registry.clone();
         Self::new(looks, Box::new(move |name| Ok(of_one(registry.discover(name)?))), wanted)
     }
@@ -141,17 +141,11 @@ impl<T: 'static> Services<T> {
     }
 }
 
-/// The names of all services now and again, or those that were asked for, as long as etcd lets them be read.
+/// The names of all services, or those that were asked for, as long as etcd lets them be read: a look each time.
 fn looks(registry: Registry, wanted: Names) -> BoxStream<'static, Result<Names, RegistryError>> {
-    let look = async |(registry, wanted, pause): (Registry, Names, Duration)| {
-        sleep(pause).await;
-        let begin = Instant::now();
-        let names = names(&registry, &wanted).await;
-        // A registry that takes long to list is not asked more than a tenth of the time.
-        let pause = LOOK_INTERVAL.max(begin.elapsed() * 10);
-        Some((names, (registry, wanted, pause)))
-    };
-    stream::unfold((registry, wanted, Duration::ZERO), look).boxed()
+    let look =
+        async |(registry, wanted): (Registry, Names)| Some((names(&registry, &wanted).await, (registry, wanted)));
+    stream::unfold((registry, wanted), look).boxed()
 }
 
 async fn names(registry: &Registry, wanted: &Names) -> Result<Names, RegistryError> {
@@ -165,8 +159,127 @@ async fn names(registry: &Registry, wanted: &Names) -> Result<Names, RegistryErr
     Ok(wanted.clone())
 }
 
+/// These looks, with a pause behind each.
+fn paced<N: Send + 'static, E: Send + 'static>(
+    looks: BoxStream<'static, Result<N, E>>,
+) -> BoxStream<'static, Result<N, E>> {
+    let step = async |(mut looks, pause): (BoxStream<'static, Result<N, E>>, Duration)| {
+        sleep(pause).await;
+        let begin = Instant::now();
+        let look = looks.next().await?;
+        let pause = pause_after(&look, begin.elapsed());
+        Some((look, (looks, pause)))
+    };
+    stream::unfold((looks, Duration::ZERO), step).boxed()
+}
+
+fn pause_after<N, E>(look: &Result<N, E>, took: Duration) -> Duration {
+    match look {
+        // A registry that takes long to list is not asked more than a tenth of the time, as far as the limit allows.
+        Ok(_) => (took * 10).clamp(LOOK_INTERVAL, LONGEST_PAUSE),
+        // The time of a failure is that of an outage, whose end is to be seen soon.
+        Err(_) => LOOK_INTERVAL,
+    }
+}
+
 /// How many services are followed: each is a watch at etcd.
 const MOST_SERVICES: usize = 1_000;
 
-/// How often it is looked for new services, or whether those that were asked for can be read.
+/// How often it is looked for new services, or whether etcd answers.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The longest pause, after looks that take a second or more. The page counts on it (`STALE` in main.js).
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::mpsc;
+    use tokio_stream::wrappers::UnboundedReceiverStream;
+
+    use super::*;
+
+    type Look = Result<Names, RegistryError>;
+
+    /// Services with the sender of their looks. What comes of each is how many were opened before it, again and again.
+    fn services() -> (Services<usize>, mpsc::UnboundedSender<Look>) {
+        let (sender, looks) = mpsc::unbounded_channel();
+        let opened = AtomicUsize::new(0);
+        let open = move |_: &ServiceName| Ok(stream::repeat(opened.fetch_add(1, Ordering::Relaxed)).boxed());
+        let services = Services::new(UnboundedReceiverStream::new(looks).boxed(), Box::new(open), &[]);
+        (services.expect("nothing is refused"), sender)
+    }
+
+    fn names(names: &[&str]) -> Names {
+        names.iter().map(|name| name.parse().expect("a good name")).collect()
+    }
+
+    async fn list(services: &mut Services<usize>, sender: &mpsc::UnboundedSender<Look>, listed: Names) -> Listed {
+        sender.send(Ok(listed)).expect("it is looked at");
+        loop {
+            match services.next().await.expect("nothing is refused") {
+                Update::Listed(listed) => return listed,
+                Update::Of(..) => {}
+                Update::Trouble(error) => panic!("nothing fails: {error}"),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_forgotten_service_ends_and_is_followed_again_when_it_is_listed() {
+        let (mut services, sender) = services();
+        assert!(services.next_ready().is_none(), "nothing is followed yet, and nothing waited for");
+        list(&mut services, &sender, names(&["echo"])).await;
+        assert_eq!(services.next_ready(), Some(("echo".parse().expect("a good name"), 0)));
+        list(&mut services, &sender, names(&["echo"])).await;
+        assert_eq!(services.next_ready().map(|(_, update)| update), Some(0), "it is followed once");
+
+        services.forget("echo");
+        assert_eq!((services.next_ready(), services.len()), (None, 0), "its stream has ended");
+        list(&mut services, &sender, names(&["echo"])).await;
+        assert_eq!(services.next_ready().map(|(_, update)| update), Some(1), "by a stream of its own");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn services_beyond_the_limit_are_counted_until_there_is_a_place() {
+        let (mut services, sender) = services();
+        let all: Vec<String> = (0..MOST_SERVICES + 2).map(|n| format!("s{n:04}")).collect();
+        let all = names(&all.iter().map(String::as_str).collect::<Vec<_>>());
+        let listed = list(&mut services, &sender, all.clone()).await;
+        assert_eq!((listed.names.len(), listed.left_out, services.len()), (MOST_SERVICES, 2, MOST_SERVICES));
+        services.forget("s0000");
+        let rest = all.into_iter().skip(1).collect();
+        let listed = list(&mut services, &sender, rest).await;
+        assert!(listed.names.contains("s1000") && !listed.names.contains("s1001"), "the first takes the place");
+        assert_eq!(listed.left_out, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_prefix_ends_it_and_an_outage_does_not() {
+        let (mut services, sender) = services();
+        let nowhere = |prefix: &str| Registry::builder(["http://127.0.0.1:1"]).prefix(prefix).build();
+        let outage = nowhere("registry").expect("a good registry").services().await.expect_err("nothing listens");
+        sender.send(Err(outage)).expect("it is looked at");
+        assert!(matches!(services.next().await, Ok(Update::Trouble(RegistryError::Unavailable { .. }))));
+        let refused = nowhere("").expect("a good registry").services().await.expect_err("there is no prefix");
+        sender.send(Err(refused)).expect("it is looked at");
+        assert!(matches!(services.next().await, Err(ConfigError::Prefix { .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_pause_grows_with_a_look_that_succeeds_and_not_with_one_that_fails() {
+        let looks = [(5_000, Err("down")), (0, Ok(())), (500, Ok(())), (60_000, Ok(())), (0, Ok(()))];
+        let take = async |(millis, look): (u64, Result<(), &'static str>)| {
+            sleep(Duration::from_millis(millis)).await;
+            look
+        };
+        let mut looks = paced(stream::iter(looks).then(take).boxed());
+        let begin = Instant::now();
+        let mut ends = Vec::new();
+        while looks.next().await.is_some() {
+            ends.push(begin.elapsed().as_millis());
+        }
+        assert_eq!(ends, [5_000, 7_000, 9_500, 74_500, 84_500], "pauses of 2, 2, 5 and 10 s");
+    }
+}

@@ -10,8 +10,8 @@ import { Timeline, sentence } from "./timeline.js";
 /** Between two pictures; longer where one takes long. */
 const FRAME = 150;
 const MAX_SERVICES = 200;
-/** The server hears from etcd every two seconds. */
-const STALE = 8_000;
+/** The server asks etcd every 2 s, or up to 10 s where it is slow, and waits some seconds for the answer. */
+const STALE = 25_000;
 
 const $ = (selector) => document.querySelector(selector);
 const model = new Model();
