@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::auth::{PASSWORD, add_users};
-use crate::support::LIMIT;
+use crate::support::costs::Costs;
 use crate::support::etcd::Etcd;
 use crate::support::process::{Process, Signal, example, program};
+use crate::support::{LIMIT, eventually};
 
 /// What the program came to: its exit code, standard output and standard error.
 async fn run(etcd: &Etcd, arguments: &[&str]) -> (i32, String, String) {
@@ -140,6 +141,25 @@ async fn a_watch_of_everything_takes_in_services_that_come_later() {
         watch.signal(Signal::INT);
         assert!(watch.wait(LIMIT).await.success(), "ctrl-c is how it ends");
     }
+}
+
+#[tokio::test]
+async fn a_watch_of_one_service_does_not_read_it_again_and_again() {
+    let etcd = Etcd::start().await;
+    put(&etcd, "echo", "10.0.0.1:80", r#""weight":1"#).await;
+    let begin = Costs::of(&etcd).await;
+    let mut watch = Process::start(program().args(["--etcd", &etcd.url(), "watch", "echo", "--json"]));
+    watch.expect_event("insert", LIMIT).await;
+    let was_asked = async |since: &Costs, times: u64| {
+        let since = since.clone();
+        eventually("it asks whether etcd answers", LIMIT, async || since.until_now().await.calls("Status") >= times)
+            .await;
+    };
+    was_asked(&begin, 1).await;
+    let since = Costs::of(&etcd).await;
+    was_asked(&since, 2).await;
+    let spent = since.until_now().await;
+    assert_eq!(spent.calls("Range"), 0, "{spent:?}");
 }
 
 #[tokio::test]

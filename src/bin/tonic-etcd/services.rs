@@ -143,20 +143,38 @@ impl<T: 'static> Services<T> {
 
 /// The names of all services, or those that were asked for, as long as etcd lets them be read: a look each time.
 fn looks(registry: Registry, wanted: Names) -> BoxStream<'static, Result<Names, RegistryError>> {
-    let look =
-        async |(registry, wanted): (Registry, Names)| Some((names(&registry, &wanted).await, (registry, wanted)));
-    stream::unfold((registry, wanted), look).boxed()
+    let look = async |(registry, wanted, was_read): (Registry, Names, bool)| {
+        let names = if wanted.is_empty() {
+            registry.services().await.map(|services| services.into_keys().collect())
+        } else if was_read {
+            answers(&registry).await.map(|()| wanted.clone())
+        } else {
+            read(&registry, &wanted).await.map(|()| wanted.clone())
+        };
+        let was_read = was_read || names.is_ok();
+        Some((names, (registry, wanted, was_read)))
+    };
+    stream::unfold((registry, wanted, false), look).boxed()
 }
 
-async fn names(registry: &Registry, wanted: &Names) -> Result<Names, RegistryError> {
-    if wanted.is_empty() {
-        return Ok(registry.services().await?.into_keys().collect());
-    }
-    for name in wanted {
-        // Nothing else says that etcd is unreachable or refuses: what follows a service waits for better times.
+/// Whether each of these may be read: what follows a service waits for a permission silently.
+async fn read(registry: &Registry, names: &Names) -> Result<(), RegistryError> {
+    for name in names {
         registry.instances(name).await?;
     }
-    Ok(wanted.clone())
+    Ok(())
+}
+
+/// Whether any member answers; otherwise why the last one does not. It costs the same however large the services are.
+async fn answers(registry: &Registry) -> Result<(), RegistryError> {
+    let mut answer = Ok(());
+    for (_, report) in registry.members().await {
+        match report {
+            Ok(_) => return Ok(()),
+            Err(error) => answer = Err(error),
+        }
+    }
+    answer
 }
 
 /// These looks, with a pause behind each.
