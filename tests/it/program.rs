@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 
+use etcd_client::{PutOptions, Txn, TxnOp};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -91,7 +92,8 @@ async fn what_cannot_be_done_differs_from_what_cannot_be_understood() {
     let similar = fails(&etcd, &["ls", "helo"], 1).await;
     assert!(similar.contains("similar names: hello\n"), "{similar}");
     assert!(fails(&etcd, &["drain", "10.0.0.1:80"], 1).await.contains("10.0.0.1:80"));
-    assert!(fails(&etcd, &["drain", "10.0.0.1:80", "--service", "echo"], 1).await.contains("no instance of echo"));
+    let unknown = fails(&etcd, &["drain", "10.0.0.1:80", "--service", "echo"], 1).await;
+    assert!(unknown.contains("no instance of echo") && unknown.contains("hint: `tonic-etcd ls echo`"), "{unknown}");
     for order in [
         &["ls", "no/slash"][..],
         &["watch", "no/slash"],
@@ -193,6 +195,46 @@ async fn a_server_that_does_not_leave_is_named_and_an_order_must_be_unambiguous(
     let keys = etcd.keys("").await;
     let is_marked = |index: usize| String::from_utf8_lossy(&keys[index].1).contains("draining");
     assert_eq!((is_marked(0), is_marked(1)), (false, true), "and no other key was marked");
+}
+
+#[tokio::test]
+async fn a_server_beyond_those_that_clients_read_has_not_left_while_its_key_is_there() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    let key = |address: &str| format!("kitex/registry-etcd/echo/{address}");
+    let value = |address: &str| format!(r#"{{"network":"tcp","address":"{address}","weight":1}}"#);
+    for part in 0..100 {
+        let addresses = (0..100).map(|port| format!("10.0.0.1:{}", 1_000 + part * 100 + port));
+        let puts = addresses.map(|address| TxnOp::put(key(&address), value(&address), None));
+        client.txn(Txn::new().and_then(puts.collect::<Vec<_>>())).await.expect("etcd takes them");
+    }
+    let last = "10.0.0.2:80";
+    etcd.put(key(last), value(last)).await;
+    let (code, printed, complaints) = run(&etcd, &["drain", last, "--service", "echo"]).await;
+    assert_eq!(printed, format!("echo {last} marked\n"), "it is beyond the first 10,000: {complaints}");
+    assert!(code == 1 && complaints.contains("has not left"), "{complaints}");
+}
+
+#[tokio::test]
+async fn of_two_keys_at_one_address_the_server_of_the_newer_one_is_asked_to_leave() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    let mut leases = Vec::new();
+    for name in ["b", "a"] {
+        let lease = client.lease_grant(600, None).await.expect("a lease").id();
+        let options = PutOptions::new().with_lease(lease);
+        let value = r#"{"network":"tcp","address":"10.0.0.1:80","weight":1}"#;
+        client.put(format!("kitex/registry-etcd/echo/{name}"), value, Some(options)).await.expect("etcd takes it");
+        leases.push(lease);
+    }
+    let mut drain = Process::start(program().args(["--etcd", &etcd.url(), "--json", "drain", "10.0.0.1:80"]));
+    drain.expect_event("marked", LIMIT).await;
+    let marked =
+        etcd.keys("").await.into_iter().filter(|(_, value, _)| String::from_utf8_lossy(value).contains("draining"));
+    assert_eq!(marked.map(|(_, _, lease)| lease).collect::<Vec<_>>(), [leases[1]], "no other key is marked");
+    client.lease_revoke(leases[1]).await.expect("it leaves");
+    drain.expect_event("left", LIMIT).await;
+    assert!(drain.wait(LIMIT).await.success(), "the older key is another server's");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@
 //! | this file | the command line to a command |
 //! | `connection` | flags to a registry |
 //! | `command` | a command to its outcome |
-//! | `target` | an address to the service that is meant |
+//! | `target` | an address to the service that is meant, and to its keys |
 //! | `names` | a name that is not there to similar ones |
 //! | `services` | a registry to its services, and to what comes of each |
 //! | `web` | the registry to a page in browsers |

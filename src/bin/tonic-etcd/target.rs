@@ -1,9 +1,8 @@
-//! An address to the service that is meant, and to what an order to it comes to.
+//! An address to the service that is meant, and to the keys that have it.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
-use tonic_etcd::inspect::StoredKey;
+use tonic_etcd::inspect::{StoredKey, StoredKeys};
 use tonic_etcd::{Address, Registry, ServiceName};
 
 use crate::failure::{Failure, failed, refused};
@@ -21,9 +20,7 @@ pub(crate) async fn service_of(
     if keys.is_cut_off() {
         return Err(failed("there are more keys than can be looked through: say which service with --service"));
     }
-    let has_address = |key: &&StoredKey| key.instance().is_ok_and(|instance| instance.address() == address);
-    let mut found: BTreeSet<&ServiceName> =
-        keys.keys().iter().filter(has_address).filter_map(StoredKey::service).collect();
+    let mut found: BTreeSet<&ServiceName> = keys_at(&keys, address).filter_map(StoredKey::service).collect();
     match (found.pop_first(), found.len()) {
         (None, _) => Err(failed(format!("no server is registered at {address}"))),
         (Some(service), 0) => Ok(service.clone()),
@@ -34,5 +31,7 @@ pub(crate) async fn service_of(
     }
 }
 
-/// How often a key is looked at while its server is waited for.
-pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// The keys whose values have this address.
+pub(crate) fn keys_at<'a>(keys: &'a StoredKeys, address: &'a Address) -> impl Iterator<Item = &'a StoredKey> {
+    keys.keys().iter().filter(move |key| key.instance().is_ok_and(|instance| instance.address() == address))
+}
