@@ -151,7 +151,11 @@ impl Process {
         found.unwrap_or_else(|skipped| panic!("the output ended without {begin:?}: {skipped:?}"))
     }
 
-    /// The same; where the output ends without such a line, all that came instead.
+    /// Like [`expect_text`](Self::expect_text), for output that may end without such a line.
+    ///
+    /// # Errors
+    ///
+    /// All lines that came instead.
     ///
     /// # Panics
     ///
