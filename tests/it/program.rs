@@ -2,11 +2,11 @@
 
 use std::process::Stdio;
 
-use etcd_client::{PutOptions, Txn, TxnOp};
+use etcd_client::{Permission, PermissionType, PutOptions, RoleRevokePermissionOptions, Txn, TxnOp};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::auth::{PASSWORD, add_users};
+use crate::auth::{PASSWORD, add_users, admin};
 use crate::support::costs::Costs;
 use crate::support::etcd::Etcd;
 use crate::support::process::{Process, Signal, example, program};
@@ -143,6 +143,39 @@ async fn a_watch_of_everything_takes_in_services_that_come_later() {
         watch.signal(Signal::INT);
         assert!(watch.wait(LIMIT).await.success(), "ctrl-c is how it ends");
     }
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_though_etcd_denies_it_later_and_does_not_begin_with_that() {
+    let etcd = Etcd::start().await;
+    add_users(&etcd).await;
+    etcd.client().await.auth_enable().await.expect("etcd switches authentication on");
+    let mut root = admin(&etcd).await;
+    let value = |address: &str| format!(r#"{{"network":"tcp","address":"{address}","weight":1}}"#);
+    root.put("kitex/registry-etcd/echo/10.0.0.1:80", value("10.0.0.1:80"), None).await.expect("root may");
+    let start = |password: &str, service: &[&str]| {
+        let mut command = program();
+        let command = command.args(["--etcd", &etcd.url(), "--user", "server", "--password", password, "--json"]);
+        Process::start(command.arg("watch").args(service))
+    };
+    for service in [&[][..], &["echo"]] {
+        let mut denied = start("wrong", service);
+        assert_eq!(denied.wait(LIMIT).await.code(), Some(1), "{service:?}");
+        assert!(denied.log().contains("hint: --user"), "{}", denied.log());
+    }
+    let mut watch = start(PASSWORD, &[]);
+    watch.expect_event("insert", LIMIT).await;
+    // It has listed services before that, as nothing was asked for.
+    let prefix = Permission::new(PermissionType::Readwrite, "kitex/registry-etcd/").with_prefix();
+    let end = RoleRevokePermissionOptions::new().with_prefix();
+    root.role_revoke_permission("registry", "kitex/registry-etcd/", Some(end)).await.expect("root may");
+    let complaint = "services cannot be read now";
+    eventually("it says so", LIMIT, async || watch.log().contains(complaint)).await;
+    root.role_grant_permission("registry", prefix).await.expect("root may");
+    root.put("kitex/registry-etcd/hello/10.0.0.2:80", value("10.0.0.2:80"), None).await.expect("root may");
+    let hello = watch.expect_event("insert", LIMIT).await;
+    assert_eq!(hello["service"], "hello", "it goes on");
+    assert_eq!(watch.log().matches(complaint).count(), 1, "{}", watch.log());
 }
 
 #[tokio::test]

@@ -67,6 +67,9 @@ enum Command {
         service: Option<ServiceName>,
     },
     /// Prints what comes, changes and goes, of all services or of one, until ctrl-c
+    ///
+    /// Waits for an etcd that does not answer, and exits with 1 where it may not read at first. What fails later is
+    /// logged, and it goes on.
     Watch {
         /// The service's name; all services without
         service: Option<ServiceName>,

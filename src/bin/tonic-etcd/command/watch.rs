@@ -9,14 +9,14 @@ use tokio::time::Instant;
 use tonic_etcd::{Address, Instance, Registry, RegistryError, ServiceName, shutdown_signal};
 
 use crate::changes::Line;
-use crate::failure::Failure;
+use crate::failure::{Failure, with_causes};
 use crate::print::{Output, note};
 use crate::services::{Services, Update};
 
 pub(crate) async fn run(registry: &Registry, service: Option<ServiceName>, output: Output) -> Result<(), Failure> {
     let mut services = Services::changes(registry, service.as_slice())?;
     let mut known: HashMap<ServiceName, Known> = HashMap::new();
-    let (mut is_limit_told, mut is_outage_told) = (false, false);
+    let (mut was_listed, mut is_limit_reported, mut is_outage_reported) = (false, false, false);
     let mut shutdown = pin!(shutdown_signal());
     loop {
         let update = tokio::select! {
@@ -31,8 +31,8 @@ pub(crate) async fn run(registry: &Registry, service: Option<ServiceName>, outpu
                 }
             }
             Update::Listed(listed) => {
-                is_outage_told = false;
-                if listed.left_out > 0 && !mem::replace(&mut is_limit_told, true) {
+                (was_listed, is_outage_reported) = (true, false);
+                if listed.left_out > 0 && !mem::replace(&mut is_limit_reported, true) {
                     note(&format!("there are more services: the first {} are watched", services.len()));
                 }
                 for name in &listed.names {
@@ -47,14 +47,20 @@ pub(crate) async fn run(registry: &Registry, service: Option<ServiceName>, outpu
                     stays
                 });
             }
-            Update::Trouble(error @ (RegistryError::Unavailable { .. } | RegistryError::Refused { .. })) => {
-                if !mem::replace(&mut is_outage_told, true) {
-                    tracing::warn!(%error, "services cannot be read now");
+            Update::Trouble(error) if !was_listed && !may_pass(&error) => return Err(error.into()),
+            Update::Trouble(error) => {
+                if !mem::replace(&mut is_outage_reported, true) {
+                    tracing::warn!(error = with_causes(&error), "services cannot be read now");
                 }
             }
-            Update::Trouble(error) => return Err(error.into()),
         }
     }
+}
+
+/// Whether it may be an outage. A wrong password or certificate is to be seen at once; later, what worked may do so
+/// again.
+fn may_pass(error: &RegistryError) -> bool {
+    matches!(error, RegistryError::Unavailable { .. } | RegistryError::Refused { .. })
 }
 
 /// What was printed of a service.
