@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tonic_etcd::{Registry, ServiceName};
 
 use super::board::News;
@@ -18,6 +18,8 @@ pub(crate) async fn follow(registry: &Registry, wanted: &[ServiceName], hub: &Hu
         hub.board().add(name.as_str(), false);
     }
     let mut beats = interval(BEAT_INTERVAL);
+    // After a pause of the machine one beat is enough.
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut is_first_look = true;
     loop {
         let update = tokio::select! {
