@@ -11,6 +11,7 @@ use tonic_etcd::{Registry, ServiceName, shutdown_signal};
 
 use crate::failure::{Failure, failed};
 use crate::print::Output;
+use crate::services::Services;
 use crate::web::board::Board;
 use crate::web::guard::Guard;
 use crate::web::hub::Hub;
@@ -47,7 +48,7 @@ pub(crate) struct Flags {
 }
 
 pub(crate) async fn run(registry: Registry, shown: String, flags: Flags, output: Output) -> Result<(), Failure> {
-    let Flags { services, listen, allow_remote, allow_host, allow_drain, figures } = flags;
+    let Flags { services: wanted, listen, allow_remote, allow_host, allow_drain, figures } = flags;
     if !listen.ip().to_canonical().is_loopback() {
         if !allow_remote {
             let reason = format!("{listen} can be reached from other machines: add --allow-remote if it shall be");
@@ -58,6 +59,8 @@ pub(crate) async fn run(registry: Registry, shown: String, flags: Flags, output:
     // Handled from here on: a signal just after the line that says it listens ends it in order.
     let shutdown = shutdown_signal();
     let guard = Guard::new(allow_host)?;
+    // What is refused here is refused before it says that it listens.
+    let services = Services::snapshots(&registry, &wanted)?;
     let listener =
         TcpListener::bind(listen).await.map_err(|error| failed(format!("cannot listen on {listen}: {error}")))?;
     // Browsers keep what follows the # to themselves: it stands in no request, and no other account learns it from here.
@@ -69,7 +72,7 @@ pub(crate) async fn run(registry: Registry, shown: String, flags: Flags, output:
     let end = CancellationToken::new();
     let followed = async {
         let ended = tokio::select! {
-            ended = feed::follow(&registry, &services, &hub) => ended,
+            ended = feed::follow(services, &wanted, &hub) => ended,
             () = follow_figures(figures, &hub) => Ok(()),
             () = shutdown => Ok(()),
         };

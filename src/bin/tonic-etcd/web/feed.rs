@@ -1,9 +1,11 @@
 //! The registry to the board: the services that there are, and every snapshot of each.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval, sleep};
-use tonic_etcd::{Registry, ServiceName};
+use tonic_etcd::ServiceName;
+use tonic_etcd::snapshot::Snapshot;
 
 use super::board::News;
 use super::hub::Hub;
@@ -11,9 +13,12 @@ use super::wire;
 use crate::failure::{Failure, with_causes};
 use crate::services::{Services, Update};
 
-/// Follows these services, or all that there are, until something fails that no retry mends.
-pub(crate) async fn follow(registry: &Registry, wanted: &[ServiceName], hub: &Hub) -> Result<(), Failure> {
-    let mut services = Services::snapshots(registry, wanted)?;
+/// Follows these services until something fails that no retry mends. Those that were asked for are shown at once.
+pub(crate) async fn follow(
+    mut services: Services<Arc<Snapshot>>,
+    wanted: &[ServiceName],
+    hub: &Hub,
+) -> Result<(), Failure> {
     for name in wanted {
         hub.board().add(name.as_str(), false);
     }
