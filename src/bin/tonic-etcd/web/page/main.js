@@ -71,6 +71,7 @@ function draw() {
 }
 
 function render() {
+  if (!model.services.has(query.service)) choose("");
   renderLinks();
   renderTotals();
   renderFigures();
@@ -203,11 +204,17 @@ function hasInstance(name, word) {
 function makeService({ name, label }) {
   const made = element("button", "service", [element("span", "name", label), element("span", "number"), element("span", "parts"), element("span", "note")], { type: "button" });
   made.addEventListener("click", () => {
-    query.service = query.service === name ? "" : name;
-    table.page = 0;
+    choose(query.service === name ? "" : name);
     draw();
   });
   return made;
+}
+
+/** Shows one service, or all where it is "". */
+function choose(service) {
+  if (query.service === service) return;
+  query.service = service;
+  table.page = 0;
 }
 
 function updateService(target, { name, counts, cutOff }) {
