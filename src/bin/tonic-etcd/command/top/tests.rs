@@ -1,3 +1,5 @@
+//! Updates and keys to what the screen shows.
+
 use tonic_etcd::Instance;
 use tonic_etcd::snapshot::MemberState;
 
