@@ -31,7 +31,7 @@ pub(crate) async fn run(
     Ok(output.instances(service.as_str(), &snapshot, &left(registry, &snapshot).await)?)
 }
 
-/// How many seconds each lease has left, where that can be told: a lease may have keys that the user may not read.
+/// How many seconds each lease has left, where that is known: a lease may have keys that the user may not read.
 async fn left(registry: &Registry, snapshot: &Snapshot) -> HashMap<i64, u64> {
     let leases: BTreeSet<i64> = snapshot.iter().map(Member::lease).filter(|lease| *lease != 0).collect();
     let looks = iter(leases.into_iter().take(MOST_LEASES)).map(|id| async move {
