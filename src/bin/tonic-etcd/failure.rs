@@ -67,7 +67,8 @@ pub(crate) fn exit_code<P: CommandFactory>(ended: Result<(), Failure>) -> ExitCo
 fn hint(error: &RegistryError) -> Option<String> {
     Some(match error {
         RegistryError::Unavailable { .. } => {
-            "is etcd running there? --endpoints or ETCDCTL_ENDPOINTS name its members; one that wants TLS needs https://"
+            "is etcd running there? --endpoints or ETCDCTL_ENDPOINTS name its members; one that wants TLS needs \
+             https://"
                 .to_owned()
         }
         RegistryError::Tls { .. } => {

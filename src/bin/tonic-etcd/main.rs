@@ -77,8 +77,8 @@ enum Command {
     /// Has a server leave: it takes itself off etcd, ends the calls that it has, and serves on
     ///
     /// Clients of tonic-etcd send it no new calls from the mark on, unless it is the last one; other clients still do
-    /// until it has left. Waits until it has left, 5 s at most. A server that does not run tonic-etcd stays in etcd, marked: clients that
-    /// run tonic-etcd leave it alone, and others do not.
+    /// until it has left. Waits until it has left, 5 s at most. A server that does not run tonic-etcd stays in etcd,
+    /// marked: clients that run tonic-etcd leave it alone, and others do not.
     Drain {
         /// Where the server is registered, as host:port
         address: Address,
@@ -89,8 +89,8 @@ enum Command {
     },
     /// Sets the weight of a server: its share of the calls beside the other servers' weights
     ///
-    /// Waits until the server has written it as its own, for which it has 3 s, and has it keep it until its program ends
-    /// or sets another one. A server that does not run tonic-etcd would forget it: its former weight is put back.
+    /// Waits until the server has written it as its own, for which it has 3 s, and has it keep it until its program
+    /// ends or sets another one. A server that does not run tonic-etcd would forget it: its former weight is put back.
     Weight {
         /// Where the server is registered, as host:port
         address: Address,

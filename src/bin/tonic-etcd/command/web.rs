@@ -63,7 +63,7 @@ pub(crate) async fn run(registry: Registry, shown: String, flags: Flags, output:
     let services = Services::snapshots(&registry, &wanted)?;
     let listener =
         TcpListener::bind(listen).await.map_err(|error| failed(format!("cannot listen on {listen}: {error}")))?;
-    // Browsers keep what follows the # to themselves: it stands in no request, and no other account learns it from here.
+    // Browsers keep what follows the # to themselves: it stands in no request, where another account might read it.
     let token = if allow_drain { format!("#{}", guard.token()) } else { String::new() };
     output.listening(&format!("http://{}/{token}", listener.local_addr()?))?;
 
