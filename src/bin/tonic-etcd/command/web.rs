@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic_etcd::{Registry, ServiceName, shutdown_signal};
 
-use crate::failure::{Failure, failed};
+use crate::failure::{Failure, failed, refused};
 use crate::print::Output;
 use crate::services::Services;
 use crate::web::board::Board;
@@ -51,8 +51,9 @@ pub(crate) async fn run(registry: Registry, shown: String, flags: Flags, output:
     let Flags { services: wanted, listen, allow_remote, allow_host, allow_drain, figures } = flags;
     if !listen.ip().to_canonical().is_loopback() {
         if !allow_remote {
-            let reason = format!("{listen} can be reached from other machines: add --allow-remote if it shall be");
-            return Err(Failure::Usage(reason.into()));
+            return Err(refused(format!(
+                "{listen} can be reached from other machines: add --allow-remote if it shall be"
+            )));
         }
         tracing::warn!(%listen, may_drain = allow_drain, "every machine that reaches this address may use the page");
     }
