@@ -146,7 +146,7 @@ async fn a_watch_of_everything_takes_in_services_that_come_later() {
 }
 
 #[tokio::test]
-async fn a_watch_goes_on_though_etcd_denies_it_later_and_does_not_begin_with_that() {
+async fn a_watch_goes_on_through_a_denial_and_does_not_begin_with_one() {
     let etcd = Etcd::start().await;
     add_users(&etcd).await;
     etcd.client().await.auth_enable().await.expect("etcd switches authentication on");
@@ -231,7 +231,7 @@ async fn a_server_that_does_not_leave_is_named_and_an_order_must_be_unambiguous(
 }
 
 #[tokio::test]
-async fn a_server_beyond_those_that_clients_read_has_not_left_while_its_key_is_there() {
+async fn a_server_beyond_those_that_clients_read_is_not_said_to_have_left() {
     let etcd = Etcd::start().await;
     let mut client = etcd.client().await;
     let key = |address: &str| format!("kitex/registry-etcd/echo/{address}");
@@ -249,7 +249,7 @@ async fn a_server_beyond_those_that_clients_read_has_not_left_while_its_key_is_t
 }
 
 #[tokio::test]
-async fn of_two_keys_at_one_address_the_server_of_the_newer_one_is_asked_to_leave() {
+async fn of_two_keys_at_one_address_the_newer_one_is_drained() {
     let etcd = Etcd::start().await;
     let mut client = etcd.client().await;
     let mut leases = Vec::new();
