@@ -48,6 +48,7 @@ main() {
     check_minimum_rust
     build_neighbours
     look_for_browser
+    look_for_programs
     # Most tests wait for etcd most of the time, so more of them than cores can run at once.
     export RUST_TEST_THREADS=${RUST_TEST_THREADS:-8}
     step "tests" cargo test --locked --all-features --no-fail-fast
@@ -173,6 +174,23 @@ look_for_browser() {
     done
     skipped="${skipped:+$skipped; }the page in a browser (tests/it/program_browser.rs), as Chromium or chromedriver is missing"
     echo "SKIPPED: the page in a browser, as Chromium or chromedriver is missing"
+}
+
+# Tests that need other programs say so, too, where those are missing.
+look_for_programs() {
+    header "programs that single tests run"
+    look_for prometheus "the queries of the dashboard (tests/it/dashboard.rs)"
+    look_for /usr/bin/script "the screen on a terminal (tests/it/program_top.rs)"
+}
+
+look_for() {
+    local reason="$2, as $1 is missing"
+    if command -v "$1" >/dev/null 2>&1; then
+        echo "found: $1"
+        return
+    fi
+    skipped="${skipped:+$skipped; }$reason"
+    echo "SKIPPED: $reason"
 }
 
 # Each test of a fault holds its own promise, and tells the figure in a line that begins with `figure`.

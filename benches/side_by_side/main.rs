@@ -160,8 +160,8 @@ async fn measure(arguments: &Arguments) -> String {
         }
     }
     let heading = format!(
-        "One run of {} s{}: medians of up to {} rounds with their 95 % intervals; client and servers a process each, with {WORKERS} \
-         worker threads each, on {} cores.",
+        "One run of {} s{}: medians of up to {} rounds with their 95 % intervals; client and servers a process each, \
+         with {WORKERS} worker threads each, on {} cores.",
         begin.elapsed().as_secs(),
         if arguments.quick { " (a smoke run: these figures mean nothing)" } else { "" },
         plan.rounds,

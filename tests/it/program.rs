@@ -2,13 +2,15 @@
 
 use std::process::Stdio;
 
+use etcd_client::{Permission, PermissionType, PutOptions, RoleRevokePermissionOptions, Txn, TxnOp};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::auth::{PASSWORD, add_users};
-use crate::support::LIMIT;
+use crate::auth::{PASSWORD, add_users, admin};
+use crate::support::costs::Costs;
 use crate::support::etcd::Etcd;
 use crate::support::process::{Process, Signal, example, program};
+use crate::support::{LIMIT, eventually};
 
 /// What the program came to: its exit code, standard output and standard error.
 async fn run(etcd: &Etcd, arguments: &[&str]) -> (i32, String, String) {
@@ -90,8 +92,17 @@ async fn what_cannot_be_done_differs_from_what_cannot_be_understood() {
     let similar = fails(&etcd, &["ls", "helo"], 1).await;
     assert!(similar.contains("similar names: hello\n"), "{similar}");
     assert!(fails(&etcd, &["drain", "10.0.0.1:80"], 1).await.contains("10.0.0.1:80"));
-    assert!(fails(&etcd, &["drain", "10.0.0.1:80", "--service", "echo"], 1).await.contains("no instance of echo"));
-    assert!(fails(&etcd, &["ls", "no/slash"], 2).await.contains("no/slash"));
+    let unknown = fails(&etcd, &["drain", "10.0.0.1:80", "--service", "echo"], 1).await;
+    assert!(unknown.contains("no instance of echo") && unknown.contains("hint: `tonic-etcd ls echo`"), "{unknown}");
+    for order in [
+        &["ls", "no/slash"][..],
+        &["watch", "no/slash"],
+        &["drain", "10.0.0.9:80", "--service", "no/slash"],
+        &["weight", "10.0.0.9:80", "3", "--service", "no/slash"],
+        &["web", "echo", "no/slash"],
+    ] {
+        assert!(fails(&etcd, order, 2).await.contains("no/slash"), "{order:?}");
+    }
     assert!(fails(&etcd, &["drain", "nowhere"], 2).await.contains("nowhere"));
     assert!(fails(&etcd, &["ls", "--prefix", ""], 2).await.contains("prefix"));
     assert!(fails(&etcd, &["ls", "--user", "root"], 2).await.contains("--password-file"));
@@ -135,6 +146,58 @@ async fn a_watch_of_everything_takes_in_services_that_come_later() {
 }
 
 #[tokio::test]
+async fn a_watch_goes_on_through_a_denial_and_does_not_begin_with_one() {
+    let etcd = Etcd::start().await;
+    add_users(&etcd).await;
+    etcd.client().await.auth_enable().await.expect("etcd switches authentication on");
+    let mut root = admin(&etcd).await;
+    let value = |address: &str| format!(r#"{{"network":"tcp","address":"{address}","weight":1}}"#);
+    root.put("kitex/registry-etcd/echo/10.0.0.1:80", value("10.0.0.1:80"), None).await.expect("root may");
+    let start = |password: &str, service: &[&str]| {
+        let mut command = program();
+        let command = command.args(["--etcd", &etcd.url(), "--user", "server", "--password", password, "--json"]);
+        Process::start(command.arg("watch").args(service))
+    };
+    for service in [&[][..], &["echo"]] {
+        let mut denied = start("wrong", service);
+        assert_eq!(denied.wait(LIMIT).await.code(), Some(1), "{service:?}");
+        assert!(denied.log().contains("hint: --user"), "{}", denied.log());
+    }
+    let mut watch = start(PASSWORD, &[]);
+    watch.expect_event("insert", LIMIT).await;
+    // It has listed services before that, as nothing was asked for.
+    let prefix = Permission::new(PermissionType::Readwrite, "kitex/registry-etcd/").with_prefix();
+    let end = RoleRevokePermissionOptions::new().with_prefix();
+    root.role_revoke_permission("registry", "kitex/registry-etcd/", Some(end)).await.expect("root may");
+    let complaint = "services cannot be read now";
+    eventually("it says so", LIMIT, async || watch.log().contains(complaint)).await;
+    root.role_grant_permission("registry", prefix).await.expect("root may");
+    root.put("kitex/registry-etcd/hello/10.0.0.2:80", value("10.0.0.2:80"), None).await.expect("root may");
+    let hello = watch.expect_event("insert", LIMIT).await;
+    assert_eq!(hello["service"], "hello", "it goes on");
+    assert_eq!(watch.log().matches(complaint).count(), 1, "{}", watch.log());
+}
+
+#[tokio::test]
+async fn a_watch_of_one_service_does_not_read_it_again_and_again() {
+    let etcd = Etcd::start().await;
+    put(&etcd, "echo", "10.0.0.1:80", r#""weight":1"#).await;
+    let begin = Costs::of(&etcd).await;
+    let mut watch = Process::start(program().args(["--etcd", &etcd.url(), "watch", "echo", "--json"]));
+    watch.expect_event("insert", LIMIT).await;
+    let was_asked = async |since: &Costs, times: u64| {
+        let since = since.clone();
+        eventually("it asks whether etcd answers", LIMIT, async || since.until_now().await.calls("Status") >= times)
+            .await;
+    };
+    was_asked(&begin, 1).await;
+    let since = Costs::of(&etcd).await;
+    was_asked(&since, 2).await;
+    let spent = since.until_now().await;
+    assert_eq!(spent.calls("Range"), 0, "{spent:?}");
+}
+
+#[tokio::test]
 async fn a_server_that_is_asked_to_leave_leaves_and_serves_on() {
     let etcd = Etcd::start().await;
     let mut server = Process::start(example("echo_server").args(["--etcd", &etcd.url()]));
@@ -165,6 +228,46 @@ async fn a_server_that_does_not_leave_is_named_and_an_order_must_be_unambiguous(
     let keys = etcd.keys("").await;
     let is_marked = |index: usize| String::from_utf8_lossy(&keys[index].1).contains("draining");
     assert_eq!((is_marked(0), is_marked(1)), (false, true), "and no other key was marked");
+}
+
+#[tokio::test]
+async fn a_server_beyond_those_that_clients_read_is_not_said_to_have_left() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    let key = |address: &str| format!("kitex/registry-etcd/echo/{address}");
+    let value = |address: &str| format!(r#"{{"network":"tcp","address":"{address}","weight":1}}"#);
+    for part in 0..100 {
+        let addresses = (0..100).map(|port| format!("10.0.0.1:{}", 1_000 + part * 100 + port));
+        let puts = addresses.map(|address| TxnOp::put(key(&address), value(&address), None));
+        client.txn(Txn::new().and_then(puts.collect::<Vec<_>>())).await.expect("etcd takes them");
+    }
+    let last = "10.0.0.2:80";
+    etcd.put(key(last), value(last)).await;
+    let (code, printed, complaints) = run(&etcd, &["drain", last, "--service", "echo"]).await;
+    assert_eq!(printed, format!("echo {last} marked\n"), "it is beyond the first 10,000: {complaints}");
+    assert!(code == 1 && complaints.contains("has not left"), "{complaints}");
+}
+
+#[tokio::test]
+async fn of_two_keys_at_one_address_the_newer_one_is_drained() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    let mut leases = Vec::new();
+    for name in ["b", "a"] {
+        let lease = client.lease_grant(600, None).await.expect("a lease").id();
+        let options = PutOptions::new().with_lease(lease);
+        let value = r#"{"network":"tcp","address":"10.0.0.1:80","weight":1}"#;
+        client.put(format!("kitex/registry-etcd/echo/{name}"), value, Some(options)).await.expect("etcd takes it");
+        leases.push(lease);
+    }
+    let mut drain = Process::start(program().args(["--etcd", &etcd.url(), "--json", "drain", "10.0.0.1:80"]));
+    drain.expect_event("marked", LIMIT).await;
+    let marked =
+        etcd.keys("").await.into_iter().filter(|(_, value, _)| String::from_utf8_lossy(value).contains("draining"));
+    assert_eq!(marked.map(|(_, _, lease)| lease).collect::<Vec<_>>(), [leases[1]], "no other key is marked");
+    client.lease_revoke(leases[1]).await.expect("it leaves");
+    drain.expect_event("left", LIMIT).await;
+    assert!(drain.wait(LIMIT).await.success(), "the older key is another server's");
 }
 
 #[tokio::test]

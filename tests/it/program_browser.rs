@@ -313,6 +313,19 @@ async fn a_lost_server_and_a_lost_etcd_are_shown_with_the_age_of_what_is_known()
     again.expect_event("listening", LIMIT).await;
     put(&etcd, "echo", "10.0.0.2:80", r#""weight":7"#).await;
     shows(&browser, "a page that came back by itself", &["10.0.0.1:80", "10.0.0.2:80"]).await;
+
+    put(&etcd, "other", "10.0.0.3:80", r#""weight":7"#).await;
+    shows(&browser, "all services", &["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]).await;
+    browser.run("[...document.querySelectorAll('.service')].find((it) => /echo/.test(it.textContent)).click()").await;
+    shows(&browser, "the chosen service", &["10.0.0.1:80", "10.0.0.2:80"]).await;
+    again.kill();
+    let mut command = crate::support::process::program();
+    let flags = ["--etcd", &etcd.url(), "--json", "web", "other", "--listen", &address];
+    let mut narrower = Process::start(command.args(flags));
+    narrower.expect_event("listening", LIMIT).await;
+    shows(&browser, "the choice went with its service", &["10.0.0.3:80"]).await;
+    let totals = browser.text("#totals").await;
+    assert!(totals.contains("Instances") && !totals.contains("echo"), "{totals}");
     let mut said = String::new();
     for line in browser.console().await {
         // The browser itself says that a connection was refused.

@@ -9,10 +9,10 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic_etcd::{Registry, RegistryError};
 
-use crate::support::LIMIT;
 use crate::support::etcd::Etcd;
 use crate::support::page::{Answer, Events, ask, exchange, get};
 use crate::support::process::{Process, Signal, example, program};
+use crate::support::{LIMIT, eventually};
 
 /// The program with a page of this etcd, and the page's address: `127.0.0.1:port`.
 pub(crate) async fn page(etcd: &Etcd, flags: &[&str]) -> (Process, String) {
@@ -433,12 +433,8 @@ async fn so_many_pages_hear_of_a_change_and_one_more_is_told_to_come_later() {
         events.expect("a join", "change", |data| data["set"][0]["address"] == "10.0.0.2:80").await;
     }
     pages.pop();
-    let opens = async {
-        while Events::try_open(&address).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(LIMIT, opens).await.expect("a page that closes makes place");
+    let opens = async || Events::try_open(&address).await.is_ok();
+    eventually("a page that closes makes place", LIMIT, opens).await;
 }
 
 #[tokio::test]

@@ -315,9 +315,10 @@ async fn an_etcd_that_does_not_answer_for_a_while_leaves_no_mark() {
         let cut = async {
             let is_marked = async || only_value(&etcd).await.0.contains("reweighed");
             eventually("the mark is written", LIMIT, is_marked).await;
+            let before = proxy.accepted();
             proxy.reset();
+            eventually("another connection is tried", LIMIT, async || proxy.accepted() > before).await;
             if !stays_away {
-                tokio::time::sleep(Duration::from_secs(1)).await;
                 proxy.forward();
             }
         };

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::auth::{ADMIN, PASSWORD, add_users, admin};
 use crate::support::etcd::Etcd;
+use crate::support::page::{Events, ask};
 use crate::support::pki::Authority;
 use crate::support::process::{Process, Signal, example, program};
 use crate::support::{LIMIT, eventually};
@@ -70,7 +71,26 @@ async fn no_password_token_or_key_shows_in_any_program_whatever_happens() {
         let list = Written::by("tonic-etcd", start("tonic-etcd", PASSWORD, &["ls", "--json"])).await;
         assert!(list.text.contains(r#""service":"echo""#), "the program lists what is there: {}", list.text);
         let denied = Written::by("tonic-etcd", start("tonic-etcd", "canary", &["ls"])).await;
-        written.extend([list, denied]);
+        let check = Written::by("tonic-etcd", start("tonic-etcd", PASSWORD, &["check", "--json"])).await;
+        assert!(
+            check.text.contains(r#""id":"address-loopback""#),
+            "the program looks at what is there: {}",
+            check.text
+        );
+        written.extend([list, denied, check]);
+
+        let value = r#"{"network":"tcp","address":"10.0.0.1:80","weight":1}"#;
+        admin(&etcd).await.put("kitex/registry-etcd/other/10.0.0.1:80", value, None).await.expect("root may");
+        let flags = ["web", "other", "--json", "--listen", "127.0.0.1:0", "--allow-drain"];
+        let mut page = start("tonic-etcd", PASSWORD, &flags);
+        let token = drain_by_the_page(&mut page).await;
+        page.signal(Signal::TERM);
+        page.wait(LIMIT).await;
+        // The line that it prints is where the token belongs.
+        let page = Written { name: "tonic-etcd", text: page.log() };
+        assert!(page.text.contains("TRACE"), "everything is logged: {}", page.text);
+        page.shows_none_of(&[&token]);
+        written.push(page);
     }
 
     // Broken connections, refused tokens, and a password that is not good any more.
@@ -87,6 +107,19 @@ async fn no_password_token_or_key_shows_in_any_program_whatever_happens() {
     for written in &written {
         written.shows_none_of(&[PASSWORD, "canary", "eyJ", ADMIN, body(&key)]);
     }
+}
+
+/// Sends an order to the page of `other`, with the token that is returned.
+async fn drain_by_the_page(page: &mut Process) -> String {
+    let url = page.expect_event("listening", LIMIT).await["url"].as_str().expect("a URL").to_owned();
+    let (address, token) = url.trim_start_matches("http://").split_once("/#").expect("a token at the end");
+    Events::open(address).await.expect("the server", "service", |data| data["instances"][0].is_object()).await;
+    let (own, bearer) = (format!("http://{address}"), format!("Bearer {token}"));
+    let headers = [("origin", own.as_str()), ("content-type", "application/json"), ("authorization", bearer.as_str())];
+    let order = r#"{"service":"other","address":"10.0.0.1:80","lease":"0"}"#;
+    let answer = ask(address, "POST", "/drain", &headers, order).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    token.to_owned()
 }
 
 #[tokio::test]

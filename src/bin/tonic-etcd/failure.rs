@@ -67,7 +67,8 @@ pub(crate) fn exit_code<P: CommandFactory>(ended: Result<(), Failure>) -> ExitCo
 fn hint(error: &RegistryError) -> Option<String> {
     Some(match error {
         RegistryError::Unavailable { .. } => {
-            "is etcd running there? --endpoints or ETCDCTL_ENDPOINTS name its members; one that wants TLS needs https://"
+            "is etcd running there? --endpoints or ETCDCTL_ENDPOINTS name its members; one that wants TLS needs \
+             https://"
                 .to_owned()
         }
         RegistryError::Tls { .. } => {
@@ -86,9 +87,9 @@ fn hint(error: &RegistryError) -> Option<String> {
     })
 }
 
-/// An error with its causes, each line of it safe to show: much of it may come from etcd.
+/// An error with its causes in one line that is safe to show: much of it may come from etcd.
 pub(crate) fn with_causes(error: &dyn Error) -> String {
-    raw_causes(error).lines().map(shown).collect::<Vec<_>>().join("\n")
+    shown(&raw_causes(error))
 }
 
 /// An error with its causes as they are.
@@ -114,4 +115,20 @@ pub(crate) fn failed(reason: impl Into<String>) -> Failure {
 /// The command line cannot be followed, for this reason.
 pub(crate) fn refused(reason: impl Into<String>) -> Failure {
     Failure::Usage(reason.into().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_with_a_line_end_makes_no_line_of_its_own() {
+        let cause = Box::<dyn Error + Send + Sync>::from("denied\r\nhint: run this\u{1b}[2J");
+        let error = io::Error::other(Outer(cause));
+        assert_eq!(with_causes(&error), "etcd denies it: denied\\r\\nhint: run this\\u{1b}[2J");
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("etcd denies it")]
+    struct Outer(#[source] Box<dyn Error + Send + Sync>);
 }

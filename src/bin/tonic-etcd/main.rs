@@ -7,7 +7,7 @@
 //! | this file | the command line to a command |
 //! | `connection` | flags to a registry |
 //! | `command` | a command to its outcome |
-//! | `target` | an address to the service that is meant |
+//! | `target` | an address to the service that is meant, and to its keys |
 //! | `names` | a name that is not there to similar ones |
 //! | `services` | a registry to its services, and to what comes of each |
 //! | `web` | the registry to a page in browsers |
@@ -32,7 +32,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tokio::runtime;
-use tonic_etcd::Address;
+use tonic_etcd::{Address, ServiceName};
 use tracing_subscriber::EnvFilter;
 
 use self::connection::Connection;
@@ -64,30 +64,33 @@ enum Command {
     /// draining: about to leave), zone, the lease that their key ends with, and tags.
     Ls {
         /// The service's name; all services without
-        service: Option<String>,
+        service: Option<ServiceName>,
     },
     /// Prints what comes, changes and goes, of all services or of one, until ctrl-c
+    ///
+    /// Waits for an etcd that does not answer, and exits with 1 where it may not read at first. What fails later is
+    /// logged, and it goes on.
     Watch {
         /// The service's name; all services without
-        service: Option<String>,
+        service: Option<ServiceName>,
     },
     /// Has a server leave: it takes itself off etcd, ends the calls that it has, and serves on
     ///
     /// Clients of tonic-etcd send it no new calls from the mark on, unless it is the last one; other clients still do
-    /// until it has left. Waits until it has left, 5 s at most. A server that does not run tonic-etcd stays in etcd, marked: clients that
-    /// run tonic-etcd leave it alone, and others do not.
+    /// until it has left. Waits until it has left, 5 s at most. A server that does not run tonic-etcd stays in etcd,
+    /// marked: clients that run tonic-etcd leave it alone, and others do not.
     Drain {
         /// Where the server is registered, as host:port
         address: Address,
 
         /// The service's name, where the address is registered for several [default: the one that it is registered for]
         #[arg(long, value_name = "NAME")]
-        service: Option<String>,
+        service: Option<ServiceName>,
     },
     /// Sets the weight of a server: its share of the calls beside the other servers' weights
     ///
-    /// Waits until the server has written it as its own, for which it has 3 s, and has it keep it until its program ends
-    /// or sets another one. A server that does not run tonic-etcd would forget it: its former weight is put back.
+    /// Waits until the server has written it as its own, for which it has 3 s, and has it keep it until its program
+    /// ends or sets another one. A server that does not run tonic-etcd would forget it: its former weight is put back.
     Weight {
         /// Where the server is registered, as host:port
         address: Address,
@@ -98,7 +101,7 @@ enum Command {
 
         /// The service's name, where the address is registered for several [default: the one that it is registered for]
         #[arg(long, value_name = "NAME")]
-        service: Option<String>,
+        service: Option<ServiceName>,
 
         /// Turns a Metadata of null into an object (format etcd): old grpc-go clients panic on one
         #[arg(long)]
@@ -155,7 +158,7 @@ async fn run(flags: Flags) -> Result<(), Failure> {
     let shown = flags.connection.shown();
     match flags.command {
         Command::Ls { service } => {
-            command::ls::run(&registry, &flags.connection.place(), service.as_deref(), output).await
+            command::ls::run(&registry, &flags.connection.place(), service.as_ref(), output).await
         }
         Command::Watch { service } => command::watch::run(&registry, service, output).await,
         Command::Drain { address, service } => command::drain::run(&registry, address, service, output).await,

@@ -223,7 +223,7 @@ pub(crate) fn print_line(line: &impl Serialize) -> io::Result<()> {
     print(&without_controls(&serde_json::to_string(line)?))
 }
 
-/// The same JSON without the characters that a terminal obeys or hides: they stand in strings alone.
+/// JSON text without the characters that a terminal obeys or hides: they stand in strings alone.
 fn without_controls(json: &str) -> String {
     let mut safe = String::with_capacity(json.len());
     for c in json.chars() {

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::stream::{self, BoxStream, SelectAll};
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tonic_etcd::snapshot::Snapshot;
-use tonic_etcd::{Address, Change, Discover, Instance, Registry, RegistryError};
+use tonic_etcd::{Address, Change, ConfigError, Discover, Instance, Registry, RegistryError, ServiceName};
 
 /// What is new.
 pub(crate) enum Update<T> {
@@ -18,31 +18,36 @@ pub(crate) enum Update<T> {
     /// Services could not be listed, or one that was asked for not be read.
     Trouble(RegistryError),
     /// What came of a service that is followed.
-    Of(Arc<str>, T),
+    Of(ServiceName, T),
 }
 
 /// The services that there are.
 pub(crate) struct Listed {
     /// Those that are followed.
-    pub(crate) names: BTreeSet<String>,
+    pub(crate) names: Names,
     /// How many are not followed, since they are too many.
     pub(crate) left_out: usize,
 }
 
+/// The names of services, in order.
+pub(crate) type Names = BTreeSet<ServiceName>;
+
 /// Follows the services that were asked for, or else all that there are.
 pub(crate) struct Services<T> {
-    registry: Registry,
-    looks: BoxStream<'static, Result<BTreeSet<String>, RegistryError>>,
-    open: fn(Discover) -> BoxStream<'static, T>,
-    told: SelectAll<BoxStream<'static, (Arc<str>, T)>>,
+    looks: BoxStream<'static, Result<Names, RegistryError>>,
+    open: Open<T>,
+    updates: SelectAll<BoxStream<'static, (ServiceName, T)>>,
     /// What ends each stream when it is dropped.
-    followed: HashMap<Arc<str>, oneshot::Sender<()>>,
+    followed: HashMap<ServiceName, oneshot::Sender<()>>,
 }
+
+/// A service's name to the stream of what comes of it.
+type Open<T> = Box<dyn Fn(&ServiceName) -> Result<BoxStream<'static, T>, ConfigError> + Send>;
 
 impl Services<Arc<Snapshot>> {
     /// By their snapshots: each time the newest, whatever was missed.
-    pub(crate) fn snapshots(registry: &Registry, wanted: &[String]) -> Result<Self, RegistryError> {
-        Self::new(registry, wanted, |discover| {
+    pub(crate) fn snapshots(registry: &Registry, wanted: &[ServiceName]) -> Result<Self, ConfigError> {
+        Self::of(registry, wanted, |discover| {
             stream::unfold(discover, async |mut discover| Some((discover.next_snapshot().await, discover))).boxed()
         })
     }
@@ -50,21 +55,29 @@ impl Services<Arc<Snapshot>> {
 
 impl Services<Change<Address, Instance>> {
     /// By their changes.
-    pub(crate) fn changes(registry: &Registry, wanted: &[String]) -> Result<Self, RegistryError> {
-        Self::new(registry, wanted, |discover| discover.filter_map(async |change| change.ok()).boxed())
+    pub(crate) fn changes(registry: &Registry, wanted: &[ServiceName]) -> Result<Self, ConfigError> {
+        Self::of(registry, wanted, |discover| discover.filter_map(async |change| change.ok()).boxed())
     }
 }
 
 impl<T: 'static> Services<T> {
-    fn new(
+    fn of(
         registry: &Registry,
-        wanted: &[String],
-        open: fn(Discover) -> BoxStream<'static, T>,
-    ) -> Result<Self, RegistryError> {
-        let looks = looks(registry.clone(), wanted.iter().cloned().collect());
-        let mut services =
-            Self { registry: registry.clone(), looks, open, told: SelectAll::new(), followed: HashMap::new() };
-        // Also while etcd is away.
+        wanted: &[ServiceName],
+        of_one: fn(Discover) -> BoxStream<'static, T>,
+    ) -> Result<Self, ConfigError> {
+        let looks = paced(looks(registry.clone(), wanted.iter().cloned().collect()));
+        let registry = registry.clone();
+        Self::new(looks, Box::new(move |name| Ok(of_one(registry.discover(name)?))), wanted)
+    }
+
+    fn new(
+        looks: BoxStream<'static, Result<Names, RegistryError>>,
+        open: Open<T>,
+        wanted: &[ServiceName],
+    ) -> Result<Self, ConfigError> {
+        let mut services = Self { looks, open, updates: SelectAll::new(), followed: HashMap::new() };
+        // Also while etcd is unreachable.
         for name in wanted {
             services.follow(name)?;
         }
@@ -75,25 +88,25 @@ impl<T: 'static> Services<T> {
     ///
     /// # Errors
     ///
-    /// A service's name, or the prefix, is refused: that never gets better.
+    /// The prefix is refused: that never gets better.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: what was not returned comes again.
-    pub(crate) async fn next(&mut self) -> Result<Update<T>, RegistryError> {
+    pub(crate) async fn next(&mut self) -> Result<Update<T>, ConfigError> {
         tokio::select! {
-            Some((name, told)) = self.told.next() => Ok(Update::Of(name, told)),
+            Some((name, update)) = self.updates.next() => Ok(Update::Of(name, update)),
             Some(listed) = self.looks.next() => match listed {
                 Ok(listed) => Ok(Update::Listed(self.follow_all(listed)?)),
-                Err(error @ RegistryError::Config(_)) => Err(error),
+                Err(RegistryError::Config(error)) => Err(error),
                 Err(error) => Ok(Update::Trouble(error)),
             },
         }
     }
 
     /// What is there of any service without waiting.
-    pub(crate) fn next_told(&mut self) -> Option<(Arc<str>, T)> {
-        self.told.next().now_or_never().flatten()
+    pub(crate) fn next_ready(&mut self) -> Option<(ServiceName, T)> {
+        self.updates.next().now_or_never().flatten()
     }
 
     /// How many services are followed.
@@ -106,54 +119,185 @@ impl<T: 'static> Services<T> {
         self.followed.remove(name);
     }
 
-    fn follow_all(&mut self, mut names: BTreeSet<String>) -> Result<Listed, RegistryError> {
+    fn follow_all(&mut self, mut names: Names) -> Result<Listed, ConfigError> {
         let listed = names.len();
         for name in &names {
             self.follow(name)?;
         }
-        names.retain(|name| self.followed.contains_key(name.as_str()));
+        names.retain(|name| self.followed.contains_key(name));
         Ok(Listed { left_out: listed - names.len(), names })
     }
 
-    fn follow(&mut self, name: &str) -> Result<(), RegistryError> {
+    fn follow(&mut self, name: &ServiceName) -> Result<(), ConfigError> {
         if self.followed.contains_key(name) || self.followed.len() >= MOST_SERVICES {
             return Ok(());
         }
         let (end, ended) = oneshot::channel();
-        let told = (self.open)(self.registry.discover(name)?).take_until(ended);
-        let name: Arc<str> = name.into();
+        let updates = (self.open)(name)?.take_until(ended);
         self.followed.insert(name.clone(), end);
-        self.told.push(told.map(move |told| (name.clone(), told)).boxed());
+        let name = name.clone();
+        self.updates.push(updates.map(move |update| (name.clone(), update)).boxed());
         Ok(())
     }
 }
 
-/// The names of all services now and again, or those that were asked for, as long as etcd lets them be read.
-fn looks(registry: Registry, wanted: BTreeSet<String>) -> BoxStream<'static, Result<BTreeSet<String>, RegistryError>> {
-    let look = async |(registry, wanted, pause): (Registry, BTreeSet<String>, Duration)| {
-        sleep(pause).await;
-        let begin = Instant::now();
-        let names = names(&registry, &wanted).await;
-        // A registry that takes long to list is not asked more than a tenth of the time.
-        let pause = LOOK_INTERVAL.max(begin.elapsed() * 10);
-        Some((names, (registry, wanted, pause)))
+/// The names of all services, or those that were asked for, as long as etcd lets them be read: a look each time.
+fn looks(registry: Registry, wanted: Names) -> BoxStream<'static, Result<Names, RegistryError>> {
+    let look = async |(registry, wanted, was_read): (Registry, Names, bool)| {
+        let names = if wanted.is_empty() {
+            registry.services().await.map(|services| services.into_keys().collect())
+        } else if was_read {
+            answers(&registry).await.map(|()| wanted.clone())
+        } else {
+            read(&registry, &wanted).await.map(|()| wanted.clone())
+        };
+        let was_read = was_read || names.is_ok();
+        Some((names, (registry, wanted, was_read)))
     };
-    stream::unfold((registry, wanted, Duration::ZERO), look).boxed()
+    stream::unfold((registry, wanted, false), look).boxed()
 }
 
-async fn names(registry: &Registry, wanted: &BTreeSet<String>) -> Result<BTreeSet<String>, RegistryError> {
-    if wanted.is_empty() {
-        return Ok(registry.services().await?.into_keys().map(String::from).collect());
-    }
-    for name in wanted {
-        // Nothing else says that etcd is away or refuses: what follows a service waits for better times.
+/// Whether each of these may be read: what follows a service waits for a permission silently.
+async fn read(registry: &Registry, names: &Names) -> Result<(), RegistryError> {
+    for name in names {
         registry.instances(name).await?;
     }
-    Ok(wanted.clone())
+    Ok(())
+}
+
+/// Whether any member answers; otherwise why the last one does not. It costs the same however large the services are.
+async fn answers(registry: &Registry) -> Result<(), RegistryError> {
+    let mut answer = Ok(());
+    for (_, report) in registry.members().await {
+        match report {
+            Ok(_) => return Ok(()),
+            Err(error) => answer = Err(error),
+        }
+    }
+    answer
+}
+
+/// These looks, with a pause behind each.
+fn paced<N: Send + 'static, E: Send + 'static>(
+    looks: BoxStream<'static, Result<N, E>>,
+) -> BoxStream<'static, Result<N, E>> {
+    let step = async |(mut looks, pause): (BoxStream<'static, Result<N, E>>, Duration)| {
+        sleep(pause).await;
+        let begin = Instant::now();
+        let look = looks.next().await?;
+        let pause = pause_after(&look, begin.elapsed());
+        Some((look, (looks, pause)))
+    };
+    stream::unfold((looks, Duration::ZERO), step).boxed()
+}
+
+fn pause_after<N, E>(look: &Result<N, E>, took: Duration) -> Duration {
+    match look {
+        // A registry that takes long to list is not asked more than a tenth of the time, as far as the limit allows.
+        Ok(_) => (took * 10).clamp(LOOK_INTERVAL, LONGEST_PAUSE),
+        // The time of a failure is that of an outage, whose end is to be seen soon.
+        Err(_) => LOOK_INTERVAL,
+    }
 }
 
 /// How many services are followed: each is a watch at etcd.
 const MOST_SERVICES: usize = 1_000;
 
-/// How often it is looked for new services, or whether those that were asked for can be read.
+/// How often it is looked for new services, or whether etcd answers.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The longest pause, after looks that take a second or more. The page counts on it (`STALE` in main.js).
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::mpsc;
+    use tokio_stream::wrappers::UnboundedReceiverStream;
+
+    use super::*;
+
+    type Look = Result<Names, RegistryError>;
+
+    /// Services with the sender of their looks. What comes of each is how many were opened before it, again and again.
+    fn services() -> (Services<usize>, mpsc::UnboundedSender<Look>) {
+        let (sender, looks) = mpsc::unbounded_channel();
+        let opened = AtomicUsize::new(0);
+        let open = move |_: &ServiceName| Ok(stream::repeat(opened.fetch_add(1, Ordering::Relaxed)).boxed());
+        let services = Services::new(UnboundedReceiverStream::new(looks).boxed(), Box::new(open), &[]);
+        (services.expect("nothing is refused"), sender)
+    }
+
+    fn names(names: &[&str]) -> Names {
+        names.iter().map(|name| name.parse().expect("a good name")).collect()
+    }
+
+    async fn list(services: &mut Services<usize>, sender: &mpsc::UnboundedSender<Look>, listed: Names) -> Listed {
+        sender.send(Ok(listed)).expect("it is looked at");
+        loop {
+            match services.next().await.expect("nothing is refused") {
+                Update::Listed(listed) => return listed,
+                Update::Of(..) => {}
+                Update::Trouble(error) => panic!("nothing fails: {error}"),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_forgotten_service_ends_and_is_followed_again_when_it_is_listed() {
+        let (mut services, sender) = services();
+        assert!(services.next_ready().is_none(), "nothing is followed yet, and nothing waited for");
+        list(&mut services, &sender, names(&["echo"])).await;
+        assert_eq!(services.next_ready(), Some(("echo".parse().expect("a good name"), 0)));
+        list(&mut services, &sender, names(&["echo"])).await;
+        assert_eq!(services.next_ready().map(|(_, update)| update), Some(0), "it is followed once");
+
+        services.forget("echo");
+        assert_eq!((services.next_ready(), services.len()), (None, 0), "its stream has ended");
+        list(&mut services, &sender, names(&["echo"])).await;
+        assert_eq!(services.next_ready().map(|(_, update)| update), Some(1), "by a stream of its own");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn services_beyond_the_limit_are_counted_until_there_is_a_place() {
+        let (mut services, sender) = services();
+        let all: Vec<String> = (0..MOST_SERVICES + 2).map(|n| format!("s{n:04}")).collect();
+        let all = names(&all.iter().map(String::as_str).collect::<Vec<_>>());
+        let listed = list(&mut services, &sender, all.clone()).await;
+        assert_eq!((listed.names.len(), listed.left_out, services.len()), (MOST_SERVICES, 2, MOST_SERVICES));
+        services.forget("s0000");
+        let rest = all.into_iter().skip(1).collect();
+        let listed = list(&mut services, &sender, rest).await;
+        assert!(listed.names.contains("s1000") && !listed.names.contains("s1001"), "the first takes the place");
+        assert_eq!(listed.left_out, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_prefix_ends_it_and_an_outage_does_not() {
+        let (mut services, sender) = services();
+        let nowhere = |prefix: &str| Registry::builder(["http://127.0.0.1:1"]).prefix(prefix).build();
+        let outage = nowhere("registry").expect("a good registry").services().await.expect_err("nothing listens");
+        sender.send(Err(outage)).expect("it is looked at");
+        assert!(matches!(services.next().await, Ok(Update::Trouble(RegistryError::Unavailable { .. }))));
+        let refused = nowhere("").expect("a good registry").services().await.expect_err("there is no prefix");
+        sender.send(Err(refused)).expect("it is looked at");
+        assert!(matches!(services.next().await, Err(ConfigError::Prefix { .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_pause_grows_with_a_look_that_succeeds_and_not_with_one_that_fails() {
+        let looks = [(5_000, Err("down")), (0, Ok(())), (500, Ok(())), (60_000, Ok(())), (0, Ok(()))];
+        let take = async |(millis, look): (u64, Result<(), &'static str>)| {
+            sleep(Duration::from_millis(millis)).await;
+            look
+        };
+        let mut looks = paced(stream::iter(looks).then(take).boxed());
+        let begin = Instant::now();
+        let mut ends = Vec::new();
+        while looks.next().await.is_some() {
+            ends.push(begin.elapsed().as_millis());
+        }
+        assert_eq!(ends, [5_000, 7_000, 9_500, 74_500, 84_500], "pauses of 2, 2, 5 and 10 s");
+    }
+}

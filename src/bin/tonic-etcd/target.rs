@@ -1,9 +1,9 @@
-//! An address to the service that it is registered for, and to what an order to it comes to.
+//! An address to the service that is meant, and to the keys that have it.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
-use tonic_etcd::{Address, Instance, Registry};
+use tonic_etcd::inspect::{StoredKey, StoredKeys};
+use tonic_etcd::{Address, Registry, ServiceName};
 
 use crate::failure::{Failure, failed, refused};
 
@@ -11,8 +11,8 @@ use crate::failure::{Failure, failed, refused};
 pub(crate) async fn service_of(
     registry: &Registry,
     address: &Address,
-    named: Option<String>,
-) -> Result<String, Failure> {
+    named: Option<ServiceName>,
+) -> Result<ServiceName, Failure> {
     if let Some(service) = named {
         return Ok(service);
     }
@@ -20,18 +20,18 @@ pub(crate) async fn service_of(
     if keys.is_cut_off() {
         return Err(failed("there are more keys than can be looked through: say which service with --service"));
     }
-    let instances = keys.keys().iter().filter_map(|key| key.instance().ok());
-    let at_address = instances.filter(|instance| instance.address() == address);
-    let mut found: BTreeSet<&str> = at_address.map(Instance::service).collect();
+    let mut found: BTreeSet<&ServiceName> = keys_at(&keys, address).filter_map(StoredKey::service).collect();
     match (found.pop_first(), found.len()) {
         (None, _) => Err(failed(format!("no server is registered at {address}"))),
-        (Some(service), 0) => Ok(service.to_owned()),
+        (Some(service), 0) => Ok(service.clone()),
         (Some(first), _) => {
-            let services = [first].into_iter().chain(found).collect::<Vec<_>>().join(", ");
+            let services = [first].into_iter().chain(found).map(ServiceName::as_str).collect::<Vec<_>>().join(", ");
             Err(refused(format!("{address} is registered for {services}: say which with --service")))
         }
     }
 }
 
-/// How often a key is looked at while its server is waited for.
-pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// The keys whose values have this address.
+pub(crate) fn keys_at<'a>(keys: &'a StoredKeys, address: &'a Address) -> impl Iterator<Item = &'a StoredKey> {
+    keys.keys().iter().filter(move |key| key.instance().is_ok_and(|instance| instance.address() == address))
+}

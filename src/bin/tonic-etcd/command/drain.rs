@@ -3,32 +3,32 @@
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
-use tonic_etcd::snapshot::Member;
-use tonic_etcd::{Address, Registry};
+use tonic_etcd::inspect::{StoredKey, StoredKeys};
+use tonic_etcd::{Address, Registry, ServiceName};
 
 use crate::failure::{Failure, failed};
 use crate::print::Output;
-use crate::target::{LOOK_INTERVAL, service_of};
+use crate::target::{keys_at, service_of};
 
 pub(crate) async fn run(
     registry: &Registry,
     address: Address,
-    service: Option<String>,
+    service: Option<ServiceName>,
     output: Output,
 ) -> Result<(), Failure> {
     let service = service_of(registry, &address, service).await?;
-    let before = lease_of(registry, &service, &address).await?;
-    match before {
-        Some(lease) => registry.drain_leased(&service, address.clone(), lease).await?,
-        // It has left since: the error says so.
-        None => registry.drain(&service, address.clone()).await?,
-    }
-    output.drained(&service, &address, "marked")?;
+    let keys = keys_of(registry, &service).await?;
+    // Clients read the newest key of an address. Where there is none, the order fails and says so.
+    let lease = keys_at(&keys, &address).max_by_key(|key| key.mod_revision()).map_or(0, StoredKey::lease);
+    registry.drain_leased(&service, address.clone(), lease).await?;
+    output.drained(service.as_str(), &address, "marked")?;
 
     // Another lease is another server: the successor at the same address.
     let left = async {
-        while before.is_some() && lease_of(registry, &service, &address).await? == before {
-            sleep(LOOK_INTERVAL).await;
+        let mut pause = SHORTEST_PAUSE;
+        while keys_at(&keys_of(registry, &service).await?, &address).any(|key| key.lease() == lease) {
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
         Ok::<_, Failure>(())
     };
@@ -40,12 +40,23 @@ pub(crate) async fn run(
         )));
     };
     left?;
-    Ok(output.drained(&service, &address, "left")?)
+    Ok(output.drained(service.as_str(), &address, "left")?)
 }
 
-async fn lease_of(registry: &Registry, service: &str, address: &Address) -> Result<Option<i64>, Failure> {
-    Ok(registry.instances(service).await?.get(address).map(Member::lease))
+/// Every key of a service: an address that is not among them has none.
+async fn keys_of(registry: &Registry, service: &ServiceName) -> Result<StoredKeys, Failure> {
+    let keys = registry.keys_of(service).await?;
+    if keys.is_cut_off() {
+        return Err(failed(format!("{service} has more keys than can be looked through")));
+    }
+    Ok(keys)
 }
 
 /// How long a server that is asked to leave may take.
 const LEAVE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How soon the keys are read again, at first: a server leaves within milliseconds.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+
+/// How soon in the end: a service may have many keys.
+const LONGEST_PAUSE: Duration = Duration::from_millis(400);

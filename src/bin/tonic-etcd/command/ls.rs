@@ -14,7 +14,7 @@ use crate::print::{Output, note, shown};
 pub(crate) async fn run(
     registry: &Registry,
     place: &str,
-    service: Option<&str>,
+    service: Option<&ServiceName>,
     output: Output,
 ) -> Result<(), Failure> {
     let Some(service) = service else {
@@ -28,10 +28,10 @@ pub(crate) async fn run(
     if snapshot.is_empty() {
         return Err(unknown(registry, place, service).await);
     }
-    Ok(output.instances(service, &snapshot, &left(registry, &snapshot).await)?)
+    Ok(output.instances(service.as_str(), &snapshot, &left(registry, &snapshot).await)?)
 }
 
-/// How many seconds each lease has left, where that can be told: a lease may have keys that the user may not read.
+/// How many seconds each lease has left, where that is known: a lease may have keys that the user may not read.
 async fn left(registry: &Registry, snapshot: &Snapshot) -> HashMap<i64, u64> {
     let leases: BTreeSet<i64> = snapshot.iter().map(Member::lease).filter(|lease| *lease != 0).collect();
     let looks = iter(leases.into_iter().take(MOST_LEASES)).map(|id| async move {
@@ -42,11 +42,11 @@ async fn left(registry: &Registry, snapshot: &Snapshot) -> HashMap<i64, u64> {
 }
 
 /// Names what there is instead, as far as it can be listed.
-async fn unknown(registry: &Registry, place: &str, service: &str) -> Failure {
+async fn unknown(registry: &Registry, place: &str, service: &ServiceName) -> Failure {
     let reason = format!("no server of {service} is registered {place}");
     let Ok(services) = registry.services().await else { return failed(reason) };
     let known: Vec<&str> = services.keys().map(ServiceName::as_str).collect();
-    let near = similar(service, known.iter().copied());
+    let near = similar(service.as_str(), known.iter().copied());
     let listed = |names: &[&str]| names.iter().map(|name| shown(name)).collect::<Vec<_>>().join(", ");
     failed(match (known.len(), near.is_empty()) {
         (0, _) => format!("{reason}, nor of any other service: --prefix and --format look elsewhere"),

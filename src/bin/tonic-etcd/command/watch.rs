@@ -3,22 +3,20 @@
 use std::collections::HashMap;
 use std::mem;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tonic_etcd::{Address, Instance, Registry, RegistryError, shutdown_signal};
+use tonic_etcd::{Address, Instance, Registry, RegistryError, ServiceName, shutdown_signal};
 
 use crate::changes::Line;
-use crate::failure::Failure;
+use crate::failure::{Failure, with_causes};
 use crate::print::{Output, note};
 use crate::services::{Services, Update};
 
-pub(crate) async fn run(registry: &Registry, service: Option<String>, output: Output) -> Result<(), Failure> {
-    let wanted = Vec::from_iter(service);
-    let mut services = Services::changes(registry, &wanted)?;
-    let mut known: HashMap<Arc<str>, Known> = HashMap::new();
-    let (mut is_limit_told, mut is_outage_told) = (false, false);
+pub(crate) async fn run(registry: &Registry, service: Option<ServiceName>, output: Output) -> Result<(), Failure> {
+    let mut services = Services::changes(registry, service.as_slice())?;
+    let mut known: HashMap<ServiceName, Known> = HashMap::new();
+    let (mut was_listed, mut is_limit_reported, mut is_outage_reported) = (false, false, false);
     let mut shutdown = pin!(shutdown_signal());
     loop {
         let update = tokio::select! {
@@ -29,34 +27,40 @@ pub(crate) async fn run(registry: &Registry, service: Option<String>, output: Ou
             Update::Of(service, change) => {
                 let known = known.entry(service.clone()).or_default();
                 if let Some(line) = Line::of(change, &mut known.instances) {
-                    output.change(&service, &line)?;
+                    output.change(service.as_str(), &line)?;
                 }
             }
             Update::Listed(listed) => {
-                is_outage_told = false;
-                if listed.left_out > 0 && !mem::replace(&mut is_limit_told, true) {
+                (was_listed, is_outage_reported) = (true, false);
+                if listed.left_out > 0 && !mem::replace(&mut is_limit_reported, true) {
                     note(&format!("there are more services: the first {} are watched", services.len()));
                 }
                 for name in &listed.names {
-                    known.entry(name.as_str().into()).or_default();
+                    known.entry(name.clone()).or_default();
                 }
                 let now = Instant::now();
                 known.retain(|service, known| {
-                    let stays = known.stays(listed.names.contains(&**service), now);
+                    let stays = known.stays(listed.names.contains(service), now);
                     if !stays {
-                        services.forget(service);
+                        services.forget(service.as_str());
                     }
                     stays
                 });
             }
-            Update::Trouble(error @ (RegistryError::Unavailable { .. } | RegistryError::Refused { .. })) => {
-                if !mem::replace(&mut is_outage_told, true) {
-                    tracing::warn!(%error, "services cannot be read now");
+            Update::Trouble(error) if !was_listed && !may_pass(&error) => return Err(error.into()),
+            Update::Trouble(error) => {
+                if !mem::replace(&mut is_outage_reported, true) {
+                    tracing::warn!(error = with_causes(&error), "services cannot be read now");
                 }
             }
-            Update::Trouble(error) => return Err(error.into()),
         }
     }
+}
+
+/// Whether it may be an outage. A wrong password or certificate is to be seen at once; later, what worked may do so
+/// again.
+fn may_pass(error: &RegistryError) -> bool {
+    matches!(error, RegistryError::Unavailable { .. } | RegistryError::Refused { .. })
 }
 
 /// What was printed of a service.

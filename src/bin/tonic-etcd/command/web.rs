@@ -7,10 +7,11 @@ use std::sync::Arc;
 use clap::Args;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic_etcd::{Registry, shutdown_signal};
+use tonic_etcd::{Registry, ServiceName, shutdown_signal};
 
-use crate::failure::{Failure, failed};
+use crate::failure::{Failure, failed, refused};
 use crate::print::Output;
+use crate::services::Services;
 use crate::web::board::Board;
 use crate::web::guard::Guard;
 use crate::web::hub::Hub;
@@ -22,7 +23,7 @@ use crate::web::{feed, figures, server};
 pub(crate) struct Flags {
     /// The services that are shown [default: all]
     #[arg(value_name = "SERVICE")]
-    services: Vec<String>,
+    services: Vec<ServiceName>,
 
     /// Where the page is served; port 0 takes a free one
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8080")]
@@ -47,20 +48,23 @@ pub(crate) struct Flags {
 }
 
 pub(crate) async fn run(registry: Registry, shown: String, flags: Flags, output: Output) -> Result<(), Failure> {
-    let Flags { services, listen, allow_remote, allow_host, allow_drain, figures } = flags;
+    let Flags { services: wanted, listen, allow_remote, allow_host, allow_drain, figures } = flags;
     if !listen.ip().to_canonical().is_loopback() {
         if !allow_remote {
-            let reason = format!("{listen} can be reached from other machines: add --allow-remote if it shall be");
-            return Err(Failure::Usage(reason.into()));
+            return Err(refused(format!(
+                "{listen} can be reached from other machines: add --allow-remote if it shall be"
+            )));
         }
         tracing::warn!(%listen, may_drain = allow_drain, "every machine that reaches this address may use the page");
     }
     // Handled from here on: a signal just after the line that says it listens ends it in order.
     let shutdown = shutdown_signal();
     let guard = Guard::new(allow_host)?;
+    // What is refused here is refused before it says that it listens.
+    let services = Services::snapshots(&registry, &wanted)?;
     let listener =
         TcpListener::bind(listen).await.map_err(|error| failed(format!("cannot listen on {listen}: {error}")))?;
-    // Browsers keep what follows the # to themselves: it stands in no request, and no other account learns it from here.
+    // Browsers keep what follows the # to themselves: it stands in no request, where another account might read it.
     let token = if allow_drain { format!("#{}", guard.token()) } else { String::new() };
     output.listening(&format!("http://{}/{token}", listener.local_addr()?))?;
 
@@ -69,7 +73,7 @@ pub(crate) async fn run(registry: Registry, shown: String, flags: Flags, output:
     let end = CancellationToken::new();
     let followed = async {
         let ended = tokio::select! {
-            ended = feed::follow(&registry, &services, &hub) => ended,
+            ended = feed::follow(services, &wanted, &hub) => ended,
             () = follow_figures(figures, &hub) => Ok(()),
             () = shutdown => Ok(()),
         };

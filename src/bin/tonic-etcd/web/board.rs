@@ -274,8 +274,11 @@ fn change(old: &Member, new: &Member) -> Option<What> {
     (old.instance() != new.instance()).then_some(What::Changed)
 }
 
-/// The first look at a service.
+/// The first look at a service; no entry where it has no instance.
 fn found(service: &str, count: usize, time: u64) -> Vec<Entry> {
+    if count == 0 {
+        return Vec::new();
+    }
     let service = Some(service.to_owned());
     vec![Entry { time, what: What::Found, service, address: None, count }]
 }
@@ -336,6 +339,13 @@ mod tests {
         }
         assert_eq!(board.log.len(), LOG);
         assert_eq!(board.log.back().map(|entry| entry.time), Some(LOG as u64 - 1), "the newest stays");
+    }
+
+    #[test]
+    fn instances_that_are_found_are_written_down_and_their_absence_is_not() {
+        let found_two = found("echo", 2, 7);
+        assert_eq!((found_two.len(), found_two[0].what, found_two[0].count), (1, What::Found, 2));
+        assert_eq!(found("echo", 0, 7), [], "a page would count at least one");
     }
 
     #[test]

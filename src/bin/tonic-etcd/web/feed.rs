@@ -1,9 +1,11 @@
 //! The registry to the board: the services that there are, and every snapshot of each.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{interval, sleep};
-use tonic_etcd::Registry;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tonic_etcd::ServiceName;
+use tonic_etcd::snapshot::Snapshot;
 
 use super::board::News;
 use super::hub::Hub;
@@ -11,13 +13,18 @@ use super::wire;
 use crate::failure::{Failure, with_causes};
 use crate::services::{Services, Update};
 
-/// Follows these services, or all that there are, until something fails that no retry mends.
-pub(crate) async fn follow(registry: &Registry, wanted: &[String], hub: &Hub) -> Result<(), Failure> {
-    let mut services = Services::snapshots(registry, wanted)?;
+/// Follows these services until something fails that no retry mends. Those that were asked for are shown at once.
+pub(crate) async fn follow(
+    mut services: Services<Arc<Snapshot>>,
+    wanted: &[ServiceName],
+    hub: &Hub,
+) -> Result<(), Failure> {
     for name in wanted {
-        hub.board().add(name, false);
+        hub.board().add(name.as_str(), false);
     }
     let mut beats = interval(BEAT_INTERVAL);
+    // After a pause of the machine one beat is enough.
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut is_first_look = true;
     loop {
         let update = tokio::select! {
@@ -29,18 +36,18 @@ pub(crate) async fn follow(registry: &Registry, wanted: &[String], hub: &Hub) ->
         };
         match update {
             Update::Of(name, snapshot) => {
-                hub.update(|board, now| board.on_snapshot(&name, &snapshot, now));
+                hub.update(|board, now| board.on_snapshot(name.as_str(), &snapshot, now));
                 // Each stream skips to its newest, so that there is an end to this.
                 for _ in 0..services.len() {
-                    let Some((name, snapshot)) = services.next_told() else { break };
-                    hub.update(|board, now| board.on_snapshot(&name, &snapshot, now));
+                    let Some((name, snapshot)) = services.next_ready() else { break };
+                    hub.update(|board, now| board.on_snapshot(name.as_str(), &snapshot, now));
                 }
                 // A service that changes all the time is shown twenty times a second.
                 sleep(PAUSE).await;
             }
             Update::Listed(listed) => {
                 for name in &listed.names {
-                    hub.board().add(name, !is_first_look);
+                    hub.board().add(name.as_str(), !is_first_look);
                 }
                 is_first_look = false;
                 let empty = hub.board().empty_since(wire::now().saturating_sub(EMPTY_KEPT_MS));

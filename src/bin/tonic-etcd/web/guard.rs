@@ -1,6 +1,6 @@
 //! Requests to those that a page of this server makes: others get no further, whatever site a browser is on.
 //!
-//! A site that lets its own name point here (DNS rebinding) is told by the `Host` header, a request that another site
+//! A site that lets its own name point here (DNS rebinding) is known by the `Host` header, a request that another site
 //! makes by `Sec-Fetch-Site` and `Origin`. Orders need a token besides, which stands in the address that the program
 //! prints and in nothing that is served: reaching the page is not enough.
 
@@ -92,7 +92,7 @@ impl Guard {
     }
 
     /// A proxy in front may speak TLS, and may ask under another host than browsers do: names that are allowed count
-    /// then. On which of their ports is told by `Sec-Fetch-Site`.
+    /// then. `Sec-Fetch-Site` tells on which of their ports.
     fn is_own(&self, origin: &HeaderValue, host: &str) -> bool {
         let Ok(origin) = origin.to_str() else { return false };
         let site = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));

@@ -119,7 +119,7 @@ pub(crate) enum What {
     Joined,
     /// It said that it leaves, or was deleted by hand.
     Left,
-    /// Its lease ended without a word of it.
+    /// Its lease ended silently.
     Lost,
     Draining,
     Suspect,

@@ -137,7 +137,7 @@ fn is_zero(value: &Value) -> bool {
     value.as_i64() == Some(0) || value.as_str().is_some_and(|text| text.trim() == "0")
 }
 
-/// How many keys of a service clients read unless they are told otherwise.
+/// How many keys of a service clients read by default.
 const MOST_INSTANCES: usize = 10_000;
 
 #[cfg(test)]

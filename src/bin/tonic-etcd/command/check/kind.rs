@@ -104,7 +104,8 @@ static TABLE: [Entry; 39] = [
         id: "etcd-tls",
         level: Level::Error,
         what: "there is no TLS session with etcd",
-        advice: "check http or https in --etcd, that --ca names the authority of etcd's certificate, its names and its dates",
+        advice: "check http or https in --etcd, that --ca names the authority of etcd's certificate, its names and its \
+                 dates",
     },
     Entry {
         kind: Kind::EtcdLogin,
@@ -146,7 +147,8 @@ static TABLE: [Entry; 39] = [
         id: "etcd-permission",
         level: Level::Error,
         what: "the user may not read the prefix",
-        advice: "grant its role read on the prefix (servers need readwrite): `etcdctl role grant-permission --prefix=true`",
+        advice: "grant its role read on the prefix (servers need readwrite): \
+                 `etcdctl role grant-permission --prefix=true`",
     },
     Entry {
         kind: Kind::EtcdRefused,
@@ -195,8 +197,8 @@ static TABLE: [Entry; 39] = [
         id: "value-unreadable",
         level: Level::Error,
         what: "clients cannot read the value",
-        advice: "check --format and --prefix first; where other keys of the service can be read, find out which program \
-                 writes this one, and delete it",
+        advice: "check --format and --prefix first; where other keys of the service can be read, find out which \
+                 program writes this one, and delete it",
     },
     Entry {
         kind: Kind::AddressUnusable,
@@ -294,8 +296,8 @@ static TABLE: [Entry; 39] = [
         id: "address-twice",
         level: Level::Warning,
         what: "two keys of one service have the same address",
-        advice: "delete the key without a lease if another has one, and let a lease that is not renewed run out by itself; \
-                 where all are renewed, two servers publish one address: let one of them publish its own",
+        advice: "delete the key without a lease if another has one, and let a lease that is not renewed run out by \
+                 itself; where all are renewed, two servers publish one address: let one of them publish its own",
     },
     Entry {
         kind: Kind::WeightZero,

@@ -232,7 +232,7 @@ const LONGEST: Duration = Duration::from_secs(3_600);
 /// The time between the looks at what may change by itself: registrations and departures take less.
 const SETTLING: Duration = Duration::from_millis(1_200);
 
-/// The time that an instance has to leave after it was told to.
+/// The time that an instance has to leave after it was asked to.
 const LEAVING: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether it has.

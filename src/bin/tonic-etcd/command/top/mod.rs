@@ -55,7 +55,7 @@ pub(crate) struct Flags {
 
 pub(crate) async fn run(registry: &Registry, connection: &Connection, flags: &Flags) -> Result<(), Failure> {
     let service = flags.service.as_ref().map(ServiceName::as_str);
-    let mut services = Services::snapshots(registry, &Vec::from_iter(service.map(str::to_owned)))?;
+    let mut services = Services::snapshots(registry, flags.service.as_slice())?;
     let mut state = State::new(connection.prefix(), service);
     let clock = Clock::started();
     if flags.once {
@@ -130,7 +130,7 @@ fn on_update(state: &mut State, services: &mut Snapshots, update: Update, now: N
             }
         }
         Update::Trouble(error) => state.on_trouble(raw_causes(&error)),
-        Update::Of(service, snapshot) => state.on_instances(&service, seen(&snapshot), now),
+        Update::Of(service, snapshot) => state.on_instances(service.as_str(), seen(&snapshot), now),
     }
 }
 

@@ -1,12 +1,13 @@
 //! Snapshots and keys to what is on the screen: pure, time comes in as an argument.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use tonic_etcd::snapshot::MemberState;
 use tonic_etcd::{Address, Instance};
 
 use super::rate::Rate;
+use crate::services::Names;
 
 /// All that is known, and where the user is.
 #[derive(Debug)]
@@ -159,14 +160,14 @@ impl State {
     }
 
     /// These services have keys, and so many more that are not shown. Returns those that are shown no more.
-    pub(super) fn on_services(&mut self, listed: &BTreeSet<String>, left_out: usize) -> Vec<String> {
+    pub(super) fn on_services(&mut self, listed: &Names, left_out: usize) -> Vec<String> {
         (self.trouble, self.left_out) = (None, left_out);
         let is_old = !self.is_started;
         for name in listed {
-            self.services.entry(name.clone()).or_insert_with(|| Service::new(is_old));
+            self.services.entry(name.to_string()).or_insert_with(|| Service::new(is_old));
         }
         self.is_started = true;
-        let is_gone = |(name, service): &(&String, &Service)| !listed.contains(*name) && service.is_gone();
+        let is_gone = |(name, service): &(&String, &Service)| !listed.contains(name.as_str()) && service.is_gone();
         let gone: Vec<String> = self.services.iter().filter(is_gone).map(|(name, _)| name.clone()).collect();
         for name in &gone {
             self.services.remove(name);

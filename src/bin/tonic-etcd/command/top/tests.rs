@@ -1,10 +1,11 @@
-use std::collections::BTreeSet;
+//! Updates and keys to what the screen shows.
 
 use tonic_etcd::Instance;
 use tonic_etcd::snapshot::MemberState;
 
 use super::state::{Flow, Key, Now, Seen, State, View, What};
 use super::{plain, size};
+use crate::services::Names;
 
 const SIZE: (u16, u16) = (80, 24);
 
@@ -21,9 +22,13 @@ fn at(second: u64) -> Now {
     Now { unix_us: u128::from(second) * 1_000_000, second }
 }
 
+fn names(names: &[&str]) -> Names {
+    names.iter().map(|name| name.parse().expect("a good name")).collect()
+}
+
 fn state(services: &[&str]) -> State {
     let mut state = State::new("kitex/registry-etcd".into(), None);
-    state.on_services(&services.iter().map(|service| (*service).to_owned()).collect(), 0);
+    state.on_services(&names(services), 0);
     state
 }
 
@@ -50,7 +55,7 @@ fn what_was_there_before_has_not_joined_and_what_comes_later_has() {
     assert_eq!(told, expected.map(|(address, what)| (address.to_owned(), what)));
     assert_eq!((state.rate.per_minute(3), state.next_change(3)), (4, Some(63)));
 
-    state.on_services(&BTreeSet::from(["echo".to_owned(), "new".to_owned()]), 3);
+    state.on_services(&names(&["echo", "new"]), 3);
     assert!(plain(&state, 3, SIZE).contains("  2 of 5 services  "));
     state.on_instances("new", live("new", &["10.0.0.9:80"]), at(4));
     assert_eq!(state.events[0].what, What::Joined { weight: 10 }, "a service that is new has joined with all of it");
@@ -60,10 +65,10 @@ fn what_was_there_before_has_not_joined_and_what_comes_later_has() {
 fn a_service_without_keys_goes_once_its_instances_have() {
     let mut state = state(&["echo"]);
     state.on_instances("echo", live("echo", &["10.0.0.1:80"]), at(0));
-    assert!(state.on_services(&BTreeSet::new(), 0).is_empty());
+    assert!(state.on_services(&Names::new(), 0).is_empty());
     assert!(state.services.contains_key("echo"), "its instance may be held");
     state.on_instances("echo", Vec::new(), at(1));
-    assert_eq!(state.on_services(&BTreeSet::new(), 0), ["echo"]);
+    assert_eq!(state.on_services(&Names::new(), 0), ["echo"]);
     assert!(state.services.is_empty());
 }
 
@@ -71,7 +76,7 @@ fn a_service_without_keys_goes_once_its_instances_have() {
 fn a_service_that_was_asked_for_is_shown_whatever_comes_first() {
     let mut state = State::new("kitex/registry-etcd".into(), Some("echo"));
     state.on_instances("echo", live("echo", &["10.0.0.1:80"]), at(0));
-    state.on_services(&BTreeSet::from(["echo".to_owned()]), 0);
+    state.on_services(&names(&["echo"]), 0);
     assert!(plain(&state, 0, SIZE).contains("10.0.0.1:80"));
 }
 

@@ -10,8 +10,8 @@ import { Timeline, sentence } from "./timeline.js";
 /** Between two pictures; longer where one takes long. */
 const FRAME = 150;
 const MAX_SERVICES = 200;
-/** The server hears from etcd every two seconds. */
-const STALE = 8_000;
+/** The server asks etcd every 2 s, or up to 10 s where it is slow, and waits some seconds for the answer. */
+const STALE = 25_000;
 
 const $ = (selector) => document.querySelector(selector);
 const model = new Model();
@@ -71,6 +71,7 @@ function draw() {
 }
 
 function render() {
+  if (!model.services.has(query.service)) choose("");
   renderLinks();
   renderTotals();
   renderFigures();
@@ -203,11 +204,17 @@ function hasInstance(name, word) {
 function makeService({ name, label }) {
   const made = element("button", "service", [element("span", "name", label), element("span", "number"), element("span", "parts"), element("span", "note")], { type: "button" });
   made.addEventListener("click", () => {
-    query.service = query.service === name ? "" : name;
-    table.page = 0;
+    choose(query.service === name ? "" : name);
     draw();
   });
   return made;
+}
+
+/** Shows one service, or all where it is "". */
+function choose(service) {
+  if (query.service === service) return;
+  query.service = service;
+  table.page = 0;
 }
 
 function updateService(target, { name, counts, cutOff }) {
