@@ -41,7 +41,8 @@ macro_rules! chapters {
 /// Where the links of the chapters lead to here, by the names that they have there.
 macro_rules! links {
     () => {
-        "[channel-deadlines]: crate::guide::channel#deadlines-and-keepalive
+        "[benchmarks]: crate::guide::benchmarks#what-was-measured
+[channel-deadlines]: crate::guide::channel#deadlines-and-keepalive
 [channel-outliers]: crate::guide::channel#outlier-detection
 [channel-policies]: crate::guide::channel#load-balancing-policies
 [channel-subset]: crate::guide::channel#slow-start-zones-subsets
