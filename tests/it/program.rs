@@ -8,7 +8,7 @@ use tokio::process::Command;
 
 use crate::auth::{PASSWORD, add_users, admin};
 use crate::support::costs::Costs;
-use crate::support::etcd::Etcd;
+use crate::support::etcd::{Cluster, Etcd};
 use crate::support::process::{Process, Signal, example, program};
 use crate::support::{LIMIT, eventually};
 
@@ -171,6 +171,10 @@ async fn a_watch_goes_on_through_a_denial_and_does_not_begin_with_one() {
     root.role_revoke_permission("registry", "kitex/registry-etcd/", Some(end)).await.expect("root may");
     let complaint = "services cannot be read now";
     eventually("it says so", LIMIT, async || watch.log().contains(complaint)).await;
+    for service in [&[][..], &["echo"]] {
+        let mut denied = start(PASSWORD, service);
+        assert_eq!(denied.wait(LIMIT).await.code(), Some(1), "without the permission: {service:?}");
+    }
     root.role_grant_permission("registry", prefix).await.expect("root may");
     root.put("kitex/registry-etcd/hello/10.0.0.2:80", value("10.0.0.2:80"), None).await.expect("root may");
     let hello = watch.expect_event("insert", LIMIT).await;
@@ -195,6 +199,19 @@ async fn a_watch_of_one_service_does_not_read_it_again_and_again() {
     was_asked(&since, 2).await;
     let spent = since.until_now().await;
     assert_eq!(spent.calls("Range"), 0, "{spent:?}");
+}
+
+#[tokio::test]
+async fn a_watch_of_one_service_reports_that_etcd_has_lost_its_majority() {
+    let cluster = Cluster::start().await;
+    put(cluster.member(0), "echo", "10.0.0.1:80", r#""weight":1"#).await;
+    let mut watch = Process::start(program().args(["--etcd", &cluster.urls().join(","), "watch", "echo", "--json"]));
+    watch.expect_event("insert", LIMIT).await;
+    assert!(!watch.log().contains("services cannot be read now"), "{}", watch.log());
+    cluster.member(1).kill();
+    cluster.member(2).kill();
+    // The member that is left answers when it is asked for its status.
+    eventually("it says so", LIMIT, async || watch.log().contains("services cannot be read now")).await;
 }
 
 #[tokio::test]

@@ -11,6 +11,8 @@ use tokio::time::{Instant, sleep};
 use tonic_etcd::snapshot::Snapshot;
 use tonic_etcd::{Address, Change, ConfigError, Discover, Instance, Registry, RegistryError, ServiceName};
 
+use crate::failure::with_causes;
+
 /// What is new.
 pub(crate) enum Update<T> {
     /// These services are registered, or were asked for.
@@ -66,7 +68,9 @@ impl<T: 'static> Services<T> {
         wanted: &[ServiceName],
         of_one: fn(Discover) -> BoxStream<'static, T>,
     ) -> Result<Self, ConfigError> {
-        let looks = paced(looks(registry.clone(), wanted.iter().cloned().collect()));
+        let names: Names = wanted.iter().cloned().collect();
+        let looks = if names.is_empty() { listing(registry.clone()) } else { Asked::new(registry, names).looks() };
+        let looks = paced(looks);
         let registry = registry.clone();
         Self::new(looks, Box::new(move |name| Ok(of_one(registry.discover(name)?))), wanted)
     }
@@ -141,40 +145,80 @@ impl<T: 'static> Services<T> {
     }
 }
 
-/// The names of all services, or those that were asked for, as long as etcd lets them be read: a look each time.
-fn looks(registry: Registry, wanted: Names) -> BoxStream<'static, Result<Names, RegistryError>> {
-    let look = async |(registry, wanted, was_read): (Registry, Names, bool)| {
-        let names = if wanted.is_empty() {
-            registry.services().await.map(|services| services.into_keys().collect())
-        } else if was_read {
-            answers(&registry).await.map(|()| wanted.clone())
-        } else {
-            read(&registry, &wanted).await.map(|()| wanted.clone())
-        };
-        let was_read = was_read || names.is_ok();
-        Some((names, (registry, wanted, was_read)))
+type Looks = BoxStream<'static, Result<Names, RegistryError>>;
+
+/// The names of all services: a list each time.
+fn listing(registry: Registry) -> Looks {
+    let list = async |registry: Registry| {
+        let services = registry.services().await;
+        Some((services.map(|services| services.into_keys().collect()), registry))
     };
-    stream::unfold((registry, wanted, false), look).boxed()
+    stream::unfold(registry, list).boxed()
 }
 
-/// Whether each of these may be read: what follows a service waits for a permission silently.
-async fn read(registry: &Registry, names: &Names) -> Result<(), RegistryError> {
-    for name in names {
-        registry.instances(name).await?;
+/// The services that were asked for, and whether etcd lets them be read: what follows them waits silently where it does
+/// not.
+struct Asked {
+    registry: Registry,
+    names: Names,
+    /// Those that are still to be read.
+    unread: Names,
+    /// When all of them are to be read again: a permission may be taken back.
+    again_at: Instant,
+    /// Whether the log has that some cannot be read.
+    is_reported: bool,
+}
+
+impl Asked {
+    fn new(registry: &Registry, names: Names) -> Self {
+        let (registry, unread) = (registry.clone(), names.clone());
+        Self { registry, names, unread, again_at: Instant::now() + READ_INTERVAL, is_reported: false }
     }
-    Ok(())
-}
 
-/// Whether any member answers; otherwise why the last one does not. It costs the same however large the services are.
-async fn answers(registry: &Registry) -> Result<(), RegistryError> {
-    let mut answer = Ok(());
-    for (_, report) in registry.members().await {
-        match report {
-            Ok(_) => return Ok(()),
-            Err(error) => answer = Err(error),
+    fn looks(self) -> Looks {
+        stream::unfold(self, async |mut asked| Some((asked.look().await, asked))).boxed()
+    }
+
+    /// Those that were read ask etcd no more than whether it serves: that costs the same however large they are.
+    async fn look(&mut self) -> Result<Names, RegistryError> {
+        if self.again_at <= Instant::now() {
+            (self.again_at, self.unread) = (Instant::now() + READ_INTERVAL, self.names.clone());
+        }
+        let mut failure = None;
+        for name in self.unread.clone() {
+            match self.registry.instances(&name).await {
+                Ok(_) => _ = self.unread.remove(&name),
+                Err(error) => failure = Some((name, error)),
+            }
+        }
+        match failure {
+            Some((_, error)) if self.unread.len() == self.names.len() => return Err(error),
+            Some((service, error)) if !self.is_reported => {
+                self.is_reported = true;
+                tracing::warn!(%service, error = with_causes(&error), "a service cannot be read");
+            }
+            Some(_) => {}
+            None => self.is_reported = false,
+        }
+        self.serves().await.map(|()| self.names.clone())
+    }
+
+    /// Whether any member serves, which none does without a leader; otherwise why not.
+    async fn serves(&self) -> Result<(), RegistryError> {
+        let mut failure = None;
+        for (_, report) in self.registry.members().await {
+            match report {
+                Ok(status) if status.leader().is_some() && !status.is_learner() => return Ok(()),
+                Ok(_) => {}
+                Err(error) => failure = Some(error),
+            }
+        }
+        // A read says what is wrong, and may find that it is over.
+        match self.names.difference(&self.unread).next() {
+            Some(read) => self.registry.instances(read).await.map(drop),
+            None => failure.map_or(Ok(()), Err),
         }
     }
-    answer
 }
 
 /// These looks, with a pause behind each.
@@ -203,7 +247,10 @@ fn pause_after<N, E>(look: &Result<N, E>, took: Duration) -> Duration {
 /// How many services are followed: each is a watch at etcd.
 const MOST_SERVICES: usize = 1_000;
 
-/// How often it is looked for new services, or whether etcd answers.
+/// After how long services that were asked for are read again.
+const READ_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often it is looked for new services, or whether etcd serves.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The longest pause, after looks that take a second or more. The page counts on it (`STALE` in main.js).
