@@ -12,6 +12,10 @@ const FRAME = 150;
 const MAX_SERVICES = 200;
 /** The server asks etcd every 2 s, or up to 10 s where it is slow, and waits some seconds for the answer. */
 const STALE = 25_000;
+/** How long a service that was chosen may be missing. */
+const PATIENCE = 5_000;
+/** A service before its first answer. */
+const UNREAD = { instances: new Map() };
 
 const $ = (selector) => document.querySelector(selector);
 const model = new Model();
@@ -21,6 +25,7 @@ const table = new Table((row) => details.open(row), () => draw());
 const timeline = new Timeline((entry) => details.open(entry));
 let link = "connecting";
 let lastHeard = Date.now();
+let missingSince = null;
 let timer = 0;
 let took = 0;
 let untold = [];
@@ -30,6 +35,7 @@ connect(
   (name, data) => {
     lastHeard = Date.now();
     tell(model.apply(name, data));
+    if (name === "gone" && !model.services.has(query.service)) choose("");
     draw();
   },
   (state) => {
@@ -71,7 +77,7 @@ function draw() {
 }
 
 function render() {
-  if (!model.services.has(query.service)) choose("");
+  checkChoice();
   renderLinks();
   renderTotals();
   renderFigures();
@@ -81,6 +87,13 @@ function render() {
   timeline.render(model, query.service);
   details.render();
   document.body.dataset.ready = model.beat ? "yes" : "no";
+}
+
+/** A server that was restarted may show other services, and reads its own one after the other. */
+function checkChoice() {
+  const isMissing = query.service && !model.services.has(query.service) && link === "open" && model.beat?.answered;
+  missingSince = isMissing ? (missingSince ?? Date.now()) : null;
+  if (missingSince && Date.now() - missingSince > PATIENCE) choose("");
 }
 
 function renderLinks() {
@@ -125,7 +138,9 @@ function renderLink(target, state, text) {
 }
 
 function renderTotals() {
-  const counts = model.counts(model.services.get(query.service));
+  // A server that has just started may not have read the service that is chosen.
+  const chosen = query.service ? (model.services.get(query.service) ?? UNREAD) : undefined;
+  const counts = model.counts(chosen);
   const leftOut = model.beat?.leftOut ?? 0;
   const tiles = [
     { name: "Services", value: model.services.size, note: leftOut ? `${leftOut} more not shown` : "", state: null },
