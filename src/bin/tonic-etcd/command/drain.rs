@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
-use tonic_etcd::inspect::{StoredKey, StoredKeys};
+use tonic_etcd::inspect::StoredKey;
 use tonic_etcd::{Address, Registry, ServiceName};
 
 use crate::failure::{Failure, failed};
@@ -17,16 +17,21 @@ pub(crate) async fn run(
     output: Output,
 ) -> Result<(), Failure> {
     let service = service_of(registry, &address, service).await?;
-    let keys = keys_of(registry, &service).await?;
-    // Clients read the newest key of an address. Where there is none, the order fails and says so.
-    let lease = keys_at(&keys, &address).max_by_key(|key| key.mod_revision()).map_or(0, StoredKey::lease);
+    let keys = registry.keys_of(&service).await?;
+    // Clients read the newest key of an address.
+    let newest = keys_at(&keys, &address).max_by_key(|key| key.mod_revision());
+    if newest.is_none() && keys.is_cut_off() {
+        return Err(failed(format!("{service} has more keys than can be looked through")));
+    }
+    // Where there is none, the order fails and says so.
+    let lease = newest.map_or(0, StoredKey::lease);
     registry.drain_leased(&service, address.clone(), lease).await?;
     output.drained(service.as_str(), &address, "marked")?;
 
     // Another lease is another server: the successor at the same address.
     let left = async {
         let mut pause = SHORTEST_PAUSE;
-        while keys_at(&keys_of(registry, &service).await?, &address).any(|key| key.lease() == lease) {
+        while keys_at(&registry.keys_of(&service).await?, &address).any(|key| key.lease() == lease) {
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
@@ -41,15 +46,6 @@ pub(crate) async fn run(
     };
     left?;
     Ok(output.drained(service.as_str(), &address, "left")?)
-}
-
-/// Every key of a service: an address that is not among them has none.
-async fn keys_of(registry: &Registry, service: &ServiceName) -> Result<StoredKeys, Failure> {
-    let keys = registry.keys_of(service).await?;
-    if keys.is_cut_off() {
-        return Err(failed(format!("{service} has more keys than can be looked through")));
-    }
-    Ok(keys)
 }
 
 /// How long a server that is asked to leave may take.
