@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::operate::{MARK_ATTEMPTS, MARK_RETRY};
 use super::watcher::Watchers;
+use crate::backoff::Backoff;
 use crate::error::{ConfigError, EtcdError, EtcdErrorKind, RegistryError, WeightRefusal};
 use crate::etcd::{CALL_LIMIT, Claimed, Kv, MAX_VALUE, Range, Scan, hex};
 use crate::format::{Decoded, Entry};
@@ -87,7 +88,7 @@ impl Watchers {
     /// Writes only against the revision that was seen, under the lease that the key has.
     async fn reweigh(&self, order: WeightOrder<'_>, mut seen: Kv) -> Result<(), RegistryError> {
         let deadline = Instant::now() + ANSWER_LIMIT;
-        let mut is_overwritten = false;
+        let (mut is_overwritten, mut rivals) = (false, Backoff::new(RIVAL_FIRST, RIVAL_MAX));
         for _ in 0..MARK_ATTEMPTS {
             let Some(change) = self.change(order, seen)? else { return Ok(()) };
             let mut lost = None;
@@ -121,6 +122,10 @@ impl Watchers {
                 }
                 Answer::Replaced(kv) => {
                     is_overwritten = kv.value == change.base;
+                    // Another caller's order: the server may be about to answer it.
+                    if self.layout.format.former(&kv.value).is_some() {
+                        sleep(rivals.next()).await;
+                    }
                     seen = kv;
                 }
                 // Which is all that was asked for.
@@ -313,6 +318,12 @@ const FIRST_LOOK: Duration = Duration::from_millis(20);
 
 /// The longest time between two looks, to which it grows.
 const LOOK_INTERVAL: Duration = Duration::from_millis(160);
+
+/// The longest first wait for the answer to another caller's order, before it is replaced.
+const RIVAL_FIRST: Duration = Duration::from_millis(100);
+
+/// The longest wait for that: a server that has answered many orders takes a second for the next one.
+const RIVAL_MAX: Duration = Duration::from_secs(1);
 
 /// How many keys of one address are seen to at once; more than one is rare.
 const AT_ONCE: usize = 8;

@@ -245,7 +245,8 @@ impl Registry {
     }
 
     /// Sets the weight of an instance from outside, under the lease that its key has, and waits until its server has
-    /// written it as its own: milliseconds as a rule, up to a second after ten others in a row. Clients follow as they do where the server sets it itself.
+    /// written it as its own: milliseconds as a rule, up to a second after ten others in a row. Clients follow as they do
+    /// where the server sets it itself.
     ///
     /// A server has 3 s for its answer, and what it does not keep is put back, for which etcd has 5 s more. Before that,
     /// the keys are read: 5 s for each etcd member that does not answer.
