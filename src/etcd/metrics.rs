@@ -79,7 +79,7 @@ struct Shown {
     complete: AtomicI64,
     verified: Moment,
     lag: Mutex<Share>,
-    /// How many watches were opened: the lag is that of the latest.
+    /// How many watches were opened: the lag is that of the latest. Written under the lock of the lag.
     opened: AtomicU64,
 }
 
@@ -153,6 +153,8 @@ impl Progress {
 
     /// Of a watch that is open and begins behind this revision.
     pub(super) fn lag(&self, revision: i64) -> Lag {
+        let mut lag = self.0.lag.lock().unwrap_or_else(PoisonError::into_inner);
+        lag.set(0.0);
         self.0.complete.store(revision, Ordering::Relaxed);
         let number = self.0.opened.fetch_add(1, Ordering::Relaxed) + 1;
         Lag { progress: self.clone(), number }
@@ -165,7 +167,9 @@ impl Progress {
 
 impl Lag {
     pub(super) fn on_complete(&self, revision: i64) {
-        self.progress.on_complete(revision);
+        if self.is_latest() {
+            self.progress.on_complete(revision);
+        }
     }
 
     /// Shows how far behind this revision the watch is.
@@ -175,11 +179,16 @@ impl Lag {
         self.set(lag.max(0) as f64);
     }
 
-    /// A watch that another one has followed shows nothing any more.
     fn set(&self, lag: f64) {
-        if self.progress.0.opened.load(Ordering::Relaxed) == self.number {
-            self.progress.show(lag);
+        let mut shown = self.progress.0.lag.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_latest() {
+            shown.set(lag);
         }
+    }
+
+    /// A watch that another one has followed shows nothing any more.
+    fn is_latest(&self) -> bool {
+        self.progress.0.opened.load(Ordering::Relaxed) == self.number
     }
 }
 
@@ -398,6 +407,9 @@ mod tests {
             lag.show(12);
             shows("3");
             let next = metrics.progress().lag(9);
+            shows("0");
+            lag.show(20);
+            shows("0");
             next.show(14);
             drop(lag);
             shows("5");
