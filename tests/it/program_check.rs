@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use etcd_client::{AlarmAction, AlarmOptions, AlarmType, PutOptions};
+use etcd_client::{AlarmAction, AlarmOptions, AlarmType, PutOptions, Txn, TxnOp};
 use http_body_util::Full;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
@@ -358,13 +358,16 @@ async fn an_etcd_that_is_not_there_or_has_lost_its_majority_is_told_apart() {
     assert!(gone.names("etcd-unreachable", None)[0].starts_with(&nowhere));
 
     let cluster = Cluster::start().await;
-    put(cluster.member(0), "echo", "127.0.0.1:1").await;
-    cluster.member(2).kill();
+    // Without the leader there would be an election first.
+    let leader = cluster.leader().await;
+    put(cluster.member(leader), "echo", "127.0.0.1:1").await;
+    let [follower, other] = [1, 2].map(|step| cluster.member((leader + step) % 3));
+    follower.kill();
     let down = check_at(&cluster.urls(), &["--no-dial"]).await;
     assert_eq!(down.level("etcd-member-down"), "warning", "{down:#?}");
-    assert!(down.names("etcd-member-down", None)[0].starts_with(&cluster.member(2).url()), "{down:#?}");
+    assert!(down.names("etcd-member-down", None)[0].starts_with(&follower.url()), "{down:#?}");
     assert_eq!(down.names("keys-without-lease", Some("echo")).len(), 1, "the others are read");
-    cluster.member(1).kill();
+    other.kill();
     eventually("the last member has no leader", LIMIT, async || {
         check_at(&cluster.urls(), &["--no-dial"]).await.ids().contains(&"etcd-no-leader")
     })
@@ -473,9 +476,15 @@ async fn thousands_of_instances_are_checked_within_the_time() {
     let (_, text, _) = output(&[etcd.url()], &["--answer-timeout", "2s"]).await;
     assert!(text.lines().count() < 60, "people see the first ones: {text}");
 
-    for n in 0..7_000_u32 {
-        let [_, a, b, c] = (n + 5_000).to_be_bytes();
-        put(&etcd, "echo", &format!("127.{a}.{b}.{c}:{port}")).await;
+    let mut client = etcd.client().await;
+    for part in 0..70_u32 {
+        let puts = (0..100).map(|n| {
+            let [_, a, b, c] = (5_000 + part * 100 + n).to_be_bytes();
+            let address = format!("127.{a}.{b}.{c}:{port}");
+            let value = format!(r#"{{"network":"tcp","address":"{address}"}}"#);
+            TxnOp::put(format!("kitex/registry-etcd/echo/{address}"), value, None)
+        });
+        client.txn(Txn::new().and_then(puts.collect::<Vec<_>>())).await.expect("etcd takes them");
     }
     let found = check(&etcd, &["--no-dial"]).await;
     assert!(found.names("too-many-keys", Some("echo"))[0].starts_with("10001 keys, "), "{:?}", found.ids());
