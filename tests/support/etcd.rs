@@ -287,8 +287,8 @@ impl Etcd {
         eventually("etcd has a leader", LIMIT, async || {
             match question(self.client().await).await {
                 Ok(answer) => Some(answer),
-                // The read was lost together with the leader it was meant for.
-                Err(Error::GRpcStatus(status)) if status.message().contains("leader changed") => None,
+                // It was lost together with the leader it was meant for. What is asked here may be done twice.
+                Err(Error::GRpcStatus(status)) if LOST.iter().any(|lost| status.message().contains(lost)) => None,
                 Err(error) => panic!("{what} failed on {self:?}: {error}"),
             }
         })
@@ -556,6 +556,9 @@ impl Cluster {
         .await
     }
 }
+
+/// What etcd says of a request that was under way while the leader changed.
+const LOST: [&str; 2] = ["leader changed", "request timed out"];
 
 /// Waits until each of `members` answers, or one of them fails to.
 async fn first_failure(members: &[Etcd]) -> Option<(&Etcd, Failure)> {
