@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
@@ -114,11 +114,7 @@ impl Shared {
         self.task.register(cx.waker());
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let polled = match &mut *state {
-            State::Sending(Sending { body, stream }) => match stream.poll_reset(cx) {
-                // The server wants no more of it.
-                Poll::Ready(_) => Poll::Ready(Ok(())),
-                Poll::Pending => body.poll_send(stream, cx),
-            },
+            State::Sending(sending) => sending.poll(cx),
             State::Failed(_) | State::Over => return Poll::Ready(()),
         };
         let is_kept = match (&polled, &*state) {
@@ -144,6 +140,23 @@ impl Shared {
         drop(state);
         drop(over);
         Poll::Ready(())
+    }
+}
+
+impl Sending {
+    /// Sends on, until all of it is with h2, the server wants no more of it, or the caller's body fails.
+    ///
+    /// h2 keeps one waker for a stream, which it wakes at a reset and for room. Where room is there, it does so at once:
+    /// for each message, the task that sends it would have another turn for nothing.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        let Self { body, stream } = self;
+        if stream.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        match body.poll_send(stream, cx) {
+            Poll::Pending => stream.poll_reset(cx).map(|_| Ok(())),
+            sent => sent,
+        }
     }
 }
 

@@ -179,6 +179,30 @@ async fn a_request_body_that_waits_for_room_is_reset_at_the_server_at_once() {
     assert!(soon("the next answer", next).await.expect("no panic").is_ok(), "other calls go on");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_message_of_a_stream_takes_one_turn_of_its_task() {
+    let (options, mut far) = piped();
+    far.write_all(&settings(None)).await.expect("the pipe is open");
+    let running = run(connect(&options, &nowhere()).await.expect("SETTINGS came"));
+    let (messages, mut body) = unbounded_channel();
+    let polls = Arc::<AtomicU32>::default();
+    let counted = polls.clone();
+    let body = http_body_util::StreamBody::new(futures_util::stream::poll_fn(move |cx| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        body.poll_recv(cx).map(|message| message.map(|data| Ok::<_, tonic::Status>(Frame::data(data))))
+    }));
+    let (_answer, stream) = running.send.clone().send_request(request(()), false).expect("the connection takes it");
+    let _rest = BodySender::of(RequestBody::new(Body::new(body)), stream, &tokio::runtime::Handle::current());
+    let _ = seen(&mut far, 24).await;
+    for _ in 0..100 {
+        messages.send(Bytes::from_static(&[7; 100])).expect("the body is there");
+        assert_eq!(seen(&mut far, 0).await.len(), 1, "a message is a frame");
+    }
+    // Each message is taken, and then there is none. The first read of a body looks for its end as well.
+    let polls = polls.load(Ordering::Relaxed);
+    assert!(polls <= 2 * 100 + 2, "polled {polls} times for 100 messages");
+}
+
 #[tokio::test]
 async fn calls_made_together_go_out_in_one_write() {
     let (near, mut far) = duplex(1 << 20);

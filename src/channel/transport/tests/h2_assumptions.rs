@@ -286,6 +286,28 @@ async fn a_reserved_byte_is_taken_from_the_window_until_it_is_used() {
     assert_eq!((bytes_of(&frames, 1), bytes_of(&frames, 3)), (4, 5), "and is free again after that");
 }
 
+/// `Sending::poll`: a stream has one waker, for room and for a reset; room that is there wakes it at once. If each
+/// had its own, it need not be taken away while the stream is sent on.
+#[tokio::test(start_paused = true)]
+async fn the_last_task_that_asks_for_a_reset_is_woken_and_also_by_room() {
+    let (send, _driver, mut far) = client(&Builder::new(), 1 << 20).await;
+    let (_answer, mut stream) = begin(&send, false);
+    let _ = seen(&mut far, 0).await;
+    let mut tasks = [(); 2].map(|()| tokio_test::task::spawn(()));
+    for task in &mut tasks {
+        assert!(task.enter(|cx, _| stream.poll_reset(cx)).is_pending());
+    }
+    stream.reserve_capacity(1);
+    assert_eq!(tasks.each_ref().map(|task| task.is_woken()), [false, true], "by room");
+    let [first, last] = &mut tasks;
+    assert!(last.enter(|cx, _| stream.poll_reset(cx)).is_pending());
+    assert!(first.enter(|cx, _| stream.poll_reset(cx)).is_pending());
+    far.write_all(&frame(RESET, 0, 1, &[0, 0, 0, 8])).await.expect("open");
+    let _ = seen(&mut far, 0).await;
+    assert!(first.is_woken(), "by the reset");
+    assert_eq!(poll_fn(|cx| stream.poll_reset(cx)).await.expect("a reset"), h2::Reason::CANCEL);
+}
+
 /// `LONGEST_HEADER_LIST`: beyond its limit h2 cuts trailers silently, beyond four times that it ends the connection.
 #[tokio::test]
 async fn trailers_beyond_h2s_limit_are_cut_or_end_the_connection() {
