@@ -97,8 +97,12 @@ impl Gate {
         if self.is_open.load(Ordering::Relaxed) {
             return false;
         }
-        let before = self.room.load(Ordering::Relaxed);
-        let all = before.saturating_add(self.reserve.load(Ordering::Relaxed));
+        let (before, reserve) = (self.room.load(Ordering::Relaxed), self.reserve.load(Ordering::Relaxed));
+        // Nearly every turn.
+        if flow == Flow::Free && (before, reserve) == (ROOM, 0) && !self.has_waiting() {
+            return false;
+        }
+        let all = before.saturating_add(reserve);
         let (mut left, at_once) = match flow {
             Flow::Free => (ROOM, ROOM),
             // The driver of a blocked socket takes a turn only for calls that wait, and looks at the socket then.

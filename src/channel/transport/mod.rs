@@ -8,7 +8,7 @@
 //! | `config` | options of a channel -> how its connections are made and kept |
 //! | `connect`, `connector` | an address -> a connection whose server has sent its SETTINGS |
 //! | `names` | a name -> its addresses, by one lookup at a time |
-//! | `connection`, `pings` | a connection -> its end: reads, writes, keepalive, windows |
+//! | `connection`, `pings`, `alarm` | a connection -> its end: reads, writes, keepalive, windows |
 //! | `gate`, `uplink` | calls -> h2, as far as the socket takes them |
 //! | `socket`, `frames` | bytes -> what h2 does not tell: SETTINGS, GOAWAY, which streams were written |
 //! | `exchange` | a request head and its body -> a response head and its body, or an error that says what it proves |
@@ -16,6 +16,7 @@
 //! | `request_body`, `body_sender` | the request body, kept for a replay until the response begins, and sent on after that |
 //! | `incoming_body` | DATA and trailers of a response, its window given back |
 
+mod alarm;
 mod body_sender;
 mod config;
 mod connect;

@@ -1,13 +1,13 @@
 //! Pings on one connection: whether a silent peer is still there, and how wide a window its data wants.
 
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{Ping, PingPong};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
+use super::alarm::Alarm;
 use super::socket::{Socket, Traffic};
 use super::uplink::Way;
 
@@ -95,7 +95,7 @@ impl Pings {
         let asks = self.keep_alive.poll(traffic, interest, way, cx)?;
         if self.sent.is_none()
             && !way.is_blocked()
-            && (asks || self.window.as_ref().is_some_and(Window::wants_to_measure))
+            && (asks || self.window.as_ref().is_some_and(|window| window.wants_to_measure(self.keep_alive.heard)))
         {
             self.send(asks, cx);
         }
@@ -141,7 +141,7 @@ struct KeepAlive {
     heard: Instant,
     phase: Phase,
     /// For what the phase waits.
-    timer: Pin<Box<Sleep>>,
+    timer: Alarm,
     /// When the peer was asked, unless frames of calls came from it since. Pings that measure do not count: those
     /// frames bring them about, one at most each time.
     idle_ping: Option<Instant>,
@@ -163,7 +163,7 @@ enum Phase {
 impl KeepAlive {
     fn new(config: PingConfig) -> Self {
         let heard = Instant::now();
-        let timer = Box::pin(sleep_until(heard));
+        let timer = Alarm::new(heard);
         let mut new = Self { config, heard, phase: Phase::Dormant, timer, idle_ping: None };
         new.listen();
         new
@@ -196,13 +196,13 @@ impl KeepAlive {
             self.ask(way);
             asks &= self.phase == Phase::Asked;
         }
-        while self.phase != Phase::Dormant && self.timer.as_mut().poll(cx).is_ready() {
+        while self.phase != Phase::Dormant && self.timer.poll(cx).is_ready() {
             if self.is_asking() {
                 return Err(Silent);
             }
             let due = self.config.interval.map(|interval| self.heard + interval);
             if let Some(due) = due.filter(|due| Instant::now() < *due) {
-                self.timer.as_mut().reset(due);
+                self.timer.reset(due);
             } else if interest != Interest::Idle || self.config.while_idle {
                 self.ask(way);
                 asks = self.phase == Phase::Asked;
@@ -221,14 +221,14 @@ impl KeepAlive {
         self.phase = Phase::Dormant;
         if let Some(interval) = self.config.interval {
             self.phase = Phase::Listening;
-            self.timer.as_mut().reset(self.heard + interval);
+            self.timer.reset(self.heard + interval);
         }
     }
 
     /// Has the peer asked, or the ping wait for the socket: nothing is read while h2 cannot write a ping.
     fn ask(&mut self, way: Way) {
         self.phase = if way.is_blocked() && self.phase != Phase::Asked { Phase::Held } else { Phase::Asked };
-        self.timer.as_mut().reset(Instant::now() + self.config.timeout);
+        self.timer.reset(Instant::now() + self.config.timeout);
     }
 
     fn is_asking(&self) -> bool {
@@ -281,8 +281,9 @@ impl Window {
         }
     }
 
-    fn wants_to_measure(&self) -> bool {
-        self.has_news && !self.is_measuring && self.width < WIDEST && Instant::now() >= self.not_before
+    /// Whether to send a ping for it, where the peer was heard at that time the last time.
+    fn wants_to_measure(&self, heard: Instant) -> bool {
+        self.has_news && !self.is_measuring && self.width < WIDEST && heard >= self.not_before
     }
 
     fn begin(&mut self) {
@@ -467,26 +468,26 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_window_grows_to_what_a_round_trip_brings_and_no_further() {
         let mut window = Window::new(60_000);
-        assert!(!window.wants_to_measure(), "nothing came yet");
+        assert!(!window.wants_to_measure(Instant::now()), "nothing came yet");
         window.read(1);
-        assert!(window.wants_to_measure(), "something did");
+        assert!(window.wants_to_measure(Instant::now()), "something did");
         window.begin();
-        assert!(!window.wants_to_measure(), "one measurement at a time");
+        assert!(!window.wants_to_measure(Instant::now()), "one measurement at a time");
         window.read(50_000);
         assert_eq!(window.measured(Duration::from_millis(10)), Some(100_000), "it was nearly full: twice what came");
         window.read(1);
-        assert!(window.wants_to_measure(), "growing goes on at once");
+        assert!(window.wants_to_measure(Instant::now()), "growing goes on at once");
         window.begin();
         window.read(30_000);
         assert_eq!(window.measured(Duration::from_millis(10)), None, "it was not full");
         window.read(1);
-        assert!(!window.wants_to_measure(), "a pause follows");
+        assert!(!window.wants_to_measure(Instant::now()), "a pause follows");
         tokio::time::advance(FIRST_PAUSE * 2).await;
-        assert!(window.wants_to_measure(), "and ends");
+        assert!(window.wants_to_measure(Instant::now()), "and ends");
         window.begin();
         window.read(usize::MAX / 2);
         assert_eq!(window.measured(Duration::from_millis(10)), Some(WIDEST), "there is an end to it");
         window.read(1);
-        assert!(!window.wants_to_measure(), "the widest is wide enough");
+        assert!(!window.wants_to_measure(Instant::now()), "the widest is wide enough");
     }
 }

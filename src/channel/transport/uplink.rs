@@ -1,5 +1,6 @@
 //! The bytes that a socket takes, turn by turn: whether it takes all of them, is busy, or stands still.
 
+use std::mem;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -55,16 +56,16 @@ impl Uplink {
             (false, true) => Way::Blocked,
             (false, false) => Way::Clear,
         };
-        // The numbers of a client's streams are odd.
-        let heads = written.saturating_sub(self.written) / 2;
-        self.written = written;
-        self.rest += taken;
-        let calls = i32::try_from(self.rest / BYTES_PER_CALL).unwrap_or(i32::MAX).saturating_add_unsigned(heads);
-        self.rest %= BYTES_PER_CALL;
+        let before = mem::replace(&mut self.written, written);
+        let bytes = self.rest + taken;
+        self.rest = bytes % BYTES_PER_CALL;
         if !is_blocked {
             self.moved = None;
             return Flow::Free;
         }
+        // The numbers of a client's streams are odd.
+        let heads = written.saturating_sub(before) / 2;
+        let calls = i32::try_from(bytes / BYTES_PER_CALL).unwrap_or(i32::MAX).saturating_add_unsigned(heads);
         let now = Instant::now();
         let stands = now.duration_since(*self.moved.get_or_insert(now)) >= STANDSTILL;
         if taken > 0 {
