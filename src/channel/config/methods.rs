@@ -151,5 +151,10 @@ mod tests {
             methods.retries.insert(name, Arc::new(good()));
             assert!(methods.check().is_err(), "{name:?}");
         }
+        for name in ["", "a", "a.B", "a.B/C"] {
+            let mut methods = MethodConfigs::default();
+            methods.retries.insert(name, Arc::new(good()));
+            assert!(methods.check().is_ok(), "{name:?}");
+        }
     }
 }

@@ -59,6 +59,11 @@ fn ring_hash_keeps_its_keys_and_owners_in_a_wrapper() {
         let owner = |tester: &PolicyTester| tester.pick_for(&request).expect("all are READY").instance().clone();
         assert_eq!(owner(&alone), owner(&wrapped), "user {user} has one owner");
     }
+    let request = Request::builder().header("x-user", 7).body(()).expect("a request");
+    let head = CallHead::from(&request);
+    let (boxed, shared) = (Policy::key(&Box::new(ring()), &head), Policy::key(&Arc::new(ring()), &head));
+    let alone = ring().key(&head);
+    assert!(alone.is_some() && (alone, alone) == (boxed, shared), "{alone:?}, {boxed:?}, {shared:?}");
     let [ring, wrapped] = [ring().needs(), self::wrapped(ring()).0.needs()];
     assert!(wrapped.every_instance() && wrapped.full_weights(), "{wrapped:?}");
     assert_eq!(ring, wrapped, "it needs what it needs alone");

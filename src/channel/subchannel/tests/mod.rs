@@ -410,6 +410,20 @@ async fn one_that_failed_and_came_back_settles_with_an_answer_or_a_second() {
     assert!(machine.is_fit(now()), "it answered");
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_address_that_failed_waits_its_turn_behind_new_ones_until_it_proved_good() {
+    let wish = |effects: Effects| effects.queue.map(|wish| (wish.turn, wish.back_off));
+    let (mut machine, effects) = Machine::new(live(), reports());
+    assert_eq!(wish(effects), Some((Turn::First, FIRST_BACKOFF)), "it is new");
+    machine.on(Input::Turn(ticket(&machine)), now());
+    machine.on(Input::ConnectFailed(ticket(&machine), "refused".into()), now());
+    let effects = machine.on(Input::BackoffOver(ticket(&machine)), now());
+    assert_eq!(wish(effects), Some((Turn::Retry, FIRST_BACKOFF * 2)), "it failed");
+    reconnect(&mut machine).load().on_answer();
+    let effects = machine.on(Input::Ended(ticket(&machine), planned("going away")), now());
+    assert_eq!(wish(effects), Some((Turn::First, FIRST_BACKOFF)), "its last connection was a good one");
+}
+
 #[cfg(feature = "health")]
 #[tokio::test(start_paused = true)]
 async fn an_instance_starts_slowly_once_its_server_says_that_it_serves() {
