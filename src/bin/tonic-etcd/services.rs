@@ -36,7 +36,7 @@ pub(crate) type Names = BTreeSet<ServiceName>;
 
 /// Follows the services that were asked for, or else all that there are.
 pub(crate) struct Services<T> {
-    looks: BoxStream<'static, Result<Names, RegistryError>>,
+    looks: Looks,
     open: Open<T>,
     updates: SelectAll<BoxStream<'static, (ServiceName, T)>>,
     /// What ends each stream when it is dropped.
@@ -69,17 +69,13 @@ impl<T: 'static> Services<T> {
         of_one: fn(Discover) -> BoxStream<'static, T>,
     ) -> Result<Self, ConfigError> {
         let names: Names = wanted.iter().cloned().collect();
-        let looks = if names.is_empty() { listing(registry.clone()) } else { Asked::new(registry, names).looks() };
+        let looks = if names.is_empty() { listing(registry.clone()) } else { Asked::looks(registry, names) };
         let looks = paced(looks);
         let registry = registry.clone();
         Self::new(looks, Box::new(move |name| Ok(of_one(registry.discover(name)?))), wanted)
     }
 
-    fn new(
-        looks: BoxStream<'static, Result<Names, RegistryError>>,
-        open: Open<T>,
-        wanted: &[ServiceName],
-    ) -> Result<Self, ConfigError> {
+    fn new(looks: Looks, open: Open<T>, wanted: &[ServiceName]) -> Result<Self, ConfigError> {
         let mut services = Self { looks, open, updates: SelectAll::new(), followed: HashMap::new() };
         // Also while etcd is unreachable.
         for name in wanted {
@@ -160,47 +156,24 @@ fn listing(registry: Registry) -> Looks {
 /// not.
 struct Asked {
     registry: Registry,
-    names: Names,
-    /// Those that are still to be read.
-    unread: Names,
-    /// When all of them are to be read again: a permission may be taken back.
-    again_at: Instant,
-    /// Whether the log has that some cannot be read.
-    is_reported: bool,
+    reads: Reads,
 }
 
 impl Asked {
-    fn new(registry: &Registry, names: Names) -> Self {
-        let (registry, unread) = (registry.clone(), names.clone());
-        Self { registry, names, unread, again_at: Instant::now() + READ_INTERVAL, is_reported: false }
-    }
-
-    fn looks(self) -> Looks {
-        stream::unfold(self, async |mut asked| Some((asked.look().await, asked))).boxed()
+    fn looks(registry: &Registry, names: Names) -> Looks {
+        let asked = Self { registry: registry.clone(), reads: Reads::new(names) };
+        stream::unfold(asked, async |mut asked| Some((asked.look().await, asked))).boxed()
     }
 
     /// Those that were read ask etcd no more than whether it serves: that costs the same however large they are.
     async fn look(&mut self) -> Result<Names, RegistryError> {
-        if self.again_at <= Instant::now() {
-            (self.again_at, self.unread) = (Instant::now() + READ_INTERVAL, self.names.clone());
-        }
-        let mut failure = None;
-        for name in self.unread.clone() {
-            match self.registry.instances(&name).await {
-                Ok(_) => _ = self.unread.remove(&name),
-                Err(error) => failure = Some((name, error)),
-            }
-        }
-        match failure {
-            Some((_, error)) if self.unread.len() == self.names.len() => return Err(error),
-            Some((service, error)) if !self.is_reported => {
-                self.is_reported = true;
-                tracing::warn!(%service, error = with_causes(&error), "a service cannot be read");
-            }
-            Some(_) => {}
-            None => self.is_reported = false,
-        }
-        self.serves().await.map(|()| self.names.clone())
+        let registry = self.registry.clone();
+        let read = move |name| {
+            let registry = registry.clone();
+            async move { registry.instances(&name).await.map(drop) }
+        };
+        self.reads.all_due(read).await?;
+        self.serves().await.map(|()| self.reads.names.clone())
     }
 
     /// Whether any member serves, which none does without a leader; otherwise why not.
@@ -214,10 +187,62 @@ impl Asked {
             }
         }
         // A read says what is wrong, and may find that it is over.
-        match self.names.difference(&self.unread).next() {
+        match self.reads.done().next() {
             Some(read) => self.registry.instances(read).await.map(drop),
             None => failure.map_or(Ok(()), Err),
         }
+    }
+}
+
+/// Which services are still to be read.
+struct Reads {
+    names: Names,
+    due: Names,
+    /// When all of them are to be read again: a permission may be taken back.
+    again_at: Instant,
+    /// Whether the log has that some cannot be read.
+    is_reported: bool,
+}
+
+impl Reads {
+    fn new(names: Names) -> Self {
+        Self { due: names.clone(), names, again_at: Instant::now() + READ_INTERVAL, is_reported: false }
+    }
+
+    /// Those that were read.
+    fn done(&self) -> impl Iterator<Item = &ServiceName> {
+        self.names.difference(&self.due)
+    }
+
+    /// Reads those that are due.
+    ///
+    /// # Errors
+    ///
+    /// None of all can be read. A single one that cannot is logged, and leaves the others alone.
+    async fn all_due<R>(&mut self, read: impl Fn(ServiceName) -> R) -> Result<(), RegistryError>
+    where
+        R: Future<Output = Result<(), RegistryError>>,
+    {
+        if self.again_at <= Instant::now() {
+            (self.again_at, self.due) = (Instant::now() + READ_INTERVAL, self.names.clone());
+        }
+        let mut failure = None;
+        for name in self.due.clone() {
+            match read(name.clone()).await {
+                Ok(()) => _ = self.due.remove(&name),
+                Err(error) => failure = Some((name, error)),
+            }
+        }
+        match failure {
+            Some((_, error)) if self.due.len() == self.names.len() => return Err(error),
+            Some((service, error)) if !self.is_reported => {
+                self.is_reported = true;
+                tracing::warn!(%service, error = with_causes(&error), "a service cannot be read");
+            }
+            Some(_) => {}
+            None => self.is_reported = false,
+        }
+        Ok(())
     }
 }
 
@@ -258,6 +283,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::sync::mpsc;
@@ -323,13 +349,54 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_refused_prefix_ends_it_and_an_outage_does_not() {
         let (mut services, sender) = services();
-        let nowhere = |prefix: &str| Registry::builder(["http://127.0.0.1:1"]).prefix(prefix).build();
-        let outage = nowhere("registry").expect("a good registry").services().await.expect_err("nothing listens");
-        sender.send(Err(outage)).expect("it is looked at");
+        sender.send(Err(outage().await)).expect("it is looked at");
         assert!(matches!(services.next().await, Ok(Update::Trouble(RegistryError::Unavailable { .. }))));
-        let refused = nowhere("").expect("a good registry").services().await.expect_err("there is no prefix");
+        let nowhere = Registry::builder(["http://127.0.0.1:1"]).prefix("").build().expect("a good registry");
+        let refused = nowhere.services().await.expect_err("there is no prefix");
         sender.send(Err(refused)).expect("it is looked at");
         assert!(matches!(services.next().await, Err(ConfigError::Prefix { .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_permission_that_is_taken_back_is_noticed_within_a_minute() {
+        let begin = Instant::now();
+        let mut reads = Reads::new(names(&["echo", "hello"]));
+        let (count, noticed) = (Cell::new(0), Cell::new(None));
+        let read = |_| async {
+            count.set(count.get() + 1);
+            if begin.elapsed() < LOOK_INTERVAL {
+                return Ok(());
+            }
+            noticed.set(noticed.get().or(Some(begin.elapsed())));
+            Err(outage().await)
+        };
+        while reads.all_due(&read).await.is_ok() && begin.elapsed() <= READ_INTERVAL * 2 {
+            sleep(LOOK_INTERVAL).await;
+        }
+        assert!(noticed.get().is_some_and(|noticed| noticed <= READ_INTERVAL), "{noticed:?}");
+        assert_eq!(count.get(), 4, "two services, read twice: other looks cost no read");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_service_that_cannot_be_read_leaves_the_others_alone() {
+        let mut reads = Reads::new(names(&["echo", "hello"]));
+        let asked = &Cell::new(0);
+        let read = |name: ServiceName| async move {
+            asked.set(asked.get() + 1);
+            if name.as_str() == "echo" { Err(outage().await) } else { Ok(()) }
+        };
+        for _ in 0..10 {
+            reads.all_due(&read).await.expect("one can be read");
+        }
+        assert!(reads.is_reported && reads.done().all(|name| name.as_str() == "hello"));
+        assert_eq!(asked.get(), 11, "the one is asked for again each time");
+        reads.all_due(|_| async { Ok(()) }).await.expect("both can be read");
+        assert!(!reads.is_reported && reads.due.is_empty(), "it would be logged anew");
+    }
+
+    async fn outage() -> RegistryError {
+        let nowhere = Registry::builder(["http://127.0.0.1:1"]).build().expect("a good registry");
+        nowhere.services().await.expect_err("nothing listens")
     }
 
     #[tokio::test(start_paused = true)]
