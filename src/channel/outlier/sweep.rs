@@ -231,6 +231,15 @@ mod tests {
     }
 
     #[test]
+    fn a_rate_is_a_share_however_many_calls_there_were() {
+        let mut intervals = [calls(10_000, 0); 10];
+        intervals[3] = calls(100, 0);
+        assert_eq!(ejected(&intervals, &rates(SuccessRate::new()), not_drawn), NONE, "all of few is no less");
+        intervals[5] = calls(5_000, 5_000);
+        assert_eq!(ejected(&intervals, &rates(SuccessRate::new()), always), [5], "half of many is");
+    }
+
+    #[test]
     fn equal_rates_eject_nothing_whatever_the_factor() {
         for hosts in [5, 7, 11, 999] {
             for (successes, failures) in [(100, 0), (0, 100), (90, 10), (70, 49), (1, 998)] {
