@@ -3,12 +3,13 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
+use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// A sleep that is polled only where that changes something.
 pub(super) struct Alarm {
     sleep: Pin<Box<Sleep>>,
-    /// The task that the sleep wakes. `None` where it may have woken it already.
+    /// The task that the sleep wakes. `None` where none may be registered.
     task: Option<Waker>,
 }
 
@@ -29,7 +30,8 @@ impl Alarm {
         if is_registered && !self.sleep.is_elapsed() {
             return Poll::Pending;
         }
-        let polled = self.sleep.as_mut().poll(cx);
+        // A task that has used up its budget would be sent away without being registered.
+        let polled = Pin::new(&mut unconstrained(self.sleep.as_mut())).poll(cx);
         self.task = polled.is_pending().then(|| cx.waker().clone());
         polled
     }
@@ -37,9 +39,12 @@ impl Alarm {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+    use std::pin::pin;
     use std::time::Duration;
 
-    use tokio::time::advance;
+    use tokio::task::coop::{consume_budget, has_budget_remaining};
+    use tokio::time::{advance, timeout};
     use tokio_test::task::spawn;
     use tokio_test::{assert_pending, assert_ready};
 
@@ -77,6 +82,20 @@ mod tests {
             assert!(task.is_woken(), "and once more");
             alarm.reset(Instant::now() + SECOND);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_without_budget_is_woken_as_well() {
+        let mut alarm = Alarm::new(Instant::now() + SECOND);
+        let mut turns = 0;
+        let task = tokio::spawn(poll_fn(move |cx| {
+            turns += 1;
+            while turns == 1 && has_budget_remaining() {
+                let _ = pin!(consume_budget()).poll(cx);
+            }
+            alarm.poll(cx)
+        }));
+        timeout(SECOND * 10, task).await.expect("it is woken").expect("no panic");
     }
 
     #[tokio::test(start_paused = true)]

@@ -147,7 +147,8 @@ impl Sending {
     /// Sends on, until all of it is with h2, the server wants no more of it, or the caller's body fails.
     ///
     /// h2 keeps one waker for a stream, which it wakes at a reset and for room. Where room is there, it does so at once:
-    /// for each message, the task that sends it would have another turn for nothing.
+    /// for each message, the task that sends it would have another turn for nothing. So its waker is registered only
+    /// once there is something to wait for.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
         let Self { body, stream } = self;
         if stream.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready() {

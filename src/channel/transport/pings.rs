@@ -281,7 +281,7 @@ impl Window {
         }
     }
 
-    /// Whether to send a ping for it, where the peer was heard at that time the last time.
+    /// Whether to send a ping for it. `heard` is when the peer was heard last.
     fn wants_to_measure(&self, heard: Instant) -> bool {
         self.has_news && !self.is_measuring && self.width < WIDEST && heard >= self.not_before
     }

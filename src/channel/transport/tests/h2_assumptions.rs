@@ -287,7 +287,7 @@ async fn a_reserved_byte_is_taken_from_the_window_until_it_is_used() {
 }
 
 /// `Sending::poll`: a stream has one waker, for room and for a reset; room that is there wakes it at once. If each
-/// had its own, it need not be taken away while the stream is sent on.
+/// had its own, that for a reset could stay registered while the stream is sent on.
 #[tokio::test(start_paused = true)]
 async fn the_last_task_that_asks_for_a_reset_is_woken_and_also_by_room() {
     let (send, _driver, mut far) = client(&Builder::new(), 1 << 20).await;
