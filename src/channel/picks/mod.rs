@@ -20,3 +20,6 @@ mod wait_queue;
 
 pub(crate) use self::handle::Handle;
 pub(crate) use self::pick_queue::{LbState, Pick, PickQueue};
+
+#[cfg(test)]
+mod tests;

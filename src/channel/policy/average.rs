@@ -135,6 +135,10 @@ mod tests {
         assert_eq!(average.micros(), 100, "what is older than a second counts for nothing");
         answers(&average, begin, u32::MAX, [3_100]);
         assert_eq!(average.micros(), u32::MAX, "what does not fit is as long as fits");
+        let average = Average::default();
+        answers(&average, begin, 1, [0]);
+        answers(&average, begin, 2, [16]);
+        assert_eq!(average.micros(), 2, "a half is rounded up");
     }
 
     #[tokio::test(start_paused = true)]
