@@ -59,9 +59,7 @@ fn without(connectivity: Connectivity, cause: Option<ChannelError>) -> LbState {
     LbState { connectivity, ready: None, cause: cause.map(Arc::new) }
 }
 
-fn unreachable() -> Option<ChannelError> {
-    Some(ChannelError::NoneReachable { last: None })
-}
+const UNREACHABLE: ChannelError = ChannelError::NoneReachable { last: None };
 
 #[test]
 fn calls_wait_while_a_connection_is_on_its_way_and_fail_with_the_cause_of_its_end() {
@@ -76,11 +74,11 @@ fn calls_wait_while_a_connection_is_on_its_way_and_fail_with_the_cause_of_its_en
         (Code::ResourceExhausted, Some(&ChannelError::TooManyWaiting { limit: 2 }))
     );
 
-    queue.publish(without(Connectivity::Connecting, unreachable()));
+    queue.publish(without(Connectivity::Connecting, Some(UNREACHABLE)));
     assert!(!call.is_woken(), "a cause alone does not end the wait");
-    queue.publish(without(Connectivity::TransientFailure, unreachable()));
+    queue.publish(without(Connectivity::TransientFailure, Some(UNREACHABLE)));
     let status = assert_ready!(call.poll()).expect_err("it is not patient");
-    assert_eq!((status.code(), ChannelError::of(&status)), (Code::Unavailable, unreachable().as_ref()));
+    assert_eq!((status.code(), ChannelError::of(&status)), (Code::Unavailable, Some(&UNREACHABLE)));
     assert!(status.message().contains("echo"), "{status}");
     assert_pending!(patient.poll());
     queue.publish(without(Connectivity::Shutdown, Some(ChannelError::Closed)));

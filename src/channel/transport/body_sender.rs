@@ -154,10 +154,8 @@ impl Sending {
         if stream.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready() {
             return Poll::Ready(Ok(()));
         }
-        match body.poll_send(stream, cx) {
-            Poll::Pending => stream.poll_reset(cx).map(|_| Ok(())),
-            sent => sent,
-        }
+        let sent = body.poll_send(stream, cx);
+        if sent.is_pending() { stream.poll_reset(cx).map(|_| Ok(())) } else { sent }
     }
 }
 

@@ -298,7 +298,7 @@ async fn the_last_task_that_asks_for_a_reset_is_woken_and_also_by_room() {
         assert!(task.enter(|cx, _| stream.poll_reset(cx)).is_pending());
     }
     stream.reserve_capacity(1);
-    assert_eq!(tasks.each_ref().map(|task| task.is_woken()), [false, true], "by room");
+    assert_eq!([tasks[0].is_woken(), tasks[1].is_woken()], [false, true], "by room");
     let [first, last] = &mut tasks;
     assert!(last.enter(|cx, _| stream.poll_reset(cx)).is_pending());
     assert!(first.enter(|cx, _| stream.poll_reset(cx)).is_pending());
