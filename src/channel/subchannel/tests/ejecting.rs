@@ -367,6 +367,37 @@ async fn all_that_is_missed_in_one_short_silence_is_one_failure() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn only_a_silence_that_counts_is_a_failure_and_long_ones_count_twice() {
+    let (mut machine, _) = Machine::new(live(), reports());
+    let mut reported = listen(&mut machine);
+    let connection = reconnect(&mut machine);
+    let begin = now();
+    tokio::time::advance(Duration::from_millis(100)).await;
+    assert!(connection.on_silence(begin, now(), 0), "the first");
+    assert!(!connection.on_silence(begin, now(), 0), "in the same silence");
+    assert!(!feed(&mut machine, &mut reported, true).iter().any(|effects| effects.failing));
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(connection.on_silence(begin, now(), 0), "a long one");
+    feed(&mut machine, &mut reported, true);
+    assert!(machine.ejection.is_out(), "three of three");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_was_proven_before_its_ejection_need_not_settle_after_it() {
+    for is_proven in [true, false] {
+        let mut machine = at("Ready");
+        if is_proven {
+            connection(&machine).load().on_answer();
+        }
+        // It is out for less time than proves a connection without an answer.
+        machine.reports.outliers = Arc::new(OutlierDetection::new().ejection_time(SETTLED));
+        to_probation(&mut machine).await;
+        reconnect(&mut machine);
+        assert_eq!(machine.settles_at().is_none(), is_proven, "proven: {is_proven}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_that_ends_each_connection_at_once_shows_why() {
     let mut machine = at("Ready");
     machine.on(Input::Ended(ticket(&machine), planned("it is full")), now());
