@@ -316,7 +316,10 @@ async fn a_failure_shows_until_the_next_connection_stands() {
     machine.on(Input::Turn(ticket(&machine)), now());
     assert_eq!(machine.connectivity(), Connectivity::TransientFailure, "while it is dialled");
     connected(&mut machine);
-    assert_eq!((machine.connectivity(), machine.shared.status().cause()), (Connectivity::Ready, None));
+    let status = machine.shared.status();
+    assert_eq!((status.state(), status.cause(), status.latency()), (Connectivity::Ready, None, None));
+    connection(&machine).load().on_latency(now(), Duration::from_millis(7));
+    assert_eq!(machine.shared.status().latency(), Some(Duration::from_millis(7)));
 }
 
 #[tokio::test(start_paused = true)]
