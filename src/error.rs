@@ -385,7 +385,7 @@ impl EtcdError {
         matches!(self.kind, Unreachable | Unavailable | Incapable | Deadline(_) | LoginPending | Tls)
     }
 
-    /// What callers of a service may hear of it: not what a provider of credentials said, nor who the user is.
+    /// What callers of a service may hear of it: not what a provider of credentials said, nor the name of the user.
     pub(crate) fn outline(&self) -> String {
         let Self { kind, member, operation, .. } = self;
         let all = match (kind, *operation) {

@@ -1,4 +1,4 @@
-//! Kitex's names and ours: every function and option of its etcd extension, for users who come from Kitex or live
+//! Kitex's names and ours: every function and option of its etcd extension, for users coming from Kitex or living
 //! beside it.
 //!
 //! The extension is `github.com/kitex-contrib/registry-etcd`, today a front for `etcdkitex` of

@@ -361,7 +361,7 @@ impl fmt::Debug for ChannelError {
     }
 }
 
-/// None has a source: `Display` says what there is to say, and whoever prints a chain of errors prints it once.
+/// None has a source: `Display` says what there is to say, so that a printed chain of errors has it once.
 impl StdError for ChannelError {}
 
 /// What all messages of passed deadlines begin with.

@@ -106,7 +106,7 @@ impl Endpoints {
         self.named.subscribe()
     }
 
-    /// A member failed: asks for the endpoints again, if there is somebody to ask and it is not too soon. `is_news`
+    /// A member failed: asks for the endpoints again, if there is a provider and it is not too soon. `is_news`
     /// says that it was well before.
     pub(super) fn on_failure(self: &Arc<Self>, is_news: bool) {
         if self.provider.is_none() || !self.state().begin(is_news, Instant::now()) {

@@ -442,7 +442,7 @@ mod tests {
         Members::new(Arc::new(Endpoints::new(urls, None, None, SECOND).expect("good URLs")), None)
     }
 
-    /// Three members that nobody has asked yet.
+    /// Three members that have not been asked yet.
     fn three() -> Members {
         let urls = [1, 2, 3].map(|port| format!("http://127.0.0.1:{port}"));
         members(&urls)

@@ -1,10 +1,10 @@
 //! One budget of attempts for all that a process asks of a cluster that does not answer: how many watches wait for it
 //! costs it nothing.
 //!
-//! Who failed waits for a turn. Turns follow each other at random waits that double up to two seconds, and whoever is
-//! there first takes one: none is kept for a task whose runtime stands still. With the first answer all who still wait
-//! go on, over a window that grows with their number. Nobody goes on before a wait of its own is over, since what fails
-//! for it may be answered for others.
+//! A task that failed waits for a turn. Turns follow each other at random waits that double up to two seconds, and the
+//! task that is there first takes one: none is kept for a task whose runtime stands still. With the first answer all
+//! tasks that still wait go on, over a window that grows with their number. None goes on before a wait of its own is
+//! over, since what fails for it may be answered for others.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -98,7 +98,7 @@ impl Pace {
 }
 
 impl State {
-    /// The next turn. One that began without anyone to take it is over.
+    /// The next turn. One that began and was not taken is over.
     fn turn_from(&mut self, now: Instant) -> Instant {
         let next = now + up_to(self.backoff.ceiling());
         *self.turn.insert(self.turn.filter(|turn| *turn > now).unwrap_or(next))
@@ -118,7 +118,7 @@ impl State {
 struct Waiting<'a>(&'a Pace);
 
 impl Waiting<'_> {
-    /// Waits for a moment in a window for all who wait now.
+    /// Waits for a moment in a window for all tasks that wait now.
     async fn spread(&self) {
         let waiting = self.0.state().waiting;
         sleep(up_to((EACH * waiting).min(MAX))).await;

@@ -19,7 +19,7 @@ pub(super) struct Routes<P, W> {
     next: i64,
 }
 
-/// Whose ids a server uses.
+/// Which ids a server uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ids {
     Unknown,
@@ -94,7 +94,7 @@ impl<P, W> Routes<P, W> {
         self.given.retain(|_, given| *given != server);
     }
 
-    /// A watch that nobody reads any more; returns the id under which the server is to end it, if it is open.
+    /// A watch that is not read any more; returns the id under which the server is to end it, if it is open.
     pub(super) fn remove(&mut self, id: i64) -> Option<i64> {
         // An id of ours may be that of another watch there.
         let server = if self.ids == Ids::Given { self.given.remove(&id)? } else { id };
@@ -106,7 +106,7 @@ impl<P, W> Routes<P, W> {
         self.asked > 0
     }
 
-    /// Leaves out the next ones to ask for that nobody wants any more.
+    /// Leaves out the next ones to ask for that are not wanted any more.
     pub(super) fn skip(&mut self, is_void: impl Fn(&P) -> bool) {
         while self.pending.get(self.asked).is_some_and(|(_, pending)| is_void(pending)) {
             self.pending.remove(self.asked);

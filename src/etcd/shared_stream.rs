@@ -87,7 +87,7 @@ struct Open {
 
 /// What ends a stream.
 enum End {
-    /// Nobody needs it.
+    /// It is not needed.
     Unused,
     Broken(EtcdErrorKind, String),
 }
@@ -359,7 +359,7 @@ impl SharedStream {
         }
         let (name, connection, dropped) = (range.name().to_owned(), self.connection.clone(), self.dropped.0.clone());
         self.routes.open(id, Open { range, reader: Reader::default(), messages: sender, lag: progress.lag(start - 1) });
-        // Where nobody waits for it any more, it is dropped here.
+        // Where it is not waited for any more, it is dropped here.
         let _ = answer.send(Ok((Watch { id, name, connection, messages, dropped }, revision)));
     }
 

@@ -93,7 +93,7 @@ impl Watched {
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// After how long that is told, once: a name that is misspelt never serves. Longer than most servers take to set their
-/// status, and soon enough for a reader who waits for the registration.
+/// status, and soon enough for a reader waiting for the registration.
 const UNKNOWN_FOR: Duration = Duration::from_secs(10);
 
 /// The name of the whole server in `grpc.health.v1`.

@@ -16,7 +16,7 @@
 //! | `lease/` | the desired state, to a lease and a key in etcd |
 //! | `lease/task` | the state machine: desired state, answers and events, to the next step |
 //! | `lease/claims` | the leases and keys that may exist, and the calls that make and unmake them |
-//! | `lease/setbacks` | failures, to when it is tried again, to those who wait and to the log |
+//! | `lease/setbacks` | failures, to when it is tried again, to the tasks that wait and to the log |
 //! | `lease/keepalive` | leases, to keepalives over one stream per member |
 //! | `lease/leave` | leases and keys that may exist, out of etcd within a limit |
 //! | `lease/reports`, `lease/metrics` | what becomes of a registration, to its handles and to the metrics |

@@ -15,12 +15,12 @@ pub(super) fn source(etcd: Option<IpAddr>, takes_v6: bool) -> Option<IpAddr> {
 fn towards(target: IpAddr) -> Option<IpAddr> {
     let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).ok()?;
-    // It sets who is meant, and asks the routes for that.
+    // It sets the peer, and asks the routes for the way to it.
     socket.connect(SocketAddr::new(target, 9)).ok()?;
     Some(socket.local_addr().ok()?.ip())
 }
 
-/// Addresses of documentation, which belong to nobody: only a default route leads to them.
+/// Addresses of documentation, which belong to no host: only a default route leads to them.
 const SOMEWHERE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const SOMEWHERE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 

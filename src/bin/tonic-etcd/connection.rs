@@ -62,7 +62,7 @@ struct Login {
     #[arg(long, conflicts_with = "password")]
     password_stdin: bool,
 
-    /// The password, for all who can list processes to read: better set ETCDCTL_PASSWORD, or use a file
+    /// The password, which every list of processes shows: better set ETCDCTL_PASSWORD, or use a file
     #[arg(long)]
     password: Option<String>,
 

@@ -46,7 +46,7 @@ impl Picker for RoundRobinPicker {
     }
 }
 
-/// Whose turn it is, for every turn of a cycle.
+/// Which candidate has its turn, for every turn of a cycle.
 struct Cycle {
     len: u64,
     order: Order,

@@ -20,7 +20,7 @@ impl Alarm {
 
     pub(super) fn reset(&mut self, at: Instant) {
         self.sleep.as_mut().reset(at);
-        // It may have run out before that, and then it wakes nobody until it is polled.
+        // It may have run out before that, and then it wakes no task until it is polled.
         self.task = None;
     }
 

@@ -56,8 +56,8 @@ impl Published {
     }
 }
 
-/// When weights are answered: some at once, and after those one a second, since each answer is a write and whoever
-/// writes the key can ask for one without end.
+/// When weights are answered: some at once, and after those one a second, since each answer is a write, and
+/// what writes the key can ask for one without end.
 #[derive(Debug, Default)]
 pub(super) struct AnswerPace {
     /// When the answers that were given are paid for.

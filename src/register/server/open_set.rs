@@ -99,7 +99,7 @@ impl OpenSet {
 #[derive(Default)]
 #[repr(align(128))]
 struct Shard {
-    /// What threads of this shard have opened, and nobody has closed.
+    /// What threads of this shard have opened, and no thread has closed.
     count: AtomicUsize,
     slots: Mutex<Slots>,
 }

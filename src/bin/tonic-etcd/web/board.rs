@@ -297,7 +297,7 @@ fn entries(service: &str, steps: &[Step<'_>], time: u64) -> Vec<Entry> {
     named.chain(counted.into_iter().map(|(what, count)| entry(what, None, count))).collect()
 }
 
-/// What is remembered of what happened: more than anyone scrolls through.
+/// What is remembered of what happened: more than is ever scrolled through.
 const LOG: usize = 300;
 /// Changes of one kind in one step that are named one by one.
 const MAX_NAMED: usize = 8;
